@@ -1,0 +1,79 @@
+"""The ASGI application."""
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from fastapi import FastAPI, Request, Response
+from sqlalchemy import func, select
+
+import zhub
+from zhub.config import Settings
+from zhub.db import make_engine, system_session
+from zhub.errors import InvalidRequestError
+from zhub.migrate import check_at_head
+from zhub.models import Agent, Leader
+from zhub.store import open_store
+from zhub.wakeup import open_wakeup
+from zhub_api import chat, errors, files, fine_tuning, models
+from zhub_api.context import Context, ContextDep
+
+MIN_SECRET_CHARACTERS = 32
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application on its settings' parts.
+
+    Raises:
+        InvalidRequestError: the secret key is missing or short.
+        SchemaVersionError: the database is not at this release's revision.
+    """
+    if len(settings.secret_key.get_secret_value()) < MIN_SECRET_CHARACTERS:
+        raise InvalidRequestError(
+            f"ZHUB_SECRET_KEY must have at least {MIN_SECRET_CHARACTERS} characters; it keys the hashes of API keys. "
+            "Make one with `openssl rand -hex 32` and keep it."
+        )
+    # FastAPI runs `def` routes in 40 threads; each needs a connection for a moment.
+    engine = make_engine(settings.database_url, pool_size=20)
+    check_at_head(engine)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with httpx.AsyncClient(
+            base_url=settings.serving_url, limits=httpx.Limits(max_connections=200)
+        ) as serving:
+            app.state.serving = serving
+            yield
+        engine.dispose()
+
+    app = FastAPI(title="zhub", version=zhub.__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app.state.context = Context(settings, engine, open_store(settings.store_url), open_wakeup(settings.redis_url))
+    errors.install(app)
+    for router in (files.router, fine_tuning.router, models.router, chat.router):
+        app.include_router(router)
+
+    @app.middleware("http")
+    async def request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers["x-request-id"] = request.headers.get("x-request-id") or f"req_{uuid.uuid4().hex}"
+        return response
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        """This process answers."""
+        return {"status": "ok", "version": zhub.__version__}
+
+    @app.get("/readyz")
+    def readyz(context: ContextDep) -> dict[str, Any]:
+        """The database answers; whether a scheduler leads and how many agents were seen lately."""
+        with system_session(context.engine) as session:
+            leading = session.scalar(select(func.count()).select_from(Leader).where(Leader.lease_until > func.now()))
+            agents = session.scalar(
+                select(func.count()).select_from(Agent).where(Agent.seen_at > func.now() - timedelta(seconds=30))
+            )
+        return {"status": "ok", "scheduler": bool(leading), "agents": agents}
+
+    return app

@@ -1,0 +1,43 @@
+"""What every route stands on: settings, engine, store and wake-ups of this process, and who is asking."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+from sqlalchemy import Engine
+
+from zhub.config import Settings
+from zhub.errors import AuthenticationError
+from zhub.store import ObjectStore
+from zhub.tenancy import Caller, authenticate
+from zhub.wakeup import Wakeup
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts that this process was started with."""
+
+    settings: Settings
+    engine: Engine
+    store: ObjectStore
+    wakeup: Wakeup
+
+
+def context_of(request: Request) -> Context:
+    context = request.app.state.context
+    assert isinstance(context, Context)
+    return context
+
+
+ContextDep = Annotated[Context, Depends(context_of)]
+
+
+def caller_of(context: ContextDep, authorization: Annotated[str | None, Header()] = None) -> Caller:
+    """Who the bearer token speaks for; its database session is over before the route begins."""
+    scheme, _, key = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not key:
+        raise AuthenticationError("No API key provided. Send it as 'Authorization: Bearer zhub_…'.")
+    return authenticate(context.engine, key.strip(), secret_key=context.settings.secret_key.get_secret_value())
+
+
+CallerDep = Annotated[Caller, Depends(caller_of)]

@@ -1,0 +1,112 @@
+"""One table from zhub's errors to HTTP statuses, and the error envelope of the OpenAI dialect."""
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from zhub import errors
+
+log = logging.getLogger("zhub.api")
+
+# The most specific class of an error decides. None: never leaves the process that raised it, so it is a bug (500).
+STATUSES: dict[type[errors.ZhubError], int | None] = {
+    errors.ZhubError: 500,
+    errors.InvalidRequestError: 400,
+    errors.InvalidDatasetError: 400,
+    errors.UnsupportedModelError: 400,
+    errors.AuthenticationError: 401,
+    errors.PermissionDeniedError: 403,
+    errors.NotFoundError: 404,
+    errors.ConflictError: 409,
+    errors.NotReadyError: 409,
+    errors.IdempotencyMismatchError: 422,
+    errors.UnavailableError: 503,
+    errors.StoreError: 503,
+    errors.ObjectMissingError: 500,
+    errors.DigestMismatchError: 500,
+    errors.SchemaVersionError: 503,
+    errors.EmbeddedError: None,
+    errors.LeaseLostError: None,
+    errors.DeposedError: None,
+    errors.TrainingError: 400,
+    errors.NonFiniteLossError: 400,
+    errors.RewardError: 400,
+    errors.PromptTooLongError: 400,
+    errors.BasisMismatchError: 409,
+    errors.ArtifactError: 500,
+}
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
+
+
+def status_of(error: errors.ZhubError) -> int:
+    return STATUSES[type(error)] or 500
+
+
+def envelope(status: int, message: str, *, code: str, param: str | None = None, **extra: Any) -> dict[str, Any]:
+    return {
+        "error": {"message": message, "type": TYPES.get(status, "server_error"), "param": param, "code": code, **extra}
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error in the dialect's envelope: FastAPI's own ``detail`` reaches its users as an empty message."""
+
+    @app.exception_handler(errors.ZhubError)
+    def _zhub_error(request: Request, exc: errors.ZhubError) -> JSONResponse:
+        status = status_of(exc)
+        if status >= 500:
+            log.error("%s %s: %s", request.method, request.url.path, exc, exc_info=exc)
+        extra = {}
+        if isinstance(exc, errors.InvalidDatasetError):
+            extra["errors"] = [asdict(problem) for problem in exc.problems]
+        body = envelope(status, str(exc), code=exc.code, param=getattr(exc, "param", None), **extra)
+        return JSONResponse(body, status, headers=_retry_headers(exc, status))
+
+    @app.exception_handler(RequestValidationError)
+    def _validation_error(_request: Request, exc: RequestValidationError) -> JSONResponse:
+        problem = exc.errors()[0]
+        where = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
+        param = ".".join(where) or None
+        message = f"{param}: {problem['msg']}" if param else str(problem["msg"])
+        unknown = problem["type"] == "extra_forbidden"
+        return JSONResponse(
+            envelope(400, message, code="unknown_parameter" if unknown else "invalid_request", param=param), 400
+        )
+
+    @app.exception_handler(HTTPException)
+    def _http_error(request: Request, exc: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {exc.detail}"
+        if exc.status_code == 404:
+            message = f"No such route: {request.method} {request.url.path}."
+        code = str(exc.detail).lower().replace(" ", "_")
+        return JSONResponse(envelope(exc.status_code, message, code=code), exc.status_code, headers=exc.headers)
+
+    @app.exception_handler(Exception)
+    def _unexpected(request: Request, exc: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=exc)
+        return JSONResponse(
+            envelope(500, "zhub failed to answer; the error is in the API's log.", code="internal_error"), 500
+        )
+
+
+def _retry_headers(exc: errors.ZhubError, status: int) -> dict[str, str]:
+    """The client retries 409 and 5xx by itself: tell it when that can help."""
+    if status == 503 or isinstance(exc, errors.NotReadyError):
+        return {"retry-after-ms": "1000"}
+    return {"x-should-retry": "false"} if status == 409 else {}

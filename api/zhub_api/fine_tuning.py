@@ -1,0 +1,148 @@
+"""``/v1/fine_tuning/jobs``: training, in the OpenAI dialect."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from zhub import fine_tuning, jobs, registry, states
+from zhub.db import tenant_session
+from zhub.errors import NotFoundError
+from zhub.ids import parse_id, public_id
+from zhub.models import Job, JobEvent
+from zhub.tenancy import Caller
+from zhub.wakeup import SCHEDULER
+from zhub_api.context import CallerDep, ContextDep
+from zhub_api.pages import page
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs")
+
+
+@router.post("")
+def create_job(
+    caller: CallerDep,
+    context: ContextDep,
+    request: fine_tuning.JobRequest,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    x_stainless_retry_count: Annotated[int, Header()] = 0,
+) -> dict[str, Any]:
+    """Check a request and enqueue its job. Repeating it with the same Idempotency-Key returns the same job."""
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = fine_tuning.create(
+            session, caller, request, idempotency_key=idempotency_key, is_retry=x_stainless_retry_count > 0
+        )
+        (answer,) = job_objects(session, [job])
+    context.wakeup.notify(SCHEDULER)
+    return answer
+
+
+@router.get("")
+def list_jobs(
+    caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> dict[str, Any]:
+    caller.require("jobs:read")
+    last = parse_id("fine-tuning job", after) if after is not None else None
+    with tenant_session(context.engine, caller.org_id) as session:
+        found, has_more = fine_tuning.list_jobs(session, caller.project_id, after=last, limit=limit)
+        return page(job_objects(session, found), has_more=has_more)
+
+
+@router.get("/{job_id}")
+def retrieve_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        return job_objects(session, [_own_job(session, caller, job_id)])[0]
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    """Ask for the job to stop; it is ``cancelled`` once its worker has let go."""
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = jobs.request_cancel(session, _own_job(session, caller, job_id).id)
+        (answer,) = job_objects(session, [job])
+    context.wakeup.notify(SCHEDULER)
+    return answer
+
+
+@router.get("/{job_id}/events")
+def list_events(
+    caller: CallerDep,
+    context: ContextDep,
+    job_id: str,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+) -> dict[str, Any]:
+    """What happened to the job, newest first."""
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = _own_job(session, caller, job_id)
+        statement = select(JobEvent).where(JobEvent.job_id == job.id)
+        if after is not None:
+            last = session.get(JobEvent, parse_id("event", after))
+            if last is None:
+                raise NotFoundError("event", after)
+            statement = statement.where(JobEvent.position < last.position)
+        found = list(session.scalars(statement.order_by(JobEvent.position.desc()).limit(limit + 1)))
+        return page([event_object(event) for event in found[:limit]], has_more=len(found) > limit)
+
+
+def _own_job(session: Session, caller: Caller, job_id: str) -> Job:
+    job = jobs.get_job(session, parse_id("fine-tuning job", job_id))
+    if job.project_id != caller.project_id or job.kind != "train":
+        raise NotFoundError("fine-tuning job", job_id)
+    return job
+
+
+def status_of(job: Job) -> str:
+    """The dialect's word for a state. A cancelled job that never began is cancelled at once."""
+    if job.state in (states.WAITING, states.QUEUED, states.ADMITTED):
+        return "cancelled" if job.desired == "cancel" else "queued"
+    if job.state in states.ACTIVE:
+        return "running"
+    return job.state
+
+
+def job_objects(session: Session, found: Sequence[Job]) -> list[dict[str, Any]]:
+    models = registry.job_model_names(session, found)
+    return [
+        {
+            "id": public_id("fine-tuning job", job.id),
+            "object": "fine_tuning.job",
+            "created_at": int(job.created_at.timestamp()),
+            "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,
+            "model": job.request["model"],
+            "fine_tuned_model": models.get(job.id),
+            "organization_id": public_id("organization", job.org_id),
+            "status": status_of(job),
+            "error": job.error,
+            "training_file": public_id("file", job.dataset_version_id) if job.dataset_version_id else None,
+            "validation_file": public_id("file", job.validation_version_id) if job.validation_version_id else None,
+            "method": job.request["method"],
+            "hyperparameters": job.request["method"][job.request["method"]["type"]]["hyperparameters"],
+            "seed": job.request["seed"],
+            "suffix": job.request["suffix"],
+            "metadata": job.request["metadata"],
+            "trained_tokens": job.trained_tokens,
+            "result_files": [],
+            "integrations": [],
+            "estimated_finish": None,
+            "attempts": job.fence,
+        }
+        for job in found
+    ]
+
+
+def event_object(event: JobEvent) -> dict[str, Any]:
+    return {
+        "id": public_id("event", event.id),
+        "object": "fine_tuning.job.event",
+        "created_at": int(event.created_at.timestamp()),
+        "level": event.level,
+        "type": event.type,
+        "message": event.message,
+        "data": event.data,
+    }

@@ -1,0 +1,46 @@
+"""Settings of a zhub process: one URL for each part it stands on, read from the environment once in ``main()``."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every setting is an environment variable with the prefix ``ZHUB_``, e.g. ``ZHUB_DATABASE_URL``."""
+
+    model_config = SettingsConfigDict(env_prefix="ZHUB_", frozen=True)
+
+    database_url: str
+    """PostgreSQL. The API's login is a member of ``zhub_app``, the scheduler's and the agent's of ``zhub_system``."""
+    store_url: str
+    """``file:///directory`` or ``s3://bucket/prefix?endpoint_url=…&region=…``."""
+    redis_url: str | None = None
+    """Hints only; without it every wait is a poll."""
+    secret_key: SecretStr = SecretStr("")
+    """Keys the hashes of API keys. The API refuses to start without it."""
+
+    host: str = "127.0.0.1"
+    port: int = 8460
+    serving_url: str = "http://127.0.0.1:8461"
+    """Where the API reaches the Ray Serve app."""
+    serving_host: str = "127.0.0.1"
+    serving_port: int = 8461
+
+    ray_address: str | None = None
+    cluster: str = "default"
+    """Name of the Ray cluster that an agent drives."""
+    slots: int = Field(default=1, ge=1)
+    """How many jobs the agent's cluster runs at once."""
+    device: str | None = None
+    """``cpu``, ``cuda``, …; None takes CUDA where there is one."""
+    cache_dir: Path = Path("/tmp/zhub-cache")
+    """Where workers keep fetched files; safe to delete."""
+    ready_file: Path | None = None
+    """Written by the agent once serving answers."""
+
+    lease_s: float = Field(default=60.0, gt=1)
+    poll_s: float = Field(default=0.5, gt=0)
+    stall_s: float = Field(default=600.0, gt=0)
+    """An attempt without progress for this long is stopped."""
+    leader_lease_s: float = Field(default=15.0, gt=1)

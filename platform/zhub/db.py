@@ -1,0 +1,79 @@
+"""The engine, and sessions bound to one tenant or to the system.
+
+Row-level security is the second fence: the setting ``zhub.org_id`` is local to the transaction, so a pooled
+connection never carries one tenant into the next. Without it every tenant-owned table looks empty.
+"""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session, SessionTransaction
+
+from zhub.errors import UnavailableError
+
+# A frozen process must not hold a row lock for long: the election of the next leader would wait for it.
+SERVER_SETTINGS = "-c statement_timeout=15s -c lock_timeout=5s -c idle_in_transaction_session_timeout=30s"
+
+
+def make_engine(url: str, *, pool_size: int = 10) -> Engine:
+    """An engine for a ``postgresql://`` URL (psycopg 3), whose waits all have an end."""
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=10,
+        connect_args={
+            "connect_timeout": 5,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+            "options": SERVER_SETTINGS,
+            "application_name": "zhub",
+        },
+    )
+
+
+@contextmanager
+def tenant_session(engine: Engine, org_id: uuid.UUID) -> Iterator[Session]:
+    """One transaction that sees one organisation's rows; commits at the end, rolls back on any error."""
+    with _transaction(engine, {"zhub.org_id": str(org_id)}) as session:
+        yield session
+
+
+@contextmanager
+def key_session(engine: Engine, prefix: str) -> Iterator[Session]:
+    """One transaction that sees the single API key with this prefix, and nothing else that a tenant owns."""
+    with _transaction(engine, {"zhub.key_prefix": prefix}) as session:
+        yield session
+
+
+@contextmanager
+def system_session(engine: Engine) -> Iterator[Session]:
+    """One transaction of the scheduler or the agent; sees every tenant only if the login is in ``zhub_system``."""
+    with _transaction(engine, {}) as session:
+        yield session
+
+
+@contextmanager
+def _transaction(engine: Engine, settings: dict[str, str]) -> Iterator[Session]:
+    try:
+        with Session(engine, expire_on_commit=False, info=settings) as session, session.begin():
+            yield session
+    except OperationalError as exc:
+        raise UnavailableError(f"the database does not answer: {exc.orig}") from exc
+    except DBAPIError as exc:
+        if exc.connection_invalidated:
+            raise UnavailableError(f"the connection to the database broke: {exc.orig}") from exc
+        raise
+
+
+@event.listens_for(Session, "after_begin")
+def _bind_tenant(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+    # On the connection, not the session: Session.execute would first flush what is pending.
+    for name, value in session.info.items():
+        connection.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": value})

@@ -1,0 +1,252 @@
+"""Every error that zhub raises on purpose, in one tree.
+
+::
+
+    ZhubError
+    ├── InvalidRequestError        (param, code)   what was asked for cannot be done as asked
+    │   ├── InvalidDatasetError    (problems)      rows that break the schema, with their line numbers
+    │   ├── UnsupportedModelError                  a base model that cannot be adapted
+    │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
+    ├── AuthenticationError                        no key, or not a known one
+    ├── PermissionDeniedError      (scope)         the key is known and may not do this
+    ├── NotFoundError              (kind, id)
+    ├── ConflictError                              the thing is in a state that forbids it
+    │   └── NotReadyError                          it will be as asked in a while; try again
+    ├── UnavailableError                           a part that zhub needs does not answer; try again
+    │   └── StoreError             (key)
+    │       ├── ObjectMissingError
+    │       └── DigestMismatchError (expected, actual)
+    ├── SchemaVersionError         (found, expected)  the database is not at this release's revision
+    ├── EmbeddedError                              the embedded stack cannot start or go on
+    ├── LeaseLostError             (job_id, fence) another attempt owns the job; never leaves the workers
+    ├── DeposedError                               another scheduler leads; never leaves the scheduler
+    └── TrainingError                              fails the job
+        ├── NonFiniteLossError     (step)
+        ├── RewardError            (name)
+        ├── PromptTooLongError     (line, tokens, limit)
+        ├── BasisMismatchError     (expected, actual)
+        └── ArtifactError                          a file of an expert that must not be loaded
+
+The class's docstring says what happened, the attributes are the facts, the message names the thing,
+what was expected and what was found. HTTP statuses live in one table, in ``zhub_api.errors``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class ZhubError(Exception):
+    """The root of every error that zhub raises on purpose."""
+
+    code = "error"
+
+
+class InvalidRequestError(ZhubError):
+    """What was asked for cannot be done as asked; ``param`` names the field at fault."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code or type(self).code
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """One thing wrong with one line of a dataset file; ``line`` counts from 1."""
+
+    line: int
+    code: str
+    message: str
+
+
+class InvalidDatasetError(InvalidRequestError):
+    """A dataset has rows that break the schema."""
+
+    code = "invalid_dataset"
+
+    def __init__(self, message: str, problems: Sequence[RowProblem], *, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.problems = list(problems)
+
+
+class UnsupportedModelError(InvalidRequestError):
+    """A base model that zhub cannot load or adapt."""
+
+    code = "unsupported_model"
+
+
+class AuthenticationError(ZhubError):
+    """The request carries no API key, or one that is not known."""
+
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(ZhubError):
+    """The API key is known and lacks a scope."""
+
+    code = "missing_scope"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This API key lacks the scope '{scope}'. Use a key that has it, or ask an owner for one.")
+        self.scope = scope
+
+
+class NotFoundError(ZhubError):
+    """There is no such thing, or this key may not know of it."""
+
+    code = "not_found"
+
+    def __init__(self, kind: str, name: str, hint: str = "") -> None:
+        super().__init__(f"No such {kind}: '{name}'." + (f" {hint}" if hint else ""))
+        self.kind = kind
+        self.name = name
+
+
+class ConflictError(ZhubError):
+    """The thing is in a state that forbids what was asked."""
+
+    code = "conflict"
+
+
+class NotReadyError(ConflictError):
+    """The thing is still being made ready; the same call may succeed in a while."""
+
+    code = "not_ready"
+
+
+class IdempotencyMismatchError(InvalidRequestError):
+    """One Idempotency-Key came with two different bodies."""
+
+    code = "idempotency_mismatch"
+
+
+class UnavailableError(ZhubError):
+    """A part that zhub needs did not answer; the same call may succeed later."""
+
+    code = "unavailable"
+
+
+class StoreError(UnavailableError):
+    """The object store failed."""
+
+    code = "store_error"
+
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class ObjectMissingError(StoreError):
+    """There is no object under this key."""
+
+    code = "object_missing"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"{key}: no such object", key=key)
+
+
+class DigestMismatchError(StoreError):
+    """The bytes are not those that the digest names: refused, never used."""
+
+    code = "digest_mismatch"
+
+    def __init__(self, key: str, *, expected: str, actual: str) -> None:
+        super().__init__(f"{key}: expected sha256 {expected}, got {actual}", key=key)
+        self.expected = expected
+        self.actual = actual
+
+
+class SchemaVersionError(ZhubError):
+    """The database is not at the revision that this release was written for."""
+
+    code = "schema_version"
+
+    def __init__(self, found: str | None, expected: str) -> None:
+        remedy = "run `zhub db upgrade`" if found is None or found < expected else "start the newer release"
+        super().__init__(f"The database is at revision {found or 'none'}, this release needs {expected}: {remedy}.")
+        self.found = found
+        self.expected = expected
+
+
+class EmbeddedError(ZhubError):
+    """The embedded stack cannot start, or cannot go on."""
+
+    code = "embedded"
+
+
+class LeaseLostError(ZhubError):
+    """Another attempt owns the job. Never leaves the workers."""
+
+    code = "lease_lost"
+
+    def __init__(self, job_id: object, fence: int) -> None:
+        super().__init__(f"job {job_id}: fence {fence} is no longer the owner")
+        self.job_id = job_id
+        self.fence = fence
+
+
+class DeposedError(ZhubError):
+    """Another scheduler leads now; whatever this transaction did is rolled back."""
+
+    code = "deposed"
+
+
+class TrainingError(ZhubError):
+    """The job cannot succeed however often it is tried; it fails with this message."""
+
+    code = "training_error"
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss or the gradient became NaN or infinite."""
+
+    code = "non_finite_loss"
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"step {step}: the loss is not a finite number. Lower learning_rate, or look for extreme rewards."
+        )
+        self.step = step
+
+
+class RewardError(TrainingError):
+    """A grader raised, or gave something that is not a finite number."""
+
+    code = "reward_error"
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"grader '{name}': {message}")
+        self.name = name
+
+
+class PromptTooLongError(TrainingError):
+    """A prompt leaves no room in the model's context for an answer."""
+
+    code = "prompt_too_long"
+
+    def __init__(self, line: int, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"line {line}: the row has {tokens} tokens, and at most {limit} fit this base model. Shorten or drop it."
+        )
+        self.line = line
+        self.tokens = tokens
+        self.limit = limit
+
+
+class BasisMismatchError(TrainingError):
+    """A z belongs to another basis than the one at hand; it would be noise there."""
+
+    code = "basis_mismatch"
+
+    def __init__(self, message: str, *, expected: str = "", actual: str = "") -> None:
+        super().__init__(message)
+        self.expected = expected
+        self.actual = actual
+
+
+class ArtifactError(TrainingError):
+    """A file of an expert is malformed and must not be loaded."""
+
+    code = "invalid_artifact"

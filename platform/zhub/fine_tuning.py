@@ -1,0 +1,266 @@
+"""From a request for fine-tuning to a job: everything that can be refused is refused here, before it costs anything."""
+
+import hashlib
+import random
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from zhub import base_models, datasets, jobs, registry
+from zhub.errors import (
+    IdempotencyMismatchError,
+    InvalidDatasetError,
+    InvalidRequestError,
+    NotFoundError,
+    NotReadyError,
+    RowProblem,
+)
+from zhub.graders import Grader, check_templates
+from zhub.ids import parse_id
+from zhub.manifest import canonical_json
+from zhub.models import DatasetVersion, Job
+from zhub.specs import BaseModelSource, Recipe, TrainSpec, resolve_hyperparameters
+from zhub.tenancy import Caller
+
+METHODS: tuple[Recipe, ...] = ("reinforcement", "supervised")
+MIN_PROMPTS = 10
+RETRY_WINDOW = timedelta(minutes=10)
+
+
+class JobRequest(Schema):
+    """A request for fine-tuning, in the shape of the OpenAI dialect."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    method: dict[str, Any] | None = None
+    hyperparameters: dict[str, Any] | None = None
+    suffix: str | None = None
+    seed: int | None = None
+    metadata: dict[str, str] | None = None
+    integrations: list[Any] | None = None
+
+
+def create(
+    session: Session, caller: Caller, request: JobRequest, *, idempotency_key: str | None, is_retry: bool
+) -> Job:
+    """Validate a request against dataset, base model and hyper-parameters, and enqueue its job.
+
+    ``is_retry`` says that the client repeats a call whose answer it never saw: an equal request of the last
+    ten minutes is then returned instead of made again.
+
+    Raises:
+        InvalidRequestError: with the ``param`` at fault.
+        NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet.
+        IdempotencyMismatchError: the key came with another body before.
+    """
+    request_hash = hashlib.sha256(canonical_json(request.model_dump(mode="json"))).hexdigest()
+    if earlier := _earlier(session, caller, request_hash, idempotency_key, is_retry):
+        return earlier
+    if request.integrations:
+        raise InvalidRequestError("Integrations are not supported; leave them out.", param="integrations")
+    base = base_models.get(session, request.model)
+    basis = base_models.require_ready(base)
+    training = _processed(session, caller, request.training_file, "training_file")
+    validation = (
+        _processed(session, caller, request.validation_file, "validation_file") if request.validation_file else None
+    )
+    recipe, hyperparameters, grader_json = _method(request)
+    grader = _grader(recipe, grader_json)
+    for version, param in ((training, "training_file"), (validation, "validation_file")):
+        if version is not None:
+            _check_rows(version, recipe, param)
+            if grader is not None:
+                columns = (version.validation or {})["columns"]
+                check_templates(grader, columns, _distinct_rows(version), param="method.reinforcement.grader")
+    resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=_distinct_rows(training))
+    if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
+        raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
+    seed = request.seed if request.seed is not None else random.SystemRandom().randrange(2**31)
+    expert = registry.expert_for(session, caller, request.suffix, training.filename.rpartition(".")[0] or "expert")
+    spec = TrainSpec(
+        expert=expert.name,
+        base=BaseModelSource.model_validate(base.source),
+        basis=basis,
+        training_file=datasets.stored_file(training),
+        validation_file=datasets.stored_file(validation) if validation else None,
+        recipe=recipe,
+        hyperparameters=resolved,
+        grader=grader,
+        seed=seed,
+    )
+    echoed: dict[str, Any] = {"hyperparameters": resolved.model_dump(mode="json")}
+    if grader is not None:
+        echoed["grader"] = grader.model_dump(mode="json")
+    job = Job(
+        org_id=caller.org_id,
+        project_id=caller.project_id,
+        kind="train",
+        spec=spec.model_dump(mode="json"),
+        request={
+            "model": request.model,
+            "method": {"type": recipe, recipe: echoed},
+            "suffix": request.suffix,
+            "seed": seed,
+            "metadata": request.metadata or {},
+        },
+        request_hash=request_hash,
+        idempotency_key=idempotency_key,
+        base_model_id=base.id,
+        dataset_version_id=training.id,
+        validation_version_id=validation.id if validation else None,
+        expert_id=expert.id,
+    )
+    jobs.enqueue(session, job, f"Created fine-tuning job for expert {caller.project}.{expert.name}.")
+    session.refresh(job)
+    return job
+
+
+def _earlier(
+    session: Session, caller: Caller, request_hash: str, idempotency_key: str | None, is_retry: bool
+) -> Job | None:
+    if idempotency_key is not None:
+        job = session.scalar(
+            select(Job).where(Job.project_id == caller.project_id, Job.idempotency_key == idempotency_key)
+        )
+        if job is not None and job.request_hash != request_hash:
+            raise IdempotencyMismatchError(
+                f"The Idempotency-Key '{idempotency_key}' was used for another request. Use a new key.",
+                param="Idempotency-Key",
+            )
+        return job
+    if not is_retry:
+        return None
+    return session.scalar(
+        select(Job)
+        .where(
+            Job.project_id == caller.project_id,
+            Job.kind == "train",
+            Job.request_hash == request_hash,
+            Job.created_at > func.now() - RETRY_WINDOW,
+        )
+        .order_by(Job.id.desc())
+        .limit(1)
+    )
+
+
+def _processed(session: Session, caller: Caller, file_id: str, param: str) -> DatasetVersion:
+    try:
+        version = datasets.get(session, caller.project_id, parse_id("file", file_id))
+    except NotFoundError as exc:
+        raise InvalidRequestError(
+            f"{param}: there is no file '{file_id}' in this project. Upload it with POST /v1/files first.",
+            param=param,
+            code="file_not_found",
+        ) from exc
+    if version.status == "uploaded":
+        raise NotReadyError(f"{param}: '{file_id}' is still being validated. Wait until its status is 'processed'.")
+    if version.status == "error":
+        problems = [RowProblem(**p) for p in (version.validation or {}).get("problems", [])]
+        raise InvalidDatasetError(
+            f"{param}: '{version.filename}' did not pass validation.\n{version.status_details}", problems, param=param
+        )
+    return version
+
+
+def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
+    """Return (recipe, hyper-parameters as written, grader as written)."""
+    method = request.method or {"type": "supervised", "supervised": {"hyperparameters": request.hyperparameters or {}}}
+    if request.method is not None and request.hyperparameters:
+        raise InvalidRequestError(
+            "Give hyperparameters inside 'method', not at the top level as well.", param="hyperparameters"
+        )
+    recipe = method.get("type")
+    if recipe not in METHODS:
+        raise InvalidRequestError(
+            f"method.type must be one of {', '.join(METHODS)}; got {recipe!r}.", param="method.type"
+        )
+    unknown = set(method) - {"type", recipe}
+    body = method.get(recipe) or {}
+    allowed = {"hyperparameters", "grader"} if recipe == "reinforcement" else {"hyperparameters"}
+    if not isinstance(body, dict):
+        raise InvalidRequestError(f"method.{recipe} must be an object.", param=f"method.{recipe}")
+    unknown |= set(body) - allowed
+    if unknown:
+        raise InvalidRequestError(
+            f"Unknown fields in method: {', '.join(sorted(unknown))}. "
+            f"Known: type, {recipe} with {', '.join(sorted(allowed))}.",
+            param=f"method.{min(unknown)}",
+        )
+    hyperparameters = body.get("hyperparameters") or {}
+    if not isinstance(hyperparameters, dict):
+        raise InvalidRequestError("hyperparameters must be an object.", param=f"method.{recipe}.hyperparameters")
+    return recipe, hyperparameters, body.get("grader")
+
+
+def _grader(recipe: Recipe, given: Any) -> Grader | None:
+    if recipe != "reinforcement":
+        return None
+    param = "method.reinforcement.grader"
+    if given is None:
+        raise InvalidRequestError(
+            "Reinforcement needs a grader: the function that turns an answer into a reward.", param=param
+        )
+    kind = given.get("type") if isinstance(given, dict) else None
+    if kind != "string_check":
+        raise InvalidRequestError(
+            f"Grader type {kind!r} is not supported; use 'string_check'.", param=f"{param}.type", code="invalid_grader"
+        )
+    try:
+        return TypeAdapter(Grader).validate_python(given)
+    except ValidationError as exc:
+        problem = exc.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise InvalidRequestError(
+            f"Grader: {field}: {problem['msg']}.", param=f"{param}.{field}", code="invalid_grader"
+        ) from exc
+
+
+def _distinct_rows(version: DatasetVersion) -> int:
+    assert version.validation is not None
+    return int(version.validation["rows"] - version.validation["duplicate_count"])
+
+
+def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
+    """Rows must end where the recipe begins: with the user for reinforcement, with the assistant for supervised."""
+    found = version.validation
+    assert found is not None
+    if param == "training_file" and found["prompts"] < MIN_PROMPTS:
+        raise InvalidRequestError(
+            f"{param}: '{version.filename}' has {found['prompts']} distinct prompts; "
+            f"at least {MIN_PROMPTS} are needed to train, select and test.",
+            param=param,
+            code="dataset_too_small",
+        )
+    if recipe == "supervised" and found["rows_with_target"] < _distinct_rows(version):
+        raise InvalidRequestError(
+            f"{param}: supervised training needs an assistant's message at the end of every row; "
+            f"line {found['first_line_without_target']} has none.",
+            param=param,
+            code="wrong_schema",
+        )
+    if recipe == "reinforcement" and found["rows_with_target"]:
+        raise InvalidRequestError(
+            f"{param}: for reinforcement every row must end with the user's message, so that the model answers; "
+            f"line {found['first_line_with_target']} ends with the assistant's. Put the expected answer in a column.",
+            param=param,
+            code="wrong_schema",
+        )
+
+
+def list_jobs(
+    session: Session, project_id: uuid.UUID, *, after: uuid.UUID | None, limit: int
+) -> tuple[list[Job], bool]:
+    """The project's fine-tuning jobs, newest first, and whether more follow."""
+    statement = select(Job).where(Job.project_id == project_id, Job.kind == "train")
+    if after is not None:
+        statement = statement.where(Job.id < after)
+    found = list(session.scalars(statement.order_by(Job.id.desc()).limit(limit + 1)))
+    return found[:limit], len(found) > limit

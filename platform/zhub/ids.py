@@ -1,0 +1,44 @@
+"""Identifiers: UUIDv7 inside, ``<kind>-<32 hex digits>`` outside, as the OpenAI dialect has them."""
+
+import secrets
+import time
+import uuid
+
+from zhub.errors import NotFoundError
+
+PREFIXES = {
+    "organization": "org",
+    "project": "proj",
+    "API key": "key",
+    "file": "file",
+    "fine-tuning job": "ftjob",
+    "job": "job",
+    "event": "ftevent",
+    "expert": "expert",
+    "expert version": "ver",
+    "base model": "base",
+}
+
+
+def new_id() -> uuid.UUID:
+    """A UUIDv7 (RFC 9562): sorts by creation time. The standard library has it from Python 3.14 on."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds << 80) | secrets.randbits(80)
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return uuid.UUID(int=value)
+
+
+def public_id(kind: str, value: uuid.UUID) -> str:
+    return f"{PREFIXES[kind]}-{value.hex}"
+
+
+def parse_id(kind: str, text: str) -> uuid.UUID:
+    """The UUID behind a public id. Raises NotFoundError for anything that cannot be one."""
+    prefix, _, digits = text.partition("-")
+    if prefix != PREFIXES[kind] or len(digits) != 32:
+        raise NotFoundError(kind, text)
+    try:
+        return uuid.UUID(hex=digits)
+    except ValueError as exc:
+        raise NotFoundError(kind, text) from exc

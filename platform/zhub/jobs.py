@@ -1,0 +1,379 @@
+"""The job protocol: every statement that moves a job, guarded by its fence.
+
+A claim raises ``fence`` by one; every later write of that attempt names the fence and does nothing when it is
+no longer the job's. Time is the database's clock. Functions take a Session and never commit.
+"""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from zhub import states
+from zhub.errors import ConflictError, LeaseLostError, NotFoundError
+from zhub.ids import new_id, public_id
+from zhub.models import Attempt, Job, JobEvent
+
+MAX_USER_FAILURES = 2  # retries of an unexpected error in the recipe itself
+MAX_INFRA_FAILURES = 5  # retries after lost actors, lost agents, an unreachable store
+LIGHT_KINDS = ("validate",)  # need no slot: they run beside training on a CPU worker
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that was just claimed: what to run, and under which fence."""
+
+    job_id: uuid.UUID
+    org_id: uuid.UUID
+    fence: int
+    kind: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that an attempt reports; ``seq`` counts from 1 within the attempt."""
+
+    seq: int
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt failed. ``retryable`` is False where trying again must end the same way."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    param: str | None = None
+
+
+def enqueue(session: Session, job: Job, message: str) -> None:
+    """Add a job in the state ``queued``, with its first event, in the caller's transaction."""
+    session.add(job)
+    session.flush()
+    add_event(session, job.org_id, job.id, message)
+
+
+def get_job(session: Session, job_id: uuid.UUID) -> Job:
+    """The job with this id among those that the session may see. Raises NotFoundError."""
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFoundError("fine-tuning job", public_id("fine-tuning job", job_id))
+    return job
+
+
+def request_cancel(session: Session, job_id: uuid.UUID) -> Job:
+    """Ask for a job to be cancelled. Asking again is no error; asking a finished job is.
+
+    Raises:
+        ConflictError: the job has ended otherwise.
+    """
+    job = get_job(session, job_id)
+    changed = session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.state.not_in(states.TERMINAL), Job.desired != "cancel")
+        .values(desired="cancel")
+    )
+    if changed.rowcount == 1:  # type: ignore[attr-defined]
+        add_event(session, job.org_id, job_id, "Cancellation requested.")
+    session.refresh(job)
+    if job.state in (states.SUCCEEDED, states.FAILED):
+        raise ConflictError(f"The job has already {job.state}; it cannot be cancelled.")
+    return job
+
+
+def claim(session: Session, agent_id: uuid.UUID, cluster: str, kinds: Sequence[str], *, lease_s: float) -> Claim | None:
+    """Lease the first admitted job of one of these kinds, or return None. Two callers never get the same one.
+
+    The caller commits before it starts anything, and renews the lease before ``lease_s`` seconds have passed.
+    """
+    row = session.execute(
+        text(
+            """
+            UPDATE jobs SET state = 'starting', fence = fence + 1, agent_id = :agent,
+                   lease_until = now() + make_interval(secs => :lease_s), progress_at = now(),
+                   started_at = coalesce(started_at, now())
+             WHERE id = (SELECT id FROM jobs
+                          WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
+                          ORDER BY priority DESC, admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
+               AND state = 'admitted'
+         RETURNING id, org_id, fence, kind, spec
+            """
+        ),
+        {"agent": agent_id, "lease_s": lease_s, "cluster": cluster, "kinds": list(kinds)},
+    ).one_or_none()
+    if row is None:
+        return None
+    session.add(Attempt(org_id=row.org_id, job_id=row.id, fence=row.fence, agent_id=agent_id))
+    session.flush()
+    add_event(session, row.org_id, row.id, f"Attempt {row.fence} started.")
+    return Claim(row.id, row.org_id, row.fence, row.kind, row.spec)
+
+
+def heartbeat(
+    session: Session, job_id: uuid.UUID, fence: int, *, lease_s: float, progressed: bool, events: Sequence[Event] = ()
+) -> str:
+    """Renew the lease of an attempt whose actor has answered, store what it reported, and return ``desired``.
+
+    Raises:
+        LeaseLostError: the fence is not the job's any more: stop the actor, write nothing.
+    """
+    row = session.execute(
+        text(
+            """
+            UPDATE jobs SET lease_until = now() + make_interval(secs => :lease_s),
+                   progress_at = CASE WHEN :progressed THEN now() ELSE progress_at END,
+                   state = CASE WHEN desired <> 'run' THEN 'stopping'
+                                WHEN state = 'starting' THEN 'running' ELSE state END
+             WHERE id = :job AND fence = :fence AND state IN ('starting', 'running', 'stopping')
+         RETURNING desired, org_id
+            """
+        ),
+        {"lease_s": lease_s, "progressed": progressed, "job": job_id, "fence": fence},
+    ).one_or_none()
+    if row is None:
+        raise LeaseLostError(job_id, fence)
+    store_events(session, row.org_id, job_id, fence, events)
+    return str(row.desired)
+
+
+def note_actor(session: Session, job_id: uuid.UUID, fence: int, actor_name: str) -> None:
+    """Record which actor runs an attempt."""
+    session.execute(
+        update(Attempt).where(Attempt.job_id == job_id, Attempt.fence == fence).values(actor_name=actor_name)
+    )
+
+
+def succeed(session: Session, job_id: uuid.UUID, fence: int, *, trained_tokens: int | None = None) -> Job:
+    """Move an attempt's job to ``succeeded``; the caller writes the result in the same transaction.
+
+    Raises:
+        LeaseLostError: another attempt owns the job, or its cancellation was accepted first.
+    """
+    changed = session.scalars(
+        update(Job)
+        .where(Job.id == job_id, Job.fence == fence, Job.state.in_(states.ACTIVE), Job.desired != "cancel")
+        .values(state=states.SUCCEEDED, finished_at=func.now(), lease_until=None, trained_tokens=trained_tokens)
+        .returning(Job)
+    ).one_or_none()
+    if changed is None:
+        raise LeaseLostError(job_id, fence)
+    _end_attempt(session, job_id, fence, "succeeded", None)
+    return changed
+
+
+def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, outcome: str = "failed_user") -> str:
+    """End an attempt that failed, and return the job's next state.
+
+    ``outcome`` says whose budget pays: ``failed_user`` or, for lost actors and unreachable parts,
+    ``failed_infra`` and ``lost``. A failure that is not retryable ends the job at once.
+
+    Raises:
+        LeaseLostError: another attempt owns the job.
+    """
+    infra = outcome != "failed_user"
+    limit = MAX_INFRA_FAILURES if infra else MAX_USER_FAILURES
+    row = session.execute(
+        text(
+            f"""
+            UPDATE jobs SET {_RELEASE}
+             WHERE id = :job AND fence = :fence AND state IN ('starting', 'running', 'stopping')
+         RETURNING id, org_id, state
+            """
+        ),
+        {
+            "job": job_id,
+            "fence": fence,
+            "infra": int(infra),
+            "limit": limit if failure.retryable else -1,
+            "error": _error_json(failure),
+        },
+    ).one_or_none()
+    if row is None:
+        raise LeaseLostError(job_id, fence)
+    _end_attempt(session, job_id, fence, outcome, failure.message)
+    _report_release(session, row.org_id, job_id, fence, row.state, failure.message)
+    return str(row.state)
+
+
+def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
+    """End an attempt whose actor stopped because ``desired`` is no longer ``run``; return the job's next state."""
+    row = session.execute(
+        text(
+            """
+            UPDATE jobs SET lease_until = NULL,
+                   state = CASE desired WHEN 'cancel' THEN 'cancelled' WHEN 'pause' THEN 'paused' ELSE 'queued' END,
+                   finished_at = CASE WHEN desired = 'cancel' THEN now() END,
+                   desired = CASE WHEN desired = 'preempt' THEN 'run' ELSE desired END
+             WHERE id = :job AND fence = :fence AND state IN ('starting', 'running', 'stopping')
+         RETURNING org_id, state
+            """
+        ),
+        {"job": job_id, "fence": fence},
+    ).one_or_none()
+    if row is None:
+        raise LeaseLostError(job_id, fence)
+    _end_attempt(session, job_id, fence, "paused" if row.state == "paused" else "cancelled", None)
+    add_event(session, row.org_id, job_id, f"The job is {row.state}.")
+    return str(row.state)
+
+
+def reap(session: Session) -> list[tuple[uuid.UUID, str]]:
+    """Take back every job whose lease has run out; return (job, next state). The leader calls this."""
+    rows = session.execute(
+        text(
+            f"""
+            UPDATE jobs SET {_RELEASE}
+             WHERE id IN (SELECT id FROM jobs WHERE lease_until < now() ORDER BY lease_until LIMIT 100
+                          FOR UPDATE SKIP LOCKED)
+         RETURNING id, org_id, fence, state
+            """
+        ),
+        {
+            "infra": 1,
+            "limit": MAX_INFRA_FAILURES,
+            "error": _error_json(Failure("lost", "The job was lost too often: no worker kept answering.")),
+        },
+    ).all()
+    for row in rows:
+        message = f"Attempt {row.fence} was lost: its lease ran out."
+        _end_attempt(session, row.id, row.fence, "lost", message)
+        _report_release(session, row.org_id, row.id, row.fence, row.state, message)
+    return [(row.id, row.state) for row in rows]
+
+
+def settle_cancelled(session: Session) -> int:
+    """End every job that was cancelled before an attempt began. The leader calls this."""
+    rows = session.execute(
+        update(Job)
+        .where(Job.state.in_((states.WAITING, states.QUEUED, states.ADMITTED, states.PAUSED)), Job.desired == "cancel")
+        .values(state=states.CANCELLED, finished_at=func.now())
+        .returning(Job.id, Job.org_id)
+    ).all()
+    for row in rows:
+        add_event(session, row.org_id, row.id, "The job is cancelled.")
+    return len(rows)
+
+
+def admit(session: Session, *, agent_lost_after_s: float) -> list[tuple[uuid.UUID, str]]:
+    """Admit queued jobs, oldest first, into the slots that live agents have free. The leader calls this.
+
+    Kinds that need no slot are always admitted. Returns (job, cluster) of each.
+    """
+    return [
+        (row.id, row.cluster)
+        for row in session.execute(
+            text(
+                """
+                WITH capacity AS (
+                    SELECT cluster, max(slots) AS slots FROM agents
+                     WHERE seen_at > now() - make_interval(secs => :lost) GROUP BY cluster
+                ), used AS (
+                    SELECT cluster, count(*) AS slots FROM jobs
+                     WHERE state IN ('admitted', 'starting', 'running', 'stopping') AND kind <> ALL(:light)
+                     GROUP BY cluster
+                ), heads AS (
+                    SELECT j.id, j.kind = ANY(:light) AS light, c.slots - coalesce(u.slots, 0) AS free,
+                           row_number() OVER (PARTITION BY j.cluster, j.kind = ANY(:light)
+                                              ORDER BY j.priority DESC, j.created_at, j.id) AS rank
+                      FROM jobs j JOIN capacity c USING (cluster) LEFT JOIN used u USING (cluster)
+                     WHERE j.state = 'queued' AND j.desired = 'run' AND coalesce(j.not_before <= now(), true)
+                )
+                UPDATE jobs SET state = 'admitted', admitted_at = now()
+                 WHERE id IN (SELECT id FROM heads WHERE light OR rank <= free) AND state = 'queued' AND desired = 'run'
+             RETURNING id, cluster
+                """
+            ),
+            {"lost": agent_lost_after_s, "light": list(LIGHT_KINDS)},
+        )
+    ]
+
+
+def add_event(
+    session: Session,
+    org_id: uuid.UUID,
+    job_id: uuid.UUID,
+    message: str,
+    *,
+    level: str = "info",
+    data: dict[str, Any] | None = None,
+) -> None:
+    session.add(JobEvent(org_id=org_id, job_id=job_id, message=message, level=level, data=data))
+    session.flush()
+
+
+def store_events(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, events: Sequence[Event]) -> None:
+    """Append what an attempt reported; an event that is already there is left alone."""
+    if events:
+        values = [
+            {
+                "id": new_id(),
+                "org_id": org_id,
+                "job_id": job_id,
+                "fence": fence,
+                "seq": event.seq,
+                "level": event.level,
+                "type": event.type,
+                "message": event.message,
+                "data": event.data,
+            }
+            for event in events
+        ]
+        session.execute(insert(JobEvent).values(values).on_conflict_do_nothing())
+
+
+def last_seq(session: Session, job_id: uuid.UUID, fence: int) -> int:
+    """The number of the last event stored of an attempt; where polling goes on after a restart of the agent."""
+    return session.scalar(
+        select(func.coalesce(func.max(JobEvent.seq), 0)).where(JobEvent.job_id == job_id, JobEvent.fence == fence)
+    ) or 0  # fmt: skip
+
+
+# How an attempt that did not succeed gives its job back: the user's wish first, then the retry budget,
+# then a back-off of 1, 2, 4, … seconds, at most a minute. Needs :infra (0 or 1), :limit and :error.
+_RELEASE = """
+    state = CASE WHEN desired = 'cancel' THEN 'cancelled' WHEN desired = 'pause' THEN 'paused'
+                 WHEN (CASE WHEN :infra = 1 THEN infra_failures ELSE user_failures END) >= :limit THEN 'failed'
+                 ELSE 'queued' END,
+    finished_at = CASE WHEN desired = 'cancel' OR desired <> 'pause' AND
+                 (CASE WHEN :infra = 1 THEN infra_failures ELSE user_failures END) >= :limit THEN now() END,
+    error = CASE WHEN desired NOT IN ('cancel', 'pause') AND
+                 (CASE WHEN :infra = 1 THEN infra_failures ELSE user_failures END) >= :limit
+                 THEN cast(:error AS jsonb) END,
+    desired = CASE WHEN desired = 'preempt' THEN 'run' ELSE desired END,
+    not_before = now() + make_interval(secs => least(60, power(2, infra_failures + user_failures))),
+    infra_failures = infra_failures + :infra, user_failures = user_failures + 1 - :infra,
+    lease_until = NULL
+"""
+
+
+def _error_json(failure: Failure) -> str:
+    return json.dumps({"code": failure.code, "message": failure.message, "param": failure.param})
+
+
+def _end_attempt(session: Session, job_id: uuid.UUID, fence: int, outcome: str, message: str | None) -> None:
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == job_id, Attempt.fence == fence)
+        .values(outcome=outcome, message=message, ended_at=func.now())
+    )
+
+
+def _report_release(
+    session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, state: str, message: str
+) -> None:
+    if state == states.FAILED:
+        add_event(session, org_id, job_id, message, level="error")
+    elif state == states.QUEUED:
+        add_event(session, org_id, job_id, f"{message} The job will be tried again.", level="warn")
+    else:
+        add_event(session, org_id, job_id, f"The job is {state}.")

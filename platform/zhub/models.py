@@ -1,0 +1,314 @@
+"""The tables. Everything a tenant owns carries ``org_id`` and is fenced by row-level security.
+
+Foreign keys between tenant-owned tables are composite, ``(org_id, x_id)``: foreign-key checks bypass row-level
+security, so a single-column key would let one tenant point at another's row. Names are never keys.
+"""
+
+import uuid
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from zhub import states
+from zhub.ids import new_id
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: DateTime(timezone=True), str: Text(), dict[str, Any]: JSONB()}
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _tenant_fk(column: str, table: str) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["org_id", column], [f"{table}.org_id", f"{table}.id"])
+
+
+class Organization(Base):
+    """A tenant. Its own row is fenced like everything it owns, on ``id``."""
+
+    __tablename__ = "organizations"
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class TenantOwned:
+    """Columns that every tenant-owned table has."""
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=new_id)
+    org_id: Mapped[uuid.UUID] = mapped_column(Uuid, ForeignKey("organizations.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Project(TenantOwned, Base):
+    """Where a team's datasets, jobs and experts live."""
+
+    __tablename__ = "projects"
+    name: Mapped[str]
+    __table_args__ = (UniqueConstraint("org_id", "id"), UniqueConstraint("org_id", "name"))
+
+
+class ApiKey(TenantOwned, Base):
+    """A key of one project: ``prefix`` finds the row, ``hash`` (HMAC-SHA-256) proves the secret, shown once."""
+
+    __tablename__ = "api_keys"
+    project_id: Mapped[uuid.UUID]
+    name: Mapped[str]
+    prefix: Mapped[str] = mapped_column(unique=True)
+    hash: Mapped[str]
+    scopes: Mapped[list[str]] = mapped_column(JSONB)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    __table_args__ = (UniqueConstraint("org_id", "id"), _tenant_fk("project_id", "projects"))
+
+
+class BaseModel(Base):
+    """A frozen base model. Owned by the platform: every organisation may train on it and serve from it."""
+
+    __tablename__ = "base_models"
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    status: Mapped[str] = mapped_column(default="uploading")
+    error: Mapped[str | None]
+    source: Mapped[dict[str, Any]]
+    weights_fingerprint: Mapped[str | None]
+    basis_fingerprint: Mapped[str | None]
+    basis_key_prefix: Mapped[str | None]
+    details: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    """Found at decomposition: architecture, parameters, adapted matrices, z values, context length."""
+    is_default: Mapped[bool] = mapped_column(Boolean, default=False)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    __table_args__ = (
+        _one_of("status", states.BASE_MODEL_STATUSES),
+        CheckConstraint("(status = 'ready') <= (basis_fingerprint IS NOT NULL)", name="ready_has_basis"),
+        Index("uq_base_models_default", "is_default", unique=True, postgresql_where=text("is_default")),
+    )
+
+
+class Dataset(TenantOwned, Base):
+    """A named line of dataset versions; ``last_version`` is the counter that keeps their numbers gapless."""
+
+    __tablename__ = "datasets"
+    project_id: Mapped[uuid.UUID]
+    name: Mapped[str]
+    last_version: Mapped[int] = mapped_column(default=0)
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("org_id", "project_id", "name"),
+        _tenant_fk("project_id", "projects"),
+    )
+
+
+class DatasetVersion(TenantOwned, Base):
+    """An uploaded file, immutable, named by its digest. The OpenAI dialect calls it a file."""
+
+    __tablename__ = "dataset_versions"
+    project_id: Mapped[uuid.UUID]
+    dataset_id: Mapped[uuid.UUID]
+    version: Mapped[int]
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    key: Mapped[str]
+    status: Mapped[str] = mapped_column(default="uploaded")
+    status_details: Mapped[str | None]
+    validation: Mapped[dict[str, Any] | None]
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("dataset_id", "version"),
+        _tenant_fk("project_id", "projects"),
+        _tenant_fk("dataset_id", "datasets"),
+        _one_of("status", states.FILE_STATUSES),
+    )
+
+
+class Expert(TenantOwned, Base):
+    """A named line of versions; ``last_version`` keeps their numbers gapless. Each version names its base model."""
+
+    __tablename__ = "experts"
+    project_id: Mapped[uuid.UUID]
+    name: Mapped[str]
+    last_version: Mapped[int] = mapped_column(default=0)
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("org_id", "project_id", "name"),
+        _tenant_fk("project_id", "projects"),
+    )
+
+
+class Job(TenantOwned, Base):
+    """A job. The row is the only authority on its state and the only one that retries it."""
+
+    __tablename__ = "jobs"
+    project_id: Mapped[uuid.UUID]
+    kind: Mapped[str]
+    spec: Mapped[dict[str, Any]]
+    request: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    """What the user asked for, with every "auto" resolved: echoed by the API."""
+    request_hash: Mapped[str | None]
+    idempotency_key: Mapped[str | None]
+    base_model_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("base_models.id"))
+    dataset_version_id: Mapped[uuid.UUID | None]
+    validation_version_id: Mapped[uuid.UUID | None]
+    expert_id: Mapped[uuid.UUID | None]
+
+    desired: Mapped[str] = mapped_column(default="run")
+    state: Mapped[str] = mapped_column(default=states.QUEUED)
+    error: Mapped[dict[str, Any] | None]
+    """``{"code", "message", "param"}`` of a failed job."""
+    cluster: Mapped[str] = mapped_column(default="default")
+    priority: Mapped[int] = mapped_column(default=0)
+    fence: Mapped[int] = mapped_column(BigInteger, default=0)
+    agent_id: Mapped[uuid.UUID | None]
+    lease_until: Mapped[datetime | None]
+    progress_at: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
+    admitted_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    user_failures: Mapped[int] = mapped_column(default=0)
+    infra_failures: Mapped[int] = mapped_column(default=0)
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("org_id", "project_id", "idempotency_key"),
+        _tenant_fk("project_id", "projects"),
+        _tenant_fk("dataset_version_id", "dataset_versions"),
+        _tenant_fk("validation_version_id", "dataset_versions"),
+        _tenant_fk("expert_id", "experts"),
+        _one_of("kind", states.JOB_KINDS),
+        _one_of("desired", states.DESIRED),
+        _one_of("state", states.JOB_STATES),
+        CheckConstraint("(state IN ('starting', 'running', 'stopping')) = (lease_until IS NOT NULL)", name="lease"),
+        CheckConstraint("(state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
+        Index(
+            "ix_jobs_claim", "cluster", text("priority DESC"), "admitted_at", "id",
+            postgresql_where=text("state = 'admitted'"),
+        ),
+        Index("ix_jobs_queued", "created_at", "id", postgresql_where=text("state = 'queued'")),
+        Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
+        Index("ix_jobs_project", "org_id", "project_id", "kind", "id"),
+    )  # fmt: skip
+
+
+class Attempt(TenantOwned, Base):
+    """One claim of a job: one row for each fence, for billing, history and debugging."""
+
+    __tablename__ = "attempts"
+    job_id: Mapped[uuid.UUID]
+    fence: Mapped[int] = mapped_column(BigInteger)
+    agent_id: Mapped[uuid.UUID]
+    actor_name: Mapped[str | None]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    message: Mapped[str | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("job_id", "fence"),
+        _tenant_fk("job_id", "jobs"),
+        _one_of("outcome", states.OUTCOMES),
+        CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended"),
+    )
+
+
+class JobEvent(TenantOwned, Base):
+    """What happened to a job, append-only. ``position`` orders them; (fence, seq) makes a repeated write harmless."""
+
+    __tablename__ = "job_events"
+    job_id: Mapped[uuid.UUID]
+    position: Mapped[int] = mapped_column(BigInteger, Identity())
+    fence: Mapped[int | None] = mapped_column(BigInteger)
+    seq: Mapped[int | None] = mapped_column(Integer)
+    level: Mapped[str] = mapped_column(default="info")
+    type: Mapped[str] = mapped_column(default="message")
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("job_id", "fence", "seq"),
+        _tenant_fk("job_id", "jobs"),
+        _one_of("level", states.EVENT_LEVELS),
+        _one_of("type", states.EVENT_TYPES),
+        Index("ix_job_events_job", "job_id", "position"),
+    )
+
+
+class ExpertVersion(TenantOwned, Base):
+    """An immutable version: at most one for each job, and made under the fence that the job had then."""
+
+    __tablename__ = "expert_versions"
+    expert_id: Mapped[uuid.UUID]
+    base_model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("base_models.id"))
+    version: Mapped[int]
+    job_id: Mapped[uuid.UUID] = mapped_column(unique=True)
+    fence: Mapped[int] = mapped_column(BigInteger)
+    digest: Mapped[str]
+    manifest: Mapped[dict[str, Any]]
+    key_prefix: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("expert_id", "version"),
+        _tenant_fk("expert_id", "experts"),
+        _tenant_fk("job_id", "jobs"),
+    )
+
+
+class Leader(Base):
+    """The elected scheduler: one row, moved by compare-and-swap, with a term that grows at each change of holder."""
+
+    __tablename__ = "leaders"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    holder: Mapped[uuid.UUID]
+    term: Mapped[int] = mapped_column(BigInteger, default=1)
+    lease_until: Mapped[datetime]
+
+
+class Agent(Base):
+    """A process that drives one Ray cluster: seen lately, and with so many slots."""
+
+    __tablename__ = "agents"
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    cluster: Mapped[str]
+    slots: Mapped[int]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+TENANT_OWNED = tuple(
+    mapper.local_table.name for mapper in Base.registry.mappers if issubclass(mapper.class_, TenantOwned)
+)

@@ -1,0 +1,207 @@
+"""The registry: immutable expert versions, and what a model name in a request stands for.
+
+Model names: ``auto`` and ``auto:<base>`` route by prompt, ``<project>.<expert>@v<number>`` is one version,
+anything else is a base model.
+"""
+
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from zhub import base_models, jobs
+from zhub.errors import InvalidRequestError, NotFoundError
+from zhub.ids import new_id
+from zhub.manifest import Manifest
+from zhub.models import BaseModel, Expert, ExpertVersion, Job, Project
+from zhub.tenancy import Caller, check_name, slugify
+
+VERSION_NAME = re.compile(r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)@v(?P<number>[1-9][0-9]{0,8})")
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """A version with what it belongs to."""
+
+    version: ExpertVersion
+    expert: Expert
+    project: Project
+    base: BaseModel
+
+    @property
+    def name(self) -> str:
+        """``<project>.<expert>@v<number>``, the model id of this version."""
+        return f"{self.project.name}.{self.expert.name}@v{self.version.version}"
+
+
+@dataclass(frozen=True)
+class WeightedVersion:
+    """One part of a mixture: ``z = 1 + Σ weight · (z_k − 1)``."""
+
+    record: VersionRecord
+    weight: float
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """What answers a request: a base and the experts to put on it, or the candidates to choose from."""
+
+    base: BaseModel
+    experts: Sequence[WeightedVersion] = ()
+    candidates: Sequence[VersionRecord] | None = None
+
+
+def expert_for(session: Session, caller: Caller, suffix: str | None, fallback: str) -> Expert:
+    """The expert that a job's ``suffix`` names, made if it is new."""
+    name = slugify(suffix) if suffix is not None else slugify(fallback)
+    name = check_name(name, "expert", param="suffix")
+    session.execute(
+        insert(Expert)
+        .values(id=new_id(), org_id=caller.org_id, project_id=caller.project_id, name=name, last_version=0)
+        .on_conflict_do_nothing()
+    )
+    return session.scalars(select(Expert).where(Expert.project_id == caller.project_id, Expert.name == name)).one()
+
+
+def publish(
+    session: Session, job_id: uuid.UUID, fence: int, manifest: Manifest, key_prefix: str, trained_tokens: int
+) -> ExpertVersion:
+    """Make the version of a finished attempt, in the one transaction that also ends the job.
+
+    Two jobs of one expert serialise on the expert's counter row; numbers have no gaps.
+
+    Raises:
+        LeaseLostError: another attempt owns the job, or it was cancelled: nothing is written.
+    """
+    job = jobs.succeed(session, job_id, fence, trained_tokens=trained_tokens)
+    number = session.scalars(
+        update(Expert)
+        .where(Expert.id == job.expert_id)
+        .values(last_version=Expert.last_version + 1)
+        .returning(Expert.last_version)
+    ).one()
+    version = ExpertVersion(
+        org_id=job.org_id,
+        expert_id=job.expert_id,
+        base_model_id=job.base_model_id,
+        version=number,
+        job_id=job_id,
+        fence=fence,
+        digest=manifest.digest,
+        manifest=manifest.model_dump(mode="json"),
+        key_prefix=key_prefix,
+        size_bytes=sum(file.size_bytes for file in manifest.files),
+    )
+    session.add(version)
+    session.flush()
+    name = _records(session, ExpertVersion.id == version.id)[0].name
+    jobs.add_event(session, job.org_id, job_id, f"Published {name}.", data={"model": name, "digest": version.digest})
+    return version
+
+
+def published(session: Session, job_id: uuid.UUID) -> ExpertVersion | None:
+    """The version that a job made, if it did: the question after a commit whose answer was lost."""
+    return session.scalar(select(ExpertVersion).where(ExpertVersion.job_id == job_id))
+
+
+def versions(session: Session, project_id: uuid.UUID) -> list[VersionRecord]:
+    """The project's versions, newest first."""
+    return _records(session, Expert.project_id == project_id)
+
+
+def version(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord:
+    """The version that ``<project>.<expert>@v<number>`` names. Raises NotFoundError with what would exist."""
+    match = VERSION_NAME.fullmatch(name)
+    found = match and _records(
+        session,
+        Expert.project_id == project_id,
+        Project.name == match["project"],
+        Expert.name == match["expert"],
+        ExpertVersion.version == int(match["number"]),
+    )
+    if not found:
+        raise _no_such_model(name)
+    return found[0]
+
+
+def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tuple[str, float]]) -> ResolvedModel:
+    """Turn the ``model`` of a request, or the ``experts`` of its body, into versions on one base.
+
+    Raises:
+        NotFoundError: no such version or base model.
+        InvalidRequestError: a mixture over several bases.
+        ConflictError: the base model is not decomposed yet.
+    """
+    if mixture:
+        return _resolve_mixture(session, caller, model, mixture)
+    if model == AUTO or model.startswith(f"{AUTO}:"):
+        base = _default_base(session) if model == AUTO else base_models.get(session, model.removeprefix(f"{AUTO}:"))
+        base_models.require_ready(base)
+        newest: dict[uuid.UUID, VersionRecord] = {}
+        for record in versions(session, caller.project_id):
+            # Numbers grow with time, and the list is newest first: the first one seen of an expert is its newest.
+            if record.base.id == base.id and record.version.manifest["basis_fingerprint"] == base.basis_fingerprint:
+                newest.setdefault(record.expert.id, record)
+        return ResolvedModel(base, candidates=list(newest.values()))
+    if "@" in model:
+        record = version(session, caller.project_id, model)
+        return ResolvedModel(record.base, [WeightedVersion(record, 1.0)])
+    try:
+        base = base_models.get(session, model)
+    except NotFoundError as exc:
+        raise _no_such_model(model) from exc
+    base_models.require_ready(base)
+    return ResolvedModel(base)
+
+
+def _resolve_mixture(
+    session: Session, caller: Caller, model: str, mixture: Sequence[tuple[str, float]]
+) -> ResolvedModel:
+    parts = [WeightedVersion(version(session, caller.project_id, name), weight) for name, weight in mixture]
+    bases = {part.record.base.name: part.record.base for part in parts}
+    if len(bases) > 1:
+        raise InvalidRequestError(
+            f"A mixture needs experts of one base model; these stand on {', '.join(sorted(bases))}.", param="experts"
+        )
+    (base,) = bases.values()
+    if model not in (base.name, AUTO, *(name for name, _weight in mixture)):
+        raise InvalidRequestError(
+            f"'model' is '{model}', but the experts of this mixture stand on '{base.name}'. Give that as the model.",
+            param="model",
+        )
+    return ResolvedModel(base, parts)
+
+
+def _default_base(session: Session) -> BaseModel:
+    base = session.scalar(select(BaseModel).where(BaseModel.is_default))
+    if base is None:
+        raise NotFoundError("base model", AUTO, "There is no base model yet; add one with `zhub base-models add`.")
+    return base
+
+
+def job_model_names(session: Session, found: Sequence[Job]) -> dict[uuid.UUID, str]:
+    """The model that each of these jobs published, for those that did."""
+    records = _records(session, ExpertVersion.job_id.in_([job.id for job in found]))
+    return {record.version.job_id: record.name for record in records}
+
+
+def _no_such_model(name: str) -> NotFoundError:
+    return NotFoundError("model", name, "GET /v1/models lists the experts and base models that this key may use.")
+
+
+def _records(session: Session, *conditions: ColumnElement[bool]) -> list[VersionRecord]:
+    """Versions with what they belong to, newest first."""
+    rows = session.execute(
+        select(ExpertVersion, Expert, Project, BaseModel)
+        .join(Expert, Expert.id == ExpertVersion.expert_id)
+        .join(Project, Project.id == Expert.project_id)
+        .join(BaseModel, BaseModel.id == ExpertVersion.base_model_id)
+        .where(*conditions)
+        .order_by(ExpertVersion.id.desc())
+    )
+    return [VersionRecord(*row) for row in rows]

@@ -1,0 +1,77 @@
+"""The scheduler process: several may run, one leads. It admits jobs, takes back lost ones, settles cancellations.
+
+Started as ``python -m zhub.scheduler``. Killed at any moment it loses nothing: each pass is one transaction.
+"""
+
+import logging
+import signal
+import threading
+import uuid
+from types import FrameType
+
+from sqlalchemy import Engine
+
+from zhub import jobs, leadership
+from zhub.config import Settings
+from zhub.db import make_engine, system_session
+from zhub.errors import DeposedError, UnavailableError
+from zhub.logs import configure_logging
+from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
+
+POLL_S = 1.0
+AGENT_LOST_AFTER_S = 30.0
+
+log = logging.getLogger("zhub.scheduler")
+
+
+def main() -> None:
+    configure_logging()
+    settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
+    stopping = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    engine = make_engine(settings.database_url, pool_size=2)
+    run(engine, open_wakeup(settings.redis_url), stopping, leader_lease_s=settings.leader_lease_s)
+
+
+def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lease_s: float) -> None:
+    """Pass after pass until ``stopping`` is set; a database that is away is waited for."""
+    holder = uuid.uuid4()
+    leading = False
+    while not stopping.is_set():
+        try:
+            with system_session(engine) as session:
+                term = leadership.elect(session, leadership.SCHEDULER, holder, lease_s=leader_lease_s)
+            if (term is not None) != leading:
+                leading = term is not None
+                log.info("leading, term %s", term) if leading else log.info("another scheduler leads")
+            if term is not None:
+                for cluster in schedule(engine, holder, term):
+                    wakeup.notify(agent_topic(cluster))
+        except (UnavailableError, DeposedError) as exc:
+            log.warning("%s", exc)
+        wakeup.wait(SCHEDULER, POLL_S)
+    with system_session(engine) as session:
+        leadership.resign(session, leadership.SCHEDULER, holder)
+    log.info("stopped")
+
+
+def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
+    """One pass of the leader, in one transaction; return the clusters whose agents have something new to do."""
+    with system_session(engine) as session:
+        leadership.check_leading(session, leadership.SCHEDULER, holder, term)
+        for job_id, state in jobs.reap(session):
+            log.warning("job %s: lease ran out, now %s", job_id, state)
+        jobs.settle_cancelled(session)
+        admitted = jobs.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
+    for job_id, cluster in admitted:
+        log.info("job %s: admitted to cluster %s", job_id, cluster)
+    return {cluster for _, cluster in admitted}
+
+
+if __name__ == "__main__":
+    main()

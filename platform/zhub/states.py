@@ -1,0 +1,47 @@
+"""States of a job and of the things around it, and the moves that are allowed.
+
+``desired`` is what users and the leader want, ``state`` is what is: the lease holder, the reaper and the
+leader write it. So "cancel" never races with "finished": they are two columns, joined in one guarded statement.
+"""
+
+from typing import Final
+
+DESIRED: Final = ("run", "pause", "cancel", "preempt")
+
+WAITING = "waiting"  # for a dependency or a point in time
+QUEUED = "queued"  # may be admitted
+ADMITTED = "admitted"  # a place is reserved, any agent of its cluster may claim it
+STARTING = "starting"  # claimed under a fence and a lease; no poll has succeeded yet
+RUNNING = "running"  # the actor answers and makes progress
+STOPPING = "stopping"  # the lease holder has seen that desired is not "run"
+PAUSED = "paused"
+SUCCEEDED = "succeeded"
+FAILED = "failed"
+CANCELLED = "cancelled"
+
+JOB_STATES: Final = (
+    WAITING, QUEUED, ADMITTED, STARTING, RUNNING, STOPPING, PAUSED, SUCCEEDED, FAILED, CANCELLED,
+)  # fmt: skip
+ACTIVE: Final = (STARTING, RUNNING, STOPPING)  # exactly the states that have a lease
+TERMINAL: Final = (SUCCEEDED, FAILED, CANCELLED)
+
+TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
+    WAITING: (QUEUED, CANCELLED),
+    QUEUED: (ADMITTED, CANCELLED, PAUSED),
+    ADMITTED: (QUEUED, STARTING, CANCELLED, PAUSED),
+    STARTING: (RUNNING, STOPPING, QUEUED, SUCCEEDED, FAILED, CANCELLED, PAUSED),
+    RUNNING: (STOPPING, QUEUED, SUCCEEDED, FAILED, CANCELLED, PAUSED),
+    STOPPING: (QUEUED, SUCCEEDED, FAILED, CANCELLED, PAUSED),
+    PAUSED: (QUEUED, CANCELLED),
+    SUCCEEDED: (),
+    FAILED: (QUEUED,),  # an audited redrive
+    CANCELLED: (QUEUED,),
+}
+
+OUTCOMES: Final = ("succeeded", "failed_user", "failed_infra", "lost", "cancelled", "paused")
+
+FILE_STATUSES: Final = ("uploaded", "processed", "error")
+BASE_MODEL_STATUSES: Final = ("uploading", "decomposing", "ready", "error")
+JOB_KINDS: Final = ("validate", "decompose", "train")
+EVENT_LEVELS: Final = ("info", "warn", "error")
+EVENT_TYPES: Final = ("message", "metrics")

@@ -1,0 +1,1 @@
+"""Everything that needs torch or ray: training, evaluation, serving, and the agent that drives Ray."""
