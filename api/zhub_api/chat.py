@@ -179,7 +179,8 @@ async def _generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> Asy
                 yield line
     except httpx.HTTPError as exc:
         raise UnavailableError(
-            f"Serving does not answer at {serving.base_url} ({type(exc).__name__}). It may still be starting; try again."
+            f"Serving does not answer at {serving.base_url} ({type(exc).__name__}). "
+            "It may still be starting; try again."
         ) from exc
 
 

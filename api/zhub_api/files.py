@@ -96,7 +96,11 @@ def delete_file(caller: CallerDep, context: ContextDep, file_id: str) -> dict[st
 
 
 def measure(file: BinaryIO, *, limit: int) -> tuple[str, int]:
-    """SHA-256 and size of an uploaded file, read in pieces; leaves it rewound. Raises InvalidRequestError over limit."""
+    """SHA-256 and size of an uploaded file, read in pieces; leaves it rewound.
+
+    Raises:
+        InvalidRequestError: more than ``limit`` bytes.
+    """
     file.seek(0, 2)
     size_bytes = file.tell()
     if size_bytes > limit:

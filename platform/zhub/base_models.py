@@ -154,7 +154,3 @@ def finish_decomposition(session: Session, base_model_id: uuid.UUID, found: dict
             details=found["details"],
         )
     )
-
-
-def fail_decomposition(session: Session, base_model_id: uuid.UUID, message: str) -> None:
-    session.execute(update(BaseModel).where(BaseModel.id == base_model_id).values(status="error", error=message))

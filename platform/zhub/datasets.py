@@ -130,15 +130,6 @@ def finish_validation(session: Session, job: Job, found: dict[str, Any]) -> None
     )
 
 
-def fail_validation(session: Session, job: Job, message: str) -> None:
-    """Validation itself could not be done: the file is unusable, and says why."""
-    session.execute(
-        update(DatasetVersion)
-        .where(DatasetVersion.id == job.dataset_version_id)
-        .values(status="error", status_details=f"The file could not be validated: {message}")
-    )
-
-
 def validation_report(found: Validation) -> dict[str, Any]:
     """The form in which a validation travels from worker to row to API."""
     return asdict(found)

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.errors import ConflictError, LeaseLostError, NotFoundError
 from zhub.ids import new_id, public_id
-from zhub.models import Attempt, Job, JobEvent
+from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
 
 MAX_USER_FAILURES = 2  # retries of an unexpected error in the recipe itself
 MAX_INFRA_FAILURES = 5  # retries after lost actors, lost agents, an unreachable store
@@ -368,12 +368,27 @@ def _end_attempt(session: Session, job_id: uuid.UUID, fence: int, outcome: str, 
     )
 
 
+def _fail_dependents(session: Session, job_id: uuid.UUID, message: str) -> None:
+    """What waits for a job that has failed says so, instead of waiting for ever."""
+    job = get_job(session, job_id)
+    if job.kind == "validate":
+        session.execute(
+            update(DatasetVersion)
+            .where(DatasetVersion.id == job.dataset_version_id)
+            .values(status="error", status_details=f"The file could not be validated: {message}")
+        )
+    elif job.kind == "decompose":
+        failed = {"status": "error", "error": message}
+        session.execute(update(BaseModel).where(BaseModel.id == job.base_model_id).values(failed))
+
+
 def _report_release(
     session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, state: str, message: str
 ) -> None:
     if state == states.FAILED:
         add_event(session, org_id, job_id, message, level="error")
+        _fail_dependents(session, job_id, message)
     elif state == states.QUEUED:
-        add_event(session, org_id, job_id, f"{message} The job will be tried again.", level="warn")
+        add_event(session, org_id, job_id, f"{message.rstrip('.')}. The job will be tried again.", level="warn")
     else:
         add_event(session, org_id, job_id, f"The job is {state}.")

@@ -12,7 +12,7 @@ SCHEDULER = "scheduler"
 
 def elect(session: Session, name: str, holder: uuid.UUID, *, lease_s: float) -> int | None:
     """Become or stay the leader; return the term, or None while somebody else leads."""
-    return session.scalar(
+    term: int | None = session.scalar(
         text(
             """
             INSERT INTO leaders (name, holder, term, lease_until)
@@ -26,6 +26,7 @@ def elect(session: Session, name: str, holder: uuid.UUID, *, lease_s: float) -> 
         ),
         {"name": name, "holder": holder, "lease_s": lease_s},
     )
+    return term
 
 
 def check_leading(session: Session, name: str, holder: uuid.UUID, term: int) -> None:

@@ -310,5 +310,5 @@ class Agent(Base):
 
 
 TENANT_OWNED = tuple(
-    mapper.local_table.name for mapper in Base.registry.mappers if issubclass(mapper.class_, TenantOwned)
+    sorted(str(mapper.local_table) for mapper in Base.registry.mappers if issubclass(mapper.class_, TenantOwned))
 )

@@ -69,7 +69,7 @@ class RedisWakeup:
 
     def _subscription(self, topic: str) -> "redis.client.PubSub":
         if topic not in self._subscriptions:
-            subscription = self._client.pubsub()
+            subscription = self._client.pubsub()  # type: ignore[no-untyped-call]
             subscription.subscribe(topic)
             self._subscriptions[topic] = subscription
         return self._subscriptions[topic]

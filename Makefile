@@ -1,0 +1,47 @@
+# The commands of this repository; `make` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test check migrate chaos compose-test clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+help: ## List the commands.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "== Installing zhub and all it needs into $(VENV) (about 2 GB, a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## Create .venv with everything in it.
+
+demo: setup ## The whole path on this machine: train experts for five tasks and ask them.
+	$(BIN)/zhub demo
+
+up: setup ## Run the embedded stack until Ctrl-C.
+	$(BIN)/zhub up
+
+test: setup ## Run the tests (under ten minutes on two cores).
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: setup ## Lint, formatting, types, and the rules of who imports whom.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+migrate: setup ## Bring the database at ZHUB_OWNER_DATABASE_URL to this release's revision.
+	$(BIN)/zhub db upgrade
+
+chaos: setup ## Kill every part in turn, again and again, while jobs run (slow).
+	$(BIN)/pytest tests/chaos tests/e2e $(PYTEST_ARGS)
+
+compose-test: setup ## Build the images, bring docker compose up, run the path through it.
+	$(BIN)/pytest tests/e2e/test_compose.py --run-docker $(PYTEST_ARGS)
+
+clean: ## Remove what the commands above made.
+	rm -rf $(VENV) .zhub-demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

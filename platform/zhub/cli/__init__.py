@@ -1,0 +1,75 @@
+"""The ``zhub`` command. Thin: it finds the server, calls ``zhub.client``, and shows what comes back.
+
+Data goes to standard output, progress and errors to standard error. Nothing here imports the database, the object
+store, Ray or torch: commands that need them start a process that does.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import zhub
+from zhub.cli import base_models, chat, database, datasets, demo, doctor, experts, jobs, submit, up
+from zhub.cli.exits import exit_code
+from zhub.cli.output import show_error
+from zhub.errors import ZhubError
+
+HELP = (
+    "Train, version and serve experts on a frozen base model.\n\n"
+    "`zhub up` starts everything on this machine, `zhub demo` shows the whole path. The other commands talk to the "
+    "zhub of --data-dir, or to a remote one where ZHUB_API_URL and ZHUB_API_KEY are set.\n\n"
+    "Exit codes: 0 ok, 1 error, 2 usage, 3 key refused, 4 not found, 5 conflict, 7 job failed, 130 interrupted."
+)
+
+app = typer.Typer(
+    help=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(base_models.app, name="base-models")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(experts.app, name="experts")
+app.add_typer(database.app, name="db")
+app.command("up")(up.up)
+app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+app.command("submit")(submit.submit)
+app.command("chat")(chat.chat)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; errors of ours become one line and an exit code."""
+    # `zhub … | head` ends quietly.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        app(argv, prog_name="zhub")
+    except ZhubError as exc:
+        if os.environ.get("ZHUB_DEBUG"):
+            raise
+        show_error(exc)
+        sys.exit(exit_code(exc))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"zhub {zhub.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="ZHUB_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["ZHUB_DEBUG"] = "1"

@@ -1,0 +1,27 @@
+"""Which zhub a command talks to, and the options that all such commands share."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zhub.client import Client
+from zhub.credentials import default_data_dir, find_credentials
+
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        envvar="ZHUB_DATA_DIR",
+        help="Data directory of the local zhub. ZHUB_API_URL and ZHUB_API_KEY win over it.",
+        show_default="the user's data directory",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def connect(data_dir: Path | None) -> Client:
+    """A client of the remote zhub that the environment names, or of the local one. Asks nothing yet."""
+    found = find_credentials(data_dir or default_data_dir(), os.environ)
+    return Client(found.base_url, found.api_key)

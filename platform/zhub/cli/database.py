@@ -1,0 +1,44 @@
+"""``zhub db``: the database of a production installation. ``zhub up`` does all this by itself."""
+
+import os
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="The database of a production installation; `zhub up` looks after its own.", no_args_is_help=True
+)
+
+
+@app.command()
+def upgrade(
+    url: Annotated[
+        str, typer.Option(envvar="ZHUB_OWNER_DATABASE_URL", help="PostgreSQL, as the owner of the database.")
+    ],
+) -> None:
+    """Bring the database to this release's schema. Safe to repeat."""
+    _run(["upgrade"], {"ZHUB_OWNER_DATABASE_URL": url})
+
+
+@app.command()
+def bootstrap(
+    organization: Annotated[str, typer.Option(help="The first organisation.")],
+    project: Annotated[str, typer.Option(help="Its first project.")] = "default",
+    url: Annotated[
+        str,
+        typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
+    ] = ...,  # type: ignore[assignment]  # typer's way to say "required"
+    secret_key: Annotated[
+        str, typer.Option(envvar="ZHUB_SECRET_KEY", help="The API's secret key; better in the environment.")
+    ] = ...,  # type: ignore[assignment]
+) -> None:
+    """Make an organisation, a project and a key with all rights. The key is printed, once."""
+    _run(["bootstrap", organization, project], {"ZHUB_DATABASE_URL": url, "ZHUB_SECRET_KEY": secret_key})
+
+
+def _run(arguments: list[str], settings: dict[str, str]) -> None:
+    # Secrets go through the environment: every user of the machine can read a process's arguments.
+    argv = [sys.executable, "-m", "zhub.cli.database_process", *arguments]
+    raise typer.Exit(subprocess.run(argv, env=os.environ | settings).returncode)

@@ -1,0 +1,81 @@
+"""``zhub datasets``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.output import facts, moment, show_json, size, status, stderr, stdout, table
+from zhub.client import Client
+from zhub.wire import DatasetFile
+
+app = typer.Typer(
+    help="Datasets: JSONL files, checked row by row before anything trains on them.", no_args_is_help=True
+)
+
+
+@app.command()
+def push(
+    path: Annotated[Path, typer.Argument(help="A JSONL file; the same name again makes its next version.")],
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a file and check its rows."""
+    with connect(data_dir) as client:
+        _show(push_file(client, path), as_json)
+
+
+@app.command()
+def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """List the dataset files, newest first."""
+    with connect(data_dir) as client:
+        found = client.files.list()
+    if as_json:
+        return show_json(found)
+    rows = [
+        (f.id, f"{f.filename} v{f.version}", status(f.status), _rows(f), size(f.bytes), moment(f.created_at))
+        for f in found
+    ]
+    stdout().print(table(("ID", "FILE", "STATUS", "ROWS", "SIZE", "UPLOADED"), rows, whole=1))
+
+
+@app.command()
+def show(file_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show one dataset file and what was found in it."""
+    with connect(data_dir) as client:
+        _show(client.files.get(file_id), as_json)
+
+
+def push_file(client: Client, path: Path) -> DatasetFile:
+    """Upload a file and wait until its rows are checked."""
+    with stderr().status(f"{path.name}: uploading") as spinner:
+        file = client.files.upload(path)
+        spinner.update(f"{path.name}: its rows are being checked")
+        return client.files.wait_processed(file.id)
+
+
+def _rows(file: DatasetFile) -> str:
+    return f"{file.validation['rows']:,}" if file.validation else "-"
+
+
+def _show(file: DatasetFile, as_json: bool) -> None:
+    if as_json:
+        return show_json(file)
+    found = file.validation or {}
+    columns = ", ".join(f"{name} ({count:,})" for name, count in sorted(found.get("columns", {}).items()))
+    stdout().print(
+        facts(
+            [
+                ("id", file.id),
+                ("file", f"{file.filename}, version {file.version}, {size(file.bytes)}"),
+                ("status", status(file.status)),
+                *([("details", file.status_details)] if file.status_details else []),
+                ("uploaded", moment(file.created_at)),
+                ("sha256", file.sha256),
+                ("rows", _rows(file)),
+                ("columns", columns or "-"),
+                *([("duplicates", f"{found['duplicate_count']:,}")] if found.get("duplicate_count") else []),
+            ]
+        )
+    )

@@ -1,0 +1,93 @@
+"""``zhub experts``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.output import facts, interval, moment, note, p_value, percent, show_json, size, stdout, table
+from zhub.manifest import Evaluation
+from zhub.wire import ExpertVersion
+
+app = typer.Typer(help="Experts: what training made.", no_args_is_help=True)
+
+
+@app.command()
+def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """List the expert versions, newest first."""
+    with connect(data_dir) as client:
+        found = client.experts.list()
+    if as_json:
+        return show_json(found)
+    rows = [
+        (v.id, v.base_model, *_accuracies(v.evaluation("test")), v.digest[:12], moment(v.created_at)) for v in found
+    ]
+    stdout().print(table(("NAME", "BASE", "BASE ACC.", "EXPERT ACC.", "DIGEST", "CREATED"), rows, whole=1))
+
+
+@app.command()
+def show(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show one version (project.expert@v1): how good it is, what it is made of, where it comes from."""
+    with connect(data_dir) as client:
+        show_version(client.experts.get(name), as_json)
+
+
+@app.command()
+def pull(
+    name: str,
+    directory: Annotated[
+        Path | None, typer.Option(help="A new directory for the files.", show_default="one of the version's name")
+    ] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Download a version's files, every byte checked against its digest."""
+    target = directory or Path(name)
+    with connect(data_dir) as client:
+        version = client.experts.pull(name, target)
+    note(f"{name} is in {target.absolute()}; all digests agree.")
+    if as_json:
+        show_json(version)
+    else:
+        typer.echo(str(target.absolute()))
+
+
+def show_version(version: ExpertVersion, as_json: bool) -> None:
+    if as_json:
+        return show_json(version)
+    manifest = version.manifest
+    console = stdout()
+    console.print(
+        facts(
+            [
+                ("name", version.id),
+                ("digest", f"sha256:{version.digest}"),
+                ("created", moment(version.created_at)),
+                ("base", f"{version.base_model} ({manifest['base_source']})"),
+                ("basis", manifest["basis_fingerprint"]),
+                ("weights", manifest["weights_fingerprint"]),
+                ("dataset", f"sha256:{manifest['dataset_digest']}"),
+                ("job", f"{version.job}, attempt {manifest['fence']}, seed {manifest['seed']}"),
+                ("recipe", f"{manifest['recipe']}, best step {manifest['best_step']} of {manifest['steps']}"),
+                ("made by", f"zhub {manifest['code_version']} on {manifest['hardware']}"),
+                ("parent", manifest["parent_digest"] or "none: trained from the base"),
+                ("size", f"{manifest['parameters']:,} numbers, {size(version.size_bytes)}"),
+            ]
+        )
+    )
+    evaluations = [found for split in ("validation", "test") if (found := version.evaluation(split))]
+    if evaluations:
+        console.print()
+        rows = [
+            (found.split, str(found.base.n), interval(found.base), interval(found.expert), p_value(found.p_value))
+            for found in evaluations
+        ]
+        console.print(table(("HELD-OUT ROWS", "N", "BASE [95 %]", "EXPERT [95 %]", "P"), rows, whole=5))
+    console.print()
+    rows = [(file["name"], size(file["size_bytes"]), file["sha256"]) for file in manifest["files"]]
+    console.print(table(("FILE", "SIZE", "SHA-256"), rows, whole=2))
+
+
+def _accuracies(found: Evaluation | None) -> tuple[str, str]:
+    return (percent(found.base.mean), percent(found.expert.mean)) if found else ("-", "-")

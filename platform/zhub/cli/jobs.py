@@ -1,0 +1,96 @@
+"""``zhub jobs``."""
+
+import typer
+from rich.text import Text
+
+from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.exits import JOB_FAILED
+from zhub.cli.experts import show_version
+from zhub.cli.output import facts, moment, note, show_json, status, stdout, table
+from zhub.cli.watching import event_line, watch
+from zhub.client import Client
+from zhub.wire import FineTuningJob
+
+app = typer.Typer(help="Training jobs.", no_args_is_help=True)
+
+
+@app.command()
+def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """List the jobs, newest first."""
+    with connect(data_dir) as client:
+        found = client.jobs.list()
+    if as_json:
+        return show_json(found)
+    rows = [
+        (job.id, status(job.status), job.model, job.fine_tuned_model or job.suffix or "-", moment(job.created_at))
+        for job in found
+    ]
+    stdout().print(table(("ID", "STATUS", "BASE", "EXPERT", "CREATED"), rows, whole=2))
+
+
+@app.command()
+def show(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show one job."""
+    with connect(data_dir) as client:
+        show_job(client.jobs.get(job_id), as_json)
+
+
+@app.command("watch")
+def watch_job(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Follow a job until it ends; Ctrl-C lets go of it. Exits with 7 if it fails."""
+    with connect(data_dir) as client:
+        finish(client, watch(client, job_id), as_json)
+
+
+@app.command()
+def logs(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Print everything that happened to a job, oldest first."""
+    with connect(data_dir) as client:
+        found = client.jobs.events(job_id)
+    if as_json:
+        return show_json(found)
+    for event in found:
+        stdout().print(Text(event_line(event)), soft_wrap=True)
+
+
+@app.command()
+def cancel(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Ask for a job to stop."""
+    with connect(data_dir) as client:
+        job = client.jobs.cancel(job_id)
+    show_job(job, as_json)
+    if not job.ended:
+        note(f"It ends as soon as its worker has let go; `zhub jobs watch {job_id}` shows when.")
+
+
+def finish(client: Client, job: FineTuningJob, as_json: bool) -> None:
+    """Show how a job ended: its expert, or why there is none; then the exit code says so too."""
+    if job.fine_tuned_model is None:
+        show_job(job, as_json)
+        raise typer.Exit(JOB_FAILED)
+    if as_json:
+        return show_json(job)
+    show_version(client.experts.get(job.fine_tuned_model), as_json=False)
+
+
+def show_job(job: FineTuningJob, as_json: bool) -> None:
+    if as_json:
+        return show_json(job)
+    hyperparameters = ", ".join(f"{name}={value}" for name, value in sorted(job.hyperparameters.items()))
+    stdout().print(
+        facts(
+            [
+                ("id", job.id),
+                ("status", status(job.status)),
+                *([("error", str(job.error["message"]))] if job.error else []),
+                ("base", job.model),
+                ("expert", job.fine_tuned_model or job.suffix or "-"),
+                ("dataset", job.training_file or "-"),
+                ("method", f"{job.method['type']}: {hyperparameters}"),
+                ("seed", str(job.seed)),
+                ("created", moment(job.created_at)),
+                ("finished", moment(job.finished_at) if job.finished_at else "-"),
+                ("attempts", str(job.attempts)),
+            ]
+        )
+    )

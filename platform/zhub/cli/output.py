@@ -1,0 +1,113 @@
+"""How the command line shows things: tables and JSON on standard output, progress and errors on standard error."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zhub.manifest import Accuracy
+from zhub.transport import ApiError
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+PIPE_WIDTH = 10_000  # a pipe has no width: nothing is cut or folded for it
+STYLES = {
+    "ready": "green",
+    "processed": "green",
+    "succeeded": "green",
+    "running": "cyan",
+    "decomposing": "cyan",
+    "error": "red",
+    "failed": "red",
+    "cancelled": "yellow",
+}
+
+
+def stdout() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+
+
+def stderr() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def show_error(error: Exception) -> None:
+    remedy = ""
+    if isinstance(error, ApiError) and error.status == 401:
+        remedy = " Look at ZHUB_API_KEY, or at the credentials.json of the data directory."
+    stderr().print(Text.assemble(("error: ", "bold red"), f"{error}{remedy}"), soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Say something about what is going on, on standard error."""
+    stderr().print(Text(message), soft_wrap=True)
+
+
+def show_json(value: BaseModel | Iterable[BaseModel]) -> None:
+    plain: Any = (
+        value.model_dump(mode="json") if isinstance(value, BaseModel) else [v.model_dump(mode="json") for v in value]
+    )
+    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, whole: int = 0) -> Table:
+    """A table without lines; the first ``whole`` columns are never folded."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        made.add_column(column, no_wrap=index < whole, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
+    """Names and values, one pair a line."""
+    made = Table(box=None, pad_edge=False, show_header=False)
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in pairs:
+        made.add_row(name, value)
+    return made
+
+
+def status(word: str) -> Text:
+    return Text(word, STYLES.get(word, ""))
+
+
+def moment(seconds: int) -> str:
+    """A point in time in the local time zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def size(size_bytes: int) -> str:
+    amount = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def interval(accuracy: Accuracy) -> str:
+    """A mean with its 95 % interval, in percent."""
+    return f"{percent(accuracy.mean)} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+
+
+def p_value(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
+
+
+def sparkline(values: Sequence[float], *, width: int = 40) -> str:
+    """The last ``width`` values as blocks between 0 and 1, or the largest value if that is more."""
+    top = max([1.0, *values])
+    return "".join(BLOCKS[round(max(0.0, value) / top * (len(BLOCKS) - 1))] for value in values[-width:])

@@ -1,0 +1,90 @@
+"""``zhub submit``."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.datasets import push_file
+from zhub.cli.jobs import finish, show_job
+from zhub.cli.output import note
+from zhub.cli.watching import watch
+from zhub.client import Client
+from zhub.errors import InvalidRequestError
+
+ANSWER_GRADER = {
+    "type": "string_check",
+    "name": "answer",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "operation": "eq",
+}
+
+
+def submit(
+    dataset: Annotated[str, typer.Argument(help="A JSONL file, uploaded first, or the id of one that was (file-…).")],
+    base: Annotated[str, typer.Option(help="The base model to train on.")],
+    method: Annotated[Literal["reinforcement", "supervised"], typer.Option()] = "reinforcement",
+    grader: Annotated[
+        Path | None,
+        typer.Option(help="A JSON file with a grader.", show_default="the answer equals the row's column 'answer'"),
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="The expert's name.", show_default="the file's name")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter; may be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeat a training exactly.", show_default="random")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch the job; exit with 7 if it fails.")] = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an expert on a dataset."""
+    body: dict[str, Any] = {"hyperparameters": parse_settings(settings or [])}
+    if method == "reinforcement":
+        body["grader"] = ANSWER_GRADER if grader is None else read_grader(grader)
+    elif grader is not None:
+        raise typer.BadParameter("a grader goes with --method reinforcement", param_hint="--grader")
+    with connect(data_dir) as client:
+        job = client.jobs.create(
+            model=base,
+            training_file=_file_id(client, dataset),
+            method={"type": method, method: body},
+            suffix=suffix,
+            seed=seed,
+        )
+        note(f"Submitted {job.id}." + ("" if wait else f" Follow it with `zhub jobs watch {job.id}`."))
+        if wait:
+            return finish(client, watch(client, job.id), as_json)
+        show_job(job, as_json)
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """``name=value`` pairs; a value that reads as JSON is a number or a truth value, any other is text."""
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"expected NAME=VALUE, found '{setting}'", param_hint="--set")
+        try:
+            parsed[name] = json.loads(text)
+        except ValueError:
+            parsed[name] = text
+    return parsed
+
+
+def read_grader(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as exc:
+        raise InvalidRequestError(f"{path}: the grader cannot be read: {exc.strerror}.") from exc
+    except ValueError as exc:
+        raise InvalidRequestError(f"{path}: the grader is not JSON: {exc}.") from exc
+
+
+def _file_id(client: Client, dataset: str) -> str:
+    path = Path(dataset)
+    if dataset.startswith("file-") and not path.exists():
+        return dataset
+    return push_file(client, path).id

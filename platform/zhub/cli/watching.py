@@ -1,0 +1,65 @@
+"""Following a job: a live picture on a terminal, its events line by line elsewhere."""
+
+import time
+from collections.abc import Sequence
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from zhub.cli.exits import INTERRUPTED
+from zhub.cli.output import note, percent, sparkline, status, stderr
+from zhub.client import Client
+from zhub.wire import FineTuningJob, JobEvent, TrainingCurve
+
+EVENTS_SHOWN = 3
+
+
+def watch(client: Client, job_id: str) -> FineTuningJob:
+    """Show a job until it has ended, on standard error. Ctrl-C lets go of it and leaves it running."""
+    try:
+        return _watch_live(client, job_id) if stderr().is_terminal else _watch_lines(client, job_id)
+    except KeyboardInterrupt:
+        note(
+            f"\nDetached; the job goes on. `zhub jobs watch {job_id}` shows it again, `zhub jobs cancel {job_id}` ends it."
+        )
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def event_line(event: JobEvent) -> str:
+    level = "" if event.level == "info" else f"{event.level}: "
+    return f"{time.strftime('%H:%M:%S', time.localtime(event.created_at))}  {level}{event.message}"
+
+
+def _watch_lines(client: Client, job_id: str) -> FineTuningJob:
+    console = stderr()
+    for job, new in client.jobs.follow(job_id):
+        for event in new:
+            console.print(Text(event_line(event)), soft_wrap=True)
+    return job
+
+
+def _watch_live(client: Client, job_id: str) -> FineTuningJob:
+    curve, messages = TrainingCurve(), list[JobEvent]()
+    with Live(console=stderr(), refresh_per_second=8) as live:
+        for job, new in client.jobs.follow(job_id):
+            curve.add(new)
+            messages += [event for event in new if event.type == "message"]
+            live.update(picture(job, curve, messages[-EVENTS_SHOWN:]))
+    return job
+
+
+def picture(job: FineTuningJob, curve: TrainingCurve, messages: Sequence[JobEvent]) -> RenderableType:
+    """One job as a few lines: where it is, how reward and accuracy went, what it said last."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row(Text("job", "bold"), Text.assemble(job.id, "  ", status(job.status)))
+    bar = ProgressBar(total=job.steps, completed=curve.step, width=40)
+    grid.add_row(Text("step", "bold"), f"{curve.step} of {job.steps}", bar)
+    for name, values in (("reward", curve.rewards), ("validation", curve.accuracies)):
+        if values:
+            change = "" if len(values) == 1 else f" (began at {percent(values[0])})"
+            grid.add_row(Text(name, "bold"), f"{percent(values[-1])}{change}", Text(sparkline(values), "cyan"))
+    return Group(grid, *(Text(event_line(event), "dim", no_wrap=True, overflow="ellipsis") for event in messages))

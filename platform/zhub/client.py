@@ -1,0 +1,423 @@
+"""A synchronous client of zhub's HTTP API: what the command line and the demo stand on.
+
+Programs may as well use the ``openai`` package; this client adds what that dialect lacks (base models, experts)
+and checks every byte it pulls.
+"""
+
+import hashlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+from pydantic import ValidationError
+
+from zhub.errors import (
+    ArtifactError,
+    ConflictError,
+    DigestMismatchError,
+    InvalidDatasetError,
+    InvalidRequestError,
+    RowProblem,
+    UnavailableError,
+    UnsupportedModelError,
+)
+from zhub.generation import ChosenExpert
+from zhub.manifest import CHUNK_BYTES, MANIFEST_FILE, FileEntry, Manifest, sha256_file
+from zhub.model_directory import ModelFiles, model_files
+from zhub.transport import SLOW_READ_TIMEOUT_S, Http, api_error
+from zhub.wire import (
+    BaseModelRecord,
+    ChatPiece,
+    DatasetFile,
+    ExpertVersion,
+    FineTuningJob,
+    JobEvent,
+    ModelRecord,
+    Routing,
+)
+
+MAX_MANIFEST_BYTES = 16 << 20
+EVENTS_PER_PAGE = 200
+MAX_OUTAGE_S = 60.0  # while a job is followed; a restart of the API takes seconds
+
+
+class Client:
+    """One connection to one project of one zhub. Close it, or use it as a context manager."""
+
+    def __init__(
+        self, base_url: str, api_key: str, *, transport: httpx.BaseTransport | None = None, poll_s: float = 0.5
+    ) -> None:
+        http = Http(base_url, api_key, transport)
+        self.base_url = base_url
+        self.files = Files(http, poll_s)
+        self.base_models = BaseModels(http, poll_s)
+        self.jobs = Jobs(http, poll_s)
+        self.experts = Experts(http)
+        self._http = http
+
+    def models(self) -> list[ModelRecord]:
+        """Everything that a request may name as its model."""
+        return [ModelRecord.model_validate(found) for found in self._http.get("/v1/models")["data"]]
+
+    def readiness(self) -> dict[str, Any]:
+        """Whether a scheduler leads, and how many agents were seen lately. Needs no key."""
+        answer = self._http.get("/readyz")
+        assert isinstance(answer, dict)
+        return answer
+
+    def chat(
+        self,
+        model: str,
+        message: str,
+        *,
+        mixture: Mapping[str, float] | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> ChatPiece:
+        """Ask one question and return the whole answer. ``mixture`` maps experts to their weights."""
+        body = _chat_body(model, message, mixture, temperature, max_tokens)
+        answer = self._http.post("/v1/chat/completions", body, read_timeout_s=SLOW_READ_TIMEOUT_S)
+        return _piece(answer, answer["choices"][0]["message"]["content"])
+
+    def chat_stream(
+        self,
+        model: str,
+        message: str,
+        *,
+        mixture: Mapping[str, float] | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> Iterator[ChatPiece]:
+        """Ask one question and yield the answer as it is made.
+
+        Raises:
+            ApiError, UnavailableError: also in the middle of an answer.
+        """
+        body = _chat_body(model, message, mixture, temperature, max_tokens) | {"stream": True}
+        with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+            for line in response.iter_lines():
+                if not line.startswith("data:"):
+                    continue
+                content = line.removeprefix("data:").strip()
+                if content == "[DONE]":
+                    return
+                chunk = json.loads(content)
+                if "error" in chunk:
+                    raise api_error(503, chunk, response)
+                for choice in chunk["choices"]:
+                    yield _piece(chunk, choice["delta"].get("content") or "")
+        raise UnavailableError("The answer broke off; ask again.")
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Files:
+    """Dataset files."""
+
+    def __init__(self, http: "Http", poll_s: float) -> None:
+        self._http = http
+        self._poll_s = poll_s
+
+    def upload(self, path: Path) -> DatasetFile:
+        """Send a JSONL file, read from disk in pieces; its rows are checked afterwards, see ``wait_processed``."""
+        if not path.is_file():
+            raise InvalidRequestError(f"{path}: expected a JSONL file, found {_kind(path)}.", param="file")
+        with path.open("rb") as file:
+            answer = self._http.post_form("/v1/files", {"purpose": "fine-tune"}, {"file": (path.name, file)})
+        return DatasetFile.model_validate(answer)
+
+    def get(self, file_id: str) -> DatasetFile:
+        return DatasetFile.model_validate(self._http.get(f"/v1/files/{_part(file_id)}"))
+
+    def list(self) -> list[DatasetFile]:
+        """Every file of the project, newest first."""
+        return [DatasetFile.model_validate(found) for found in self._http.pages("/v1/files", limit=1000)]
+
+    def first_bytes(self, file_id: str) -> bytes:
+        """The beginning of a file's content: the object store answers."""
+        with self._http.stream("GET", f"/v1/files/{_part(file_id)}/content") as response:
+            return next(response.iter_bytes(1024), b"")
+
+    def wait_processed(
+        self, file_id: str, *, progress: Callable[[DatasetFile], None] = lambda _file: None, timeout_s: float = 600.0
+    ) -> DatasetFile:
+        """Return the file once its rows have been checked; ``progress`` is called at every look.
+
+        Raises:
+            InvalidDatasetError: rows that break the schema, by their lines.
+            UnavailableError: nobody checked them within ``timeout_s``.
+        """
+        give_up = time.monotonic() + timeout_s
+        while True:
+            file = self.get(file_id)
+            progress(file)
+            if file.status == "processed":
+                return file
+            if file.status == "error":
+                problems = [RowProblem(**problem) for problem in (file.validation or {}).get("problems", [])]
+                raise InvalidDatasetError(f"{file.filename} did not pass validation.\n{file.status_details}", problems)
+            _wait(self._poll_s, give_up, f"{file.filename} was not checked within {timeout_s:g} s")
+
+
+class BaseModels:
+    """Base models: frozen weights that experts adapt."""
+
+    def __init__(self, http: "Http", poll_s: float) -> None:
+        self._http = http
+        self._poll_s = poll_s
+
+    def add_directory(
+        self,
+        name: str,
+        path: Path,
+        *,
+        chat_template: Path | None = None,
+        started: Callable[[ModelFiles], None] = lambda _files: None,
+        progress: Callable[[str, int], None] = lambda _name, _sent_bytes: None,
+    ) -> BaseModelRecord:
+        """Upload a Hugging Face directory and have it decomposed, see ``wait_ready``.
+
+        ``started`` learns which files are sent and which are not, ``progress`` how much of each has been sent.
+
+        Raises:
+            InvalidRequestError, UnsupportedModelError: the directory lacks something; nothing was sent.
+        """
+        files = model_files(path, chat_template)
+        self._http.post("/v1/base_models", {"name": name})
+        started(files)
+        for filename, source in files.uploads.items():
+            self._http.put_file(f"/v1/base_models/{_part(name)}/files/{_part(filename)}", source, progress)
+        return self._complete(name)
+
+    def add_hub(self, name: str, hub_id: str, revision: str) -> BaseModelRecord:
+        """Add a model of the Hugging Face hub at a commit, which the workers fetch, and have it decomposed."""
+        self._http.post("/v1/base_models", {"name": name, "hub_id": hub_id, "hub_revision": revision})
+        return self._complete(name)
+
+    def get(self, name: str) -> BaseModelRecord:
+        return BaseModelRecord.model_validate(self._http.get(f"/v1/base_models/{_part(name)}"))
+
+    def list(self) -> list[BaseModelRecord]:
+        return [BaseModelRecord.model_validate(found) for found in self._http.get("/v1/base_models")["data"]]
+
+    def wait_ready(
+        self,
+        name: str,
+        *,
+        progress: Callable[[BaseModelRecord], None] = lambda _base: None,
+        timeout_s: float = 3600.0,
+    ) -> BaseModelRecord:
+        """Return the base model once it is decomposed; ``progress`` is called at every look.
+
+        Raises:
+            UnsupportedModelError: it cannot be adapted.
+            UnavailableError: it was not ready within ``timeout_s``.
+        """
+        give_up = time.monotonic() + timeout_s
+        while True:
+            base = self.get(name)
+            progress(base)
+            if base.status == "ready":
+                return base
+            if base.status == "error":
+                raise UnsupportedModelError(f"The base model '{name}' cannot be used: {base.error}")
+            _wait(self._poll_s, give_up, f"The base model '{name}' was not ready within {timeout_s:g} s")
+
+    def _complete(self, name: str) -> BaseModelRecord:
+        return BaseModelRecord.model_validate(self._http.post(f"/v1/base_models/{_part(name)}/complete", {}))
+
+
+class Jobs:
+    """Fine-tuning jobs."""
+
+    def __init__(self, http: "Http", poll_s: float) -> None:
+        self._http = http
+        self._poll_s = poll_s
+
+    def create(
+        self,
+        *,
+        model: str,
+        training_file: str,
+        method: Mapping[str, Any],
+        suffix: str | None = None,
+        seed: int | None = None,
+    ) -> FineTuningJob:
+        body = {"model": model, "training_file": training_file, "method": method, "suffix": suffix, "seed": seed}
+        return FineTuningJob.model_validate(self._http.post("/v1/fine_tuning/jobs", body))
+
+    def get(self, job_id: str) -> FineTuningJob:
+        return FineTuningJob.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{_part(job_id)}"))
+
+    def list(self) -> list[FineTuningJob]:
+        """Every fine-tuning job of the project, newest first."""
+        return [FineTuningJob.model_validate(found) for found in self._http.pages("/v1/fine_tuning/jobs", limit=100)]
+
+    def cancel(self, job_id: str) -> FineTuningJob:
+        return FineTuningJob.model_validate(self._http.post(f"/v1/fine_tuning/jobs/{_part(job_id)}/cancel", {}))
+
+    def events(self, job_id: str, *, after: str | None = None) -> Sequence[JobEvent]:
+        """What happened to the job, oldest first: everything, or only what followed the event ``after``."""
+        found = []
+        for entry in self._http.pages(f"/v1/fine_tuning/jobs/{_part(job_id)}/events", limit=EVENTS_PER_PAGE):
+            if entry["id"] == after:
+                break
+            found.append(JobEvent.model_validate(entry))
+        return found[::-1]
+
+    def follow(self, job_id: str) -> Iterator[tuple[FineTuningJob, Sequence[JobEvent]]]:
+        """Yield the job with what is new since the last time, until it has ended; an outage of a minute is survived."""
+        last: str | None = None
+        give_up = time.monotonic() + MAX_OUTAGE_S
+        while True:
+            try:
+                # The job before its events: an end that is seen then has all its events.
+                job = self.get(job_id)
+                new = self.events(job_id, after=last)
+            except UnavailableError:
+                if time.monotonic() > give_up:
+                    raise
+            else:
+                last = new[-1].id if new else last
+                yield job, new
+                if job.ended:
+                    return
+                give_up = time.monotonic() + MAX_OUTAGE_S
+            time.sleep(self._poll_s)
+
+
+class Experts:
+    """Expert versions."""
+
+    def __init__(self, http: "Http") -> None:
+        self._http = http
+
+    def list(self) -> list[ExpertVersion]:
+        """Every version of the project, newest first."""
+        return [ExpertVersion.model_validate(found) for found in self._http.get("/v1/experts")["data"]]
+
+    def get(self, name: str) -> ExpertVersion:
+        """The version ``<project>.<expert>@v<number>``."""
+        return ExpertVersion.model_validate(self._http.get(f"/v1/experts/{_part(name)}"))
+
+    def pull(self, name: str, directory: Path) -> ExpertVersion:
+        """Download a version's files into a new directory, every byte checked against the version's digest.
+
+        A directory that holds the version already is left as it is.
+
+        Raises:
+            DigestMismatchError: bytes that are not the version's; nothing is left behind.
+            ConflictError: the directory holds something else.
+        """
+        version = self.get(name)
+        if directory.is_dir() and any(directory.iterdir()):
+            if _holds(directory, version.digest):
+                return version
+            raise ConflictError(f"{directory} is not empty. Remove it, or choose another directory.")
+        unfinished = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
+        unfinished.mkdir(parents=True)
+        try:
+            manifest_path = unfinished / MANIFEST_FILE
+            digest = self._download(name, manifest_path, limit_bytes=MAX_MANIFEST_BYTES)
+            _check(f"{name}/{MANIFEST_FILE}", version.digest, digest)
+            for entry in _read_manifest(name, manifest_path):
+                digest = self._download(name, unfinished / entry.name, limit_bytes=entry.size_bytes)
+                _check(f"{name}/{entry.name}", entry.sha256, digest)
+            unfinished.rename(directory)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        return version
+
+    def _download(self, name: str, path: Path, *, limit_bytes: int) -> str:
+        """Write one file and return its SHA-256. Stops reading one byte past the limit: the digest is wrong by then."""
+        digest = hashlib.sha256()
+        left = limit_bytes
+        url = f"/v1/experts/{_part(name)}/files/{_part(path.name)}"
+        with self._http.stream("GET", url) as response, path.open("xb") as file:
+            for piece in response.iter_bytes(CHUNK_BYTES):
+                kept = piece[: left + 1]
+                file.write(kept)
+                digest.update(kept)
+                left -= len(kept)
+                if left < 0:
+                    break
+        return digest.hexdigest()
+
+
+def _read_manifest(name: str, path: Path) -> list[FileEntry]:
+    try:
+        files = Manifest.model_validate_json(path.read_bytes()).files
+    except ValidationError as exc:
+        raise ArtifactError(f"{name}: this release cannot read its manifest; use a newer zhub. {exc}") from exc
+    for entry in files:
+        if Path(entry.name).name != entry.name or entry.name == MANIFEST_FILE:
+            raise ArtifactError(f"{name}: its manifest names a file '{entry.name}', which cannot lie beside it.")
+    return files
+
+
+def _check(key: str, expected: str, actual: str) -> None:
+    if expected != actual:
+        raise DigestMismatchError(key, expected=expected, actual=actual)
+
+
+def _holds(directory: Path, digest: str) -> bool:
+    manifest = directory / MANIFEST_FILE
+    if not manifest.is_file() or sha256_file(manifest) != digest:
+        return False
+    files = _read_manifest(str(directory), manifest)
+    return all((path := directory / f.name).is_file() and sha256_file(path) == f.sha256 for f in files)
+
+
+def _chat_body(
+    model: str,
+    message: str,
+    mixture: Mapping[str, float] | None,
+    temperature: float | None,
+    max_tokens: int | None,
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": message}],
+        "experts": [{"model": name, "weight": weight} for name, weight in (mixture or {}).items()],
+        "temperature": temperature,
+        "max_completion_tokens": max_tokens,
+    }
+
+
+def _piece(answer: Mapping[str, Any], text: str) -> ChatPiece:
+    return ChatPiece(
+        text,
+        [ChosenExpert.model_validate(chosen) for chosen in answer["experts"]],
+        Routing.model_validate(answer["routing"]),
+        answer["choices"][0]["finish_reason"],
+    )
+
+
+def _part(text: str) -> str:
+    """One part of a path: a name with a slash in it stays one part."""
+    return quote(text, safe="@")
+
+
+def _kind(path: Path) -> str:
+    return "a directory" if path.is_dir() else "nothing"
+
+
+def _wait(poll_s: float, give_up: float, message: str) -> None:
+    if time.monotonic() > give_up:
+        raise UnavailableError(f"{message}. `zhub doctor` says what is missing.")
+    time.sleep(poll_s)

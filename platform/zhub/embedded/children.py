@@ -1,0 +1,222 @@
+"""The programs of the embedded stack: how each is called, and how one sees that it is ready."""
+
+import http.client
+import math
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from zhub.embedded.binaries import find_valkey
+from zhub.embedded.data_dir import DataDir, Secrets
+from zhub.embedded.postgres import MAX_SOCKET_PATH, Cluster, clear_sockets, server_env, short_dir
+from zhub.embedded.processes import Child
+from zhub.errors import EmbeddedError
+
+LOOPBACK = "127.0.0.1"
+OBJECT_STORE_BYTES = 100_000_000  # what passes through it is small; the default is a third of the memory
+
+
+@dataclass(frozen=True)
+class Programs:
+    """zhub's own three."""
+
+    api: Sequence[str] = (sys.executable, "-m", "zhub_api")
+    scheduler: Sequence[str] = (sys.executable, "-m", "zhub.scheduler")
+    agent: Sequence[str] = (sys.executable, "-m", "zhub_workers.agent")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the children have to know of each other."""
+
+    data_dir: DataDir
+    secrets: Secrets
+    host: str
+    port: int
+    num_cpus: int | None
+    ray_port: int
+    serving_port: int
+    private_dir: Path
+    """Short enough for sockets, ours alone, and empty at the start."""
+
+    @property
+    def serving_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.serving_port}"
+
+
+def postgres_child(cluster: Cluster) -> Child:
+    return Child(
+        "postgres",
+        cluster.argv(),
+        server_env(),
+        ready=cluster.answers,
+        ready_timeout_s=120.0,  # recovery after a crash comes first
+        before_start=lambda: clear_sockets(cluster.socket_dir),
+        stop_signal=signal.SIGINT,  # "fast": ends the connections, then writes everything down
+        stop_grace_s=30.0,
+        death_signal=signal.SIGINT,
+        user=cluster.user,
+    )
+
+
+def valkey_child(plan: Plan) -> Child | None:
+    """None where no Valkey is installed. It keeps nothing on disk: losing it costs latency only."""
+    server = find_valkey()
+    if server is None:
+        return None
+    path = valkey_socket(plan)
+    argv = [
+        str(server),
+        *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700", "--dir", str(path.parent)),
+        *("--save", "", "--appendonly", "no", "--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru"),
+    ]
+    return Child("valkey", argv, os.environ, ready=lambda: _accepts(path))
+
+
+def valkey_socket(plan: Plan) -> Path:
+    path = plan.data_dir.run / "valkey.sock"
+    return path if len(os.fsencode(path)) <= MAX_SOCKET_PATH else plan.private_dir / "valkey.sock"
+
+
+def ray_child(plan: Plan) -> Child:
+    temp_dir = plan.private_dir / "ray"
+    ports = dict(zip(("client", "dashboard", "metrics"), free_ports(3), strict=True))
+    argv = [
+        *_ray_program(),
+        *("start", "--head", "--block", f"--port={plan.ray_port}", f"--node-ip-address={LOOPBACK}"),
+        *("--include-dashboard=false", "--include-log-monitor=false", "--no-monitor", "--disable-usage-stats"),
+        *(f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp_dir}", "--log-style=record"),
+        # Fixed by default, and then the second Ray on a machine does not start. 0 is "any free one" where Ray takes it.
+        *(f"--ray-client-server-port={ports['client']}", f"--dashboard-port={ports['dashboard']}"),
+        *("--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--runtime-env-agent-port=0"),
+        *(f"--metrics-export-port={ports['metrics']}", "--min-worker-port=0", "--max-worker-port=0"),
+        *([] if plan.num_cpus is None else [f"--num-cpus={plan.num_cpus}"]),
+    ]
+    return Child(
+        "ray",
+        argv,
+        _environ() | ray_env(plan),
+        # The raylet comes last; the GCS answers seconds before a driver can connect.
+        ready=lambda: _accepts(temp_dir / "session_latest" / "sockets" / "raylet"),
+        ready_timeout_s=180.0,
+        before_start=lambda: shutil.rmtree(temp_dir, ignore_errors=True),
+        stop_grace_s=15.0,
+        death_signal=signal.SIGTERM,  # then it ends its own processes; after SIGKILL they would stay a minute
+    )
+
+
+def ray_env(plan: Plan) -> dict[str, str]:
+    """What Ray and its drivers must agree on."""
+    return {
+        # Not only for macOS: where clusters are "not enabled" Ray stays on the loopback interface. Otherwise it
+        # replaces 127.0.0.1 by the machine's address and listens on every interface.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Other users of this machine reach the loopback interface too.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": plan.secrets.ray_token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # There is no other node for the work to go to.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+
+
+def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey: bool) -> tuple[Child, Child, Child]:
+    """The API, the scheduler and the agent."""
+    urls = cluster.urls()
+    common = _environ() | {
+        "ZHUB_STORE_URL": plan.data_dir.objects.as_uri(),
+        "ZHUB_CACHE_DIR": str(plan.data_dir.cache),
+        "ZHUB_SECRET_KEY": plan.secrets.secret_key,
+        "ZHUB_SERVING_URL": plan.serving_url,
+        "ZHUB_SERVING_HOST": LOOPBACK,
+        "ZHUB_SERVING_PORT": str(plan.serving_port),
+        "ZHUB_RAY_ADDRESS": f"{LOOPBACK}:{plan.ray_port}",
+    }
+    if has_valkey:
+        common["ZHUB_REDIS_URL"] = f"unix://{valkey_socket(plan)}"
+    listen = {"ZHUB_HOST": plan.host, "ZHUB_PORT": str(plan.port)}
+    as_api = common | listen | {"ZHUB_DATABASE_URL": urls.api}
+    as_system = common | {"ZHUB_DATABASE_URL": urls.system}
+    ready_file = plan.data_dir.agent_ready
+    return (
+        Child("api", programs.api, as_api, ready=lambda: _is_healthy(plan.host, plan.port)),
+        Child("scheduler", programs.scheduler, as_system),
+        Child(
+            "agent",
+            programs.agent,
+            as_system | ray_env(plan) | {"ZHUB_READY_FILE": str(ready_file)},
+            ready=ready_file.exists,
+            ready_timeout_s=math.inf,  # it may have to fetch a base model first
+            needs="ray",
+            before_start=lambda: ready_file.unlink(missing_ok=True),
+            stop_grace_s=20.0,
+        ),
+    )
+
+
+def private_dir(data_dir: DataDir) -> Path:
+    """A short directory for the sockets of this stack, emptied of what a previous one left."""
+    path = short_dir(data_dir.path)
+    for leftover in path.iterdir():
+        shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+    return path
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now. Nothing holds them until a child does."""
+    with ExitStack() as sockets:
+        opened = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for one in opened:
+            one.bind((LOOPBACK, 0))
+        return [one.getsockname()[1] for one in opened]
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise EmbeddedError if the API could not listen there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as exc:
+        raise EmbeddedError(
+            f"Port {port} of {host} cannot be used: {exc.strerror}. Choose another with --port."
+        ) from exc
+
+
+def _environ() -> dict[str, str]:
+    # An address of another cluster would win over what we say.
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def _ray_program() -> list[str]:
+    beside_python = Path(sys.executable).with_name("ray")
+    return [str(beside_python)] if beside_python.is_file() else [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def _accepts(unix_socket: Path) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            probe.connect(str(unix_socket))
+    except OSError:
+        return False
+    return True
+
+
+def _is_healthy(host: str, port: int) -> bool:
+    reachable = {"0.0.0.0": LOOPBACK, "::": "::1", "": LOOPBACK}.get(host, host)
+    connection = http.client.HTTPConnection(reachable, port, timeout=1.0)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,301 @@
+"""A PostgreSQL server of our own: reachable only through a unix socket that nobody else can enter.
+
+Authentication is the mode of the socket's directory (0700), so the server trusts whoever gets in. PostgreSQL
+refuses to run as root; then the server, its files and its socket belong to an unprivileged user, and root
+passes the directory's mode by being root.
+"""
+
+import hashlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+import psycopg
+from psycopg import sql
+
+from zhub.embedded.binaries import find_postgres, postgres_major
+from zhub.embedded.processes import ServerUser, spawn
+from zhub.errors import EmbeddedError
+
+DATABASE = "zhub"
+ADMIN, OWNER, API_LOGIN, SYSTEM_LOGIN = "zhub_admin", "zhub_owner", "zhub_api", "zhub_system_login"
+# The group roles are made by the first migration.
+GROUP_OF_LOGIN = {API_LOGIN: "zhub_app", SYSTEM_LOGIN: "zhub_system"}
+
+SOCKET_NAME = ".s.PGSQL.5432"
+MAX_SOCKET_PATH = 90  # sockaddr_un holds 104 bytes on macOS, 108 on Linux; PostgreSQL adds ".lock" to the name
+NOBODY = 65534
+
+
+@dataclass(frozen=True)
+class Urls:
+    """One URL for each role: who may do what is decided by the login."""
+
+    admin: str
+    """Superuser: roles and databases, nothing else."""
+    owner: str
+    """Owns the database and migrates it."""
+    api: str
+    system: str
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A database cluster that ``initdb`` has made, whether its server runs or not."""
+
+    bin_dir: Path
+    files: Path
+    socket_dir: Path
+    user: ServerUser | None
+
+    def url(self, role: str, database: str) -> str:
+        return f"postgresql://{role}@/{database}?host={quote(str(self.socket_dir))}"
+
+    def urls(self, database: str = DATABASE) -> Urls:
+        return Urls(*(self.url(role, database) for role in (ADMIN, OWNER, API_LOGIN, SYSTEM_LOGIN)))
+
+    def argv(self) -> list[str]:
+        """The server's command line, for daily work: every commit is on disk before it is answered."""
+        return [
+            str(self.bin_dir / "postgres"),
+            *("-D", str(self.files), "-k", str(self.socket_dir)),
+            *("-c", "listen_addresses="),
+            *("-c", "unix_socket_permissions=0700"),
+            *("-c", "max_connections=100"),
+            *("-c", "shared_buffers=64MB"),
+        ]
+
+    def throwaway_argv(self) -> list[str]:
+        """The same server without durability, for tests: the files are worthless after a crash."""
+        fast = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "autovacuum=off", "max_connections=200")
+        return [*self.argv(), *(part for setting in fast for part in ("-c", setting))]
+
+    def answers(self) -> bool:
+        try:
+            psycopg.connect(self.url(ADMIN, "postgres"), connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+def server_user() -> ServerUser | None:
+    """None for a normal user; as root the user ``postgres``, or nobody where there is none."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam("postgres")
+    except KeyError:
+        return ServerUser(NOBODY, NOBODY)
+    return ServerUser(entry.pw_uid, entry.pw_gid)
+
+
+def prepare_cluster(home: Path) -> Cluster:
+    """Make the cluster under ``home`` with ``initdb``, unless it is there; remove what a dead server left.
+
+    ``home``, an absolute path, is created and owned by the server's user. Nothing of this cluster may run.
+
+    Raises:
+        EmbeddedError: no PostgreSQL, one of another major version, or the server's user cannot get to the files.
+    """
+    user = server_user()
+    files = home / "data"
+    found = find_postgres(_major_of(files))
+    _own(home, user)
+    _check_reachable(home, user)
+    bin_dir = _reachable_programs(home, found, user)
+    if not (files / "PG_VERSION").is_file():
+        _initdb(bin_dir, files, user)
+    socket_dir = home if _fits(home) else short_dir(home, user)
+    clear_sockets(socket_dir)
+    _clear_pid_file(files)
+    return Cluster(bin_dir, files, socket_dir, user)
+
+
+def clear_sockets(socket_dir: Path) -> None:
+    """Remove the socket of a server that was killed. Nothing may listen there any more."""
+    for leftover in (socket_dir / SOCKET_NAME, socket_dir / f"{SOCKET_NAME}.lock"):
+        leftover.unlink(missing_ok=True)
+
+
+def create_roles(cluster: Cluster) -> None:
+    """Make the logins and the database, or bring them back to what they should be. Safe to repeat."""
+    with psycopg.connect(cluster.url(ADMIN, "postgres"), autocommit=True) as connection:
+        present = {str(name) for (name,) in connection.execute("SELECT rolname FROM pg_roles")}
+        for login in (OWNER, API_LOGIN, SYSTEM_LOGIN):
+            verb = sql.SQL("ALTER" if login in present else "CREATE")
+            # The owner's migrations make the group roles; no login may pass row-level security by being one.
+            may_create = sql.SQL("CREATEROLE" if login == OWNER else "NOCREATEROLE")
+            connection.execute(
+                sql.SQL("{} ROLE {} LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB {}").format(
+                    verb, sql.Identifier(login), may_create
+                )
+            )
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(DATABASE), sql.Identifier(OWNER))
+            )
+
+
+def grant_groups(admin_url: str) -> None:
+    """Put the logins into the group roles that the migrations made. Safe to repeat.
+
+    As the superuser: from PostgreSQL 16 on, CREATEROLE grants only what it made itself.
+    """
+    with psycopg.connect(admin_url, autocommit=True) as connection:
+        for login, group in GROUP_OF_LOGIN.items():
+            connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(login)))
+
+
+@contextmanager
+def temporary_postgres() -> Iterator[Cluster]:
+    """A running server with the roles and the database ``zhub``, in memory where possible, gone afterwards.
+
+    Call it from the main thread: on Linux the server dies with the thread that started it.
+    """
+    memory = Path("/dev/shm")
+    home = Path(tempfile.mkdtemp(prefix="zhub-pg-", dir=memory if os.access(memory, os.W_OK) else None))
+    try:
+        cluster = prepare_cluster(home)
+        log = home / "server.log"
+        server = spawn(
+            cluster.throwaway_argv(), env=server_env(), log=log, user=cluster.user, death_signal=signal.SIGQUIT
+        )
+        try:
+            _wait_until_it_answers(cluster, server, log, timeout_s=30.0)
+            create_roles(cluster)
+            yield cluster
+        finally:
+            server.send_signal(signal.SIGQUIT)
+            server.wait()
+            if cluster.socket_dir != home:
+                shutil.rmtree(cluster.socket_dir, ignore_errors=True)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def server_env() -> dict[str, str]:
+    """Our environment without what would steer libpq, and in a locale that exists everywhere."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+
+
+def short_dir(home: Path, user: ServerUser | None = None) -> Path:
+    """A private directory under /tmp named after ``home``, for sockets whose path would be too long.
+
+    Raises:
+        EmbeddedError: somebody else made it first.
+    """
+    path = short_dir_name(home)
+    _own(path, user)
+    return path
+
+
+def short_dir_name(home: Path) -> Path:
+    return Path("/tmp") / f"zhub-{hashlib.sha256(str(home).encode()).hexdigest()[:12]}"
+
+
+def _own(path: Path, user: ServerUser | None) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    allowed = {os.geteuid(), user.uid if user else os.geteuid()}
+    if path.is_symlink() or found.st_uid not in allowed:
+        raise EmbeddedError(f"{path}: expected a directory of user {os.geteuid()}, found one of user {found.st_uid}.")
+    if user:
+        os.chown(path, user.uid, user.gid)
+    path.chmod(0o700)
+
+
+def _check_reachable(home: Path, user: ServerUser | None) -> None:
+    """As root the server runs as somebody else, whom a closed directory on the way would stop."""
+    if user and not _may_enter(home, user):
+        raise EmbeddedError(
+            f"{home}: PostgreSQL does not run as root, and user {user.uid} cannot enter this path. Choose a data "
+            "directory that other users may enter (/var/lib/zhub, say), or start zhub as a normal user."
+        )
+
+
+def _reachable_programs(home: Path, bin_dir: Path, user: ServerUser | None) -> Path:
+    """``bin_dir``, or a copy below ``home`` if the server's user cannot get there: root's Python is often in /root."""
+    if user is None or _may_enter(bin_dir / "postgres", user):
+        return bin_dir
+    install, package = bin_dir.parent, bin_dir.parent.parent
+    copied = home / "programs"
+    shutil.rmtree(copied, ignore_errors=True)
+    # The programs look for their libraries beside the package, as pip has laid it out.
+    for source in (install, *package.parent.glob(f"{package.name}.libs")):
+        shutil.copytree(source, copied / source.relative_to(package.parent), symlinks=True)
+    found = copied / bin_dir.relative_to(package.parent)
+    if not _may_enter(found / "postgres", user):
+        raise EmbeddedError(f"{bin_dir}: user {user.uid}, who runs PostgreSQL for root, cannot enter this path.")
+    return found
+
+
+def _may_enter(path: Path, user: ServerUser) -> bool:
+    asked = subprocess.run(["test", "-x", str(path)], user=user.uid, group=user.gid, extra_groups=[])
+    return asked.returncode == 0
+
+
+def _initdb(bin_dir: Path, files: Path, user: ServerUser | None) -> None:
+    # Made under another name, so that half of a cluster is never taken for one.
+    unfinished = files.with_name(f"{files.name}.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    major = postgres_major(bin_dir) or 0
+    # From 17 on PostgreSQL brings Unicode's rules itself; before, C.UTF-8 is the locale nearest to them.
+    builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+    made = subprocess.run(
+        [
+            str(bin_dir / "initdb"),
+            *("-D", str(unfinished), "-U", ADMIN, "-E", "UTF8"),
+            *("--auth-local=trust", "--auth-host=reject", "--no-instructions"),
+            *(builtin if major >= 17 else ["--locale=C.UTF-8"]),
+        ],
+        env=server_env(),
+        user=user.uid if user else None,
+        group=user.gid if user else None,
+        extra_groups=[] if user else None,
+        capture_output=True,
+        text=True,
+    )
+    if made.returncode:
+        raise EmbeddedError(f"{files}: initdb failed: {(made.stderr or made.stdout).strip()}")
+    unfinished.rename(files)
+
+
+def _clear_pid_file(files: Path) -> None:
+    """Remove ``postmaster.pid`` if the pid in it now belongs to somebody else, as it may after a reboot.
+
+    PostgreSQL removes the file itself if that process is gone, and refuses to start if it lives.
+    """
+    pid_file = files / "postmaster.pid"
+    try:
+        named = psutil.Process(int(pid_file.read_text().split("\n", 1)[0])).name()
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        return
+    if named != "postgres":
+        pid_file.unlink()
+
+
+def _major_of(files: Path) -> int | None:
+    version = files / "PG_VERSION"
+    return int(version.read_text().split(".")[0]) if version.is_file() else None
+
+
+def _fits(socket_dir: Path) -> bool:
+    return len(os.fsencode(socket_dir / SOCKET_NAME)) <= MAX_SOCKET_PATH
+
+
+def _wait_until_it_answers(cluster: Cluster, server: "subprocess.Popen[bytes]", log: Path, *, timeout_s: float) -> None:
+    give_up = time.monotonic() + timeout_s
+    while not cluster.answers():
+        if server.poll() is not None or time.monotonic() > give_up:
+            raise EmbeddedError(f"PostgreSQL did not start: {log.read_text(errors='replace').strip()[-2000:]}")
+        time.sleep(0.02)

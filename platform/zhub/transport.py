@@ -1,0 +1,164 @@
+"""Requests to zhub's HTTP API: with the key, with retries where they are harmless, and with every failure as an error
+of ours."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from zhub.errors import InvalidRequestError, UnavailableError, ZhubError
+from zhub.manifest import CHUNK_BYTES
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+GET_TRIES = 3
+FIRST_BACK_OFF_S = 0.25
+READ_TIMEOUT_S = 30.0
+SLOW_READ_TIMEOUT_S = 900.0  # the server stores an upload, or loads a model, before it answers
+
+
+class ApiError(ZhubError):
+    """The API refused a request, or failed; the message is the API's own."""
+
+    code = "api_error"
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(f"{message} (request {request_id})" if status >= 500 and request_id else message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.request_id = request_id
+
+
+class Http:
+    """Requests with the key, retries of GETs, and every failure as one of our errors."""
+
+    def __init__(self, base_url: str, api_key: str, transport: httpx.BaseTransport | None) -> None:
+        self._http = httpx.Client(
+            base_url=base_url,
+            headers={"authorization": f"Bearer {api_key}"},
+            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=5.0),
+            transport=transport,
+            # A proxy for the world outside cannot reach this machine's own addresses.
+            trust_env=urlsplit(base_url).hostname not in LOOPBACK_HOSTS,
+        )
+
+    def get(self, path: str, **params: Any) -> Any:
+        """GET, tried again after a broken connection or an answer that says "try again"."""
+        for tried in range(1, GET_TRIES + 1):
+            try:
+                return self._send("GET", path, params=params)
+            except (UnavailableError, ApiError) as exc:
+                refused = isinstance(exc.__cause__, httpx.ConnectError)
+                may_pass = isinstance(exc, UnavailableError) or exc.status in (429, 502, 503, 504)
+                if tried == GET_TRIES or refused or not may_pass:
+                    raise
+            time.sleep(FIRST_BACK_OFF_S * 2 ** (tried - 1))
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def pages(self, path: str, *, limit: int) -> Iterator[dict[str, Any]]:
+        """The entries of a list, page after page."""
+        cursor: dict[str, str] = {}
+        while True:
+            page = self.get(path, limit=limit, **cursor)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            cursor = {"after": page["last_id"]}
+
+    def post(self, path: str, body: Mapping[str, Any], *, read_timeout_s: float = READ_TIMEOUT_S) -> Any:
+        return self._send("POST", path, json=body, timeout=httpx.Timeout(read_timeout_s, connect=5.0))
+
+    def post_form(self, path: str, fields: Mapping[str, str], files: Mapping[str, Any]) -> Any:
+        return self._send("POST", path, data=fields, files=files, timeout=httpx.Timeout(SLOW_READ_TIMEOUT_S, connect=5))
+
+    def put_file(self, path: str, source: Path, progress: Callable[[str, int], None]) -> Any:
+        """PUT a file's bytes, read in pieces."""
+
+        def pieces() -> Iterator[bytes]:
+            sent = 0
+            with source.open("rb") as file:
+                while piece := file.read(CHUNK_BYTES):
+                    yield piece
+                    sent += len(piece)
+                    progress(source.name, sent)
+
+        headers = {"content-length": str(source.stat().st_size)}
+        timeout = httpx.Timeout(SLOW_READ_TIMEOUT_S, connect=5.0)
+        return self._send("PUT", path, content=pieces(), headers=headers, timeout=timeout)
+
+    @contextmanager
+    def stream(self, method: str, path: str, **arguments: Any) -> Iterator[httpx.Response]:
+        """The response with its body still to be read."""
+        timeout = httpx.Timeout(SLOW_READ_TIMEOUT_S, connect=5.0)
+        with (
+            _translated(str(self._http.base_url)),
+            self._http.stream(method, path, timeout=timeout, **arguments) as response,
+        ):
+            if response.is_error:
+                response.read()
+                raise _error_of(response)
+            yield response
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _send(self, method: str, path: str, **arguments: Any) -> Any:
+        with _translated(str(self._http.base_url)):
+            response = self._http.request(method, path, **arguments)
+        if response.is_error:
+            raise _error_of(response)
+        try:
+            return response.json()
+        except ValueError as exc:
+            raise _not_zhub(response) from exc
+
+
+def api_error(status: int, body: Mapping[str, Any], response: httpx.Response) -> ApiError:
+    error = body["error"]
+    return ApiError(
+        status,
+        error.get("code") or "error",
+        error.get("message") or f"zhub answered {status}.",
+        param=error.get("param"),
+        request_id=response.headers.get("x-request-id"),
+    )
+
+
+@contextmanager
+def _translated(base_url: str) -> Iterator[None]:
+    url = base_url.rstrip("/")
+    try:
+        yield
+    except httpx.ConnectError as exc:
+        raise UnavailableError(
+            f"No zhub answers at {url}. Start one with `zhub up`, or set ZHUB_API_URL to where it is."
+        ) from exc
+    except httpx.TimeoutException as exc:
+        raise UnavailableError(f"zhub at {url} took too long to answer ({type(exc).__name__}); try again.") from exc
+    except httpx.TransportError as exc:
+        raise UnavailableError(f"The connection to zhub at {url} broke ({exc}); try again.") from exc
+    except httpx.InvalidURL as exc:
+        raise InvalidRequestError(f"'{url}' is not the address of a zhub: {exc}.") from exc
+
+
+def _error_of(response: httpx.Response) -> ApiError:
+    try:
+        body = response.json()
+    except ValueError:
+        return _not_zhub(response)
+    if not isinstance(body, dict) or not isinstance(body.get("error"), dict):
+        return _not_zhub(response)
+    return api_error(response.status_code, body, response)
+
+
+def _not_zhub(response: httpx.Response) -> ApiError:
+    url = response.request.url
+    message = f"{url} answered {response.status_code}, but not as zhub does. Is the address right? Set ZHUB_API_URL."
+    return ApiError(response.status_code, "not_zhub", message)

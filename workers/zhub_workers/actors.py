@@ -1,0 +1,38 @@
+"""The classes that Ray makes actors of: shells around a Worker.
+
+Each imports its runner when it is made, inside its own process: the agent, which also imports this module, must not
+pay for torch, and neither must the worker that validates datasets.
+"""
+
+import importlib
+
+from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, Worker
+
+
+class LightActor:
+    """Runs what needs no torch."""
+
+    def __init__(self, _device: str | None) -> None:
+        self._worker = Worker(importlib.import_module("zhub_workers.light_worker").run)
+
+    def start(self, attempt: Attempt, lease_s: float) -> None:
+        self._worker.start(attempt, lease_s)
+
+    def poll(self, key: AttemptKey, after_seq: int, lease_s: float) -> AttemptStatus | None:
+        return self._worker.poll(key, after_seq, lease_s)
+
+    def request_stop(self, key: AttemptKey) -> None:
+        self._worker.request_stop(key)
+
+    def forget(self, key: AttemptKey) -> None:
+        self._worker.forget(key)
+
+    def current(self) -> AttemptKey | None:
+        return self._worker.current()
+
+
+class TorchActor(LightActor):
+    """Runs what needs torch, on one device."""
+
+    def __init__(self, device: str | None) -> None:
+        self._worker = Worker(importlib.import_module("zhub_workers.torch_worker").TorchRunner(device))

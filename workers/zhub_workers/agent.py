@@ -1,0 +1,319 @@
+"""The agent process: the only one that drives Ray. It pulls admitted jobs from SQL, runs them, records how they end.
+
+Started as ``python -m zhub_workers.agent``, one per Ray cluster. Killed at any moment it loses nothing: attempts go on
+in their detached actors, and the next agent adopts them. Every round reads and writes SQL in short transactions and
+talks to Ray between them, never inside.
+"""
+
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from zhub import base_models, datasets, jobs, registry, states
+from zhub.config import Settings
+from zhub.db import make_engine, system_session
+from zhub.errors import LeaseLostError, UnavailableError
+from zhub.logs import configure_logging
+from zhub.manifest import Manifest
+from zhub.models import Agent as AgentRow
+from zhub.models import Job
+from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
+from zhub_workers.attempt import INFRASTRUCTURE, Attempt, AttemptKey, AttemptStatus
+from zhub_workers.launcher import POOLS, Launcher, WorkerLostError, WorkerSilentError, kinds_of
+from zhub_workers.ray_launcher import RayLauncher, connect
+from zhub_workers.reconcile import Adopt, Kill, Lose, reconcile
+from zhub_workers.serving import deploy
+
+Recorder = Callable[[Session], object]
+
+log = logging.getLogger("zhub.agent")
+
+STOP_GRACE_S = 10.0  # between asking an attempt to stop and killing its worker
+RECONCILE_S = 5.0
+LOST = jobs.Failure("lost", "The attempt's worker died.", retryable=True)
+STALLED = jobs.Failure("stalled", "The attempt made no progress for too long and was stopped.", retryable=True)
+
+
+def main() -> None:
+    configure_logging()
+    settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
+    stopping = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    connect(settings.ray_address)
+    launcher = RayLauncher(slots=settings.slots, device=settings.device)
+    agent = Agent(settings, make_engine(settings.database_url, pool_size=2), launcher)
+    threading.Thread(target=deploy, args=(settings, stopping), daemon=True, name="deploy-serving").start()
+    agent.run(open_wakeup(settings.redis_url), stopping)
+
+
+@dataclass
+class _Followed:
+    """An attempt that this agent polls."""
+
+    key: AttemptKey
+    seq: int = 0
+    progress: int = -1
+    progressed_at: float = field(default_factory=time.monotonic)
+    stop_asked_at: float | None = None
+
+
+class Agent:
+    """Follows the attempts of one cluster."""
+
+    def __init__(self, settings: Settings, engine: Engine, launcher: Launcher) -> None:
+        self.id = uuid.uuid4()
+        self._settings = settings
+        self._engine = engine
+        self._launcher = launcher
+        self._followed: dict[AttemptKey, _Followed] = {}
+        self._reconciled_at = -RECONCILE_S
+
+    def run(self, wakeup: Wakeup, stopping: threading.Event) -> None:
+        """Round after round until ``stopping`` is set. Attempts are left running: the next agent adopts them."""
+        while not stopping.is_set():
+            try:
+                if self.round():
+                    wakeup.notify(SCHEDULER)
+            except UnavailableError as exc:
+                log.warning("%s", exc)
+            wakeup.wait(agent_topic(self._settings.cluster), self._settings.poll_s)
+        log.info("stopped; %d attempts go on in their workers", len(self._followed))
+
+    def round(self) -> bool:
+        """One look at everything; True when a job ended, so that the scheduler may admit the next."""
+        self._announce()
+        self._launcher.fill_pools()
+        if time.monotonic() - self._reconciled_at >= RECONCILE_S:
+            self._reconcile()
+            self._reconciled_at = time.monotonic()
+        ended = [self._follow(followed) for followed in list(self._followed.values())]
+        self._claim()
+        return any(ended)
+
+    def _announce(self) -> None:
+        row = {"id": self.id, "cluster": self._settings.cluster, "slots": self._settings.slots}
+        with system_session(self._engine) as session:
+            statement = insert(AgentRow).values(row)
+            session.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now()}))
+
+    def _claim(self) -> None:
+        for pool in POOLS:
+            while self._launcher.free(pool):
+                with system_session(self._engine) as session:
+                    claim = jobs.claim(
+                        session,
+                        self.id,
+                        self._settings.cluster,
+                        kinds_of(pool),
+                        lease_s=self._settings.lease_s,
+                    )
+                if claim is None:
+                    break
+                self._start(pool, claim)
+
+    def _start(self, pool: str, claim: jobs.Claim) -> None:
+        key = AttemptKey(claim.job_id, claim.fence)
+        attempt = Attempt(
+            key=key,
+            org_id=claim.org_id,
+            spec=claim.spec,
+            store_url=self._settings.store_url,
+            cache_dir=self._settings.cache_dir,
+            device=self._settings.device,
+        )
+        try:
+            name = self._launcher.start(pool, attempt, self._settings.lease_s)
+        except WorkerLostError as exc:
+            log.warning("attempt %s: %s", key, exc)
+            self._lose(key)
+            return
+        except WorkerSilentError as exc:
+            name = "?"  # it may have begun all the same: polling will tell
+            log.warning("attempt %s: %s", key, exc)
+        with system_session(self._engine) as session:
+            jobs.note_actor(session, *key, name)
+        self._followed[key] = _Followed(key)
+        log.info("attempt %s: %s started on %s", key, claim.kind, name)
+
+    def _follow(self, followed: _Followed) -> bool:
+        """Poll one attempt and record what it says; True when it has ended."""
+        key = followed.key
+        try:
+            status = self._launcher.poll(key, followed.seq, self._settings.lease_s)
+        except WorkerLostError as exc:
+            log.warning("attempt %s: %s", key, exc)
+            return self._lose(key)
+        except WorkerSilentError as exc:
+            # The lease is not renewed: if the worker stays silent, the leader takes the job back.
+            log.warning("attempt %s: %s", key, exc)
+            return self._check_lease(key)
+        progressed = status.progress != followed.progress
+        if progressed:
+            followed.progress, followed.progressed_at = status.progress, time.monotonic()
+        try:
+            with system_session(self._engine) as session:
+                desired = jobs.heartbeat(
+                    session,
+                    *key,
+                    lease_s=self._settings.lease_s,
+                    progressed=progressed,
+                    events=status.events,
+                )
+        except LeaseLostError as exc:
+            return self._abandon(key, exc)
+        if status.events:
+            followed.seq = status.events[-1].seq
+        if status.state != "running":
+            return self._record_end(key, status)
+        if desired != "run":
+            self._stop(followed)
+        elif time.monotonic() - followed.progressed_at > self._settings.stall_s:
+            log.warning("attempt %s: no progress for %.0f s", key, self._settings.stall_s)
+            self._launcher.kill(key)
+            return self._end(key, lambda session: jobs.fail(session, *key, STALLED, outcome="failed_infra"))
+        return False
+
+    def _stop(self, followed: _Followed) -> None:
+        """Ask an attempt to stop; when it has not after the grace, kill its worker."""
+        now = time.monotonic()
+        if followed.stop_asked_at is None:
+            followed.stop_asked_at = now
+            self._launcher.request_stop(followed.key)
+        elif now - followed.stop_asked_at > STOP_GRACE_S:
+            self._launcher.kill(followed.key)
+            self._end(followed.key, lambda session: jobs.stopped(session, *followed.key))
+
+    def _record_end(self, key: AttemptKey, status: AttemptStatus) -> bool:
+        match status.state:
+            case "succeeded":
+                result = status.result or {}
+                ended = self._end(key, lambda session: record_success(session, key, result))
+            case "stopped":
+                ended = self._end(key, lambda session: jobs.stopped(session, *key))
+            case _:
+                failure = status.failure or LOST
+                ended = self._end(key, lambda session: record_failure(session, key, failure))
+        try:
+            self._launcher.forget(key)
+        except (WorkerLostError, WorkerSilentError) as exc:
+            log.warning("attempt %s: %s", key, exc)
+        return ended
+
+    def _end(self, key: AttemptKey, record: Recorder) -> bool:
+        """Write the end of an attempt in one transaction, and follow it no longer.
+
+        When the commit's answer is lost, the attempt stays followed: the next round asks again, finds its fence
+        gone from the active jobs, and lets go.
+        """
+        try:
+            with system_session(self._engine) as session:
+                record(session)
+        except LeaseLostError as exc:
+            return self._abandon(key, exc)
+        log.info("attempt %s: ended", key)
+        self._followed.pop(key, None)
+        return True
+
+    def _lose(self, key: AttemptKey) -> bool:
+        return self._end(key, lambda session: jobs.fail(session, *key, LOST, outcome="lost"))
+
+    def _abandon(self, key: AttemptKey, reason: LeaseLostError) -> bool:
+        """Somebody else owns the job, or it has ended: stop the worker's attempt and write nothing."""
+        with system_session(self._engine) as session:
+            job = session.get(Job, key.job_id)
+            cancelled = job is not None and job.fence == key.fence and job.state in states.ACTIVE
+        if cancelled:  # a result that came after its cancellation was accepted
+            return self._end(key, lambda session: jobs.stopped(session, *key))
+        log.warning("attempt %s: %s; abandoned", key, reason)
+        self._release(key)
+        self._followed.pop(key, None)
+        return True
+
+    def _release(self, key: AttemptKey) -> None:
+        """Free the worker of an attempt that counts no more: by forgetting it if it has ended, else by force."""
+        try:
+            status = self._launcher.poll(key, 0, self._settings.lease_s)
+            if status.state == "running":
+                self._launcher.kill(key)
+            else:
+                self._launcher.forget(key)
+        except WorkerLostError:
+            return
+        except WorkerSilentError:
+            self._launcher.kill(key)
+
+    def _check_lease(self, key: AttemptKey) -> bool:
+        with system_session(self._engine) as session:
+            job = session.get(Job, key.job_id)
+            owned = job is not None and job.fence == key.fence and job.state in states.ACTIVE
+        return False if owned else self._abandon(key, LeaseLostError(*key))
+
+    def _reconcile(self) -> None:
+        with system_session(self._engine) as session:
+            rows = session.execute(
+                select(Job.id, Job.fence, Job.agent_id).where(
+                    Job.state.in_(states.ACTIVE), Job.cluster == self._settings.cluster
+                )
+            ).all()
+        leased = {AttemptKey(row.id, row.fence): row.agent_id == self.id for row in rows}
+        held = self._launcher.running().keys()
+        for action in reconcile(leased, held, self._followed.keys()):
+            key = action.key
+            log.info("attempt %s: %s", key, type(action).__name__.lower())
+            match action:
+                case Kill():
+                    self._release(key)
+                case Adopt():
+                    self._adopt(key)
+                case Lose():
+                    self._lose(key)
+
+    def _adopt(self, key: AttemptKey) -> None:
+        """Follow an attempt that an earlier agent began, from the event after the last one stored."""
+        with system_session(self._engine) as session:
+            session.execute(update(Job).where(Job.id == key.job_id, Job.fence == key.fence).values(agent_id=self.id))
+            seq = jobs.last_seq(session, *key)
+        self._followed[key] = _Followed(key, seq=seq)
+
+
+def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) -> None:
+    """Write an attempt's result and the end of its job, in the caller's one transaction.
+
+    Raises:
+        LeaseLostError: another attempt owns the job, or it was cancelled; nothing is written.
+    """
+    job = jobs.get_job(session, key.job_id)
+    if job.kind == "train":
+        manifest = Manifest.model_validate(result["manifest"])
+        registry.publish(session, *key, manifest, result["key_prefix"], result["trained_tokens"])
+        return
+    job = jobs.succeed(session, *key)
+    if job.kind == "validate":
+        datasets.finish_validation(session, job, result["validation"])
+    elif job.base_model_id is not None:
+        base_models.finish_decomposition(session, job.base_model_id, result)
+
+
+def record_failure(session: Session, key: AttemptKey, failure: jobs.Failure) -> None:
+    """Write an attempt's failure, paid by the budget of whoever caused it."""
+    infra = failure.code in INFRASTRUCTURE
+    jobs.fail(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
+
+
+if __name__ == "__main__":
+    main()
