@@ -61,6 +61,13 @@ def create_app(settings: Settings) -> FastAPI:
         response.headers["x-request-id"] = request.headers.get("x-request-id") or f"req_{uuid.uuid4().hex}"
         return response
 
+    @app.middleware("http")
+    async def one_dialect_prefix(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Take ``/v1/v1/…`` for ``/v1/…``: what a base URL that ends in /v1 becomes in a client that appends it."""
+        if request.scope["path"].startswith("/v1/v1/"):
+            request.scope["path"] = request.scope["path"].removeprefix("/v1")
+        return await call_next(request)
+
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
         """This process answers."""

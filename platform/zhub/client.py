@@ -66,6 +66,12 @@ class Client:
         """Everything that a request may name as its model."""
         return [ModelRecord.model_validate(found) for found in self._http.get("/v1/models")["data"]]
 
+    def health(self) -> dict[str, Any]:
+        """That the API's process answers, and its ``version``. Needs no key."""
+        answer = self._http.get("/healthz")
+        assert isinstance(answer, dict)
+        return answer
+
     def readiness(self) -> dict[str, Any]:
         """Whether a scheduler leads, and how many agents were seen lately. Needs no key."""
         answer = self._http.get("/readyz")

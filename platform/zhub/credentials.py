@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import platformdirs
@@ -11,11 +11,13 @@ import platformdirs
 from zhub.errors import AuthenticationError, UnavailableError
 
 CREDENTIALS_FILE = "credentials.json"
+# In the file the address ends with it, so that the file's two entries are what the openai client's constructor takes.
+DIALECT = "/v1"
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """An address and a key."""
+    """An address, without the dialect's ``/v1``, and a key."""
 
     base_url: str
     api_key: str
@@ -36,7 +38,7 @@ def find_credentials(data_dir: Path, environ: Mapping[str, str]) -> Credentials:
     if url and not key:
         raise AuthenticationError(f"ZHUB_API_URL is {url}, and there is no key for it. Set ZHUB_API_KEY.")
     if url and key:
-        return Credentials(url.rstrip("/").removesuffix("/v1"), key)
+        return Credentials(url.rstrip("/").removesuffix(DIALECT), key)
     found = read_credentials(data_dir)
     if found is None:
         raise UnavailableError(
@@ -54,13 +56,14 @@ def read_credentials(data_dir: Path) -> Credentials | None:
     """
     path = data_dir / CREDENTIALS_FILE
     try:
-        return Credentials(**json.loads(path.read_text("utf-8")))
+        found = Credentials(**json.loads(path.read_text("utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError) as exc:
         raise AuthenticationError(
             f"{path} cannot be read ({type(exc).__name__}). Remove it and start `zhub up` again: it makes a new key."
         ) from exc
+    return replace(found, base_url=found.base_url.removesuffix(DIALECT))
 
 
 def write_credentials(data_dir: Path, credentials: Credentials) -> None:
@@ -69,6 +72,6 @@ def write_credentials(data_dir: Path, credentials: Credentials) -> None:
     unfinished.unlink(missing_ok=True)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump(asdict(credentials), file, indent=2)
+        json.dump(asdict(replace(credentials, base_url=credentials.base_url + DIALECT)), file, indent=2)
         file.write("\n")
     unfinished.replace(data_dir / CREDENTIALS_FILE)

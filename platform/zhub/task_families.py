@@ -145,7 +145,7 @@ _FAMILIES = (
         _of_numbers(lambda a, b: a + b),
         {
             "one too many": _of_numbers(lambda a, b: a + b + 1),
-            "ten too many": _of_numbers(lambda a, b: a + b + 10),
+            "one too few": _of_numbers(lambda a, b: a + b - 1),
         },
     ),
     Family(
@@ -157,7 +157,7 @@ _FAMILIES = (
             'Put "{word}" in alphabetical order.',
             'Order the letters "{word}".',
         ),
-        lambda rng: {"word": _letters(rng, 4, 7)},
+        lambda rng: {"word": _letters(rng, 4, 6)},
         _of_quoted(lambda word: "".join(sorted(word))),
         {"descending": _of_quoted(lambda word: "".join(sorted(word, reverse=True))), "copy": _of_quoted(str)},
     ),
@@ -165,7 +165,7 @@ _FAMILIES = (
         "reversal",
         "Write a string from its last letter to its first.",
         ('Reverse "{word}".', 'Write "{word}" backwards.', 'Turn "{word}" around.', 'Read "{word}" from its end.'),
-        lambda rng: {"word": _letters(rng, 4, 7)},
+        lambda rng: {"word": _letters(rng, 4, 6)},
         _of_quoted(lambda word: word[::-1]),
         {"copy": _of_quoted(str), "rotated by one": _of_quoted(lambda word: word[1:] + word[0])},
     ),

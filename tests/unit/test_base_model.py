@@ -73,7 +73,7 @@ def test_the_fingerprint_does_not_depend_on_how_the_weights_were_cut_into_files(
 def test_the_fingerprint_changes_with_one_bit_of_one_weight(model_directory: Directories) -> None:
     base = load_base_model(model_directory("llama"))
     before = weights_fingerprint(base.model)
-    weight = next(iter(linear_layers(base.model).values())).weight
+    weight: Any = next(iter(linear_layers(base.model).values())).weight
     with torch.no_grad():
         weight.view(torch.int32)[0, 0] ^= 1
     assert weights_fingerprint(base.model) != before

@@ -50,7 +50,7 @@ def test_a_better_answer_becomes_likelier_and_a_worse_one_less_likely() -> None:
     loss, _ = policy_gradient_loss(
         logprobs, None, torch.tensor([0.5, -0.5]), torch.ones(2, 1), kl_coef=0, token_count=2
     )
-    loss.backward()
+    torch.autograd.backward(loss)
     assert logprobs.grad is not None
     assert float(logprobs.grad[0]) < 0 < float(logprobs.grad[1])
 
@@ -69,5 +69,5 @@ def test_a_penalty_on_an_unmoved_policy_has_no_gradient() -> None:
     loss, divergence = policy_gradient_loss(
         logprobs, logprobs.detach().clone(), torch.zeros(1), torch.ones(1, 2), kl_coef=1.0, token_count=2
     )
-    loss.backward()
+    torch.autograd.backward(loss)
     assert float(divergence) == 0 and logprobs.grad is not None and not logprobs.grad.any()

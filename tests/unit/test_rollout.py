@@ -158,9 +158,10 @@ def test_rows_with_their_own_experts_answer_as_each_expert_alone(load_adapted: L
 @pytest.mark.parametrize("kind", KINDS)
 def test_scored_tokens_are_the_sampled_ones_with_their_stop_token(load_adapted: Load, kind: str) -> None:
     base = load_adapted(kind).base
-    prompts = [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[1]]
-    completions = [c.token_ids for c in generate(base, prompts, max_new_tokens=9, temperature=1.5, seeds=[4, 5, 6, 7])]
+    prompts = [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    completions = [c.token_ids for c in generate(base, prompts, max_new_tokens=9, temperature=1.5, seeds=range(5))]
     completions[1] = [2]  # an answer that ended at once
+    completions[4] = completions[0]  # the same answer twice
     with torch.no_grad():
         logprobs, mask = token_logprobs(base, prompts, completions, temperature=1.5)
     for row, completion in enumerate(completions):
@@ -173,15 +174,16 @@ def test_scored_tokens_are_the_sampled_ones_with_their_stop_token(load_adapted: 
 
 def test_sharing_a_prompt_between_answers_does_not_change_the_gradient(load_adapted: Load) -> None:
     adapted = load_adapted("llama")
-    prompts, completions = [PROMPTS[0], PROMPTS[0], PROMPTS[2]], [[5, 6, 2], [9, 2], [30, 31, 32, 2]]
+    prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[2], PROMPTS[0]]
+    completions = [[5, 6, 2], [9, 2], [30, 31, 32, 2], [5, 6, 2]]
 
     def gradient(batches: list[list[int]]) -> dict[str, Tensor]:
         delta = {name: zeros.requires_grad_() for name, zeros in adapted.zero_delta().items()}
         with adapted.training(delta):
             for rows in batches:
                 logprobs, _ = token_logprobs(adapted.base, [prompts[r] for r in rows], [completions[r] for r in rows])
-                logprobs.sum().backward()
+                torch.autograd.backward(logprobs.sum())
         return {name: values.grad for name, values in delta.items() if values.grad is not None}
 
-    shared, apart = gradient([[0, 1, 2]]), gradient([[0], [1], [2]])
+    shared, apart = gradient([[0, 1, 2, 3]]), gradient([[0], [1], [2], [3]])
     assert all(torch.allclose(shared[name], apart[name], atol=1e-3) for name in shared)

@@ -12,7 +12,7 @@ def test_the_factors_multiply_to_the_weight(shape: tuple[int, int]) -> None:
     u, s, vh = decompose(weight)
     rank = min(shape)
     assert (u.shape, s.shape, vh.shape) == ((shape[0], rank), (rank,), (rank, shape[1]))
-    rebuilt = sum(s[i] * torch.outer(u[:, i], vh[i]) for i in range(rank))
+    rebuilt = torch.stack([s[i] * torch.outer(u[:, i], vh[i]) for i in range(rank)]).sum(0)
     assert torch.allclose(rebuilt, weight, atol=1e-5)
     assert all(s[i] >= s[i + 1] for i in range(rank - 1))
 
@@ -29,7 +29,7 @@ def test_each_multiplier_scales_its_own_singular_value() -> None:
     u, s, vh = decompose(weight)
     z = torch.tensor([2.0, 1.0, 0.0, 0.5, 1.0])
     adapted = adapt_weight(weight, u, s, vh, z - 1)
-    expected = sum(z[i] * s[i] * torch.outer(u[:, i], vh[i]) for i in range(5))
+    expected = torch.stack([z[i] * s[i] * torch.outer(u[:, i], vh[i]) for i in range(5)]).sum(0)
     assert torch.allclose(adapted, expected, atol=1e-5)
 
 
@@ -38,7 +38,7 @@ def test_the_gradient_of_delta_is_the_closed_form() -> None:
     weight, upstream = torch.randn(5, 4, generator=generator), torch.randn(5, 4, generator=generator)
     u, s, vh = decompose(weight)
     delta = torch.zeros(4, requires_grad=True)
-    (adapt_weight(weight, u, s, vh, delta) * upstream).sum().backward()
+    torch.autograd.backward((adapt_weight(weight, u, s, vh, delta) * upstream).sum())
     expected = torch.stack([s[i] * (u[:, i] @ upstream @ vh[i]) for i in range(4)])
     assert delta.grad is not None and torch.allclose(delta.grad, expected, atol=1e-5)
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from zhub.rows import split_of
+from zhub.rows import Split, split_of
 from zhub.task_families import FAMILIES, messages_of, sample_rows
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -48,7 +48,9 @@ def slow_story(prompt: str) -> str:
 
 
 def slow_expression(prompt: str) -> str:
-    return str(eval("".join(re.findall(r"[0-9()+* ]", prompt))))
+    expression = "".join(re.findall(r"[0-9()+* ]", prompt))
+    value: int = eval(expression)
+    return str(value)
 
 
 def slow_initials(prompt: str) -> str:
@@ -106,7 +108,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_one_others(family: str) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_a_split_belong_to_it(family: str) -> None:
-    splits = ("train", "validation", "test")
+    splits: tuple[Split, ...] = ("train", "validation", "test")
     prompts = {split: prompts_of(sample_rows(family, 200, seed=0, split=split)) for split in splits}
     for split in splits:
         assert {split_of(messages_of(prompt)) for prompt in prompts[split]} == {split}

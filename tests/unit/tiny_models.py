@@ -53,6 +53,8 @@ def tiny_model(kind: str, seed: int = 0, width: int = 32) -> Any:
     """A random model whose logits differ enough from token to token for a policy to have something to learn."""
     vocabulary = len(SPECIAL) + len(CHARACTERS)
     torch.manual_seed(seed)
+    # The models are so small that a second thread only waits, and for long where other tests run beside.
+    torch.set_num_threads(1)
     match kind:
         case "llama":
             model: Any = LlamaForCausalLM(

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
 from zhub.errors import InvalidRequestError, UnsupportedModelError
 
@@ -54,6 +55,7 @@ def load_base_model(path: Path, *, device: torch.device | str = "cpu", dtype: to
     Raises:
         UnsupportedModelError: says which file or property is missing, and what to do.
     """
+    logging.disable_progress_bar()
     _check_files(path)
     config = _load_config(path)
     tokenizer = _load_tokenizer(path)

@@ -95,8 +95,9 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probability of every token of every completion, from the model in its present state.
 
-    Differentiable where the state is. Equal prompts are read once and their keys and values shared, gradients too:
-    with eight short answers to a prompt that is most of the work. The log-softmax is float32.
+    Differentiable where the state is. Equal prompts are read once and their keys and values shared, and equal answers
+    to one prompt are scored once, gradients too: with eight short answers to a prompt that is most of the work. The
+    log-softmax is float32.
 
     Args:
         completions: token ids as they were sampled, stop token included: text is never tokenised again.
@@ -105,11 +106,14 @@ def token_logprobs(
     Returns:
         ``logprobs (b, t)`` float32, zero beyond a completion's end, and ``mask (b, t)`` float32, one on its tokens.
     """
-    ids, mask, which = _unique_prompts(base, prompts)
+    places: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    pairs = zip(prompts, completions, strict=True)
+    copies = [places.setdefault((tuple(prompt), tuple(completion)), len(places)) for prompt, completion in pairs]
+    ids, mask, which = _unique_prompts(base, [prompt for prompt, _ in places])
     cache = DynamicCache(config=base.model.config)
     first = _forward(base, ids, mask, cache, keep=1)[:, -1]
     cache.batch_select_indices(which)
-    tokens, token_mask = _pad_right(completions, base.pad_id, base.device)
+    tokens, token_mask = _pad_right([completion for _, completion in places], base.pad_id, base.device)
     logits = first[which].unsqueeze(1)
     if tokens.shape[1] > 1:
         # The last token of a completion predicts nothing that is scored.
@@ -118,7 +122,8 @@ def token_logprobs(
         logits = torch.cat([logits, rest], 1)
     logits = logits.float() / temperature
     chosen = logits.gather(2, tokens.unsqueeze(2)).squeeze(2)
-    return (chosen - logits.logsumexp(2)) * token_mask, token_mask
+    logprobs = (chosen - logits.logsumexp(2)) * token_mask
+    return logprobs[copies], token_mask[copies]
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

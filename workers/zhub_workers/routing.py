@@ -25,15 +25,15 @@ EXPLAINED_SHARE = 0.95  # of the training prompts' variance is kept by direction
 MAX_DIRECTIONS = 32
 NOISE_FLOOR = 1e-3  # of the mean variance: a handful of prompts has no noise left, and any other would be foreign
 HELD_OUT_QUANTILE = 0.98  # of the held-out prompts' distances
-MARGIN = 1.2  # on that quantile: a small dataset's held-out prompts do not show its whole tail
+MARGIN = 1.1  # on that quantile: a small dataset's held-out prompts do not show its whole tail
 
 
 @dataclass(frozen=True)
 class Centroid:
     """Where one expert's prompts lie, float32: a Gaussian, wide along ``directions`` and round across them.
 
-    ``mean (d,)``; ``directions (k, d)`` orthonormal rows with ``variances (k,)``; ``noise``, the variance in every other
-    direction. A prompt farther than ``threshold`` is foreign.
+    ``mean (d,)``; ``directions (k, d)`` orthonormal rows with ``variances (k,)``; ``noise`` is the variance in every
+    other direction. A prompt farther than ``threshold`` is foreign.
     """
 
     mean: Tensor

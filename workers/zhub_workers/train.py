@@ -227,7 +227,7 @@ def _reinforce(
             loss, divergence = policy_gradient_loss(
                 logprobs, reference, advantages[part], mask, kl_coef=hyper.kl_coef, token_count=answer_tokens
             )
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
         total_loss += loss.item()
         total_kl += divergence.item()
     return {
@@ -247,7 +247,7 @@ def _imitate(adapted: AdaptedModel, delta: Mapping[str, Tensor], batch: Sequence
         with adapted.training(delta):
             logprobs, _ = token_logprobs(adapted.base, [prompts[i] for i in part], [targets[i] for i in part])
             loss = -logprobs.sum() / target_tokens
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
         total_loss += loss.item()
     return {"train_loss": total_loss, "tokens": _count(prompts) + target_tokens}
 

@@ -5,7 +5,6 @@ store, Ray or torch: commands that need them start a process that does.
 """
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -45,8 +44,6 @@ app.command("chat")(chat.chat)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; errors of ours become one line and an exit code."""
-    # `zhub … | head` ends quietly.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         app(argv, prog_name="zhub")
     except ZhubError as exc:

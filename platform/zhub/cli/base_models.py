@@ -7,9 +7,8 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
-from zhub.cli.output import facts, moment, note, show_json, status, stderr, stdout, table
+from zhub.cli.output import facts, moment, note, put, show_json, status, stderr, table
 from zhub.client import Client
-from zhub.errors import InvalidRequestError
 from zhub.model_directory import ModelFiles
 from zhub.wire import BaseModelRecord
 
@@ -19,20 +18,23 @@ app = typer.Typer(help="Base models: frozen weights that experts adapt.", no_arg
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="What requests will call it.")],
-    source: Annotated[str, typer.Argument(help="A Hugging Face directory, or OWNER/MODEL@COMMIT of the hub.")],
+    path: Annotated[Path | None, typer.Option(help="A directory as save_pretrained() writes it.")] = None,
+    hub: Annotated[str | None, typer.Option(metavar="ID@REVISION", help="A model of the hub at a commit.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A Jinja file, for models without a template.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait until it is decomposed.")] = True,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add a base model and decompose it."""
+    """Add a base model, from a directory or from the hub, and decompose it."""
+    if (path is None) == (hub is None):
+        raise typer.BadParameter("give one of --path DIR and --hub ID@REVISION")
+    if hub is not None and chat_template is not None:
+        raise typer.BadParameter("it goes with --path; a hub model brings its own template", param_hint="--chat-template")
     with connect(data_dir) as client:
-        hub_id, at, revision = source.partition("@")
-        if not at or Path(source).exists():
-            base = _add_directory(client, name, Path(source), chat_template)
-        elif chat_template is not None:
-            raise InvalidRequestError("--chat-template goes with a directory; a hub model brings its own template.")
+        if path is not None:
+            base = _add_directory(client, name, path, chat_template)
         else:
+            hub_id, _, revision = (hub or "").partition("@")
             base = client.base_models.add_hub(name, hub_id, revision)
         if wait:
             with stderr().status(f"{name}: {base.status}") as spinner:
@@ -51,7 +53,7 @@ def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
         (base.id, status(base.status), "default" if base.is_default else "", moment(base.created_at), base.error or "")
         for base in found
     ]
-    stdout().print(table(("NAME", "STATUS", "", "ADDED", "ERROR"), rows, whole=2))
+    put(table(("NAME", "STATUS", "", "ADDED", "ERROR"), rows, whole=2))
 
 
 @app.command()
@@ -63,7 +65,8 @@ def show(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False)
 
 def _add_directory(client: Client, name: str, path: Path, chat_template: Path | None) -> BaseModelRecord:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=stderr(), transient=True) as bars:
+    console = stderr()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks = {}
 
         def started(files: ModelFiles) -> None:
@@ -84,7 +87,7 @@ def _show(base: BaseModelRecord, as_json: bool) -> None:
     if as_json:
         return show_json(base)
     source = f"{base.hub_id}@{base.hub_revision}" if base.hub_id else ", ".join(base.files)
-    stdout().print(
+    put(
         facts(
             [
                 ("name", base.id + (" (default)" if base.is_default else "")),

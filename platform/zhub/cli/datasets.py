@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
-from zhub.cli.output import facts, moment, show_json, size, status, stderr, stdout, table
+from zhub.cli.output import facts, moment, put, show_json, size, status, stderr, table
 from zhub.client import Client
 from zhub.wire import DatasetFile
 
@@ -37,7 +37,7 @@ def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
         (f.id, f"{f.filename} v{f.version}", status(f.status), _rows(f), size(f.bytes), moment(f.created_at))
         for f in found
     ]
-    stdout().print(table(("ID", "FILE", "STATUS", "ROWS", "SIZE", "UPLOADED"), rows, whole=1))
+    put(table(("ID", "FILE", "STATUS", "ROWS", "SIZE", "UPLOADED"), rows, whole=1))
 
 
 @app.command()
@@ -64,7 +64,7 @@ def _show(file: DatasetFile, as_json: bool) -> None:
         return show_json(file)
     found = file.validation or {}
     columns = ", ".join(f"{name} ({count:,})" for name, count in sorted(found.get("columns", {}).items()))
-    stdout().print(
+    put(
         facts(
             [
                 ("id", file.id),

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
-from zhub.cli.output import facts, interval, moment, note, p_value, percent, show_json, size, stdout, table
+from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
 from zhub.manifest import Evaluation
 from zhub.wire import ExpertVersion
 
@@ -23,7 +23,7 @@ def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     rows = [
         (v.id, v.base_model, *_accuracies(v.evaluation("test")), v.digest[:12], moment(v.created_at)) for v in found
     ]
-    stdout().print(table(("NAME", "BASE", "BASE ACC.", "EXPERT ACC.", "DIGEST", "CREATED"), rows, whole=1))
+    put(table(("NAME", "BASE", "BASE ACC.", "EXPERT ACC.", "DIGEST", "CREATED"), rows, whole=1))
 
 
 @app.command()
@@ -57,8 +57,7 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
     if as_json:
         return show_json(version)
     manifest = version.manifest
-    console = stdout()
-    console.print(
+    put(
         facts(
             [
                 ("name", version.id),
@@ -78,15 +77,15 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
     )
     evaluations = [found for split in ("validation", "test") if (found := version.evaluation(split))]
     if evaluations:
-        console.print()
+        put()
         rows = [
             (found.split, str(found.base.n), interval(found.base), interval(found.expert), p_value(found.p_value))
             for found in evaluations
         ]
-        console.print(table(("HELD-OUT ROWS", "N", "BASE [95 %]", "EXPERT [95 %]", "P"), rows, whole=5))
-    console.print()
-    rows = [(file["name"], size(file["size_bytes"]), file["sha256"]) for file in manifest["files"]]
-    console.print(table(("FILE", "SIZE", "SHA-256"), rows, whole=2))
+        put(table(("HELD-OUT ROWS", "N", "BASE [95 %]", "EXPERT [95 %]", "P"), rows, whole=5))
+    put()
+    files = [(file["name"], size(file["size_bytes"]), file["sha256"]) for file in manifest["files"]]
+    put(table(("FILE", "SIZE", "SHA-256"), files, whole=2))
 
 
 def _accuracies(found: Evaluation | None) -> tuple[str, str]:

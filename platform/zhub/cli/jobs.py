@@ -6,7 +6,7 @@ from rich.text import Text
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.experts import show_version
-from zhub.cli.output import facts, moment, note, show_json, status, stdout, table
+from zhub.cli.output import facts, moment, note, put, show_json, status, table
 from zhub.cli.watching import event_line, watch
 from zhub.client import Client
 from zhub.wire import FineTuningJob
@@ -25,7 +25,7 @@ def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
         (job.id, status(job.status), job.model, job.fine_tuned_model or job.suffix or "-", moment(job.created_at))
         for job in found
     ]
-    stdout().print(table(("ID", "STATUS", "BASE", "EXPERT", "CREATED"), rows, whole=2))
+    put(table(("ID", "STATUS", "BASE", "EXPERT", "CREATED"), rows, whole=2))
 
 
 @app.command()
@@ -50,7 +50,7 @@ def logs(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = Fals
     if as_json:
         return show_json(found)
     for event in found:
-        stdout().print(Text(event_line(event)), soft_wrap=True)
+        put(Text(event_line(event)), soft_wrap=True)
 
 
 @app.command()
@@ -77,7 +77,7 @@ def show_job(job: FineTuningJob, as_json: bool) -> None:
     if as_json:
         return show_json(job)
     hyperparameters = ", ".join(f"{name}={value}" for name, value in sorted(job.hyperparameters.items()))
-    stdout().print(
+    put(
         facts(
             [
                 ("id", job.id),

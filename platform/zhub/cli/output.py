@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -28,9 +28,16 @@ STYLES = {
 }
 
 
-def stdout() -> Console:
+def put(*parts: RenderableType, soft_wrap: bool = False) -> None:
+    """Print on standard output; a pipe gets lines that are neither cut nor padded."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+    if console.is_terminal:
+        console.print(*parts, soft_wrap=soft_wrap)
+        return
+    endless = Console(highlight=False, width=PIPE_WIDTH)
+    with endless.capture() as captured:
+        endless.print(*parts)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().split("\n")), nl=False)
 
 
 def stderr() -> Console:

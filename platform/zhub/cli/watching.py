@@ -24,7 +24,8 @@ def watch(client: Client, job_id: str) -> FineTuningJob:
         return _watch_live(client, job_id) if stderr().is_terminal else _watch_lines(client, job_id)
     except KeyboardInterrupt:
         note(
-            f"\nDetached; the job goes on. `zhub jobs watch {job_id}` shows it again, `zhub jobs cancel {job_id}` ends it."
+            f"\nDetached; the job goes on. See it again with `zhub jobs watch {job_id}`, end it with "
+            f"`zhub jobs cancel {job_id}`."
         )
         raise typer.Exit(INTERRUPTED) from None
 
@@ -35,11 +36,11 @@ def event_line(event: JobEvent) -> str:
 
 
 def _watch_lines(client: Client, job_id: str) -> FineTuningJob:
-    console = stderr()
     for job, new in client.jobs.follow(job_id):
         for event in new:
-            console.print(Text(event_line(event)), soft_wrap=True)
-    return job
+            note(event_line(event))
+        last = job
+    return last
 
 
 def _watch_live(client: Client, job_id: str) -> FineTuningJob:
@@ -49,17 +50,18 @@ def _watch_live(client: Client, job_id: str) -> FineTuningJob:
             curve.add(new)
             messages += [event for event in new if event.type == "message"]
             live.update(picture(job, curve, messages[-EVENTS_SHOWN:]))
-    return job
+            last = job
+    return last
 
 
 def picture(job: FineTuningJob, curve: TrainingCurve, messages: Sequence[JobEvent]) -> RenderableType:
     """One job as a few lines: where it is, how reward and accuracy went, what it said last."""
     grid = Table.grid(padding=(0, 2))
-    grid.add_row(Text("job", "bold"), Text.assemble(job.id, "  ", status(job.status)))
     bar = ProgressBar(total=job.steps, completed=curve.step, width=40)
     grid.add_row(Text("step", "bold"), f"{curve.step} of {job.steps}", bar)
     for name, values in (("reward", curve.rewards), ("validation", curve.accuracies)):
         if values:
             change = "" if len(values) == 1 else f" (began at {percent(values[0])})"
             grid.add_row(Text(name, "bold"), f"{percent(values[-1])}{change}", Text(sparkline(values), "cyan"))
-    return Group(grid, *(Text(event_line(event), "dim", no_wrap=True, overflow="ellipsis") for event in messages))
+    head = Text.assemble((job.id, "bold"), "  ", status(job.status))
+    return Group(head, grid, *(Text(event_line(event), "dim", no_wrap=True, overflow="ellipsis") for event in messages))

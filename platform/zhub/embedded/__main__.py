@@ -1,4 +1,4 @@
-"""``python -m zhub.embedded``: the process behind ``zhub up``. Runs the stack of a data directory until it is stopped."""
+"""``python -m zhub.embedded``, the process behind ``zhub up``: the stack of a data directory, until it is stopped."""
 
 import argparse
 import importlib.util
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def first_start(addresses: StackAddresses) -> Credentials:
-    """Make sure that there is an organisation, a project and a key to it, and that the key's file names this address."""
+    """Make sure that an organisation, a project and a key to it exist, and that the key's file names this address."""
     data_dir = DataDir(addresses.data_dir)
     base_url = addresses.api_url
     for listening, reachable in ANY_ADDRESS.items():
@@ -127,8 +127,7 @@ Address and key are in {escape(str(path))}; the zhub command finds them by itsel
 
 [bold]With the openai client, in Python:[/bold]
     import json, openai
-    found = json.load(open({escape(repr(str(path)))}))
-    client = openai.OpenAI(base_url=found\\["base_url"] + "/v1", api_key=found\\["api_key"])
+    client = openai.OpenAI(**json.load(open({escape(repr(str(path)))})))
     answer = client.chat.completions.create(
         model="{SHIPPED_BASE}", messages=[{{"role": "user", "content": "What is 12 plus 30?"}}])
     print(answer.choices\\[0].message.content)

@@ -62,6 +62,7 @@ def postgres_child(cluster: Cluster) -> Child:
         stop_grace_s=30.0,
         death_signal=signal.SIGINT,
         user=cluster.user,
+        pass_fds=cluster.pass_fds,
     )
 
 

@@ -75,10 +75,9 @@ def open_data_dir(path: Path) -> DataDir:
     """
     data_dir = DataDir(path.expanduser().absolute())
     try:
-        data_dir.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.geteuid() == 0:
-            # The user that PostgreSQL runs as passes through to its own directory, and can list nothing.
-            data_dir.path.chmod(data_dir.path.stat().st_mode & 0o777 | 0o011)
+        # Where root makes it, the user that PostgreSQL runs as passes through to its own directory, and can list
+        # nothing. Where it is there already, its mode is its maker's decision.
+        data_dir.path.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
         for folder in (data_dir.objects, data_dir.cache, data_dir.logs, data_dir.run):
             folder.mkdir(mode=0o700, exist_ok=True)
         data_dir.lock.open("a").close()

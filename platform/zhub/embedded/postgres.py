@@ -57,6 +57,13 @@ class Cluster:
     files: Path
     socket_dir: Path
     user: ServerUser | None
+    entrance: int | None = None
+    """A descriptor of the directory above ``files``, if the user cannot get there by its path: see ``_entrance``."""
+
+    @property
+    def pass_fds(self) -> tuple[int, ...]:
+        """What the server must inherit for ``argv`` to be true."""
+        return () if self.entrance is None else (self.entrance,)
 
     def url(self, role: str, database: str) -> str:
         return f"postgresql://{role}@/{database}?host={quote(str(self.socket_dir))}"
@@ -68,7 +75,7 @@ class Cluster:
         """The server's command line, for daily work: every commit is on disk before it is answered."""
         return [
             str(self.bin_dir / "postgres"),
-            *("-D", str(self.files), "-k", str(self.socket_dir)),
+            *("-D", str(_entered(self.files, self.entrance)), "-k", str(self.socket_dir)),
             *("-c", "listen_addresses="),
             *("-c", "unix_socket_permissions=0700"),
             *("-c", "max_connections=100"),
@@ -102,7 +109,8 @@ def server_user() -> ServerUser | None:
 def prepare_cluster(home: Path) -> Cluster:
     """Make the cluster under ``home`` with ``initdb``, unless it is there; remove what a dead server left.
 
-    ``home``, an absolute path, is created and owned by the server's user. Nothing of this cluster may run.
+    ``home``, an absolute path, is created and owned by the server's user. Nothing of this cluster may run. If the
+    cluster has an entrance, that descriptor stays open, for this process may start the server again at any time.
 
     Raises:
         EmbeddedError: no PostgreSQL, one of another major version, or the server's user cannot get to the files.
@@ -111,14 +119,16 @@ def prepare_cluster(home: Path) -> Cluster:
     files = home / "data"
     found = find_postgres(_major_of(files))
     _own(home, user)
-    _check_reachable(home, user)
-    bin_dir = _reachable_programs(home, found, user)
+    entrance = _entrance(home, user)
+    socket_dir = home if entrance is None and _fits(home) else short_dir(home, user)
+    # A program finds its libraries and its share directory by its real path, so an entrance is no help to it.
+    bin_dir = _reachable_programs(home if entrance is None else socket_dir, found, user)
+    cluster = Cluster(bin_dir, files, socket_dir, user, entrance)
     if not (files / "PG_VERSION").is_file():
-        _initdb(bin_dir, files, user)
-    socket_dir = home if _fits(home) else short_dir(home, user)
+        _initdb(cluster)
     clear_sockets(socket_dir)
     _clear_pid_file(files)
-    return Cluster(bin_dir, files, socket_dir, user)
+    return cluster
 
 
 def clear_sockets(socket_dir: Path) -> None:
@@ -168,7 +178,12 @@ def temporary_postgres() -> Iterator[Cluster]:
         cluster = prepare_cluster(home)
         log = home / "server.log"
         server = spawn(
-            cluster.throwaway_argv(), env=server_env(), log=log, user=cluster.user, death_signal=signal.SIGQUIT
+            cluster.throwaway_argv(),
+            env=server_env(),
+            log=log,
+            user=cluster.user,
+            pass_fds=cluster.pass_fds,
+            death_signal=signal.SIGQUIT,
         )
         try:
             _wait_until_it_answers(cluster, server, log, timeout_s=30.0)
@@ -189,7 +204,7 @@ def server_env() -> dict[str, str]:
 
 
 def short_dir(home: Path, user: ServerUser | None = None) -> Path:
-    """A private directory under /tmp named after ``home``, for sockets whose path would be too long.
+    """A private directory under /tmp named after ``home``, for what cannot be there: sockets with too long a path, say.
 
     Raises:
         EmbeddedError: somebody else made it first.
@@ -214,47 +229,70 @@ def _own(path: Path, user: ServerUser | None) -> None:
     path.chmod(0o700)
 
 
-def _check_reachable(home: Path, user: ServerUser | None) -> None:
-    """As root the server runs as somebody else, whom a closed directory on the way would stop."""
-    if user and not _may_enter(home, user):
+def _entrance(home: Path, user: ServerUser | None) -> int | None:
+    """A way into ``home`` for a user whom a closed directory above it stops; None where the path will do.
+
+    Root's home and what ``mktemp -d`` makes are closed, and their modes are not ours to change. But ``home`` belongs
+    to the user, and Linux asks for the permission to search a directory only where a path leads through it:
+    ``/proc/self/fd/N`` jumps straight to what root has opened, and opens nothing else above or beside it. The
+    descriptor is inherited by all processes of the server, which therefore all see the same path; whoever is not
+    one of them (root, that is) uses the real one.
+    """
+    if user is None or _may_enter(home, user):
+        return None
+    entrance = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    if not _may_enter(_entered(home / ".", entrance), user, pass_fds=(entrance,)):
+        os.close(entrance)
         raise EmbeddedError(
             f"{home}: PostgreSQL does not run as root, and user {user.uid} cannot enter this path. Choose a data "
             "directory that other users may enter (/var/lib/zhub, say), or start zhub as a normal user."
         )
+    return entrance
 
 
-def _reachable_programs(home: Path, bin_dir: Path, user: ServerUser | None) -> Path:
-    """``bin_dir``, or a copy below ``home`` if the server's user cannot get there: root's Python is often in /root."""
+def _entered(path: Path, entrance: int | None) -> Path:
+    """``path`` as the server has to name it, which comes in through its parent."""
+    return path if entrance is None else Path(f"/proc/self/fd/{entrance}") / path.name
+
+
+def _reachable_programs(refuge: Path, bin_dir: Path, user: ServerUser | None) -> Path:
+    """``bin_dir``, or a copy below ``refuge`` if the server's user cannot get there: root's Python is often in /root."""
     if user is None or _may_enter(bin_dir / "postgres", user):
         return bin_dir
     install, package = bin_dir.parent, bin_dir.parent.parent
-    copied = home / "programs"
+    copied = refuge / "programs"
     shutil.rmtree(copied, ignore_errors=True)
     # The programs look for their libraries beside the package, as pip has laid it out.
     for source in (install, *package.parent.glob(f"{package.name}.libs")):
         shutil.copytree(source, copied / source.relative_to(package.parent), symlinks=True)
+    # pip under a umask of 077 installs for root's eyes only.
+    for path in (copied, *copied.rglob("*")):
+        os.chown(path, user.uid, user.gid, follow_symlinks=False)
     found = copied / bin_dir.relative_to(package.parent)
     if not _may_enter(found / "postgres", user):
         raise EmbeddedError(f"{bin_dir}: user {user.uid}, who runs PostgreSQL for root, cannot enter this path.")
     return found
 
 
-def _may_enter(path: Path, user: ServerUser) -> bool:
-    asked = subprocess.run(["test", "-x", str(path)], user=user.uid, group=user.gid, extra_groups=[])
+def _may_enter(path: Path, user: ServerUser, *, pass_fds: tuple[int, ...] = ()) -> bool:
+    asked = subprocess.run(
+        ["test", "-x", str(path)], user=user.uid, group=user.gid, extra_groups=[], pass_fds=pass_fds
+    )
     return asked.returncode == 0
 
 
-def _initdb(bin_dir: Path, files: Path, user: ServerUser | None) -> None:
+def _initdb(cluster: Cluster) -> None:
+    files, user = cluster.files, cluster.user
     # Made under another name, so that half of a cluster is never taken for one.
     unfinished = files.with_name(f"{files.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
-    major = postgres_major(bin_dir) or 0
+    major = postgres_major(cluster.bin_dir) or 0
     # From 17 on PostgreSQL brings Unicode's rules itself; before, C.UTF-8 is the locale nearest to them.
     builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
     made = subprocess.run(
         [
-            str(bin_dir / "initdb"),
-            *("-D", str(unfinished), "-U", ADMIN, "-E", "UTF8"),
+            str(cluster.bin_dir / "initdb"),
+            *("-D", str(_entered(unfinished, cluster.entrance)), "-U", ADMIN, "-E", "UTF8"),
             *("--auth-local=trust", "--auth-host=reject", "--no-instructions"),
             *(builtin if major >= 17 else ["--locale=C.UTF-8"]),
         ],
@@ -262,6 +300,8 @@ def _initdb(bin_dir: Path, files: Path, user: ServerUser | None) -> None:
         user=user.uid if user else None,
         group=user.gid if user else None,
         extra_groups=[] if user else None,
+        cwd="/" if user else None,  # it wants to come back to where it was, which may be closed to this user
+        pass_fds=cluster.pass_fds,
         capture_output=True,
         text=True,
     )

@@ -57,6 +57,8 @@ class Child:
     death_signal: signal.Signals = signal.SIGKILL
     """What the kernel sends when we die without stopping it: by then nobody waits for a polite end."""
     user: ServerUser | None = None
+    pass_fds: Sequence[int] = ()
+    """Open descriptors that the child inherits under the same numbers, whichever user it runs as."""
 
 
 @dataclass
@@ -152,7 +154,14 @@ class Supervisor:
         if child.before_start:
             child.before_start()
         try:
-            it.popen = spawn(child.argv, env=child.env, log=it.log, user=child.user, death_signal=child.death_signal)
+            it.popen = spawn(
+                child.argv,
+                env=child.env,
+                log=it.log,
+                user=child.user,
+                pass_fds=child.pass_fds,
+                death_signal=child.death_signal,
+            )
         except OSError as exc:
             raise EmbeddedError(f"{child.name} cannot be started: {child.argv[0]}: {exc}") from exc
         it.ready = child.ready is None
@@ -265,6 +274,7 @@ def spawn(
     env: Mapping[str, str],
     log: Path,
     user: ServerUser | None = None,
+    pass_fds: Sequence[int] = (),
     death_signal: signal.Signals = signal.SIGKILL,
 ) -> "subprocess.Popen[bytes]":
     """Start a program in a session of its own (no Ctrl-C from our terminal), its output appended to ``log``.
@@ -282,6 +292,8 @@ def spawn(
             user=user.uid if user else None,
             group=user.gid if user else None,
             extra_groups=[] if user else None,
+            cwd="/" if user else None,  # ours may be closed to that user
+            pass_fds=tuple(pass_fds),
             preexec_fn=_die_with_parent(death_signal),
         )
 

@@ -95,12 +95,15 @@ class Stack:
             tell("Starting PostgreSQL.")
             cluster = prepare_cluster(data_dir.postgres)
             supervisor = Supervisor(logs=data_dir.logs, record=data_dir.record, progress=tell)
-            with _stop_signals(supervisor) as stopping, supervisor:
-                _Run(plan, cluster, self._programs, supervisor, stopping, tell).until_stopped(self._prepare, on_ready)
-                tell("Stopping.")
-            shutil.rmtree(private, ignore_errors=True)
-            if cluster.socket_dir != data_dir.postgres:
-                shutil.rmtree(cluster.socket_dir, ignore_errors=True)
+            try:
+                with _stop_signals(supervisor) as stopping, supervisor:
+                    run = _Run(plan, cluster, self._programs, supervisor, stopping, tell)
+                    run.until_stopped(self._prepare, on_ready)
+                    tell("Stopping.")
+                shutil.rmtree(private, ignore_errors=True)
+            finally:
+                if cluster.socket_dir != data_dir.postgres:
+                    shutil.rmtree(cluster.socket_dir, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""``kill -9`` of any part in the middle of a job: the job ends with exactly one version."""
+
+from typing import Any
+
+import pytest
+
+from zhub.task_families import sample_rows
+
+pytestmark = pytest.mark.ray
+
+PARTS = {
+    "the training actor": "ray::TorchActor",
+    "the agent": "zhub_workers.agent",
+    "the scheduler": "zhub.scheduler",
+    "the API": "zhub_api",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_job_survives_the_death_of(part: str, stack: Any, e2e: Any) -> None:
+    name = part.replace(" ", "-").lower()
+    e2e.until("the shipped base", lambda: "zhub-tiny" in [m.id for m in stack.client.models.list().data], 120)
+    file_id = e2e.upload(stack.client, sample_rows("sorting", 300, seed=11), name)
+    job = stack.client.fine_tuning.jobs.create(
+        model="zhub-tiny",
+        training_file=file_id,
+        suffix=name,
+        method={
+            "type": "reinforcement",
+            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 25, "max_new_tokens": 16}},
+        },
+    )
+    e2e.wait_for_step(stack.client, job.id)
+    stack.kill(PARTS[part])
+    job = e2e.wait_for_job(stack.client, job.id)
+    assert job.status == "succeeded", job.error
+    versions = [v for v in stack.client.get("/experts", cast_to=dict[str, Any])["data"] if v["expert"] == name]
+    assert [v["job"] for v in versions] == [job.id]
+    assert job.fine_tuned_model == versions[0]["id"]
+    assert job.attempts == (2 if part == "the training actor" else 1)  # type: ignore[attr-defined]

@@ -1,0 +1,170 @@
+"""The whole path through the real parts, as a user of the openai client walks it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from zhub.manifest import MANIFEST_FILE, Manifest, sha256_file
+from zhub.task_families import sample_rows
+
+pytestmark = pytest.mark.ray
+
+
+def zhub(stack: Any, *arguments: str) -> str:
+    """Run the command line tool against the stack and return what it prints."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("zhub"), *arguments],
+        env={"ZHUB_DATA_DIR": str(stack.data_dir), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def sorting_job(stack: Any, e2e: Any) -> Any:
+    """A finished job that trained an expert for one task family of the shipped base."""
+    e2e.until("the shipped base", lambda: "zhub-tiny" in [m.id for m in stack.client.models.list().data], 120)
+    family = "sorting"
+    file_id = e2e.upload(stack.client, sample_rows(family, 600, seed=7), "sorting")
+    job = stack.client.fine_tuning.jobs.create(
+        model="zhub-tiny",
+        training_file=file_id,
+        suffix="sorting",
+        seed=1,
+        method={
+            "type": "reinforcement",
+            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 40, "max_new_tokens": 16}},
+        },
+    )
+    return e2e.wait_for_job(stack.client, job.id)
+
+
+def test_a_trained_expert_is_far_better_than_its_base_on_rows_it_never_saw(stack: Any, sorting_job: Any) -> None:
+    assert sorting_job.status == "succeeded", sorting_job.error
+    version = stack.client.get(f"/experts/{sorting_job.fine_tuned_model}", cast_to=dict[str, Any])
+    test = next(e for e in version["manifest"]["evaluations"] if e["split"] == "test")
+    assert test["expert"]["mean"] >= test["base"]["mean"] + 0.3
+    assert test["p_value"] < 0.01
+
+
+def test_expert_base_and_auto_answer_and_say_who_did(stack: Any, sorting_job: Any) -> None:
+    row = sample_rows("sorting", 1, seed=99, split="test")[0]
+
+    def ask(model: str, **more: Any) -> Any:
+        return stack.client.chat.completions.create(
+            model=model, messages=row["messages"], temperature=0, max_tokens=16, **more
+        )
+
+    expert = ask(sorting_job.fine_tuned_model)
+    assert [e["name"] for e in expert.experts] == [sorting_job.fine_tuned_model]
+    base = ask("zhub-tiny")
+    assert base.experts == [] and base.routing["strategy"] == "base"
+    auto = ask("auto")
+    assert auto.routing["strategy"] == "auto"
+    assert [e["name"] for e in auto.experts] == [sorting_job.fine_tuned_model]
+    assert auto.choices[0].message.content == expert.choices[0].message.content
+    mixed = ask("zhub-tiny", extra_body={"experts": [{"model": sorting_job.fine_tuned_model, "weight": 1.0}]})
+    assert mixed.choices[0].message.content == expert.choices[0].message.content
+
+
+def test_a_streamed_answer_is_the_plain_one(stack: Any, sorting_job: Any) -> None:
+    arguments: dict[str, Any] = {
+        "model": sorting_job.fine_tuned_model,
+        "messages": sample_rows("sorting", 1, seed=98, split="test")[0]["messages"],
+        "temperature": 0,
+        "max_tokens": 16,
+    }
+    plain = stack.client.chat.completions.create(**arguments)
+    chunks = list(stack.client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **arguments))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == plain.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == plain.choices[0].finish_reason
+    assert chunks[-1].usage.total_tokens == plain.usage.total_tokens
+
+
+def test_a_pulled_expert_verifies(stack: Any, sorting_job: Any, tmp_path: Path) -> None:
+    zhub(stack, "experts", "pull", sorting_job.fine_tuned_model, "--directory", str(tmp_path / "expert"))
+    manifest = Manifest.model_validate_json((tmp_path / "expert" / MANIFEST_FILE).read_bytes())
+    shown = json.loads(zhub(stack, "experts", "show", sorting_job.fine_tuned_model, "--json"))
+    assert manifest.digest == shown["digest"]
+    for file in manifest.files:
+        assert sha256_file(tmp_path / "expert" / file.name) == file.sha256
+
+
+@pytest.fixture(scope="session", params=["gpt2", "neox"])
+def foreign_base(stack: Any, e2e: Any, tiny_models: Any, request: Any, tmp_path_factory: Any) -> Iterator[str]:
+    """A base model of another architecture, with its own tokenizer and chat template, added by the command line."""
+    name = f"tiny-{request.param}"
+    directory = tiny_models.save_tiny(tmp_path_factory.mktemp(name), request.param)
+    zhub(stack, "base-models", "add", name, "--path", str(directory))
+    e2e.until(f"base model {name}", lambda: name in [m.id for m in stack.client.models.list().data], 120)
+    yield name
+
+
+def test_any_base_model_takes_the_whole_path(stack: Any, e2e: Any, foreign_base: str) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"What comes after {i}?"}], "answer": str(i + 1)} for i in range(200)
+    ]
+    file_id = e2e.upload(stack.client, rows, f"next-{foreign_base}")
+    job = stack.client.fine_tuning.jobs.create(
+        model=foreign_base,
+        training_file=file_id,
+        suffix=f"next-{foreign_base}",
+        method={
+            "type": "reinforcement",
+            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 3, "max_new_tokens": 4}},
+        },
+    )
+    job = e2e.wait_for_job(stack.client, job.id)
+    assert job.status == "succeeded", job.error
+    answer = stack.client.chat.completions.create(
+        model=job.fine_tuned_model, messages=[{"role": "user", "content": "What comes after 7?"}], max_tokens=4
+    )
+    assert answer.choices[0].message.content is not None
+    assert answer.routing["base_model"] == foreign_base  # type: ignore[attr-defined]
+
+
+def test_supervised_training_publishes_a_version_too(stack: Any, e2e: Any) -> None:
+    rows = [
+        {"messages": [*row["messages"], {"role": "assistant", "content": row["answer"]}]}
+        for row in sample_rows("sorting", 200, seed=3)
+    ]
+    file_id = e2e.upload(stack.client, rows, "supervised")
+    job = stack.client.fine_tuning.jobs.create(
+        model="zhub-tiny",
+        training_file=file_id,
+        suffix="copy",
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_steps": 10, "max_new_tokens": 16}}},
+    )
+    job = e2e.wait_for_job(stack.client, job.id)
+    assert job.status == "succeeded", job.error
+    assert job.fine_tuned_model == "default.copy@v1"
+
+
+def test_a_running_job_is_cancelled_and_leaves_no_version(stack: Any, e2e: Any) -> None:
+    file_id = e2e.upload(stack.client, sample_rows("sorting", 300, seed=5), "cancelled")
+    job = stack.client.fine_tuning.jobs.create(
+        model="zhub-tiny",
+        training_file=file_id,
+        suffix="cancelled",
+        method={
+            "type": "reinforcement",
+            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 2000, "max_new_tokens": 16}},
+        },
+    )
+    e2e.wait_for_step(stack.client, job.id)
+    stack.client.fine_tuning.jobs.cancel(job.id)
+    job = e2e.wait_for_job(stack.client, job.id, timeout_s=30)
+    assert job.status == "cancelled"
+    assert job.fine_tuned_model is None
+    with pytest.raises(openai.NotFoundError):
+        stack.client.models.retrieve("default.cancelled@v1")

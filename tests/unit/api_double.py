@@ -1,0 +1,188 @@
+"""A zhub API made of a dictionary: what tests of the client and of the command line talk to."""
+
+import hashlib
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from zhub.manifest import Accuracy, Evaluation, FileEntry, Manifest
+
+Z = b"the multipliers" * 100
+ROUTING = b"the centroid" * 50
+KEY = "zhub_" + "0" * 12 + "_" + "k" * 43
+EXPERT = "default.sorting@v1"
+
+MANIFEST = Manifest(
+    base_model="zhub-tiny",
+    base_source="files",
+    weights_fingerprint="aa" * 32,
+    basis_fingerprint="bb" * 32,
+    dataset_digest="cc" * 32,
+    validation_digest=None,
+    job_id="00",
+    fence=1,
+    recipe="reinforcement",
+    hyperparameters={},
+    grader=None,
+    seed=1,
+    code_version="0.1.0",
+    hardware="cpu",
+    best_step=40,
+    steps=40,
+    parameters=3072,
+    evaluations=[
+        Evaluation(
+            split="test",
+            base=Accuracy(mean=0.25, low=0.2, high=0.3, n=200),
+            expert=Accuracy(mean=0.75, low=0.7, high=0.8, n=200),
+            p_value=1e-12,
+        )
+    ],
+    parent_digest=None,
+    files=[
+        FileEntry(name="z.safetensors", size_bytes=len(Z), sha256=hashlib.sha256(Z).hexdigest()),
+        FileEntry(name="routing.safetensors", size_bytes=len(ROUTING), sha256=hashlib.sha256(ROUTING).hexdigest()),
+    ],
+)
+
+JOB = {
+    "id": "ftjob-1",
+    "object": "fine_tuning.job",
+    "created_at": 1_700_000_000,
+    "finished_at": 1_700_000_100,
+    "model": "zhub-tiny",
+    "fine_tuned_model": EXPERT,
+    "status": "succeeded",
+    "error": None,
+    "training_file": "file-1",
+    "method": {"type": "reinforcement", "reinforcement": {"hyperparameters": {"n_steps": 2}}},
+    "hyperparameters": {"n_steps": 2},
+    "seed": 1,
+    "suffix": "sorting",
+    "attempts": 1,
+}
+
+
+class Api:
+    """Answers by (method, path). An answer is JSON, bytes, a whole response, or a function of the request."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx.Request] = []
+        self.answers: dict[tuple[str, str], Any] = {}
+        self.add("GET", "/v1/fine_tuning/jobs/ftjob-1", JOB)
+        self.add("GET", "/v1/fine_tuning/jobs", page([JOB]))
+        self.publish(MANIFEST, {"z.safetensors": Z, "routing.safetensors": ROUTING})
+
+    def add(self, method: str, path: str, answer: Any) -> None:
+        self.answers[method, path] = answer
+
+    def refuse(self, method: str, path: str, status: int, code: str, message: str) -> None:
+        body = {"error": {"message": message, "type": "x", "param": None, "code": code}}
+        self.add(method, path, httpx.Response(status, json=body, headers={"x-request-id": "req_1"}))
+
+    def publish(self, manifest: Manifest, files: dict[str, bytes]) -> None:
+        """Serve a version with these files, whatever its manifest says about them."""
+        version = {
+            "id": EXPERT,
+            "created_at": 1_700_000_100,
+            "expert": "sorting",
+            "version": 1,
+            "base_model": "zhub-tiny",
+            "digest": manifest.digest,
+            "size_bytes": 10,
+            "job": "ftjob-1",
+            "uri": "experts/1",
+            "manifest": manifest.model_dump(mode="json"),
+        }
+        self.add("GET", f"/v1/experts/{EXPERT}", version)
+        self.add("GET", "/v1/experts", page([version]))
+        for name, content in ({"manifest.json": manifest.canonical()} | files).items():
+            self.add("GET", f"/v1/experts/{EXPERT}/files/{name}", content)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.requests.append(request)
+        answer = self.answers.get((request.method, request.url.path))
+        if callable(answer):
+            answer = answer(request)
+        if request.headers.get("authorization") != f"Bearer {KEY}":
+            error = {"message": "Incorrect API key provided.", "code": "invalid_api_key", "param": None}
+            return httpx.Response(401, json={"error": error})
+        if answer is None:
+            error = {"message": f"No such thing: {request.url.path}.", "code": "not_found", "param": None}
+            return httpx.Response(404, json={"error": error})
+        if isinstance(answer, httpx.Response):
+            return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+        return httpx.Response(200, content=answer) if isinstance(answer, bytes) else httpx.Response(200, json=answer)
+
+
+def page(entries: list[Any], *, has_more: bool = False) -> dict[str, Any]:
+    return {"object": "list", "data": entries, "last_id": entries[-1]["id"] if entries else None, "has_more": has_more}
+
+
+def event(number: int, **values: Any) -> dict[str, Any]:
+    """The event of this number, of metrics if it has values."""
+    return {
+        "id": f"ftevent-{number}",
+        "created_at": 1_700_000_000 + number,
+        "level": "info",
+        "type": "metrics" if values else "message",
+        "message": f"event {number}",
+        "data": {"type": "metrics", **values} if values else None,
+    }
+
+
+@contextmanager
+def served(api: Callable[[httpx.Request], httpx.Response]) -> Iterator[str]:
+    """The same API on a real port of this machine; yields its address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            content = self.rfile.read(int(self.headers.get("content-length") or 0))
+            url = f"http://{self.headers['host']}{self.path}"
+            response = api(httpx.Request(self.command, url, headers=dict(self.headers), content=content))
+            self.send_response(response.status_code)
+            for name in ("content-type", "x-request-id"):
+                if name in response.headers:
+                    self.send_header(name, response.headers[name])
+            self.send_header("content-length", str(len(response.content)))
+            self.end_headers()
+            self.wfile.write(response.content)
+
+        do_GET = do_POST = do_PUT = answer
+
+        def log_message(self, *_arguments: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def events_of(entries: list[dict[str, Any]]) -> Callable[[httpx.Request], dict[str, Any]]:
+    """The events route: newest first, in pages, after a cursor."""
+
+    def answer(request: httpx.Request) -> dict[str, Any]:
+        newest_first = entries[::-1]
+        after = request.url.params.get("after")
+        if after:
+            newest_first = newest_first[[entry["id"] for entry in newest_first].index(after) + 1 :]
+        limit = int(request.url.params["limit"])
+        return page(newest_first[:limit], has_more=len(newest_first) > limit)
+
+    return answer
+
+
+def sse(*chunks: dict[str, Any] | str) -> bytes:
+    lines = [chunk if isinstance(chunk, str) else json.dumps(chunk) for chunk in chunks]
+    return "".join(f"data: {line}\n\n" for line in lines).encode()

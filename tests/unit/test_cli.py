@@ -1,0 +1,216 @@
+"""The command line against an API of this machine: what it prints where, and how it exits."""
+
+import importlib.util
+import json
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zhub import demo
+from zhub.cli import main
+from zhub.cli.output import sparkline
+from zhub.cli.submit import parse_settings
+from zhub.credentials import Credentials, read_credentials, write_credentials
+from zhub.errors import InvalidRequestError
+
+Run = Callable[..., int]
+JOB_EVENTS = "/v1/fine_tuning/jobs/ftjob-1/events"
+
+
+@pytest.fixture(scope="module")
+def double() -> Any:
+    """The module ``api_double.py`` beside this file."""
+    spec = importlib.util.spec_from_file_location("api_double", Path(__file__).with_name("api_double.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def api(double: Any) -> Any:
+    api = double.Api()
+    api.add("GET", JOB_EVENTS, double.events_of([double.event(1), double.event(2, step=1, train_reward_mean=0.5)]))
+    return api
+
+
+@pytest.fixture
+def url(api: Any, double: Any) -> Iterator[str]:
+    with double.served(api) as address:
+        yield address
+
+
+@pytest.fixture
+def zhub(url: str, double: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run one command against the API; its exit code."""
+    for name in ("ZHUB_DEBUG", "ZHUB_DATA_DIR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ZHUB_API_URL", url)
+    monkeypatch.setenv("ZHUB_API_KEY", double.KEY)
+
+    def run(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert isinstance(ended.value.code, int | None)
+        return ended.value.code or 0
+
+    return run
+
+
+def test_a_listing_goes_to_standard_output_and_nothing_else(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("jobs", "ls") == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[:2] for line in out.splitlines()] == [["ID", "STATUS"], ["ftjob-1", "succeeded"]]
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("jobs", "ls"), ("jobs", "show", "ftjob-1"), ("experts", "ls"), ("experts", "show", "default.sorting@v1")],
+)
+def test_json_is_the_apis_own(arguments: tuple[str, ...], zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub(*arguments, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found[0] if isinstance(found, list) else found)["id"] in ("ftjob-1", "default.sorting@v1")
+
+
+@pytest.mark.parametrize(
+    "status,code,exit_code",
+    [(400, "invalid_request", 1), (401, "invalid_api_key", 3), (403, "missing_scope", 3), (404, "not_found", 4),
+     (409, "conflict", 5), (500, "internal_error", 1)],
+)  # fmt: skip
+def test_a_refusal_is_one_line_and_an_exit_code(
+    status: int, code: str, exit_code: int, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.refuse("POST", "/v1/fine_tuning/jobs/ftjob-1/cancel", status, code, "It cannot be done.")
+    assert zhub("jobs", "cancel", "ftjob-1") == exit_code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: It cannot be done.")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_unknown_option_is_a_usage_error(zhub: Run) -> None:
+    assert zhub("jobs", "ls", "--nonsense") == 2
+
+
+def test_an_address_without_a_key_is_refused(
+    zhub: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ZHUB_API_KEY")
+    assert zhub("jobs", "ls") == 3
+    assert "Set ZHUB_API_KEY" in capsys.readouterr().err
+
+
+def test_without_any_zhub_the_error_says_how_to_start_one(
+    zhub: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ZHUB_API_URL")
+    assert zhub("jobs", "ls", "--data-dir", str(tmp_path)) == 1
+    assert "`zhub up`" in capsys.readouterr().err
+
+
+def test_the_local_zhub_is_found_by_its_data_directory(
+    url: str, double: Any, zhub: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("ZHUB_API_URL")
+    monkeypatch.delenv("ZHUB_API_KEY")
+    write_credentials(tmp_path, Credentials(url, double.KEY))
+    assert zhub("jobs", "ls", "--data-dir", str(tmp_path)) == 0
+
+
+def test_only_its_owner_can_read_the_key(tmp_path: Path) -> None:
+    write_credentials(tmp_path, Credentials("http://127.0.0.1:1", "old"))
+    write_credentials(tmp_path, Credentials("http://127.0.0.1:1", "new"))
+    (path,) = tmp_path.iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert read_credentials(tmp_path) == Credentials("http://127.0.0.1:1", "new")
+
+
+def test_watching_prints_events_and_then_the_expert(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("jobs", "watch", "ftjob-1") == 0
+    out, err = capsys.readouterr()
+    assert [line.split("  ")[-1] for line in err.splitlines()] == ["event 1", "event 2"]
+    assert "25.0 % [20.0, 30.0]" in out
+    assert "75.0 % [70.0, 80.0]" in out
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_watching_a_job_that_failed_exits_with_seven(
+    status: str, api: Any, double: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = {"code": "reward_error", "message": "the row has no column 'item.answer'"} if status == "failed" else None
+    job = double.JOB | {"status": status, "fine_tuned_model": None, "error": error}
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
+    assert zhub("jobs", "watch", "ftjob-1") == 7
+    assert ("no column" if error else status) in capsys.readouterr().out
+
+
+def test_submitting_sends_the_grader_and_the_settings(api: Any, double: Any, zhub: Run) -> None:
+    api.add("POST", "/v1/fine_tuning/jobs", double.JOB | {"status": "queued", "fine_tuned_model": None})
+    assert (
+        zhub("submit", "file-1", "--base", "zhub-tiny", "--set", "n_steps=2", "--suffix", "sorting", "--seed", "1") == 0
+    )
+    sent = json.loads(api.requests[-1].content)
+    assert (sent["model"], sent["training_file"], sent["suffix"], sent["seed"]) == ("zhub-tiny", "file-1", "sorting", 1)
+    assert sent["method"]["reinforcement"]["hyperparameters"] == {"n_steps": 2}
+    assert sent["method"]["reinforcement"]["grader"]["reference"] == "{{item.answer}}"
+
+
+def test_a_setting_is_a_number_a_truth_value_or_text() -> None:
+    assert parse_settings(["a=1", "b=0.5", "c=auto", "d=true"]) == {"a": 1, "b": 0.5, "c": "auto", "d": True}
+
+
+def test_the_answer_goes_to_standard_output_and_who_gave_it_to_standard_error(
+    api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = {
+        "choices": [{"message": {"content": "42"}, "finish_reason": "stop"}],
+        "experts": [{"name": "default.sorting@v1", "digest": "d", "weight": 0.5}],
+        "routing": {"strategy": "mixture", "reason": "the request gave the weights", "base_model": "zhub-tiny"},
+    }
+    api.add("POST", "/v1/chat/completions", answer)
+    assert zhub("chat", "6 * 7?", "--mix", "default.sorting@v1=0.5", "--temperature", "0") == 0
+    out, err = capsys.readouterr()
+    assert out == "42\n"
+    assert "0.5 × default.sorting@v1: the request gave the weights" in err
+    assert json.loads(api.requests[-1].content)["experts"] == [{"model": "default.sorting@v1", "weight": 0.5}]
+
+
+def test_pulling_prints_where_the_files_are(zhub: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("experts", "pull", "default.sorting@v1", "--directory", str(tmp_path / "expert")) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'expert'}\n"
+
+
+def test_a_doctor_of_a_zhub_without_scheduler_exits_with_one(
+    api: Any, double: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.add("GET", "/healthz", {"status": "ok", "version": "0.1.0"})
+    api.add("GET", "/readyz", {"status": "ok", "scheduler": False, "agents": 1})
+    api.add("GET", "/v1/base_models", double.page([]))
+    api.add("GET", "/v1/files", double.page([]))
+    assert zhub("doctor", "--json") == 1
+    states = {check["name"]: check["state"] for check in json.loads(capsys.readouterr().out)}
+    assert states == {
+        "API": "ok", "scheduler": "broken", "agents": "ok", "API key": "ok", "base models": "warning",
+        "object store": "ok",
+    }  # fmt: skip
+
+
+def test_a_sparkline_goes_from_nothing_to_all() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+
+
+def test_the_demo_removes_only_its_own_directory(tmp_path: Path) -> None:
+    own = tmp_path / "demo"
+    demo.make_directory(own)
+    (own / "leftover").touch()
+    demo.make_directory(own)
+    assert not (own / "leftover").exists()
+    (tmp_path / "precious").touch()
+    with pytest.raises(InvalidRequestError, match="not of an earlier demo"):
+        demo.make_directory(tmp_path)
+    assert (tmp_path / "precious").exists()

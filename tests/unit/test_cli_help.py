@@ -1,0 +1,61 @@
+"""``--help`` is for somebody who waits for it: every command has one, and none imports what it does not need."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from zhub.cli import app
+
+HEAVY = ("torch", "ray", "transformers", "sqlalchemy", "alembic", "boto3", "psycopg", "redis", "fastapi")
+
+ALL_HELPS = """
+import contextlib, io, json, sys
+from zhub.cli import main
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main([*arguments, "--help"])
+    assert "Usage: zhub" in out.getvalue(), (arguments, out.getvalue())
+print(json.dumps([name for name in sys.argv[2].split(",") if name in sys.modules]))
+"""
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, command
+    for name, child in getattr(command, "commands", {}).items():
+        yield from commands(child, (*path, name))
+
+
+ALL = list(commands(get_command(app)))
+
+
+def test_no_help_imports_the_database_the_store_ray_or_torch() -> None:
+    paths = json.dumps([path for path, _ in ALL])
+    argv = [sys.executable, "-W", "error", "-c", ALL_HELPS, paths, ",".join(HEAVY)]
+    asked = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout) == []
+
+
+@pytest.mark.parametrize("path,command", ALL, ids=[" ".join(path) or "zhub" for path, _ in ALL])
+def test_every_command_says_what_it_does(path: tuple[str, ...], command: Any) -> None:
+    assert command.help
+
+
+def test_the_promised_commands_are_there() -> None:
+    promised = (
+        "up, demo, doctor, submit, chat, base-models add, base-models ls, base-models show, "
+        "datasets push, datasets ls, datasets show, jobs ls, jobs show, jobs watch, jobs logs, jobs cancel, "
+        "experts ls, experts show, experts pull, db upgrade, db bootstrap"
+    )
+    assert set(promised.split(", ")) <= {" ".join(path) for path, _ in ALL}
+
+
+def test_every_listing_and_every_show_can_print_json() -> None:
+    for path, command in ALL:
+        if path and path[-1] in ("ls", "show", "logs", "doctor"):
+            assert any("--json" in parameter.opts for parameter in command.params), path

@@ -1,0 +1,284 @@
+"""The client of the HTTP API: what it sends, what it makes of refusals, and what it never lets onto the disk."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from zhub import base_models, model_directory
+from zhub.client import Client
+from zhub.errors import (
+    ArtifactError,
+    ConflictError,
+    DigestMismatchError,
+    InvalidDatasetError,
+    InvalidRequestError,
+    UnavailableError,
+    UnsupportedModelError,
+    ZhubError,
+)
+from zhub.transport import ApiError
+
+URL = "http://127.0.0.1:8460"
+JOB_EVENTS = "/v1/fine_tuning/jobs/ftjob-1/events"
+
+
+@pytest.fixture(scope="module")
+def double() -> Any:
+    """The module ``api_double.py`` beside this file."""
+    spec = importlib.util.spec_from_file_location("api_double", Path(__file__).with_name("api_double.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def api(double: Any) -> Any:
+    return double.Api()
+
+
+@pytest.fixture
+def client(api: Any, double: Any) -> Client:
+    return Client(URL, double.KEY, transport=httpx.MockTransport(api), poll_s=0)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A directory with everything that a base model needs, and with what none does."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(b"weights")
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    (directory / "training_args.bin").write_bytes(b"pickle")
+    (directory / ".gitattributes").write_text("")
+    return directory
+
+
+def test_a_refusal_keeps_the_apis_words_code_and_request_id(api: Any, client: Client) -> None:
+    api.refuse("GET", "/v1/fine_tuning/jobs/ftjob-1", 409, "conflict", "The job has already succeeded.")
+    with pytest.raises(ApiError, match="has already succeeded") as caught:
+        client.jobs.get("ftjob-1")
+    assert (caught.value.status, caught.value.code, caught.value.request_id) == (409, "conflict", "req_1")
+
+
+def test_an_answer_that_is_not_zhubs_is_told_as_such(api: Any, client: Client) -> None:
+    api.add("GET", "/v1/models", httpx.Response(500, html="<h1>nginx</h1>"))
+    with pytest.raises(ApiError, match="not as zhub does"):
+        client.models()
+
+
+def test_no_server_at_the_address_says_how_to_start_one(double: Any) -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("connection refused", request=request)
+
+    with pytest.raises(UnavailableError, match=r"No zhub answers at http://127.0.0.1:8460.*`zhub up`.*ZHUB_API_URL"):
+        Client(URL, double.KEY, transport=httpx.MockTransport(refuse)).models()
+
+
+@pytest.mark.parametrize(
+    "ask,tries",
+    [(lambda client: client.models(), 3), (lambda client: client.jobs.cancel("ftjob-1"), 1)],
+    ids=["a GET is tried again", "a POST is not"],
+)
+def test_only_what_is_harmless_is_tried_again(
+    ask: Callable[[Client], object], tries: int, double: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zhub.transport.FIRST_BACK_OFF_S", 0.0)
+    asked = []
+
+    def break_off(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        raise httpx.ReadError("reset by peer", request=request)
+
+    with pytest.raises(UnavailableError):
+        ask(Client(URL, double.KEY, transport=httpx.MockTransport(break_off)))
+    assert len(asked) == tries
+
+
+def test_events_come_oldest_first_and_only_the_new_ones(
+    api: Any, client: Client, double: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zhub.client.EVENTS_PER_PAGE", 2)
+    api.add("GET", JOB_EVENTS, double.events_of([double.event(number) for number in range(1, 6)]))
+    assert [event.id for event in client.jobs.events("ftjob-1")] == [f"ftevent-{number}" for number in range(1, 6)]
+    assert [event.id for event in client.jobs.events("ftjob-1", after="ftevent-3")] == ["ftevent-4", "ftevent-5"]
+
+
+def test_following_a_job_ends_with_it_and_misses_no_event(api: Any, client: Client, double: Any) -> None:
+    states = iter(["queued", "running", "succeeded"])
+    events: list[Any] = []
+
+    def job(_request: httpx.Request) -> Any:
+        events.append(double.event(len(events) + 1))
+        return double.JOB | {"status": next(states)}
+
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
+    api.add("GET", JOB_EVENTS, double.events_of(events))
+    seen = [(job.status, [event.id for event in new]) for job, new in client.jobs.follow("ftjob-1")]
+    assert seen == [("queued", ["ftevent-1"]), ("running", ["ftevent-2"]), ("succeeded", ["ftevent-3"])]
+
+
+def test_following_survives_an_api_that_is_away_for_a_moment(
+    api: Any, client: Client, double: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zhub.transport.FIRST_BACK_OFF_S", 0.0)
+    answers = iter(["away", "succeeded"])
+
+    def job(request: httpx.Request) -> Any:
+        if (status := next(answers)) == "away":
+            raise httpx.ConnectError("connection refused", request=request)
+        return double.JOB | {"status": status}
+
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
+    api.add("GET", JOB_EVENTS, double.page([]))
+    assert [job.status for job, _ in client.jobs.follow("ftjob-1")] == ["succeeded"]
+
+
+def test_a_file_that_fails_validation_names_its_lines(api: Any, client: Client) -> None:
+    file = {
+        "id": "file-1", "filename": "rows.jsonl", "bytes": 1, "created_at": 1, "sha256": "", "version": 1,
+        "status": "error", "status_details": "line 3: not JSON",
+        "validation": {"problems": [{"line": 3, "code": "bad_json", "message": "not JSON"}]},
+    }  # fmt: skip
+    api.add("GET", "/v1/files/file-1", file)
+    with pytest.raises(InvalidDatasetError, match="line 3") as caught:
+        client.files.wait_processed("file-1")
+    assert caught.value.problems[0].line == 3
+
+
+def test_a_pulled_version_has_its_bytes(client: Client, double: Any, tmp_path: Path) -> None:
+    version = client.experts.pull(double.EXPERT, tmp_path / "expert")
+    assert version.digest == double.MANIFEST.digest
+    content = {path.name: path.read_bytes() for path in (tmp_path / "expert").iterdir()}
+    assert content == {
+        "manifest.json": double.MANIFEST.canonical(),
+        "z.safetensors": double.Z,
+        "routing.safetensors": double.ROUTING,
+    }
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "z.safetensors", "routing.safetensors"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "longer"])
+def test_corrupted_bytes_are_refused_and_leave_nothing(
+    name: str, damage: str, api: Any, client: Client, double: Any, tmp_path: Path
+) -> None:
+    path = f"/v1/experts/{double.EXPERT}/files/{name}"
+    whole: bytes = api.answers["GET", path]
+    damaged = {"flipped": b"#" + whole[1:], "cut": whole[:-1], "longer": whole + b"#"}
+    api.add("GET", path, damaged[damage])
+    with pytest.raises(DigestMismatchError):
+        client.experts.pull(double.EXPERT, tmp_path / "expert")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_breaks_off_leaves_nothing(api: Any, client: Client, double: Any, tmp_path: Path) -> None:
+    api.refuse("GET", f"/v1/experts/{double.EXPERT}/files/routing.safetensors", 503, "store_error", "away")
+    with pytest.raises(ApiError):
+        client.experts.pull(double.EXPERT, tmp_path / "expert")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "manifest.json"])
+def test_a_manifest_cannot_name_a_file_outside_its_directory(
+    name: str, api: Any, client: Client, double: Any, tmp_path: Path
+) -> None:
+    entry = double.MANIFEST.files[0].model_copy(update={"name": name})
+    api.publish(double.MANIFEST.model_copy(update={"files": [entry]}), {})
+    with pytest.raises(ArtifactError):
+        client.experts.pull(double.EXPERT, tmp_path / "expert")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pulling_again_changes_nothing(client: Client, double: Any, tmp_path: Path) -> None:
+    client.experts.pull(double.EXPERT, tmp_path / "expert")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "expert").iterdir()}
+    client.experts.pull(double.EXPERT, tmp_path / "expert")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "expert").iterdir()} == before
+
+
+def test_a_directory_that_holds_something_else_is_left_alone(client: Client, double: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(ConflictError):
+        client.experts.pull(double.EXPERT, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_stream_yields_pieces_and_says_who_speaks(api: Any, client: Client, double: Any) -> None:
+    head = {
+        "experts": [{"name": double.EXPERT, "digest": "d", "weight": 1.0}],
+        "routing": {"strategy": "expert", "reason": "asked for", "base_model": "zhub-tiny"},
+    }
+
+    def chunk(content: str, finish_reason: str | None = None) -> dict[str, Any]:
+        return head | {"choices": [{"delta": {"content": content}, "finish_reason": finish_reason}]}
+
+    api.add("POST", "/v1/chat/completions", double.sse(chunk("4"), chunk("2", "stop"), "[DONE]"))
+    pieces = list(client.chat_stream("auto", "6 * 7?"))
+    assert ("".join(piece.text for piece in pieces), pieces[0].experts[0].name) == ("42", double.EXPERT)
+
+
+@pytest.mark.parametrize("end", [[{"error": {"message": "the replica went away", "code": "unavailable"}}], []])
+def test_a_stream_that_fails_or_breaks_off_raises(end: list[Any], api: Any, client: Client, double: Any) -> None:
+    api.add("POST", "/v1/chat/completions", double.sse(*end))
+    with pytest.raises(ZhubError, match="replica went away|broke off"):
+        list(client.chat_stream("auto", "6 * 7?"))
+
+
+def test_only_the_files_of_a_model_are_uploaded(api: Any, client: Client, model: Path) -> None:
+    base = {
+        "id": "m", "created_at": 1, "status": "decomposing", "error": None, "is_default": True, "files": [],
+        "hub_id": None, "hub_revision": None, "weights_fingerprint": None, "basis_fingerprint": None, "details": None,
+    }  # fmt: skip
+    api.add("POST", "/v1/base_models", base)
+    api.add("POST", "/v1/base_models/m/complete", base)
+    sent = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    for name in sent:
+        api.add("PUT", f"/v1/base_models/m/files/{name}", base)
+    skipped = []
+    client.base_models.add_directory("m", model, started=lambda files: skipped.extend(files.skipped))
+    assert [request.url.path.split("/")[-1] for request in api.requests] == ["base_models", *sent, "complete"]
+    assert api.requests[2].content == b"weights"
+    assert api.requests[2].headers["content-length"] == "7"
+    assert skipped == [".gitattributes", "training_args.bin"]
+
+
+@pytest.mark.parametrize(
+    "missing,message",
+    [
+        ("config.json", "no config.json"),
+        ("tokenizer.json", "no tokenizer"),
+        ("tokenizer_config.json", "--chat-template"),
+    ],
+)
+def test_a_directory_that_lacks_something_is_refused_before_anything_is_sent(
+    missing: str, message: str, api: Any, client: Client, model: Path
+) -> None:
+    (model / missing).unlink()
+    with pytest.raises(InvalidRequestError, match=message):
+        client.base_models.add_directory("m", model)
+    assert api.requests == []
+
+
+def test_pickled_weights_are_refused_with_a_way_out(client: Client, model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModelError, match="pytorch_model.bin.*safe_serialization"):
+        client.base_models.add_directory("m", model)
+
+
+def test_a_chat_template_given_by_hand_is_uploaded_as_the_models_own(model: Path, tmp_path: Path) -> None:
+    (model / "tokenizer_config.json").unlink()
+    template = tmp_path / "mine.txt"
+    template.write_text("{{ messages }}")
+    assert model_directory.model_files(model, template).uploads["chat_template.jinja"] == template
+
+
+def test_client_and_api_agree_on_what_belongs_to_a_model() -> None:
+    assert model_directory.FILE_SUFFIXES == base_models.FILE_SUFFIXES
+    assert model_directory.REFUSED_SUFFIXES == base_models.REFUSED_SUFFIXES
