@@ -125,36 +125,12 @@ def run(directory: Path, screen: Screen) -> Outcome:
         ZhubError: a step failed.
     """
     make_directory(directory)
-    courses = [Course(family) for family in FAMILIES]
     with _Stack(directory) as stack:
-        with screen.step("Starting PostgreSQL, the API, the scheduler and Ray") as say:
-            client = stack.wait_until_it_answers(say)
-        with client:
-            with screen.step(f"Uploading {len(courses)} datasets of {ROWS} rows") as say:
-                for course in courses:
-                    say(course.family)
-                    course.file_id = client.files.upload(write_rows(course.family, directory / "datasets")).id
-            with screen.step(f"Decomposing the base model {BASE}, checking the rows") as say:
-                client.base_models.wait_ready(BASE, progress=lambda base: stack.check(), timeout_s=START_TIMEOUT_S)
-                for course in courses:
-                    say(course.family)
-                    client.files.wait_processed(course.file_id, progress=lambda file: stack.check())
-            for course in courses:
-                course.job = submit(client, course)
-            with screen.training(courses) as refresh:
-                follow(client, courses, stack.check, refresh)
-            with screen.step("Pulling the experts, checking every digest") as say:
-                for course in courses:
-                    assert course.version is not None
-                    say(course.version.id)
-                    course.directory = directory / "experts" / course.version.id
-                    client.experts.pull(course.version.id, course.directory)
-            with screen.step("Asking questions that nobody was trained on") as say:
-                stack.wait_for_serving()
-                questions = [ask(client, course, say) for course in courses[:QUESTIONED_FAMILIES]]
-        with screen.step("Stopping"):
-            stack.stop()
-    return Outcome(courses, questions)
+        try:
+            return _train_and_ask(directory, stack, screen)
+        finally:
+            with screen.step("Stopping"):
+                stack.stop()
 
 
 def make_directory(directory: Path) -> None:
@@ -251,6 +227,34 @@ def ask(client: Client, course: Course, say: Callable[[str], None]) -> Question:
     models = {"base": BASE, "expert": course.version.id, "auto": "auto"}
     answers = {who: client.chat(model, prompt, temperature=0) for who, model in models.items()}
     return Question(course.family, prompt, row["answer"], course.version.id, answers)
+
+
+def _train_and_ask(directory: Path, stack: "_Stack", screen: Screen) -> Outcome:
+    courses = [Course(family) for family in FAMILIES]
+    with screen.step("Starting PostgreSQL, the API, the scheduler and Ray") as say:
+        client = stack.wait_until_it_answers(say)
+    with client:
+        with screen.step(f"Uploading {len(courses)} datasets of {ROWS} rows") as say:
+            for course in courses:
+                say(course.family)
+                course.file_id = client.files.upload(write_rows(course.family, directory / "datasets")).id
+        with screen.step(f"Decomposing the base model {BASE}, checking the rows"):
+            client.base_models.wait_ready(BASE, progress=lambda base: stack.check(), timeout_s=START_TIMEOUT_S)
+            for course in courses:
+                client.files.wait_processed(course.file_id, progress=lambda file: stack.check())
+        for course in courses:
+            course.job = submit(client, course)
+        with screen.training(courses) as refresh:
+            follow(client, courses, stack.check, refresh)
+        with screen.step("Pulling the experts, checking every digest"):
+            for course in courses:
+                assert course.version is not None
+                course.directory = directory / "experts" / course.version.id
+                client.experts.pull(course.version.id, course.directory)
+        with screen.step("Asking questions that nobody was trained on") as say:
+            stack.wait_for_serving()
+            questions = [ask(client, course, say) for course in courses[:QUESTIONED_FAMILIES]]
+    return Outcome(courses, questions)
 
 
 class _Stack:

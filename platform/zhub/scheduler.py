@@ -7,19 +7,22 @@ import logging
 import signal
 import threading
 import uuid
+from datetime import timedelta
 from types import FrameType
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete, func
 
 from zhub import jobs, leadership
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
 from zhub.errors import DeposedError, UnavailableError
 from zhub.logs import configure_logging
+from zhub.models import Agent
 from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 
 POLL_S = 1.0
 AGENT_LOST_AFTER_S = 30.0
+AGENT_FORGOTTEN_AFTER = timedelta(days=1)
 
 log = logging.getLogger("zhub.scheduler")
 
@@ -55,8 +58,11 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
         except (UnavailableError, DeposedError) as exc:
             log.warning("%s", exc)
         wakeup.wait(SCHEDULER, POLL_S)
-    with system_session(engine) as session:
-        leadership.resign(session, leadership.SCHEDULER, holder)
+    try:
+        with system_session(engine) as session:
+            leadership.resign(session, leadership.SCHEDULER, holder)
+    except UnavailableError as exc:
+        log.warning("%s", exc)  # the next leader waits for the lease to run out
     log.info("stopped")
 
 
@@ -67,6 +73,7 @@ def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
         for job_id, state in jobs.reap(session):
             log.warning("job %s: lease ran out, now %s", job_id, state)
         jobs.settle_cancelled(session)
+        session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
         admitted = jobs.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
     for job_id, cluster in admitted:
         log.info("job %s: admitted to cluster %s", job_id, cluster)

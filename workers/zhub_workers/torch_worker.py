@@ -93,7 +93,7 @@ class TorchRunner:
             on_event=context.emit,
             should_stop=context.should_stop,
         )
-        if result.stopped or result.centroid is None:
+        if result.stopped:
             raise AttemptStoppedError
         with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory:
             manifest = _write_version(Path(directory), spec, attempt, result, self.device)
@@ -111,6 +111,7 @@ def _write_version(
     directory: Path, spec: TrainSpec, attempt: Attempt, result: TrainResult, device: torch.device
 ) -> Manifest:
     write_z(directory / Z_FILE, result.z, basis_fingerprint=spec.basis.basis_fingerprint, base_model=spec.base.name)
+    assert result.centroid is not None  # only training that was stopped has none
     write_routing(directory / ROUTING_FILE, result.centroid, basis_fingerprint=spec.basis.basis_fingerprint)
     manifest = Manifest(
         base_model=spec.base.name,

@@ -29,7 +29,7 @@ def add(
     if (path is None) == (hub is None):
         raise typer.BadParameter("give one of --path DIR and --hub ID@REVISION")
     if hub is not None and chat_template is not None:
-        raise typer.BadParameter("it goes with --path; a hub model brings its own template", param_hint="--chat-template")
+        raise typer.BadParameter("it goes with --path, as a hub model has its own", param_hint="--chat-template")
     with connect(data_dir) as client:
         if path is not None:
             base = _add_directory(client, name, path, chat_template)

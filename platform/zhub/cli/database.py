@@ -23,6 +23,23 @@ def upgrade(
 
 
 @app.command()
+def logins(
+    url: Annotated[
+        str, typer.Option(envvar="ZHUB_OWNER_DATABASE_URL", help="PostgreSQL, as the owner of the database.")
+    ],
+    api_password: Annotated[
+        str, typer.Option(envvar="ZHUB_API_LOGIN_PASSWORD", help="For zhub_api; better in the environment.")
+    ],
+    system_password: Annotated[
+        str, typer.Option(envvar="ZHUB_SYSTEM_LOGIN_PASSWORD", help="For zhub_system_login; likewise.")
+    ],
+) -> None:
+    """Make the logins of the API and of the scheduler and agents, or change their passwords. Comes after upgrade."""
+    passwords = {"ZHUB_API_LOGIN_PASSWORD": api_password, "ZHUB_SYSTEM_LOGIN_PASSWORD": system_password}
+    _run(["logins"], {"ZHUB_OWNER_DATABASE_URL": url, **passwords})
+
+
+@app.command()
 def bootstrap(
     organization: Annotated[str, typer.Option(help="The first organisation.")],
     project: Annotated[str, typer.Option(help="Its first project.")] = "default",

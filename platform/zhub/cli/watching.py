@@ -23,10 +23,7 @@ def watch(client: Client, job_id: str) -> FineTuningJob:
     try:
         return _watch_live(client, job_id) if stderr().is_terminal else _watch_lines(client, job_id)
     except KeyboardInterrupt:
-        note(
-            f"\nDetached; the job goes on. See it again with `zhub jobs watch {job_id}`, end it with "
-            f"`zhub jobs cancel {job_id}`."
-        )
+        note(f"\nDetached; the job goes on. To see it again:\n  zhub jobs watch {job_id}")
         raise typer.Exit(INTERRUPTED) from None
 
 

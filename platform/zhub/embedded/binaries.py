@@ -25,7 +25,7 @@ def find_postgres(major: int | None = None) -> Path:
         EmbeddedError: there is none, or none of that major version.
     """
     chosen = os.environ.get("ZHUB_PG_BIN")
-    candidates = [Path(chosen)] if chosen else _postgres_candidates()
+    candidates = [Path(chosen).absolute()] if chosen else _postgres_candidates()
     found = [(path, version) for path in candidates if (version := postgres_major(path)) is not None]
     for path, version in found:
         if major is None or version == major:

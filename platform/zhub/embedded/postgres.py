@@ -241,7 +241,7 @@ def _entrance(home: Path, user: ServerUser | None) -> int | None:
     if user is None or _may_enter(home, user):
         return None
     entrance = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
-    if not _may_enter(_entered(home / ".", entrance), user, pass_fds=(entrance,)):
+    if not _may_enter(Path(f"/proc/self/fd/{entrance}"), user, pass_fds=(entrance,)):
         os.close(entrance)
         raise EmbeddedError(
             f"{home}: PostgreSQL does not run as root, and user {user.uid} cannot enter this path. Choose a data "
@@ -256,7 +256,7 @@ def _entered(path: Path, entrance: int | None) -> Path:
 
 
 def _reachable_programs(refuge: Path, bin_dir: Path, user: ServerUser | None) -> Path:
-    """``bin_dir``, or a copy below ``refuge`` if the server's user cannot get there: root's Python is often in /root."""
+    """``bin_dir``, or a copy below ``refuge`` if the user cannot get there: root's Python is often in /root."""
     if user is None or _may_enter(bin_dir / "postgres", user):
         return bin_dir
     install, package = bin_dir.parent, bin_dir.parent.parent
@@ -275,9 +275,7 @@ def _reachable_programs(refuge: Path, bin_dir: Path, user: ServerUser | None) ->
 
 
 def _may_enter(path: Path, user: ServerUser, *, pass_fds: tuple[int, ...] = ()) -> bool:
-    asked = subprocess.run(
-        ["test", "-x", str(path)], user=user.uid, group=user.gid, extra_groups=[], pass_fds=pass_fds
-    )
+    asked = subprocess.run(["test", "-x", str(path)], user=user.uid, group=user.gid, extra_groups=[], pass_fds=pass_fds)
     return asked.returncode == 0
 
 
