@@ -26,6 +26,8 @@ from zhub_api.errors import envelope
 router = APIRouter(prefix="/v1/chat")
 
 MAX_MIXTURE = 16
+# What a replica may refuse because of the request itself; anything else is the platform's fault.
+CALLERS_FAULT = ("invalid_request", "context_length_exceeded")
 # Until the first token: a replica may first have to fetch and load the base model.
 FIRST_LINE_TIMEOUT_S = 300.0
 
@@ -185,9 +187,9 @@ async def _generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> Asy
 
 
 def _as_error(failed: Failed) -> Exception:
-    if failed.code in ("unavailable", "store_error", "internal_error"):
-        return UnavailableError(failed.message)
-    return InvalidRequestError(failed.message, code=failed.code)
+    if failed.code in CALLERS_FAULT:
+        return InvalidRequestError(failed.message, code=failed.code)
+    return UnavailableError(failed.message)
 
 
 async def _chunks(
