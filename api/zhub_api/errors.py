@@ -30,6 +30,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.ObjectMissingError: 500,
     errors.DigestMismatchError: 500,
     errors.SchemaVersionError: 503,
+    errors.ApiError: None,
     errors.EmbeddedError: None,
     errors.LeaseLostError: None,
     errors.DeposedError: None,

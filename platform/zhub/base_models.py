@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from zhub import jobs
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, UnsupportedModelError
+from zhub.model_directory import FILE_SUFFIXES, REFUSED_SUFFIXES
 from zhub.models import BaseModel, Job
 from zhub.specs import BaseModelSource, BasisReference, DecomposeSpec, StoredFile
 from zhub.tenancy import Caller
@@ -20,9 +21,6 @@ from zhub.tenancy import Caller
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 RESERVED = ("auto", "base")
 REVISION = re.compile(r"[0-9a-f]{40}")
-# What a Hugging Face directory needs to be loaded without running code from it.
-FILE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken", ".md")
-REFUSED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
 
 def base_file_key(sha256: str) -> str:

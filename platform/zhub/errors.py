@@ -16,6 +16,7 @@
     │   └── StoreError             (key)
     │       ├── ObjectMissingError
     │       └── DigestMismatchError (expected, actual)
+    ├── ApiError                   (status, code, param, request_id)  the API's own refusal, seen by its client
     ├── SchemaVersionError         (found, expected)  the database is not at this release's revision
     ├── EmbeddedError                              the embedded stack cannot start or go on
     ├── LeaseLostError             (job_id, fence) another attempt owns the job; never leaves the workers
@@ -156,6 +157,20 @@ class DigestMismatchError(StoreError):
         super().__init__(f"{key}: expected sha256 {expected}, got {actual}", key=key)
         self.expected = expected
         self.actual = actual
+
+
+class ApiError(ZhubError):
+    """The API refused a request, or failed; the message is the API's own."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(f"{message} (request {request_id})" if status >= 500 and request_id else message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.request_id = request_id
 
 
 class SchemaVersionError(ZhubError):

@@ -1,4 +1,4 @@
-"""The two logins of a production database: the API's, which sees one tenant at a time, and the system's, which sees all.
+"""The two logins of a production database: the API's, which sees one tenant, and the system's, which sees all.
 
 ``zhub up`` makes its own without passwords: nobody else gets to its server.
 """
@@ -32,7 +32,9 @@ def ensure_logins(owner_url: str, passwords: Mapping[str, str]) -> None:
             password = connection.pgconn.encrypt_password(passwords[login].encode(), login.encode(), b"scram-sha-256")
             connection.execute(
                 sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(
-                    sql.SQL("CREATE" if found is None else "ALTER"), sql.Identifier(login), sql.Literal(password.decode())
+                    sql.SQL("CREATE" if found is None else "ALTER"),
+                    sql.Identifier(login),
+                    sql.Literal(password.decode()),
                 )
             )
     grant_groups(owner_url)

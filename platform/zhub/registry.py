@@ -147,7 +147,9 @@ def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tupl
             # Numbers grow with time, and the list is newest first: the first one seen of an expert is its newest.
             if record.base.id == base.id and record.version.manifest["basis_fingerprint"] == base.basis_fingerprint:
                 newest.setdefault(record.expert.id, record)
-        return ResolvedModel(base, candidates=list(newest.values()))
+        # Where no step of a training beat the base, the expert is the base: choosing it would only pretend.
+        better = [record for record in newest.values() if record.version.manifest["best_step"] > 0]
+        return ResolvedModel(base, candidates=better)
     if "@" in model:
         record = version(session, caller.project_id, model)
         return ResolvedModel(record.base, [WeightedVersion(record, 1.0)])

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from zhub.errors import InvalidRequestError, UnavailableError, ZhubError
+from zhub.errors import ApiError, InvalidRequestError, UnavailableError
 from zhub.manifest import CHUNK_BYTES
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -18,22 +18,6 @@ GET_TRIES = 3
 FIRST_BACK_OFF_S = 0.25
 READ_TIMEOUT_S = 30.0
 SLOW_READ_TIMEOUT_S = 900.0  # the server stores an upload, or loads a model, before it answers
-
-
-class ApiError(ZhubError):
-    """The API refused a request, or failed; the message is the API's own."""
-
-    code = "api_error"
-
-    def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, request_id: str | None = None
-    ) -> None:
-        super().__init__(f"{message} (request {request_id})" if status >= 500 and request_id else message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.param = param
-        self.request_id = request_id
 
 
 class Http:

@@ -1,4 +1,4 @@
-"""One embedded stack for all end-to-end tests: real PostgreSQL, Valkey, Ray and Ray Serve, and the unmodified client."""
+"""One embedded stack for all end-to-end tests: real PostgreSQL, Valkey, Ray and Ray Serve, and the real openai client."""
 
 import importlib.util
 import json

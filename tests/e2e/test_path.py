@@ -85,7 +85,9 @@ def test_a_streamed_answer_is_the_plain_one(stack: Any, sorting_job: Any) -> Non
         "max_tokens": 16,
     }
     plain = stack.client.chat.completions.create(**arguments)
-    chunks = list(stack.client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **arguments))
+    chunks = list(
+        stack.client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **arguments)
+    )
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == plain.choices[0].message.content
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == plain.choices[0].finish_reason
     assert chunks[-1].usage.total_tokens == plain.usage.total_tokens

@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from zhub import base_models, model_directory
+from zhub import model_directory
 from zhub.client import Client
 from zhub.errors import (
+    ApiError,
     ArtifactError,
     ConflictError,
     DigestMismatchError,
@@ -21,7 +22,6 @@ from zhub.errors import (
     UnsupportedModelError,
     ZhubError,
 )
-from zhub.transport import ApiError
 
 URL = "http://127.0.0.1:8460"
 JOB_EVENTS = "/v1/fine_tuning/jobs/ftjob-1/events"
@@ -277,8 +277,3 @@ def test_a_chat_template_given_by_hand_is_uploaded_as_the_models_own(model: Path
     template = tmp_path / "mine.txt"
     template.write_text("{{ messages }}")
     assert model_directory.model_files(model, template).uploads["chat_template.jinja"] == template
-
-
-def test_client_and_api_agree_on_what_belongs_to_a_model() -> None:
-    assert model_directory.FILE_SUFFIXES == base_models.FILE_SUFFIXES
-    assert model_directory.REFUSED_SUFFIXES == base_models.REFUSED_SUFFIXES

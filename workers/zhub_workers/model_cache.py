@@ -9,9 +9,9 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from zhub.base_models import FILE_SUFFIXES
 from zhub.errors import BasisMismatchError, UnavailableError, UnsupportedModelError
 from zhub.manifest import canonical_json
+from zhub.model_directory import FILE_SUFFIXES
 from zhub.specs import BaseModelSource, BasisReference
 from zhub.store import ObjectStore, fetch
 from zhub_workers.adapted import AdaptedModel

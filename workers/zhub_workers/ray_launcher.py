@@ -63,6 +63,8 @@ class RayLauncher:
                         max_restarts=0,
                         max_task_retries=0,
                         max_concurrency=4,  # a poll must be answered while another call is under way
+                        # An actor that asks for nothing would always land on the head.
+                        scheduling_strategy="SPREAD",
                         num_cpus=0,
                         num_gpus=self._gpus if pool == "torch" else 0,
                     )

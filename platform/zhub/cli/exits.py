@@ -2,8 +2,7 @@
 
 from typing import Final
 
-from zhub.errors import AuthenticationError, ConflictError, NotFoundError, PermissionDeniedError, ZhubError
-from zhub.transport import ApiError
+from zhub.errors import ApiError, AuthenticationError, ConflictError, NotFoundError, PermissionDeniedError, ZhubError
 
 ERROR: Final = 1
 AUTHENTICATION: Final = 3

@@ -11,8 +11,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from zhub.errors import ApiError
 from zhub.manifest import Accuracy
-from zhub.transport import ApiError
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 PIPE_WIDTH = 10_000  # a pipe has no width: nothing is cut or folded for it

@@ -125,7 +125,7 @@ def prepare_cluster(home: Path) -> Cluster:
     bin_dir = _reachable_programs(home if entrance is None else socket_dir, found, user)
     cluster = Cluster(bin_dir, files, socket_dir, user, entrance)
     if not (files / "PG_VERSION").is_file():
-        _initdb(cluster)
+        _initdb(cluster, postgres_major(found) or 0)
     clear_sockets(socket_dir)
     _clear_pid_file(files)
     return cluster
@@ -279,12 +279,11 @@ def _may_enter(path: Path, user: ServerUser, *, pass_fds: tuple[int, ...] = ()) 
     return asked.returncode == 0
 
 
-def _initdb(cluster: Cluster) -> None:
+def _initdb(cluster: Cluster, major: int) -> None:
     files, user = cluster.files, cluster.user
     # Made under another name, so that half of a cluster is never taken for one.
     unfinished = files.with_name(f"{files.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
-    major = postgres_major(cluster.bin_dir) or 0
     # From 17 on PostgreSQL brings Unicode's rules itself; before, C.UTF-8 is the locale nearest to them.
     builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
     made = subprocess.run(
