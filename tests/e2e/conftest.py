@@ -1,4 +1,4 @@
-"""One embedded stack for all end-to-end tests: real PostgreSQL, Valkey, Ray and Ray Serve, and the real openai client."""
+"""One embedded stack for all end-to-end tests: real PostgreSQL, Valkey, Ray and Serve, and the openai client."""
 
 import importlib.util
 import json
@@ -97,7 +97,7 @@ def stop_stack(stack: RunningStack) -> None:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    running = start_stack(Path(os.environ.get("ZHUB_E2E_DIR") or tmp_path_factory.mktemp("stack")))
+    running = start_stack(tmp_path_factory.mktemp("stack"))
     yield running
     stop_stack(running)
 

