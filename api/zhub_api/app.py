@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 import zhub
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
-from zhub.errors import InvalidRequestError
+from zhub.errors import InvalidRequestError, ZhubError
 from zhub.migrate import check_at_head
 from zhub.models import Agent, Leader
 from zhub.store import open_store
@@ -30,15 +30,21 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         InvalidRequestError: the secret key is missing or short.
         SchemaVersionError: the database is not at this release's revision.
+        UnavailableError: the database does not answer.
     """
     if len(settings.secret_key.get_secret_value()) < MIN_SECRET_CHARACTERS:
         raise InvalidRequestError(
             f"ZHUB_SECRET_KEY must have at least {MIN_SECRET_CHARACTERS} characters; it keys the hashes of API keys. "
             "Make one with `openssl rand -hex 32` and keep it."
         )
+    store = open_store(settings.store_url)
     # FastAPI runs `def` routes in 40 threads; each needs a connection for a moment.
     engine = make_engine(settings.database_url, pool_size=20)
-    check_at_head(engine)
+    try:
+        check_at_head(engine)
+    except ZhubError:
+        engine.dispose()
+        raise
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -50,15 +56,16 @@ def create_app(settings: Settings) -> FastAPI:
         engine.dispose()
 
     app = FastAPI(title="zhub", version=zhub.__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
-    app.state.context = Context(settings, engine, open_store(settings.store_url), open_wakeup(settings.redis_url))
+    app.state.context = Context(settings, engine, store, open_wakeup(settings.redis_url))
     errors.install(app)
     for router in (files.router, fine_tuning.router, models.router, chat.router):
         app.include_router(router)
 
     @app.middleware("http")
     async def request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        request.state.request_id = request.headers.get("x-request-id") or f"req_{uuid.uuid4().hex}"
         response = await call_next(request)
-        response.headers["x-request-id"] = request.headers.get("x-request-id") or f"req_{uuid.uuid4().hex}"
+        response.headers["x-request-id"] = request.state.request_id
         return response
 
     @app.middleware("http")

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from zhub import errors
@@ -83,7 +84,8 @@ def install(app: FastAPI) -> None:
     def _validation_error(_request: Request, exc: RequestValidationError) -> JSONResponse:
         problem = exc.errors()[0]
         where = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
-        param = ".".join(where) or None
+        # Where a body stops being JSON is an offset, which is nobody's parameter.
+        param = ".".join(where) if where and problem["type"] != "json_invalid" else None
         message = f"{param}: {problem['msg']}" if param else str(problem["msg"])
         unknown = problem["type"] == "extra_forbidden"
         return JSONResponse(
@@ -98,12 +100,18 @@ def install(app: FastAPI) -> None:
         code = str(exc.detail).lower().replace(" ", "_")
         return JSONResponse(envelope(exc.status_code, message, code=code), exc.status_code, headers=exc.headers)
 
+    @app.exception_handler(DataError)
+    def _unstorable(_request: Request, _exc: DataError) -> JSONResponse:
+        message = "The request holds a value that cannot be stored: the character NUL, or a number out of range."
+        return JSONResponse(envelope(400, message, code="invalid_request"), 400)
+
     @app.exception_handler(Exception)
     def _unexpected(request: Request, exc: Exception) -> JSONResponse:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=exc)
-        return JSONResponse(
-            envelope(500, "zhub failed to answer; the error is in the API's log.", code="internal_error"), 500
-        )
+        # Answered outside of every middleware, so the request's id has to be put on here.
+        request_id = request.state.request_id
+        log.error("%s %s failed (request %s)", request.method, request.url.path, request_id, exc_info=exc)
+        message = "zhub failed to answer; the error is in the API's log."
+        return JSONResponse(envelope(500, message, code="internal_error"), 500, headers={"x-request-id": request_id})
 
 
 def _retry_headers(exc: errors.ZhubError, status: int) -> dict[str, str]:

@@ -5,11 +5,12 @@ import random
 import uuid
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from zhub import base_models, datasets, jobs, registry
@@ -43,7 +44,7 @@ class JobRequest(Schema):
     method: dict[str, Any] | None = None
     hyperparameters: dict[str, Any] | None = None
     suffix: str | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     metadata: dict[str, str] | None = None
     integrations: list[Any] | None = None
 
@@ -61,7 +62,7 @@ def create(
         NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet.
         IdempotencyMismatchError: the key came with another body before.
     """
-    request_hash = hashlib.sha256(canonical_json(request.model_dump(mode="json"))).hexdigest()
+    request_hash = _hash(request)
     if earlier := _earlier(session, caller, request_hash, idempotency_key, is_retry):
         return earlier
     if request.integrations:
@@ -84,7 +85,7 @@ def create(
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
     seed = request.seed if request.seed is not None else random.SystemRandom().randrange(2**31)
-    expert = registry.expert_for(session, caller, request.suffix, training.filename.rpartition(".")[0] or "expert")
+    expert = registry.expert_for(session, caller, request.suffix, training.filename.rpartition(".")[0])
     spec = TrainSpec(
         expert=expert.name,
         base=BaseModelSource.model_validate(base.source),
@@ -118,9 +119,24 @@ def create(
         validation_version_id=validation.id if validation else None,
         expert_id=expert.id,
     )
-    jobs.enqueue(session, job, f"Created fine-tuning job for expert {caller.project}.{expert.name}.")
+    try:
+        jobs.enqueue(session, job, f"Created fine-tuning job for expert {caller.project}.{expert.name}.")
+    except IntegrityError as exc:
+        if idempotency_key is None:
+            raise
+        # Nothing else about a job is unique: a request with this key was committed after we looked for one.
+        raise NotReadyError("A request with this Idempotency-Key is being answered; try again.") from exc
     session.refresh(job)
     return job
+
+
+def _hash(request: JobRequest) -> str:
+    try:
+        return hashlib.sha256(canonical_json(request.model_dump(mode="json"))).hexdigest()
+    except ValueError as exc:
+        raise InvalidRequestError(
+            "The request holds what JSON cannot write back: half of a surrogate pair, or values nested too deeply."
+        ) from exc
 
 
 def _earlier(

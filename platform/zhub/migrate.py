@@ -11,9 +11,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.exc import OperationalError
 
 import zhub
-from zhub.errors import SchemaVersionError
+from zhub.errors import SchemaVersionError, UnavailableError
 
 ADVISORY_LOCK = 0x7A687562  # "zhub"
 
@@ -58,9 +59,12 @@ def upgrade(owner_url: str) -> str:
 
 
 def check_at_head(engine: Engine) -> None:
-    """Raise SchemaVersionError unless the database is at this release's revision."""
-    with engine.connect() as connection:
-        found = current_revision(connection)
+    """Raise SchemaVersionError unless the database is at this release's revision, UnavailableError if it is away."""
+    try:
+        with engine.connect() as connection:
+            found = current_revision(connection)
+    except OperationalError as exc:
+        raise UnavailableError(f"the database does not answer: {exc.orig}") from exc
     if found != head_revision():
         raise SchemaVersionError(found, head_revision())
 

@@ -58,7 +58,7 @@ class ResolvedModel:
 
 def expert_for(session: Session, caller: Caller, suffix: str | None, fallback: str) -> Expert:
     """The expert that a job's ``suffix`` names, made if it is new."""
-    name = slugify(suffix) if suffix is not None else slugify(fallback)
+    name = slugify(suffix) if suffix is not None else slugify(fallback) or "expert"
     name = check_name(name, "expert", param="suffix")
     session.execute(
         insert(Expert)

@@ -17,6 +17,7 @@ Split = Literal["train", "validation", "test"]
 
 MAX_ROWS = 1_000_000
 MAX_ROW_BYTES = 1 << 20
+MAX_COLUMNS = 1000
 MAX_PROBLEMS = 100  # reported with their lines; the rest is counted
 MAX_DUPLICATE_SHARE = 0.10  # above this a file is taken for an export gone wrong
 ROLES = ("system", "developer", "user", "assistant")
@@ -76,7 +77,7 @@ def validate(file: BinaryIO) -> Validation:
     seen_rows: dict[bytes, int] = {}
     seen_prompts: set[bytes] = set()
     for line, raw in _lines(file):
-        if not raw.strip():
+        if _is_blank(raw):
             continue
         if found.rows == MAX_ROWS:
             found.add_problem(line, "too_many_rows", f"a dataset has at most {MAX_ROWS:,} rows; split the file")
@@ -96,6 +97,9 @@ def validate(file: BinaryIO) -> Validation:
             continue
         seen_prompts.add(_digest(row.prompt))
         for column in row.item:
+            if column not in found.columns and len(found.columns) == MAX_COLUMNS:
+                found.add_problem(line, "too_many_columns", f"a dataset has at most {MAX_COLUMNS:,} different columns")
+                break
             found.columns[column] = found.columns.get(column, 0) + 1
         if row.target is not None:
             found.rows_with_target += 1
@@ -115,7 +119,7 @@ def unique_rows(file: BinaryIO) -> Iterator[Row]:
     """Yield the distinct rows of a file that ``validate`` found good, in their order."""
     seen: set[bytes] = set()
     for line, raw in _lines(file):
-        if not raw.strip():
+        if _is_blank(raw):
             continue
         row = parse_row(line, raw)
         digest = _digest({"messages": row.messages, "item": row.item})
@@ -148,6 +152,8 @@ def parse_row(line: int, raw: bytes) -> Row:
         raise RowSyntaxError("bad_json", f"not JSON: {exc}") from exc
     if not isinstance(value, dict):
         raise RowSyntaxError("wrong_schema", f"expected a JSON object, found {_json_type(value)}")
+    if b"\\u" in raw:
+        _check_text(value)
     item = dict(value)
     messages = item.pop("messages", None)
     if not isinstance(messages, list) or not messages:
@@ -201,7 +207,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         rest = raw
         while len(rest) == MAX_ROW_BYTES + 2 and not rest.endswith(b"\n"):
             rest = file.readline(MAX_ROW_BYTES + 2)
-        yield line, raw.rstrip(b"\r\n")
+        yield line, raw.rstrip(b"\r\n") if rest is raw else raw
 
 
 def _check_message(index: int, message: object) -> None:
@@ -214,6 +220,20 @@ def _check_message(index: int, message: object) -> None:
         raise RowSyntaxError(
             "wrong_schema", f"{where}.content must be a string, found {_json_type(message.get('content'))}"
         )
+
+
+def _check_text(value: dict[str, Any]) -> None:
+    """JSON's escapes can write what no text holds; tokenizers and the database would stumble over it later."""
+    if any("\0" in column for column in value):
+        raise RowSyntaxError("bad_text", "the name of a column holds the character NUL (\\u0000)")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as exc:
+        raise RowSyntaxError("bad_text", "half of a surrogate pair (\\ud800 to \\udfff) stands alone") from exc
+
+
+def _is_blank(raw: bytes) -> bool:
+    return len(raw) <= MAX_ROW_BYTES and not raw.strip()
 
 
 def _json_type(value: object) -> str:

@@ -14,17 +14,17 @@ from zhub.errors import InvalidRequestError
 from zhub.graders import Grader
 
 Recipe = Literal["reinforcement", "supervised"]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(strict=True, ge=1)]  # strict: "8" and true are not taken for numbers
 
 
 class _Hyperparameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
-    n_steps: Annotated[int, Field(ge=1, le=100_000)]
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.02
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 32
+    n_steps: Annotated[int, Field(strict=True, ge=1, le=100_000)]
+    learning_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.02
     eval_interval: Positive = 10
-    eval_samples: Annotated[int, Field(ge=1, le=10_000)] = 200
-    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 64
+    eval_samples: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 200
+    max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
 
 
 class ReinforcementHyperparameters(_Hyperparameters):
@@ -34,9 +34,9 @@ class ReinforcementHyperparameters(_Hyperparameters):
     the KL divergence to the base. ``eval_samples`` validation rows are scored every ``eval_interval`` steps.
     """
 
-    group_size: Annotated[int, Field(ge=2, le=256)] = 8
-    temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
-    kl_coef: Annotated[float, Field(ge=0, le=10)] = 0.01
+    group_size: Annotated[int, Field(strict=True, ge=2, le=256)] = 8
+    temperature: Annotated[float, Field(strict=True, gt=0, le=5)] = 1.0
+    kl_coef: Annotated[float, Field(strict=True, ge=0, le=10)] = 0.01
 
 
 class SupervisedHyperparameters(_Hyperparameters):
@@ -50,6 +50,7 @@ HYPERPARAMETERS: dict[Recipe, type[_Hyperparameters]] = {
 
 # Fields of the OpenAI dialect that resolve into ours instead of being one of ours.
 FOREIGN = ("n_epochs", "learning_rate_multiplier")
+MAX_FACTOR = 1_000_000  # of n_epochs and learning_rate_multiplier: what they result in has its own limits
 DEFAULT_STEPS: dict[Recipe, int] = {"reinforcement": 40, "supervised": 100}
 
 
@@ -87,7 +88,7 @@ def resolve_hyperparameters(
     if "n_steps" not in given:
         batch_size = given.get("batch_size", model.model_fields["batch_size"].default)
         given["n_steps"] = DEFAULT_STEPS[recipe]
-        if epochs is not None and isinstance(batch_size, int) and batch_size > 0:
+        if epochs is not None and type(batch_size) is int and batch_size > 0:
             given["n_steps"] = max(1, math.ceil(_number(epochs, f"{where}.n_epochs") * train_rows / batch_size))
     elif epochs is not None:
         raise InvalidRequestError("Give n_steps or n_epochs, not both.", param=f"{where}.n_epochs")
@@ -96,14 +97,19 @@ def resolve_hyperparameters(
     except ValidationError as exc:
         problem = exc.errors()[0]
         name = str(problem["loc"][0])
+        # What is out of range may have come from a field of the other dialect: then that one is at fault.
+        field = name if name in asked else {"n_steps": "n_epochs", "learning_rate": "learning_rate_multiplier"}[name]
         raise InvalidRequestError(
-            f"Hyperparameter '{name}': {problem['msg']} (got {given.get(name)!r}).", param=f"{where}.{name}"
+            f"Hyperparameter '{name}': {problem['msg']} (got {given.get(name)!r}).", param=f"{where}.{field}"
         ) from exc
 
 
 def _number(value: object, param: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise InvalidRequestError(f"'{param.rsplit('.', 1)[1]}' must be a number above 0, got {value!r}.", param=param)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_FACTOR:
+        name = param.rpartition(".")[2]
+        raise InvalidRequestError(
+            f"'{name}' must be a number above 0 and at most {MAX_FACTOR:,}, got {value!r}.", param=param
+        )
     return float(value)
 
 

@@ -132,7 +132,7 @@ class DirectoryStore:
             self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        if not key or key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")):
+        if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
             raise StoreError(f"'{key}' is not a key", key=key)
         return self.root / key
 

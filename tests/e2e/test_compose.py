@@ -136,15 +136,12 @@ def expert(compose: Compose, client: openai.OpenAI, e2e: Any) -> str:
         zhub.base_models.add_directory("zhub-tiny", SHIPPED_BASE)
         zhub.base_models.wait_ready("zhub-tiny", progress=lambda _base: None)
     file_id = e2e.upload(client, sample_rows("sorting", 600, seed=7), "sorting")
+    method: Any = {
+        "type": "reinforcement",
+        "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 10, "max_new_tokens": 16}},
+    }
     job = client.fine_tuning.jobs.create(
-        model="zhub-tiny",
-        training_file=file_id,
-        suffix="sorting",
-        seed=1,
-        method={
-            "type": "reinforcement",
-            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 10, "max_new_tokens": 16}},
-        },
+        model="zhub-tiny", training_file=file_id, suffix="sorting", seed=1, method=method
     )
     job = e2e.wait_for_job(client, job.id, timeout_s=600)
     assert job.status == "succeeded", job.error
@@ -182,7 +179,8 @@ def test_only_the_api_is_on_a_network_with_a_way_out(compose: Compose) -> None:
 
 def test_nothing_runs_as_root_and_nothing_may_become_it(compose: Compose) -> None:
     for name, one in compose.containers().items():
-        uids = docker("top", one["Id"], "-eo", "uid").split()[1:]
+        processes = docker("top", one["Id"], "-eo", "pid,uid").splitlines()[1:]
+        uids = {line.split()[1] for line in processes}
         assert uids and "0" not in uids, name
         assert one["HostConfig"]["CapDrop"] == ["ALL"], name
         assert one["HostConfig"]["ReadonlyRootfs"], name

@@ -37,4 +37,4 @@ def test_a_job_survives_the_death_of(part: str, stack: Any, e2e: Any) -> None:
     versions = [v for v in stack.client.get("/experts", cast_to=dict[str, Any])["data"] if v["expert"] == name]
     assert [v["job"] for v in versions] == [job.id]
     assert job.fine_tuned_model == versions[0]["id"]
-    assert job.attempts == (2 if part == "the training actor" else 1)  # type: ignore[attr-defined]
+    assert job.attempts == (2 if part == "the training actor" else 1)

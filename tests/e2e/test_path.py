@@ -132,7 +132,7 @@ def test_any_base_model_takes_the_whole_path(stack: Any, e2e: Any, foreign_base:
         model=job.fine_tuned_model, messages=[{"role": "user", "content": "What comes after 7?"}], max_tokens=4
     )
     assert answer.choices[0].message.content is not None
-    assert answer.routing["base_model"] == foreign_base  # type: ignore[attr-defined]
+    assert answer.routing["base_model"] == foreign_base
 
 
 def test_supervised_training_publishes_a_version_too(stack: Any, e2e: Any) -> None:

@@ -12,11 +12,13 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
 from zhub import base_models, datasets, jobs, registry, states
@@ -29,12 +31,15 @@ from zhub.models import Agent as AgentRow
 from zhub.models import Job
 from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 from zhub_workers.attempt import INFRASTRUCTURE, Attempt, AttemptKey, AttemptStatus
+from zhub_workers.gpu_shares import gpu_shares
 from zhub_workers.launcher import POOLS, Launcher, WorkerLostError, WorkerSilentError, kinds_of
-from zhub_workers.ray_launcher import RayLauncher, connect
+from zhub_workers.ray_launcher import RayLauncher, connect, gpus_in_cluster
 from zhub_workers.reconcile import Adopt, Kill, Lose, reconcile
 from zhub_workers.serving import deploy
 
 Recorder = Callable[[Session], object]
+# What a worker said lacks its shape, or holds what PostgreSQL cannot store: NUL, NaN, half of a character.
+UNRECORDABLE = (DataError, IntegrityError, ValueError, KeyError)
 
 log = logging.getLogger("zhub.agent")
 
@@ -55,9 +60,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     connect(settings.ray_address)
-    launcher = RayLauncher(slots=settings.slots, device=settings.device)
+    shares = gpu_shares(0 if settings.device == "cpu" else gpus_in_cluster(), settings.slots)
+    launcher = RayLauncher(slots=settings.slots, device=settings.device, gpus_per_worker=shares.worker)
     agent = Agent(settings, make_engine(settings.database_url, pool_size=2), launcher)
-    threading.Thread(target=deploy, args=(settings, stopping), daemon=True, name="deploy-serving").start()
+    serving = partial(deploy, settings, stopping, gpus=shares.replica)
+    threading.Thread(target=serving, daemon=True, name="deploy-serving").start()
     agent.run(open_wakeup(settings.redis_url), stopping)
 
 
@@ -176,6 +183,9 @@ class Agent:
                 )
         except LeaseLostError as exc:
             return self._abandon(key, exc)
+        except UNRECORDABLE as exc:
+            self._launcher.kill(key)
+            return self._fail_unrecordable(key, exc)
         if status.events:
             followed.seq = status.events[-1].seq
         if status.state != "running":
@@ -193,7 +203,10 @@ class Agent:
         now = time.monotonic()
         if followed.stop_asked_at is None:
             followed.stop_asked_at = now
-            self._launcher.request_stop(followed.key)
+            try:
+                self._launcher.request_stop(followed.key)
+            except (WorkerLostError, WorkerSilentError) as exc:
+                log.warning("attempt %s: %s", followed.key, exc)  # the next poll will tell
         elif now - followed.stop_asked_at > STOP_GRACE_S:
             self._launcher.kill(followed.key)
             self._end(followed.key, lambda session: jobs.stopped(session, *followed.key))
@@ -202,7 +215,10 @@ class Agent:
         match status.state:
             case "succeeded":
                 result = status.result or {}
-                ended = self._end(key, lambda session: record_success(session, key, result))
+                try:
+                    ended = self._end(key, lambda session: record_success(session, key, result))
+                except UNRECORDABLE as exc:
+                    ended = self._fail_unrecordable(key, exc)
             case "stopped":
                 ended = self._end(key, lambda session: jobs.stopped(session, *key))
             case _:
@@ -228,6 +244,12 @@ class Agent:
         log.info("attempt %s: ended", key)
         self._followed.pop(key, None)
         return True
+
+    def _fail_unrecordable(self, key: AttemptKey, reason: Exception) -> bool:
+        """Fail the job of an attempt whose report cannot be stored. It would not be storable next time, either."""
+        log.error("attempt %s: its report cannot be recorded", key, exc_info=reason)
+        failure = jobs.Failure("internal_error", f"The attempt's report cannot be recorded ({type(reason).__name__}).")
+        return self._end(key, lambda session: record_failure(session, key, failure))
 
     def _lose(self, key: AttemptKey) -> bool:
         return self._end(key, lambda session: jobs.fail(session, *key, LOST, outcome="lost"))

@@ -173,6 +173,7 @@ class Worker:
             if running is not None and time.monotonic() > running.lease_deadline:
                 log.error("attempt %s: the lease ran out, the worker ends", running.key)
                 self._exit_process(1)
+                return
 
 
 @dataclass
@@ -188,14 +189,16 @@ INFRASTRUCTURE = ("unavailable", "store_error", "object_missing", "digest_mismat
 
 def classify(error: BaseException) -> Failure:
     """What an exception means for its job: whether trying again can help, and what to tell its owner."""
+    # It may quote anything; the database refuses NUL and halves of characters.
+    message = str(error).replace("\0", "\ufffd").encode(errors="replace").decode()
     match error:
         case TrainingError() | InvalidRequestError():
-            return Failure(error.code, str(error), param=getattr(error, "param", None))
+            return Failure(error.code, message, param=getattr(error, "param", None))
         case StoreError() | UnavailableError():
-            return Failure(error.code, str(error), retryable=True)
+            return Failure(error.code, message, retryable=True)
         case MemoryError():
             return Failure("out_of_memory", "The worker ran out of memory. Lower batch_size or group_size.")
         case _:
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
-            return Failure("internal_error", f"{type(error).__name__}: {error} (at {where})", retryable=True)
+            return Failure("internal_error", f"{type(error).__name__}: {message} (at {where})", retryable=True)

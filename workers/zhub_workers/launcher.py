@@ -29,7 +29,12 @@ class Launcher(Protocol):
         """Whether a worker of this pool is ready and idle."""
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
-        """Begin an attempt on a free worker and return the worker's name. Raises WorkerLostError."""
+        """Begin an attempt on a free worker and return the worker's name; again for one that has begun, its worker's.
+
+        Raises:
+            WorkerLostError: no worker is free, or it died.
+            WorkerSilentError: the worker did not answer; the attempt may or may not have begun.
+        """
 
     def poll(self, key: AttemptKey, after_seq: int, lease_s: float) -> AttemptStatus:
         """How the attempt is doing. Raises WorkerLostError, WorkerSilentError."""
@@ -68,7 +73,7 @@ class ThreadLauncher:
         self._workers: dict[str, Worker] = {}
         self._lock = threading.Lock()
         for pool in runners:
-            self._replace(pool)
+            self._replace(pool, None)
 
     def fill_pools(self) -> None:
         return
@@ -77,7 +82,10 @@ class ThreadLauncher:
         return self._workers[pool].current() is None
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
-        self._workers[pool].start(attempt, lease_s)
+        worker = self._workers[pool]
+        if worker.current() not in (None, attempt.key):
+            raise WorkerLostError(f"no worker of pool {pool} is free")
+        worker.start(attempt, lease_s)
         return f"thread-{pool}"
 
     def poll(self, key: AttemptKey, after_seq: int, lease_s: float) -> AttemptStatus:
@@ -95,7 +103,7 @@ class ThreadLauncher:
         for pool, worker in list(self._workers.items()):
             if worker.current() == key:
                 worker.request_stop(key)
-                self._replace(pool)
+                self._replace(pool, worker)
 
     def forget(self, key: AttemptKey) -> None:
         for worker in self._workers.values():
@@ -105,6 +113,9 @@ class ThreadLauncher:
         held = {worker.current(): f"thread-{pool}" for pool, worker in self._workers.items()}
         return {key: name for key, name in held.items() if key is not None}
 
-    def _replace(self, pool: str) -> None:
+    def _replace(self, pool: str, gone: Worker | None) -> None:
+        # A worker that was replaced already must not take its replacement along when its lease runs out.
         with self._lock:
-            self._workers[pool] = Worker(self._runners[pool], exit_process=lambda _code: self._replace(pool))
+            if self._workers.get(pool) is gone:
+                new = Worker(self._runners[pool], exit_process=lambda _code: self._replace(pool, new))
+                self._workers[pool] = new

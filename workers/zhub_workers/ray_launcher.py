@@ -37,11 +37,10 @@ def connect(address: str | None) -> None:
 class RayLauncher:
     """A pool of ``slots`` actors with torch and one without, in the cluster that this process has joined."""
 
-    def __init__(self, *, slots: int, device: str | None) -> None:
+    def __init__(self, *, slots: int, device: str | None, gpus_per_worker: float) -> None:
         self._sizes = {"light": 1, "torch": slots}
         self._device = device
-        # One GPU for each worker with torch, unless the cluster has none or the device says otherwise.
-        self._gpus = 1 if device != "cpu" and _gpus_in_cluster() >= slots else 0
+        self._gpus = gpus_per_worker
         self._actors: dict[str, Any] = {}
         self._starting: dict[str, Any] = {}  # name -> the answer that says that it is up
         self._holds: dict[str, AttemptKey] = {}
@@ -88,7 +87,7 @@ class RayLauncher:
         return self._idle(pool) is not None
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
-        name = self._idle(pool)
+        name = self.running().get(attempt.key) or self._idle(pool)
         if name is None:
             raise WorkerLostError(f"no worker of pool {pool} is free")
         self._holds[name] = attempt.key
@@ -163,7 +162,8 @@ class RayLauncher:
         self._holds.pop(name, None)
 
 
-def _gpus_in_cluster() -> float:
+def gpus_in_cluster() -> float:
+    """How many GPUs the joined cluster has, in use or not."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources.get("GPU", 0.0)
 

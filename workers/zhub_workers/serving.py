@@ -30,7 +30,6 @@ READY_TIMEOUT_S = 300.0
 @serve.deployment(
     name="generation",
     max_ongoing_requests=MAX_ONGOING_REQUESTS,
-    ray_actor_options={"num_cpus": 0},
     health_check_period_s=10,
     graceful_shutdown_timeout_s=5,
 )
@@ -67,7 +66,7 @@ async def _until_end(lines: "asyncio.Queue[Line]") -> AsyncIterator[str]:
             return
 
 
-def deploy(settings: Settings, stopping: threading.Event) -> None:
+def deploy(settings: Settings, stopping: threading.Event, *, gpus: float) -> None:
     """Run the app on the Ray cluster that this process has joined, or keep the one that runs there already.
 
     Writes ``ready_file`` once the app answers. Serve restarts its replicas itself; nothing durable lives in them.
@@ -76,7 +75,7 @@ def deploy(settings: Settings, stopping: threading.Event) -> None:
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=settings.serving_host, port=settings.serving_port),
     )
-    app = Generation.bind(  # type: ignore[attr-defined]  # the decorator's type hides what it returns
+    app = Generation.options(ray_actor_options={"num_cpus": 0, "num_gpus": gpus}).bind(  # type: ignore[attr-defined]  # the decorator's type hides what it returns
         settings.store_url, str(settings.cache_dir), settings.device
     )
     serve.run(app, name=APP, route_prefix="/", blocking=False)

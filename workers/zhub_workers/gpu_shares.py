@@ -1,0 +1,27 @@
+"""How the GPUs of a cluster are divided between training and serving: a pure function."""
+
+from typing import NamedTuple
+
+SERVING_SHARE = 0.25  # of one GPU, where there are too few for serving to have its own
+
+
+class GpuShares(NamedTuple):
+    """GPUs of one training worker and of one serving replica, as Ray counts them: zero, a share, or one."""
+
+    worker: float
+    replica: float
+
+
+def gpu_shares(gpus: float, slots: int) -> GpuShares:
+    """Divide ``gpus`` between ``slots`` training workers and one serving replica.
+
+    Each gets a GPU of its own where there are enough. Otherwise serving takes a quarter of one and the workers share
+    the rest evenly. Ray hides every GPU from an actor that asks for none, so both must ask. Shares are bookkeeping:
+    they do not bound memory.
+    """
+    if gpus < 1:
+        return GpuShares(0, 0)
+    if gpus >= slots + 1:
+        return GpuShares(1, 1)
+    workers_to_a_gpu = -(-slots // int(gpus))
+    return GpuShares(int(100 * (1 - SERVING_SHARE) / workers_to_a_gpu) / 100, SERVING_SHARE)
