@@ -81,24 +81,12 @@ def _of_quoted(rule: Callable[..., object]) -> Answer:
     return lambda prompt: str(rule(*re.findall(r'"([^"]*)"', prompt)))
 
 
-def _of_signed(rule: Callable[[int, int, int], object]) -> Answer:
-    """Make an answer of a rule on a story's two numbers and the sign of its change, 1 or -1."""
-    return lambda prompt: _of_numbers(lambda a, b: rule(a, b, -1 if "loses" in prompt else 1))(prompt)
-
-
-def _of_expression(rule: Callable[[int, int], object]) -> Answer:
-    """Make an answer of a rule on an expression's value and the plain sum of its numbers."""
-
-    def answer(prompt: str) -> str:
-        a, b, c = map(int, re.findall(r"\d+", prompt))
-        times_first = prompt.index("*") < prompt.index("+")
-        if "(" in prompt:
-            value = a * (b + c) if times_first else (a + b) * c
-        else:
-            value = a * b + c if times_first else a + b * c
-        return str(rule(value, a + b + c))
-
-    return answer
+def _evaluate(prompt: str) -> str:
+    a, b, c = map(int, re.findall(r"\d+", prompt))
+    times_first = prompt.index("*") < prompt.index("+")
+    if "(" in prompt:
+        return str(a * (b + c) if times_first else (a + b) * c)
+    return str(a * b + c if times_first else a + b * c)
 
 
 def _of_options(place: int) -> Answer:
@@ -127,7 +115,7 @@ def _draw_story(rng: random.Random) -> dict[str, object]:
 
 def _draw_expression(rng: random.Random) -> dict[str, object]:
     form = rng.choice(("{a} + {b} * {c}", "{b} * {c} + {a}", "({a} + {b}) * {c}", "{c} * ({a} + {b})"))
-    a = rng.randint(2, 9 if "(" in form else 40)
+    a = rng.randint(2, 9 if "(" in form else 20)
     return {"expression": form.format(a=a, b=rng.randint(2, 9), c=rng.randint(2, 9))}
 
 
@@ -144,8 +132,8 @@ _FAMILIES = (
         lambda rng: {"a": rng.randint(10, 99), "b": rng.randint(10, 99)},
         _of_numbers(lambda a, b: a + b),
         {
-            "one too many": _of_numbers(lambda a, b: a + b + 1),
-            "one too few": _of_numbers(lambda a, b: a + b - 1),
+            "side by side": _of_numbers(lambda a, b: f"{a}{b}"),
+            "second number": _of_numbers(lambda a, b: b),
         },
     ),
     Family(
@@ -181,8 +169,8 @@ _FAMILIES = (
         _draw_count,
         _of_quoted(lambda letter, word: word.count(letter)),
         {
-            "one too many": _of_quoted(lambda letter, word: word.count(letter) + 1),
             "all letters": _of_quoted(lambda letter, word: len(word)),
+            "first letter": _of_quoted(lambda letter, word: word[0]),
         },
     ),
     Family(
@@ -196,7 +184,7 @@ _FAMILIES = (
         ),
         lambda rng: dict(zip("abc", rng.sample(range(10, 100), 3), strict=True)),
         _of_options(-1),
-        {"smallest": _of_options(0), "middle": _of_options(1)},
+        {"number, not letter": _of_numbers(lambda *numbers: max(numbers)), "smallest": _of_options(0)},
     ),
     Family(
         "story",
@@ -208,21 +196,18 @@ _FAMILIES = (
             "{name}, having {a} {things}, {change} {b}. How many {things}?",
         ),
         _draw_story,
-        _of_signed(lambda a, b, sign: a + sign * b),
-        {
-            "the other way": _of_signed(lambda a, b, sign: a - sign * b),
-            "no change": _of_numbers(lambda a, b: a),
-        },
+        lambda prompt: _of_numbers(int.__sub__ if "loses" in prompt else int.__add__)(prompt),
+        {"no change": _of_numbers(lambda a, b: a), "change alone": _of_numbers(lambda a, b: b)},
     ),
     Family(
         "expression",
         "Evaluate an expression of three numbers with its precedence and brackets.",
         ("Evaluate {expression}.", "Compute {expression}.", "Find the value: {expression}", "Calculate {expression}."),
         _draw_expression,
-        _of_expression(lambda value, total: value),
+        _evaluate,
         {
-            "one too many": _of_expression(lambda value, total: value + 1),
-            "adding all": _of_expression(lambda value, total: total),
+            "adding all": _of_numbers(lambda a, b, c: a + b + c),
+            "last number": _of_numbers(lambda a, b, c: c),
         },
     ),
     Family(

@@ -1,5 +1,6 @@
 """Wake-ups: hints that shorten a wait. Losing every one of them costs a poll interval, never a job."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -7,6 +8,8 @@ from typing import Protocol
 import redis
 
 SCHEDULER = "zhub:wake:scheduler"
+# Looking up the name of a server that is away may take many seconds, and no timeout of the client covers it.
+LEFT_ALONE_S = 5.0
 
 
 def agent_topic(cluster: str) -> str:
@@ -48,24 +51,29 @@ class RedisWakeup:
             url, socket_timeout=2, socket_connect_timeout=1, health_check_interval=30, retry=None
         )
         self._subscriptions: dict[str, redis.client.PubSub] = {}
+        self._left_alone_until = -math.inf
 
     def notify(self, topic: str) -> None:
+        if time.monotonic() < self._left_alone_until:
+            return
         try:
             self._client.publish(topic, b"")
         except redis.RedisError:
-            return
+            self._left_alone_until = time.monotonic() + LEFT_ALONE_S
 
     def wait(self, topic: str, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        try:
-            subscription = self._subscription(topic)
-            while (left := deadline - time.monotonic()) > 0:
-                message = subscription.get_message(timeout=min(left, 1.0))
-                if message and message["type"] == "message":
-                    return
-        except redis.RedisError:
-            self._subscriptions.pop(topic, None)
-            time.sleep(max(0.0, deadline - time.monotonic()))
+        if time.monotonic() >= self._left_alone_until:
+            try:
+                subscription = self._subscription(topic)
+                while (left := deadline - time.monotonic()) > 0:
+                    message = subscription.get_message(timeout=min(left, 1.0))
+                    if message and message["type"] == "message":
+                        return
+            except redis.RedisError:
+                self._subscriptions.pop(topic, None)
+                self._left_alone_until = time.monotonic() + LEFT_ALONE_S
+        time.sleep(max(0.0, deadline - time.monotonic()))
 
     def _subscription(self, topic: str) -> "redis.client.PubSub":
         if topic not in self._subscriptions:

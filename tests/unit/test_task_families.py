@@ -36,7 +36,7 @@ def slow_counting(prompt: str) -> str:
 
 
 def slow_choice(prompt: str) -> str:
-    options = {letter: int(number) for letter, number in re.findall(r"([ABC])\) (\d\d)", prompt)}
+    options: dict[str, int] = {letter: int(number) for letter, number in re.findall(r"([ABC])\) (\d\d)", prompt)}
     return next(letter for letter in options if all(options[letter] >= other for other in options.values()))
 
 

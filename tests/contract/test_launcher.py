@@ -1,0 +1,312 @@
+"""Where attempts run: threads of this process and detached Ray actors keep the same promises to the agent.
+
+Each test runs once on threads and once on Ray, both with the same stand-in for training.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray  # noqa: TID251
+from ray import cloudpickle  # noqa: TID251
+from ray._private import ray_constants  # noqa: TID251
+
+from zhub.embedded.children import free_ports
+from zhub.errors import PromptTooLongError
+from zhub_workers import ray_launcher
+from zhub_workers.actors import LightActor
+from zhub_workers.attempt import Attempt, AttemptContext, AttemptKey, AttemptStatus, Worker
+from zhub_workers.launcher import Launcher, ThreadLauncher, WorkerLostError, WorkerSilentError
+from zhub_workers.ray_launcher import RayLauncher
+
+LEASE_S = 60.0
+Until = Callable[..., Any]
+
+
+def play(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
+    """Do what the spec says: succeed, fail, or go on until told to stop or until a file is there."""
+    context.emit("info", "begun", {"pid": os.getpid()})
+    if attempt.spec["do"] == "fail":
+        raise PromptTooLongError(3, 900, 512)
+    if attempt.spec["do"] == "go on":
+        while not Path(attempt.spec["end"]).exists():
+            context.raise_if_stopped()
+            time.sleep(0.002)
+    context.emit("info", "done")
+    return {"job": str(attempt.key.job_id)}
+
+
+class PlayingActor(LightActor):
+    """An actor like those of the pools."""
+
+    def __init__(self, _device: str | None) -> None:
+        self._worker = Worker(play)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """A Ray of the tests' own on the loopback interface, joined by this process."""
+    temp_dir = Path(tempfile.mkdtemp(prefix="zhub-ray-"))  # short: it holds unix sockets
+    port, client, dashboard, metrics = free_ports(4)
+    environment = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray on 127.0.0.1
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    argv = [
+        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"),
+        *("--node-ip-address=127.0.0.1", "--include-dashboard=false", "--include-log-monitor=false", "--no-monitor"),
+        *("--object-store-memory=100000000", f"--temp-dir={temp_dir}", "--num-cpus=2", "--disable-usage-stats"),
+        *(f"--ray-client-server-port={client}", f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}"),
+        *("--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--runtime-env-agent-port=0"),
+    ]
+    patched = pytest.MonkeyPatch()
+    for name, value in environment.items():
+        patched.setenv(name, value)
+    # Read from the environment when Ray is first imported, which was before.
+    patched.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    patched.setattr(ray_launcher, "ACTORS", {"light": PlayingActor, "torch": PlayingActor})
+    this_module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(this_module)  # type: ignore[no-untyped-call]  # workers cannot import a test
+    log = (temp_dir / "log").open("wb")
+    head = subprocess.Popen(argv, stdout=log, stderr=log, env=os.environ)
+    try:
+        raylet = temp_dir / "session_latest" / "sockets" / "raylet"
+        give_up = time.monotonic() + 90
+        while not raylet.exists():
+            assert head.poll() is None and time.monotonic() < give_up, (temp_dir / "log").read_text()[-3000:]
+            time.sleep(0.05)
+        ray_launcher.connect(f"127.0.0.1:{port}")
+        yield
+    finally:
+        ray.shutdown()
+        head.send_signal(signal.SIGTERM)
+        head.wait(timeout=60)
+        log.close()
+        cloudpickle.unregister_pickle_by_value(this_module)  # type: ignore[no-untyped-call]
+        patched.undo()
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", params=["threads", pytest.param("ray", marks=pytest.mark.ray)])
+def shared(request: pytest.FixtureRequest) -> Launcher:
+    """One worker that trains, and its launcher."""
+    if request.param == "threads":
+        return ThreadLauncher({"light": play, "torch": play})
+    request.getfixturevalue("ray_cluster")
+    return RayLauncher(slots=1, device="cpu", gpus_per_worker=0)
+
+
+@pytest.fixture
+def launcher(shared: Launcher, until: Until) -> Iterator[Launcher]:
+    """The launcher, with its worker free."""
+
+    def ready() -> bool:
+        shared.fill_pools()
+        return shared.free("torch")
+
+    until(ready, timeout_s=90)
+    yield shared
+    for key in shared.running():
+        shared.kill(key)
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Callable[[str], Attempt]:
+    def make(do: str) -> Attempt:
+        spec = {"do": do, "end": str(tmp_path / "end")}
+        return Attempt(AttemptKey(uuid.uuid4(), 1), uuid.uuid4(), spec, "file:///nowhere", tmp_path, None)
+
+    return make
+
+
+@pytest.fixture
+def ended(launcher: Launcher, until: Until) -> Callable[[AttemptKey], AttemptStatus]:
+    """Poll until an attempt has ended."""
+
+    def wait(key: AttemptKey) -> AttemptStatus:
+        until(lambda: launcher.poll(key, 0, LEASE_S).state != "running")
+        return launcher.poll(key, 0, LEASE_S)
+
+    return wait
+
+
+@pytest.fixture
+def going_on(launcher: Launcher, attempt: Callable[[str], Attempt], until: Until) -> Attempt:
+    """An attempt that has begun and will not end by itself."""
+    made = attempt("go on")
+    launcher.start("torch", made, LEASE_S)
+    until(lambda: launcher.poll(made.key, 0, LEASE_S).events)
+    return made
+
+
+Ended = Callable[[AttemptKey], AttemptStatus]
+
+
+def test_a_result_comes_back(launcher: Launcher, attempt: Callable[[str], Attempt], ended: Ended) -> None:
+    made = attempt("succeed")
+    launcher.start("torch", made, LEASE_S)
+    status = ended(made.key)
+    assert (status.state, status.result, status.failure) == ("succeeded", {"job": str(made.key.job_id)}, None)
+
+
+def test_a_failure_comes_back_with_its_cause(
+    launcher: Launcher, attempt: Callable[[str], Attempt], ended: Ended
+) -> None:
+    made = attempt("fail")
+    launcher.start("torch", made, LEASE_S)
+    status = ended(made.key)
+    assert status.state == "failed" and status.failure is not None and status.failure.code == "prompt_too_long"
+
+
+def test_an_attempt_that_was_asked_to_stop_is_neither_a_result_nor_a_failure(
+    launcher: Launcher, going_on: Attempt, ended: Ended
+) -> None:
+    launcher.request_stop(going_on.key)
+    status = ended(going_on.key)
+    assert (status.state, status.result, status.failure) == ("stopped", None, None)
+
+
+def test_an_attempt_whose_worker_was_killed_is_lost(launcher: Launcher, going_on: Attempt) -> None:
+    launcher.kill(going_on.key)
+    with pytest.raises(WorkerLostError):
+        launcher.poll(going_on.key, 0, LEASE_S)
+
+
+def test_an_attempt_whose_lease_runs_out_is_lost(launcher: Launcher, going_on: Attempt, until: Until) -> None:
+    def lost() -> bool:
+        try:
+            launcher.poll(going_on.key, 0, 0.001)
+        except WorkerLostError:
+            return True
+        return False
+
+    until(lost, timeout_s=30)
+
+
+def test_an_attempt_that_never_began_is_lost(launcher: Launcher, attempt: Callable[[str], Attempt]) -> None:
+    with pytest.raises(WorkerLostError):
+        launcher.poll(attempt("succeed").key, 0, LEASE_S)
+
+
+def test_a_worker_that_was_killed_is_replaced(
+    launcher: Launcher, going_on: Attempt, attempt: Callable[[str], Attempt], ended: Ended, until: Until
+) -> None:
+    launcher.kill(going_on.key)
+
+    def free() -> bool:
+        launcher.fill_pools()
+        return launcher.free("torch")
+
+    until(free, timeout_s=90)
+    made = attempt("succeed")
+    launcher.start("torch", made, LEASE_S)
+    assert ended(made.key).state == "succeeded"
+
+
+def test_the_lease_of_a_killed_worker_does_not_end_its_replacement(
+    launcher: Launcher, attempt: Callable[[str], Attempt], until: Until
+) -> None:
+    first, second = attempt("go on"), attempt("go on")
+    launcher.start("torch", first, 0.001)
+    launcher.kill(first.key)
+
+    def free() -> bool:
+        launcher.fill_pools()
+        return launcher.free("torch")
+
+    until(free, timeout_s=90)
+    launcher.start("torch", second, LEASE_S)
+    give_up = time.monotonic() + 2.5  # the watch of a lease looks once a second
+    until(lambda: launcher.poll(second.key, 0, LEASE_S).state == "running" and time.monotonic() > give_up)
+
+
+def test_starting_an_attempt_again_changes_nothing(launcher: Launcher, going_on: Attempt) -> None:
+    name = launcher.running()[going_on.key]
+    assert launcher.start("torch", going_on, LEASE_S) == name
+    events = launcher.poll(going_on.key, 0, LEASE_S).events
+    assert ([event.message for event in events], launcher.running()) == (["begun"], {going_on.key: name})
+
+
+def test_a_busy_worker_takes_no_second_attempt(
+    launcher: Launcher, going_on: Attempt, attempt: Callable[[str], Attempt]
+) -> None:
+    with pytest.raises(WorkerLostError):
+        launcher.start("torch", attempt("succeed"), LEASE_S)
+    assert list(launcher.running()) == [going_on.key]
+
+
+def test_a_running_attempt_is_shown_with_its_worker(launcher: Launcher, attempt: Callable[[str], Attempt]) -> None:
+    made = attempt("go on")
+    name = launcher.start("torch", made, LEASE_S)
+    assert launcher.running() == {made.key: name}
+
+
+def test_a_worker_is_busy_until_the_end_of_its_attempt_is_recorded(
+    launcher: Launcher, attempt: Callable[[str], Attempt], ended: Ended
+) -> None:
+    made = attempt("succeed")
+    launcher.start("torch", made, LEASE_S)
+    ended(made.key)
+    before = launcher.free("torch")
+    launcher.forget(made.key)
+    assert (before, launcher.free("torch"), launcher.running()) == (False, True, {})
+
+
+def test_an_attempt_that_goes_on_is_not_forgotten(launcher: Launcher, going_on: Attempt) -> None:
+    launcher.forget(going_on.key)
+    assert launcher.poll(going_on.key, 0, LEASE_S).state == "running"
+
+
+def test_events_are_told_from_where_the_caller_stopped(
+    launcher: Launcher, attempt: Callable[[str], Attempt], ended: Ended
+) -> None:
+    made = attempt("succeed")
+    launcher.start("torch", made, LEASE_S)
+    ended(made.key)
+    told = [[(event.seq, event.message) for event in launcher.poll(made.key, n, LEASE_S).events] for n in (0, 1, 2)]
+    assert told == [[(1, "begun"), (2, "done")], [(2, "done")], []]
+
+
+def test_an_attempt_of_another_fence_is_another_attempt(launcher: Launcher, going_on: Attempt) -> None:
+    with pytest.raises(WorkerLostError):
+        launcher.poll(AttemptKey(going_on.key.job_id, 2), 0, LEASE_S)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("shared", ["ray"], indirect=True)
+def test_an_attempt_whose_process_dies_is_lost(launcher: Launcher, going_on: Attempt, until: Until) -> None:
+    (begun,) = launcher.poll(going_on.key, 0, LEASE_S).events
+    assert begun.data is not None
+    os.kill(begun.data["pid"], signal.SIGKILL)
+
+    def lost() -> bool:
+        try:
+            launcher.poll(going_on.key, 0, LEASE_S)
+        except WorkerLostError:
+            return True
+        except WorkerSilentError:
+            return False
+        return False
+
+    until(lost, timeout_s=60)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("shared", ["ray"], indirect=True)
+def test_a_new_launcher_adopts_what_the_last_one_started(launcher: Launcher, going_on: Attempt, until: Until) -> None:
+    second = RayLauncher(slots=1, device="cpu", gpus_per_worker=0)
+    assert second.running() == launcher.running()
+    Path(going_on.spec["end"]).touch()
+    until(lambda: second.poll(going_on.key, 0, LEASE_S).state == "succeeded")

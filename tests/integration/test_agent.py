@@ -1,0 +1,599 @@
+"""The agent on real SQL and worker threads: what it does when attempts, workers, databases and agents come to harm."""
+
+import contextlib
+import hashlib
+import io
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import Engine, func, select, text
+
+from zhub import datasets, jobs, leadership, scheduler
+from zhub.config import Settings
+from zhub.db import make_engine, system_session, tenant_session
+from zhub.embedded.postgres import Urls
+from zhub.errors import PromptTooLongError, StoreError, UnavailableError
+from zhub.manifest import Manifest
+from zhub.models import Attempt as AttemptRow
+from zhub.models import DatasetVersion, ExpertVersion, Job, JobEvent
+from zhub.store import DirectoryStore
+from zhub.tenancy import Caller
+from zhub.wakeup import PollingWakeup
+from zhub_workers import light_worker
+from zhub_workers.agent import STOP_GRACE_S, Agent
+from zhub_workers.attempt import Attempt, AttemptContext, AttemptKey, Runner
+from zhub_workers.launcher import ThreadLauncher
+
+LEADER = uuid.UUID(int=7)
+Report = dict[str, Any]
+
+
+def result_of(attempt: Attempt) -> Report:
+    """What training returns."""
+    manifest = Manifest(
+        base_model="tiny",
+        base_source="made here",
+        weights_fingerprint="w",
+        basis_fingerprint="b",
+        dataset_digest="d",
+        validation_digest=None,
+        job_id=str(attempt.key.job_id),
+        fence=attempt.key.fence,
+        recipe="supervised",
+        hyperparameters={},
+        grader=None,
+        seed=1,
+        code_version="0",
+        hardware="cpu",
+        best_step=1,
+        steps=1,
+        parameters=1,
+        evaluations=[],
+        parent_digest=None,
+        files=[],
+    )
+    return {"manifest": manifest.model_dump(mode="json"), "key_prefix": attempt.key_prefix, "trained_tokens": 7}
+
+
+@dataclass
+class Training:
+    """A runner that trains until it is told that it has finished."""
+
+    obedient: bool = True
+    started: threading.Event = field(default_factory=threading.Event)
+    finish: threading.Event = field(default_factory=threading.Event)
+    runs: list[AttemptKey] = field(default_factory=list)
+
+    def __call__(self, attempt: Attempt, context: AttemptContext) -> Report:
+        self.runs.append(attempt.key)
+        context.emit("info", f"Attempt {attempt.key.fence} trains.")
+        self.started.set()
+        while not self.finish.wait(0.002):
+            if self.obedient:
+                context.raise_if_stopped()
+        context.emit("info", "Trained.")
+        return result_of(attempt)
+
+
+def fails_with(error: BaseException) -> Runner:
+    def run(_attempt: Attempt, _context: AttemptContext) -> Report:
+        raise error
+
+    return run
+
+
+@dataclass
+class House:
+    """One cluster with its database, seen by the test as by the scheduler."""
+
+    engine: Engine
+    settings: Settings
+    store: DirectoryStore
+    until: Callable[..., Any]
+
+    def agent(self, launcher: ThreadLauncher, **settings: Any) -> Agent:
+        return Agent(self.settings.model_copy(update=settings), self.engine, launcher)
+
+    def round(self, agent: Agent) -> None:
+        """A round of the agent that also reconciles, and a pass of the leader in which no back-off is waited for."""
+        agent._reconciled_at = float("-inf")
+        agent.round()
+        self.lead()
+
+    def lead(self) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(text("UPDATE jobs SET not_before = NULL WHERE state = 'queued'"))
+        with system_session(self.engine) as session:
+            term = leadership.elect(session, "scheduler", LEADER, lease_s=60)
+        assert term is not None
+        scheduler.schedule(self.engine, LEADER, term)
+
+    def drive(self, agent: Agent, job_id: uuid.UUID, *states: str) -> Job:
+        """Go round until the job is in one of these states."""
+
+        def reached() -> bool:
+            self.round(agent)
+            return self.job(job_id).state in states
+
+        self.until(reached)
+        return self.job(job_id)
+
+    def drive_first_attempt_to_its_end(self, agent: Agent, job_id: uuid.UUID) -> None:
+        def ended() -> bool:
+            self.round(agent)
+            return self.attempts(job_id)[0][1] is not None
+
+        self.until(ended)
+
+    def job(self, job_id: uuid.UUID) -> Job:
+        with system_session(self.engine) as session:
+            return session.scalars(select(Job).where(Job.id == job_id)).one()
+
+    def attempts(self, job_id: uuid.UUID) -> list[tuple[int, str | None]]:
+        with system_session(self.engine) as session:
+            statement = select(AttemptRow.fence, AttemptRow.outcome).where(AttemptRow.job_id == job_id)
+            return [(row.fence, row.outcome) for row in session.execute(statement.order_by(AttemptRow.fence))]
+
+    def versions(self) -> int:
+        with system_session(self.engine) as session:
+            return session.scalar(select(func.count()).select_from(ExpertVersion)) or 0
+
+    def file(self, version_id: uuid.UUID) -> DatasetVersion:
+        with system_session(self.engine) as session:
+            return session.scalars(select(DatasetVersion).where(DatasetVersion.id == version_id)).one()
+
+    def job_of_file(self, version_id: uuid.UUID) -> uuid.UUID:
+        with system_session(self.engine) as session:
+            return session.scalars(select(Job.id).where(Job.dataset_version_id == version_id)).one()
+
+
+@pytest.fixture
+def house(
+    system_engine: Engine, database: Urls, store: DirectoryStore, tmp_path: Path, until: Callable[..., Any]
+) -> House:
+    settings = Settings(
+        database_url=database.system,
+        store_url=store.root.as_uri(),
+        secret_key=SecretStr("not needed"),
+        cache_dir=tmp_path / "cache",
+    )
+    return House(system_engine, settings, store, until)
+
+
+@pytest.fixture
+def training() -> Iterator[Training]:
+    made = Training()
+    yield made
+    made.finish.set()
+
+
+@pytest.fixture
+def job_id(make_job: Callable[..., uuid.UUID], caller: Caller) -> uuid.UUID:
+    return make_job(caller)
+
+
+@pytest.fixture
+def send(house: House, caller: Caller) -> Callable[[bytes], uuid.UUID]:
+    """Upload a dataset file; return the id of its version."""
+
+    def put(content: bytes, name: str = "sums.jsonl") -> uuid.UUID:
+        sha256 = hashlib.sha256(content).hexdigest()
+        house.store.put(datasets.dataset_key(caller.org_id, sha256), io.BytesIO(content))
+        with tenant_session(house.engine, caller.org_id) as session:
+            version = datasets.register(
+                session, caller, filename=name, purpose="fine-tune", size_bytes=len(content), sha256=sha256
+            )
+        return version.id
+
+    return put
+
+
+def launcher(train: Runner, light: Runner = light_worker.run) -> ThreadLauncher:
+    return ThreadLauncher({"light": light, "torch": train})
+
+
+ROWS = b"".join(
+    json.dumps({"messages": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)}).encode() + b"\n"
+    for n in range(20)
+)
+
+
+# Validation, from the file to its status
+
+
+def test_a_dataset_is_validated(house: House, send: Callable[[bytes], uuid.UUID], training: Training) -> None:
+    version_id = send(ROWS)
+    house.drive(house.agent(launcher(training)), house.job_of_file(version_id), "succeeded")
+    version = house.file(version_id)
+    assert version.status == "processed" and version.validation is not None and version.validation["rows"] == 20
+
+
+def test_what_is_wrong_with_a_dataset_is_a_result_and_no_failure(
+    house: House, send: Callable[[bytes], uuid.UUID], training: Training
+) -> None:
+    version_id = send(b"nonsense\n")
+    house.drive(house.agent(launcher(training)), house.job_of_file(version_id), "succeeded")
+    assert house.file(version_id).status == "error"
+
+
+def test_bytes_that_are_not_those_uploaded_are_never_validated(
+    house: House, send: Callable[[bytes], uuid.UUID], training: Training
+) -> None:
+    version_id = send(ROWS)
+    house.store.put(house.file(version_id).key, io.BytesIO(b"tampered"))
+    failed = house.drive(house.agent(launcher(training)), house.job_of_file(version_id), "failed")
+    assert failed.error is not None and failed.error["code"] == "digest_mismatch"
+    assert house.file(version_id).status == "error"
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "outcome", "attempts"),
+    [
+        (PromptTooLongError(3, 900, 512), "prompt_too_long", "failed_user", 1),
+        (MemoryError(), "out_of_memory", "failed_user", 1),
+        (ZeroDivisionError("x"), "internal_error", "failed_user", 1 + jobs.MAX_USER_FAILURES),
+        (SystemExit(3), "internal_error", "failed_user", 1 + jobs.MAX_USER_FAILURES),
+        (StoreError("away", key="k"), "store_error", "failed_infra", 1 + jobs.MAX_INFRA_FAILURES),
+        (UnavailableError("away"), "unavailable", "failed_infra", 1 + jobs.MAX_INFRA_FAILURES),
+    ],
+)
+def test_a_failure_is_retried_as_often_as_its_cause_deserves(
+    house: House, job_id: uuid.UUID, error: BaseException, code: str, outcome: str, attempts: int
+) -> None:
+    failed = house.drive(house.agent(launcher(fails_with(error))), job_id, "failed")
+    assert failed.error is not None and failed.error["code"] == code
+    assert house.attempts(job_id) == [(fence, outcome) for fence in range(1, attempts + 1)]
+
+
+@pytest.mark.parametrize("text_of_error", ["a\0b", "\ud800", "\udfff…"])
+def test_a_failure_may_quote_anything(house: House, job_id: uuid.UUID, text_of_error: str) -> None:
+    failed = house.drive(house.agent(launcher(fails_with(StoreError(text_of_error, key="k")))), job_id, "failed")
+    assert failed.error is not None and failed.error["code"] == "store_error"
+
+
+def emits(message: str, data: Report | None = None, level: str = "info") -> Runner:
+    def run(attempt: Attempt, context: AttemptContext) -> Report:
+        context.emit(level, message, data)
+        return result_of(attempt)
+
+    return run
+
+
+def returns(report: Report) -> Runner:
+    return lambda _attempt, _context: report
+
+
+UNRECORDABLE: dict[str, Runner] = {
+    "no manifest": returns({}),
+    "an empty manifest": returns({"manifest": {}, "key_prefix": "k", "trained_tokens": 1}),
+    "NUL in the key": lambda attempt, _context: result_of(attempt) | {"key_prefix": "\0"},
+    "a number too large": lambda attempt, _context: result_of(attempt) | {"trained_tokens": 2**63},
+    "an event with NUL": emits("a\0b"),
+    "an event with half a character": emits("\ud800"),
+    "a metric that is no number": emits("step 1", {"type": "metrics", "loss": float("nan")}),
+    "a level that is none": emits("x", level="fatal"),
+}
+
+
+@pytest.mark.parametrize("what", UNRECORDABLE)
+def test_a_report_that_cannot_be_recorded_fails_its_job_and_not_the_agent(
+    house: House, job_id: uuid.UUID, send: Callable[[bytes], uuid.UUID], what: str
+) -> None:
+    agent = house.agent(launcher(UNRECORDABLE[what]))
+    failed = house.drive(agent, job_id, "failed")
+    assert failed.error is not None and failed.error["code"] == "internal_error"
+    house.drive(agent, house.job_of_file(send(ROWS)), "succeeded")
+
+
+def test_a_validation_that_cannot_be_recorded_leaves_its_file_in_error(
+    house: House, send: Callable[[bytes], uuid.UUID], training: Training
+) -> None:
+    poison: Report = {"validation": {"problem_count": 0, "columns": {"\0": 1}}}
+    version_id = send(ROWS)
+    house.drive(house.agent(launcher(training, returns(poison))), house.job_of_file(version_id), "failed")
+    assert house.file(version_id).status == "error"
+
+
+# Stopping
+
+
+@pytest.fixture
+def running(house: House, job_id: uuid.UUID, training: Training) -> tuple[Agent, ThreadLauncher]:
+    """The job runs under an agent."""
+    held = launcher(training)
+    agent = house.agent(held)
+    house.drive(agent, job_id, "running")
+    return agent, held
+
+
+def cancel(house: House, caller: Caller, job_id: uuid.UUID) -> None:
+    with tenant_session(house.engine, caller.org_id) as session:
+        jobs.request_cancel(session, job_id)
+
+
+def test_a_cancelled_attempt_stops_and_leaves_no_version(
+    house: House, caller: Caller, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher]
+) -> None:
+    cancel(house, caller, job_id)
+    house.drive(running[0], job_id, "cancelled")
+    assert (house.attempts(job_id), house.versions()) == ([(1, "cancelled")], 0)
+
+
+def test_a_worker_is_free_again_after_a_cancellation(
+    house: House,
+    caller: Caller,
+    job_id: uuid.UUID,
+    running: tuple[Agent, ThreadLauncher],
+    training: Training,
+    make_job: Callable[..., uuid.UUID],
+) -> None:
+    cancel(house, caller, job_id)
+    house.drive(running[0], job_id, "cancelled")
+    training.finish.set()
+    house.drive(running[0], make_job(caller), "succeeded")
+
+
+def test_a_paused_job_is_paused_once_its_attempt_has_stopped(
+    house: House, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher]
+) -> None:
+    with house.engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET desired = 'pause'"))
+    house.drive(running[0], job_id, "paused")
+    assert house.attempts(job_id) == [(1, "paused")]
+
+
+def test_an_attempt_that_ignores_the_request_to_stop_is_killed_after_the_grace(
+    house: House, caller: Caller, job_id: uuid.UUID, training: Training
+) -> None:
+    training.obedient = False
+    held = launcher(training)
+    agent = house.agent(held)
+    house.drive(agent, job_id, "running")
+    cancel(house, caller, job_id)
+    house.drive(agent, job_id, "stopping")
+    (followed,) = agent._followed.values()
+    assert followed.stop_asked_at is not None and held.running()
+    followed.stop_asked_at -= STOP_GRACE_S + 1
+    house.round(agent)
+    assert (house.job(job_id).state, held.running(), held.free("torch")) == ("cancelled", {}, True)
+
+
+def test_within_the_grace_an_attempt_is_only_asked(
+    house: House, caller: Caller, job_id: uuid.UUID, training: Training
+) -> None:
+    training.obedient = False
+    agent = house.agent(launcher(training))
+    house.drive(agent, job_id, "running")
+    cancel(house, caller, job_id)
+    for _ in range(3):
+        house.round(agent)
+    assert house.job(job_id).state == "stopping"
+
+
+def test_a_result_that_comes_after_the_cancellation_is_dropped(
+    house: House, caller: Caller, job_id: uuid.UUID, training: Training
+) -> None:
+    training.obedient = False
+    held = launcher(training)
+    agent = house.agent(held)
+    house.drive(agent, job_id, "running")
+    cancel(house, caller, job_id)
+    training.finish.set()
+    house.drive(agent, job_id, "cancelled")
+    assert (house.versions(), held.free("torch")) == (0, True)
+
+
+def test_an_attempt_without_progress_is_killed_and_paid_by_the_platform(
+    house: House, job_id: uuid.UUID, training: Training
+) -> None:
+    training.obedient = False  # asked whether to stop, an attempt shows progress
+    agent = house.agent(launcher(training), stall_s=0.05)
+    house.drive(agent, job_id, "running")
+    house.drive_first_attempt_to_its_end(agent, job_id)
+    assert house.attempts(job_id)[0] == (1, "failed_infra")
+
+
+def test_an_attempt_that_shows_progress_is_not_taken_for_stalled(
+    house: House, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher], training: Training
+) -> None:
+    agent = house.agent(running[1], stall_s=0.5)
+    training.started.wait(5)
+    rounds = 0
+
+    def enough() -> bool:
+        nonlocal rounds
+        rounds += 1
+        house.round(agent)
+        (followed,) = agent._followed.values()
+        return rounds >= 20 and followed.progress > 20
+
+    house.until(enough)
+    assert house.attempts(job_id) == [(1, None)]
+
+
+# Agents and workers that go away
+
+
+def test_a_finished_job_is_published_once(
+    house: House, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher], training: Training
+) -> None:
+    training.finish.set()
+    house.drive(running[0], job_id, "succeeded")
+    for _ in range(3):
+        house.round(running[0])
+    assert (house.versions(), house.attempts(job_id)) == (1, [(1, "succeeded")])
+
+
+def test_the_next_agent_adopts_what_the_last_one_began(
+    house: House, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher], training: Training
+) -> None:
+    second = house.agent(running[1])
+    house.round(second)
+    training.finish.set()
+    adopted = house.drive(second, job_id, "succeeded")
+    assert (adopted.agent_id, training.runs) == (second.id, [AttemptKey(job_id, 1)])
+    assert house.attempts(job_id) == [(1, "succeeded")]
+
+
+def test_no_event_is_lost_or_repeated_when_the_agent_changes(
+    house: House, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher], training: Training
+) -> None:
+    training.finish.set()
+    house.drive(house.agent(running[1]), job_id, "succeeded")
+    with system_session(house.engine) as session:
+        statement = select(JobEvent.message).where(JobEvent.seq.is_not(None)).order_by(JobEvent.position)
+        assert list(session.scalars(statement)) == ["Attempt 1 trains.", "Trained."]
+
+
+def test_an_agent_that_was_replaced_does_no_harm_when_it_wakes_up(
+    house: House, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher], training: Training
+) -> None:
+    first, _held = running
+    second = house.agent(running[1])
+    house.round(second)
+    training.finish.set()
+    house.drive(second, job_id, "succeeded")
+    house.round(first)
+    assert (house.versions(), house.job(job_id).state) == (1, "succeeded")
+
+
+def test_a_job_whose_worker_died_is_tried_again_and_makes_one_version(
+    house: House, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher], training: Training
+) -> None:
+    agent, held = running
+    held.kill(AttemptKey(job_id, 1))
+    house.drive_first_attempt_to_its_end(agent, job_id)
+    training.finish.set()
+    house.drive(agent, job_id, "succeeded")
+    assert (house.attempts(job_id), house.versions()) == ([(1, "lost"), (2, "succeeded")], 1)
+
+
+def test_a_job_that_another_agent_took_over_is_let_go(
+    house: House, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher], training: Training
+) -> None:
+    frozen, frozen_launcher = running
+    with house.engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET lease_until = now() - interval '1 second'"))
+    house.lead()
+    house.lead()
+    other = house.agent(launcher(training))
+    other.round()
+    training.finish.set()
+    other.round()
+    frozen._reconciled_at = float("inf")  # it wakes up in the middle of its round
+    frozen.round()
+    assert frozen_launcher.running() == {}
+    house.drive(other, job_id, "succeeded")
+    assert (house.attempts(job_id), house.versions()) == ([(1, "lost"), (2, "succeeded")], 1)
+
+
+def test_a_worker_that_holds_what_no_row_knows_is_freed(
+    house: House, caller: Caller, training: Training, tmp_path: Path
+) -> None:
+    held = launcher(training)
+    key = AttemptKey(uuid.uuid4(), 1)
+    held.start("torch", Attempt(key, caller.org_id, {}, "file:///nowhere", tmp_path, None), 60)
+    house.round(house.agent(held))
+    assert held.running() == {}
+
+
+def test_a_claim_whose_worker_never_began_is_given_back(house: House, job_id: uuid.UUID, training: Training) -> None:
+    agent = house.agent(launcher(training))
+    agent._announce()
+    house.lead()
+    with system_session(house.engine) as session:  # claimed, and then the agent was interrupted
+        assert jobs.claim(session, agent.id, "default", ["train"], lease_s=60) is not None
+    training.finish.set()
+    house.drive(agent, job_id, "succeeded")
+    assert house.attempts(job_id) == [(1, "lost"), (2, "succeeded")]
+
+
+def test_no_more_is_claimed_than_there_are_free_workers(
+    house: House, caller: Caller, make_job: Callable[..., uuid.UUID], training: Training
+) -> None:
+    made = [make_job(caller, kind="validate") for _ in range(3)]
+    agent = house.agent(launcher(training, training))
+    house.drive(agent, made[0], "running")
+    for _ in range(3):
+        house.round(agent)
+    assert [house.job(job_id).state for job_id in made] == ["running", "admitted", "admitted"]
+
+
+def test_stopping_an_agent_leaves_its_attempts_running(
+    house: House, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher]
+) -> None:
+    stopping = threading.Event()
+    stopping.set()
+    running[0].run(PollingWakeup(), stopping)
+    assert (house.job(job_id).state, list(running[1].running())) == ("running", [AttemptKey(job_id, 1)])
+
+
+# The database goes away
+
+
+@pytest.fixture
+def far_engine(proxy: Any, database: Urls) -> Iterator[Engine]:
+    """The same database behind the proxy."""
+    engine = make_engine(proxy.url(database.system), pool_size=2)
+    yield engine
+    engine.dispose()
+
+
+def test_an_agent_whose_database_was_away_goes_on(
+    house: House,
+    job_id: uuid.UUID,
+    training: Training,
+    proxy: Any,
+    far_engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    agent = Agent(house.settings, far_engine, launcher(training))
+    house.drive(agent, job_id, "running")
+    stopping = threading.Event()
+
+    def pause(_seconds: float) -> None:
+        stopping.wait(0.01)
+
+    thread = threading.Thread(target=agent.run, args=(PollingWakeup(pause), stopping))
+    proxy.cut()
+    thread.start()
+    try:
+        house.until(lambda: "the database does not answer" in caplog.text)
+        training.finish.set()
+        proxy.mend()
+        house.until(lambda: house.job(job_id).state == "succeeded")
+    finally:
+        stopping.set()
+        thread.join(timeout=15)
+    assert (house.attempts(job_id), house.versions()) == ([(1, "succeeded")], 1)
+
+
+@pytest.mark.parametrize("after", range(8))
+def test_a_job_makes_one_version_whichever_acknowledgement_is_lost(
+    house: House, job_id: uuid.UUID, training: Training, proxy: Any, far_engine: Engine, after: int
+) -> None:
+    training.finish.set()
+    agent = Agent(house.settings, far_engine, launcher(training))
+    agent._announce()
+    house.lead()
+    proxy.swallow_commit(after=after)
+
+    def succeeded() -> bool:
+        with contextlib.suppress(UnavailableError):
+            house.round(agent)
+        return house.job(job_id).state == "succeeded"
+
+    house.until(succeeded)
+    outcomes = [outcome for _fence, outcome in house.attempts(job_id)]
+    assert house.versions() == outcomes.count("succeeded") == 1
+    assert set(outcomes) <= {"succeeded", "lost"}
