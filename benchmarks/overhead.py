@@ -84,6 +84,7 @@ class BareLoop:
     """The steps of training alone, in this process."""
 
     def __init__(self, directory: Path, rows: Path) -> None:
+        torch.set_num_threads(1)  # what Ray gives a worker that asks for no CPUs
         base = load_base_model(SHIPPED)
         self._rows = rows
         fingerprint = decompose_base(base, directory / "basis")

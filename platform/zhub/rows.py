@@ -7,6 +7,7 @@ digest each, never its text.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
@@ -145,7 +146,7 @@ def parse_row(line: int, raw: bytes) -> Row:
     except UnicodeDecodeError as exc:
         raise RowSyntaxError("not_utf8", f"byte {exc.start} is not UTF-8; save the file as UTF-8") from exc
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as exc:
         raise RowSyntaxError("bad_json", "the JSON is nested too deeply") from exc
     except ValueError as exc:
@@ -239,6 +240,13 @@ def _is_blank(raw: bytes) -> bool:
 def _json_type(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "nothing"}
     return names.get(type(value), "a number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits} is out of range")
+    return value
 
 
 def _refuse_constant(name: str) -> None:

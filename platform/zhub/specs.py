@@ -14,15 +14,15 @@ from zhub.errors import InvalidRequestError
 from zhub.graders import Grader
 
 Recipe = Literal["reinforcement", "supervised"]
-Positive = Annotated[int, Field(strict=True, ge=1)]  # strict: "8" and true are not taken for numbers
 
 
+# Strict throughout: "8" and true are not taken for numbers.
 class _Hyperparameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     batch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 32
     n_steps: Annotated[int, Field(strict=True, ge=1, le=100_000)]
     learning_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.02
-    eval_interval: Positive = 10
+    eval_interval: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 10
     eval_samples: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 200
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
 
@@ -169,7 +169,10 @@ class TrainSpec(BaseModel):
     training_file: StoredFile
     validation_file: StoredFile | None
     recipe: Recipe
-    hyperparameters: ReinforcementHyperparameters | SupervisedHyperparameters
+    # In this order: the supervised ones refuse a name of the others, while the others would fill in what is missing.
+    hyperparameters: Annotated[
+        SupervisedHyperparameters | ReinforcementHyperparameters, Field(union_mode="left_to_right")
+    ]
     grader: Grader | None
     seed: int
     parent_digest: str | None = None

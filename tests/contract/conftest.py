@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from zhub.embedded.binaries import find_valkey
+from zhub.embedded.processes import spawn
 
 SERVE_S3 = Path(__file__).parents[2] / "tools" / "s3" / "serve.sh"
 S3_PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool", "curl")
@@ -27,7 +28,7 @@ STOP_TIMEOUT_S = 30.0
 class Server:
     """A program that listens somewhere and can be stopped, frozen, killed and started again."""
 
-    def __init__(self, argv: list[str], *, log: Path, ready: Callable[[], bool], env: Mapping[str, str] | None = None):
+    def __init__(self, argv: list[str], *, log: Path, ready: Callable[[], bool], env: Mapping[str, str] = os.environ):
         self._argv = argv
         self._log = log
         self._ready = ready
@@ -36,10 +37,8 @@ class Server:
 
     def start(self) -> None:
         """Return once it answers."""
-        with self._log.open("ab") as log:
-            self._popen = subprocess.Popen(
-                self._argv, env=self._env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+        # The server ends with us however we end; the S3 server is a script, which then ends its own.
+        self._popen = spawn(self._argv, env=self._env, log=self._log, death_signal=signal.SIGTERM)
         give_up = time.monotonic() + START_TIMEOUT_S
         while not self._ready():
             ended = self._popen.poll() is not None

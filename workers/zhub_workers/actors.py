@@ -24,8 +24,8 @@ class LightActor:
     def request_stop(self, key: AttemptKey) -> None:
         self._worker.request_stop(key)
 
-    def forget(self, key: AttemptKey) -> None:
-        self._worker.forget(key)
+    def forget(self, key: AttemptKey) -> bool:
+        return self._worker.forget(key)
 
     def current(self) -> AttemptKey | None:
         return self._worker.current()

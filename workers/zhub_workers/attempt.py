@@ -145,10 +145,13 @@ class Worker:
         if self._attempt is not None and self._attempt.key == key:
             self._attempt.context._stop.set()
 
-    def forget(self, key: AttemptKey) -> None:
-        """Drop an attempt that has ended: the worker is free again."""
-        if self._attempt is not None and self._attempt.key == key and self._attempt.ended is not None:
+    def forget(self, key: AttemptKey) -> bool:
+        """Drop an attempt that has ended: the worker is free again. False if the attempt goes on."""
+        if self._attempt is not None and self._attempt.key == key:
+            if self._attempt.ended is None:
+                return False
             self._attempt = None
+        return True
 
     def current(self) -> AttemptKey | None:
         """The attempt that is here, running or ended but not forgotten."""

@@ -113,8 +113,8 @@ class RayLauncher:
 
     def forget(self, key: AttemptKey) -> None:
         name = self._holder(key)
-        self._call(name, "forget", key)
-        self._holds.pop(name, None)
+        if self._call(name, "forget", key):
+            self._holds.pop(name, None)
 
     def running(self) -> dict[AttemptKey, str]:
         return {key: name for name, key in self._holds.items()}
