@@ -215,6 +215,16 @@ def test_a_dataset_is_validated(house: House, send: Callable[[bytes], uuid.UUID]
     assert version.status == "processed" and version.validation is not None and version.validation["rows"] == 20
 
 
+def test_a_validation_tells_its_story_in_events(
+    house: House, send: Callable[[bytes], uuid.UUID], training: Training
+) -> None:
+    job_id = house.job_of_file(send(ROWS))
+    house.drive(house.agent(launcher(training)), job_id, "succeeded")
+    with system_session(house.engine) as session:
+        told = session.scalars(select(JobEvent.message).where(JobEvent.job_id == job_id).order_by(JobEvent.position))
+        assert list(told) == ["Validation of sums.jsonl enqueued.", "Attempt 1 started.", "The job has succeeded."]
+
+
 def test_what_is_wrong_with_a_dataset_is_a_result_and_no_failure(
     house: House, send: Callable[[bytes], uuid.UUID], training: Training
 ) -> None:

@@ -57,9 +57,10 @@ def main() -> None:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         stopping.set()
 
+    connect(settings.ray_address)
+    # After connect, which puts handlers of Ray's own in their place.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    connect(settings.ray_address)
     shares = gpu_shares(0 if settings.device == "cpu" else gpus_in_cluster(), settings.slots)
     launcher = RayLauncher(slots=settings.slots, device=settings.device, gpus_per_worker=shares.worker)
     agent = Agent(settings, make_engine(settings.database_url, pool_size=2), launcher)
@@ -325,6 +326,7 @@ def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) ->
         registry.publish(session, *key, manifest, result["key_prefix"], result["trained_tokens"])
         return
     job = jobs.succeed(session, *key)
+    jobs.add_event(session, job.org_id, job.id, "The job has succeeded.")
     if job.kind == "validate":
         datasets.finish_validation(session, job, result["validation"])
     elif job.base_model_id is not None:

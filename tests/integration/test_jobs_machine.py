@@ -1,0 +1,350 @@
+"""Any order of submissions, claims, heartbeats, results, failures, cancellations and lost leases keeps the protocol.
+
+Hypothesis plays users, agents that freeze and come back, and the leader against the real SQL. After every move the
+rows are compared with a model of a few lines, and with what must hold of any history.
+"""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import Engine, text
+
+from zhub import jobs, registry, states
+from zhub.db import system_session
+from zhub.errors import ConflictError, LeaseLostError
+from zhub.manifest import Manifest
+from zhub.models import Agent, BaseModel, Expert, Job, Organization, Project
+
+SLOTS = 2
+AGENTS = [uuid.UUID(int=n) for n in (1, 2)]
+KINDS = ["train", "validate"]
+SILENT = ("admitted", "running", "stopping")  # no news to the owner
+Attempt = tuple[int, int]  # number of the job, fence
+
+
+@dataclass
+class Model:
+    """What a job's row should say."""
+
+    id: uuid.UUID
+    kind: str
+    state: str = "queued"
+    desired: str = "run"
+    fence: int = 0
+    user_failures: int = 0
+    infra_failures: int = 0
+    expired: bool = False
+    published: bool = False
+
+    @property
+    def active(self) -> bool:
+        return self.state in states.ACTIVE
+
+    def owns(self, fence: int) -> bool:
+        return self.active and self.fence == fence
+
+    def release(self, infra: bool, retryable: bool) -> None:
+        failures = self.infra_failures if infra else self.user_failures
+        limit = jobs.MAX_INFRA_FAILURES if infra else jobs.MAX_USER_FAILURES
+        spent = not retryable or failures >= limit
+        self.state = {"cancel": "cancelled", "pause": "paused"}.get(self.desired, "failed" if spent else "queued")
+        if self.desired == "preempt":
+            self.desired = "run"
+        if infra:
+            self.infra_failures += 1
+        else:
+            self.user_failures += 1
+
+
+def manifest_of(job_id: uuid.UUID, fence: int) -> Manifest:
+    texts = "base_model base_source weights_fingerprint basis_fingerprint dataset_digest recipe code_version hardware"
+    numbers = "seed best_step steps parameters"
+    fields: dict[str, Any] = dict.fromkeys(texts.split(), "x") | dict.fromkeys(numbers.split(), 1)
+    fields |= dict.fromkeys(("validation_digest", "grader", "parent_digest"))
+    fields |= {"evaluations": [], "files": [], "hyperparameters": {}, "job_id": str(job_id), "fence": fence}
+    return Manifest(**fields)
+
+
+class Protocol(RuleBasedStateMachine):
+    """One project with one expert and a cluster of two slots; ``engine`` is given by the test."""
+
+    engine: Engine
+    numbers = Bundle("numbers")
+    attempts = Bundle("attempts")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.models: list[Model] = []
+        self.history: dict[uuid.UUID, list[str]] = {}
+        self.fences: dict[uuid.UUID, int] = {}
+
+    def _begin(self) -> None:
+        self.models, self.history, self.fences = [], {}, {}
+        # The system's role may delete, not truncate.
+        order = "expert_versions job_events attempts jobs experts projects organizations base_models agents"
+        with self.engine.begin() as connection:
+            for table in order.split():
+                connection.execute(text(f"DELETE FROM {table}"))
+        with system_session(self.engine) as session:
+            organization = Organization(name="acme")
+            base = BaseModel(name="tiny", source={})
+            session.add_all([organization, base, Agent(id=AGENTS[0], cluster="default", slots=SLOTS)])
+            session.flush()
+            project = Project(org_id=organization.id, name="main")
+            session.add(project)
+            session.flush()
+            expert = Expert(org_id=organization.id, project_id=project.id, name="summer")
+            session.add(expert)
+            session.flush()
+            self.owner = {"org_id": organization.id, "project_id": project.id}
+            self.made_of = {"expert_id": expert.id, "base_model_id": base.id}
+
+    @initialize(target=numbers)
+    def begin_with_jobs(self) -> Any:
+        self._begin()
+        return multiple(*(self._submit(kind) for kind in ("train", "train", "validate")))
+
+    @precondition(lambda self: len(self.models) < 6)
+    @rule(target=numbers, kind=st.sampled_from(KINDS))
+    def submit(self, kind: str) -> int:
+        return self._submit(kind)
+
+    def _submit(self, kind: str) -> int:
+        with system_session(self.engine) as session:
+            job = Job(kind=kind, spec={}, **self.owner, **(self.made_of if kind == "train" else {}))
+            jobs.enqueue(session, job, "Enqueued.")
+        self.models.append(Model(job.id, kind))
+        return len(self.models) - 1
+
+    @precondition(lambda self: self._any("queued"))
+    @rule()
+    def admit(self) -> None:
+        with system_session(self.engine) as session:
+            session.execute(text("UPDATE jobs SET not_before = NULL WHERE state = 'queued'"))
+            admitted = {job_id for job_id, _ in jobs.admit(session, agent_lost_after_s=3600)}
+        used = sum(m.kind == "train" and (m.active or m.state == "admitted") for m in self.models)
+        waiting = [m for m in self.models if m.state == "queued" and m.desired == "run"]
+        heavy = [m for m in waiting if m.kind == "train"][: max(0, SLOTS - used)]
+        expected = [*heavy, *(m for m in waiting if m.kind == "validate")]
+        assert admitted == {m.id for m in expected}
+        for model in expected:
+            model.state = "admitted"
+
+    @precondition(lambda self: self._any("admitted"))
+    @rule(target=attempts, agent=st.sampled_from(AGENTS), kinds=st.sampled_from([KINDS, ["train"], ["validate"]]))
+    def claim(self, agent: uuid.UUID, kinds: list[str]) -> Any:
+        with system_session(self.engine) as session:
+            claim = jobs.claim(session, agent, "default", kinds, lease_s=3600)
+        ready = [m for m in self.models if m.state == "admitted" and m.desired == "run" and m.kind in kinds]
+        assert (claim is None) == (not ready)
+        if claim is None:
+            return multiple()
+        (model,) = [m for m in ready if m.id == claim.job_id]
+        model.state, model.fence, model.expired = "starting", model.fence + 1, False
+        assert claim.fence == model.fence
+        return self.models.index(model), model.fence
+
+    @contextlib.contextmanager
+    def by_the_owner_only(self, attempt: Attempt, *, unless_cancelled: bool = False) -> Iterator[Model]:
+        """The model of an attempt's job; the write inside has to be refused unless the attempt owns the job."""
+        model = self.models[attempt[0]]
+        if model.owns(attempt[1]) and not (unless_cancelled and model.desired == "cancel"):
+            yield model
+        else:
+            with pytest.raises(LeaseLostError):
+                yield model
+
+    @rule(attempt=attempts)
+    def heartbeat(self, attempt: Attempt) -> None:
+        with self.by_the_owner_only(attempt) as model:
+            event = jobs.Event(1, "info", "message", "Trains.")
+            with system_session(self.engine) as session:
+                wanted = jobs.heartbeat(session, model.id, attempt[1], lease_s=3600, progressed=True, events=[event])
+            assert wanted == model.desired
+            model.expired = False
+            if model.desired != "run":
+                model.state = "stopping"
+            elif model.state == "starting":
+                model.state = "running"
+
+    @rule(attempt=attempts)
+    def publish(self, attempt: Attempt) -> None:
+        with self.by_the_owner_only(attempt, unless_cancelled=True) as model:
+            with system_session(self.engine) as session:
+                if model.kind == "train":
+                    manifest = manifest_of(model.id, attempt[1])
+                    registry.publish(session, model.id, attempt[1], manifest, "prefix", 1)
+                else:
+                    jobs.succeed(session, model.id, attempt[1])
+            model.state, model.published = "succeeded", model.kind == "train"
+
+    @rule(attempt=attempts, infra=st.booleans(), retryable=st.booleans())
+    def fail(self, attempt: Attempt, infra: bool, retryable: bool) -> None:
+        with self.by_the_owner_only(attempt) as model:
+            failure = jobs.Failure("x", "It failed.", retryable=retryable)
+            with system_session(self.engine) as session:
+                outcome = "failed_infra" if infra else "failed_user"
+                state = jobs.fail(session, model.id, attempt[1], failure, outcome=outcome)
+            model.release(infra, retryable)
+            assert state == model.state
+
+    @rule(attempt=attempts)
+    def stop(self, attempt: Attempt) -> None:
+        with self.by_the_owner_only(attempt) as model:
+            with system_session(self.engine) as session:
+                state = jobs.stopped(session, model.id, attempt[1])
+            model.state = {"cancel": "cancelled", "pause": "paused"}.get(model.desired, "queued")
+            if model.desired == "preempt":
+                model.desired = "run"
+            assert state == model.state
+
+    @rule(number=numbers)
+    def cancel(self, number: int) -> None:
+        model = self.models[number]
+        refused = pytest.raises(ConflictError) if model.state in ("succeeded", "failed") else contextlib.nullcontext()
+        with refused, system_session(self.engine) as session:
+            jobs.request_cancel(session, model.id)
+        if model.state not in states.TERMINAL:
+            model.desired = "cancel"
+
+    @precondition(lambda self: self._any(*states.ACTIVE))
+    @rule(number=numbers, wish=st.sampled_from(["pause", "preempt"]))
+    def wish(self, number: int, wish: str) -> None:
+        model = self.models[number]
+        if model.desired == "run" and model.active:
+            with self.engine.begin() as connection:
+                connection.execute(
+                    text("UPDATE jobs SET desired = :wish WHERE id = :id"), {"wish": wish, "id": model.id}
+                )
+            model.desired = wish
+
+    @precondition(lambda self: self._any(*states.ACTIVE))
+    @rule(number=numbers)
+    def expire(self, number: int) -> None:
+        model = self.models[number]
+        if model.active:
+            statement = text("UPDATE jobs SET lease_until = now() - interval '1 second' WHERE id = :id")
+            with self.engine.begin() as connection:
+                connection.execute(statement, {"id": model.id})
+            model.expired = True
+
+    @precondition(lambda self: any(model.expired for model in self.models))
+    @rule()
+    def reap(self) -> None:
+        with system_session(self.engine) as session:
+            reaped = dict(jobs.reap(session))
+        expected = [m for m in self.models if m.active and m.expired]
+        for model in expected:
+            model.release(infra=True, retryable=True)
+        assert reaped == {m.id: m.state for m in expected}
+
+    @precondition(lambda self: any(model.desired == "cancel" for model in self.models))
+    @rule()
+    def settle(self) -> None:
+        with system_session(self.engine) as session:
+            settled = jobs.settle_cancelled(session)
+        waiting = [m for m in self.models if m.state in ("queued", "admitted", "paused") and m.desired == "cancel"]
+        for model in waiting:
+            model.state = "cancelled"
+        assert settled == len(waiting)
+
+    @invariant()
+    def the_rows_say_what_the_model_says(self) -> None:
+        fields = ("state", "desired", "fence", "user_failures", "infra_failures")
+        found = {
+            row.id: tuple(getattr(row, field) for field in fields)
+            for row in self._rows("SELECT id, state, desired, fence, user_failures, infra_failures FROM jobs")
+        }
+        assert found == {m.id: tuple(getattr(m, field) for field in fields) for m in self.models}
+
+    @invariant()
+    def every_state_was_reached_by_a_legal_move(self) -> None:
+        for model in self.models:
+            seen = self.history.setdefault(model.id, ["queued"])
+            if seen[-1] != model.state:
+                # One move of the machine is one transaction, so no state in between is missed.
+                assert model.state in states.TRANSITIONS[seen[-1]], seen
+                seen.append(model.state)
+
+    @invariant()
+    def fences_only_grow(self) -> None:
+        for row in self._rows("SELECT id, fence FROM jobs"):
+            assert row.fence >= self.fences.get(row.id, 0)
+            self.fences[row.id] = row.fence
+
+    @invariant()
+    def every_fence_has_one_attempt_and_all_but_the_owners_have_ended(self) -> None:
+        found: dict[uuid.UUID, list[tuple[int, bool]]] = {}
+        for row in self._rows("SELECT job_id, fence, ended_at IS NULL AS open FROM attempts ORDER BY fence"):
+            found.setdefault(row.job_id, []).append((row.fence, row.open))
+        for model in self.models:
+            expected = [(fence, model.owns(fence)) for fence in range(1, model.fence + 1)]
+            assert found.get(model.id, []) == expected
+
+    @invariant()
+    def a_version_stands_for_each_success_and_for_nothing_else(self) -> None:
+        found = self._rows("SELECT job_id, fence, version FROM expert_versions ORDER BY version")
+        assert [row.version for row in found] == list(range(1, len(found) + 1))
+        assert {(row.job_id, row.fence) for row in found} == {(m.id, m.fence) for m in self.models if m.published}
+
+    @invariant()
+    def slots_are_never_given_out_twice(self) -> None:
+        assert sum(m.kind == "train" and (m.active or m.state == "admitted") for m in self.models) <= SLOTS
+
+    @invariant()
+    def what_a_user_should_know_has_its_event(self) -> None:
+        counts = {row.job_id: row.n for row in self._rows("SELECT job_id, count(*) AS n FROM job_events GROUP BY 1")}
+        for model in self.models:
+            # Enqueued, each attempt's beginning, and each end. What the agent writes about other results is its own.
+            silent = SILENT if model.kind == "train" else (*SILENT, "succeeded")
+            told = [s for s in self.history.get(model.id, []) if s not in silent]
+            assert counts[model.id] >= len(told)
+
+    def teardown(self) -> None:
+        """When the harm stops, every job comes to an end, or rests because somebody paused it."""
+        for _ in range(60):
+            if all(m.state in (*states.TERMINAL, "paused") for m in self.models):
+                return
+            self.settle()
+            self.admit()
+            for model in self.models:
+                if model.active:
+                    move = self.publish if model.desired in ("run", "preempt") else self.stop
+                    move((self.models.index(model), model.fence))
+            self.claim(AGENTS[1], KINDS)
+        raise AssertionError([(m.kind, m.state, m.desired) for m in self.models])
+
+    def _any(self, *wanted: str) -> bool:
+        return any(model.state in wanted for model in self.models)
+
+    def _rows(self, statement: str) -> Any:
+        with self.engine.connect() as connection:
+            return connection.execute(text(statement)).all()
+
+
+def test_any_history_keeps_the_protocol(system_engine: Engine) -> None:
+    class OnThisDatabase(Protocol):
+        engine = system_engine
+
+    run_state_machine_as_test(
+        OnThisDatabase,
+        settings=settings(
+            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
