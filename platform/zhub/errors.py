@@ -162,6 +162,8 @@ class DigestMismatchError(StoreError):
 class ApiError(ZhubError):
     """The API refused a request, or failed; the message is the API's own."""
 
+    code = "api_error"
+
     def __init__(
         self, status: int, code: str, message: str, *, param: str | None = None, request_id: str | None = None
     ) -> None:
