@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 setup: $(VENV)/.installed ## Create .venv with everything in it.
 
-demo: setup ## The whole path on this machine: train experts for five tasks and ask them.
+demo: setup ## The whole path on this machine: train an expert for each of eight tasks and ask them.
 	$(BIN)/zhub demo
 
 up: setup ## Run the embedded stack until Ctrl-C.
