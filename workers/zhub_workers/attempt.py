@@ -157,9 +157,6 @@ class Worker:
         """The attempt that is here, running or ended but not forgotten."""
         return self._attempt.key if self._attempt is not None else None
 
-    def pid(self) -> int:
-        return os.getpid()
-
     def _run_attempt(self, running: "_Running", attempt: Attempt) -> None:
         try:
             running.ended = AttemptStatus("succeeded", 0, [], result=self._run(attempt, running.context))
