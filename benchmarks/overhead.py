@@ -30,8 +30,11 @@ from zhub.manifest import canonical_json
 from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
 from zhub.task_families import sample_rows
 from zhub_workers.adapted import AdaptedModel
+from zhub_workers.adapters import make_adapter
 from zhub_workers.base_model import load_base_model, weights_fingerprint
 from zhub_workers.basis import decompose_base, load_basis
+from zhub_workers.compute_group import ComputeGroup
+from zhub_workers.evaluate import Grading
 from zhub_workers.train import train
 
 SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
@@ -115,14 +118,16 @@ class BareLoop:
             if data is not None and "seconds" in data:
                 seconds.append(data["seconds"])
 
-        train(
-            spec,
-            adapted=self._adapted,
-            training_path=self._rows,
-            validation_path=None,
-            on_event=on_event,
-            should_stop=lambda: False,
-        )
+        with ComputeGroup().join(make_adapter(self._adapted, spec.hyperparameters), lambda: False) as member:
+            train(
+                spec,
+                member=member,
+                grading=Grading(spec.grader),
+                training_path=self._rows,
+                validation_path=None,
+                on_event=on_event,
+                on_checkpoint=lambda _state, _metrics: None,
+            )
         return sum(seconds[:-1]) * STEPS / (STEPS - 1)  # the last step also validates
 
 

@@ -140,7 +140,19 @@ def _resolve(context: Context, caller: Caller, request: ChatRequest) -> Generati
     )
 
 
-def _reference(record: registry.VersionRecord, weight: float) -> ExpertReference:
+def _reference(record: registry.VersionRecord | registry.CheckpointRecord, weight: float) -> ExpertReference:
+    if isinstance(record, registry.CheckpointRecord):
+        checkpoint = record.checkpoint
+        return ExpertReference(
+            name=record.name,
+            digest=checkpoint.digest,
+            z_key=f"{checkpoint.key_prefix}/{checkpoint.z['name']}",
+            z_sha256=checkpoint.z["sha256"],
+            # Never read: only what may be routed to has prompts of its own, and a checkpoint may not.
+            routing_key="",
+            routing_sha256="",
+            weight=weight,
+        )
     version = record.version
     manifest = Manifest.model_validate(version.manifest)
     return ExpertReference(

@@ -1,17 +1,18 @@
 """``/v1/fine_tuning/jobs``: training, in the OpenAI dialect."""
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from zhub import fine_tuning, jobs, registry, states
+from zhub import checkpoints, fine_tuning, jobs, registry, states, wishes
 from zhub.db import tenant_session
 from zhub.errors import NotFoundError
 from zhub.ids import parse_id, public_id
-from zhub.models import Job, JobEvent
+from zhub.models import Checkpoint, Job, JobEvent
 from zhub.tenancy import Caller
 from zhub.wakeup import SCHEDULER
 from zhub_api.context import CallerDep, ContextDep
@@ -60,12 +61,46 @@ def retrieve_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[st
 @router.post("/{job_id}/cancel")
 def cancel_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     """Ask for the job to stop; it is ``cancelled`` once its worker has let go."""
+    return _wish(caller, context, job_id, wishes.request_cancel)
+
+
+@router.post("/{job_id}/pause")
+def pause_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    """Ask the job to write a checkpoint and let go of its worker; it is ``paused`` then."""
+    return _wish(caller, context, job_id, wishes.request_pause)
+
+
+@router.post("/{job_id}/resume")
+def resume_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    """Queue a paused job again; it goes on from its newest checkpoint."""
+    return _wish(caller, context, job_id, wishes.request_resume)
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(
+    caller: CallerDep,
+    context: ContextDep,
+    job_id: str,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+) -> dict[str, Any]:
+    """The checkpoints that the job keeps, newest first; each can be asked as a model."""
+    caller.require("jobs:read")
+    last = parse_id("checkpoint", after) if after is not None else None
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = _own_job(session, caller, job_id)
+        found, has_more = checkpoints.list_checkpoints(session, job.id, after=last, limit=limit)
+        return page(checkpoint_objects(session, job, found), has_more=has_more)
+
+
+@router.delete("/{job_id}/checkpoints/{checkpoint_id}")
+def delete_checkpoint(caller: CallerDep, context: ContextDep, job_id: str, checkpoint_id: str) -> dict[str, Any]:
+    """Delete a checkpoint. The newest one of a job that has not ended is what the job goes on from: it stays."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        job = jobs.request_cancel(session, _own_job(session, caller, job_id).id)
-        (answer,) = job_objects(session, [job])
-    context.wakeup.notify(SCHEDULER)
-    return answer
+        job = _own_job(session, caller, job_id)
+        found = checkpoints.delete_checkpoint(session, job, parse_id("checkpoint", checkpoint_id))
+    return {"id": public_id("checkpoint", found.id), "object": "fine_tuning.job.checkpoint", "deleted": True}
 
 
 @router.get("/{job_id}/events")
@@ -90,6 +125,16 @@ def list_events(
         return page([event_object(event) for event in found[:limit]], has_more=len(found) > limit)
 
 
+def _wish(
+    caller: CallerDep, context: ContextDep, job_id: str, request: Callable[[Session, uuid.UUID], Job]
+) -> dict[str, Any]:
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        (answer,) = job_objects(session, [request(session, _own_job(session, caller, job_id).id)])
+    context.wakeup.notify(SCHEDULER)
+    return answer
+
+
 def _own_job(session: Session, caller: Caller, job_id: str) -> Job:
     job = jobs.get_job(session, parse_id("fine-tuning job", job_id))
     if job.project_id != caller.project_id or job.kind != "train":
@@ -98,9 +143,9 @@ def _own_job(session: Session, caller: Caller, job_id: str) -> Job:
 
 
 def status_of(job: Job) -> str:
-    """The dialect's word for a state. A cancelled job that never began is cancelled at once."""
-    if job.state in (states.WAITING, states.QUEUED, states.ADMITTED):
-        return "cancelled" if job.desired == "cancel" else "queued"
+    """The dialect's word for a state. What is wanted of a job that no worker holds has as good as happened."""
+    if job.state in (states.WAITING, states.QUEUED, states.ADMITTED, states.PAUSED):
+        return {"cancel": "cancelled", "pause": "paused"}.get(job.desired, "queued")
     if job.state in states.ACTIVE:
         return "running"
     return job.state
@@ -133,6 +178,24 @@ def job_objects(session: Session, found: Sequence[Job]) -> list[dict[str, Any]]:
             "attempts": job.fence,
         }
         for job in found
+    ]
+
+
+def checkpoint_objects(session: Session, job: Job, found: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+    names = registry.checkpoint_names(session, job, found)
+    return [
+        {
+            "id": public_id("checkpoint", checkpoint.id),
+            "object": "fine_tuning.job.checkpoint",
+            "created_at": int(checkpoint.created_at.timestamp()),
+            "fine_tuned_model_checkpoint": name,
+            "fine_tuning_job_id": public_id("fine-tuning job", job.id),
+            "metrics": checkpoint.metrics | {"step": checkpoint.step},
+            "step_number": checkpoint.step,
+            "digest": checkpoint.digest,
+            "size_bytes": checkpoint.size_bytes,
+        }
+        for checkpoint, name in zip(found, names, strict=True)
     ]
 
 

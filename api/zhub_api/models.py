@@ -44,7 +44,10 @@ def retrieve_model(caller: CallerDep, context: ContextDep, model: str) -> dict[s
     with tenant_session(context.engine, caller.org_id) as session:
         resolved = registry.resolve(session, caller, model, [])
         if resolved.experts:
-            return _version_model(resolved.experts[0].record)
+            record = resolved.experts[0].record
+            if isinstance(record, registry.CheckpointRecord):
+                return _checkpoint_model(record)
+            return _version_model(record)
         return _base_model_model(resolved.base) | {"id": model}
 
 
@@ -149,6 +152,18 @@ def _version_model(record: registry.VersionRecord) -> dict[str, Any]:
         "kind": "expert",
         "base_model": record.base.name,
         "digest": record.version.digest,
+    }
+
+
+def _checkpoint_model(record: registry.CheckpointRecord) -> dict[str, Any]:
+    return {
+        "id": record.name,
+        "object": "model",
+        "created": int(record.checkpoint.created_at.timestamp()),
+        "owned_by": record.project.name,
+        "kind": "checkpoint",
+        "base_model": record.base.name,
+        "digest": record.checkpoint.digest,
     }
 
 

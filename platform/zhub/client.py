@@ -35,7 +35,9 @@ from zhub.transport import SLOW_READ_TIMEOUT_S, Http, api_error
 from zhub.wire import (
     BaseModelRecord,
     ChatPiece,
+    CheckpointRecord,
     DatasetFile,
+    EvaluationRecord,
     ExpertVersion,
     FineTuningJob,
     JobEvent,
@@ -60,6 +62,7 @@ class Client:
         self.base_models = BaseModels(http, poll_s)
         self.jobs = Jobs(http, poll_s)
         self.experts = Experts(http)
+        self.evaluations = Evaluations(http, poll_s)
         self._http = http
 
     def models(self) -> list[ModelRecord]:
@@ -274,7 +277,23 @@ class Jobs:
         return [FineTuningJob.model_validate(found) for found in self._http.pages("/v1/fine_tuning/jobs", limit=100)]
 
     def cancel(self, job_id: str) -> FineTuningJob:
-        return FineTuningJob.model_validate(self._http.post(f"/v1/fine_tuning/jobs/{_part(job_id)}/cancel", {}))
+        return self._wish(job_id, "cancel")
+
+    def pause(self, job_id: str) -> FineTuningJob:
+        """Have the job write a checkpoint and let go of its worker."""
+        return self._wish(job_id, "pause")
+
+    def resume(self, job_id: str) -> FineTuningJob:
+        """Queue a paused job again, to go on from its newest checkpoint."""
+        return self._wish(job_id, "resume")
+
+    def checkpoints(self, job_id: str) -> Sequence[CheckpointRecord]:
+        """The checkpoints that the job keeps, newest first."""
+        found = self._http.pages(f"/v1/fine_tuning/jobs/{_part(job_id)}/checkpoints", limit=100)
+        return [CheckpointRecord.model_validate(entry) for entry in found]
+
+    def _wish(self, job_id: str, wish: str) -> FineTuningJob:
+        return FineTuningJob.model_validate(self._http.post(f"/v1/fine_tuning/jobs/{_part(job_id)}/{wish}", {}))
 
     def events(self, job_id: str, *, after: str | None = None) -> Sequence[JobEvent]:
         """What happened to the job, oldest first: everything, or only what followed the event ``after``."""
@@ -304,6 +323,56 @@ class Jobs:
                     return
                 give_up = time.monotonic() + MAX_OUTAGE_S
             time.sleep(self._poll_s)
+
+
+class Evaluations:
+    """How good models are on a file, and whether a difference is real."""
+
+    def __init__(self, http: "Http", poll_s: float) -> None:
+        self._http = http
+        self._poll_s = poll_s
+
+    def create(
+        self,
+        *,
+        model: str,
+        file: str,
+        grader: Mapping[str, Any],
+        compare_with: Sequence[str] = (),
+        max_new_tokens: int | None = None,
+        k: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+    ) -> EvaluationRecord:
+        """Measure a model, its base and ``compare_with``; what was measured on this suite before is not run again."""
+        body: dict[str, Any] = {"model": model, "file": file, "grader": grader, "compare_with": list(compare_with)}
+        settings = {"max_new_tokens": max_new_tokens, "k": k, "temperature": temperature, "seed": seed}
+        body |= {name: value for name, value in settings.items() if value is not None}
+        return EvaluationRecord.model_validate(self._http.post("/v1/evaluations", body))
+
+    def get(self, evaluation_id: str) -> EvaluationRecord:
+        return EvaluationRecord.model_validate(self._http.get(f"/v1/evaluations/{_part(evaluation_id)}"))
+
+    def list(self) -> list[EvaluationRecord]:
+        """Every evaluation of the project, newest first."""
+        return [EvaluationRecord.model_validate(found) for found in self._http.pages("/v1/evaluations", limit=100)]
+
+    def rows(self, evaluation_id: str) -> Iterator[dict[str, Any]]:
+        """Each row of the suite with the greedy answer to it and its reward."""
+        with self._http.stream("GET", f"/v1/evaluations/{_part(evaluation_id)}/rows") as response:
+            for line in response.iter_lines():
+                yield json.loads(line)
+
+    def wait_settled(self, evaluation_id: str, *, timeout_s: float = 3600.0) -> EvaluationRecord:
+        """Return the evaluation once it and the others of its suite have ended.
+
+        Raises:
+            UnavailableError: they had not within ``timeout_s``.
+        """
+        give_up = time.monotonic() + timeout_s
+        while not (found := self.get(evaluation_id)).settled:
+            _wait(self._poll_s, give_up, f"{evaluation_id} had not ended within {timeout_s:g} s")
+        return found
 
 
 class Experts:

@@ -13,6 +13,7 @@
     ├── ConflictError                              the thing is in a state that forbids it
     │   └── NotReadyError                          it will be as asked in a while; try again
     ├── UnavailableError                           a part that zhub needs does not answer; try again
+    │   ├── SandboxUnavailableError                programs cannot be confined here, so none is run
     │   └── StoreError             (key)
     │       ├── ObjectMissingError
     │       └── DigestMismatchError (expected, actual)
@@ -24,6 +25,10 @@
     └── TrainingError                              fails the job
         ├── NonFiniteLossError     (step)
         ├── RewardError            (name)
+        │   ├── RewardTimeoutError
+        │   └── RewardNotANumberError
+        ├── ConstantRewardError    (reward)
+        ├── OutOfMemoryError                       not even one row fits the device
         ├── PromptTooLongError     (line, tokens, limit)
         ├── BasisMismatchError     (expected, actual)
         └── ArtifactError                          a file of an expert that must not be loaded
@@ -129,6 +134,15 @@ class UnavailableError(ZhubError):
     code = "unavailable"
 
 
+class SandboxUnavailableError(UnavailableError):
+    """Programs cannot be confined on this machine, so none is run; the message says what is missing and what to do."""
+
+    code = "sandbox_unavailable"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"The sandbox cannot run here. {message}")
+
+
 class StoreError(UnavailableError):
     """The object store failed."""
 
@@ -229,13 +243,54 @@ class NonFiniteLossError(TrainingError):
 
 
 class RewardError(TrainingError):
-    """A grader raised, or gave something that is not a finite number."""
+    """A grader raised, or cannot grade this row."""
 
     code = "reward_error"
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(f"grader '{name}': {message}")
         self.name = name
+
+
+class ConstantRewardError(TrainingError):
+    """Every sampled answer of the base is rewarded alike, so there is nothing to learn from."""
+
+    code = "constant_reward"
+
+    def __init__(self, reward: float, answers: int, unread: int) -> None:
+        unreadable = f" {unread} of them could not be read by the grader." if unread else ""
+        super().__init__(
+            f"All {answers} sampled answers of the base got the reward {reward:g}.{unreadable} Training learns from "
+            "differences between answers to one prompt. Check the grader on an answer that you know to be right "
+            "(POST /v1/fine_tuning/alpha/graders/run), say in the prompt which form the answer must have, reward "
+            "partly right answers, or begin with supervised training. To train all the same, set preflight_prompts to "
+            "0."
+        )
+        self.reward = reward
+
+
+class OutOfMemoryError(TrainingError):
+    """Not even one row fits the device's memory."""
+
+    code = "out_of_memory"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The device has too little free memory for a single row. Shorten the prompts, lower max_new_tokens, "
+            "or use a smaller base model."
+        )
+
+
+class RewardTimeoutError(RewardError):
+    """A grader did not come to an end in its time."""
+
+    code = "reward_timeout"
+
+
+class RewardNotANumberError(RewardError):
+    """A grader gave something that is not a finite number."""
+
+    code = "reward_not_a_number"
 
 
 class PromptTooLongError(TrainingError):

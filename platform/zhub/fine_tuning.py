@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -22,15 +22,16 @@ from zhub.errors import (
     NotReadyError,
     RowProblem,
 )
-from zhub.graders import Grader, check_templates
+from zhub.graders import Grader, check_templates, judge_models, parse_grader
 from zhub.ids import parse_id
 from zhub.manifest import canonical_json
 from zhub.models import DatasetVersion, Job
 from zhub.specs import BaseModelSource, Recipe, TrainSpec, resolve_hyperparameters
 from zhub.tenancy import Caller
 
-METHODS: tuple[Recipe, ...] = ("reinforcement", "supervised")
+METHODS: tuple[Recipe, ...] = ("reinforcement", "supervised", "dpo")
 MIN_PROMPTS = 10
+GRADER = "method.reinforcement.grader"
 RETRY_WINDOW = timedelta(minutes=10)
 
 
@@ -74,13 +75,13 @@ def create(
         _processed(session, caller, request.validation_file, "validation_file") if request.validation_file else None
     )
     recipe, hyperparameters, grader_json = _method(request)
-    grader = _grader(recipe, grader_json)
+    grader = _grader(recipe, grader_json, base.name)
     for version, param in ((training, "training_file"), (validation, "validation_file")):
         if version is not None:
             _check_rows(version, recipe, param)
             if grader is not None:
                 columns = (version.validation or {})["columns"]
-                check_templates(grader, columns, _distinct_rows(version), param="method.reinforcement.grader")
+                check_templates(grader, columns, _distinct_rows(version), param=GRADER)
     resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=_distinct_rows(training))
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
@@ -216,27 +217,22 @@ def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
     return recipe, hyperparameters, body.get("grader")
 
 
-def _grader(recipe: Recipe, given: Any) -> Grader | None:
+def _grader(recipe: Recipe, given: Any, base: str) -> Grader | None:
     if recipe != "reinforcement":
         return None
-    param = "method.reinforcement.grader"
     if given is None:
         raise InvalidRequestError(
-            "Reinforcement needs a grader: the function that turns an answer into a reward.", param=param
+            "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER
         )
-    kind = given.get("type") if isinstance(given, dict) else None
-    if kind != "string_check":
-        raise InvalidRequestError(
-            f"Grader type {kind!r} is not supported; use 'string_check'.", param=f"{param}.type", code="invalid_grader"
-        )
-    try:
-        return TypeAdapter(Grader).validate_python(given)
-    except ValidationError as exc:
-        problem = exc.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise InvalidRequestError(
-            f"Grader: {field}: {problem['msg']}.", param=f"{param}.{field}", code="invalid_grader"
-        ) from exc
+    grader = parse_grader(given, param=GRADER)
+    for model in judge_models(grader):
+        if model != base:
+            raise InvalidRequestError(
+                f"Grader: the judge is '{model}'. A training job can only ask the base that it trains on: '{base}'.",
+                param=f"{GRADER}.model",
+                code="invalid_grader",
+            )
+    return grader
 
 
 def _distinct_rows(version: DatasetVersion) -> int:
@@ -245,7 +241,10 @@ def _distinct_rows(version: DatasetVersion) -> int:
 
 
 def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
-    """Rows must end where the recipe begins: with the user for reinforcement, with the assistant for supervised."""
+    """Rows must end where the recipe begins: with the user for reinforcement, with the assistant for supervised.
+
+    Those of dpo must be pairs.
+    """
     found = version.validation
     assert found is not None
     if param == "training_file" and found["prompts"] < MIN_PROMPTS:
@@ -254,6 +253,13 @@ def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
             f"at least {MIN_PROMPTS} are needed to train, select and test.",
             param=param,
             code="dataset_too_small",
+        )
+    if recipe == "dpo" and found.get("preferences", 0) < _distinct_rows(version):
+        raise InvalidRequestError(
+            f"{param}: every row must be a pair, with 'input', 'preferred_output' and 'non_preferred_output'; "
+            f"line {found.get('first_line_without_preference', 1)} is none.",
+            param=param,
+            code="wrong_schema",
         )
     if recipe == "supervised" and found["rows_with_target"] < _distinct_rows(version):
         raise InvalidRequestError(

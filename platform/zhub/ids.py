@@ -14,6 +14,8 @@ PREFIXES = {
     "fine-tuning job": "ftjob",
     "job": "job",
     "event": "ftevent",
+    "checkpoint": "ftckpt",
+    "evaluation": "eval",
     "expert": "expert",
     "expert version": "ver",
     "base model": "base",

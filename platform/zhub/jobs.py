@@ -14,8 +14,8 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub import states
-from zhub.errors import ConflictError, LeaseLostError, NotFoundError
+from zhub import checkpoints, states
+from zhub.errors import LeaseLostError, NotFoundError
 from zhub.ids import new_id, public_id
 from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
 
@@ -33,6 +33,8 @@ class Claim:
     fence: int
     kind: str
     spec: dict[str, Any]
+    checkpoint: dict[str, Any] | None = None
+    """``{"key_prefix", "digest", "step"}`` of the newest checkpoint, where an earlier attempt left one."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class Failure:
     param: str | None = None
 
 
+STOPPED_UNASKED = Failure("stopped", "The attempt stopped although nobody had asked it to.", retryable=True)
+
+
 def enqueue(session: Session, job: Job, message: str) -> None:
     """Add a job in the state ``queued``, with its first event, in the caller's transaction."""
     session.add(job)
@@ -68,26 +73,6 @@ def get_job(session: Session, job_id: uuid.UUID) -> Job:
     job = session.get(Job, job_id)
     if job is None:
         raise NotFoundError("fine-tuning job", public_id("fine-tuning job", job_id))
-    return job
-
-
-def request_cancel(session: Session, job_id: uuid.UUID) -> Job:
-    """Ask for a job to be cancelled. Asking again is no error; asking a finished job is.
-
-    Raises:
-        ConflictError: the job has ended otherwise.
-    """
-    job = get_job(session, job_id)
-    changed = session.execute(
-        update(Job)
-        .where(Job.id == job_id, Job.state.not_in(states.TERMINAL), Job.desired != "cancel")
-        .values(desired="cancel")
-    )
-    if changed.rowcount == 1:  # type: ignore[attr-defined]
-        add_event(session, job.org_id, job_id, "Cancellation requested.")
-    session.refresh(job)
-    if job.state in (states.SUCCEEDED, states.FAILED):
-        raise ConflictError(f"The job has already {job.state}; it cannot be cancelled.")
     return job
 
 
@@ -116,7 +101,9 @@ def claim(session: Session, agent_id: uuid.UUID, cluster: str, kinds: Sequence[s
     session.add(Attempt(org_id=row.org_id, job_id=row.id, fence=row.fence, agent_id=agent_id))
     session.flush()
     add_event(session, row.org_id, row.id, f"Attempt {row.fence} started.")
-    return Claim(row.id, row.org_id, row.fence, row.kind, row.spec)
+    found = checkpoints.newest(session, row.id)
+    kept = {"key_prefix": found.key_prefix, "digest": found.digest, "step": found.step} if found else None
+    return Claim(row.id, row.org_id, row.fence, row.kind, row.spec, kept)
 
 
 def heartbeat(
@@ -134,14 +121,17 @@ def heartbeat(
                    progress_at = CASE WHEN :progressed THEN now() ELSE progress_at END,
                    state = CASE WHEN desired <> 'run' THEN 'stopping'
                                 WHEN state = 'starting' THEN 'running' ELSE state END
-             WHERE id = :job AND fence = :fence AND state IN ('starting', 'running', 'stopping')
-         RETURNING desired, org_id
+              FROM (SELECT id, state AS before FROM jobs WHERE id = :job FOR UPDATE) was
+             WHERE jobs.id = was.id AND fence = :fence AND state IN ('starting', 'running', 'stopping')
+         RETURNING desired, org_id, state, before
             """
         ),
         {"lease_s": lease_s, "progressed": progressed, "job": job_id, "fence": fence},
     ).one_or_none()
     if row is None:
         raise LeaseLostError(job_id, fence)
+    if row.state != row.before:
+        add_event(session, row.org_id, job_id, f"The job is {row.state}.")
     store_events(session, row.org_id, job_id, fence, events)
     return str(row.desired)
 
@@ -206,23 +196,31 @@ def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, o
 
 
 def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
-    """End an attempt whose actor stopped because ``desired`` is no longer ``run``; return the job's next state."""
+    """End an attempt whose actor stopped because it was asked to; return the job's next state.
+
+    A job that is wanted again by then is queued without a back-off. An attempt that stopped although nobody had
+    asked it is a failure of the platform: it would stop again at once, and for ever.
+
+    Raises:
+        LeaseLostError: another attempt owns the job.
+    """
     row = session.execute(
         text(
             """
             UPDATE jobs SET lease_until = NULL,
                    state = CASE desired WHEN 'cancel' THEN 'cancelled' WHEN 'pause' THEN 'paused' ELSE 'queued' END,
-                   finished_at = CASE WHEN desired = 'cancel' THEN now() END,
+                   finished_at = CASE WHEN desired = 'cancel' THEN now() END, not_before = NULL,
                    desired = CASE WHEN desired = 'preempt' THEN 'run' ELSE desired END
-             WHERE id = :job AND fence = :fence AND state IN ('starting', 'running', 'stopping')
+             WHERE id = :job AND fence = :fence
+               AND (state = 'stopping' OR state IN ('starting', 'running') AND desired <> 'run')
          RETURNING org_id, state
             """
         ),
         {"job": job_id, "fence": fence},
     ).one_or_none()
     if row is None:
-        raise LeaseLostError(job_id, fence)
-    _end_attempt(session, job_id, fence, "paused" if row.state == "paused" else "cancelled", None)
+        return fail(session, job_id, fence, STOPPED_UNASKED, outcome="failed_infra")
+    _end_attempt(session, job_id, fence, "cancelled" if row.state == "cancelled" else "paused", None)
     add_event(session, row.org_id, job_id, f"The job is {row.state}.")
     return str(row.state)
 
@@ -251,29 +249,14 @@ def reap(session: Session) -> list[tuple[uuid.UUID, str]]:
     return [(row.id, row.state) for row in rows]
 
 
-def settle_cancelled(session: Session) -> int:
-    """End every job that was cancelled before an attempt began. The leader calls this."""
-    rows = session.execute(
-        update(Job)
-        .where(Job.state.in_((states.WAITING, states.QUEUED, states.ADMITTED, states.PAUSED)), Job.desired == "cancel")
-        .values(state=states.CANCELLED, finished_at=func.now())
-        .returning(Job.id, Job.org_id)
-    ).all()
-    for row in rows:
-        add_event(session, row.org_id, row.id, "The job is cancelled.")
-    return len(rows)
-
-
 def admit(session: Session, *, agent_lost_after_s: float) -> list[tuple[uuid.UUID, str]]:
     """Admit queued jobs, oldest first, into the slots that live agents have free. The leader calls this.
 
     Kinds that need no slot are always admitted. Returns (job, cluster) of each.
     """
-    return [
-        (row.id, row.cluster)
-        for row in session.execute(
-            text(
-                """
+    rows = session.execute(
+        text(
+            """
                 WITH capacity AS (
                     SELECT cluster, max(slots) AS slots FROM agents
                      WHERE seen_at > now() - make_interval(secs => :lost) GROUP BY cluster
@@ -290,12 +273,14 @@ def admit(session: Session, *, agent_lost_after_s: float) -> list[tuple[uuid.UUI
                 )
                 UPDATE jobs SET state = 'admitted', admitted_at = now()
                  WHERE id IN (SELECT id FROM heads WHERE light OR rank <= free) AND state = 'queued' AND desired = 'run'
-             RETURNING id, cluster
-                """
-            ),
-            {"lost": agent_lost_after_s, "light": list(LIGHT_KINDS)},
-        )
-    ]
+             RETURNING id, org_id, cluster
+            """
+        ),
+        {"lost": agent_lost_after_s, "light": list(LIGHT_KINDS)},
+    ).all()
+    for row in rows:
+        add_event(session, row.org_id, row.id, "The job is admitted.")
+    return [(row.id, row.cluster) for row in rows]
 
 
 def add_event(
@@ -312,7 +297,11 @@ def add_event(
 
 
 def store_events(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, events: Sequence[Event]) -> None:
-    """Append what an attempt reported; an event that is already there is left alone."""
+    """Append what an attempt reported, and the checkpoints among it; an event that is already there is left alone.
+
+    Raises:
+        ValueError: the report of a checkpoint that cannot be one.
+    """
     if events:
         values = [
             {
@@ -328,7 +317,11 @@ def store_events(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: 
             }
             for event in events
         ]
-        session.execute(insert(JobEvent).values(values).on_conflict_do_nothing())
+        new = session.scalars(insert(JobEvent).values(values).on_conflict_do_nothing().returning(JobEvent.seq)).all()
+        for event in events:
+            # One that was stored before has its row, or had it until it was swept.
+            if event.seq in new and event.data is not None and event.data.get("type") == "checkpoint":
+                checkpoints.record(session, org_id, job_id, fence, event.data)
 
 
 def last_seq(session: Session, job_id: uuid.UUID, fence: int) -> int:

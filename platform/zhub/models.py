@@ -288,6 +288,59 @@ class ExpertVersion(TenantOwned, Base):
     )
 
 
+class Checkpoint(TenantOwned, Base):
+    """A point that a training job can go on from. ``deleted_at`` hides it; the sweep then removes objects and row."""
+
+    __tablename__ = "checkpoints"
+    job_id: Mapped[uuid.UUID]
+    fence: Mapped[int] = mapped_column(BigInteger)
+    step: Mapped[int]
+    key_prefix: Mapped[str]
+    digest: Mapped[str]
+    """SHA-256 of its ``manifest.json``."""
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    z: Mapped[dict[str, Any]]
+    """``{"name", "size_bytes", "sha256"}`` of the file that serving reads."""
+    metrics: Mapped[dict[str, Any]]
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("job_id", "step"),
+        _tenant_fk("job_id", "jobs"),
+        Index("ix_checkpoints_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+    )
+
+
+class Evaluation(TenantOwned, Base):
+    """One subject, a base or a version, measured on one suite: never twice. Its status is that of its job.
+
+    What makes two suites equal is ``suite_digest``; ``version_id`` is null where the base itself is the subject.
+    """
+
+    __tablename__ = "evaluations"
+    project_id: Mapped[uuid.UUID]
+    job_id: Mapped[uuid.UUID]
+    base_model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("base_models.id"))
+    version_id: Mapped[uuid.UUID | None]
+    suite_digest: Mapped[str]
+    suite: Mapped[dict[str, Any]]
+    results: Mapped[dict[str, Any] | None]
+    rewards: Mapped[list[float] | None] = mapped_column(JSONB)
+    """Of the greedy answer to each row, in the file's order: what paired comparisons are made of."""
+    rows_key: Mapped[str | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint(
+            "project_id", "base_model_id", "version_id", "suite_digest",
+            name="uq_evaluations_subject_suite", postgresql_nulls_not_distinct=True,
+        ),
+        _tenant_fk("project_id", "projects"),
+        _tenant_fk("job_id", "jobs"),
+        _tenant_fk("version_id", "expert_versions"),
+        Index("ix_evaluations_job", "job_id"),
+    )  # fmt: skip
+
+
 class Leader(Base):
     """The elected scheduler: one row, moved by compare-and-swap, with a term that grows at each change of holder."""
 

@@ -1,7 +1,8 @@
 """The registry: immutable expert versions, and what a model name in a request stands for.
 
 Model names: ``auto`` and ``auto:<base>`` route by prompt, ``<project>.<expert>@v<number>`` is one version,
-anything else is a base model.
+``<project>.<expert>@ftjob-<32 hex digits>:step-<n>`` a checkpoint, anything else is a base model. Checkpoints answer
+who names them; they are in no list of models and never routed to.
 """
 
 import re
@@ -15,12 +16,15 @@ from sqlalchemy.orm import Session
 
 from zhub import base_models, jobs
 from zhub.errors import InvalidRequestError, NotFoundError
-from zhub.ids import new_id
+from zhub.ids import new_id, parse_id, public_id
 from zhub.manifest import Manifest
-from zhub.models import BaseModel, Expert, ExpertVersion, Job, Project
+from zhub.models import BaseModel, Checkpoint, Expert, ExpertVersion, Job, Project
 from zhub.tenancy import Caller, check_name, slugify
 
 VERSION_NAME = re.compile(r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)@v(?P<number>[1-9][0-9]{0,8})")
+CHECKPOINT_NAME = re.compile(
+    r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)@(?P<job>ftjob-[0-9a-f]{32}):step-(?P<step>0|[1-9][0-9]{0,8})"
+)
 AUTO = "auto"
 
 
@@ -40,10 +44,26 @@ class VersionRecord:
 
 
 @dataclass(frozen=True)
+class CheckpointRecord:
+    """A checkpoint with what it belongs to."""
+
+    checkpoint: Checkpoint
+    expert: Expert
+    project: Project
+    base: BaseModel
+
+    @property
+    def name(self) -> str:
+        """``<project>.<expert>@<job>:step-<n>``, the model id of this checkpoint."""
+        job = public_id("fine-tuning job", self.checkpoint.job_id)
+        return f"{self.project.name}.{self.expert.name}@{job}:step-{self.checkpoint.step}"
+
+
+@dataclass(frozen=True)
 class WeightedVersion:
     """One part of a mixture: ``z = 1 + Σ weight · (z_k − 1)``."""
 
-    record: VersionRecord
+    record: VersionRecord | CheckpointRecord
     weight: float
 
 
@@ -114,6 +134,11 @@ def versions(session: Session, project_id: uuid.UUID) -> list[VersionRecord]:
     return _records(session, Expert.project_id == project_id)
 
 
+def versions_by_id(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, VersionRecord]:
+    """These versions by their ids."""
+    return {record.version.id: record for record in _records(session, ExpertVersion.id.in_(ids))}
+
+
 def version(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord:
     """The version that ``<project>.<expert>@v<number>`` names. Raises NotFoundError with what would exist."""
     match = VERSION_NAME.fullmatch(name)
@@ -129,8 +154,45 @@ def version(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord
     return found[0]
 
 
+def checkpoint(session: Session, project_id: uuid.UUID, name: str) -> CheckpointRecord:
+    """The checkpoint that ``<project>.<expert>@<job>:step-<n>`` names. Raises NotFoundError."""
+    match = CHECKPOINT_NAME.fullmatch(name)
+    row = (
+        match
+        and session.execute(
+            select(Checkpoint, Expert, Project, BaseModel)
+            .join(Job, Job.id == Checkpoint.job_id)
+            .join(Expert, Expert.id == Job.expert_id)
+            .join(Project, Project.id == Expert.project_id)
+            .join(BaseModel, BaseModel.id == Job.base_model_id)
+            .where(
+                Checkpoint.job_id == parse_id("fine-tuning job", match["job"]),
+                Checkpoint.step == int(match["step"]),
+                Checkpoint.deleted_at.is_(None),
+                Expert.project_id == project_id,
+                Project.name == match["project"],
+                Expert.name == match["expert"],
+            )
+        ).one_or_none()
+    )
+    if not row:
+        raise _no_such_model(name)
+    return CheckpointRecord(*row)
+
+
+def checkpoint_names(session: Session, job: Job, found: Sequence[Checkpoint]) -> list[str]:
+    """The model id of each of these checkpoints of a job."""
+    expert, project, base = session.execute(
+        select(Expert, Project, BaseModel)
+        .join(Project, Project.id == Expert.project_id)
+        .join(BaseModel, BaseModel.id == job.base_model_id)
+        .where(Expert.id == job.expert_id)
+    ).one()
+    return [CheckpointRecord(one, expert, project, base).name for one in found]
+
+
 def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tuple[str, float]]) -> ResolvedModel:
-    """Turn the ``model`` of a request, or the ``experts`` of its body, into versions on one base.
+    """Turn the ``model`` of a request, or the ``experts`` of its body, into versions or checkpoints on one base.
 
     Raises:
         NotFoundError: no such version or base model.
@@ -151,8 +213,8 @@ def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tupl
         better = [record for record in newest.values() if record.version.manifest["best_step"] > 0]
         return ResolvedModel(base, candidates=better)
     if "@" in model:
-        record = version(session, caller.project_id, model)
-        return ResolvedModel(record.base, [WeightedVersion(record, 1.0)])
+        named = _version_or_checkpoint(session, caller.project_id, model)
+        return ResolvedModel(named.base, [WeightedVersion(named, 1.0)])
     try:
         base = base_models.get(session, model)
     except NotFoundError as exc:
@@ -164,7 +226,9 @@ def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tupl
 def _resolve_mixture(
     session: Session, caller: Caller, model: str, mixture: Sequence[tuple[str, float]]
 ) -> ResolvedModel:
-    parts = [WeightedVersion(version(session, caller.project_id, name), weight) for name, weight in mixture]
+    parts = [
+        WeightedVersion(_version_or_checkpoint(session, caller.project_id, name), weight) for name, weight in mixture
+    ]
     bases = {part.record.base.name: part.record.base for part in parts}
     if len(bases) > 1:
         raise InvalidRequestError(
@@ -177,6 +241,10 @@ def _resolve_mixture(
             param="model",
         )
     return ResolvedModel(base, parts)
+
+
+def _version_or_checkpoint(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord | CheckpointRecord:
+    return (checkpoint if CHECKPOINT_NAME.fullmatch(name) else version)(session, project_id, name)
 
 
 def _default_base(session: Session) -> BaseModel:

@@ -1,8 +1,9 @@
 """Rows of a dataset: what one line must look like, and which split it belongs to.
 
 A row is one JSON object a line: ``{"messages": [{"role", "content"}, …], …columns}``. Columns beside
-``messages`` become the grader's ``item``. Reading streams: a file of a million rows costs a 16-byte
-digest each, never its text.
+``messages`` become the grader's ``item``. A row of preferences has ``{"input": {"messages": […]}, "preferred_output":
+[answer], "non_preferred_output": [answer]}`` instead, each answer one assistant's message. Reading streams: a file of
+a million rows costs a 16-byte digest each, never its text.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ MAX_ROW_BYTES = 1 << 20
 MAX_COLUMNS = 1000
 MAX_PROBLEMS = 100  # reported with their lines; the rest is counted
 MAX_DUPLICATE_SHARE = 0.10  # above this a file is taken for an export gone wrong
+PREFERENCE_COLUMNS = ("preferred_output", "non_preferred_output")
 ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -31,6 +33,7 @@ class Row:
     line: int
     messages: list[dict[str, str]]
     item: dict[str, Any]
+    rejected: str | None = None  # the answer that is not preferred; the preferred one is the target
 
     @property
     def prompt(self) -> list[dict[str, str]]:
@@ -56,6 +59,8 @@ class Validation:
     rows_with_target: int = 0
     first_line_with_target: int | None = None
     first_line_without_target: int | None = None
+    preferences: int = 0
+    first_line_without_preference: int | None = None
     prompts: int = 0
 
     @property
@@ -89,7 +94,7 @@ def validate(file: BinaryIO) -> Validation:
         except RowSyntaxError as exc:
             found.add_problem(line, exc.code, str(exc))
             continue
-        digest = _digest({"messages": row.messages, "item": row.item})
+        digest = _row_digest(row)
         first = seen_rows.setdefault(digest, line)
         if first != line:
             found.duplicate_count += 1
@@ -107,6 +112,10 @@ def validate(file: BinaryIO) -> Validation:
             found.first_line_with_target = found.first_line_with_target or line
         else:
             found.first_line_without_target = found.first_line_without_target or line
+        if row.rejected is not None:
+            found.preferences += 1
+        else:
+            found.first_line_without_preference = found.first_line_without_preference or line
     found.prompts = len(seen_prompts)
     if found.rows == 0:
         found.add_problem(1, "empty", "the file has no rows; put one JSON object on each line")
@@ -123,7 +132,7 @@ def unique_rows(file: BinaryIO) -> Iterator[Row]:
         if _is_blank(raw):
             continue
         row = parse_row(line, raw)
-        digest = _digest({"messages": row.messages, "item": row.item})
+        digest = _row_digest(row)
         if digest not in seen:
             seen.add(digest)
             yield row
@@ -156,14 +165,18 @@ def parse_row(line: int, raw: bytes) -> Row:
     if b"\\u" in raw:
         _check_text(value)
     item = dict(value)
-    messages = item.pop("messages", None)
+    rejected = None
+    if any(column in item for column in PREFERENCE_COLUMNS):
+        messages, rejected = _preference(item)
+    else:
+        messages = item.pop("messages", None)
     if not isinstance(messages, list) or not messages:
         raise RowSyntaxError("wrong_schema", "'messages' must be a list with at least one message")
     for index, message in enumerate(messages):
         _check_message(index, message)
     if messages[-1]["role"] in ("system", "developer") or (len(messages) == 1 and messages[0]["role"] == "assistant"):
         raise RowSyntaxError("wrong_schema", "'messages' must hold a user's message before the answer")
-    return Row(line, [{"role": m["role"], "content": m["content"]} for m in messages], item)
+    return Row(line, [{"role": m["role"], "content": m["content"]} for m in messages], item, rejected)
 
 
 def split_of(prompt: list[dict[str, str]]) -> Split:
@@ -211,6 +224,26 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         yield line, raw.rstrip(b"\r\n") if rest is raw else raw
 
 
+def _preference(item: dict[str, Any]) -> tuple[Any, str]:
+    """Take a row of preferences apart: the prompt with the preferred answer, and the text of the other."""
+    prompt = item.pop("input", None)
+    messages = prompt.get("messages") if isinstance(prompt, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise RowSyntaxError("wrong_schema", "'input.messages' must be a list with at least one message")
+    if isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
+        raise RowSyntaxError("wrong_schema", "'input.messages' must end before the answer, with a user's message")
+    answers: list[str] = []
+    for column in PREFERENCE_COLUMNS:
+        given = item.pop(column, None)
+        one = given[0] if isinstance(given, list) and len(given) == 1 else None
+        if not isinstance(one, dict) or one.get("role") != "assistant" or not isinstance(one.get("content"), str):
+            raise RowSyntaxError("wrong_schema", f"'{column}' must be a list with one message of the assistant's")
+        answers.append(one["content"])
+    if answers[0] == answers[1]:
+        raise RowSyntaxError("wrong_schema", "the preferred and the non-preferred output are the same text")
+    return [*messages, {"role": "assistant", "content": answers[0]}], answers[1]
+
+
 def _check_message(index: int, message: object) -> None:
     where = f"messages[{index}]"
     if not isinstance(message, dict):
@@ -251,6 +284,11 @@ def _finite(digits: str) -> float:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _row_digest(row: Row) -> bytes:
+    value: dict[str, Any] = {"messages": row.messages, "item": row.item}
+    return _digest(value if row.rejected is None else {**value, "rejected": row.rejected})
 
 
 def _digest(value: object) -> bytes:

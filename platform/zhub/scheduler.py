@@ -1,4 +1,4 @@
-"""The scheduler process: several may run, one leads. It admits jobs, takes back lost ones, settles cancellations.
+"""The scheduler process: several may run, one leads. It admits jobs, takes back lost ones, settles what users want.
 
 Started as ``python -m zhub.scheduler``. Killed at any moment it loses nothing: each pass is one transaction.
 """
@@ -8,19 +8,22 @@ import signal
 import threading
 import uuid
 from datetime import timedelta
+from functools import partial
 from types import FrameType
 
 from sqlalchemy import Engine, delete, func
 
-from zhub import jobs, leadership
+from zhub import checkpoints, jobs, leadership, wishes
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
 from zhub.errors import DeposedError, UnavailableError
 from zhub.logs import configure_logging
 from zhub.models import Agent
+from zhub.store import ObjectStore, open_store
 from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 
 POLL_S = 1.0
+SWEEP_S = 10.0
 AGENT_LOST_AFTER_S = 30.0
 AGENT_FORGOTTEN_AFTER = timedelta(days=1)
 
@@ -38,6 +41,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     engine = make_engine(settings.database_url, pool_size=2)
+    sweeping = partial(sweep, engine, open_store(settings.store_url), stopping)
+    threading.Thread(target=sweeping, daemon=True, name="sweep").start()
     run(engine, open_wakeup(settings.redis_url), stopping, leader_lease_s=settings.leader_lease_s)
 
 
@@ -72,12 +77,23 @@ def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
         for job_id, state in jobs.reap(session):
             log.warning("job %s: lease ran out, now %s", job_id, state)
-        jobs.settle_cancelled(session)
+        wishes.settle(session)
         session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
         admitted = jobs.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
     for job_id, cluster in admitted:
         log.info("job %s: admitted to cluster %s", job_id, cluster)
     return {cluster for _, cluster in admitted}
+
+
+def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None:
+    """Remove deleted checkpoints until ``stopping`` is set; beside the passes, which never wait for the store."""
+    while not stopping.is_set():
+        try:
+            while checkpoints.sweep(engine, store):
+                log.info("swept deleted checkpoints")
+        except UnavailableError as exc:
+            log.warning("%s", exc)
+        stopping.wait(SWEEP_S)
 
 
 if __name__ == "__main__":

@@ -8,55 +8,125 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from zhub.errors import InvalidRequestError
 from zhub.graders import Grader
 
-Recipe = Literal["reinforcement", "supervised"]
+Recipe = Literal["reinforcement", "supervised", "dpo"]
+AdapterKind = Literal["svf", "lora"]
+Targets = Literal["all", "both", "mlp", "attention"]
+
+SVF_LEARNING_RATE = 0.02
+LORA_LEARNING_RATE = 0.002
 
 
 # Strict throughout: "8" and true are not taken for numbers.
 class _Hyperparameters(BaseModel):
+    """What every recipe has.
+
+    ``adapter`` is what is trained: multipliers of singular values (``svf``) or low-rank matrices (``lora``, with
+    ``lora_rank`` and ``lora_alpha``); ``targets`` in which matrices: those of the feed-forward blocks (``mlp``), of
+    ``attention``, ``both``, or ``all`` linear layers; ``layers`` narrows them to blocks ``[first, last]``, from 0.
+    ``sparsity`` is the share of each matrix's multipliers that stay at one. ``parameterisation`` ``sigmoid`` is that
+    of the authors' code and keeps every matrix's nuclear norm.
+
+    The rate falls along a cosine to a tenth. ``eval_samples`` validation rows are scored every ``eval_interval``
+    steps; after ``patience`` scores without a new best one training ends (0: never). Gradients are accumulated over
+    micro-batches of ``micro_batch_tokens`` tokens (0: what the device's memory allows). A checkpoint is written every
+    ``checkpoint_interval`` steps (0: with every score), and when training is interrupted.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+    adapter: AdapterKind = "svf"
+    targets: Targets = "all"
+    layers: tuple[Annotated[int, Field(strict=True, ge=0)], Annotated[int, Field(strict=True, ge=0)]] | None = None
+    sparsity: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    parameterisation: Literal["multiplier", "sigmoid"] = "multiplier"
+    lora_rank: Annotated[int, Field(strict=True, ge=1, le=512)] = 16
+    lora_alpha: Annotated[float, Field(strict=True, gt=0, le=4096)] = 32.0
     batch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 32
     n_steps: Annotated[int, Field(strict=True, ge=1, le=100_000)]
-    learning_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.02
+    learning_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = SVF_LEARNING_RATE
+    max_grad_norm: Annotated[float, Field(strict=True, gt=0, le=1e6)] = 1.0
     eval_interval: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 10
     eval_samples: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 200
+    patience: Annotated[int, Field(strict=True, ge=0, le=1000)] = 0
+    checkpoint_interval: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 0
+    micro_batch_tokens: Annotated[int, Field(strict=True, ge=0, le=100_000_000)] = 0
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
+
+    @model_validator(mode="after")
+    def _fits_the_adapter(self) -> "_Hyperparameters":
+        if self.adapter == "lora" and self.sparsity:
+            raise _conflict("sparsity", "only the adapter 'svf' has it")
+        if self.adapter == "lora" and self.parameterisation != "multiplier":
+            raise _conflict("parameterisation", "only the adapter 'svf' has it")
+        if self.sparsity and self.parameterisation == "sigmoid":
+            raise _conflict("sparsity", "under the parameterisation 'sigmoid' all multipliers move")
+        if self.layers is not None and self.layers[0] > self.layers[1]:
+            raise _conflict("layers", f"expected [first, last], got {list(self.layers)}")
+        return self
+
+
+def _conflict(field: str, message: str) -> PydanticCustomError:
+    """A value that does not go together with another one."""
+    return PydanticCustomError("conflict", "{message}", {"message": message, "field": field})
 
 
 class ReinforcementHyperparameters(_Hyperparameters):
-    """Group-relative policy gradient.
+    """Policy gradient with ``algorithm`` ``grpo``, ``rloo``, or the paper's ``reinforce``.
 
-    ``batch_size`` prompts a step, ``group_size`` samples of each at ``temperature``; ``kl_coef`` weighs
-    the KL divergence to the base. ``eval_samples`` validation rows are scored every ``eval_interval`` steps.
+    ``batch_size`` prompts a step, ``group_size`` samples of each at ``temperature``; ``kl_coef`` weighs the KL
+    divergence to the base. ``updates_per_rollout`` steps of the optimiser are taken on the same answers, from the
+    second on with importance ratios clipped to ``1 ± clip_ratio``. Before training, the base answers
+    ``preflight_prompts`` prompts (0: none), so that a reward that never varies is found at once.
     """
 
-    group_size: Annotated[int, Field(strict=True, ge=2, le=256)] = 8
+    algorithm: Literal["grpo", "rloo", "reinforce"] = "grpo"
+    group_size: Annotated[int, Field(strict=True, ge=1, le=256)] = 8
     temperature: Annotated[float, Field(strict=True, gt=0, le=5)] = 1.0
     kl_coef: Annotated[float, Field(strict=True, ge=0, le=10)] = 0.01
+    updates_per_rollout: Annotated[int, Field(strict=True, ge=1, le=16)] = 1
+    clip_ratio: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.2
+    preflight_prompts: Annotated[int, Field(strict=True, ge=0, le=1024)] = 16
+
+    @model_validator(mode="after")
+    def _has_a_baseline(self) -> "ReinforcementHyperparameters":
+        if self.algorithm != "reinforce" and self.group_size < 2:
+            raise _conflict("group_size", f"'{self.algorithm}' compares samples of one prompt and needs at least 2")
+        return self
 
 
 class SupervisedHyperparameters(_Hyperparameters):
     """Next-token training on the assistant's last message; ``batch_size`` rows a step."""
 
 
+class DpoHyperparameters(_Hyperparameters):
+    """Direct preference optimisation; ``batch_size`` pairs a step, ``beta`` weighs staying near the base."""
+
+    beta: Annotated[float, Field(strict=True, gt=0, le=10)] = 0.1
+
+
+# In this order: each refuses a name of the next, while the next would fill in what is missing.
+Hyperparameters = Annotated[
+    SupervisedHyperparameters | DpoHyperparameters | ReinforcementHyperparameters, Field(union_mode="left_to_right")
+]
+
 HYPERPARAMETERS: dict[Recipe, type[_Hyperparameters]] = {
     "reinforcement": ReinforcementHyperparameters,
     "supervised": SupervisedHyperparameters,
+    "dpo": DpoHyperparameters,
 }
 
 # Fields of the OpenAI dialect that resolve into ours instead of being one of ours.
 FOREIGN = ("n_epochs", "learning_rate_multiplier")
 MAX_FACTOR = 1_000_000  # of n_epochs and learning_rate_multiplier: what they result in has its own limits
-DEFAULT_STEPS: dict[Recipe, int] = {"reinforcement": 40, "supervised": 100}
+DEFAULT_STEPS: dict[Recipe, int] = {"reinforcement": 40, "supervised": 100, "dpo": 100}
 
 
-def resolve_hyperparameters(
-    recipe: Recipe, asked: Mapping[str, Any], *, train_rows: int
-) -> ReinforcementHyperparameters | SupervisedHyperparameters:
+def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_rows: int) -> Hyperparameters:
     """Turn what a user wrote into numbers; ``"auto"`` and missing ones get their defaults.
 
     ``n_epochs`` becomes ``n_steps`` (epochs × rows / batch), ``learning_rate_multiplier`` scales the default rate.
@@ -77,14 +147,14 @@ def resolve_hyperparameters(
                 code="unknown_hyperparameter",
             )
     given = {name: value for name, value in asked.items() if value is not None and value != "auto"}
+    rate = LORA_LEARNING_RATE if given.get("adapter") == "lora" else SVF_LEARNING_RATE
     multiplier = _number(given.pop("learning_rate_multiplier", 1.0), f"{where}.learning_rate_multiplier")
     epochs = given.pop("n_epochs", None)
-    if multiplier != 1.0:
-        if "learning_rate" in given:
-            raise InvalidRequestError(
-                "Give learning_rate or learning_rate_multiplier, not both.", param=f"{where}.learning_rate_multiplier"
-            )
-        given["learning_rate"] = multiplier * model.model_fields["learning_rate"].default
+    if multiplier != 1.0 and "learning_rate" in given:
+        raise InvalidRequestError(
+            "Give learning_rate or learning_rate_multiplier, not both.", param=f"{where}.learning_rate_multiplier"
+        )
+    given.setdefault("learning_rate", multiplier * rate)
     if "n_steps" not in given:
         batch_size = given.get("batch_size", model.model_fields["batch_size"].default)
         given["n_steps"] = DEFAULT_STEPS[recipe]
@@ -96,7 +166,7 @@ def resolve_hyperparameters(
         return model.model_validate(given)  # type: ignore[return-value]
     except ValidationError as exc:
         problem = exc.errors()[0]
-        name = str(problem["loc"][0])
+        name = str(problem["loc"][0] if problem["loc"] else problem["ctx"]["field"])
         # What is out of range may have come from a field of the other dialect: then that one is at fault.
         field = name if name in asked else {"n_steps": "n_epochs", "learning_rate": "learning_rate_multiplier"}[name]
         raise InvalidRequestError(
@@ -169,13 +239,40 @@ class TrainSpec(BaseModel):
     training_file: StoredFile
     validation_file: StoredFile | None
     recipe: Recipe
-    # In this order: the supervised ones refuse a name of the others, while the others would fill in what is missing.
-    hyperparameters: Annotated[
-        SupervisedHyperparameters | ReinforcementHyperparameters, Field(union_mode="left_to_right")
-    ]
+    hyperparameters: Hyperparameters
     grader: Grader | None
     seed: int
     parent_digest: str | None = None
 
 
-JobSpec = Annotated[ValidateSpec | DecomposeSpec | TrainSpec, Field(discriminator="kind")]
+class EvaluatedZ(BaseModel):
+    """The file of an expert version that is measured, and how it was trained: what kind of adapter it fits."""
+
+    model_config = ConfigDict(frozen=True)
+    key: str
+    sha256: str
+    recipe: str
+    hyperparameters: dict[str, Any]
+
+
+class EvaluateSpec(BaseModel):
+    """Measure an expert version, or where ``z`` is None the base: greedily, and by pass@k from ``n`` samples a row.
+
+    ``n`` is 0 where ``k`` is 1: nothing is sampled then.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["evaluate"] = "evaluate"
+    base: BaseModelSource
+    basis: BasisReference
+    z: EvaluatedZ | None
+    file: StoredFile
+    grader: Grader
+    max_new_tokens: int
+    k: int
+    n: int
+    temperature: float
+    seed: int
+
+
+JobSpec = Annotated[ValidateSpec | DecomposeSpec | TrainSpec | EvaluateSpec, Field(discriminator="kind")]

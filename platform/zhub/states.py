@@ -42,6 +42,6 @@ OUTCOMES: Final = ("succeeded", "failed_user", "failed_infra", "lost", "cancelle
 
 FILE_STATUSES: Final = ("uploaded", "processed", "error")
 BASE_MODEL_STATUSES: Final = ("uploading", "decomposing", "ready", "error")
-JOB_KINDS: Final = ("validate", "decompose", "train")
+JOB_KINDS: Final = ("validate", "decompose", "train", "evaluate")
 EVENT_LEVELS: Final = ("info", "warn", "error")
 EVENT_TYPES: Final = ("message", "metrics")

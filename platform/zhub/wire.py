@@ -84,6 +84,73 @@ class JobEvent(_Answer):
     data: dict[str, Any] | None
 
 
+class CheckpointRecord(_Answer):
+    """A checkpoint that a job keeps; ``fine_tuned_model_checkpoint`` is its name as a model."""
+
+    id: str
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: dict[str, float]
+    step_number: int
+    size_bytes: int
+
+
+class EvaluationResults(_Answer):
+    """Mean reward of greedy answers with its 95 % interval; ``pass_at_k`` where answers were sampled as well."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    parse_failures: int
+    pass_at_k: float | None
+
+
+class EvaluationComparison(_Answer):
+    """Two models on the same rows: mean of the first less that of the other, with its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+    verdict: str
+    sentence: str
+
+
+class OtherEvaluation(_Answer):
+    """Another model on the same suite; ``comparison`` once both have been measured."""
+
+    id: str
+    model: str
+    status: str
+    results: EvaluationResults | None
+    comparison: EvaluationComparison | None
+
+
+class EvaluationRecord(_Answer):
+    """One model measured on one suite. ``others`` is given for a single one only, not in lists."""
+
+    id: str
+    created_at: int
+    finished_at: int | None
+    status: str
+    error: dict[str, Any] | None
+    model: str
+    file: str | None
+    suite: dict[str, Any]
+    suite_digest: str
+    results: EvaluationResults | None
+    warnings: list[str]
+    others: list[OtherEvaluation] = []
+
+    @property
+    def settled(self) -> bool:
+        """Whether this and every other evaluation of the suite has ended."""
+        return all(status in ENDED for status in (self.status, *(other.status for other in self.others)))
+
+
 class ExpertVersion(_Answer):
     """One version of an expert; ``digest`` is the SHA-256 of its ``manifest.json``."""
 

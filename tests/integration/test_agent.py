@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, func, select, text
 
-from zhub import datasets, jobs, leadership, scheduler
+from zhub import checkpoints, datasets, jobs, leadership, scheduler, wishes
 from zhub.config import Settings
 from zhub.db import make_engine, system_session, tenant_session
 from zhub.embedded.postgres import Urls
@@ -28,7 +28,7 @@ from zhub.tenancy import Caller
 from zhub.wakeup import PollingWakeup
 from zhub_workers import light_worker
 from zhub_workers.agent import STOP_GRACE_S, Agent
-from zhub_workers.attempt import Attempt, AttemptContext, AttemptKey, Runner
+from zhub_workers.attempt import Attempt, AttemptContext, AttemptKey, AttemptStoppedError, Runner
 from zhub_workers.launcher import ThreadLauncher
 
 LEADER = uuid.UUID(int=7)
@@ -222,7 +222,13 @@ def test_a_validation_tells_its_story_in_events(
     house.drive(house.agent(launcher(training)), job_id, "succeeded")
     with system_session(house.engine) as session:
         told = session.scalars(select(JobEvent.message).where(JobEvent.job_id == job_id).order_by(JobEvent.position))
-        assert list(told) == ["Validation of sums.jsonl enqueued.", "Attempt 1 started.", "The job has succeeded."]
+        assert list(told) == [
+            "Validation of sums.jsonl enqueued.",
+            "The job is admitted.",
+            "Attempt 1 started.",
+            "The job is running.",
+            "The job has succeeded.",
+        ]
 
 
 def test_what_is_wrong_with_a_dataset_is_a_result_and_no_failure(
@@ -292,6 +298,7 @@ UNRECORDABLE: dict[str, Runner] = {
     "an event with half a character": emits("\ud800"),
     "a metric that is no number": emits("step 1", {"type": "metrics", "loss": float("nan")}),
     "a level that is none": emits("x", level="fatal"),
+    "a checkpoint without a place": emits("x", {"type": "checkpoint", "step": 1}),
 }
 
 
@@ -328,7 +335,7 @@ def running(house: House, job_id: uuid.UUID, training: Training) -> tuple[Agent,
 
 def cancel(house: House, caller: Caller, job_id: uuid.UUID) -> None:
     with tenant_session(house.engine, caller.org_id) as session:
-        jobs.request_cancel(session, job_id)
+        wishes.request_cancel(session, job_id)
 
 
 def test_a_cancelled_attempt_stops_and_leaves_no_version(
@@ -353,13 +360,132 @@ def test_a_worker_is_free_again_after_a_cancellation(
     house.drive(running[0], make_job(caller), "succeeded")
 
 
+def pause(house: House, caller: Caller, job_id: uuid.UUID) -> None:
+    with tenant_session(house.engine, caller.org_id) as session:
+        wishes.request_pause(session, job_id)
+
+
+def resume(house: House, caller: Caller, job_id: uuid.UUID) -> None:
+    with tenant_session(house.engine, caller.org_id) as session:
+        wishes.request_resume(session, job_id)
+
+
 def test_a_paused_job_is_paused_once_its_attempt_has_stopped(
-    house: House, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher]
+    house: House, caller: Caller, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher]
 ) -> None:
-    with house.engine.begin() as connection:
-        connection.execute(text("UPDATE jobs SET desired = 'pause'"))
+    pause(house, caller, job_id)
     house.drive(running[0], job_id, "paused")
     assert house.attempts(job_id) == [(1, "paused")]
+
+
+def test_a_paused_job_frees_its_worker_for_another(
+    house: House,
+    caller: Caller,
+    job_id: uuid.UUID,
+    running: tuple[Agent, ThreadLauncher],
+    training: Training,
+    make_job: Callable[..., uuid.UUID],
+) -> None:
+    pause(house, caller, job_id)
+    house.drive(running[0], job_id, "paused")
+    training.finish.set()
+    house.drive(running[0], make_job(caller), "succeeded")
+    assert house.job(job_id).state == "paused"
+
+
+class CheckpointsWhenStopped:
+    """A runner that leaves a checkpoint when it is told to stop, and finishes when it is given one."""
+
+    def __init__(self) -> None:
+        self.began_from: list[Any] = []
+
+    def __call__(self, attempt: Attempt, context: AttemptContext) -> Report:
+        self.began_from.append(attempt.checkpoint)
+        if attempt.checkpoint is not None:
+            return result_of(attempt)
+        while not context.should_stop():
+            threading.Event().wait(0.002)
+        context.emit("info", "Checkpoint after step 7.", checkpoint_of(attempt, 7))
+        raise AttemptStoppedError
+
+
+def checkpoint_of(attempt: Attempt, step: int) -> Report:
+    """What a worker reports of a checkpoint."""
+    return {
+        "type": "checkpoint",
+        "step": step,
+        "key_prefix": f"{checkpoints.job_prefix(attempt.org_id, attempt.key.job_id)}/{step:06d}",
+        "digest": "d" * 64,
+        "size_bytes": 10,
+        "z": {"name": "z.safetensors", "size_bytes": 5, "sha256": "e" * 64},
+        "metrics": {"valid_reward_mean": 0.5},
+    }
+
+
+def test_a_resumed_job_goes_on_from_the_checkpoint_of_its_pause(
+    house: House, caller: Caller, job_id: uuid.UUID
+) -> None:
+    runner = CheckpointsWhenStopped()
+    agent = house.agent(launcher(runner))
+    house.drive(agent, job_id, "running")
+    pause(house, caller, job_id)
+    house.drive(agent, job_id, "paused")
+    resume(house, caller, job_id)
+    house.drive(agent, job_id, "succeeded")
+    prefix = f"{checkpoints.job_prefix(caller.org_id, job_id)}/000007"
+    assert runner.began_from == [None, {"key_prefix": prefix, "digest": "d" * 64, "step": 7}]
+    assert house.attempts(job_id) == [(1, "paused"), (2, "succeeded")]
+
+
+def test_a_job_resumed_while_its_attempt_still_stops_goes_on_from_there(
+    house: House, caller: Caller, job_id: uuid.UUID, training: Training
+) -> None:
+    training.obedient = False
+    held = launcher(training)
+    agent = house.agent(held)
+    house.drive(agent, job_id, "running")
+    pause(house, caller, job_id)
+    house.drive(agent, job_id, "stopping")
+    resume(house, caller, job_id)
+    (followed,) = agent._followed.values()
+    assert followed.stop_asked_at is not None
+    followed.stop_asked_at -= STOP_GRACE_S + 1
+    house.round(agent)
+    assert (house.attempts(job_id), house.job(job_id).infra_failures) == ([(1, "paused")], 0)
+    training.finish.set()
+    house.drive(agent, job_id, "succeeded")
+
+
+def test_a_job_that_finishes_before_it_hears_of_its_pause_has_succeeded(
+    house: House, caller: Caller, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher], training: Training
+) -> None:
+    training.obedient = False
+    training.finish.set()
+    pause(house, caller, job_id)
+    house.drive(running[0], job_id, "succeeded", "paused")
+    assert (house.job(job_id).state == "succeeded") == (house.versions() == 1)
+
+
+def test_an_agent_that_takes_over_in_the_middle_of_a_pause_finishes_it(
+    house: House, caller: Caller, job_id: uuid.UUID
+) -> None:
+    runner = CheckpointsWhenStopped()
+    held = launcher(runner)
+    first = house.agent(held)
+    house.drive(first, job_id, "running")
+    pause(house, caller, job_id)
+    house.drive(first, job_id, "stopping", "paused")
+    second = house.agent(held)
+    house.drive(second, job_id, "paused")
+    resume(house, caller, job_id)
+    house.drive(second, job_id, "succeeded")
+    assert [kept and kept["step"] for kept in runner.began_from] == [None, 7]
+
+
+def test_a_job_whose_attempts_stop_unasked_is_not_tried_for_ever(house: House, job_id: uuid.UUID) -> None:
+    failed = house.drive(house.agent(launcher(fails_with(AttemptStoppedError()))), job_id, "failed")
+    assert failed.error is not None and failed.error["code"] == "stopped"
+    assert len(house.attempts(job_id)) == 1 + jobs.MAX_INFRA_FAILURES
 
 
 def test_an_attempt_that_ignores_the_request_to_stop_is_killed_after_the_grace(

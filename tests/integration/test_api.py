@@ -21,7 +21,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import Engine, func, select, text
 
-from zhub import datasets, jobs, registry, scheduler
+from zhub import datasets, jobs, registry, scheduler, wishes
 from zhub.config import Settings
 from zhub.db import system_session
 from zhub.embedded.children import free_ports
@@ -32,8 +32,8 @@ from zhub.rows import validate
 from zhub.store import DirectoryStore
 from zhub.wakeup import PollingWakeup
 from zhub_workers import light_worker
-from zhub_workers.agent import Agent
-from zhub_workers.attempt import Attempt, AttemptContext
+from zhub_workers.agent import Agent, record_success
+from zhub_workers.attempt import Attempt, AttemptContext, AttemptKey
 from zhub_workers.launcher import ThreadLauncher
 
 Client = openai.OpenAI
@@ -50,6 +50,12 @@ GRADER = {
     "operation": "eq",
     "input": "{{sample.output_text}}",
     "reference": "{{item.answer}}",
+}
+JUDGE = {
+    "type": "score_model",
+    "name": "judge",
+    "model": "tiny",
+    "input": [{"role": "user", "content": "Is this right? {{sample.output_text}}"}],
 }
 METHOD: Any = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
 
@@ -109,6 +115,26 @@ def publish(system_engine: Engine, store: DirectoryStore, train: Callable[..., A
             store.put(f"{prefix}/{MANIFEST_FILE}", io.BytesIO(manifest.canonical()))
             version = registry.publish(session, claim.job_id, claim.fence, manifest, prefix, 7)
             return f"main.{suffix}@v{version.version}"
+
+    return make
+
+
+@pytest.fixture
+def evaluate(client: Client, system_engine: Engine, store: DirectoryStore, checked_file: str) -> Callable[[], str]:
+    """Evaluate the base model the short way; return the evaluation's id."""
+
+    def make() -> str:
+        body = {"model": "tiny", "file": checked_file, "grader": GRADER}
+        answer: Any = client.post("/evaluations", body=body, cast_to=object)
+        with system_session(system_engine) as session:
+            session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
+            claim = jobs.claim(session, uuid.uuid4(), "default", ["evaluate"], lease_s=60)
+            assert claim is not None
+            key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/rows.jsonl"
+            store.put(key, io.BytesIO(b"{}\n"))
+            report = {"rewards": [1.0], "parsed": [True], "pass_at_k": None, "rows_key": key}
+            record_success(session, AttemptKey(claim.job_id, claim.fence), report)
+        return str(answer["id"])
 
     return make
 
@@ -345,6 +371,36 @@ def test_cancelling_again_gives_the_same_answer(client: Client, train: Callable[
     assert client.fine_tuning.jobs.cancel(job.id).to_dict() == first.to_dict()
 
 
+def test_a_job_paused_in_the_queue_is_paused_at_once_and_resumed_at_once(
+    client: Client, train: Callable[..., Any], system_engine: Engine
+) -> None:
+    job = train()
+    seen: list[str] = [client.fine_tuning.jobs.pause(job.id).status, client.fine_tuning.jobs.resume(job.id).status]
+    with system_session(system_engine) as session:
+        wishes.settle(session)
+    assert [*seen, client.fine_tuning.jobs.retrieve(job.id).status] == ["paused", "queued", "queued"]
+
+
+def test_a_paused_job_stays_paused_until_it_is_resumed_or_cancelled(
+    client: Client, train: Callable[..., Any], system_engine: Engine
+) -> None:
+    job = train()
+    client.fine_tuning.jobs.pause(job.id)
+    with system_session(system_engine) as session:
+        wishes.settle(session)
+    assert str(client.fine_tuning.jobs.retrieve(job.id).status) == "paused"
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    refusal = refused(lambda: client.fine_tuning.jobs.resume(job.id))
+    assert refusal.status_code == 409 and "being cancelled" in refusal.message
+
+
+def test_a_job_that_has_succeeded_cannot_be_paused(client: Client, publish: Callable[..., str]) -> None:
+    publish()
+    (job,) = client.fine_tuning.jobs.list()
+    with pytest.raises(openai.ConflictError, match="already succeeded"):
+        client.fine_tuning.jobs.pause(job.id)
+
+
 def test_a_job_that_has_succeeded_cannot_be_cancelled(client: Client, publish: Callable[..., str]) -> None:
     publish()
     (job,) = client.fine_tuning.jobs.list()
@@ -422,10 +478,17 @@ HYPERPARAMETERS = "method.reinforcement.hyperparameters"
         ({"seed": 10**30}, 400, "invalid_request", "seed"),
         ({"seed": "soon"}, 400, "invalid_request", "seed"),
         ({"integrations": [{"type": "wandb"}]}, 400, "invalid_request", "integrations"),
-        ({"method": {"type": "dpo"}}, 400, "invalid_request", "method.type"),
+        ({"method": {"type": "ppo"}}, 400, "invalid_request", "method.type"),
+        ({"method": {"type": "dpo"}}, 400, "wrong_schema", "training_file"),
+        (
+            {"method": reinforcement(grader=JUDGE | {"model": "another"})},
+            400,
+            "invalid_grader",
+            "method.reinforcement.grader.model",
+        ),
         ({"method": {"type": "reinforcement"}}, 400, "invalid_request", "method.reinforcement.grader"),
         (
-            {"method": reinforcement(grader={"type": "python"})},
+            {"method": reinforcement(grader={"type": "pyton"})},
             400,
             "invalid_grader",
             "method.reinforcement.grader.type",
@@ -757,6 +820,8 @@ def test_an_unexpected_failure_has_a_request_id(client: Client, broken_database:
 
 
 PLACES = {
+    "checkpoint_id": "ftckpt-0",
+    "evaluation_id": "eval-0",
     "file_id": "file-0",
     "job_id": "ftjob-0",
     "model": "tiny",
@@ -764,10 +829,14 @@ PLACES = {
     "filename": "config.json",
 }
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+GRADERS = "/v1/fine_tuning/alpha/graders"
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/files"): {"data": {"purpose": "fine-tune"}, "files": {"file": b"x"}},
     ("post", "/v1/fine_tuning/jobs"): {"json": {"model": "tiny", "training_file": "file-0"}},
+    ("post", f"{GRADERS}/validate"): {"json": {"grader": GRADER}},
+    ("post", f"{GRADERS}/run"): {"json": {"grader": GRADER, "model_sample": "x"}},
     ("post", "/v1/chat/completions"): {"json": CHAT},
+    ("post", "/v1/evaluations"): {"json": {"model": "tiny", "file": "file-0", "grader": GRADER}},
     ("post", "/v1/base_models"): {"json": {"name": "new"}},
     ("put", "/v1/base_models/{name}/files/{filename}"): {"content": b"x"},
 }
@@ -806,12 +875,14 @@ def test_what_a_project_owns_is_not_there_for_anybody_else(
     checked_file: str,
     client: Client,
     publish: Callable[..., str],
+    evaluate: Callable[[], str],
     subtests: pytest.Subtests,
     other: tuple[str, str],
 ) -> None:
     name = publish()
     (job,) = client.fine_tuning.jobs.list()
     places = {"file_id": checked_file, "job_id": job.id, "model": name, "name": name, "filename": MANIFEST_FILE}
+    places["evaluation_id"] = evaluate()
     ours, theirs = make_key(), make_key(*other)
     shared = {"/v1/base_models/{name}"}  # base models belong to the platform
     for method, path in routes(app):
@@ -830,6 +901,8 @@ def test_nobody_else_can_change_what_a_project_owns(
     job = train()
     for call in (
         lambda: stranger.fine_tuning.jobs.cancel(job.id),
+        lambda: stranger.fine_tuning.jobs.pause(job.id),
+        lambda: stranger.fine_tuning.jobs.resume(job.id),
         lambda: stranger.files.delete(checked_file),
     ):
         assert refused(call).status_code == 404

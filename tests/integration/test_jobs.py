@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import IntegrityError
 
-from zhub import datasets, jobs, leadership, registry, scheduler
+from zhub import datasets, jobs, leadership, registry, scheduler, wishes
 from zhub.db import make_engine, system_session, tenant_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import ConflictError, DeposedError, LeaseLostError, UnavailableError
@@ -64,7 +64,7 @@ def succeed(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
 
 def cancel(engine: Engine, caller: Caller, job_id: uuid.UUID) -> str:
     with tenant_session(engine, caller.org_id) as session:
-        return jobs.request_cancel(session, job_id).state
+        return wishes.request_cancel(session, job_id).state
 
 
 def reap(engine: Engine) -> list[tuple[uuid.UUID, str]]:
@@ -596,7 +596,7 @@ def test_a_publication_that_meets_a_cancellation_in_flight_waits_and_is_refused(
     fence = claimed(system_engine).fence
     with ThreadPoolExecutor(1) as pool:
         with tenant_session(api_engine, caller.org_id) as session:
-            jobs.request_cancel(session, job_id)
+            wishes.request_cancel(session, job_id)
             publishing = pool.submit(publish, system_engine, job_id, fence)
             wait_until_blocked(system_engine, until)
         with pytest.raises(LeaseLostError):
@@ -776,13 +776,223 @@ def test_priority_comes_before_age(
     assert admit(system_engine) == {urgent}
 
 
+def pause(engine: Engine, caller: Caller, job_id: uuid.UUID) -> str:
+    with tenant_session(engine, caller.org_id) as session:
+        return wishes.request_pause(session, job_id).state
+
+
+def resume(engine: Engine, caller: Caller, job_id: uuid.UUID) -> str:
+    with tenant_session(engine, caller.org_id) as session:
+        return wishes.request_resume(session, job_id).state
+
+
+def settle(engine: Engine) -> None:
+    with system_session(engine) as session:
+        wishes.settle(session)
+
+
+def messages(engine: Engine, job_id: uuid.UUID) -> list[str]:
+    with system_session(engine) as session:
+        found = select(JobEvent.message).where(JobEvent.job_id == job_id).order_by(JobEvent.position)
+        return list(session.scalars(found))
+
+
+@pytest.mark.parametrize("state", ["queued", "admitted"])
+def test_a_job_without_an_attempt_is_paused_and_resumed_by_the_leader(
+    system_engine: Engine, api_engine: Engine, make_job: MakeJob, caller: Caller, state: str
+) -> None:
+    job_id = make_job(caller, state=state)
+    pause(api_engine, caller, job_id)
+    settle(system_engine)
+    assert row(system_engine, job_id).state == "paused"
+    resume(api_engine, caller, job_id)
+    settle(system_engine)
+    assert row(system_engine, job_id).state == "queued"
+    told = ["Pause requested.", "The job is paused.", "Resumption requested.", "The job is queued."]
+    assert messages(system_engine, job_id) == ["Enqueued.", *told]
+
+
+def test_a_resumed_job_waits_for_no_back_off(
+    system_engine: Engine, api_engine: Engine, admitted: Callable[..., uuid.UUID], caller: Caller
+) -> None:
+    job_id = admitted()
+    fail(system_engine, job_id, claimed(system_engine).fence)
+    pause(api_engine, caller, job_id)
+    settle(system_engine)
+    resume(api_engine, caller, job_id)
+    settle(system_engine)
+    found = row(system_engine, job_id)
+    assert (found.state, found.not_before) == ("queued", None)
+
+
+@pytest.mark.parametrize("wish", [pause, resume])
+def test_wishing_twice_is_no_error_and_one_event(
+    system_engine: Engine,
+    api_engine: Engine,
+    make_job: MakeJob,
+    caller: Caller,
+    wish: Callable[[Engine, Caller, uuid.UUID], str],
+) -> None:
+    job_id = make_job(caller, **({} if wish is pause else {"state": "paused", "desired": "pause"}))
+    wish(api_engine, caller, job_id)
+    before = everything(system_engine)
+    wish(api_engine, caller, job_id)
+    assert everything(system_engine) == before
+
+
+@pytest.mark.parametrize("wish", [pause, resume])
+@pytest.mark.parametrize(
+    ("end", "why"), [("succeeded", "already succeeded"), ("failed", "already failed"), ("cancelled", "been cancelled")]
+)
+def test_a_job_that_has_ended_is_neither_paused_nor_resumed(
+    system_engine: Engine,
+    api_engine: Engine,
+    make_job: MakeJob,
+    caller: Caller,
+    wish: Callable[[Engine, Caller, uuid.UUID], str],
+    end: str,
+    why: str,
+) -> None:
+    job_id = make_job(caller, state=end, finished_at=func.now())
+    before = everything(system_engine)
+    with pytest.raises(ConflictError, match=why):
+        wish(api_engine, caller, job_id)
+    assert everything(system_engine) == before
+
+
+@pytest.mark.parametrize("wish", [pause, resume])
+def test_a_cancellation_is_not_taken_back_by_another_wish(
+    system_engine: Engine,
+    api_engine: Engine,
+    admitted: Callable[..., uuid.UUID],
+    caller: Caller,
+    wish: Callable[[Engine, Caller, uuid.UUID], str],
+) -> None:
+    job_id = admitted()
+    claimed(system_engine)
+    cancel(api_engine, caller, job_id)
+    with pytest.raises(ConflictError, match="being cancelled"):
+        wish(api_engine, caller, job_id)
+    assert row(system_engine, job_id).desired == "cancel"
+
+
+def test_a_paused_job_can_be_cancelled(
+    system_engine: Engine, api_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    job_id = make_job(caller, state="paused", desired="pause")
+    cancel(api_engine, caller, job_id)
+    settle(system_engine)
+    assert row(system_engine, job_id).state == "cancelled"
+
+
+def test_a_pause_that_meets_a_publication_in_flight_waits_and_is_refused(
+    system_engine: Engine,
+    api_engine: Engine,
+    admitted: Callable[..., uuid.UUID],
+    caller: Caller,
+    until: Callable[..., Any],
+) -> None:
+    job_id = admitted()
+    fence = claimed(system_engine).fence
+    with ThreadPoolExecutor(1) as pool:
+        with system_session(system_engine) as session:
+            registry.publish(session, job_id, fence, manifest_of(job_id, fence), "prefix", 7)
+            pausing = pool.submit(pause, api_engine, caller, job_id)
+            wait_until_blocked(system_engine, until)
+        with pytest.raises(ConflictError, match="already succeeded"):
+            pausing.result(timeout=10)
+
+
+def test_a_job_that_finishes_while_its_pause_is_wanted_has_succeeded(
+    system_engine: Engine, api_engine: Engine, admitted: Callable[..., uuid.UUID], caller: Caller
+) -> None:
+    job_id = admitted()
+    fence = claimed(system_engine).fence
+    pause(api_engine, caller, job_id)
+    publish(system_engine, job_id, fence)
+    settle(system_engine)
+    assert row(system_engine, job_id).state == "succeeded"
+
+
+def test_a_pause_and_a_cancellation_at_the_same_time_end_in_the_cancellation(
+    system_engine: Engine,
+    api_engine: Engine,
+    admitted: Callable[..., uuid.UUID],
+    caller: Caller,
+    until: Callable[..., Any],
+) -> None:
+    job_id = admitted()
+    fence = claimed(system_engine).fence
+    with ThreadPoolExecutor(1) as pool:
+        with tenant_session(api_engine, caller.org_id) as session:
+            wishes.request_cancel(session, job_id)
+            pausing = pool.submit(pause, api_engine, caller, job_id)
+            wait_until_blocked(system_engine, until)
+        with pytest.raises(ConflictError, match="being cancelled"):
+            pausing.result(timeout=10)
+    assert stopped(system_engine, job_id, fence) == "cancelled"
+
+
+def test_an_attempt_that_was_asked_to_stop_gives_back_a_job_that_is_wanted_again_at_once(
+    system_engine: Engine, api_engine: Engine, admitted: Callable[..., uuid.UUID], caller: Caller
+) -> None:
+    job_id = admitted(infra_failures=3)
+    fence = claimed(system_engine).fence
+    pause(api_engine, caller, job_id)
+    heartbeat(system_engine, job_id, fence)
+    resume(api_engine, caller, job_id)
+    assert stopped(system_engine, job_id, fence) == "queued"
+    found = row(system_engine, job_id)
+    assert (found.not_before, found.infra_failures) == (None, 3)
+
+
+def test_an_attempt_that_stopped_unasked_is_a_failure_with_a_back_off(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID]
+) -> None:
+    job_id = admitted()
+    fence = claimed(system_engine).fence
+    heartbeat(system_engine, job_id, fence)
+    assert stopped(system_engine, job_id, fence) == "queued"
+    found = row(system_engine, job_id)
+    assert found.not_before is not None and found.infra_failures == 1
+    assert any("nobody had asked it" in message for message in messages(system_engine, job_id))
+
+
+def test_every_move_of_a_job_is_told_once(
+    system_engine: Engine,
+    api_engine: Engine,
+    make_agent: Callable[..., uuid.UUID],
+    make_job: MakeJob,
+    caller: Caller,
+) -> None:
+    make_agent()
+    job_id = make_job(caller)
+    admit(system_engine)
+    fence = claimed(system_engine).fence
+    for _ in range(2):
+        heartbeat(system_engine, job_id, fence)
+    pause(api_engine, caller, job_id)
+    for _ in range(2):
+        heartbeat(system_engine, job_id, fence)
+    stopped(system_engine, job_id, fence)
+    assert messages(system_engine, job_id) == [
+        "Enqueued.",
+        "The job is admitted.",
+        "Attempt 1 started.",
+        "The job is running.",
+        "Pause requested.",
+        "The job is stopping.",
+        "The job is paused.",
+    ]
+
+
 def test_a_job_cancelled_before_it_began_is_settled_by_the_leader(
     system_engine: Engine, api_engine: Engine, make_job: MakeJob, caller: Caller
 ) -> None:
     job_id = make_job(caller)
     cancel(api_engine, caller, job_id)
     with system_session(system_engine) as session:
-        assert jobs.settle_cancelled(session) == 1
+        assert wishes.settle_cancelled(session) == 1
     found = row(system_engine, job_id)
     assert found.state == "cancelled" and found.finished_at is not None
 

@@ -1,4 +1,4 @@
-"""Any order of submissions, claims, heartbeats, results, failures, cancellations and lost leases keeps the protocol.
+"""Any order of submissions, claims, heartbeats, results, failures, wishes and lost leases keeps the protocol.
 
 Hypothesis plays users, agents that freeze and come back, and the leader against the real SQL. After every move the
 rows are compared with a model of a few lines, and with what must hold of any history.
@@ -7,7 +7,9 @@ rows are compared with a model of a few lines, and with what must hold of any hi
 import contextlib
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,18 +25,18 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 
-from zhub import jobs, registry, states
+from zhub import checkpoints, jobs, registry, states, wishes
 from zhub.db import system_session
 from zhub.errors import ConflictError, LeaseLostError
 from zhub.manifest import Manifest
-from zhub.models import Agent, BaseModel, Expert, Job, Organization, Project
+from zhub.models import Agent, BaseModel, Checkpoint, Expert, Job, Organization, Project
+from zhub.store import DirectoryStore
 
 SLOTS = 2
 AGENTS = [uuid.UUID(int=n) for n in (1, 2)]
 KINDS = ["train", "validate"]
-SILENT = ("admitted", "running", "stopping")  # no news to the owner
 Attempt = tuple[int, int]  # number of the job, fence
 
 
@@ -51,6 +53,8 @@ class Model:
     infra_failures: int = 0
     expired: bool = False
     published: bool = False
+    checkpoints: list[int] = field(default_factory=list)
+    reported: int = 0
 
     @property
     def active(self) -> bool:
@@ -58,6 +62,13 @@ class Model:
 
     def owns(self, fence: int) -> bool:
         return self.active and self.fence == fence
+
+    def beat(self) -> None:
+        self.expired = False
+        if self.desired != "run":
+            self.state = "stopping"
+        elif self.state == "starting":
+            self.state = "running"
 
     def release(self, infra: bool, retryable: bool) -> None:
         failures = self.infra_failures if infra else self.user_failures
@@ -82,9 +93,10 @@ def manifest_of(job_id: uuid.UUID, fence: int) -> Manifest:
 
 
 class Protocol(RuleBasedStateMachine):
-    """One project with one expert and a cluster of two slots; ``engine`` is given by the test."""
+    """One project with one expert and a cluster of two slots; ``engine`` and ``store`` are given by the test."""
 
     engine: Engine
+    store: DirectoryStore
     numbers = Bundle("numbers")
     attempts = Bundle("attempts")
 
@@ -97,7 +109,7 @@ class Protocol(RuleBasedStateMachine):
     def _begin(self) -> None:
         self.models, self.history, self.fences = [], {}, {}
         # The system's role may delete, not truncate.
-        order = "expert_versions job_events attempts jobs experts projects organizations base_models agents"
+        order = "checkpoints expert_versions job_events attempts jobs experts projects organizations base_models agents"
         with self.engine.begin() as connection:
             for table in order.split():
                 connection.execute(text(f"DELETE FROM {table}"))
@@ -158,6 +170,7 @@ class Protocol(RuleBasedStateMachine):
         (model,) = [m for m in ready if m.id == claim.job_id]
         model.state, model.fence, model.expired = "starting", model.fence + 1, False
         assert claim.fence == model.fence
+        assert (claim.checkpoint and claim.checkpoint["step"]) == (model.checkpoints[-1] if model.checkpoints else None)
         return self.models.index(model), model.fence
 
     @contextlib.contextmanager
@@ -177,11 +190,48 @@ class Protocol(RuleBasedStateMachine):
             with system_session(self.engine) as session:
                 wanted = jobs.heartbeat(session, model.id, attempt[1], lease_s=3600, progressed=True, events=[event])
             assert wanted == model.desired
-            model.expired = False
-            if model.desired != "run":
-                model.state = "stopping"
-            elif model.state == "starting":
-                model.state = "running"
+            model.beat()
+
+    @rule(attempt=attempts, again=st.booleans())
+    def checkpoint(self, attempt: Attempt, again: bool) -> None:
+        """The attempt reports a checkpoint, or, after a poll whose answer was lost, the last one again."""
+        with self.by_the_owner_only(attempt) as model:
+            step = max(1, model.reported) if again else model.reported + 1
+            event = jobs.Event(step + 1, "info", "message", "Checkpoint.", self._report_of(model.id, step))
+            with system_session(self.engine) as session:
+                jobs.heartbeat(session, model.id, attempt[1], lease_s=3600, progressed=True, events=[event])
+            model.beat()
+            if step > model.reported:
+                model.reported = step
+                model.checkpoints = [*model.checkpoints, step][-checkpoints.KEEP_CHECKPOINTS :]
+
+    @precondition(lambda self: any(model.checkpoints for model in self.models))
+    @rule(number=numbers, position=st.integers(-3, -1))
+    def delete_checkpoint(self, number: int, position: int) -> None:
+        model = self.models[number]
+        if len(model.checkpoints) < -position:
+            return
+        step = model.checkpoints[position]
+        kept = position == -1 and model.state not in states.TERMINAL
+        refused = pytest.raises(ConflictError) if kept else contextlib.nullcontext()
+        with refused, system_session(self.engine) as session:
+            found = session.scalars(
+                select(Checkpoint.id).where(Checkpoint.job_id == model.id, Checkpoint.step == step)
+            ).one()
+            checkpoints.delete_checkpoint(session, jobs.get_job(session, model.id), found)
+        if not kept:
+            model.checkpoints.remove(step)
+
+    @precondition(lambda self: any(model.checkpoints for model in self.models))
+    @rule()
+    def sweep(self) -> None:
+        checkpoints.sweep(self.engine, self.store, after=timedelta())
+
+    def _report_of(self, job_id: uuid.UUID, step: int) -> dict[str, Any]:
+        prefix = f"{checkpoints.job_prefix(self.owner['org_id'], job_id)}/{step:06d}"
+        z = {"name": "z.safetensors", "size_bytes": 1, "sha256": "0" * 64}
+        what = {"step": step, "key_prefix": prefix, "digest": "0" * 64, "size_bytes": 1}
+        return {"type": "checkpoint", "z": z, "metrics": {}, **what}
 
     @rule(attempt=attempts)
     def publish(self, attempt: Attempt) -> None:
@@ -209,9 +259,12 @@ class Protocol(RuleBasedStateMachine):
         with self.by_the_owner_only(attempt) as model:
             with system_session(self.engine) as session:
                 state = jobs.stopped(session, model.id, attempt[1])
-            model.state = {"cancel": "cancelled", "pause": "paused"}.get(model.desired, "queued")
-            if model.desired == "preempt":
-                model.desired = "run"
+            if model.desired == "run" and model.state != "stopping":  # nobody had asked it to
+                model.release(infra=True, retryable=True)
+            else:
+                model.state = {"cancel": "cancelled", "pause": "paused"}.get(model.desired, "queued")
+                if model.desired == "preempt":
+                    model.desired = "run"
             assert state == model.state
 
     @rule(number=numbers)
@@ -219,20 +272,41 @@ class Protocol(RuleBasedStateMachine):
         model = self.models[number]
         refused = pytest.raises(ConflictError) if model.state in ("succeeded", "failed") else contextlib.nullcontext()
         with refused, system_session(self.engine) as session:
-            jobs.request_cancel(session, model.id)
+            wishes.request_cancel(session, model.id)
         if model.state not in states.TERMINAL:
             model.desired = "cancel"
 
+    @rule(number=numbers)
+    def pause(self, number: int) -> None:
+        with self._unless_ending(number) as model, system_session(self.engine) as session:
+            wishes.request_pause(session, model.id)
+            model.desired = "pause"
+
+    @rule(number=numbers)
+    def resume(self, number: int) -> None:
+        with self._unless_ending(number) as model, system_session(self.engine) as session:
+            wishes.request_resume(session, model.id)
+            if model.desired == "pause":
+                model.desired = "run"
+
+    @contextlib.contextmanager
+    def _unless_ending(self, number: int) -> Iterator[Model]:
+        """The model of a job; the wish inside has to be refused where the job has ended or will be cancelled."""
+        model = self.models[number]
+        if model.state in states.TERMINAL or model.desired == "cancel":
+            with pytest.raises(ConflictError):
+                yield model
+        else:
+            yield model
+
     @precondition(lambda self: self._any(*states.ACTIVE))
-    @rule(number=numbers, wish=st.sampled_from(["pause", "preempt"]))
-    def wish(self, number: int, wish: str) -> None:
+    @rule(number=numbers)
+    def preempt(self, number: int) -> None:
         model = self.models[number]
         if model.desired == "run" and model.active:
             with self.engine.begin() as connection:
-                connection.execute(
-                    text("UPDATE jobs SET desired = :wish WHERE id = :id"), {"wish": wish, "id": model.id}
-                )
-            model.desired = wish
+                connection.execute(text("UPDATE jobs SET desired = 'preempt' WHERE id = :id"), {"id": model.id})
+            model.desired = "preempt"
 
     @precondition(lambda self: self._any(*states.ACTIVE))
     @rule(number=numbers)
@@ -254,15 +328,16 @@ class Protocol(RuleBasedStateMachine):
             model.release(infra=True, retryable=True)
         assert reaped == {m.id: m.state for m in expected}
 
-    @precondition(lambda self: any(model.desired == "cancel" for model in self.models))
+    @precondition(lambda self: self._any("paused") or any(model.desired != "run" for model in self.models))
     @rule()
     def settle(self) -> None:
         with system_session(self.engine) as session:
-            settled = jobs.settle_cancelled(session)
-        waiting = [m for m in self.models if m.state in ("queued", "admitted", "paused") and m.desired == "cancel"]
-        for model in waiting:
-            model.state = "cancelled"
-        assert settled == len(waiting)
+            wishes.settle(session)
+        for model in self.models:
+            if model.state in ("queued", "admitted", "paused"):
+                settled = {"cancel": "cancelled", "pause": "paused"}.get(model.desired)
+                resumed = "queued" if model.state == "paused" else model.state
+                model.state = settled or resumed
 
     @invariant()
     def the_rows_say_what_the_model_says(self) -> None:
@@ -311,10 +386,16 @@ class Protocol(RuleBasedStateMachine):
     def what_a_user_should_know_has_its_event(self) -> None:
         counts = {row.job_id: row.n for row in self._rows("SELECT job_id, count(*) AS n FROM job_events GROUP BY 1")}
         for model in self.models:
-            # Enqueued, each attempt's beginning, and each end. What the agent writes about other results is its own.
-            silent = SILENT if model.kind == "train" else (*SILENT, "succeeded")
-            told = [s for s in self.history.get(model.id, []) if s not in silent]
+            # What the agent writes about results that are no expert is its own.
+            told = [s for s in self.history.get(model.id, []) if (model.kind, s) != ("validate", "succeeded")]
             assert counts[model.id] >= len(told)
+
+    @invariant()
+    def every_job_keeps_its_newest_checkpoints(self) -> None:
+        found: dict[uuid.UUID, list[int]] = {}
+        for row in self._rows("SELECT job_id, step FROM checkpoints WHERE deleted_at IS NULL ORDER BY step"):
+            found.setdefault(row.job_id, []).append(row.step)
+        assert found == {m.id: m.checkpoints for m in self.models if m.checkpoints}
 
     def teardown(self) -> None:
         """When the harm stops, every job comes to an end, or rests because somebody paused it."""
@@ -338,9 +419,10 @@ class Protocol(RuleBasedStateMachine):
             return connection.execute(text(statement)).all()
 
 
-def test_any_history_keeps_the_protocol(system_engine: Engine) -> None:
+def test_any_history_keeps_the_protocol(system_engine: Engine, tmp_path: Path) -> None:
     class OnThisDatabase(Protocol):
         engine = system_engine
+        store = DirectoryStore(tmp_path)
 
     run_state_machine_as_test(
         OnThisDatabase,

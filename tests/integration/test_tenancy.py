@@ -24,8 +24,10 @@ from zhub.models import (
     Attempt,
     Base,
     BaseModel,
+    Checkpoint,
     Dataset,
     DatasetVersion,
+    Evaluation,
     Expert,
     ExpertVersion,
     Job,
@@ -266,7 +268,7 @@ def test_a_row_cannot_point_at_another_tenants_row(filled: Filled, table: str, c
     ours = filled.ours.org_id
     # Nothing but the reference may be at fault: what is unique is new, and our own spare row is accepted.
     fresh = {"id": str(uuid.uuid4()), "prefix": uuid.uuid4().hex, "name": "new", "version": 99, "position": 99}
-    fresh |= {"job_id": str(filled.spare[ours, "jobs"])}
+    fresh |= {"job_id": str(filled.spare[ours, "jobs"]), "suite_digest": "new"}
     row = _row(filled.system, table, ours)
     row |= {name: value for name, value in fresh.items() if name in row}
     with system_session(filled.system) as session:
@@ -461,7 +463,32 @@ def _fill(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str], uuid.
     )
     attempt = Attempt(job_id=jobs[0].id, fence=1, agent_id=uuid.uuid4(), **own)
     session.add_all([*files, version, attempt, JobEvent(job_id=jobs[0].id, message="m", **own)])
+    another = Job(kind="train", spec={}, **within)
+    session.add(another)
     session.flush()
-    spare = {"datasets": datasets[1], "experts": experts[1], "jobs": jobs[1], "dataset_versions": files[1]}
+    spare_version = ExpertVersion(
+        expert_id=experts[1].id,
+        base_model_id=base.id,
+        job_id=another.id,
+        **{"version": 1, "fence": 1, "digest": "d", "manifest": {}, "key_prefix": "k", "size_bytes": 1},
+        **own,
+    )
+    checkpoint = Checkpoint(
+        job_id=jobs[0].id,
+        **{"fence": 1, "step": 1, "key_prefix": "k", "digest": "d", "size_bytes": 1, "z": {}, "metrics": {}},
+        **own,
+    )
+    session.add_all([spare_version, checkpoint])
+    session.flush()
+    measured = {"base_model_id": base.id, "version_id": version.id, "suite_digest": "d", "suite": {}}
+    session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
+    session.flush()
+    spare = {
+        "datasets": datasets[1],
+        "experts": experts[1],
+        "jobs": jobs[1],
+        "dataset_versions": files[1],
+        "expert_versions": spare_version,
+    }
     found = {table: row.id for table, row in spare.items()} | {"projects": caller.project_id}
     return {(caller.org_id, table): row_id for table, row_id in found.items()}

@@ -68,6 +68,59 @@ JOB = {
 }
 
 
+CHECKPOINT = {
+    "id": "ftckpt-1",
+    "object": "fine_tuning.job.checkpoint",
+    "created_at": 1_700_000_050,
+    "fine_tuned_model_checkpoint": "default.sorting@ftjob-1:step-20",
+    "fine_tuning_job_id": "ftjob-1",
+    "metrics": {"step": 20, "valid_reward_mean": 0.625},
+    "step_number": 20,
+    "size_bytes": 24_000,
+}
+
+RESULTS = {"mean": 0.75, "low": 0.7, "high": 0.8, "n": 200, "parse_failures": 3, "pass_at_k": 0.9}
+EVALUATION = {
+    "id": "eval-1",
+    "object": "evaluation",
+    "created_at": 1_700_000_200,
+    "finished_at": 1_700_000_300,
+    "status": "succeeded",
+    "error": None,
+    "model": EXPERT,
+    "file": "file-1",
+    "suite": {
+        "file": {"name": "suite.jsonl", "sha256": "dd" * 32},
+        "grader": {"type": "string_check", "name": "answer"},
+        "max_new_tokens": 64,
+        "k": 2,
+        "n": 4,
+        "temperature": 1.0,
+        "seed": 0,
+    },
+    "suite_digest": "ee" * 32,
+    "results": RESULTS,
+    "warnings": [],
+    "others": [
+        {
+            "id": "eval-2",
+            "model": "zhub-tiny",
+            "status": "succeeded",
+            "results": RESULTS | {"mean": 0.25, "low": 0.2, "high": 0.3, "pass_at_k": 0.4},
+            "comparison": {
+                "difference": 0.5,
+                "low": 0.42,
+                "high": 0.58,
+                "p_value": 1e-12,
+                "n": 200,
+                "verdict": "better",
+                "sentence": f"{EXPERT} is better than zhub-tiny.",
+            },
+        }
+    ],
+}
+
+
 class Api:
     """Answers by (method, path). An answer is JSON, bytes, a whole response, or a function of the request."""
 
@@ -76,6 +129,10 @@ class Api:
         self.answers: dict[tuple[str, str], Any] = {}
         self.add("GET", "/v1/fine_tuning/jobs/ftjob-1", JOB)
         self.add("GET", "/v1/fine_tuning/jobs", page([JOB]))
+        self.add("GET", "/v1/fine_tuning/jobs/ftjob-1/checkpoints", page([CHECKPOINT]))
+        self.add("GET", "/v1/evaluations", page([{k: v for k, v in EVALUATION.items() if k != "others"}]))
+        self.add("GET", "/v1/evaluations/eval-1", EVALUATION)
+        self.add("POST", "/v1/evaluations", EVALUATION)
         self.publish(MANIFEST, {"z.safetensors": Z, "routing.safetensors": ROUTING})
 
     def add(self, method: str, path: str, answer: Any) -> None:

@@ -160,6 +160,53 @@ def test_submitting_sends_the_grader_and_the_settings(api: Any, double: Any, zhu
     assert sent["method"]["reinforcement"]["grader"]["reference"] == "{{item.answer}}"
 
 
+@pytest.mark.parametrize("wish", ["pause", "resume", "cancel"])
+def test_a_wish_is_sent_and_the_job_shown(
+    wish: str, api: Any, double: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{wish}", double.JOB | {"status": "paused"})
+    assert zhub("jobs", wish, "ftjob-1") == 0
+    assert "paused" in capsys.readouterr().out
+
+
+def test_a_jobs_checkpoints_are_listed_by_the_names_that_answer(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("jobs", "checkpoints", "ftjob-1") == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:3] == ["default.sorting@ftjob-1:step-20", "20", "62.5"]
+
+
+def test_an_evaluation_is_shown_beside_the_others_with_its_verdict(
+    zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert zhub("evaluations", "show", "eval-1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (base,) = [line for line in lines if line.startswith("zhub-tiny")]
+    assert "25.0 % [20.0, 30.0]" in base and "+50.0 [+42.0, +58.0]" in base and base.endswith("better")
+    assert lines[-1] == "default.sorting@v1 is better than zhub-tiny."
+
+
+def test_creating_an_evaluation_sends_what_was_said_and_leaves_the_rest_to_the_server(
+    api: Any, double: Any, zhub: Run
+) -> None:
+    arguments = ("--compare-with", "a.b@v1", "-k", "2", "--wait")
+    assert zhub("evaluations", "create", double.EXPERT, "file-1", *arguments) == 0
+    (sent,) = [json.loads(request.content) for request in api.requests if request.method == "POST"]
+    assert {name: sent[name] for name in ("model", "file", "compare_with", "k")} == {
+        "model": double.EXPERT,
+        "file": "file-1",
+        "compare_with": ["a.b@v1"],
+        "k": 2,
+    }
+    assert set(sent) == {"model", "file", "compare_with", "k", "grader"}
+
+
+def test_waiting_for_an_evaluation_that_failed_exits_with_seven(api: Any, double: Any, zhub: Run) -> None:
+    failed = {"status": "failed", "results": None, "error": {"code": "x", "message": "It broke.", "param": None}}
+    for method, path in (("POST", "/v1/evaluations"), ("GET", "/v1/evaluations/eval-1")):
+        api.add(method, path, double.EVALUATION | failed | {"others": []})
+    assert zhub("evaluations", "create", double.EXPERT, "file-1", "--wait") == 7
+
+
 def test_a_setting_is_a_number_a_truth_value_or_text() -> None:
     assert parse_settings(["a=1", "b=0.5", "c=auto", "d=true"]) == {"a": 1, "b": 0.5, "c": "auto", "d": True}
 

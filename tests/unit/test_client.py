@@ -277,3 +277,18 @@ def test_a_chat_template_given_by_hand_is_uploaded_as_the_models_own(model: Path
     template = tmp_path / "mine.txt"
     template.write_text("{{ messages }}")
     assert model_directory.model_files(model, template).uploads["chat_template.jinja"] == template
+
+
+def test_the_rows_of_an_evaluation_come_one_by_one(api: Any, client: Client) -> None:
+    api.add("GET", "/v1/evaluations/eval-1/rows", b'{"line": 1, "reward": 1.0}\n{"line": 2, "reward": 0.0}\n')
+    assert [row["line"] for row in client.evaluations.rows("eval-1")] == [1, 2]
+
+
+def test_an_evaluation_is_waited_for_until_the_others_of_its_suite_have_ended(
+    api: Any, client: Client, double: Any
+) -> None:
+    running = double.EVALUATION | {"others": [double.EVALUATION["others"][0] | {"status": "running"}]}
+    answers = iter([running, running, double.EVALUATION])
+    api.add("GET", "/v1/evaluations/eval-1", lambda _request: next(answers))
+    assert client.evaluations.wait_settled("eval-1").others[0].status == "succeeded"
+    assert next(answers, None) is None

@@ -146,8 +146,16 @@ def test_rows_with_their_own_experts_answer_as_each_expert_alone(load_adapted: L
         for scale in (0.0, 0.4, 0.4, 0.4)
     ]
     prompts, seeds = [PROMPTS[0]] * 4, [1, 2, 3, 4]
-    with adapted.rows({name: torch.stack([e[name] for e in experts]) for name in experts[0]}) as keep:
-        mixed = generate(adapted.base, prompts, max_new_tokens=24, temperature=1.5, seeds=seeds, keep_rows=keep)
+    with adapted.rows({name: torch.stack([e[name] for e in experts]) for name in experts[0]}) as assign:
+        mixed = generate(
+            adapted.base,
+            prompts,
+            max_new_tokens=24,
+            temperature=1.5,
+            seeds=seeds,
+            owners=[0, 1, 2, 3],
+            assign=assign,
+        )
     assert len({len(c.token_ids) for c in mixed}) > 1, "rows must leave the batch at different times"
     for row, expert in enumerate(experts):
         with adapted.merged({name: 1 + values for name, values in expert.items()}):
@@ -170,6 +178,77 @@ def test_scored_tokens_are_the_sampled_ones_with_their_stop_token(load_adapted: 
             slow = (next_logits(base, prompts[row] + completion[:position]) / 1.5).log_softmax(0)[token]
             assert float(logprobs[row, position]) == pytest.approx(float(slow), abs=2e-4)
         assert not logprobs[row, len(completion) :].any()
+
+
+def test_equal_prompts_of_one_expert_are_read_once_and_rows_may_come_in_any_order(load_adapted: Load) -> None:
+    adapted = load_adapted("llama")
+    generator = torch.Generator().manual_seed(4)
+    experts = [
+        {n: 0.3 * torch.randn(z.shape, generator=generator) for n, z in adapted.zero_delta().items()} for _ in range(2)
+    ]
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0], PROMPTS[0], PROMPTS[1]]
+    owners, seeds = [1, 0, 0, 1, 0, 0], [1, 2, 3, 4, 5, 6]
+    read: list[list[int]] = []
+    with adapted.rows({name: torch.stack([e[name] for e in experts]) for name in experts[0]}) as assign:
+
+        def watch(rows: Tensor) -> None:
+            read.append(rows.tolist())
+            assign(rows)
+
+        mixed = generate(
+            adapted.base, prompts, max_new_tokens=12, temperature=1.5, seeds=seeds, owners=owners, assign=watch
+        )
+        answers = [completion.token_ids for completion in mixed]
+        logprobs, _ = token_logprobs(adapted.base, prompts, answers, owners=owners, assign=assign)
+    assert sorted(read[0]) == [0, 0, 1]
+    for owner, expert in enumerate(experts):
+        rows = [row for row in range(6) if owners[row] == owner]
+        with adapted.merged({name: 1 + values for name, values in expert.items()}):
+            alone = generate(
+                adapted.base,
+                [prompts[row] for row in rows],
+                max_new_tokens=12,
+                temperature=1.5,
+                seeds=[seeds[row] for row in rows],
+            )
+            own, _ = token_logprobs(adapted.base, [prompts[row] for row in rows], [answers[row] for row in rows])
+        assert alone == [mixed[row] for row in rows]
+        assert torch.allclose(logprobs[rows, : own.shape[1]], own, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prompts", [PROMPTS[:3], [PROMPTS[2]] * 3], ids=["apart", "shared"])
+def test_the_gradient_of_scored_tokens_is_that_of_a_log_softmax(
+    load_adapted: Load, kind: str, prompts: list[list[int]]
+) -> None:
+    adapted = load_adapted(kind)
+    completions = [[5, 6, 2], [9], [30, 31, 32, 33, 2]]
+    gradients = []
+    for slow in (False, True):
+        delta = {name: zeros.requires_grad_() for name, zeros in adapted.zero_delta().items()}
+        with adapted.training(delta):
+            if slow:
+                total = torch.zeros(())
+                for prompt, completion in zip(prompts, completions, strict=True):
+                    logits = adapted.base.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+                    total = total + (logits / 0.7).log_softmax(1)[range(len(completion)), completion].square().sum()
+            else:
+                logprobs, _ = token_logprobs(adapted.base, prompts, completions, temperature=0.7)
+                total = logprobs.square().sum()
+            torch.autograd.backward(total)
+        gradients.append({name: values.grad for name, values in delta.items() if values.grad is not None})
+    for name, expected in gradients[1].items():
+        assert torch.allclose(gradients[0][name], expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_the_head_reads_only_scored_positions(load_adapted: Load) -> None:
+    base = load_adapted("llama").base
+    rows: list[int] = []
+    handle = base.model.lm_head.register_forward_hook(lambda _, __, logits: rows.append(logits.shape[0]))
+    with torch.no_grad():
+        token_logprobs(base, PROMPTS[:3], [[5, 6], [7], [8, 9, 2]])
+    handle.remove()
+    assert rows == [6]
 
 
 def test_sharing_a_prompt_between_answers_does_not_change_the_gradient(load_adapted: Load) -> None:

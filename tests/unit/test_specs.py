@@ -12,6 +12,7 @@ from zhub.errors import InvalidRequestError
 from zhub.specs import (
     DEFAULT_STEPS,
     HYPERPARAMETERS,
+    Hyperparameters,
     JobSpec,
     Recipe,
     ReinforcementHyperparameters,
@@ -20,12 +21,10 @@ from zhub.specs import (
     resolve_hyperparameters,
 )
 
-RECIPES: list[Recipe] = ["reinforcement", "supervised"]
+RECIPES: list[Recipe] = ["reinforcement", "supervised", "dpo"]
 
 
-def resolve(
-    asked: dict[str, Any], recipe: Recipe = "supervised", train_rows: int = 100
-) -> ReinforcementHyperparameters | SupervisedHyperparameters:
+def resolve(asked: dict[str, Any], recipe: Recipe = "supervised", train_rows: int = 100) -> Hyperparameters:
     return resolve_hyperparameters(recipe, asked, train_rows=train_rows)
 
 
@@ -125,6 +124,8 @@ def test_a_bad_batch_size_is_refused_and_not_epochs_forgotten(value: Any) -> Non
         ("eval_samples", 1, 10_000),
         ("max_new_tokens", 1, 8192),
         ("group_size", 2, 256),
+        ("updates_per_rollout", 1, 16),
+        ("patience", 0, 1000),
     ],
 )
 def test_a_range_includes_its_ends_and_nothing_beyond(name: str, least: int, most: int) -> None:
@@ -132,6 +133,30 @@ def test_a_range_includes_its_ends_and_nothing_beyond(name: str, least: int, mos
         assert getattr(resolve({name: value}, "reinforcement"), name) == value
     for value in (least - 1, most + 1):
         assert refusal({name: value}, "reinforcement").param == param(name, "reinforcement")
+
+
+@pytest.mark.parametrize(
+    ("asked", "at_fault"),
+    [
+        ({"algorithm": "rloo", "group_size": 1}, "group_size"),
+        ({"adapter": "lora", "sparsity": 0.5}, "sparsity"),
+        ({"adapter": "lora", "parameterisation": "sigmoid"}, "parameterisation"),
+        ({"sparsity": 0.5, "parameterisation": "sigmoid"}, "sparsity"),
+        ({"layers": [3, 1]}, "layers"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused_by_name(asked: dict[str, Any], at_fault: str) -> None:
+    assert refusal(asked, "reinforcement").param == param(at_fault, "reinforcement")
+
+
+def test_the_papers_algorithm_needs_no_second_sample() -> None:
+    assert resolve({"algorithm": "reinforce", "group_size": 1}, "reinforcement").model_dump()["group_size"] == 1
+
+
+def test_a_lora_has_a_default_rate_of_its_own() -> None:
+    assert resolve({"adapter": "lora"}).learning_rate < resolve({}).learning_rate
+    halved = resolve({"adapter": "lora", "learning_rate_multiplier": 0.5})
+    assert halved.learning_rate == resolve({"adapter": "lora"}).learning_rate / 2
 
 
 def test_a_whole_number_may_stand_for_a_real_one() -> None:
@@ -153,7 +178,8 @@ def test_anything_is_either_resolved_or_refused_by_the_name_of_what_was_asked(as
     except InvalidRequestError as exc:
         assert exc.param in {param(name, "reinforcement") for name in asked}
     else:
-        assert all(math.isfinite(value) for value in resolved.model_dump().values())
+        numbers = [value for value in resolved.model_dump().values() if isinstance(value, int | float)]
+        assert all(math.isfinite(value) for value in numbers)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

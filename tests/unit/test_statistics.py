@@ -6,7 +6,18 @@ import random
 
 import pytest
 
-from zhub_workers.statistics import accuracy, mcnemar_exact, normal_interval, paired_p_value, sign_flip, wilson_interval
+from zhub.statistics import (
+    MAX_DRAWS,
+    accuracy,
+    bootstrap_interval,
+    mcnemar_exact,
+    normal_interval,
+    paired_bootstrap,
+    paired_p_value,
+    pass_at_k,
+    sign_flip,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (10, 10), (57, 200), (1, 1)])
@@ -82,3 +93,61 @@ def test_an_accuracy_is_wilsons_for_right_or_wrong_and_never_leaves_zero_to_one(
     assert 0 <= graded.low <= graded.mean <= graded.high <= 1
     with pytest.raises(ValueError, match="no rewards"):
         accuracy([])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bootstrap_nears_the_quantiles_of_all_resamples(seed: int) -> None:
+    rng = random.Random(seed)
+    values = [rng.random() ** 2 - 0.3 for _ in range(5)]
+    means = sorted(math.fsum(drawn) / 5 for drawn in itertools.product(values, repeat=5))
+    expected = means[round(0.025 * len(means))], means[round(0.975 * len(means))]
+    assert bootstrap_interval(values) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_bootstrap_agrees_with_the_normal_interval_on_many_rows() -> None:
+    rng = random.Random(2)
+    rewards = [rng.random() for _ in range(800)]
+    assert bootstrap_interval(rewards) == pytest.approx(normal_interval(rewards), abs=0.003)
+
+
+def test_the_same_values_give_the_same_interval_and_another_seed_another_one() -> None:
+    values = [n / 7 for n in range(40)]
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, -1.0])
+def test_values_that_never_vary_leave_no_doubt(value: float) -> None:
+    assert bootstrap_interval([value] * 30) == (value, value)
+
+
+def test_however_many_the_rows_a_bootstrap_has_a_bounded_number_of_draws() -> None:
+    class Counted(list[float]):
+        drawn = 0
+
+        def __getitem__(self, index: object) -> float:  # type: ignore[override]
+            type(self).drawn += 1
+            return 0.5
+
+    bootstrap_interval(Counted([0.5] * 4000))
+    assert 1000 * 4000 <= Counted.drawn <= MAX_DRAWS
+
+
+def test_a_paired_bootstrap_is_that_of_the_differences() -> None:
+    base, other = [0.0, 1.0, 0.25, 0.5], [1.0, 1.0, 0.5, 0.0]
+    assert paired_bootstrap(base, other) == bootstrap_interval([1.0, 0.0, 0.25, -0.5])
+    with pytest.raises(ValueError, match="shorter"):
+        paired_bootstrap([1.0], [])
+
+
+@pytest.mark.parametrize(("samples", "passed", "k"), [(4, 1, 2), (6, 3, 3), (5, 5, 2), (5, 0, 5), (6, 5, 2)])
+def test_pass_at_k_is_the_share_of_choices_with_a_pass(samples: int, passed: int, k: int) -> None:
+    outcomes = [1] * passed + [0] * (samples - passed)
+    choices = list(itertools.combinations(outcomes, k))
+    assert pass_at_k(samples, passed, k) == pytest.approx(sum(any(choice) for choice in choices) / len(choices))
+
+
+@pytest.mark.parametrize(("samples", "passed", "k"), [(3, 1, 4), (3, 4, 2), (3, 1, 0), (3, -1, 2)])
+def test_pass_at_k_of_too_few_samples_is_refused(samples: int, passed: int, k: int) -> None:
+    with pytest.raises(ValueError, match="cannot be estimated"):
+        pass_at_k(samples, passed, k)

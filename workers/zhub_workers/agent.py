@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
-from zhub import base_models, datasets, jobs, registry, states
+from zhub import base_models, datasets, evaluations, jobs, registry, states
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
 from zhub.errors import LeaseLostError, UnavailableError
@@ -143,6 +143,7 @@ class Agent:
             store_url=self._settings.store_url,
             cache_dir=self._settings.cache_dir,
             device=self._settings.device,
+            checkpoint=claim.checkpoint,
         )
         try:
             name = self._launcher.start(pool, attempt, self._settings.lease_s)
@@ -191,7 +192,8 @@ class Agent:
             followed.seq = status.events[-1].seq
         if status.state != "running":
             return self._record_end(key, status)
-        if desired != "run":
+        # Once asked it goes on stopping, also when its job is wanted again: the next attempt begins anew.
+        if desired != "run" or followed.stop_asked_at is not None:
             self._stop(followed)
         elif time.monotonic() - followed.progressed_at > self._settings.stall_s:
             log.warning("attempt %s: no progress for %.0f s", key, self._settings.stall_s)
@@ -329,6 +331,8 @@ def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) ->
     jobs.add_event(session, job.org_id, job.id, "The job has succeeded.")
     if job.kind == "validate":
         datasets.finish_validation(session, job, result["validation"])
+    elif job.kind == "evaluate":
+        evaluations.finish(session, job, result)
     elif job.base_model_id is not None:
         base_models.finish_decomposition(session, job.base_model_id, result)
 

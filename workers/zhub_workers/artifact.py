@@ -1,4 +1,4 @@
-"""The files of an expert version: ``z.safetensors`` and ``routing.safetensors``.
+"""The files of an expert version: ``z.safetensors`` (of a LoRA: its low-rank matrices) and ``routing.safetensors``.
 
 Both hold tensors and one metadata key, ``zhub``, with canonical JSON: the bytes are the same whenever and wherever the
 same expert is written, so its SHA-256 can name it. Reading trusts nothing: digest, format, names, shapes, values.
@@ -21,6 +21,7 @@ from zhub_workers.basis import Basis, check_z, replace_file
 from zhub_workers.routing import Centroid
 
 Z_FORMAT = "zhub-z-1"
+LORA_FORMAT = "zhub-lora-1"
 ROUTING_FORMAT = "zhub-routing-1"
 
 
@@ -48,6 +49,30 @@ def read_z(path: Path, *, sha256: str, basis: Basis) -> dict[str, Tensor]:
     _check_basis(path, description, basis.fingerprint)
     check_z(z, basis)
     return z
+
+
+def write_lora(
+    path: Path, matrices: Mapping[str, Tensor], *, basis_fingerprint: str, base_model: str, rank: int, alpha: float
+) -> None:
+    """Write the matrices of a LoRA, float32, with the base they belong to. Raises as ``write_z``."""
+    for name, matrix in matrices.items():
+        if not torch.isfinite(matrix).all():
+            raise ArtifactError(f"'{name}' holds NaN or infinite numbers; refusing to write it.")
+    description = {"format": LORA_FORMAT, "basis_fingerprint": basis_fingerprint, "base_model": base_model}
+    _write(path, matrices, description | {"rank": rank, "alpha": alpha})
+
+
+def read_lora(path: Path, *, sha256: str, basis: Basis) -> dict[str, Tensor]:
+    """Read the matrices of a LoRA of this base; whether they fit its layers is for ``LoraModel`` to say.
+
+    Raises:
+        DigestMismatchError, ArtifactError, BasisMismatchError: as ``read_z``.
+    """
+    matrices, description = _read(path, sha256, LORA_FORMAT)
+    _check_basis(path, description, basis.fingerprint)
+    if not all(bool(torch.isfinite(matrix).all()) for matrix in matrices.values()):
+        raise ArtifactError(f"{path.name}: NaN or infinite numbers.")
+    return matrices
 
 
 def write_routing(path: Path, centroid: Centroid, *, basis_fingerprint: str) -> None:

@@ -43,6 +43,8 @@ class Attempt:
     store_url: str
     cache_dir: Path
     device: str | None
+    checkpoint: dict[str, Any] | None = None
+    """``{"key_prefix", "digest", "step"}`` of what an earlier attempt left to go on from."""
 
     @property
     def key_prefix(self) -> str:

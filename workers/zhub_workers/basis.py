@@ -144,15 +144,14 @@ def _check_digest(name: str, expected: str, actual: str) -> None:
 def check_z(z: dict[str, Tensor], basis: Basis) -> None:
     """Refuse a z that does not fit this basis, matrix by matrix, or holds anything but finite float32 numbers.
 
+    Matrices that z leaves out stay as they are in the base.
+
     Raises:
-        BasisMismatchError: other matrices, or other numbers of singular values.
+        BasisMismatchError: a matrix that the basis lacks, or another number of singular values.
         ArtifactError: another dtype, NaN or infinities.
     """
-    if z.keys() != basis.factors.keys():
-        odd = sorted(z.keys() ^ basis.factors.keys())
-        raise BasisMismatchError(
-            f"z has {len(z)} matrices, the basis {len(basis.factors)}; '{odd[0]}' is only in one of them."
-        )
+    if unknown := sorted(z.keys() - basis.factors.keys()):
+        raise BasisMismatchError(f"z has the matrix '{unknown[0]}', which the basis lacks.")
     for name, multipliers in z.items():
         expected = tuple(basis.factors[name][1].shape)
         if tuple(multipliers.shape) != expected:

@@ -43,12 +43,13 @@ Z = dict[str, Tensor]
 
 @dataclass
 class _Row:
-    """One request on its way through a batch."""
+    """One request on its way through a batch. It follows experts, each by its digest and weight: mixed, they are z."""
 
     request: GenerationRequest
     send: Send
     prompt: list[int] = field(default_factory=list)
-    z: Z | None = None
+    follows: tuple[tuple[str, float], ...] = ()
+    z: Z = field(default_factory=dict)
     ids: list[int] = field(default_factory=list)
     sent: int = 0
     ended: bool = False
@@ -114,7 +115,8 @@ class Engine:
         def on_token(index: int, token: int) -> None:
             _send_token(adapted, ready[index], token)
 
-        with adapted.rows(_stack(adapted, [row.z for row in ready])) as keep_rows:
+        stack, owners = _stack(adapted, ready)
+        with adapted.rows(stack) as assign:
             completions = generate(
                 adapted.base,
                 [row.prompt for row in ready],
@@ -124,7 +126,8 @@ class Engine:
                 seeds=[random.getrandbits(62) if row.request.seed is None else row.request.seed for row in ready],
                 on_token=on_token,
                 should_stop=lambda: all(row.ended for row in ready),
-                keep_rows=keep_rows,
+                owners=owners,
+                assign=assign,
             )
         for row, completion in zip(ready, completions, strict=True):
             _send_end(row, completion)
@@ -140,7 +143,8 @@ class Engine:
             started, experts = self._choose(adapted, request, row.prompt)
             if experts:
                 zs = [self._z(adapted, expert) for expert in experts]
-                row.z = {name: mix([z[name] for z in zs], [e.weight for e in experts]) for name in zs[0]}
+                row.z = _mixture(zs, [expert.weight for expert in experts])
+                row.follows = tuple((expert.z_sha256, expert.weight) for expert in experts)
         except Exception as exc:
             _fail(row, exc)
             return False
@@ -207,13 +211,24 @@ class Engine:
         return self._centroids[expert.routing_sha256]
 
 
-def _stack(adapted: AdaptedModel, zs: Sequence[Z | None]) -> Z:
-    """Δ of every row, ``(b, r)`` a matrix; zeros for rows of the base."""
-    zero = adapted.zero_delta()
+def _mixture(zs: Sequence[Z], weights: Sequence[float]) -> Z:
+    """Mix experts matrix by matrix; those that leave a matrix out leave it as it is in the base."""
+    names = {name: z[name] for z in zs for name in z}
     return {
-        name: torch.stack([zeros if z is None else z[name].to(zeros.device) - 1 for z in zs])
-        for name, zeros in zero.items()
+        name: mix([z.get(name, torch.ones_like(some)) for z in zs], weights) for name, some in sorted(names.items())
     }
+
+
+def _stack(adapted: AdaptedModel, rows: Sequence[_Row]) -> tuple[Z, list[int]]:
+    """Δ of all that is followed, ``(K, r)`` a matrix, the base's zeros among it, and what each row follows of it."""
+    distinct = {row.follows: row.z for row in rows}
+    places = {follows: place for place, follows in enumerate(distinct)}
+    zero = adapted.zero_delta({name for z in distinct.values() for name in z})
+    stack = {
+        name: torch.stack([z[name].to(zeros.device) - 1 if name in z else zeros for z in distinct.values()])
+        for name, zeros in sorted(zero.items())
+    }
+    return stack, [places[row.follows] for row in rows]
 
 
 def _send_token(adapted: AdaptedModel, row: _Row, token: int) -> None:

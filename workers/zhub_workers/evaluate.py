@@ -1,35 +1,43 @@
-"""The reward of greedy answers on held-out rows, for the base or for an expert."""
+"""What an expert, or the base, is worth on held-out rows."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from zhub.errors import InvalidRequestError, PromptTooLongError, RewardError, TrainingError
-from zhub.graders import Grader, grade
+from zhub.errors import InvalidRequestError, PromptTooLongError, TrainingError
+from zhub.graders import Grade, Grader, GradingTools, Sample, grade_all
 from zhub.manifest import Evaluation
 from zhub.rows import Row
-from zhub_workers.adapted import AdaptedModel
+from zhub.statistics import accuracy, paired_p_value
+from zhub_workers.adapters import Values
 from zhub_workers.base_model import BaseModel, render_prompt, render_target
-from zhub_workers.rollout import generate
-from zhub_workers.statistics import accuracy, paired_p_value
+from zhub_workers.compute_group import Member, Stopped
 
 ROWS_BETWEEN_STOP_CHECKS = 1000
 
 
-class Stopped(Exception):
-    """``should_stop`` said so in the middle of something. Control flow: never leaves ``train``."""
-
-
 @dataclass(frozen=True)
 class EncodedRow:
-    """A row with its prompt's token ids, and its target's (end-of-sequence included) where supervised."""
+    """A row with its prompt's token ids, and those of its answers (end-of-sequence included) where they are needed."""
 
     row: Row
     prompt: list[int]
     target: list[int]
+    rejected: list[int]
+
+
+@dataclass(frozen=True)
+class Grading:
+    """What answers are graded with. Without a grader the right answer is the row's target, white space aside."""
+
+    grader: Grader | None
+    tools: GradingTools = field(default_factory=GradingTools)
+
+    def __call__(self, texts: Sequence[str], rows: Sequence[EncodedRow]) -> list[Grade]:
+        """Grade one answer to each row. Raises RewardError, see ``grade_all``."""
+        pairs = list(zip(texts, (row.row for row in rows), strict=True))
+        if self.grader is None:
+            return [Grade(float(text.strip() == (row.target or "").strip())) for text, row in pairs]
+        return grade_all(self.grader, [Sample(text, row.item, row.line) for text, row in pairs], self.tools)
 
 
 def encode_rows(
@@ -38,7 +46,7 @@ def encode_rows(
     """Render every row once.
 
     Raises:
-        PromptTooLongError: a prompt (with its target, where supervised) that leaves no room, by its line.
+        PromptTooLongError: a prompt (with its answers, where they are needed) that leaves no room, by its line.
         TrainingError: a row that the chat template refuses, or one without the target that it needs, by its line.
         Stopped: should_stop.
     """
@@ -53,69 +61,29 @@ def encode_rows(
         if with_target and row.target is None:
             raise TrainingError(f"line {row.line}: the last message is not the assistant's, so there is no target.")
         target = render_target(base, row.target) if with_target and row.target is not None else []
+        rejected = render_target(base, row.rejected) if with_target and row.rejected is not None else []
         # An answer has at least one token.
-        tokens = len(prompt) + max(len(target), 1)
+        tokens = len(prompt) + max(len(target), len(rejected), 1)
         if base.context_length is not None and tokens > base.context_length:
             raise PromptTooLongError(row.line, tokens, base.context_length)
-        encoded.append(EncodedRow(row, prompt, target))
+        encoded.append(EncodedRow(row, prompt, target, rejected))
     return encoded
 
 
-def evaluate(
-    adapted: AdaptedModel,
-    z: Mapping[str, Tensor] | None,
-    rows: Sequence[EncodedRow],
-    grader: Grader | None,
-    *,
-    max_new_tokens: int,
-    batch_rows: int,
-    should_stop: Callable[[], bool],
-) -> list[float]:
-    """Return the reward of the greedy answer to each row, by ``z`` or, where None, by the base.
-
-    Without a grader an answer is right (1) if it is the row's target, white space around both aside.
-
-    Raises:
-        RewardError: see ``reward``.
-        Stopped: should_stop, within one token.
-    """
-    rewards = [0.0] * len(rows)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt))
-    with nullcontext() if z is None else adapted.merged(z):
-        for start in range(0, len(order), batch_rows):
-            batch = order[start : start + batch_rows]
-            completions = generate(
-                adapted.base,
-                [rows[index].prompt for index in batch],
-                max_new_tokens=max_new_tokens,
-                temperature=0.0,
-                seeds=[0] * len(batch),
-                should_stop=should_stop,
-            )
-            if should_stop():
-                raise Stopped
-            for index, completion in zip(batch, completions, strict=True):
-                rewards[index] = reward(grader, completion.text, rows[index].row)
-    return rewards
+def greedy_grades(
+    member: Member, values: Values | None, rows: Sequence[EncodedRow], grading: Grading, *, max_new_tokens: int
+) -> list[Grade]:
+    """Grade the greedy answer to each row by the model that follows ``values``, None for the base."""
+    answers = member.generate(values, [row.prompt for row in rows], max_new_tokens=max_new_tokens)
+    return grading([answer.text for answer in answers], rows)
 
 
-def reward(grader: Grader | None, text: str, row: Row) -> float:
-    """Return what an answer is worth on its row.
-
-    Raises:
-        RewardError: the grader raised, or gave something that is not a finite number.
-    """
-    if grader is None:
-        return float(text.strip() == (row.target or "").strip())
-    try:
-        value = grade(grader, text, row.item)
-    except RewardError:
-        raise
-    except Exception as exc:  # a grader is somebody else's code: whatever it raises is its own failure
-        raise RewardError(grader.name, f"line {row.line}: {type(exc).__name__}: {exc}") from exc
-    if not math.isfinite(value):
-        raise RewardError(grader.name, f"line {row.line}: the reward is {value}, expected a finite number")
-    return value
+def preferences(member: Member, values: Values | None, rows: Sequence[EncodedRow]) -> list[float]:
+    """1 for each row whose preferred answer is likelier than the rejected one, else 0."""
+    prompts = [row.prompt for row in rows for _ in range(2)]
+    answers = [answer for row in rows for answer in (row.target, row.rejected)]
+    totals = [float(tokens.sum()) for tokens in member.logprobs(values, prompts, answers)]
+    return [float(preferred > rejected) for preferred, rejected in zip(totals[0::2], totals[1::2], strict=True)]
 
 
 def compare(base_rewards: Sequence[float], expert_rewards: Sequence[float], split: str) -> Evaluation:

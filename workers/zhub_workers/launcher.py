@@ -62,7 +62,7 @@ def pool_of(kind: str) -> str:
 
 def kinds_of(pool: str) -> list[str]:
     """The kinds of job that a pool's workers run."""
-    return list(LIGHT_KINDS) if pool == "light" else ["decompose", "train"]
+    return list(LIGHT_KINDS) if pool == "light" else ["decompose", "train", "evaluate"]
 
 
 class ThreadLauncher:

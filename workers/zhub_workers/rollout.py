@@ -16,8 +16,11 @@ from transformers import DynamicCache
 
 from zhub.errors import PromptTooLongError
 from zhub_workers.base_model import BaseModel
+from zhub_workers.logprobs import logprobs_at
 
 FinishReason = Literal["stop", "length"]
+Assign = Callable[[Tensor], None]  # AdaptedModel.rows yields one
+Pair = tuple[int, tuple[int, ...], tuple[int, ...]]  # owner, prompt, completion
 DROP_SHARE = 0.125  # finished rows leave the batch once they are this share of it; each time copies the cache
 
 
@@ -54,7 +57,8 @@ def generate(
     top_p: float | Sequence[float] = 1.0,
     on_token: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-    keep_rows: Callable[[Tensor], None] | None = None,
+    owners: Sequence[int] | None = None,
+    assign: Assign | None = None,
 ) -> list[Completion]:
     """Return one answer to each prompt, from the model in the state that it is in.
 
@@ -70,7 +74,8 @@ def generate(
         top_p: the smallest set of tokens with this much probability is sampled from; 1 is all.
         on_token: called as (row, token id) for each new token, stop tokens included.
         should_stop: asked before each token; when true, rows that are not done end with reason "length".
-        keep_rows: given when rows have their own experts (``AdaptedModel.rows``): told which rows stay in the batch.
+        owners, assign: given together, in ``AdaptedModel.rows``: which expert each row follows, and the function that
+            is told for the rows of every batch. Equal prompts of one owner are read once.
 
     Raises:
         PromptTooLongError: a prompt fills the model's context; its ``line`` is the row, from 1.
@@ -86,44 +91,50 @@ def generate(
     uniforms = [_uniforms(seeds[i], limits[i] if temperatures[i] > 0 else 0) for i in range(count)]
     rows = [_Row(*settings) for settings in zip(limits, temperatures, top_ps, uniforms, strict=True)]
     if count:
-        _decode(base, prompts, rows, on_token, should_stop, keep_rows)
+        _decode(base, prompts, rows, on_token, should_stop, _per_row(0 if owners is None else owners, count), assign)
     return [_completion(base, row, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
 
 
 def token_logprobs(
-    base: BaseModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, temperature: float = 1.0
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    owners: Sequence[int] | None = None,
+    assign: Assign | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probability of every token of every completion, from the model in its present state.
 
-    Differentiable where the state is. Equal prompts are read once and their keys and values shared, and equal answers
-    to one prompt are scored once, gradients too: with eight short answers to a prompt that is most of the work. The
-    log-softmax is float32.
+    Differentiable where the state is. Equal answers of one owner to one prompt are scored once, gradients too. Prompts
+    and answers go through the model in one piece, or each distinct prompt once and the answers on its keys and values,
+    whichever reads fewer tokens. The log-softmax is float32, and made for scored tokens only.
 
     Args:
-        completions: token ids as they were sampled, stop token included: text is never tokenised again.
+        completions: token ids as they were sampled, stop token included: text is never tokenised again. At least one
+            token each.
         temperature: that the tokens were sampled at, so that the scored policy is the one that acted.
+        owners, assign: as for ``generate``.
 
     Returns:
         ``logprobs (b, t)`` float32, zero beyond a completion's end, and ``mask (b, t)`` float32, one on its tokens.
     """
-    places: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-    pairs = zip(prompts, completions, strict=True)
-    copies = [places.setdefault((tuple(prompt), tuple(completion)), len(places)) for prompt, completion in pairs]
-    ids, mask, which = _unique_prompts(base, [prompt for prompt, _ in places])
-    cache = DynamicCache(config=base.model.config)
-    first = _forward(base, ids, mask, cache, keep=1)[:, -1]
-    cache.batch_select_indices(which)
-    tokens, token_mask = _pad_right([completion for _, completion in places], base.pad_id, base.device)
-    logits = first[which].unsqueeze(1)
-    if tokens.shape[1] > 1:
-        # The last token of a completion predicts nothing that is scored.
-        seen = torch.cat([mask[which], token_mask[:, :-1].long()], 1)
-        rest = _forward(base, tokens[:, :-1], seen, cache, keep=0)
-        logits = torch.cat([logits, rest], 1)
-    logits = logits.float() / temperature
-    chosen = logits.gather(2, tokens.unsqueeze(2)).squeeze(2)
-    logprobs = (chosen - logits.logsumexp(2)) * token_mask
-    return logprobs[copies], token_mask[copies]
+    owned = zip(owners or [0] * len(prompts), prompts, completions, strict=True)
+    given = [(owner, tuple(prompt), tuple(completion)) for owner, prompt, completion in owned]
+    # By owner, so that the rows of one expert are one block of memory; otherwise as they came.
+    pairs = sorted(dict.fromkeys(given), key=lambda pair: pair[0])
+    distinct = {(owner, prompt) for owner, prompt, _ in pairs}
+    answer = max(len(completion) for _, _, completion in pairs)
+    whole_tokens = len(pairs) * max(len(prompt) + len(completion) - 1 for _, prompt, completion in pairs)
+    shared_tokens = len(distinct) * max(len(prompt) for _, prompt in distinct) + len(pairs) * (answer - 1)
+    score = _score_whole if whole_tokens <= shared_tokens else _score_shared
+    logprobs, places = score(base, pairs, temperature, assign)
+    at = tuple(torch.tensor(places, device=base.device).T)
+    table = logprobs.new_zeros(len(pairs), answer)
+    mask = table.index_put(at, torch.ones_like(logprobs.detach()))
+    where = {pair: row for row, pair in enumerate(pairs)}
+    copies = torch.tensor([where[pair] for pair in given], device=base.device)
+    return table.index_put(at, logprobs)[copies], mask[copies]
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -146,26 +157,94 @@ def forward_arguments(base: BaseModel, ids: Tensor, mask: Tensor) -> dict[str, A
     return arguments
 
 
+def _score_whole(
+    base: BaseModel, pairs: Sequence[Pair], temperature: float, assign: Assign | None
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Log-probabilities ``(n,)`` of all tokens of all completions, and (row, column) of each.
+
+    Padded on the right, where the causal mask alone keeps the padding out, so that attention needs no other.
+    """
+    # The last token of a completion predicts nothing that is scored.
+    ids, _ = _pad_right([(*prompt, *completion[:-1]) for _, prompt, completion in pairs], base)
+    places = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(len(completion))]
+    positions = [row * ids.shape[1] + len(pairs[row][1]) - 1 + column for row, column in places]
+    _follow(base, assign, [owner for owner, _, _ in pairs])
+    arguments = {"input_ids": ids, "use_cache": False}
+    return _logprobs(base, arguments, positions, pairs, places, temperature), places
+
+
+def _score_shared(
+    base: BaseModel, pairs: Sequence[Pair], temperature: float, assign: Assign | None
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The same, reading each distinct prompt once: the first tokens of all completions, then the rest of each."""
+    distinct, owners, which = _unique_prompts([(owner, prompt) for owner, prompt, _ in pairs])
+    ids, mask = pad_left(distinct, base.pad_id, base.device)
+    cache = DynamicCache(config=base.model.config)
+    cached = {"past_key_values": cache, "use_cache": True}
+    _follow(base, assign, owners)
+    firsts = [(row, 0) for row in range(len(pairs))]
+    positions = [(prompt + 1) * ids.shape[1] - 1 for prompt in which]
+    first = _logprobs(base, forward_arguments(base, ids, mask) | cached, positions, pairs, firsts, temperature)
+    ids, rest_mask = _pad_right([completion[:-1] for _, _, completion in pairs], base)
+    if ids.shape[1] == 0:
+        return first, firsts
+    copies = torch.tensor(which, device=base.device)
+    cache.batch_select_indices(copies)
+    _follow(base, assign, [owner for owner, _, _ in pairs])
+    rests = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(1, len(completion))]
+    positions = [row * ids.shape[1] + column - 1 for row, column in rests]
+    arguments = forward_arguments(base, ids, torch.cat([mask[copies], rest_mask], 1)) | cached
+    rest = _logprobs(base, arguments, positions, pairs, rests, temperature)
+    return torch.cat([first, rest]), [*firsts, *rests]
+
+
+def _logprobs(
+    base: BaseModel,
+    arguments: dict[str, Any],
+    positions: Sequence[int],
+    pairs: Sequence[Pair],
+    places: Sequence[tuple[int, int]],
+    temperature: float,
+) -> Tensor:
+    tokens = torch.tensor([pairs[row][2][column] for row, column in places], device=base.device)
+    return logprobs_at(base, arguments, torch.tensor(positions, device=base.device), tokens, temperature)
+
+
+def _follow(base: BaseModel, assign: Assign | None, owners: Sequence[int]) -> None:
+    if assign is not None:
+        assign(torch.tensor(owners, device=base.device))
+
+
+def _unique_prompts(
+    owned: Sequence[tuple[int, tuple[int, ...]]],
+) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
+    """Return the distinct prompts of each owner, whose they are, and for each prompt given which of them it is."""
+    places: dict[tuple[int, tuple[int, ...]], int] = {}
+    which = [places.setdefault(prompt, len(places)) for prompt in owned]
+    return [prompt for _, prompt in places], [owner for owner, _ in places], which
+
+
 def _decode(
     base: BaseModel,
     prompts: Sequence[Sequence[int]],
     rows: list[_Row],
     on_token: Callable[[int, int], None] | None,
     should_stop: Callable[[], bool] | None,
-    keep_rows: Callable[[Tensor], None] | None,
+    owners: Sequence[int],
+    assign: Assign | None,
 ) -> None:
-    if keep_rows is None:
-        ids, mask, which = _unique_prompts(base, prompts)
-    else:
-        # Equal prompts may follow different experts here, so their keys and values differ.
-        ids, mask = pad_left(prompts, base.pad_id, base.device)
-        which = torch.arange(len(prompts), device=base.device)
+    # Rows of one owner side by side: their layers' inputs are then one block of memory.
+    batch = sorted(range(len(rows)), key=lambda index: owners[index])
+    distinct, whose, which = _unique_prompts([(owners[index], tuple(prompts[index])) for index in batch])
+    ids, mask = pad_left(distinct, base.pad_id, base.device)
     cache = DynamicCache(config=base.model.config)
-    logits = _forward(base, ids, mask, cache, keep=1)[:, -1]
-    if logits.shape[0] != len(rows):
-        cache.batch_select_indices(which)
-        logits, mask = logits[which], mask[which]
-    batch = list(range(len(rows)))
+    _follow(base, assign, whose)
+    logits = _forward(base, ids, mask, cache)[:, -1]
+    if len(distinct) != len(batch):
+        copies = torch.tensor(which, device=base.device)
+        cache.batch_select_indices(copies)
+        logits, mask = logits[copies], mask[copies]
+        _follow(base, assign, [owners[index] for index in batch])
     sampler = _Sampler([rows[index] for index in batch], base.device)
     for step in range(max(row.limit for row in rows)):
         if should_stop is not None and should_stop():
@@ -191,10 +270,9 @@ def _decode(
             tokens, mask = tokens[kept], mask[kept]
             batch = [batch[place] for place in alive]
             sampler = _Sampler([rows[index] for index in batch], base.device)
-            if keep_rows is not None:
-                keep_rows(kept)
+            _follow(base, assign, [owners[index] for index in batch])
         mask = torch.cat([mask, mask.new_ones(len(batch), 1)], 1)
-        logits = _forward(base, tokens.unsqueeze(1), mask, cache, keep=1)[:, -1]
+        logits = _forward(base, tokens.unsqueeze(1), mask, cache)[:, -1]
 
 
 class _Sampler:
@@ -235,28 +313,21 @@ def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
     return torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(before >= top_p, 0.0))
 
 
-def _forward(base: BaseModel, ids: Tensor, mask: Tensor, cache: DynamicCache, *, keep: int) -> Tensor:
-    """Logits ``(b, t, v)`` of the last ``keep`` columns (0: all), with the cache grown by ``ids``."""
+def _forward(base: BaseModel, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    """Logits of at least the last column, ``(b, t, v)``, with the cache grown by ``ids``."""
     arguments = forward_arguments(base, ids, mask)
-    if keep and "logits_to_keep" in base.forward_arguments:
-        arguments["logits_to_keep"] = keep
+    if "logits_to_keep" in base.forward_arguments:
+        arguments["logits_to_keep"] = 1
     logits: Tensor = base.model(**arguments, past_key_values=cache, use_cache=True).logits
     return logits
 
 
-def _unique_prompts(base: BaseModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids and mask of the distinct prompts, and for each prompt which of them it is, ``(b,)``."""
-    places: dict[tuple[int, ...], int] = {}
-    which = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
-    ids, mask = pad_left(list(places), base.pad_id, base.device)
-    return ids, mask, torch.tensor(which, device=base.device)
-
-
-def _pad_right(completions: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(completion) for completion in completions)
-    tokens = torch.tensor([[*c, *[pad_id] * (width - len(c))] for c in completions])
-    mask = torch.tensor([[1.0] * len(c) + [0.0] * (width - len(c)) for c in completions])
-    return tokens.to(device), mask.to(device)
+def _pad_right(sequences: Sequence[Sequence[int]], base: BaseModel) -> tuple[Tensor, Tensor]:
+    """Return ids ``(b, t)`` and mask ``(b, t)``, both int64."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.tensor([[*s, *[base.pad_id] * (width - len(s))] for s in sequences], dtype=torch.int64)
+    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences], dtype=torch.int64)
+    return ids.to(base.device), mask.to(base.device)
 
 
 def _uniforms(seed: int, count: int) -> Tensor:

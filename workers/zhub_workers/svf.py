@@ -4,11 +4,20 @@ With ``W = U diag(s) Vh`` an expert is one multiplier ``z`` per singular value, 
 (eq. 1 of arXiv:2501.06252). Everything here is written in ``delta = z - 1``, so that an untouched expert
 adds exactly zero to the weight that the model was loaded with, and not the rounding of an SVD.
 
-Departure from the authors' code: no sigmoid, and no rescaling to the base's nuclear norm. Neither is in the
-paper, and with the rescaling an expert cannot make a matrix stronger or weaker as a whole.
+Only the square factor is needed. Where ``m > n`` that is ``Q = V``, ``(n, n)``: because ``W V = U diag(s)``,
+
+    W' = W (I + Q diag(delta) Q^T)          x W'^T = (x + ((x Q) * delta) Q^T) W^T
+
+and otherwise ``Q = U``, ``(m, m)``, from the other side: ``W' = (I + Q diag(delta) Q^T) W``. The singular values and
+the wide factor are in ``W`` already. Against the textbook form ``U((s * z) * (Vh x))`` beside ``W x`` that saves
+``2 |m - n| r`` operations a token and most of the memory of the factors.
+
+Departure from the authors' code: no rescaling to the base's nuclear norm. It is not in the paper, and with it an
+expert cannot make a matrix stronger or weaker as a whole.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,41 +44,80 @@ def decompose(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u.contiguous(), s.contiguous(), vh.contiguous()
 
 
-def adapt_weight(weight: Tensor, u: Tensor, s: Tensor, vh: Tensor, delta: Tensor) -> Tensor:
-    """Return ``W + U diag(s * delta) Vh``, differentiable in ``delta``.
+def adapt_weight(weight: Tensor, q: Tensor, delta: Tensor, *, right: bool) -> Tensor:
+    """Return ``W + W C`` with ``C = Q diag(delta) Q^T``, or ``W + C W``: the weight of one expert, or of each of K.
 
-    Computed in float32 and rounded once, at the end, to the weight's dtype: a delta of zeros gives the
-    weight back bit for bit in every dtype.
-
-    Args:
-        weight: ``(m, n)``.
-        u, s, vh: its thin SVD, ``(m, r)``, ``(r,)``, ``(r, n)``, float32.
-        delta: ``z - 1``, ``(r,)``, float32.
-
-    Raises:
-        ValueError: ``delta`` and ``s`` differ in length.
-    """
-    if delta.shape != s.shape:
-        raise ValueError(f"delta has shape {tuple(delta.shape)}, the matrix has {s.shape[0]} singular values")
-    return torch.addmm(weight.float(), u * (s * delta), vh).to(weight.dtype)
-
-
-def factored_delta(x: Tensor, u: Tensor, s: Tensor, vh: Tensor, delta_rows: Tensor) -> Tensor:
-    """Return what each row's own expert adds to ``x W^T``, without making any row's weight.
-
-    ``((x Vh^T) * (s * delta_b)) U^T``: all rows share the factors and differ in ``r`` numbers, so a batch may
-    mix any number of experts at the cost of one.
+    Computed in float32 and rounded once, at the end, to the weight's dtype: a delta of zeros gives the weight back bit
+    for bit in every dtype.
 
     Args:
-        x: the layer's input, ``(b, t, n)``.
-        u, s, vh: ``(m, r)``, ``(r,)``, ``(r, n)``, float32.
-        delta_rows: ``z - 1`` of every row, ``(b, r)``; zeros add exactly zero.
+        weight: ``(m, n)`` or, for layers that store it so, ``(n, m)``.
+        q: the square factor, ``(r, r)``, one singular direction a column, float32.
+        delta: ``z - 1``, ``(r,)`` or ``(K, r)``, float32.
+        right: whether Q holds the directions that the weight's columns count, as V does for ``(m, n)``.
 
     Returns:
-        ``(b, t, m)`` in the dtype of ``x``.
+        The shape of ``weight``, after an axis of K where ``delta`` has one.
+
+    Raises:
+        ValueError: ``delta`` and ``q`` differ in length.
     """
-    scale = (s * delta_rows).unsqueeze(1)
-    return (((x.float() @ vh.T) * scale) @ u.T).to(x.dtype)
+    if delta.shape[-1] != q.shape[1]:
+        raise ValueError(f"delta has shape {tuple(delta.shape)}, the matrix has {q.shape[1]} singular values")
+    change = (q * delta.unsqueeze(-2)) @ q.T
+    wide = weight.float()
+    return (wide + (wide @ change if right else change @ wide)).to(weight.dtype)
+
+
+def factored_change(x: Tensor, q: Tensor, delta_rows: Tensor) -> Tensor:
+    """Return ``((x Q) * delta_b) Q^T``: what each row's own expert adds, without making any row's weight.
+
+    Of a layer's input where ``m > n``, and of its output less the bias otherwise. All rows share Q and differ in ``r``
+    numbers, so a batch may mix any number of experts at the cost of one: ``4 r^2`` operations a token.
+
+    Args:
+        x: ``(b, t, r)``.
+        q: the square factor, ``(r, r)``, in the dtype of ``x``.
+        delta_rows: ``z - 1`` of every row, ``(b, r)``, float32; zeros add exactly zero.
+    """
+    return ((x @ q) * delta_rows.unsqueeze(1)).to(x.dtype) @ q.T
+
+
+def rows_break_even(m: int, n: int) -> float:
+    """From how many tokens an expert a merged weight of its own takes fewer operations than ``factored_change``.
+
+    Merging takes ``2 m n r + 2 r^3`` an expert, the factored form ``4 r^2`` a token; with ``r = min(m, n)`` they are
+    equal at ``(m + n) / 2`` tokens. A backward multiplies both by the same number.
+    """
+    return (m + n) / 2
+
+
+def gradient_form(r: int, tokens: int) -> Literal["summed", "per token"]:
+    """How to get ``sum_t (Q^T a_t)_i (Q^T b_t)_i`` with fewer operations: see ``squared_projections``.
+
+    ``summed`` takes ``2 r^2 T + 2 r^3`` for T tokens, ``per token`` takes ``4 r^2 T``: equal at ``T = r``. The
+    textbook forms take more for every shape, because the layer's backward has made ``b`` anyway: a dense dW projected
+    on both factors takes ``2 m n T + 2 r m n``, and the closed form on both factors ``2 r (m + n) T``.
+    """
+    return "summed" if tokens > r else "per token"
+
+
+def squared_projections(a: Tensor, b: Tensor, q: Tensor) -> Tensor:
+    """Return ``sum_t (Q^T a_t)_i (Q^T b_t)_i``, ``(..., r)`` float32.
+
+    This is the gradient of delta: with ``g_i = s_i u_i^T dW v_i``, ``dW = sum_t dy_t x_t^T`` and ``W v_i = s_i u_i``,
+    it is ``sum_t (v_i^T W^T dy_t)(v_i^T x_t)`` where ``m > n``, and ``sum_t (u_i^T dy_t)(u_i^T W x_t)`` otherwise.
+
+    Args:
+        a, b: ``(..., t, r)``.
+        q: ``(r, r)``, float32.
+    """
+    if gradient_form(q.shape[0], a.shape[-2]) == "summed":
+        # Float32 from here on: only the sum over the tokens of half-precision rows is a half-precision product.
+        core = (a.transpose(-2, -1) @ b).to(q.dtype)
+        return ((core @ q) * q).sum(-2)
+    half = q.to(a.dtype)
+    return ((a @ half).to(q.dtype) * (b @ half).to(q.dtype)).sum(-2)
 
 
 def mix(zs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

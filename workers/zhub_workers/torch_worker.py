@@ -1,27 +1,41 @@
-"""What a worker with torch does: decompose a base model, train an expert.
+"""What a worker with torch does: decompose a base model, train an expert, measure one.
 
 The base that was used last stays loaded, so that the next attempt on it begins at once.
 """
 
+import hashlib
+import json
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 import zhub
-from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, file_entry
-from zhub.specs import DecomposeSpec, JobSpec, StoredFile, TrainSpec
+from zhub.graders import Grader, GradingTools, ScoreModelGrader, needs_sandbox
+from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, canonical_json, file_entry
+from zhub.sandbox import Sandbox
+from zhub.specs import DecomposeSpec, EvaluateSpec, Hyperparameters, JobSpec, StoredFile, TrainSpec
 from zhub.store import ObjectStore, fetch, open_store, put_path
-from zhub_workers.artifact import write_routing, write_z
+from zhub_workers.adapters import LoraAdapter, SvfAdapter, make_adapter
+from zhub_workers.artifact import read_lora, read_z, write_lora, write_routing, write_z
 from zhub_workers.attempt import Attempt, AttemptContext, AttemptStoppedError
-from zhub_workers.base_model import load_base_model, weights_fingerprint
+from zhub_workers.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.basis import BASIS_FILE, decompose_base
+from zhub_workers.checkpoint import TrainState, read_state, write_state
+from zhub_workers.compute_group import ComputeGroup, Member, Stopped
+from zhub_workers.evaluate import Grading
+from zhub_workers.evaluation import ROWS_FILE, run_evaluation
 from zhub_workers.model_cache import ModelCache, base_directory, basis_prefix
 from zhub_workers.train import TrainResult, train
+
+STATE_FILE = "state.safetensors"
 
 
 class TorchRunner:
@@ -30,6 +44,7 @@ class TorchRunner:
     def __init__(self, device: str | None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._models = ModelCache(self.device, capacity=1)
+        self._group = ComputeGroup()
 
     def __call__(self, attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
         """Run the attempt that ``attempt.spec`` describes, and return what its job's row needs."""
@@ -37,6 +52,8 @@ class TorchRunner:
         store = open_store(attempt.store_url)
         if isinstance(spec, DecomposeSpec):
             return self._decompose(spec, attempt, context, store)
+        if isinstance(spec, EvaluateSpec):
+            return self._evaluate(spec, attempt, context, store)
         return self._train(spec, attempt, context, store)
 
     def _decompose(
@@ -82,17 +99,27 @@ class TorchRunner:
         }
 
     def _train(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> dict[str, Any]:
-        adapted = self._models.get(spec.base, spec.basis, store, attempt.cache_dir)
+        model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir)
         training = _dataset(spec.training_file, store, attempt.cache_dir)
         validation = _dataset(spec.validation_file, store, attempt.cache_dir) if spec.validation_file else None
-        result = train(
-            spec,
-            adapted=adapted,
-            training_path=training,
-            validation_path=validation,
-            on_event=context.emit,
-            should_stop=context.should_stop,
-        )
+        checkpoints = Checkpoints(spec, attempt, context, store)
+        resumed = checkpoints.newest(attempt.checkpoint) if attempt.checkpoint else None
+        adapter = make_adapter(model, spec.hyperparameters)
+        token_limit = spec.hyperparameters.micro_batch_tokens
+        with (
+            self._group.join(adapter, context.should_stop, token_limit=token_limit) as member,
+            _grading(spec.grader, member, spec.base.name) as grading,
+        ):
+            result = train(
+                spec,
+                member=member,
+                grading=grading,
+                training_path=training,
+                validation_path=validation,
+                on_event=context.emit,
+                on_checkpoint=checkpoints.write,
+                resumed=resumed,
+            )
         if result.stopped:
             raise AttemptStoppedError
         with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory:
@@ -106,11 +133,144 @@ class TorchRunner:
             "trained_tokens": result.trained_tokens,
         }
 
+    def _evaluate(
+        self, spec: EvaluateSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
+    ) -> dict[str, Any]:
+        model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir)
+        rows = _dataset(spec.file, store, attempt.cache_dir)
+        hyper = TypeAdapter(Hyperparameters).validate_python(spec.z.hyperparameters) if spec.z else None
+        adapter = make_adapter(model, hyper) if hyper else SvfAdapter(model, list(model.layers), sigmoid=False)
+        values = None
+        if spec.z is not None:
+            path = attempt.cache_dir / "experts" / f"{spec.z.sha256}.safetensors"
+            fetch(store, spec.z.key, path, sha256=spec.z.sha256)
+            read = read_lora if isinstance(adapter, LoraAdapter) else read_z
+            values = adapter.imported(read(path, sha256=spec.z.sha256, basis=model.basis))
+        with (
+            tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory,
+            self._group.join(adapter, context.should_stop) as member,
+            _grading(spec.grader, member, spec.base.name) as grading,
+        ):
+            try:
+                result = run_evaluation(spec, member, values, grading, rows, Path(directory), on_event=context.emit)
+            except Stopped:
+                raise AttemptStoppedError from None
+            key = f"{attempt.key_prefix}/{ROWS_FILE}"
+            put_path(store, key, Path(directory) / ROWS_FILE)
+        return {**result, "rows_key": key}
+
+
+class Checkpoints:
+    """The checkpoints of one job in the object store: each a prefix of its own, whole once it has a manifest."""
+
+    def __init__(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> None:
+        self._spec = spec
+        self._attempt = attempt
+        self._context = context
+        self._store = store
+        self._spec_digest = hashlib.sha256(canonical_json(attempt.spec)).hexdigest()
+
+    def newest(self, kept: Mapping[str, Any]) -> TrainState:
+        """Fetch the state that a row names.
+
+        Raises:
+            ArtifactError: what lies there is not a state of this job.
+        """
+        with tempfile.TemporaryDirectory(dir=self._attempt.cache_dir) as directory:
+            manifest = fetch(
+                self._store,
+                f"{kept['key_prefix']}/{MANIFEST_FILE}",
+                Path(directory) / MANIFEST_FILE,
+                sha256=kept["digest"],
+            )
+            files = {file["name"]: file["sha256"] for file in json.loads(manifest.read_bytes())["files"]}
+            path = fetch(
+                self._store,
+                f"{kept['key_prefix']}/{STATE_FILE}",
+                Path(directory) / STATE_FILE,
+                sha256=files[STATE_FILE],
+            )
+            return read_state(path, spec_digest=self._spec_digest)
+
+    def write(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Store a state and the expert as it is now, and report them; the manifest last."""
+        spec, attempt = self._spec, self._attempt
+        prefix = (
+            f"t/{attempt.org_id.hex}/jobs/{attempt.key.job_id.hex}/checkpoints/{state.step:06d}-f{attempt.key.fence}"
+        )
+        with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as name:
+            directory = Path(name)
+            _write_adapter(directory / Z_FILE, spec, state.current)
+            write_state(directory / STATE_FILE, state, spec_digest=self._spec_digest)
+            files = [file_entry(directory / Z_FILE), file_entry(directory / STATE_FILE)]
+            manifest = canonical_json(
+                {
+                    "schema_version": 1,
+                    "step": state.step,
+                    "job_id": str(attempt.key.job_id),
+                    "base_model": spec.base.name,
+                    "basis_fingerprint": spec.basis.basis_fingerprint,
+                    "spec_digest": self._spec_digest,
+                    "files": [file.model_dump(mode="json") for file in files],
+                }
+            )
+            (directory / MANIFEST_FILE).write_bytes(manifest)
+            for file in (Z_FILE, STATE_FILE, MANIFEST_FILE):
+                put_path(self._store, f"{prefix}/{file}", directory / file)
+        self._context.emit(
+            "info",
+            f"Checkpoint at step {state.step}.",
+            {
+                "type": "checkpoint",
+                "step": state.step,
+                "key_prefix": prefix,
+                "digest": hashlib.sha256(manifest).hexdigest(),
+                "size_bytes": len(manifest) + sum(file.size_bytes for file in files),
+                "z": files[0].model_dump(mode="json"),
+                "metrics": dict(metrics),
+            },
+        )
+
+
+@contextmanager
+def _grading(grader: Grader | None, member: Member, base_name: str) -> Iterator[Grading]:
+    """What a grader needs for as long as a job lasts: a sandbox for code, the base for its judgement.
+
+    Raises:
+        SandboxUnavailableError: the grader runs code, and this machine cannot contain it.
+    """
+
+    def judge(grader: ScoreModelGrader, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
+        prompts = [render_prompt(member.base, messages) for messages in conversations]
+        answers = member.generate(None, prompts, max_new_tokens=grader.sampling_params.max_completions_tokens)
+        return [answer.text for answer in answers]
+
+    if grader is None:
+        yield Grading(None)
+        return
+    with Sandbox() if needs_sandbox(grader) else nullcontext() as sandbox:
+        yield Grading(grader, GradingTools(sandbox=sandbox, judge=judge))
+
+
+def _write_adapter(path: Path, spec: TrainSpec, exported: Mapping[str, Tensor]) -> None:
+    fingerprint, hyper = spec.basis.basis_fingerprint, spec.hyperparameters
+    if hyper.adapter == "svf":
+        write_z(path, exported, basis_fingerprint=fingerprint, base_model=spec.base.name)
+    else:
+        write_lora(
+            path,
+            exported,
+            basis_fingerprint=fingerprint,
+            base_model=spec.base.name,
+            rank=hyper.lora_rank,
+            alpha=hyper.lora_alpha,
+        )
+
 
 def _write_version(
     directory: Path, spec: TrainSpec, attempt: Attempt, result: TrainResult, device: torch.device
 ) -> Manifest:
-    write_z(directory / Z_FILE, result.z, basis_fingerprint=spec.basis.basis_fingerprint, base_model=spec.base.name)
+    _write_adapter(directory / Z_FILE, spec, result.artifact)
     assert result.centroid is not None  # only training that was stopped has none
     write_routing(directory / ROUTING_FILE, result.centroid, basis_fingerprint=spec.basis.basis_fingerprint)
     manifest = Manifest(
@@ -130,7 +290,7 @@ def _write_version(
         hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
         best_step=result.best_step,
         steps=result.steps,
-        parameters=sum(z.numel() for z in result.z.values()),
+        parameters=sum(tensor.numel() for tensor in result.artifact.values()),
         evaluations=[evaluation for evaluation in (result.validation, result.test) if evaluation is not None],
         parent_digest=spec.parent_digest,
         files=[file_entry(directory / Z_FILE), file_entry(directory / ROUTING_FILE)],

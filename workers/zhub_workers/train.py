@@ -1,8 +1,8 @@
-"""Training of one expert, from the rows of a dataset to a measured z. Knows no database, no object store, no Ray."""
+"""Training of one expert, from the rows of a dataset to a measured artifact. Knows no database, no store, no Ray."""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,42 +10,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zhub.errors import NonFiniteLossError, TrainingError
+from zhub.errors import NonFiniteLossError
 from zhub.manifest import Evaluation
-from zhub.rows import Row, Split, prompt_position, split_rows, unique_rows
-from zhub.specs import ReinforcementHyperparameters, SupervisedHyperparameters, TrainSpec
-from zhub_workers.adapted import AdaptedModel
-from zhub_workers.evaluate import EncodedRow, Stopped, compare, encode_rows, evaluate, reward
-from zhub_workers.reinforce import group_advantages, policy_gradient_loss
-from zhub_workers.rollout import generate, token_logprobs
-from zhub_workers.routing import Centroid, make_centroid, prompt_embeddings
+from zhub.rows import Split, prompt_position
+from zhub.specs import DpoHyperparameters, Hyperparameters, ReinforcementHyperparameters, TrainSpec
+from zhub_workers.adapters import SvfAdapter, Values
+from zhub_workers.checkpoint import TrainState
+from zhub_workers.compute import Gradient, Tokens
+from zhub_workers.compute_group import Member, Stopped
+from zhub_workers.evaluate import EncodedRow, Grading, compare, encode_rows, greedy_grades, preferences
+from zhub_workers.preflight import preflight
+from zhub_workers.recipes import ADVANTAGES, Loss, NextToken, PolicyGradient, Preference
+from zhub_workers.routing import Centroid, make_centroid
+from zhub_workers.splits import sample, split_dataset
 
 OnEvent = Callable[[str, str, dict[str, Any] | None], None]
-ShouldStop = Callable[[], bool]
+OnCheckpoint = Callable[[TrainState, Mapping[str, float]], None]
 
-MIN_PROMPTS = 10  # distinct ones: fewer cannot be split into train, validation and test
 MAX_TEST_ROWS = 2000  # a 95 % interval of ±2 points; more would only cost time
 MAX_ROUTING_PROMPTS = 512
-EVALUATION_BATCH_ROWS = 256
-FINAL_LEARNING_RATE = (
-    0.1  # share of the first rate, at the end of the cosine; arXiv:2501.06252 decays to 0 or does not say
-)
-# The usual bound: it cuts outliers and leaves ordinary steps alone. The authors' 1e-3 (arXiv:2501.06252, table 6) cuts
-# every step to one length, so that a batch with hardly any signal counts as much as a clear one.
-MAX_GRAD_NORM = 1.0
-ACTIVATION_BUDGET_BYTES = 2 << 30  # of one micro-batch, where the device does not say what it has
+SIGNIFICANCE = 0.05
+# Share of the first rate, at the end of the cosine; arXiv:2501.06252 decays to 0 or does not say.
+FINAL_LEARNING_RATE = 0.1
+DENSE_SHARE = 1 / 3  # of a sparse expert's steps are taken with all multipliers, to learn which matter
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out. ``z`` maps each matrix to its multipliers, float32 on the CPU: ones where no step beat the base.
+    """What came out. ``artifact`` holds what the adapter exports, float32 on the CPU: the base where no step beat it.
 
     ``validation`` chose ``best_step``, so it flatters the expert; ``test`` was looked at once. Both, and ``centroid``,
-    are None where training was ``stopped`` before they could be made; ``z`` is then the best until there.
+    are None where training was ``stopped`` before they could be made; the artifact is then the best until there.
     ``trained_tokens`` counts prompts and answers of every training step, not those of evaluations.
     """
 
-    z: dict[str, Tensor]
+    artifact: dict[str, Tensor]
     best_step: int
     steps: int
     stopped: bool
@@ -58,285 +57,341 @@ class TrainResult:
 def train(
     spec: TrainSpec,
     *,
-    adapted: AdaptedModel,
+    member: Member,
+    grading: Grading,
     training_path: Path,
     validation_path: Path | None,
     on_event: OnEvent,
-    should_stop: ShouldStop,
+    on_checkpoint: OnCheckpoint,
+    resumed: TrainState | None = None,
 ) -> TrainResult:
     """Train, keep the step that is best on validation rows and better than the base, and test it once.
 
-    The same spec and files give the same z on one machine's CPU. ``on_event(level, message, data)`` gets the metrics
-    of every step as ``data["type"] == "metrics"``. ``should_stop`` is asked before every token, and once true it must
-    stay true.
+    The same spec and files give the same artifact on one machine's CPU, whether in one go or ``resumed`` from any
+    state that ``on_checkpoint`` was given. ``on_event(level, message, data)`` gets the metrics of every step as
+    ``data["type"] == "metrics"``. When the job should stop, the last whole step is given to ``on_checkpoint``.
 
     Raises:
         TrainingError: too few distinct prompts, or a row that cannot be used; see also its subclasses
-            PromptTooLongError, RewardError, NonFiniteLossError.
+            PromptTooLongError, RewardError, ConstantRewardError, NonFiniteLossError, OutOfMemoryError.
     """
     hyper = spec.hyperparameters
-    z, best_step = {name: 1 + zeros.cpu() for name, zeros in adapted.zero_delta().items()}, 0
-    steps = trained_tokens = 0
-    validation: Evaluation | None = None
+    state = resumed
+    written = 0 if resumed is None else resumed.step
+    updates = 0 if resumed is None else resumed.updates  # when the last step was whole
     try:
-        splits = split_dataset(training_path, validation_path)
-        rows: dict[Split, list[EncodedRow]] = {
-            "train": encode(adapted, spec, splits["train"], should_stop),
-            "validation": encode(adapted, spec, _sample(splits["validation"], hyper.eval_samples), should_stop),
-            "test": encode(adapted, spec, _sample(splits["test"], MAX_TEST_ROWS), should_stop),
-        }
-        sizes = ", ".join(f"{len(splits[name])} {name}" for name in ("train", "validation", "test"))
-        on_event("info", f"Rows: {sizes}.", {"type": "rows", **{name: len(splits[name]) for name in splits}})
-
-        def score(candidate: Mapping[str, Tensor] | None, split: Split) -> list[float]:
-            return evaluate(
-                adapted,
-                candidate,
-                rows[split],
-                spec.grader,
-                max_new_tokens=hyper.max_new_tokens,
-                batch_rows=EVALUATION_BATCH_ROWS,
-                should_stop=should_stop,
-            )
-
-        base_rewards = score(None, "validation")
-        best_rewards, best_mean = base_rewards, _mean(base_rewards)
-        validation = compare(base_rewards, best_rewards, "validation")
-        on_event("info", f"Base: validation reward {best_mean:.3f}.", _metrics(0, valid_reward_mean=best_mean))
-
-        generator = torch.Generator().manual_seed(spec.seed)
-        batches = _batches(rows["train"], hyper.batch_size, generator)
-        delta = {name: zeros.requires_grad_() for name, zeros in adapted.zero_delta().items()}
-        optimizer = torch.optim.Adam(delta.values(), lr=hyper.learning_rate)
-        for step in range(1, hyper.n_steps + 1):
-            if should_stop():
-                raise Stopped
+        rows = _rows(spec, member, training_path, validation_path, on_event)
+        if state is None:
+            if isinstance(hyper, ReinforcementHyperparameters) and hyper.preflight_prompts:
+                report = preflight(member, rows["train"], grading, hyper)
+                on_event("info", str(report), {"type": "preflight", **report.__dict__})
+            state = _first_state(spec, member, _scores(spec, member, None, rows["validation"], grading))
+        else:
+            on_event("info", f"Resumed after step {state.step}.", None)
+        base_mean = _mean(state.base_rewards)
+        on_event("info", f"Base: validation reward {base_mean:.3f}.", _metrics(0, valid_reward_mean=base_mean))
+        optimizer = _optimizer(state, hyper, member.base.device)
+        for step in range(state.step + 1, hyper.n_steps + 1):
+            if hyper.patience and state.scores_since_best >= hyper.patience:
+                on_event("info", f"Validation has not improved {hyper.patience} times: training ends early.", None)
+                break
             started = time.perf_counter()
-            optimizer.zero_grad()
-            if isinstance(hyper, ReinforcementHyperparameters):
-                metrics = _reinforce(adapted, spec, hyper, delta, next(batches), generator, should_stop)
-            else:
-                metrics = _imitate(adapted, delta, next(batches))
-            _update(optimizer, hyper, step, metrics["train_loss"])
-            steps, trained_tokens = step, trained_tokens + int(metrics["tokens"])
-            if step % hyper.eval_interval == 0 or step == hyper.n_steps:
-                candidate = {name: (1 + values.detach()).cpu() for name, values in delta.items()}
-                rewards = score(candidate, "validation")
-                metrics["valid_reward_mean"] = _mean(rewards)
-                if metrics["valid_reward_mean"] > best_mean:
-                    z, best_step, best_rewards, best_mean = candidate, step, rewards, metrics["valid_reward_mean"]
-                    validation = compare(base_rewards, best_rewards, "validation")
+            metrics = _step(spec, member, grading, state, optimizer, rows["train"], step, on_event)
+            updates = state.updates
+            due = step % hyper.eval_interval == 0 or step == hyper.n_steps
+            if due:
+                metrics["valid_reward_mean"] = _select(spec, member, grading, state, rows["validation"])
             metrics["seconds"] = time.perf_counter() - started
             on_event("info", _line(step, hyper.n_steps, metrics), _metrics(step, **metrics))
-
-        if best_step == 0:
+            if due if hyper.checkpoint_interval == 0 else step % hyper.checkpoint_interval == 0:
+                on_checkpoint(state, metrics)
+                written = step
+        if state.best_step == 0:
             on_event("warn", "No step beat the base model on validation rows, so the expert equals the base.", None)
-        base_test = score(None, "test")
-        test = compare(base_test, score(z, "test") if best_step else base_test, "test")
-        centroid = make_centroid(_embeddings(adapted, rows["train"]), _embeddings(adapted, rows["validation"]))
+        validation = compare(state.base_rewards, state.best_rewards, "validation")
+        test = _test(spec, member, grading, state, rows["test"], on_event)
+        centroid = make_centroid(_embeddings(member, rows["train"]), _embeddings(member, rows["validation"]))
     except Stopped:
-        on_event("info", f"Stopped after step {steps}.", None)
-        return TrainResult(z, best_step, steps, True, trained_tokens, validation, None, None)
-    return TrainResult(z, best_step, steps, False, trained_tokens, validation, test, centroid)
+        if state is None:
+            return TrainResult({}, 0, 0, True, 0, None, None, None)
+        # In the middle of several updates on the same answers, the parameters are no step's.
+        if state.step > written and state.updates == updates:
+            on_checkpoint(state, {})
+        on_event("info", f"Stopped after step {state.step}.", None)
+        return TrainResult(state.best, state.best_step, state.step, True, state.trained_tokens, None, None, None)
+    return TrainResult(state.best, state.best_step, state.step, False, state.trained_tokens, validation, test, centroid)
 
 
-def split_dataset(training_path: Path, validation_path: Path | None) -> dict[Split, list[Row]]:
-    """Return the rows of each split; no prompt is in two of them.
-
-    With a validation file, its prompts are halved into validation and test by their hash, and every row of the
-    training file that has another prompt is trained on.
-
-    Raises:
-        TrainingError: fewer than MIN_PROMPTS distinct prompts, or a validation file with a single one.
-    """
-    training = _read(training_path)
-    prompts = {prompt_position(row.prompt) for row in training}
-    if len(prompts) < MIN_PROMPTS:
-        raise TrainingError(
-            f"The training file has {len(prompts)} distinct prompts. At least {MIN_PROMPTS} are needed, "
-            "so that the expert can be measured on prompts it never saw."
-        )
-    if validation_path is None:
-        return split_rows(training)
-    held_out = _read(validation_path)
-    positions = sorted({prompt_position(row.prompt) for row in held_out})
-    if len(positions) < 2:
-        raise TrainingError(
-            f"The validation file has {len(positions)} distinct prompts. At least 2 are needed: one half chooses the "
-            "best step, the other measures it."
-        )
-    # The hash's own middle keeps a prompt in its half in every version of the file; a lopsided file is cut at its
-    # median.
-    middle = 0.5 if positions[0] < 0.5 <= positions[-1] else positions[len(positions) // 2]
-    splits: dict[Split, list[Row]] = {
-        "train": [row for row in training if prompt_position(row.prompt) not in set(positions)],
-        "validation": [row for row in held_out if prompt_position(row.prompt) < middle],
-        "test": [row for row in held_out if prompt_position(row.prompt) >= middle],
+def _rows(
+    spec: TrainSpec, member: Member, training_path: Path, validation_path: Path | None, on_event: OnEvent
+) -> dict[Split, list[EncodedRow]]:
+    splits = split_dataset(training_path, validation_path)
+    sizes = ", ".join(f"{len(splits[name])} {name}" for name in ("train", "validation", "test"))
+    on_event("info", f"Rows: {sizes}.", {"type": "rows", **{name: len(splits[name]) for name in splits}})
+    splits["validation"] = sample(splits["validation"], spec.hyperparameters.eval_samples)
+    splits["test"] = sample(splits["test"], MAX_TEST_ROWS)
+    with_target = spec.recipe != "reinforcement"
+    return {
+        name: encode_rows(member.base, rows, with_target=with_target, should_stop=member.should_stop)
+        for name, rows in splits.items()
     }
-    if not splits["train"]:
-        raise TrainingError(
-            "Every prompt of the training file is in the validation file too: none is left to train on."
-        )
-    return splits
 
 
-def encode(adapted: AdaptedModel, spec: TrainSpec, rows: Sequence[Row], should_stop: ShouldStop) -> list[EncodedRow]:
-    """Render rows for this recipe, see ``encode_rows``."""
-    return encode_rows(adapted.base, rows, with_target=spec.recipe == "supervised", should_stop=should_stop)
+def _first_state(spec: TrainSpec, member: Member, base_rewards: list[float]) -> TrainState:
+    parameters = member.adapter.initial(spec.seed)
+    untouched = member.adapter.exported(member.adapter.values(parameters))
+    return TrainState(
+        step=0,
+        updates=0,
+        parameters=parameters,
+        first_moments={name: torch.zeros_like(value) for name, value in parameters.items()},
+        second_moments={name: torch.zeros_like(value) for name, value in parameters.items()},
+        current=untouched,
+        generator=torch.Generator().manual_seed(spec.seed).get_state(),
+        order=[],
+        kept={},
+        best=untouched,
+        best_step=0,
+        best_rewards=base_rewards,
+        base_rewards=base_rewards,
+        scores_since_best=0,
+        trained_tokens=0,
+    )
+
+
+def _optimizer(state: TrainState, hyper: Hyperparameters, device: torch.device) -> torch.optim.Adam:
+    """Adam on the state's parameters and moments: it moves the state's own tensors."""
+    for group in (state.parameters, state.first_moments, state.second_moments, state.kept):
+        for name, value in group.items():
+            group[name] = value.to(device)
+    # By name, because the norm of the gradient is a sum in their order, and a resumed job's must be the same.
+    parameters = [state.parameters[name].requires_grad_() for name in sorted(state.parameters)]
+    optimizer = torch.optim.Adam(parameters, lr=hyper.learning_rate)
+    for name, parameter in state.parameters.items():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(state.updates)),
+            "exp_avg": state.first_moments[name],
+            "exp_avg_sq": state.second_moments[name],
+        }
+    return optimizer
+
+
+def _step(
+    spec: TrainSpec,
+    member: Member,
+    grading: Grading,
+    state: TrainState,
+    optimizer: torch.optim.Adam,
+    rows: Sequence[EncodedRow],
+    step: int,
+    on_event: OnEvent,
+) -> dict[str, float]:
+    """Take one step and bring ``state`` to it; a step that is interrupted leaves the state of the one before."""
+    generator = torch.Generator()
+    generator.set_state(state.generator)
+    batch, order = _deal(rows, state.order, spec.hyperparameters.batch_size, generator)
+    token_limit = member.token_limit
+    if isinstance(spec.hyperparameters, ReinforcementHyperparameters):
+        metrics = _reinforce(spec.hyperparameters, member, grading, state, optimizer, batch, generator, step)
+    else:
+        prompts, answers, loss = _imitation(spec.hyperparameters, member, batch)
+        gradient = _gradient(member, state, prompts, answers, loss)
+        _update(optimizer, state, spec.hyperparameters, gradient, step)
+        metrics = {"train_loss": gradient.loss, **gradient.sums, "tokens": _count(prompts) + _count(answers)}
+    if member.token_limit < token_limit:
+        message = f"Out of memory: micro-batches hold at most {member.token_limit:,} tokens from now on."
+        on_event("warn", message, {"type": "out_of_memory", "micro_batch_tokens": member.token_limit})
+    if spec.hyperparameters.sparsity and step == _dense_steps(spec.hyperparameters):
+        assert isinstance(member.adapter, SvfAdapter)  # no other hyper-parameters have a sparsity
+        state.kept = member.adapter.largest(state.parameters, 1 - spec.hyperparameters.sparsity)
+        _drop(state)
+    state.current = member.adapter.exported(_detached(member, state))
+    state.step, state.generator, state.order = step, generator.get_state(), order
+    state.trained_tokens += int(metrics["tokens"])
+    return metrics
 
 
 def _reinforce(
-    adapted: AdaptedModel,
-    spec: TrainSpec,
     hyper: ReinforcementHyperparameters,
-    delta: Mapping[str, Tensor],
+    member: Member,
+    grading: Grading,
+    state: TrainState,
+    optimizer: torch.optim.Adam,
     batch: Sequence[EncodedRow],
     generator: torch.Generator,
-    should_stop: ShouldStop,
+    step: int,
 ) -> dict[str, float]:
-    """Sample a group of answers to each prompt, grade them, and leave the policy gradient in ``delta``."""
+    """Sample a group of answers to each prompt, grade them, and follow the policy gradient."""
     samples = [row for row in batch for _ in range(hyper.group_size)]
-    prompts = [row.prompt for row in samples]
     seeds = torch.randint(2**62, (len(samples),), generator=generator).tolist()
-    with adapted.merged({name: 1 + values.detach() for name, values in delta.items()}):
-        completions = generate(
-            adapted.base,
-            prompts,
-            max_new_tokens=hyper.max_new_tokens,
-            temperature=hyper.temperature,
-            seeds=seeds,
-            should_stop=should_stop,
-        )
-    if should_stop():
-        raise Stopped
-    rewards = torch.tensor([reward(spec.grader, c.text, s.row) for c, s in zip(completions, samples, strict=True)])
-    advantages = group_advantages(rewards.view(len(batch), hyper.group_size)).view(-1).to(adapted.base.device)
-    answers = [completion.token_ids for completion in completions]
-    answer_tokens = _count(answers)
-    # Without the penalty an answer as good as its group's others has no gradient, so it need not be scored.
-    scored = [i for i in range(len(samples)) if hyper.kl_coef > 0 or bool(advantages[i] != 0)]
-    total_loss = total_kl = 0.0
-    for part in _micro_batches(adapted, prompts, answers, scored):
-        part_prompts, part_answers = [prompts[i] for i in part], [answers[i] for i in part]
-        reference = None
-        if hyper.kl_coef > 0:
-            with torch.no_grad():
-                reference, _ = token_logprobs(adapted.base, part_prompts, part_answers, temperature=hyper.temperature)
-        with adapted.training(delta):
-            logprobs, mask = token_logprobs(adapted.base, part_prompts, part_answers, temperature=hyper.temperature)
-            loss, divergence = policy_gradient_loss(
-                logprobs, reference, advantages[part], mask, kl_coef=hyper.kl_coef, token_count=answer_tokens
-            )
-            torch.autograd.backward(loss)
-        total_loss += loss.item()
-        total_kl += divergence.item()
-    return {
+    values = _detached(member, state)
+    completions = member.generate(
+        values,
+        [row.prompt for row in samples],
+        max_new_tokens=hyper.max_new_tokens,
+        temperature=hyper.temperature,
+        seeds=seeds,
+    )
+    grades = grading([completion.text for completion in completions], samples)
+    rewards = torch.tensor([grade.reward for grade in grades])
+    advantages = ADVANTAGES[hyper.algorithm](rewards.view(len(batch), hyper.group_size)).view(-1)
+    # A group without variance says nothing about its prompt; where every reward counts by itself all of them do.
+    taught = advantages.view(len(batch), -1).any(1).repeat_interleave(hyper.group_size)
+    chosen = taught.nonzero().flatten().tolist()
+    prompts = [samples[index].prompt for index in chosen]
+    answers = [completions[index].token_ids for index in chosen]
+    metrics = {
         "train_reward_mean": rewards.mean().item(),
-        "train_loss": total_loss,
-        "kl": total_kl,
-        "tokens": _count(prompts) + answer_tokens,
+        "unread": sum(not grade.parsed for grade in grades) / len(grades),
+        "skipped": 1 - len(chosen) / len(samples),
+        "train_loss": 0.0,
+        "kl": 0.0,
+        "tokens": float(_count([row.prompt for row in samples]) + _count([c.token_ids for c in completions])),
     }
+    if not chosen:
+        return metrics
+
+    def logprobs(of: Values | None) -> list[Tensor]:
+        return member.logprobs(of, prompts, answers, temperature=hyper.temperature)
+
+    reference = logprobs(None) if hyper.kl_coef > 0 else None
+    sampled = logprobs(values) if hyper.updates_per_rollout > 1 else None
+    for update in range(hyper.updates_per_rollout):
+        loss = PolicyGradient(
+            advantages[chosen],
+            token_count=_count(answers),
+            kl_coef=hyper.kl_coef,
+            reference=reference,
+            clip_ratio=hyper.clip_ratio,
+            # The policy that sampled is the one in training, at the first update: the ratio is one.
+            sampled=sampled if update else None,
+        )
+        gradient = _gradient(member, state, prompts, answers, loss, temperature=hyper.temperature)
+        _update(optimizer, state, hyper, gradient, step)
+        if update == 0:
+            metrics |= {"train_loss": gradient.loss, **gradient.sums}
+    return metrics
 
 
-def _imitate(adapted: AdaptedModel, delta: Mapping[str, Tensor], batch: Sequence[EncodedRow]) -> dict[str, float]:
-    """Leave the gradient of the next-token loss in ``delta``: mean over the targets' tokens, never the prompts'."""
-    prompts, targets = [row.prompt for row in batch], [row.target for row in batch]
-    target_tokens = _count(targets)
-    total_loss = 0.0
-    for part in _micro_batches(adapted, prompts, targets, range(len(batch))):
-        with adapted.training(delta):
-            logprobs, _ = token_logprobs(adapted.base, [prompts[i] for i in part], [targets[i] for i in part])
-            loss = -logprobs.sum() / target_tokens
-            torch.autograd.backward(loss)
-        total_loss += loss.item()
-    return {"train_loss": total_loss, "tokens": _count(prompts) + target_tokens}
+def _imitation(
+    hyper: Hyperparameters, member: Member, batch: Sequence[EncodedRow]
+) -> tuple[list[list[int]], list[list[int]], Preference | NextToken]:
+    """Prompts, answers and loss of a batch of targets, or of pairs where one answer is preferred."""
+    if not isinstance(hyper, DpoHyperparameters):
+        targets = [row.target for row in batch]
+        return [row.prompt for row in batch], targets, NextToken(token_count=_count(targets))
+    prompts = [row.prompt for row in batch for _ in range(2)]
+    answers = [answer for row in batch for answer in (row.target, row.rejected)]
+    reference = member.logprobs(None, prompts, answers)
+    return prompts, answers, Preference(hyper.beta, len(batch), reference)
+
+
+def _detached(member: Member, state: TrainState) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return member.adapter.values(state.parameters)
+
+
+def _gradient(
+    member: Member, state: TrainState, prompts: Tokens, answers: Tokens, loss: Loss, *, temperature: float = 1.0
+) -> Gradient:
+    """Take the gradient by the values, and leave that by the parameters in their ``grad``."""
+    values = member.adapter.values(state.parameters)
+    detached = {name: value.detach() for name, value in values.items()}
+    gradient = member.gradient(detached, prompts, answers, loss, temperature=temperature)
+    torch.autograd.backward(list(values.values()), [gradient.values[name] for name in values])
+    return gradient
 
 
 def _update(
-    optimizer: torch.optim.Optimizer,
-    hyper: ReinforcementHyperparameters | SupervisedHyperparameters,
-    step: int,
-    loss: float,
+    optimizer: torch.optim.Adam, state: TrainState, hyper: Hyperparameters, gradient: Gradient, step: int
 ) -> None:
-    """Take one step down the gradient, at this step's learning rate.
+    """Move the parameters down their gradient, at this step's learning rate.
 
     Raises:
         NonFiniteLossError: the loss or the gradient is NaN or infinite; nothing was changed.
     """
     group = optimizer.param_groups[0]
-    done = (step - 1) / hyper.n_steps
-    cosine = (1 + math.cos(math.pi * done)) / 2
+    cosine = (1 + math.cos(math.pi * (step - 1) / hyper.n_steps)) / 2
     group["lr"] = hyper.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
-    if all(parameter.grad is None for parameter in group["params"]):
-        return  # every group was rewarded alike
-    norm = torch.nn.utils.clip_grad_norm_(group["params"], MAX_GRAD_NORM)
-    if not math.isfinite(loss) or not bool(torch.isfinite(norm)):
+    for name, kept in state.kept.items():
+        grad = state.parameters[name].grad
+        assert grad is not None
+        grad.mul_(kept)
+    norm = torch.nn.utils.clip_grad_norm_(group["params"], hyper.max_grad_norm)
+    if not math.isfinite(gradient.loss) or not bool(torch.isfinite(norm)):
         raise NonFiniteLossError(step)
     optimizer.step()
+    optimizer.zero_grad()
+    state.updates += 1
+    _drop(state)
 
 
-def _micro_batches(
-    adapted: AdaptedModel, prompts: Sequence[list[int]], answers: Sequence[list[int]], rows: Sequence[int]
-) -> Iterator[list[int]]:
-    """Cut rows into pieces whose activations fit, rows of like length and of one prompt together."""
-    limit = _token_budget(adapted)
-    order = sorted(rows, key=lambda i: (len(prompts[i]), prompts[i], len(answers[i])))
-    part: list[int] = []
-    longest_prompt = longest_answer = 0
-    for i in order:
-        longest_prompt = max(longest_prompt, len(prompts[i]))
-        longest_answer = max(longest_answer, len(answers[i]))
-        if part and (len(part) + 1) * (longest_prompt + longest_answer) > limit:
-            yield part
-            part, longest_prompt, longest_answer = [], len(prompts[i]), len(answers[i])
-        part.append(i)
-    if part:
-        yield part
+@torch.no_grad()
+def _drop(state: TrainState) -> None:
+    """Keep at zero what a sparse expert has given up; Adam's momentum would carry it on."""
+    for name, kept in state.kept.items():
+        state.parameters[name].mul_(kept)
 
 
-def _token_budget(adapted: AdaptedModel) -> int:
-    """How many tokens may go through forward and backward at once.
-
-    A layer keeps 34 bytes per token and unit of width in 16 bit (Korthikanti et al., arXiv:2205.05198, less the
-    attention scores, which are not kept); the logits three float32 copies.
-    """
-    config = adapted.base.model.config.get_text_config()
-    wide = adapted.base.model.dtype.itemsize / 2
-    per_token = 34 * wide * config.hidden_size * config.num_hidden_layers + 12 * config.vocab_size
-    budget = ACTIVATION_BUDGET_BYTES
-    if adapted.base.device.type == "cuda":
-        budget = torch.cuda.mem_get_info(adapted.base.device)[0] // 2
-    return max(1, int(budget / per_token))
+def _dense_steps(hyper: Hyperparameters) -> int:
+    return max(1, round(DENSE_SHARE * hyper.n_steps))
 
 
-def _batches(rows: Sequence[EncodedRow], size: int, generator: torch.Generator) -> Iterator[list[EncodedRow]]:
-    """Deal the rows out in shuffled epochs, for ever; no row twice in a batch."""
+def _select(spec: TrainSpec, member: Member, grading: Grading, state: TrainState, rows: Sequence[EncodedRow]) -> float:
+    """Score the present step on validation rows, and keep it if it is the best so far; return its mean reward."""
+    rewards = _scores(spec, member, member.adapter.imported(state.current), rows, grading)
+    dense = spec.hyperparameters.sparsity > 0 and not state.kept
+    if _mean(rewards) > _mean(state.best_rewards) and not dense:
+        state.best, state.best_step, state.best_rewards = state.current, state.step, rewards
+        state.scores_since_best = 0
+    else:
+        state.scores_since_best += 1
+    return _mean(rewards)
+
+
+def _scores(
+    spec: TrainSpec, member: Member, values: Values | None, rows: Sequence[EncodedRow], grading: Grading
+) -> list[float]:
+    if spec.recipe == "dpo":
+        return preferences(member, values, rows)
+    limit = spec.hyperparameters.max_new_tokens
+    return [grade.reward for grade in greedy_grades(member, values, rows, grading, max_new_tokens=limit)]
+
+
+def _test(
+    spec: TrainSpec, member: Member, grading: Grading, state: TrainState, rows: Sequence[EncodedRow], on_event: OnEvent
+) -> Evaluation:
+    base = _scores(spec, member, None, rows, grading)
+    best = member.adapter.imported(state.best)
+    expert = _scores(spec, member, best, rows, grading) if state.best_step else base
+    test = compare(base, expert, "test")
+    if state.best_step and test.p_value >= SIGNIFICANCE:
+        on_event(
+            "warn",
+            f"On {test.base.n} test rows the expert ({test.expert.mean:.3f}) and the base ({test.base.mean:.3f}) "
+            f"differ by no more than chance would (p = {test.p_value:.2f}): the expert is inside the noise.",
+            {"type": "inside_the_noise", "p_value": test.p_value},
+        )
+    return test
+
+
+def _deal(
+    rows: Sequence[EncodedRow], order: Sequence[int], size: int, generator: torch.Generator
+) -> tuple[list[EncodedRow], list[int]]:
+    """The next batch of shuffled epochs, and what is left of the order; no row twice in a batch."""
     size = min(size, len(rows))
-    order: list[int] = []
-    while True:
-        if len(order) < size:
-            dealt = set(order)
-            fresh = torch.randperm(len(rows), generator=generator).tolist()
-            # Those left over from the last epoch come first, and not again in the same batch.
-            order += [i for i in fresh if i not in dealt] + [i for i in fresh if i in dealt]
-        yield [rows[i] for i in order[:size]]
-        order = order[size:]
+    left = list(order)
+    if len(left) < size:
+        fresh = torch.randperm(len(rows), generator=generator).tolist()
+        # Those left over from the last epoch come first, and not again in the same batch.
+        left += [i for i in fresh if i not in set(order)] + [i for i in fresh if i in set(order)]
+    return [rows[i] for i in left[:size]], left[size:]
 
 
-def _read(path: Path) -> list[Row]:
-    with path.open("rb") as file:
-        return list(unique_rows(file))
-
-
-def _sample(rows: list[Row], count: int) -> list[Row]:
-    """The first by hash: a random sample, and the same one in every job on these rows."""
-    return sorted(rows, key=lambda row: (prompt_position(row.prompt), row.line))[:count]
-
-
-def _embeddings(adapted: AdaptedModel, rows: Sequence[EncodedRow]) -> Tensor:
+def _embeddings(member: Member, rows: Sequence[EncodedRow]) -> Tensor:
     # By hash, because a file may be sorted by subject.
     chosen = sorted(rows, key=lambda row: prompt_position(row.row.prompt))[:MAX_ROUTING_PROMPTS]
-    return prompt_embeddings(adapted.base, [row.prompt for row in chosen])
+    return member.embeddings([row.prompt for row in chosen])
 
 
 def _count(sequences: Sequence[Sequence[int]]) -> int:

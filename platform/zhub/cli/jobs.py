@@ -6,10 +6,10 @@ from rich.text import Text
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.experts import show_version
-from zhub.cli.output import facts, moment, note, put, show_json, status, table
+from zhub.cli.output import facts, moment, note, percent, put, show_json, size, status, table
 from zhub.cli.watching import event_line, watch
 from zhub.client import Client
-from zhub.wire import FineTuningJob
+from zhub.wire import CheckpointRecord, FineTuningJob
 
 app = typer.Typer(help="Training jobs.", no_args_is_help=True)
 
@@ -61,6 +61,47 @@ def cancel(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = Fa
     show_job(job, as_json)
     if not job.ended:
         note(f"It ends as soon as its worker has let go; `zhub jobs watch {job_id}` shows when.")
+
+
+@app.command()
+def pause(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Have a job write a checkpoint and let go of its worker."""
+    with connect(data_dir) as client:
+        job = client.jobs.pause(job_id)
+    show_job(job, as_json)
+    note(f"`zhub jobs resume {job_id}` goes on where it stopped.")
+
+
+@app.command()
+def resume(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Let a paused job go on from its newest checkpoint."""
+    with connect(data_dir) as client:
+        show_job(client.jobs.resume(job_id), as_json)
+
+
+@app.command()
+def checkpoints(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """List what a job can go on from, newest first; each can be asked by its name as a model."""
+    with connect(data_dir) as client:
+        found = client.jobs.checkpoints(job_id)
+    if as_json:
+        return show_json(found)
+    rows = [
+        (
+            one.fine_tuned_model_checkpoint,
+            str(one.step_number),
+            _score(one),
+            size(one.size_bytes),
+            moment(one.created_at),
+        )
+        for one in found
+    ]
+    put(table(("MODEL", "STEP", "VALIDATION", "SIZE", "CREATED"), rows, whole=2))
+
+
+def _score(checkpoint: CheckpointRecord) -> str:
+    reward = checkpoint.metrics.get("valid_reward_mean")
+    return "-" if reward is None else percent(reward)
 
 
 def finish(client: Client, job: FineTuningJob, as_json: bool) -> None:

@@ -25,6 +25,9 @@ STYLES = {
     "error": "red",
     "failed": "red",
     "cancelled": "yellow",
+    "paused": "yellow",
+    "better": "green",
+    "worse": "red",
 }
 
 

@@ -49,7 +49,7 @@ def submit(
     with connect(data_dir) as client:
         job = client.jobs.create(
             model=base,
-            training_file=_file_id(client, dataset),
+            training_file=file_id(client, dataset),
             method={"type": method, method: body},
             suffix=suffix,
             seed=seed,
@@ -83,7 +83,7 @@ def read_grader(path: Path) -> Any:
         raise InvalidRequestError(f"{path}: the grader is not JSON: {exc}.") from exc
 
 
-def _file_id(client: Client, dataset: str) -> str:
+def file_id(client: Client, dataset: str) -> str:
     path = Path(dataset)
     if dataset.startswith("file-") and not path.exists():
         return dataset

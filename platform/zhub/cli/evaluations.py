@@ -1,0 +1,128 @@
+"""``zhub evaluations``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.exits import JOB_FAILED
+from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, status, table
+from zhub.cli.submit import ANSWER_GRADER, file_id, read_grader
+from zhub.manifest import Accuracy
+from zhub.wire import EvaluationComparison, EvaluationRecord, EvaluationResults
+
+app = typer.Typer(
+    help="Evaluations: how good models are on a file, and whether a difference is real.", no_args_is_help=True
+)
+
+
+@app.command()
+def create(
+    model: Annotated[str, typer.Argument(help="An expert version or a base model.")],
+    dataset: Annotated[str, typer.Argument(help="A JSONL file, uploaded first, or the id of one that was (file-…).")],
+    grader: Annotated[
+        Path | None,
+        typer.Option(help="A JSON file with a grader.", show_default="the answer equals the row's column 'answer'"),
+    ] = None,
+    compare_with: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="Another model to measure; may be repeated.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="End each answer after so many tokens.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Also sample, and estimate pass@k.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of what is sampled for pass@k.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of what is sampled for pass@k.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the results; exit with 7 if it fails.")] = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model and its base on a file. What was measured on the same suite before is not run again."""
+    with connect(data_dir) as client:
+        found = client.evaluations.create(
+            model=model,
+            file=file_id(client, dataset),
+            grader=ANSWER_GRADER if grader is None else read_grader(grader),
+            compare_with=compare_with or [],
+            max_new_tokens=max_new_tokens,
+            k=k,
+            temperature=temperature,
+            seed=seed,
+        )
+        if wait:
+            note(f"Waiting for {found.id} and {len(found.others)} others of its suite.")
+            found = client.evaluations.wait_settled(found.id)
+        elif not found.settled:
+            note(f"`zhub evaluations show {found.id}` shows the results once they are there.")
+    show_evaluation(found, as_json)
+    if wait and found.results is None:
+        raise typer.Exit(JOB_FAILED)
+
+
+@app.command()
+def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """List the evaluations, newest first."""
+    with connect(data_dir) as client:
+        found = client.evaluations.list()
+    if as_json:
+        return show_json(found)
+    rows = [
+        (one.id, one.model, status(one.status), _mean(one.results), one.suite["file"]["name"], moment(one.created_at))
+        for one in found
+    ]
+    put(table(("ID", "MODEL", "STATUS", "MEAN [95 %]", "FILE", "CREATED"), rows, whole=2))
+
+
+@app.command()
+def show(evaluation_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show one evaluation beside the others of its suite, and which differences are real."""
+    with connect(data_dir) as client:
+        show_evaluation(client.evaluations.get(evaluation_id), as_json)
+
+
+def show_evaluation(found: EvaluationRecord, as_json: bool) -> None:
+    if as_json:
+        return show_json(found)
+    suite = found.suite
+    sampled = f", pass@{suite['k']} of {suite['n']} samples at {suite['temperature']}" if suite["k"] > 1 else ""
+    put(
+        facts(
+            [
+                ("id", found.id),
+                *([("error", str(found.error["message"]))] if found.error else []),
+                ("file", f"{suite['file']['name']} (sha256:{suite['file']['sha256'][:12]})"),
+                ("grader", f"{suite['grader']['type']} '{suite['grader']['name']}'"),
+                ("answers", f"greedy, at most {suite['max_new_tokens']} tokens{sampled}"),
+                *(("warning", warning) for warning in found.warnings),
+            ]
+        )
+    )
+    put()
+    columns = ("MODEL", "STATUS", "N", "MEAN [95 %]", "UNREAD", "PASS@K", f"{found.model} AGAINST IT", "P", "VERDICT")
+    rows = [_row(found.model, found.status, found.results, None)]
+    rows += [_row(other.model, other.status, other.results, other.comparison) for other in found.others]
+    put(table(columns, rows, whole=5))
+    for other in found.others:
+        if other.comparison is not None:
+            put(Text(other.comparison.sentence), soft_wrap=True)
+
+
+def _row(
+    model: str, state: str, results: EvaluationResults | None, compared: EvaluationComparison | None
+) -> tuple[str | Text, ...]:
+    difference, p, verdict = "", "", Text("")
+    if compared is not None:
+        low, high = 100 * compared.low, 100 * compared.high
+        difference = f"{100 * compared.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+        p, verdict = p_value(compared.p_value), status(compared.verdict)
+    if results is None:
+        return model, status(state), "-", "-", "-", "-", difference, p, verdict
+    passed = "-" if results.pass_at_k is None else percent(results.pass_at_k)
+    counts = str(results.n), _mean(results), str(results.parse_failures), passed
+    return model, status(state), *counts, difference, p, verdict
+
+
+def _mean(results: EvaluationResults | None) -> str:
+    if results is None:
+        return "-"
+    return interval(Accuracy(mean=results.mean, low=results.low, high=results.high, n=results.n))

@@ -1,0 +1,110 @@
+"""From answers to rewards: one function for each type of grader, and the table that finds it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from zhub.errors import RewardNotANumberError
+from zhub.graders import formula
+from zhub.graders.choice import grade_choice
+from zhub.graders.code_tests import grade_code
+from zhub.graders.json_schema import grade_json
+from zhub.graders.judge import grade_by_model
+from zhub.graders.numeric import grade_numeric
+from zhub.graders.python_source import grade_python
+from zhub.graders.samples import Grade, GradingTools, Sample
+from zhub.graders.similarity import grade_similarity
+from zhub.graders.templates import UnreadableAnswerError, fill
+from zhub.graders.types import Grader, MultiGrader, StringCheckGrader
+
+NO_TOOLS = GradingTools()
+
+
+def grade_all(grader: Grader, samples: Sequence[Sample], tools: GradingTools) -> list[Grade]:
+    """Grade answers, in their order.
+
+    Raises:
+        RewardError: the grader failed on a row, or the row lacks what it needs; with its line.
+        SandboxUnavailableError: the grader runs code, and there is no sandbox.
+    """
+    return GRADERS[grader.type](grader, samples, tools)
+
+
+def grade(grader: Grader, output_text: str, item: Mapping[str, Any]) -> float:
+    """Return the reward of one answer, by a grader that needs no tools.
+
+    Raises:
+        RewardError, SandboxUnavailableError: see ``grade_all``.
+    """
+    return grade_all(grader, [Sample(output_text, item)], NO_TOOLS)[0].reward
+
+
+def grade_string(grader: StringCheckGrader, sample: Sample) -> Grade:
+    found = fill(grader.name, grader.input, sample)
+    wanted = fill(grader.name, grader.reference, sample)
+    match grader.operation:
+        case "eq":
+            return Grade(float(found == wanted))
+        case "ne":
+            return Grade(float(found != wanted))
+        case "like":
+            return Grade(float(wanted in found))
+        case "ilike":
+            return Grade(float(wanted.casefold() in found.casefold()))
+
+
+def grade_multi(grader: MultiGrader, samples: Sequence[Sample], tools: GradingTools) -> list[Grade]:
+    found = {name: grade_all(part, samples, tools) for name, part in grader.graders.items()}
+    return [
+        combine(grader, sample, {name: grades[index] for name, grades in found.items()})
+        for index, sample in enumerate(samples)
+    ]
+
+
+def combine(grader: MultiGrader, sample: Sample, found: Mapping[str, Grade]) -> Grade:
+    """The reward of a ``multi`` from the grades of its graders on one sample."""
+    rewards = {name: part.reward for name, part in found.items()}
+    try:
+        reward = formula.evaluate(grader.calculate_output, rewards)
+    except (ArithmeticError, ValueError) as exc:
+        raise _no_number(grader, sample, rewards, str(exc)) from exc
+    if not math.isfinite(reward):
+        raise _no_number(grader, sample, rewards, f"it gives {reward}")
+    details = "; ".join(f"{name}: {part.detail}" for name, part in found.items() if part.detail)
+    return Grade(reward, all(part.parsed for part in found.values()), details or None)
+
+
+def _no_number(
+    grader: MultiGrader, sample: Sample, rewards: Mapping[str, float], problem: str
+) -> RewardNotANumberError:
+    values = ", ".join(f"{name} = {value:g}" for name, value in rewards.items())
+    return RewardNotANumberError(
+        grader.name,
+        f"{sample.where}calculate_output has no value for {values}: {problem}. "
+        "Guard it, for instance by max(…, 0.001).",
+    )
+
+
+def _each(function: Callable[[Any, Sample], Grade]) -> Callable[[Any, Sequence[Sample], GradingTools], list[Grade]]:
+    """For graders that look at one sample at a time and need no tools."""
+
+    def grade_one(grader: Any, sample: Sample) -> Grade:
+        try:
+            return function(grader, sample)
+        except UnreadableAnswerError as exc:
+            return Grade(0.0, parsed=False, detail=str(exc))
+
+    return lambda grader, samples, _tools: [grade_one(grader, sample) for sample in samples]
+
+
+GRADERS: dict[str, Callable[[Any, Sequence[Sample], GradingTools], list[Grade]]] = {
+    "string_check": _each(grade_string),
+    "text_similarity": _each(grade_similarity),
+    "numeric": _each(grade_numeric),
+    "multiple_choice": _each(grade_choice),
+    "json_schema": _each(grade_json),
+    "python": grade_python,
+    "code_tests": grade_code,
+    "score_model": grade_by_model,
+    "multi": grade_multi,
+}

@@ -1,0 +1,42 @@
+"""What graders work on and what they give."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zhub.graders.types import ScoreModelGrader
+from zhub.sandbox import Sandbox
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An answer and its row's columns. ``line`` is the row's in its file, for messages; 0 where there is none."""
+
+    output_text: str
+    item: Mapping[str, Any]
+    line: int = 0
+
+    @property
+    def where(self) -> str:
+        return f"line {self.line}: " if self.line else ""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A finite reward. ``parsed`` is False where the answer could not be read, which counts as wrong."""
+
+    reward: float
+    parsed: bool = True
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class GradingTools:
+    """What a grader may need beyond the sample.
+
+    ``judge`` answers conversations as the grader's model, in their order. Graders that need a part which is None
+    raise.
+    """
+
+    sandbox: Sandbox | None = None
+    judge: Callable[[ScoreModelGrader, Sequence[list[dict[str, str]]]], list[str]] | None = None

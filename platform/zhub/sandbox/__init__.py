@@ -1,0 +1,11 @@
+"""Runs Python that nobody vouches for: users' graders, and what models wrote.
+
+A warm interpreter (the zygote) forks a child for each program. The child gives up everything but computing: rlimits,
+no_new_privs, Landlock and a seccomp filter, none of which needs a privilege. A watchdog outside kills it. Where the
+kernel cannot do this, nothing is run.
+"""
+
+from zhub.sandbox.pool import Sandbox, check_kernel
+from zhub.sandbox.program import Limits, Outcome, Program, Raised, Unreadable, Value
+
+__all__ = ["Limits", "Outcome", "Program", "Raised", "Sandbox", "Unreadable", "Value", "check_kernel"]

@@ -1,0 +1,171 @@
+"""The zygote: a warm interpreter that forks a confined child for each program, and knows nothing else.
+
+It never sees what a program is or what it gave: the two ends of the child's pipes come as descriptors over the
+control socket, and the child reads and writes them itself. A fork inherits its parent's memory; this parent's holds
+nothing of other programs.
+
+Started by ``zhub.sandbox.pool`` without ``zhub``'s own packages: imports here cost every start.
+"""
+
+import _socket
+import array
+import ctypes
+import datetime
+import decimal
+import gc
+import hashlib
+import json
+import math
+import os
+import resource
+import signal
+import string
+import struct
+import sys
+import typing
+import zlib
+from pathlib import Path
+
+from zhub.sandbox import landlock, seccomp
+from zhub.sandbox.evaluation import evaluate
+
+# What answers import most, and what needs a shared library that a confined process could not open any more.
+WARM = (datetime, decimal, hashlib, math, string, typing, zlib)
+
+CONTROL = 0
+REQUEST = struct.Struct("<QI")  # memory in bytes, processor time in seconds
+REPLY = struct.Struct("<iQ")  # wait status, greatest memory in KiB
+END = b"end"
+READY = b"ready"
+# The first line of every child, written before anything of the program is read.
+CONFINED, UNCONFINED = "confined", "unconfined"
+JOB_LENGTH = struct.Struct("<Q")
+UNPRIVILEGED = 65534  # nobody
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+CAPSET = {"x86_64": 126, "aarch64": 91}
+CAPABILITY_VERSION_3 = 0x20080522
+
+
+def main() -> None:
+    os.environ.clear()
+    control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, CONTROL)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    machine = os.uname().machine
+    library = [Path(entry) for entry in sys.path if Path(entry).is_dir()]
+    ruleset = landlock.make_ruleset(readable=_modules(library), listable=library)
+    libc = ctypes.CDLL(None, use_errno=True)
+    _drop_privileges(libc, machine, library)
+    # Garbage collection in a child would touch, and so copy, every page that it shares with this process.
+    gc.collect()
+    gc.freeze()
+    control.send(READY)
+    while True:
+        message, ends, _flags, _address = control.recvmsg(64, _socket.CMSG_SPACE(8))
+        if not message:
+            return
+        memory_bytes, cpu_s = REQUEST.unpack(message)
+        job, results = array.array("i", ends[0][2])
+        zygote = os.getpid()
+        child = os.fork()
+        if child == 0:
+            try:
+                _confine(libc, machine, zygote, ruleset, nothing, job, results, memory_bytes, cpu_s)
+            except BaseException as exc:
+                os.write(results, json.dumps([UNCONFINED, f"{type(exc).__name__}: {exc}"]).encode() + b"\n")
+                os._exit(1)
+            try:
+                _run(job, results)
+            finally:
+                os._exit(1)
+        os.close(job)
+        os.close(results)
+        over = control.recv(64)  # END, or nothing where the pool is gone
+        os.kill(child, signal.SIGKILL)
+        _pid, status, usage = os.wait4(child, 0)
+        if not over:
+            return
+        control.send(REPLY.pack(status, usage.ru_maxrss))
+
+
+def _modules(library: list[Path]) -> list[Path]:
+    """The standard library without what else was installed into it."""
+    return [
+        entry for root in library for entry in root.iterdir() if entry.name not in ("site-packages", "dist-packages")
+    ]
+
+
+def _drop_privileges(libc: ctypes.CDLL, machine: str, library: list[Path]) -> None:
+    """As root, become nobody. Where nobody cannot read the interpreter's own library, stay root without its powers."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
+        os.seteuid(UNPRIVILEGED)
+        readable = all(os.access(root, os.R_OK | os.X_OK, effective_ids=True) for root in library)
+        os.seteuid(0)
+        if readable:
+            os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
+    header = struct.pack("<Ii", CAPABILITY_VERSION_3, 0)
+    if libc.syscall(ctypes.c_long(CAPSET[machine]), header, bytes(24)) != 0:
+        raise OSError(ctypes.get_errno(), "capset: cannot drop capabilities")
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl: cannot set no_new_privs")
+
+
+def _confine(
+    libc: ctypes.CDLL,
+    machine: str,
+    zygote: int,
+    ruleset: int,
+    nothing: int,
+    job: int,
+    results: int,
+    memory_bytes: int,
+    cpu_s: int,
+) -> None:
+    """Give up, in the child, everything but memory, time, reading the standard library and its two pipes."""
+    libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != zygote:
+        raise OSError("the zygote is gone")
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    landlock.restrict(ruleset)
+    low = 3
+    for kept in sorted((job, results)):
+        os.closerange(low, kept)
+        low = kept + 1
+    os.closerange(low, 256)
+    for kind, limit in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+    seccomp.install(machine, seccomp.filter_program(machine, os.getpid()))
+
+
+def _run(job: int, results: int) -> None:
+    def write(line: bytes) -> None:
+        while line:
+            line = line[os.write(results, line) :]
+
+    write(json.dumps([CONFINED]).encode() + b"\n")
+    # By its length, not to the end of the pipe, whose other end a fork elsewhere in the pool's process may keep open.
+    (length,) = JOB_LENGTH.unpack(_read(job, JOB_LENGTH.size))
+    text = _read(job, length)
+    os.close(job)
+    evaluate(json.loads(text), write)
+
+
+def _read(descriptor: int, length: int) -> bytes:
+    found = bytearray()
+    while len(found) < length:
+        piece = os.read(descriptor, min(length - len(found), 1 << 16))
+        if not piece:
+            raise EOFError
+        found += piece
+    return bytes(found)

@@ -1,0 +1,165 @@
+"""The jobs of one process, which share its device and step through training together.
+
+A job is a thread that runs ``train`` and asks its ``Member`` for one thing after another. A request waits until every
+member has asked, or ``LINGER_S`` has passed; then the jobs that ask for the same kind of thing are answered at once.
+Whoever generates goes first and gradients are taken when nobody generates, so jobs fall into step, and one that joins
+in the middle falls in with the others. One that leaves, fails or stops is no longer waited for.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from zhub_workers.adapters import Adapter, Values
+from zhub_workers.base_model import BaseModel
+from zhub_workers.compute import (
+    Differentiate,
+    Embed,
+    Generate,
+    Gradient,
+    Logprobs,
+    Request,
+    ShouldStop,
+    Tokens,
+    answer,
+    default_token_limit,
+)
+from zhub_workers.recipes import Loss
+from zhub_workers.rollout import Completion
+
+LINGER_S = 0.25  # for the others, while they grade answers or write checkpoints
+TURNS: tuple[type[Request], ...] = (Embed, Generate, Logprobs, Differentiate)
+
+
+class Stopped(Exception):
+    """The job should stop, and was in the middle of something. Control flow: never leaves ``train``."""
+
+
+class ComputeGroup:
+    """The members, and whose turn it is."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._members: list[Member] = []
+        self._busy = False
+
+    @contextmanager
+    def join(self, adapter: Adapter, should_stop: ShouldStop, *, token_limit: int = 0) -> Iterator["Member"]:
+        """Take part for as long as the context lasts. ``token_limit`` 0: what the device's memory allows."""
+        member = Member(self, adapter, should_stop, token_limit or default_token_limit(adapter.base))
+        with self._changed:
+            self._members.append(member)
+        try:
+            yield member
+        finally:
+            with self._changed:
+                self._members.remove(member)
+                self._changed.notify_all()
+
+    def ask(self, member: "Member", request: Request) -> Any:
+        """Wait for a request's turn and return what it is answered with. Raises what the request fails with.
+
+        The thread that finds a turn ready does the work of all that take part in it; the others sleep.
+        """
+        with self._changed:
+            member.request, member.asked_at = request, time.monotonic()
+            self._changed.notify_all()
+            while member.request is not None:
+                turn = [] if self._busy else self._turn()
+                if turn:
+                    self._take(turn)
+                else:
+                    self._changed.wait(LINGER_S)
+            outcome, member.outcome = member.outcome, None
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _turn(self) -> list["Member"]:
+        """The members to answer next; none while it is worth waiting for those that have not asked yet."""
+        asking = [member for member in self._members if member.request is not None]
+        waited = time.monotonic() - min(member.asked_at for member in asking)
+        if len(asking) < len(self._members) and waited < LINGER_S:
+            return []
+        turns = ([member for member in asking if type(member.request) is kind] for kind in TURNS)
+        return next(turn for turn in turns if turn)
+
+    def _take(self, turn: Sequence["Member"]) -> None:
+        self._busy = True
+        self._changed.release()
+        try:
+            outcomes = answer([member.request for member in turn if member.request is not None])
+        finally:
+            self._changed.acquire()
+            self._busy = False
+            self._changed.notify_all()
+        for member, outcome in zip(turn, outcomes, strict=True):
+            member.outcome, member.request = outcome, None
+
+
+@dataclass(eq=False)
+class Member:
+    """One job's way to the device, in plain token ids and tensors.
+
+    Every method raises Stopped when the job should stop, and OutOfMemoryError when not even one row fits.
+    """
+
+    _group: ComputeGroup
+    adapter: Adapter
+    should_stop: ShouldStop
+    token_limit: int
+    request: Request | None = field(default=None, init=False)
+    outcome: Any = field(default=None, init=False)
+    asked_at: float = field(default=0.0, init=False)
+
+    @property
+    def base(self) -> BaseModel:
+        return self.adapter.base
+
+    def generate(
+        self,
+        values: Values | None,
+        prompts: Tokens,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """One answer to each prompt by the model that follows ``values``, None for the base; greedy without seeds."""
+        drawn = seeds if seeds is not None else [0] * len(prompts)
+        common = (self.adapter, values, prompts, self.should_stop)
+        answers: list[Completion] = self._ask(Generate(*common, max_new_tokens, temperature, drawn))
+        return answers
+
+    def logprobs(
+        self, values: Values | None, prompts: Tokens, answers: Tokens, *, temperature: float = 1.0
+    ) -> list[Tensor]:
+        """The log-probability of every token of every answer, ``(t_i,)`` each, float32 on the CPU; no gradient."""
+        common = (self.adapter, values, prompts, self.should_stop)
+        found: list[Tensor] = self._ask(Logprobs(*common, answers, temperature, self.token_limit))
+        return found
+
+    def gradient(
+        self, values: Values, prompts: Tokens, answers: Tokens, loss: Loss, *, temperature: float = 1.0
+    ) -> Gradient:
+        """The gradient of a step's loss, accumulated over micro-batches of answers of like length."""
+        common = (self.adapter, values, prompts, self.should_stop)
+        gradient: Gradient = self._ask(Differentiate(*common, answers, temperature, self.token_limit, loss))
+        self.token_limit = gradient.token_limit or self.token_limit
+        return gradient
+
+    def embeddings(self, prompts: Tokens) -> Tensor:
+        """Where the base sees the prompts, ``(n, d)``, see ``prompt_embeddings``."""
+        embeddings: Tensor = self._ask(Embed(self.adapter, None, prompts, self.should_stop))
+        return embeddings
+
+    def _ask(self, request: Request) -> Any:
+        outcome = self._group.ask(self, request)
+        if self.should_stop():
+            raise Stopped
+        return outcome
