@@ -155,6 +155,12 @@ def _reference(record: registry.VersionRecord | registry.CheckpointRecord, weigh
         )
     version = record.version
     manifest = Manifest.model_validate(version.manifest)
+    if record.is_lora:
+        raise InvalidRequestError(
+            f"'{record.name}' is a LoRA: it can be evaluated and pulled, to compare with, but serving mixes experts of "
+            "singular values only. Train it with the adapter 'svf' to serve it.",
+            param="model",
+        )
     return ExpertReference(
         name=record.name,
         digest=version.digest,

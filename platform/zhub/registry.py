@@ -42,6 +42,11 @@ class VersionRecord:
         """``<project>.<expert>@v<number>``, the model id of this version."""
         return f"{self.project.name}.{self.expert.name}@v{self.version.version}"
 
+    @property
+    def is_lora(self) -> bool:
+        """Kept to compare experts with; serving does not answer with it."""
+        return self.version.manifest["hyperparameters"].get("adapter") == "lora"  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True)
 class CheckpointRecord:
@@ -206,6 +211,8 @@ def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tupl
         base_models.require_ready(base)
         newest: dict[uuid.UUID, VersionRecord] = {}
         for record in versions(session, caller.project_id):
+            if record.is_lora:
+                continue
             # Numbers grow with time, and the list is newest first: the first one seen of an expert is its newest.
             if record.base.id == base.id and record.version.manifest["basis_fingerprint"] == base.basis_fingerprint:
                 newest.setdefault(record.expert.id, record)

@@ -124,7 +124,11 @@ def test_any_base_model_takes_the_whole_path(stack: Any, e2e: Any, foreign_base:
         suffix=f"next-{foreign_base}",
         method={
             "type": "reinforcement",
-            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 3, "max_new_tokens": 4}},
+            "reinforcement": {
+                "grader": e2e.GRADER,
+                # A random model is never right, so every reward is the same.
+                "hyperparameters": {"n_steps": 3, "max_new_tokens": 4, "preflight_prompts": 0},
+            },
         },
     )
     job = e2e.wait_for_job(stack.client, job.id)
@@ -171,3 +175,79 @@ def test_a_running_job_is_cancelled_and_leaves_no_version(stack: Any, e2e: Any) 
     assert job.fine_tuned_model is None
     with pytest.raises(openai.NotFoundError):
         stack.client.models.retrieve("default.cancelled@v1")
+
+
+CONTAINS = """
+def grade(sample, item):
+    return float(item["answer"] in sample["output_text"])
+"""
+
+
+def test_a_paused_job_frees_its_worker_and_goes_on_from_its_checkpoint(stack: Any, e2e: Any) -> None:
+    file_id = e2e.upload(stack.client, sample_rows("sorting", 300, seed=11), "paused")
+    hyperparameters = {"n_steps": 60, "max_new_tokens": 16, "eval_interval": 1000, "checkpoint_interval": 5}
+    grader = {"type": "python", "name": "contains", "source": CONTAINS}
+    jobs = stack.client.fine_tuning.jobs
+    job = jobs.create(
+        model="zhub-tiny",
+        training_file=file_id,
+        suffix="paused",
+        method={"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": hyperparameters}},
+    )
+    e2e.until("a checkpoint", lambda: jobs.checkpoints.list(job.id).data, 120)
+    jobs.pause(job.id)
+    e2e.until("the job to pause", lambda: jobs.retrieve(job.id).status == "paused", 30)
+    newest = jobs.checkpoints.list(job.id).data[0]
+    row = sample_rows("sorting", 1, seed=99, split="test")[0]
+    answer = stack.client.chat.completions.create(
+        model=newest.fine_tuned_model_checkpoint, messages=row["messages"], max_tokens=16
+    )
+    assert [e["name"] for e in answer.experts] == [newest.fine_tuned_model_checkpoint]
+    jobs.resume(job.id)
+    job = e2e.wait_for_job(stack.client, job.id)
+    assert job.status == "succeeded", job.error
+    messages = [event.message for event in jobs.list_events(job.id, limit=100).data]
+    assert f"Resumed after step {newest.step_number}." in messages
+
+
+def test_a_lora_differs_from_an_expert_in_one_word_and_is_measured_beside_it(
+    stack: Any, e2e: Any, sorting_job: Any
+) -> None:
+    file_id = e2e.upload(stack.client, sample_rows("sorting", 300, seed=13), "lora")
+    job = stack.client.fine_tuning.jobs.create(
+        model="zhub-tiny",
+        training_file=file_id,
+        suffix="lora",
+        method={
+            "type": "reinforcement",
+            "reinforcement": {
+                "grader": e2e.GRADER,
+                "hyperparameters": {"adapter": "lora", "n_steps": 10, "max_new_tokens": 16},
+            },
+        },
+    )
+    job = e2e.wait_for_job(stack.client, job.id)
+    assert job.status == "succeeded", job.error
+    with pytest.raises(openai.BadRequestError, match="is a LoRA"):
+        stack.client.chat.completions.create(model=job.fine_tuned_model, messages=[{"role": "user", "content": "x"}])
+    held_out = e2e.upload(stack.client, sample_rows("sorting", 100, seed=17, split="test"), "held-out")
+    asked = {
+        "model": sorting_job.fine_tuned_model,
+        "file": held_out,
+        "grader": e2e.GRADER,
+        "max_new_tokens": 16,
+        "compare_with": [job.fine_tuned_model],
+    }
+    created = stack.client.post("/evaluations", body=asked, cast_to=dict[str, Any])
+
+    def finished() -> Any:
+        found = stack.client.get(f"/evaluations/{created['id']}", cast_to=dict[str, Any])
+        ended = [one["status"] in ("succeeded", "failed") for one in (found, *found["others"])]
+        return found if all(ended) else None
+
+    found = e2e.until("the evaluations", finished, 120)
+    assert {one["model"] for one in found["others"]} == {"zhub-tiny", job.fine_tuned_model}
+    base = next(one for one in found["others"] if one["model"] == "zhub-tiny")
+    assert base["comparison"]["verdict"] == "better"
+    again = stack.client.post("/evaluations", body=asked, cast_to=dict[str, Any])
+    assert again["id"] == created["id"]
