@@ -1,0 +1,168 @@
+"""What training several experts together buys: eight jobs in one group of one process, against one after another.
+
+Every job is whole: the base's validation, the steps with rollouts, rewards and updates, a validation, the test. Each
+trains another task family of the shipped base. The process is warm, and both ways take turns in every round. Together,
+each row of a forward follows its own job's expert; the z of both ways are compared.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from zhub.manifest import canonical_json
+from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
+from zhub.task_families import FAMILIES, sample_rows
+from zhub_workers.adapted import AdaptedModel
+from zhub_workers.adapters import make_adapter
+from zhub_workers.base_model import load_base_model
+from zhub_workers.basis import decompose_base, load_basis
+from zhub_workers.checkpoint import TrainState
+from zhub_workers.compute_group import ComputeGroup
+from zhub_workers.evaluate import Grading
+from zhub_workers.train import train
+
+SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
+JOBS = 8
+STEPS = 10
+GROUP_SIZE = 8
+BARS = {256: 1.5, 64: 3.0}
+GRADER = {
+    "type": "string_check",
+    "name": "exact",
+    "operation": "eq",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(os.cpu_count() or 1)
+    console = Console()
+    table = Table(title=f"{JOBS} jobs of {STEPS} steps on the shipped base")
+    for column in (
+        "rows a step",
+        "one by one, s",
+        "together, s",
+        "jobs per hour, together / alone",
+        "bar",
+        "largest |z - z|",
+    ):
+        table.add_column(column, justify="right")
+    results: dict[int, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        base = load_base_model(SHIPPED)
+        adapted = AdaptedModel(base, load_basis(directory / "basis", decompose_base(base, directory / "basis")))
+        for family in list(FAMILIES)[:JOBS]:
+            rows = sample_rows(family, 600, seed=1)
+            (directory / family).write_bytes(b"\n".join(canonical_json(row) for row in rows))
+        for rows_a_step, bar in BARS.items():
+            specs = [spec_of(family, rows_a_step) for family in list(FAMILIES)[:JOBS]]
+            pairs, apart = [], 0.0
+            for round_ in range(rounds + 1):
+                alone_s, alone = timed(adapted, specs, directory, together=False)
+                together_s, together = timed(adapted, specs, directory, together=True)
+                apart = max(apart, largest_difference(alone, together))
+                if round_:  # the first one warms up
+                    pairs.append((alone_s, together_s))
+                    console.print(f"{rows_a_step} rows: {alone_s:.1f} s one by one, {together_s:.1f} s together")
+            ratio = statistics.median(alone_s / together_s for alone_s, together_s in pairs)
+            results[rows_a_step] = {"one_by_one_s": [p[0] for p in pairs], "together_s": [p[1] for p in pairs]}
+            results[rows_a_step] |= {"ratio": ratio, "largest_z_difference": apart}
+            medians = [statistics.median(side) for side in zip(*pairs, strict=True)]
+            table.add_row(
+                str(rows_a_step), *(f"{m:.1f}" for m in medians), f"{ratio:.2f}×", f"≥ {bar}×", f"{apart:.1e}"
+            )
+    console.print(table)
+    written = {
+        "name": "multi_expert_training",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "results": results,
+        "bars": {
+            f"jobs per hour together over alone, {rows} rows a step": {
+                "value": results[rows]["ratio"],
+                "bar": bar,
+                "better": "higher",
+            }
+            for rows, bar in BARS.items()
+        },
+    }
+    (Path(__file__).parent / "results" / "multi_expert_training.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
+def spec_of(family: str, rows_a_step: int) -> TrainSpec:
+    asked = {
+        "n_steps": STEPS,
+        "batch_size": rows_a_step // GROUP_SIZE,
+        "group_size": GROUP_SIZE,
+        "max_new_tokens": 16,
+        "eval_interval": STEPS,
+        "eval_samples": 60,
+        "preflight_prompts": 0,
+    }
+    return TrainSpec.model_validate(
+        {
+            "expert": family,
+            "base": BaseModelSource(name="zhub-tiny"),
+            "basis": BasisReference(weights_fingerprint="", basis_fingerprint="", key_prefix=""),
+            "training_file": StoredFile(name=family, key="", sha256="", size_bytes=0),
+            "validation_file": None,
+            "recipe": "reinforcement",
+            "hyperparameters": resolve_hyperparameters("reinforcement", asked, train_rows=600),
+            "grader": GRADER,
+            "seed": 1,
+        }
+    )
+
+
+def timed(
+    adapted: AdaptedModel, specs: Sequence[TrainSpec], directory: Path, *, together: bool
+) -> tuple[float, list[dict[str, Tensor]]]:
+    group = ComputeGroup()
+    started = time.perf_counter()
+    with ThreadPoolExecutor(len(specs) if together else 1) as threads:
+        results = list(threads.map(partial(run, adapted, group, directory), specs))
+    return time.perf_counter() - started, results
+
+
+def run(adapted: AdaptedModel, group: ComputeGroup, directory: Path, spec: TrainSpec) -> dict[str, Tensor]:
+    """Train one expert and return its z after the last step."""
+    states: list[TrainState] = []
+    with group.join(make_adapter(adapted, spec.hyperparameters), lambda: False) as member:
+        train(
+            spec,
+            member=member,
+            grading=Grading(spec.grader),
+            training_path=directory / spec.training_file.name,
+            validation_path=None,
+            on_event=lambda _level, _message, _data: None,
+            on_checkpoint=lambda state, _metrics: states.append(state),
+        )
+    return states[-1].current
+
+
+def largest_difference(alone: Sequence[Mapping[str, Tensor]], together: Sequence[Mapping[str, Tensor]]) -> float:
+    return max(
+        float((one[name] - other[name]).abs().max()) for one, other in zip(alone, together, strict=True) for name in one
+    )
+
+
+if __name__ == "__main__":
+    main()

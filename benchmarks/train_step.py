@@ -1,0 +1,235 @@
+"""One training step of ours against the authors' algorithm and against LoRA, on the same answers, float32.
+
+A step is what training does once answers are graded: log-probabilities under the base for the KL, the gradient, the
+update. Both sides train the MLP matrices, which is all that the authors' code trains. Two models: (a) a Llama-shaped
+one of random weights, 8 layers of width 512, with 64 sequences of 128 tokens; (b) the shipped base with 256 sequences
+of 24. In each round the sides take turns, and the ratios of a round are kept: the machine's speed drifts.
+
+The floor is the ratio that counting operations gives: what would be left if both sides ran at one speed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from reference import ReferenceTrainer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from zhub_workers.adapted import AdaptedModel
+from zhub_workers.adapters import Adapter, LoraAdapter, SvfAdapter, target_names
+from zhub_workers.base_model import BaseModel, layer_weight, load_base_model
+from zhub_workers.basis import decompose_base, load_basis
+from zhub_workers.compute_group import ComputeGroup
+from zhub_workers.lora import LoraModel
+from zhub_workers.recipes import PolicyGradient
+
+SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
+KL_COEF = 0.1
+LORA_RANK = 16
+BARS = {"a": 1.5, "b": 8.0}
+HELD_BAR, LORA_BAR = 0.45, 1.05
+
+
+class Check(NamedTuple):
+    what: str
+    value: float
+    bar: float
+    better: str
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.bar if self.better == "higher" else self.value <= self.bar
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One answer to each prompt, as token ids, and what each is worth: 1 or 0."""
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    rewards: list[float]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.prompts)) + sum(map(len, self.completions))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(os.cpu_count() or 1)
+    console = Console()
+    table = Table(title=f"Seconds of one training step, median of {rounds} rounds, and ratios of the rounds")
+    for column in ("model", "reference", "ours", "LoRA", "reference / ours", "floor", "ours / LoRA", "bytes held"):
+        table.add_column(column, justify="right")
+    results: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for name, base, answers in models():
+            found = measure(base, answers, Path(directory) / name, rounds)
+            results[name] = found
+            table.add_row(
+                name,
+                *(f"{found[side]:.2f}" for side in ("reference_s", "ours_s", "lora_s")),
+                *(f"{found[ratio]:.2f}×" for ratio in ("speedup", "floor", "over_lora", "held")),
+            )
+            console.print(f"({name}) {found['speedup']:.2f}× the reference's speed")
+    console.print(table)
+    share = max(found["parameter_share"] for found in results.values())
+    checks = [
+        *(
+            Check(f"({name}) times faster than the reference", results[name]["speedup"], BARS[name], "higher")
+            for name in BARS
+        ),
+        *(
+            Check(f"({name}) bytes held over the reference's", results[name]["held"], HELD_BAR, "lower")
+            for name in BARS
+        ),
+        *(Check(f"({name}) time over LoRA's", results[name]["over_lora"], LORA_BAR, "lower") for name in BARS),
+        Check("parameters over LoRA's", share, 0.10, "lower"),
+    ]
+    for check in checks:
+        console.print(f"{check.what}: {check.value:.3g}, bar {check.bar:g}: {'met' if check.met else 'MISSED'}")
+    bars = {check.what: {"value": check.value, "bar": check.bar, "better": check.better} for check in checks}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    written = {"name": "train_step", "machine": machine, "results": results, "bars": bars}
+    (Path(__file__).parent / "results" / "train_step.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
+def models() -> Iterator[tuple[str, BaseModel, Answers]]:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=8192,
+        max_position_embeddings=256,
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    shipped = load_base_model(SHIPPED)
+    large = BaseModel(
+        model=model,
+        tokenizer=None,
+        stop_ids=frozenset({2}),
+        eos_id=2,
+        pad_id=2,
+        context_length=256,
+        forward_arguments=shipped.forward_arguments,
+        device=torch.device("cpu"),
+    )
+    yield "a", large, random_answers(64, 64, 64, config.vocab_size)
+    yield "b", shipped, random_answers(256, 16, 8, shipped.model.config.vocab_size)
+
+
+def random_answers(count: int, prompt: int, completion: int, vocabulary: int) -> Answers:
+    ids = torch.randint(3, vocabulary, (count, prompt + completion)).tolist()
+    rewards = [float(row % 2) for row in range(count)]
+    return Answers([row[:prompt] for row in ids], [row[prompt:] for row in ids], rewards)
+
+
+def measure(base: BaseModel, answers: Answers, directory: Path, rounds: int) -> dict[str, float]:
+    adapted = AdaptedModel(base, load_basis(directory, decompose_base(base, directory)))
+    reference = ReferenceTrainer(base, kl_coef=KL_COEF, seed=0)
+    names = target_names(adapted.layers, "mlp", None)
+    assert names == reference.matrices
+    svf = SvfAdapter(adapted, names, sigmoid=False)
+    lora = LoraAdapter(LoraModel(base, rank=LORA_RANK, alpha=2 * LORA_RANK, names=names))
+    with stepping(svf, answers) as ours, stepping(lora, answers) as rival:
+        signs = [2 * reward - 1 for reward in answers.rewards]
+
+        def original() -> None:
+            reference.step(answers.prompts, answers.completions, signs)
+            reference.restore()
+
+        times = [[seconds(side) for side in (original, ours, rival)] for _ in range(rounds + 1)][1:]
+    parameters = [sum(value.numel() for value in adapter.initial(0).values()) for adapter in (svf, lora)]
+    return {
+        "reference_s": statistics.median(round_[0] for round_ in times),
+        "ours_s": statistics.median(round_[1] for round_ in times),
+        "lora_s": statistics.median(round_[2] for round_ in times),
+        "speedup": statistics.median(round_[0] / round_[1] for round_ in times),
+        "over_lora": statistics.median(round_[1] / round_[2] for round_ in times),
+        "floor": floor(adapted, names, answers),
+        "held": held_bytes(adapted, names) / sum(map(size, reference.held().values())),
+        "parameter_share": parameters[0] / parameters[1],
+    }
+
+
+@contextmanager
+def stepping(adapter: Adapter, answers: Answers) -> Iterator[Callable[[], None]]:
+    """A function that takes one step as training does."""
+    parameters = {name: value.requires_grad_() for name, value in adapter.initial(0).items()}
+    optimizer = torch.optim.Adam(parameters.values(), lr=1e-3)
+    advantages = torch.tensor(answers.rewards) - 0.5
+    token_count = sum(map(len, answers.completions))
+    with ComputeGroup().join(adapter, lambda: False) as member:
+
+        def step() -> None:
+            reference = member.logprobs(None, answers.prompts, answers.completions)
+            loss = PolicyGradient(advantages, token_count, kl_coef=KL_COEF, reference=reference)
+            values = {name: value.detach() for name, value in parameters.items()}
+            gradient = member.gradient(values, answers.prompts, answers.completions, loss)
+            for name, value in parameters.items():
+                value.grad = gradient.values[name]
+            optimizer.step()
+
+        yield step
+
+
+def floor(adapted: AdaptedModel, names: list[str], answers: Answers) -> float:
+    """Multiplications of the reference's step over ours, as the shapes give them, attention scores left out.
+
+    Per token and weight both read it in three passes: the base's forward, the policy's, and the backward to the input.
+    For the trained matrices of m × n the reference adds a dense gradient, and composes twice with the useless product.
+    We add the gradient in the smaller side's square, see ``gradient_form``, and compose once.
+    """
+    head: int = adapted.base.model.get_output_embeddings().weight.numel()
+    layers = sum(layer_weight(layer).numel() for layer in adapted.layers.values())
+    scored = sum(map(len, answers.completions))
+    theirs = ours = 3 * answers.tokens * layers
+    theirs += 3 * answers.tokens * head
+    ours += 3 * scored * head
+    for name in names:
+        m, n = layer_weight(adapted.layers[name]).shape
+        r = min(m, n)
+        theirs += answers.tokens * m * n + 2 * (m * r * r + m * n * r)
+        ours += min(answers.tokens * r * r + r**3, 2 * answers.tokens * r * r) + m * n * r + r**3
+    return theirs / ours
+
+
+def held_bytes(adapted: AdaptedModel, names: list[str]) -> int:
+    """Weights, merged weights, factors on the device, gradients, and parameters with Adam's moments."""
+    weights = list(adapted.base.model.parameters())
+    merged = [layer_weight(adapted.layers[name]) for name in names]
+    delta = list(adapted.zero_delta(names).values())
+    factors = [*adapted._factors.values(), *adapted.zero_delta().values()]
+    return size([*weights, *merged, *factors, *delta, *delta, *delta, *delta])
+
+
+def size(tensors: list[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def seconds(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
