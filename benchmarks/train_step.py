@@ -3,7 +3,7 @@
 A step is what training does once answers are graded: log-probabilities under the base for the KL, the gradient, the
 update. Both sides train the MLP matrices, which is all that the authors' code trains. Two models: (a) a Llama-shaped
 one of random weights, 8 layers of width 512, with 64 sequences of 128 tokens; (b) the shipped base with 256 sequences
-of 24. In each round the sides take turns, and the ratios of a round are kept: the machine's speed drifts.
+of 24, 8 answers to each of 32 prompts as in the default recipe. In each round the sides take turns, and the ratios of a round are kept: the machine's speed drifts.
 
 The floor is the ratio that counting operations gives: what would be left if both sides ran at one speed.
 """
@@ -132,14 +132,14 @@ def models() -> Iterator[tuple[str, BaseModel, Answers]]:
         forward_arguments=shipped.forward_arguments,
         device=torch.device("cpu"),
     )
-    yield "a", large, random_answers(64, 64, 64, config.vocab_size)
-    yield "b", shipped, random_answers(256, 16, 8, shipped.model.config.vocab_size)
+    yield "a", large, random_answers(64, 1, 64, 64, config.vocab_size)
+    yield "b", shipped, random_answers(32, 8, 16, 8, shipped.model.config.vocab_size)
 
 
-def random_answers(count: int, prompt: int, completion: int, vocabulary: int) -> Answers:
-    ids = torch.randint(3, vocabulary, (count, prompt + completion)).tolist()
-    rewards = [float(row % 2) for row in range(count)]
-    return Answers([row[:prompt] for row in ids], [row[prompt:] for row in ids], rewards)
+def random_answers(prompts: int, group_size: int, prompt: int, completion: int, vocabulary: int) -> Answers:
+    asked = torch.randint(3, vocabulary, (prompts, prompt)).repeat_interleave(group_size, 0).tolist()
+    answered = torch.randint(3, vocabulary, (prompts * group_size, completion)).tolist()
+    return Answers(asked, answered, [float(row % 2) for row in range(len(asked))])
 
 
 def measure(base: BaseModel, answers: Answers, directory: Path, rounds: int) -> dict[str, float]:
@@ -217,7 +217,7 @@ def held_bytes(adapted: AdaptedModel, names: list[str]) -> int:
     weights = list(adapted.base.model.parameters())
     merged = [layer_weight(adapted.layers[name]) for name in names]
     delta = list(adapted.zero_delta(names).values())
-    factors = [*adapted._factors.values(), *adapted.zero_delta().values()]
+    factors = [*(adapted.factor(name) for name in names), *map(adapted.singular_values, adapted.layers)]
     return size([*weights, *merged, *factors, *delta, *delta, *delta, *delta])
 
 

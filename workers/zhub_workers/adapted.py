@@ -31,7 +31,7 @@ STACK_BUDGET_BYTES = 1 << 30  # of the merged weights of ``rows``, where the dev
 
 
 class AdaptedModel:
-    """A base model together with its basis, on the base's device. Of a basis only the square factors go there.
+    """A base model together with its basis. Of a basis only the smaller factors go to the base's device, on first use.
 
     Raises:
         BasisMismatchError: the basis was made from other matrices than this model has.
@@ -48,14 +48,20 @@ class AdaptedModel:
         for name, (u, s, vh) in basis.factors.items():
             sides = Sides(transposed=isinstance(self.layers[name], Conv1D), of_input=u.shape[0] > vh.shape[1])
             self._sides[name] = sides
-            self._factors[name] = (vh.T if sides.of_input else u).to(base.device)
             self._singular_values[name] = s.to(base.device)
         self._state = "base"
 
     def zero_delta(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """A delta of zeros, float32, on the model's device, of all matrices or of ``names``: the base itself."""
-        chosen = self._factors if names is None else names
+        chosen = self._sides if names is None else names
         return {name: torch.zeros_like(self._singular_values[name]) for name in chosen}
+
+    def factor(self, name: str) -> Tensor:
+        """The square factor of one matrix, ``(r, r)``: the smaller of V and U, one singular direction a column."""
+        if name not in self._factors:
+            u, _, vh = self.basis.factors[name]
+            self._factors[name] = (vh.T if self._sides[name].of_input else u).to(self.base.device)
+        return self._factors[name]
 
     def singular_values(self, name: str) -> Tensor:
         """Of one matrix, ``(r,)`` descending, float32, on the model's device."""
@@ -89,7 +95,7 @@ class AdaptedModel:
                 for name in divisible:
                     weights[name] = self._weight(name, delta[name])
             for name, values in delta.items():
-                layer, q, sides = self.layers[name], self._factors[name], self._sides[name]
+                layer, q, sides = self.layers[name], self.factor(name), self._sides[name]
                 if name in divisible:
                     forwards[name] = partial(_forward_merged, layer, values, q, sides)
                 else:
@@ -116,7 +122,7 @@ class AdaptedModel:
                 name: _RowsLayer(
                     self.layers[name],
                     stack[name].to(self.base.device),
-                    self._factors[name],
+                    self.factor(name),
                     self._sides[name],
                     mergeable=room and name in divisible,
                 )
@@ -164,7 +170,7 @@ class AdaptedModel:
         """The adapted weight in the layout that the layer stores: another one would take another kernel and round
         differently, and a delta of zeros would no longer be the base."""
         weight: Tensor = self.layers[name].weight  # type: ignore[assignment]
-        return adapt_weight(weight, self._factors[name], delta, right=self._sides[name].right)
+        return adapt_weight(weight, self.factor(name), delta, right=self._sides[name].right)
 
 
 class _RowsLayer:
