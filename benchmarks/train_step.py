@@ -3,7 +3,8 @@
 A step is what training does once answers are graded: log-probabilities under the base for the KL, the gradient, the
 update. Both sides train the MLP matrices, which is all that the authors' code trains. Two models: (a) a Llama-shaped
 one of random weights, 8 layers of width 512, with 64 sequences of 128 tokens; (b) the shipped base with 256 sequences
-of 24, 8 answers to each of 32 prompts as in the default recipe. In each round the sides take turns, and the ratios of a round are kept: the machine's speed drifts.
+of 24, 8 answers to each of 32 prompts as in the default recipe. In each round the sides take turns, and the ratios of
+a round are kept: the machine's speed drifts.
 
 The floor is the ratio that counting operations gives: what would be left if both sides ran at one speed.
 """
