@@ -9,6 +9,7 @@ in the middle falls in with the others. One that leaves, fails or stops is no lo
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,9 @@ class ComputeGroup:
         self._changed = threading.Condition()
         self._members: list[Member] = []
         self._busy = False
+        # One thread computes for all: each thread that did would have a team of OpenMP threads of its own, which spin
+        # on the cores that the next one needs.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="compute")
 
     @contextmanager
     def join(self, adapter: Adapter, should_stop: ShouldStop, *, token_limit: int = 0) -> Iterator["Member"]:
@@ -64,7 +68,7 @@ class ComputeGroup:
     def ask(self, member: "Member", request: Request) -> Any:
         """Wait for a request's turn and return what it is answered with. Raises what the request fails with.
 
-        The thread that finds a turn ready does the work of all that take part in it; the others sleep.
+        The thread that finds a turn ready has it computed for all that take part in it; the others sleep.
         """
         with self._changed:
             member.request, member.asked_at = request, time.monotonic()
@@ -93,7 +97,8 @@ class ComputeGroup:
         self._busy = True
         self._changed.release()
         try:
-            outcomes = answer([member.request for member in turn if member.request is not None])
+            requests = [member.request for member in turn if member.request is not None]
+            outcomes = self._worker.submit(answer, requests).result()
         finally:
             self._changed.acquire()
             self._busy = False
