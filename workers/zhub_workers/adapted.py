@@ -11,7 +11,7 @@ They agree up to float rounding, and with a delta of zeros each gives the base's
 time: the model is one object, and two experts cannot have it at once.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from zhub.errors import BasisMismatchError
 from zhub_workers.base_model import BaseModel, layer_weight, linear_layers
 from zhub_workers.basis import Basis, check_z
-from zhub_workers.projected import Groups, Sides, grouped_linear, merged_linear
+from zhub_workers.projected import Blocks, Sides, blocks_linear, merged_linear
 from zhub_workers.svf import adapt_weight, factored_change, rows_break_even
 
 # The gradient of a merged weight divides by z: rounding grows by this factor's inverse at most.
@@ -104,13 +104,13 @@ class AdaptedModel:
                 yield
 
     @contextmanager
-    def rows(self, stack: Mapping[str, Tensor]) -> Iterator[Callable[[Tensor], None]]:
+    def rows(self, stack: Mapping[str, Tensor]) -> Iterator[Callable[[Sequence[int]], None]]:
         """Let each row of the batch follow one of K experts: ``stack[name]`` is their deltas, ``(K, r)``.
 
-        Yields ``assign(owners)``, to be called before the first forward and whenever the batch's rows change: owner i
-        of ``owners (b,)`` int64 is the expert at i of the K axis. Gradients reach the tensors of ``stack`` where they
-        require them, each row's only its own expert's. A matrix that no expert changes costs nothing, and one that
-        ``stack`` leaves out stays as it is in the base.
+        Yields ``assign(owners)``, to be called before the first forward and whenever the batch's rows change: one owner
+        a row, ascending, each a place on the K axis. Gradients reach the tensors of ``stack`` where they require them,
+        each row's only its own expert's. A matrix that no expert changes costs nothing, and one that ``stack`` leaves
+        out stays as it is in the base.
         """
         with self._entered("rows"):
             with torch.no_grad():
@@ -129,11 +129,11 @@ class AdaptedModel:
                 for name in changed
             }
 
-            def assign(owners: Tensor) -> None:
-                owners = owners.to(self.base.device)
-                groups = Groups.of(owners)
+            def assign(owners: Sequence[int]) -> None:
+                blocks = Blocks.of(owners)
+                places = torch.tensor(owners, device=self.base.device)
                 for layer in layers.values():
-                    layer.assign(owners, groups)
+                    layer.assign(places, blocks)
 
             with self._forwards({name: layer.forward for name, layer in layers.items()}, {}):
                 yield assign
@@ -186,36 +186,29 @@ class _RowsLayer:
         self._q_rows = q.to(weight.dtype)
         self._tokens_left = len(stack) * rows_break_even(*weight.shape) if mergeable else float("inf")
         self._merged: Tensor | None = None
-        self._merged_present: Tensor | None = None
         self._owners: Tensor | None = None
-        self._groups: Groups | None = None
+        self._blocks: Blocks | None = None
 
-    def assign(self, owners: Tensor, groups: Groups) -> None:
-        self._owners, self._groups, self._merged_present = owners, groups, None
+    def assign(self, owners: Tensor, blocks: Blocks) -> None:
+        self._owners, self._blocks = owners, blocks
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._owners is None or self._groups is None:
+        if self._owners is None or self._blocks is None:
             raise RuntimeError("no row has an expert yet: call assign(owners) before the first forward")
         # Some architectures flatten (rows, tokens) into one axis before a layer.
         by_row = x.reshape(len(self._owners), -1, x.shape[-1])
         self._tokens_left -= by_row.shape[0] * by_row.shape[1]
         if self._tokens_left > 0:
             return _forward_factored(self._layer, x, self._stack[self._owners], self._q_rows, self._sides)
-        y = grouped_linear(
-            by_row, self._weights(self._groups), _bias(self._layer), self._stack, self._q, self._sides, self._groups
-        )
+        if self._merged is None:
+            self._merged = self._merge()
+        y = blocks_linear(by_row, self._merged, _bias(self._layer), self._stack, self._q, self._sides, self._blocks)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @torch.no_grad()
-    def _weights(self, groups: Groups) -> Tensor:
-        """The merged weights of the experts that have rows."""
-        if self._merged is None:
-            weight: Tensor = self._layer.weight  # type: ignore[assignment]
-            self._merged = adapt_weight(weight, self._q, self._stack, right=self._sides.right)
-        if self._merged_present is None:
-            complete = len(groups.experts) == len(self._merged)
-            self._merged_present = self._merged if complete else self._merged[groups.experts]
-        return self._merged_present
+    def _merge(self) -> Tensor:
+        weight: Tensor = self._layer.weight  # type: ignore[assignment]
+        return adapt_weight(weight, self._q, self._stack, right=self._sides.right)
 
 
 def _forward_merged(layer: nn.Module, delta: Tensor, q: Tensor, sides: Sides, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from zhub.errors import OutOfMemoryError
 from zhub_workers.adapters import Adapter, SvfAdapter, Values
 from zhub_workers.base_model import BaseModel
 from zhub_workers.recipes import Loss
-from zhub_workers.rollout import Completion, generate, token_logprobs
+from zhub_workers.rollout import Assign, Completion, generate, token_logprobs
 from zhub_workers.routing import prompt_embeddings
 
 ACTIVATION_BUDGET_BYTES = 2 << 30  # of one micro-batch, where the device does not say what it has
@@ -27,7 +27,6 @@ MAX_GENERATION_ROWS = 4096
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 ShouldStop = Callable[[], bool]
-Assign = Callable[[Tensor], None]
 Tokens = Sequence[Sequence[int]]
 Place = tuple[int, int]  # which request, and which of its rows
 

@@ -7,6 +7,8 @@ and the input need not even be kept. No matrix of a weight's size is made. Multi
 ``AdaptedModel`` gives those matrices the factored form, which has no division.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,54 +36,33 @@ class Sides:
 
 
 @dataclass(frozen=True)
-class Groups:
-    """The rows of a batch by the expert that they follow, padded to the largest group.
-
-    A group is padded with a row of its own, so that what is not finite in one expert stays there even where it is
-    multiplied by zero.
+class Blocks:
+    """The rows of a batch by the expert that they follow: each expert's rows are side by side, in one block.
 
     Attributes:
-        experts: those that have rows, ``(k,)``, ascending.
-        places: the rows of each group, ``(k, c)``; None where the batch is already in this order without padding.
-        back: where in ``(k, c)``, flattened, each row of the batch is, ``(b,)``.
+        experts: those that have rows, ascending.
+        sizes: rows of each block.
     """
 
-    experts: Tensor
-    places: Tensor | None
-    back: Tensor
+    experts: list[int]
+    sizes: list[int]
 
     @staticmethod
-    def of(owners: Tensor) -> "Groups":
-        """Group rows by owner, ``(b,)`` int64."""
-        experts, which, counts = torch.unique(owners, return_inverse=True, return_counts=True)
-        order = which.argsort(stable=True)
-        width = int(counts.max())
-        starts = counts.cumsum(0) - counts
-        column = torch.arange(width, device=owners.device)
-        places = order[starts.unsqueeze(1) + column.minimum(counts.unsqueeze(1) - 1)]
-        back = torch.empty_like(owners)
-        back[order] = which[order] * width + torch.arange(len(owners), device=owners.device) - starts[which[order]]
-        in_order = places.numel() == len(owners) and bool((order[1:] > order[:-1]).all())
-        return Groups(experts, None if in_order else places, back)
+    def of(owners: Sequence[int]) -> "Blocks":
+        """Blocks of rows by owner.
 
-    def split(self, x: Tensor) -> Tensor:
-        """``(b, t, n)`` to ``(k, c * t, n)``."""
-        rows = x if self.places is None else x[self.places.flatten()]
-        return rows.reshape(len(self.experts), -1, x.shape[-1])
+        Raises:
+            ValueError: the owners do not ascend.
+        """
+        if list(owners) != sorted(owners):
+            raise ValueError(f"rows of one expert must be side by side, experts ascending: got {list(owners)}")
+        counts = Counter(owners)
+        return Blocks(list(counts), list(counts.values()))
 
-    def join(self, grouped: Tensor) -> Tensor:
-        """The inverse of ``split``: ``(k, c * t, m)`` to ``(b, t, m)``."""
-        slots = len(self.back) if self.places is None else self.places.numel()
-        rows = grouped.reshape(slots, -1, grouped.shape[-1])
-        return rows if self.places is None else rows[self.back]
-
-    def split_gradient(self, dy: Tensor) -> Tensor:
-        """``split`` of a gradient: the padding has none."""
-        if self.places is None:
-            return self.split(dy)
-        slots = dy.new_zeros(self.places.numel(), *dy.shape[1:])
-        slots[self.back] = dy
-        return slots.reshape(len(self.experts), -1, dy.shape[-1])
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Views of ``(b, t, n)`` as one ``(tokens, n)`` a block."""
+        tokens = x.shape[1]
+        return torch.split(x.reshape(-1, x.shape[-1]), [size * tokens for size in self.sizes])
 
 
 def merged_linear(x: Tensor, weight: Tensor, bias: Tensor | None, delta: Tensor, q: Tensor, sides: Sides) -> Tensor:
@@ -97,17 +78,19 @@ def merged_linear(x: Tensor, weight: Tensor, bias: Tensor | None, delta: Tensor,
     return y
 
 
-def grouped_linear(
-    x: Tensor, weights: Tensor, bias: Tensor | None, delta: Tensor, q: Tensor, sides: Sides, groups: Groups
+def blocks_linear(
+    x: Tensor, weights: Tensor, bias: Tensor | None, delta: Tensor, q: Tensor, sides: Sides, blocks: Blocks
 ) -> Tensor:
     """Return ``x_b W'_k^T + bias``, with k the expert of row b; a backward reaches ``x`` and ``delta``.
 
+    A product for each block: nothing is padded or copied, and what is not finite in one expert stays there.
+
     Args:
         x: ``(b, t, n)``.
-        weights: merged, of the experts in ``groups``, ``(k, ...)`` as the layer stores one.
+        weights: merged, of all experts, ``(K, ...)`` as the layer stores one.
         delta: of all experts, ``(K, r)``, float32. Experts without rows get a gradient of zeros.
     """
-    y: Tensor = _GroupedLinear.apply(x, weights, bias, delta, q, sides, groups)  # type: ignore[no-untyped-call]
+    y: Tensor = _BlocksLinear.apply(x, weights, bias, delta, q, sides, blocks)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -143,7 +126,7 @@ class _MergedLinear(torch.autograd.Function):
         return below if ctx.needs_input_grad[0] else None, None, None, gradient, None, None
 
 
-class _GroupedLinear(torch.autograd.Function):
+class _BlocksLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -153,32 +136,35 @@ class _GroupedLinear(torch.autograd.Function):
         delta: Tensor,
         q: Tensor,
         sides: Sides,
-        groups: Groups,
+        blocks: Blocks,
     ) -> Tensor:
-        grouped = groups.split(x)
-        y = grouped @ (weights if sides.transposed else weights.transpose(1, 2))
-        joined = groups.join(y)
-        if bias is not None:
-            joined = joined + bias
-        elif groups.places is None:
-            joined = joined.clone()  # some architectures add to a layer's output in place
-        ctx.save_for_backward(grouped if sides.of_input else y, weights, delta, q)
-        ctx.sides, ctx.groups = sides, groups
-        return joined
+        y = _each(x, weights if sides.transposed else weights.transpose(1, 2), blocks)
+        # A copy of what is kept, because some architectures add to a layer's output in place.
+        kept = x if sides.of_input else y.clone() if delta.requires_grad else y
+        ctx.save_for_backward(kept, weights, delta, q)
+        ctx.sides, ctx.blocks = sides, blocks
+        return y if bias is None else y.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         kept, weights, delta, q = ctx.saved_tensors
         sides: Sides = ctx.sides
-        groups: Groups = ctx.groups
-        grouped = groups.split_gradient(dy)
-        below = grouped
+        blocks: Blocks = ctx.blocks
+        below = dy
         if ctx.needs_input_grad[0] or sides.of_input:
-            below = grouped @ (weights.transpose(1, 2) if sides.transposed else weights)
+            below = _each(dy, weights.transpose(1, 2) if sides.transposed else weights, blocks)
         gradient = None
         if ctx.needs_input_grad[3]:
             gradient = torch.zeros_like(delta)
-            own = squared_projections(below if sides.of_input else grouped, kept, q)
-            gradient[groups.experts] = own / (1 + delta[groups.experts])
-        dx = groups.join(below) if ctx.needs_input_grad[0] else None
-        return dx, None, None, gradient, None, None, None
+            pairs = zip(blocks.split(below if sides.of_input else dy), blocks.split(kept), strict=True)
+            own = torch.stack([squared_projections(a, b, q) for a, b in pairs])
+            gradient[blocks.experts] = own / (1 + delta[blocks.experts])
+        return below if ctx.needs_input_grad[0] else None, None, None, gradient, None, None, None
+
+
+def _each(x: Tensor, weights: Tensor, blocks: Blocks) -> Tensor:
+    """``(b, t, n)`` to ``(b, t, m)``: each block times its own expert's ``(n, m)``."""
+    out = x.new_empty(x.shape[0], x.shape[1], weights.shape[2])
+    for expert, rows, own in zip(blocks.experts, blocks.split(x), blocks.split(out), strict=True):
+        torch.mm(rows, weights[expert], out=own)
+    return out

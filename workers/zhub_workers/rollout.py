@@ -19,7 +19,7 @@ from zhub_workers.base_model import BaseModel
 from zhub_workers.logprobs import logprobs_at
 
 FinishReason = Literal["stop", "length"]
-Assign = Callable[[Tensor], None]  # AdaptedModel.rows yields one
+Assign = Callable[[Sequence[int]], None]  # AdaptedModel.rows yields one
 Pair = tuple[int, tuple[int, ...], tuple[int, ...]]  # owner, prompt, completion
 DROP_SHARE = 0.125  # finished rows leave the batch once they are this share of it; each time copies the cache
 
@@ -168,7 +168,7 @@ def _score_whole(
     ids, _ = _pad_right([(*prompt, *completion[:-1]) for _, prompt, completion in pairs], base)
     places = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(len(completion))]
     positions = [row * ids.shape[1] + len(pairs[row][1]) - 1 + column for row, column in places]
-    _follow(base, assign, [owner for owner, _, _ in pairs])
+    _follow(assign, [owner for owner, _, _ in pairs])
     arguments = {"input_ids": ids, "use_cache": False}
     return _logprobs(base, arguments, positions, pairs, places, temperature), places
 
@@ -181,7 +181,7 @@ def _score_shared(
     ids, mask = pad_left(distinct, base.pad_id, base.device)
     cache = DynamicCache(config=base.model.config)
     cached = {"past_key_values": cache, "use_cache": True}
-    _follow(base, assign, owners)
+    _follow(assign, owners)
     firsts = [(row, 0) for row in range(len(pairs))]
     positions = [(prompt + 1) * ids.shape[1] - 1 for prompt in which]
     first = _logprobs(base, forward_arguments(base, ids, mask) | cached, positions, pairs, firsts, temperature)
@@ -190,7 +190,7 @@ def _score_shared(
         return first, firsts
     copies = torch.tensor(which, device=base.device)
     cache.batch_select_indices(copies)
-    _follow(base, assign, [owner for owner, _, _ in pairs])
+    _follow(assign, [owner for owner, _, _ in pairs])
     rests = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(1, len(completion))]
     positions = [row * ids.shape[1] + column - 1 for row, column in rests]
     arguments = forward_arguments(base, ids, torch.cat([mask[copies], rest_mask], 1)) | cached
@@ -210,9 +210,9 @@ def _logprobs(
     return logprobs_at(base, arguments, torch.tensor(positions, device=base.device), tokens, temperature)
 
 
-def _follow(base: BaseModel, assign: Assign | None, owners: Sequence[int]) -> None:
+def _follow(assign: Assign | None, owners: Sequence[int]) -> None:
     if assign is not None:
-        assign(torch.tensor(owners, device=base.device))
+        assign(owners)
 
 
 def _unique_prompts(
@@ -238,13 +238,13 @@ def _decode(
     distinct, whose, which = _unique_prompts([(owners[index], tuple(prompts[index])) for index in batch])
     ids, mask = pad_left(distinct, base.pad_id, base.device)
     cache = DynamicCache(config=base.model.config)
-    _follow(base, assign, whose)
+    _follow(assign, whose)
     logits = _forward(base, ids, mask, cache)[:, -1]
     if len(distinct) != len(batch):
         copies = torch.tensor(which, device=base.device)
         cache.batch_select_indices(copies)
         logits, mask = logits[copies], mask[copies]
-        _follow(base, assign, [owners[index] for index in batch])
+        _follow(assign, [owners[index] for index in batch])
     sampler = _Sampler([rows[index] for index in batch], base.device)
     for step in range(max(row.limit for row in rows)):
         if should_stop is not None and should_stop():
@@ -270,7 +270,7 @@ def _decode(
             tokens, mask = tokens[kept], mask[kept]
             batch = [batch[place] for place in alive]
             sampler = _Sampler([rows[index] for index in batch], base.device)
-            _follow(base, assign, [owners[index] for index in batch])
+            _follow(assign, [owners[index] for index in batch])
         mask = torch.cat([mask, mask.new_ones(len(batch), 1)], 1)
         logits = _forward(base, tokens.unsqueeze(1), mask, cache)[:, -1]
 
