@@ -140,7 +140,7 @@ class _BlocksLinear(torch.autograd.Function):
     ) -> Tensor:
         y = _each(x, weights if sides.transposed else weights.transpose(1, 2), blocks)
         # A copy of what is kept, because some architectures add to a layer's output in place.
-        kept = x if sides.of_input else y.clone() if delta.requires_grad else y
+        kept = y.clone() if delta.requires_grad and not sides.of_input else x
         ctx.save_for_backward(kept, weights, delta, q)
         ctx.sides, ctx.blocks = sides, blocks
         return y if bias is None else y.add_(bias)
