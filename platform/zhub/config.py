@@ -31,7 +31,9 @@ class Settings(BaseSettings):
     cluster: str = "default"
     """Name of the Ray cluster that an agent drives."""
     slots: int = Field(default=1, ge=1)
-    """How many jobs the agent's cluster runs at once."""
+    """How many workers with torch the agent's cluster has."""
+    jobs_per_worker: int = Field(default=4, ge=1)
+    """How many small training jobs on one base a worker runs together; 1: each alone, bit for bit reproducible."""
     device: str | None = None
     """``cpu``, ``cuda``, …; None takes CUDA where there is one."""
     cache_dir: Path = Path("/tmp/zhub-cache")

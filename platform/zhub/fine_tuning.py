@@ -26,6 +26,7 @@ from zhub.graders import Grader, check_templates, judge_models, parse_grader
 from zhub.ids import parse_id
 from zhub.manifest import canonical_json
 from zhub.models import DatasetVersion, Job
+from zhub.packing import pack_key
 from zhub.specs import BaseModelSource, Recipe, TrainSpec, resolve_hyperparameters
 from zhub.tenancy import Caller
 
@@ -119,6 +120,7 @@ def create(
         dataset_version_id=training.id,
         validation_version_id=validation.id if validation else None,
         expert_id=expert.id,
+        pack_key=pack_key(spec),
     )
     try:
         jobs.enqueue(session, job, f"Created fine-tuning job for expert {caller.project}.{expert.name}.")

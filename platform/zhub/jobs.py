@@ -6,7 +6,7 @@ no longer the job's. Time is the database's clock. Functions take a Session and 
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ class Claim:
     fence: int
     kind: str
     spec: dict[str, Any]
+    pack_key: str | None = None
+    """Of the attempts that this one may share a worker with, see ``zhub.packing``; None: with none."""
     checkpoint: dict[str, Any] | None = None
     """``{"key_prefix", "digest", "step"}`` of the newest checkpoint, where an earlier attempt left one."""
 
@@ -76,10 +78,21 @@ def get_job(session: Session, job_id: uuid.UUID) -> Job:
     return job
 
 
-def claim(session: Session, agent_id: uuid.UUID, cluster: str, kinds: Sequence[str], *, lease_s: float) -> Claim | None:
+def claim(
+    session: Session,
+    agent_id: uuid.UUID,
+    cluster: str,
+    kinds: Sequence[str],
+    *,
+    lease_s: float,
+    packs: Collection[str] | None = None,
+) -> Claim | None:
     """Lease the first admitted job of one of these kinds, or return None. Two callers never get the same one.
 
-    The caller commits before it starts anything, and renews the lease before ``lease_s`` seconds have passed.
+    The caller commits before it starts anything, and renews the lease before ``lease_s`` seconds have passed. With
+    ``packs``, no worker is free and only the packs of these keys have room: the first job is leased if it fits in.
+    Otherwise nothing is, also where a later one would fit, so that a job that fits nowhere gets the next free worker.
+    A job that was lost before shares no more: it may be what brings workers down.
     """
     row = session.execute(
         text(
@@ -90,11 +103,18 @@ def claim(session: Session, agent_id: uuid.UUID, cluster: str, kinds: Sequence[s
              WHERE id = (SELECT id FROM jobs
                           WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
                           ORDER BY priority DESC, admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
-               AND state = 'admitted'
-         RETURNING id, org_id, fence, kind, spec
+               AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
+         RETURNING id, org_id, fence, kind, spec, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key
             """
         ),
-        {"agent": agent_id, "lease_s": lease_s, "cluster": cluster, "kinds": list(kinds)},
+        {
+            "agent": agent_id,
+            "lease_s": lease_s,
+            "cluster": cluster,
+            "kinds": list(kinds),
+            "free": packs is None,
+            "packs": list(packs or ()),
+        },
     ).one_or_none()
     if row is None:
         return None
@@ -103,7 +123,7 @@ def claim(session: Session, agent_id: uuid.UUID, cluster: str, kinds: Sequence[s
     add_event(session, row.org_id, row.id, f"Attempt {row.fence} started.")
     found = checkpoints.newest(session, row.id)
     kept = {"key_prefix": found.key_prefix, "digest": found.digest, "step": found.step} if found else None
-    return Claim(row.id, row.org_id, row.fence, row.kind, row.spec, kept)
+    return Claim(row.id, row.org_id, row.fence, row.kind, row.spec, row.pack_key, kept)
 
 
 def heartbeat(

@@ -192,6 +192,8 @@ class Job(TenantOwned, Base):
     """``{"code", "message", "param"}`` of a failed job."""
     cluster: Mapped[str] = mapped_column(default="default")
     priority: Mapped[int] = mapped_column(default=0)
+    pack_key: Mapped[str | None]
+    """Jobs with the same one may share a worker, see ``zhub.packing``."""
     fence: Mapped[int] = mapped_column(BigInteger, default=0)
     agent_id: Mapped[uuid.UUID | None]
     lease_until: Mapped[datetime | None]

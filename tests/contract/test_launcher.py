@@ -12,6 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,9 @@ def ray_cluster() -> Iterator[None]:
 def shared(request: pytest.FixtureRequest) -> Launcher:
     """One worker that trains, and its launcher."""
     if request.param == "threads":
-        return ThreadLauncher({"light": play, "torch": play})
+        return ThreadLauncher({"light": play, "torch": play}, jobs_per_worker=2)
     request.getfixturevalue("ray_cluster")
-    return RayLauncher(slots=1, device="cpu", gpus_per_worker=0)
+    return RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0)
 
 
 @pytest.fixture
@@ -305,7 +306,106 @@ def test_an_attempt_whose_process_dies_is_lost(launcher: Launcher, going_on: Att
 @pytest.mark.ray
 @pytest.mark.parametrize("shared", ["ray"], indirect=True)
 def test_a_new_launcher_adopts_what_the_last_one_started(launcher: Launcher, going_on: Attempt, until: Until) -> None:
-    second = RayLauncher(slots=1, device="cpu", gpus_per_worker=0)
+    second = RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0)
     assert second.running() == launcher.running()
     Path(going_on.spec["end"]).touch()
     until(lambda: second.poll(going_on.key, 0, LEASE_S).state == "succeeded")
+
+
+# Packs: small jobs on one base share a worker, here two of them
+
+
+@pytest.fixture
+def pair(launcher: Launcher, attempt: Callable[[str], Attempt], until: Until) -> tuple[Attempt, Attempt]:
+    """Two attempts of one pack that have begun and will not end by themselves."""
+    first, second = (replace(attempt("go on"), pack_key="basis") for _ in range(2))
+    for made in (first, second):
+        launcher.start("torch", made, LEASE_S)
+    until(lambda: all(launcher.poll(made.key, 0, LEASE_S).events for made in (first, second)))
+    return first, second
+
+
+def test_attempts_of_one_pack_run_in_one_worker(launcher: Launcher, pair: tuple[Attempt, Attempt]) -> None:
+    running = launcher.running()
+    assert set(running) == {made.key for made in pair} and len(set(running.values())) == 1
+
+
+def test_a_pack_is_shown_while_it_has_room(launcher: Launcher, attempt: Callable[[str], Attempt]) -> None:
+    shown = [launcher.packs("torch")]
+    for _ in range(2):
+        launcher.start("torch", replace(attempt("go on"), pack_key="basis"), LEASE_S)
+        shown.append(launcher.packs("torch"))
+    assert shown == [set(), {"basis"}, set()]
+
+
+def test_an_attempt_without_a_pack_shares_with_none(launcher: Launcher, going_on: Attempt) -> None:
+    assert launcher.packs("torch") == set()
+
+
+@pytest.mark.parametrize("pack_key", ["another basis", None])
+def test_a_pack_takes_no_attempt_of_another(
+    launcher: Launcher, attempt: Callable[[str], Attempt], pack_key: str | None
+) -> None:
+    launcher.start("torch", replace(attempt("go on"), pack_key="basis"), LEASE_S)
+    with pytest.raises(WorkerLostError):
+        launcher.start("torch", replace(attempt("go on"), pack_key=pack_key), LEASE_S)
+
+
+def test_a_full_pack_takes_no_more(
+    launcher: Launcher, pair: tuple[Attempt, Attempt], attempt: Callable[[str], Attempt]
+) -> None:
+    with pytest.raises(WorkerLostError):
+        launcher.start("torch", replace(attempt("go on"), pack_key="basis"), LEASE_S)
+
+
+def test_one_attempt_of_a_pack_stops_and_leaves_its_place(
+    launcher: Launcher, pair: tuple[Attempt, Attempt], ended: Ended
+) -> None:
+    first, second = pair
+    launcher.request_stop(first.key)
+    stopped = ended(first.key)
+    launcher.forget(first.key)
+    assert (stopped.state, launcher.poll(second.key, 0, LEASE_S).state) == ("stopped", "running")
+    assert (launcher.packs("torch"), list(launcher.running())) == ({"basis"}, [second.key])
+
+
+def test_an_attempt_whose_lease_alone_runs_out_is_stopped_and_its_pack_goes_on(
+    launcher: Launcher, pair: tuple[Attempt, Attempt], until: Until
+) -> None:
+    first, second = pair
+    until(lambda: launcher.poll(first.key, 0, 0.001).state == "stopped", timeout_s=30)
+    assert launcher.poll(second.key, 0, LEASE_S).state == "running"
+
+
+def test_the_worker_of_a_pack_ends_with_its_last_lease(
+    launcher: Launcher, pair: tuple[Attempt, Attempt], until: Until
+) -> None:
+    def lost() -> bool:
+        try:
+            for made in pair:
+                launcher.poll(made.key, 0, 0.001)
+        except WorkerLostError:
+            return True
+        return False
+
+    until(lost, timeout_s=30)
+
+
+def test_a_kill_takes_the_pack_along(launcher: Launcher, pair: tuple[Attempt, Attempt]) -> None:
+    launcher.kill(pair[0].key)
+    for made in pair:
+        with pytest.raises(WorkerLostError):
+            launcher.poll(made.key, 0, LEASE_S)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("shared", ["ray"], indirect=True)
+def test_a_new_launcher_adopts_a_pack_with_its_key(
+    launcher: Launcher, pair: tuple[Attempt, Attempt], ended: Ended
+) -> None:
+    first, second = pair
+    launcher.request_stop(first.key)
+    ended(first.key)
+    launcher.forget(first.key)
+    successor = RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0)
+    assert (list(successor.running()), successor.packs("torch")) == ([second.key], {"basis"})

@@ -195,8 +195,8 @@ def send(house: House, caller: Caller) -> Callable[[bytes], uuid.UUID]:
     return put
 
 
-def launcher(train: Runner, light: Runner = light_worker.run) -> ThreadLauncher:
-    return ThreadLauncher({"light": light, "torch": train})
+def launcher(train: Runner, light: Runner = light_worker.run, *, jobs_per_worker: int = 1) -> ThreadLauncher:
+    return ThreadLauncher({"light": light, "torch": train}, jobs_per_worker=jobs_per_worker)
 
 
 ROWS = b"".join(
@@ -555,6 +555,90 @@ def test_an_attempt_that_shows_progress_is_not_taken_for_stalled(
 
     house.until(enough)
     assert house.attempts(job_id) == [(1, None)]
+
+
+# Jobs that share a worker
+
+Make = Callable[..., uuid.UUID]
+
+
+@pytest.fixture
+def shared(training: Training) -> ThreadLauncher:
+    """A worker that takes up to three small jobs on one base."""
+    return launcher(training, jobs_per_worker=3)
+
+
+def sharing(house: House, shared: ThreadLauncher) -> Agent:
+    return house.agent(shared, slots=1, jobs_per_worker=3)
+
+
+def states_after(house: House, agent: Agent, jobs_: list[uuid.UUID], rounds: int = 4) -> list[str]:
+    for _ in range(rounds):
+        house.round(agent)
+    return [house.job(job_id).state for job_id in jobs_]
+
+
+def test_small_jobs_on_one_base_run_together(
+    house: House, caller: Caller, make_job: Make, training: Training, shared: ThreadLauncher
+) -> None:
+    made = [make_job(caller, pack_key="basis") for _ in range(4)]
+    agent = sharing(house, shared)
+    assert states_after(house, agent, made) == ["running", "running", "running", "queued"]
+    training.finish.set()
+    for job_id in made:
+        house.drive(agent, job_id, "succeeded")
+    assert house.versions() == 4
+
+
+def test_a_job_that_cannot_share_gets_the_next_free_worker_and_no_later_one_goes_first(
+    house: House, caller: Caller, make_job: Make, training: Training, shared: ThreadLauncher
+) -> None:
+    first, alone, later = (make_job(caller, pack_key=key) for key in ("basis", None, "basis"))
+    agent = sharing(house, shared)
+    assert states_after(house, agent, [first, alone, later]) == ["running", "admitted", "admitted"]
+    training.finish.set()
+    house.drive(agent, later, "succeeded")
+    assert [key.job_id for key in training.runs] == [first, alone, later]
+
+
+def test_a_job_that_needs_a_worker_of_its_own_is_not_joined(
+    house: House, caller: Caller, make_job: Make, shared: ThreadLauncher
+) -> None:
+    made = [make_job(caller, pack_key=key) for key in (None, "basis")]
+    assert states_after(house, sharing(house, shared), made) == ["running", "admitted"]
+
+
+def test_one_job_of_a_pack_is_cancelled_and_the_others_go_on(
+    house: House, caller: Caller, make_job: Make, training: Training, shared: ThreadLauncher
+) -> None:
+    first, second = (make_job(caller, pack_key="basis") for _ in range(2))
+    agent = sharing(house, shared)
+    states_after(house, agent, [])
+    cancel(house, caller, first)
+    house.drive(agent, first, "cancelled")
+    training.finish.set()
+    house.drive(agent, second, "succeeded")
+    assert house.attempts(second) == [(1, "succeeded")]
+
+
+def test_a_job_whose_neighbour_had_to_be_killed_is_tried_again_without_neighbours(
+    house: House, caller: Caller, make_job: Make, training: Training, shared: ThreadLauncher
+) -> None:
+    training.obedient = False
+    first, second, third = (make_job(caller, pack_key="basis") for _ in range(3))
+    agent = sharing(house, shared)
+    states_after(house, agent, [])
+    cancel(house, caller, first)
+    house.drive(agent, first, "stopping")
+    followed = next(one for one in agent._followed.values() if one.key.job_id == first)
+    assert followed.stop_asked_at is not None
+    followed.stop_asked_at -= STOP_GRACE_S + 1
+    house.drive(agent, second, "running")
+    house.round(agent)
+    assert [house.job(job_id).state for job_id in (first, second, third)] == ["cancelled", "running", "admitted"]
+    assert (house.attempts(second), house.job(second).infra_failures) == ([(1, "lost"), (2, None)], 1)
+    training.finish.set()
+    house.drive(agent, third, "succeeded")
 
 
 # Agents and workers that go away

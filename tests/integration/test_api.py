@@ -541,6 +541,14 @@ def test_a_misspelt_hyperparameter_is_answered_with_the_nearest_one(train: Calla
     assert "Did you mean 'learning_rate'?" in error.message
 
 
+def test_a_small_job_may_share_a_worker_and_a_lora_may_not(train: Callable[..., Any], system_engine: Engine) -> None:
+    train()
+    train(method=reinforcement(hyperparameters={"adapter": "lora"}))
+    with system_session(system_engine) as session:
+        keys = list(session.scalars(select(Job.pack_key).where(Job.kind == "train").order_by(Job.id)))
+    assert keys[0] is not None and keys[1:] == [None]
+
+
 def test_a_request_that_is_refused_leaves_nothing_behind(train: Callable[..., Any], system_engine: Engine) -> None:
     refused(lambda: train(suffix="fresh", seed=10**30))
     refused(lambda: train(suffix="fresh", method=reinforcement(hyperparameters={"nope": 1})))

@@ -3,8 +3,9 @@
 import copy
 import json
 import math
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ from zhub.specs import (
 )
 from zhub_workers import rollout
 from zhub_workers.adapted import AdaptedModel
-from zhub_workers.adapters import make_adapter
+from zhub_workers.adapters import SvfAdapter, make_adapter
 from zhub_workers.checkpoint import TrainState, read_state, write_state
-from zhub_workers.compute_group import ComputeGroup
+from zhub_workers.compute_group import LINGER_S, ComputeGroup, Stopped
 from zhub_workers.evaluate import Grading
 from zhub_workers.splits import split_dataset
 from zhub_workers.train import TrainResult, train
@@ -459,6 +460,69 @@ def test_a_job_that_fails_or_stops_leaves_the_others_as_they_would_be(load_adapt
     assert isinstance(stopped, TrainResult) and stopped.stopped
     assert isinstance(healthy, TrainResult)
     assert all(torch.allclose(alone.artifact[name], healthy.artifact[name], atol=5e-3) for name in alone.artifact)
+
+
+def test_a_job_that_should_stop_leaves_in_the_middle_of_what_its_neighbours_compute(load_adapted: Load) -> None:
+    adapted = load_adapted("llama")
+    stopping, group, asked = threading.Event(), ComputeGroup(), iter(range(10**9))
+    adapter = SvfAdapter(adapted, list(adapted.layers), sigmoid=False)
+
+    def neighbour() -> int:
+        def ask() -> bool:
+            if next(asked) == 3:
+                stopping.set()
+                left.wait(30)  # the computation goes on only once the other has left
+            return False
+
+        with group.join(adapter, ask) as member:
+            return len(member.generate(None, [[1, 2]], max_new_tokens=8, temperature=1.0, seeds=[1])[0].token_ids)
+
+    def stopped() -> None:
+        with pytest.raises(Stopped), group.join(adapter, stopping.is_set) as member:
+            member.generate(None, [[1, 2]], max_new_tokens=8, temperature=1.0, seeds=[1])
+        left.set()
+
+    left = threading.Event()
+    with ThreadPoolExecutor(2) as threads:
+        answered, gone = threads.submit(neighbour), threads.submit(stopped)
+        gone.result(60)
+        assert answered.result(60) > 0
+    assert left.is_set()
+
+
+def test_a_job_that_waits_shows_no_progress_while_the_computation_hangs(load_adapted: Load) -> None:
+    adapted = load_adapted("llama")
+    group, hanging, asked = ComputeGroup(), threading.Event(), threading.Event()
+    adapter = SvfAdapter(adapted, list(adapted.layers), sigmoid=False)
+    progress: list[bool] = []
+
+    def count() -> bool:
+        progress.append(True)
+        return False
+
+    def hang() -> bool:
+        asked.set()
+        hanging.wait(30)
+        return False
+
+    def hung() -> None:
+        with group.join(adapter, hang) as member:
+            member.generate(None, [[1, 2]], max_new_tokens=2)
+
+    def waiting() -> None:
+        with group.join(adapter, count) as member:
+            member.embeddings([[1, 2]])
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(hung)
+        assert asked.wait(30)
+        second = threads.submit(waiting)
+        wait([second], timeout=4 * LINGER_S)
+        shown = len(progress)
+        hanging.set()
+        first.result(60)
+        second.result(60)
+    assert (shown, len(progress) > 0) == (0, True)
 
 
 def test_a_validation_file_is_halved_and_its_prompts_are_never_trained_on(tmp_path: Path) -> None:

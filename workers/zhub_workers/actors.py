@@ -27,8 +27,8 @@ class LightActor:
     def forget(self, key: AttemptKey) -> bool:
         return self._worker.forget(key)
 
-    def current(self) -> AttemptKey | None:
-        return self._worker.current()
+    def held(self) -> list[tuple[AttemptKey, str | None]]:
+        return self._worker.held()
 
 
 class TorchActor(LightActor):

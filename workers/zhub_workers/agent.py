@@ -62,7 +62,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     shares = gpu_shares(0 if settings.device == "cpu" else gpus_in_cluster(), settings.slots)
-    launcher = RayLauncher(slots=settings.slots, device=settings.device, gpus_per_worker=shares.worker)
+    launcher = RayLauncher(
+        slots=settings.slots,
+        jobs_per_worker=settings.jobs_per_worker,
+        device=settings.device,
+        gpus_per_worker=shares.worker,
+    )
     agent = Agent(settings, make_engine(settings.database_url, pool_size=2), launcher)
     serving = partial(deploy, settings, stopping, gpus=shares.replica)
     threading.Thread(target=serving, daemon=True, name="deploy-serving").start()
@@ -114,14 +119,16 @@ class Agent:
         return any(ended)
 
     def _announce(self) -> None:
-        row = {"id": self.id, "cluster": self._settings.cluster, "slots": self._settings.slots}
+        # A job that cannot share may wait admitted for a worker, where one that can would have run.
+        slots = self._settings.slots * self._settings.jobs_per_worker
+        row = {"id": self.id, "cluster": self._settings.cluster, "slots": slots}
         with system_session(self._engine) as session:
             statement = insert(AgentRow).values(row)
             session.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now()}))
 
     def _claim(self) -> None:
         for pool in POOLS:
-            while self._launcher.free(pool):
+            while (free := self._launcher.free(pool)) or self._launcher.packs(pool):
                 with system_session(self._engine) as session:
                     claim = jobs.claim(
                         session,
@@ -129,6 +136,7 @@ class Agent:
                         self._settings.cluster,
                         kinds_of(pool),
                         lease_s=self._settings.lease_s,
+                        packs=None if free else self._launcher.packs(pool),
                     )
                 if claim is None:
                     break
@@ -143,6 +151,7 @@ class Agent:
             store_url=self._settings.store_url,
             cache_dir=self._settings.cache_dir,
             device=self._settings.device,
+            pack_key=claim.pack_key,
             checkpoint=claim.checkpoint,
         )
         try:

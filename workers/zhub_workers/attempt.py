@@ -1,7 +1,8 @@
 """One attempt inside a worker process: it runs in a thread, reports through ``poll``, and ends itself with its lease.
 
-A worker outlives its attempts, so that an imported torch and a loaded base model serve the next one; it runs one at a
-time. It knows no database: it gets a spec and returns a result, and whoever polls decides what becomes of it.
+A worker outlives its attempts, so that an imported torch and a loaded base model serve the next one; those of one pack
+run in it together. It knows no database: it gets a spec and returns a result, and whoever polls decides what becomes
+of it.
 """
 
 import logging
@@ -43,6 +44,8 @@ class Attempt:
     store_url: str
     cache_dir: Path
     device: str | None
+    pack_key: str | None = None
+    """Attempts with the same one may share a worker, see ``zhub.packing``; None: it needs a worker of its own."""
     checkpoint: dict[str, Any] | None = None
     """``{"key_prefix", "digest", "step"}`` of what an earlier attempt left to go on from."""
 
@@ -101,38 +104,43 @@ Runner = Callable[[Attempt, AttemptContext], dict[str, Any]]
 
 
 class Worker:
-    """A process that runs attempts one after another with ``run``.
+    """A process that runs attempts with ``run``: one, or those of one pack together.
 
-    ``exit_process`` ends the process when the lease runs out, so that a worker cut off from its agent frees its
-    device. That only bounds waste: the fence keeps what it might still write from counting.
+    ``exit_process`` ends the process when every lease has run out, so that a worker cut off from its agent frees its
+    device. That only bounds waste: the fence keeps what it might still write from counting. An attempt whose lease
+    alone runs out is asked to stop.
     """
 
     def __init__(self, run: Runner, *, exit_process: Callable[[int], None] = os._exit) -> None:
         self._run = run
         self._exit_process = exit_process
-        self._attempt: _Running | None = None
-        threading.Thread(target=self._watch_lease, daemon=True, name="lease-watch").start()
+        self._lock = threading.Lock()
+        self._attempts: dict[AttemptKey, _Running] = {}
+        threading.Thread(target=self._watch_leases, daemon=True, name="lease-watch").start()
 
     def start(self, attempt: Attempt, lease_s: float) -> None:
         """Begin an attempt; beginning the same one again changes nothing.
 
         Raises:
-            RuntimeError: the worker runs another attempt.
+            RuntimeError: the worker holds an attempt that this one does not share a pack with.
         """
-        if self._attempt is not None:
-            if self._attempt.key == attempt.key:
+        with self._lock:
+            if attempt.key in self._attempts:
                 return
-            raise RuntimeError(f"the worker still runs {self._attempt.key}")
-        self._attempt = _Running(attempt.key, time.monotonic() + lease_s)
-        threading.Thread(target=self._run_attempt, args=(self._attempt, attempt), name="attempt", daemon=True).start()
+            for key, other in self._attempts.items():
+                if attempt.pack_key is None or attempt.pack_key != other.pack_key:
+                    raise RuntimeError(f"the worker still holds {key}")
+            running = _Running(attempt.pack_key, time.monotonic() + lease_s)
+            self._attempts[attempt.key] = running
+        threading.Thread(target=self._run_attempt, args=(running, attempt), name="attempt", daemon=True).start()
 
     def poll(self, key: AttemptKey, after_seq: int, lease_s: float) -> AttemptStatus | None:
         """How the attempt is doing, with its events after ``after_seq``; None if it is not here.
 
         The lease is taken as renewed for ``lease_s`` seconds from now.
         """
-        running = self._attempt
-        if running is None or running.key != key:
+        running = self._attempts.get(key)
+        if running is None:
             return None
         running.lease_deadline = time.monotonic() + lease_s
         ended, context = running.ended, running.context
@@ -144,20 +152,23 @@ class Worker:
 
     def request_stop(self, key: AttemptKey) -> None:
         """Ask the attempt to end soon."""
-        if self._attempt is not None and self._attempt.key == key:
-            self._attempt.context._stop.set()
+        running = self._attempts.get(key)
+        if running is not None:
+            running.context._stop.set()
 
     def forget(self, key: AttemptKey) -> bool:
-        """Drop an attempt that has ended: the worker is free again. False if the attempt goes on."""
-        if self._attempt is not None and self._attempt.key == key:
-            if self._attempt.ended is None:
+        """Drop an attempt that has ended: its place is free again. False if the attempt goes on."""
+        with self._lock:
+            running = self._attempts.get(key)
+            if running is not None and running.ended is None:
                 return False
-            self._attempt = None
-        return True
+            self._attempts.pop(key, None)
+            return True
 
-    def current(self) -> AttemptKey | None:
-        """The attempt that is here, running or ended but not forgotten."""
-        return self._attempt.key if self._attempt is not None else None
+    def held(self) -> list[tuple[AttemptKey, str | None]]:
+        """The attempts that are here, running or ended but not forgotten, with their pack keys."""
+        with self._lock:
+            return [(key, running.pack_key) for key, running in self._attempts.items()]
 
     def _run_attempt(self, running: "_Running", attempt: Attempt) -> None:
         try:
@@ -168,19 +179,24 @@ class Worker:
             log.exception("attempt %s failed", attempt.key)
             running.ended = AttemptStatus("failed", 0, [], failure=classify(exc))
 
-    def _watch_lease(self) -> None:
+    def _watch_leases(self) -> None:
         while True:
             time.sleep(WATCH_S)
-            running = self._attempt
-            if running is not None and time.monotonic() > running.lease_deadline:
-                log.error("attempt %s: the lease ran out, the worker ends", running.key)
+            now = time.monotonic()
+            with self._lock:
+                held = dict(self._attempts)
+            expired = [key for key, running in held.items() if now > running.lease_deadline]
+            for key in expired:
+                held[key].context._stop.set()
+            if expired and len(expired) == len(held):
+                log.error("the leases of %s ran out, the worker ends", ", ".join(map(str, expired)))
                 self._exit_process(1)
                 return
 
 
 @dataclass
 class _Running:
-    key: AttemptKey
+    pack_key: str | None
     lease_deadline: float
     context: AttemptContext = field(default_factory=AttemptContext)
     ended: AttemptStatus | None = None

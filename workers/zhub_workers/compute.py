@@ -8,6 +8,7 @@ weights. Either way a request is cut into pieces that fit the memory, and into s
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -149,10 +150,6 @@ def _generate(requests: Sequence[Generate]) -> list[list[Completion]]:
         while waiting:
             part = waiting.pop(0)
             owned = [requests[owner] for owner, _ in part]
-
-            def stop(owned: Sequence[Generate] = owned) -> bool:
-                return all(request.should_stop() for request in owned)
-
             try:
                 completions = generate(
                     base,
@@ -160,7 +157,7 @@ def _generate(requests: Sequence[Generate]) -> list[list[Completion]]:
                     max_new_tokens=[request.max_new_tokens for request in owned],
                     temperature=[request.temperature for request in owned],
                     seeds=[requests[owner].seeds[row] for owner, row in part],
-                    should_stop=stop,
+                    should_stop=partial(_all_stop, requests, part),
                     owners=[owner for owner, _ in part] if assign else None,
                     assign=assign,
                 )
@@ -178,6 +175,9 @@ def _logprobs(requests: Sequence[Logprobs]) -> list[list[Tensor]]:
         waiting = list(_micro_batches(requests, [1] * len(requests)))
         while waiting:
             part = waiting.pop(0)
+            if _all_stop(requests, part):
+                found.update({(owner, row): torch.zeros(len(requests[owner].answers[row])) for owner, row in part})
+                continue
             try:
                 logprobs, _ = _score(requests, part, assign)
             except OUT_OF_MEMORY as exc:
@@ -198,7 +198,7 @@ def _differentiate(requests: Sequence[Differentiate]) -> list[Gradient]:
         waiting = list(_micro_batches(requests, unit_rows))
         while waiting:
             part = waiting.pop(0)
-            if all(requests[owner].should_stop() for owner, _ in part):
+            if _all_stop(requests, part):
                 continue
             try:
                 logprobs, mask = _score(requests, part, assign)
@@ -254,6 +254,11 @@ def _following(requests: Sequence[Request], *, gradient: bool) -> Iterator[tuple
     }
     with adapter.model.rows({name: leaf.requires_grad_(gradient) for name, leaf in leaves.items()}) as assign:
         yield leaves, assign
+
+
+def _all_stop(requests: Sequence[Request], part: Sequence[Place]) -> bool:
+    """Whether nobody waits for a piece of work any more; each is asked, because asking shows progress."""
+    return all([requests[owner].should_stop() for owner in {owner for owner, _ in part}])
 
 
 def _score(requests: Sequence[Logprobs], part: Sequence[Place], assign: Assign | None) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 A job is a thread that runs ``train`` and asks its ``Member`` for one thing after another. A request waits until every
 member has asked, or ``LINGER_S`` has passed; then the jobs that ask for the same kind of thing are answered at once.
 Whoever generates goes first and gradients are taken when nobody generates, so jobs fall into step, and one that joins
-in the middle falls in with the others. One that leaves, fails or stops is no longer waited for.
+in the middle falls in with the others. One that leaves, fails or stops is no longer waited for, and does not wait for
+the others: it leaves in the middle of what is computed for it.
 """
 
 import threading
@@ -48,6 +49,7 @@ class ComputeGroup:
         self._changed = threading.Condition()
         self._members: list[Member] = []
         self._busy = False
+        self._pulse = 0  # of what is being computed: it stands still when that hangs
         # One thread computes for all: each thread that did would have a team of OpenMP threads of its own, which spin
         # on the cores that the next one needs.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -68,43 +70,55 @@ class ComputeGroup:
     def ask(self, member: "Member", request: Request) -> Any:
         """Wait for a request's turn and return what it is answered with. Raises what the request fails with.
 
-        The thread that finds a turn ready has it computed for all that take part in it; the others sleep.
+        The thread that finds a turn ready has it computed for all that take part in it.
+
+        Raises:
+            Stopped: the member should stop, which is noticed while it waits too.
         """
         with self._changed:
             member.request, member.asked_at = request, time.monotonic()
             self._changed.notify_all()
+            pulse = self._pulse
             while member.request is not None:
-                turn = [] if self._busy else self._turn()
-                if turn:
-                    self._take(turn)
-                else:
-                    self._changed.wait(LINGER_S)
+                if not self._busy and (turn := self._turn()):
+                    self._busy = True
+                    self._worker.submit(self._compute, turn)
+                self._changed.wait(LINGER_S)
+                # Asking shows progress, and there is none while a computation hangs.
+                if pulse != self._pulse:
+                    pulse = self._pulse
+                    if member.should_stop():
+                        member.request = None
+                        raise Stopped
             outcome, member.outcome = member.outcome, None
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
-    def _turn(self) -> list["Member"]:
-        """The members to answer next; none while it is worth waiting for those that have not asked yet."""
-        asking = [member for member in self._members if member.request is not None]
-        waited = time.monotonic() - min(member.asked_at for member in asking)
+    def pulse(self) -> None:
+        """Say that what is computed gets on."""
+        self._pulse += 1
+
+    def _turn(self) -> list[tuple["Member", Request]]:
+        """Whose requests to answer next; none while it is worth waiting for those that have not asked yet."""
+        asking = [(member, member.request) for member in self._members if member.request is not None]
+        waited = time.monotonic() - min(member.asked_at for member, _ in asking)
         if len(asking) < len(self._members) and waited < LINGER_S:
             return []
-        turns = ([member for member in asking if type(member.request) is kind] for kind in TURNS)
+        turns = ([(member, request) for member, request in asking if type(request) is kind] for kind in TURNS)
         return next(turn for turn in turns if turn)
 
-    def _take(self, turn: Sequence["Member"]) -> None:
-        self._busy = True
-        self._changed.release()
+    def _compute(self, turn: Sequence[tuple["Member", Request]]) -> None:
         try:
-            requests = [member.request for member in turn if member.request is not None]
-            outcomes = self._worker.submit(answer, requests).result()
-        finally:
-            self._changed.acquire()
+            outcomes = answer([request for _, request in turn])
+        except BaseException as exc:
+            outcomes = [exc] * len(turn)
+        with self._changed:
+            for (member, request), outcome in zip(turn, outcomes, strict=True):
+                if member.request is request:  # else it has left
+                    member.outcome, member.request = outcome, None
             self._busy = False
             self._changed.notify_all()
-        for member, outcome in zip(turn, outcomes, strict=True):
-            member.outcome, member.request = outcome, None
 
 
 @dataclass(eq=False)
@@ -137,7 +151,7 @@ class Member:
     ) -> list[Completion]:
         """One answer to each prompt by the model that follows ``values``, None for the base; greedy without seeds."""
         drawn = seeds if seeds is not None else [0] * len(prompts)
-        common = (self.adapter, values, prompts, self.should_stop)
+        common = (self.adapter, values, prompts, self._stop_asked)
         answers: list[Completion] = self._ask(Generate(*common, max_new_tokens, temperature, drawn))
         return answers
 
@@ -145,7 +159,7 @@ class Member:
         self, values: Values | None, prompts: Tokens, answers: Tokens, *, temperature: float = 1.0
     ) -> list[Tensor]:
         """The log-probability of every token of every answer, ``(t_i,)`` each, float32 on the CPU; no gradient."""
-        common = (self.adapter, values, prompts, self.should_stop)
+        common = (self.adapter, values, prompts, self._stop_asked)
         found: list[Tensor] = self._ask(Logprobs(*common, answers, temperature, self.token_limit))
         return found
 
@@ -153,14 +167,14 @@ class Member:
         self, values: Values, prompts: Tokens, answers: Tokens, loss: Loss, *, temperature: float = 1.0
     ) -> Gradient:
         """The gradient of a step's loss, accumulated over micro-batches of answers of like length."""
-        common = (self.adapter, values, prompts, self.should_stop)
+        common = (self.adapter, values, prompts, self._stop_asked)
         gradient: Gradient = self._ask(Differentiate(*common, answers, temperature, self.token_limit, loss))
         self.token_limit = gradient.token_limit or self.token_limit
         return gradient
 
     def embeddings(self, prompts: Tokens) -> Tensor:
         """Where the base sees the prompts, ``(n, d)``, see ``prompt_embeddings``."""
-        embeddings: Tensor = self._ask(Embed(self.adapter, None, prompts, self.should_stop))
+        embeddings: Tensor = self._ask(Embed(self.adapter, None, prompts, self._stop_asked))
         return embeddings
 
     def _ask(self, request: Request) -> Any:
@@ -168,3 +182,8 @@ class Member:
         if self.should_stop():
             raise Stopped
         return outcome
+
+    def _stop_asked(self) -> bool:
+        """What a computation asks between its pieces."""
+        self._group.pulse()
+        return self.should_stop()

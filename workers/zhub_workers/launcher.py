@@ -4,7 +4,7 @@ Two implementations: detached Ray actors (``ray_launcher``), and threads of this
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from zhub.jobs import LIGHT_KINDS
@@ -26,13 +26,18 @@ class Launcher(Protocol):
         """Replace workers that are gone; returns before the new ones are ready."""
 
     def free(self, pool: str) -> bool:
-        """Whether a worker of this pool is ready and idle."""
+        """Whether a worker of this pool is ready and holds nothing."""
+
+    def packs(self, pool: str) -> set[str]:
+        """The keys of the packs of this pool that have room for another attempt."""
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
-        """Begin an attempt on a free worker and return the worker's name; again for one that has begun, its worker's.
+        """Begin an attempt on a free worker, or else in its pack, and return the worker's name.
+
+        Again for one that has begun, nothing happens and its worker's name is returned.
 
         Raises:
-            WorkerLostError: no worker is free, or it died.
+            WorkerLostError: no worker is free and no pack has room, or it died.
             WorkerSilentError: the worker did not answer; the attempt may or may not have begun.
         """
 
@@ -43,10 +48,10 @@ class Launcher(Protocol):
         """Ask the attempt to end soon."""
 
     def kill(self, key: AttemptKey) -> None:
-        """End the attempt's worker now."""
+        """End the attempt's worker now, and with it the other attempts of its pack."""
 
     def forget(self, key: AttemptKey) -> None:
-        """The attempt has ended and its end is recorded: its worker is free again."""
+        """The attempt has ended and its end is recorded: its place is free again."""
 
     def running(self) -> dict[AttemptKey, str]:
         """Every attempt that some worker holds, with the worker's name."""
@@ -65,11 +70,21 @@ def kinds_of(pool: str) -> list[str]:
     return list(LIGHT_KINDS) if pool == "light" else ["decompose", "train", "evaluate"]
 
 
-class ThreadLauncher:
-    """One worker per pool in this process. A worker that is killed, or whose lease runs out, is replaced."""
+Held = Collection[str | None]
+"""The pack keys of the attempts that one worker holds."""
 
-    def __init__(self, runners: Mapping[str, Runner]) -> None:
+
+def has_room(held: Held, pack_key: str | None, *, jobs_per_worker: int) -> bool:
+    """Whether a worker may take an attempt with this pack key: it is free, or holds some of the same pack."""
+    return not held or (pack_key is not None and set(held) == {pack_key} and len(held) < jobs_per_worker)
+
+
+class ThreadLauncher:
+    """One worker per pool in this process. A worker that is killed, or whose leases run out, is replaced."""
+
+    def __init__(self, runners: Mapping[str, Runner], *, jobs_per_worker: int = 1) -> None:
         self._runners = runners
+        self._jobs_per_worker = jobs_per_worker
         self._workers: dict[str, Worker] = {}
         self._lock = threading.Lock()
         for pool in runners:
@@ -79,11 +94,17 @@ class ThreadLauncher:
         return
 
     def free(self, pool: str) -> bool:
-        return self._workers[pool].current() is None
+        return not self._workers[pool].held()
+
+    def packs(self, pool: str) -> set[str]:
+        held = [pack for _, pack in self._workers[pool].held()]
+        return {pack for pack in held if pack and has_room(held, pack, jobs_per_worker=self._jobs_per_worker)}
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
         worker = self._workers[pool]
-        if worker.current() not in (None, attempt.key):
+        held = dict(worker.held())
+        room = has_room(held.values(), attempt.pack_key, jobs_per_worker=self._jobs_per_worker)
+        if attempt.key not in held and not room:
             raise WorkerLostError(f"no worker of pool {pool} is free")
         worker.start(attempt, lease_s)
         return f"thread-{pool}"
@@ -101,8 +122,10 @@ class ThreadLauncher:
 
     def kill(self, key: AttemptKey) -> None:
         for pool, worker in list(self._workers.items()):
-            if worker.current() == key:
-                worker.request_stop(key)
+            held = dict(worker.held())
+            if key in held:
+                for other in held:
+                    worker.request_stop(other)
                 self._replace(pool, worker)
 
     def forget(self, key: AttemptKey) -> None:
@@ -110,11 +133,10 @@ class ThreadLauncher:
             worker.forget(key)
 
     def running(self) -> dict[AttemptKey, str]:
-        held = {worker.current(): f"thread-{pool}" for pool, worker in self._workers.items()}
-        return {key: name for key, name in held.items() if key is not None}
+        return {key: f"thread-{pool}" for pool, worker in self._workers.items() for key, _ in worker.held()}
 
     def _replace(self, pool: str, gone: Worker | None) -> None:
-        # A worker that was replaced already must not take its replacement along when its lease runs out.
+        # A worker that was replaced already must not take its replacement along when its leases run out.
         with self._lock:
             if self._workers.get(pool) is gone:
                 new = Worker(self._runners[pool], exit_process=lambda _code: self._replace(pool, new))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -20,11 +21,16 @@ from zhub_workers.basis import BASIS_FILE, load_basis
 
 
 class ModelCache:
-    """The adapted models that were used last, at most ``capacity`` of them, on one device."""
+    """The adapted models that were used last, at most ``capacity`` of them, on one device.
+
+    Threads may share it: one that asks for what another loads waits. Attempts that run together are on one base (see
+    ``zhub.packing``), so none drops a model that another uses.
+    """
 
     def __init__(self, device: torch.device, *, capacity: int) -> None:
         self._device = device
         self._capacity = capacity
+        self._lock = threading.Lock()
         self._models: OrderedDict[str, AdaptedModel] = OrderedDict()
 
     def get(self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path) -> AdaptedModel:
@@ -34,12 +40,13 @@ class ModelCache:
             BasisMismatchError: the files no longer give the weights that were decomposed.
         """
         key = basis.basis_fingerprint
-        if key not in self._models:
-            while len(self._models) >= self._capacity:
-                self._models.popitem(last=False)
-            self._models[key] = self._load(source, basis, store, cache_dir)
-        self._models.move_to_end(key)
-        return self._models[key]
+        with self._lock:
+            if key not in self._models:
+                while len(self._models) >= self._capacity:
+                    self._models.popitem(last=False)
+                self._models[key] = self._load(source, basis, store, cache_dir)
+            self._models.move_to_end(key)
+            return self._models[key]
 
     def _load(
         self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path

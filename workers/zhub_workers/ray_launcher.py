@@ -14,7 +14,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from zhub_workers.actors import LightActor, TorchActor
 from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus
-from zhub_workers.launcher import POOLS, WorkerLostError, WorkerSilentError
+from zhub_workers.launcher import POOLS, WorkerLostError, WorkerSilentError, has_room
 
 log = logging.getLogger("zhub.agent")
 
@@ -37,13 +37,14 @@ def connect(address: str | None) -> None:
 class RayLauncher:
     """A pool of ``slots`` actors with torch and one without, in the cluster that this process has joined."""
 
-    def __init__(self, *, slots: int, device: str | None, gpus_per_worker: float) -> None:
+    def __init__(self, *, slots: int, jobs_per_worker: int, device: str | None, gpus_per_worker: float) -> None:
         self._sizes = {"light": 1, "torch": slots}
+        self._jobs_per_worker = jobs_per_worker
         self._device = device
         self._gpus = gpus_per_worker
         self._actors: dict[str, Any] = {}
         self._starting: dict[str, Any] = {}  # name -> the answer that says that it is up
-        self._holds: dict[str, AttemptKey] = {}
+        self._holds: dict[str, dict[AttemptKey, str | None]] = {}  # name -> attempts with their pack keys
         self._adopt_actors()
         self.fill_pools()
 
@@ -69,7 +70,7 @@ class RayLauncher:
                     )
                     .remote(self._device)
                 )
-                self._starting[name] = (actor, actor.current.remote())
+                self._starting[name] = (actor, actor.held.remote())
                 log.info("worker %s: starting", name)
         for name, (actor, answer) in list(self._starting.items()):
             ready, _ = ray.wait([answer], timeout=0)
@@ -80,24 +81,31 @@ class RayLauncher:
                 except RayActorError as exc:
                     log.error("worker %s did not start: %s", name, exc)
                     continue
-                self._actors[name] = actor
+                self._actors[name], self._holds[name] = actor, {}
                 log.info("worker %s: ready", name)
 
     def free(self, pool: str) -> bool:
-        return self._idle(pool) is not None
+        return any(not held for held in self._held(pool).values())
+
+    def packs(self, pool: str) -> set[str]:
+        return {
+            pack
+            for held in self._held(pool).values()
+            for pack in held.values()
+            if pack and has_room(held.values(), pack, jobs_per_worker=self._jobs_per_worker)
+        }
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
-        name = self.running().get(attempt.key) or self._idle(pool)
-        if name is None:
-            raise WorkerLostError(f"no worker of pool {pool} is free")
-        self._holds[name] = attempt.key
+        name = self.running().get(attempt.key) or self._place(pool, attempt.pack_key)
+        self._holds[name][attempt.key] = attempt.pack_key
         self._call(name, "start", attempt, lease_s)
         return name
 
     def poll(self, key: AttemptKey, after_seq: int, lease_s: float) -> AttemptStatus:
-        status: AttemptStatus | None = self._call(self._holder(key), "poll", key, after_seq, lease_s)
+        name = self._holder(key)
+        status: AttemptStatus | None = self._call(name, "poll", key, after_seq, lease_s)
         if status is None:
-            self._holds.pop(self._holder(key), None)
+            del self._holds[name][key]
             raise WorkerLostError(f"no worker holds attempt {key}")
         return status
 
@@ -105,7 +113,7 @@ class RayLauncher:
         self._call(self._holder(key), "request_stop", key)
 
     def kill(self, key: AttemptKey) -> None:
-        name = next((name for name, held in self._holds.items() if held == key), None)
+        name = self.running().get(key)
         if name is not None:
             log.warning("worker %s: killed with attempt %s", name, key)
             ray.kill(self._actors[name], no_restart=True)
@@ -114,10 +122,10 @@ class RayLauncher:
     def forget(self, key: AttemptKey) -> None:
         name = self._holder(key)
         if self._call(name, "forget", key):
-            self._holds.pop(name, None)
+            del self._holds[name][key]
 
     def running(self) -> dict[AttemptKey, str]:
-        return {key: name for name, key in self._holds.items()}
+        return {key: name for name, held in self._holds.items() for key in held}
 
     def _adopt_actors(self) -> None:
         """Take over the actors that an earlier agent left, with the attempts that they hold."""
@@ -127,26 +135,31 @@ class RayLauncher:
                 continue
             try:
                 actor: Any = ray.get_actor(name, namespace=NAMESPACE)
-                key: tuple[uuid.UUID, int] | None = ray.get(actor.current.remote(), timeout=CALL_TIMEOUT_S)
+                held: list[tuple[AttemptKey, str | None]] = ray.get(actor.held.remote(), timeout=CALL_TIMEOUT_S)
             except (ValueError, RayActorError):
                 continue
             except GetTimeoutError:
                 log.warning("worker %s does not answer; killed", name)
                 ray.kill(actor, no_restart=True)
                 continue
-            self._actors[name] = actor
-            if key is not None:
-                self._holds[name] = AttemptKey(*key)
-            log.info("worker %s: adopted%s", name, f" with attempt {AttemptKey(*key)}" if key else "")
+            self._actors[name], self._holds[name] = actor, dict(held)
+            log.info("worker %s: adopted, with %s", name, ", ".join(str(key) for key, _ in held) or "no attempt")
 
-    def _idle(self, pool: str) -> str | None:
-        return next((name for name in self._actors if name.startswith(_prefix(pool)) and name not in self._holds), None)
+    def _held(self, pool: str) -> dict[str, dict[AttemptKey, str | None]]:
+        return {name: held for name, held in self._holds.items() if name.startswith(_prefix(pool))}
+
+    def _place(self, pool: str, pack_key: str | None) -> str:
+        """A free worker before one with room in a pack: two devices do more than one."""
+        for name, held in sorted(self._held(pool).items(), key=lambda item: len(item[1])):
+            if has_room(held.values(), pack_key, jobs_per_worker=self._jobs_per_worker):
+                return name
+        raise WorkerLostError(f"no worker of pool {pool} is free")
 
     def _holder(self, key: AttemptKey) -> str:
-        for name, held in self._holds.items():
-            if held == key:
-                return name
-        raise WorkerLostError(f"no worker holds attempt {key}")
+        name = self.running().get(key)
+        if name is None:
+            raise WorkerLostError(f"no worker holds attempt {key}")
+        return name
 
     def _call(self, name: str, method: str, *arguments: Any) -> Any:
         try:

@@ -39,7 +39,7 @@ STATE_FILE = "state.safetensors"
 
 
 class TorchRunner:
-    """Runs attempts on one device; holds the last base model that they used."""
+    """Runs attempts on one device, those of one pack at the same time; holds the last base model that they used."""
 
     def __init__(self, device: str | None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,0 +1,24 @@
+"""Which training jobs may share a worker, and with it one base model on one device."""
+
+from zhub.specs import DpoHyperparameters, ReinforcementHyperparameters, TrainSpec
+
+# Answers a step: with as many in each of eight jobs, training together still gains a tenth (benchmarks/
+# multi_expert_training.py); a larger step fills the device by itself.
+MAX_ROWS = 256
+
+
+def pack_key(spec: TrainSpec) -> str | None:
+    """Equal for jobs that may train in one worker together; None for one that needs a worker of its own.
+
+    Rows of one forward can follow different z on one basis; LoRA has no such path. What jobs do not share is their
+    order: packed or alone, a seed gives the same z up to the rounding of matrix products of another shape.
+    """
+    hyper = spec.hyperparameters
+    if hyper.adapter != "svf":
+        return None
+    rows = hyper.batch_size
+    if isinstance(hyper, ReinforcementHyperparameters):
+        rows *= hyper.group_size
+    elif isinstance(hyper, DpoHyperparameters):
+        rows *= 2
+    return spec.basis.basis_fingerprint if rows <= MAX_ROWS else None
