@@ -10,11 +10,11 @@ MAX_ROWS = 256
 def pack_key(spec: TrainSpec) -> str | None:
     """Equal for jobs that may train in one worker together; None for one that needs a worker of its own.
 
-    Rows of one forward can follow different z on one basis; LoRA has no such path. What jobs do not share is their
-    order: packed or alone, a seed gives the same z up to the rounding of matrix products of another shape.
+    Rows of one forward can follow different z on one basis; LoRA has no such path. A job with shards asks for whole
+    devices. Packed or alone, a seed gives the same z up to the rounding of matrix products of another shape.
     """
     hyper = spec.hyperparameters
-    if hyper.adapter != "svf":
+    if hyper.adapter != "svf" or hyper.data_parallel > 1:
         return None
     rows = hyper.batch_size
     if isinstance(hyper, ReinforcementHyperparameters):

@@ -35,7 +35,8 @@ class _Hyperparameters(BaseModel):
     The rate falls along a cosine to a tenth. ``eval_samples`` validation rows are scored every ``eval_interval``
     steps; after ``patience`` scores without a new best one training ends (0: never). Gradients are accumulated over
     micro-batches of ``micro_batch_tokens`` tokens (0: what the device's memory allows). A checkpoint is written every
-    ``checkpoint_interval`` steps (0: with every score), and when training is interrupted.
+    ``checkpoint_interval`` steps (0: with every score), and when training is interrupted. ``data_parallel`` processes,
+    each with a device like the worker's, divide the rows between them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +56,7 @@ class _Hyperparameters(BaseModel):
     patience: Annotated[int, Field(strict=True, ge=0, le=1000)] = 0
     checkpoint_interval: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 0
     micro_batch_tokens: Annotated[int, Field(strict=True, ge=0, le=100_000_000)] = 0
+    data_parallel: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Servers of the tests' own for the contracts: an S3 server that is real, one that is not, and Valkey."""
+"""Servers of the tests' own for the contracts: an S3 server that is real, one that is not, Valkey, and Ray."""
 
 import os
 import shutil
@@ -13,9 +13,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import ray  # noqa: TID251
+from ray._private import ray_constants  # noqa: TID251
 
 from zhub.embedded.binaries import find_valkey
+from zhub.embedded.children import free_ports
 from zhub.embedded.processes import spawn
+from zhub_workers import ray_launcher
 
 SERVE_S3 = Path(__file__).parents[2] / "tools" / "s3" / "serve.sh"
 S3_PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool", "curl")
@@ -178,3 +182,45 @@ def free_port() -> int:
 def unused_port() -> int:
     """A port of the loopback interface where nobody listens."""
     return free_port()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray of the tests' own on the loopback interface, joined by this process."""
+    temp_dir = Path(tempfile.mkdtemp(prefix="zhub-ray-"))  # short: it holds unix sockets
+    port, client, dashboard, metrics = free_ports(4)
+    environment = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray on 127.0.0.1
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+    argv = [
+        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"),
+        *("--node-ip-address=127.0.0.1", "--include-dashboard=false", "--include-log-monitor=false", "--no-monitor"),
+        *("--object-store-memory=100000000", f"--temp-dir={temp_dir}", "--num-cpus=2", "--disable-usage-stats"),
+        *(f"--ray-client-server-port={client}", f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}"),
+        *("--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--runtime-env-agent-port=0"),
+    ]
+    patched = pytest.MonkeyPatch()
+    for name, value in environment.items():
+        patched.setenv(name, value)
+    # Read from the environment when Ray is first imported, which was before.
+    patched.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    log = (temp_dir / "log").open("wb")
+    head = subprocess.Popen(argv, stdout=log, stderr=log, env=os.environ)
+    try:
+        raylet = temp_dir / "session_latest" / "sockets" / "raylet"
+        give_up = time.monotonic() + 90
+        while not raylet.exists():
+            assert head.poll() is None and time.monotonic() < give_up, (temp_dir / "log").read_text()[-3000:]
+            time.sleep(0.05)
+        ray_launcher.connect(f"127.0.0.1:{port}")
+        yield
+    finally:
+        ray.shutdown()
+        head.send_signal(signal.SIGTERM)
+        head.wait(timeout=60)
+        log.close()
+        patched.undo()
+        shutil.rmtree(temp_dir, ignore_errors=True)

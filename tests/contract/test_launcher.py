@@ -4,11 +4,8 @@ Each test runs once on threads and once on Ray, both with the same stand-in for 
 """
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,11 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray  # noqa: TID251
 from ray import cloudpickle  # noqa: TID251
-from ray._private import ray_constants  # noqa: TID251
 
-from zhub.embedded.children import free_ports
 from zhub.errors import PromptTooLongError
 from zhub_workers import ray_launcher
 from zhub_workers.actors import LightActor
@@ -54,49 +48,15 @@ class PlayingActor(LightActor):
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """A Ray of the tests' own on the loopback interface, joined by this process."""
-    temp_dir = Path(tempfile.mkdtemp(prefix="zhub-ray-"))  # short: it holds unix sockets
-    port, client, dashboard, metrics = free_ports(4)
-    environment = {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray on 127.0.0.1
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    }
-    argv = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"),
-        *("--node-ip-address=127.0.0.1", "--include-dashboard=false", "--include-log-monitor=false", "--no-monitor"),
-        *("--object-store-memory=100000000", f"--temp-dir={temp_dir}", "--num-cpus=2", "--disable-usage-stats"),
-        *(f"--ray-client-server-port={client}", f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}"),
-        *("--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--runtime-env-agent-port=0"),
-    ]
+def playing_cluster(ray_cluster: None) -> Iterator[None]:
+    """The tests' Ray, whose workers play."""
     patched = pytest.MonkeyPatch()
-    for name, value in environment.items():
-        patched.setenv(name, value)
-    # Read from the environment when Ray is first imported, which was before.
-    patched.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
     patched.setattr(ray_launcher, "ACTORS", {"light": PlayingActor, "torch": PlayingActor})
     this_module = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(this_module)  # type: ignore[no-untyped-call]  # workers cannot import a test
-    log = (temp_dir / "log").open("wb")
-    head = subprocess.Popen(argv, stdout=log, stderr=log, env=os.environ)
-    try:
-        raylet = temp_dir / "session_latest" / "sockets" / "raylet"
-        give_up = time.monotonic() + 90
-        while not raylet.exists():
-            assert head.poll() is None and time.monotonic() < give_up, (temp_dir / "log").read_text()[-3000:]
-            time.sleep(0.05)
-        ray_launcher.connect(f"127.0.0.1:{port}")
-        yield
-    finally:
-        ray.shutdown()
-        head.send_signal(signal.SIGTERM)
-        head.wait(timeout=60)
-        log.close()
-        cloudpickle.unregister_pickle_by_value(this_module)  # type: ignore[no-untyped-call]
-        patched.undo()
-        shutil.rmtree(temp_dir, ignore_errors=True)
+    yield
+    cloudpickle.unregister_pickle_by_value(this_module)  # type: ignore[no-untyped-call]
+    patched.undo()
 
 
 @pytest.fixture(scope="module", params=["threads", pytest.param("ray", marks=pytest.mark.ray)])
@@ -104,7 +64,7 @@ def shared(request: pytest.FixtureRequest) -> Launcher:
     """One worker that trains, and its launcher."""
     if request.param == "threads":
         return ThreadLauncher({"light": play, "torch": play}, jobs_per_worker=2)
-    request.getfixturevalue("ray_cluster")
+    request.getfixturevalue("playing_cluster")
     return RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0)
 
 

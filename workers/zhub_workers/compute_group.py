@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -42,12 +42,53 @@ class Stopped(Exception):
     """The job should stop, and was in the middle of something. Control flow: never leaves ``train``."""
 
 
+class Member(Protocol):
+    """One job's way to the device, in plain token ids and tensors.
+
+    Every method raises Stopped when the job should stop, and OutOfMemoryError when not even one row fits.
+    ``token_limit`` is what a micro-batch may hold; it falls when memory runs out.
+    """
+
+    adapter: Adapter
+    token_limit: int
+
+    @property
+    def base(self) -> BaseModel: ...
+
+    @property
+    def should_stop(self) -> ShouldStop: ...
+
+    def generate(
+        self,
+        values: Values | None,
+        prompts: Tokens,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """One answer to each prompt by the model that follows ``values``, None for the base; greedy without seeds."""
+
+    def logprobs(
+        self, values: Values | None, prompts: Tokens, answers: Tokens, *, temperature: float = 1.0
+    ) -> list[Tensor]:
+        """The log-probability of every token of every answer, ``(t_i,)`` each, float32 on the CPU; no gradient."""
+
+    def gradient(
+        self, values: Values, prompts: Tokens, answers: Tokens, loss: Loss, *, temperature: float = 1.0
+    ) -> Gradient:
+        """The gradient of a step's loss, accumulated over micro-batches of answers of like length."""
+
+    def embeddings(self, prompts: Tokens) -> Tensor:
+        """Where the base sees the prompts, ``(n, d)``, see ``prompt_embeddings``."""
+
+
 class ComputeGroup:
     """The members, and whose turn it is."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._members: list[Member] = []
+        self._members: list[_Member] = []
         self._busy = False
         self._pulse = 0  # of what is being computed: it stands still when that hangs
         # One thread computes for all: each thread that did would have a team of OpenMP threads of its own, which spin
@@ -55,9 +96,9 @@ class ComputeGroup:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="compute")
 
     @contextmanager
-    def join(self, adapter: Adapter, should_stop: ShouldStop, *, token_limit: int = 0) -> Iterator["Member"]:
+    def join(self, adapter: Adapter, should_stop: ShouldStop, *, token_limit: int = 0) -> Iterator[Member]:
         """Take part for as long as the context lasts. ``token_limit`` 0: what the device's memory allows."""
-        member = Member(self, adapter, should_stop, token_limit or default_token_limit(adapter.base))
+        member = _Member(self, adapter, should_stop, token_limit or default_token_limit(adapter.base))
         with self._changed:
             self._members.append(member)
         try:
@@ -67,7 +108,7 @@ class ComputeGroup:
                 self._members.remove(member)
                 self._changed.notify_all()
 
-    def ask(self, member: "Member", request: Request) -> Any:
+    def ask(self, member: "_Member", request: Request) -> Any:
         """Wait for a request's turn and return what it is answered with. Raises what the request fails with.
 
         The thread that finds a turn ready has it computed for all that take part in it.
@@ -99,7 +140,7 @@ class ComputeGroup:
         """Say that what is computed gets on."""
         self._pulse += 1
 
-    def _turn(self) -> list[tuple["Member", Request]]:
+    def _turn(self) -> list[tuple["_Member", Request]]:
         """Whose requests to answer next; none while it is worth waiting for those that have not asked yet."""
         asking = [(member, member.request) for member in self._members if member.request is not None]
         waited = time.monotonic() - min(member.asked_at for member, _ in asking)
@@ -108,7 +149,7 @@ class ComputeGroup:
         turns = ([(member, request) for member, request in asking if type(request) is kind] for kind in TURNS)
         return next(turn for turn in turns if turn)
 
-    def _compute(self, turn: Sequence[tuple["Member", Request]]) -> None:
+    def _compute(self, turn: Sequence[tuple["_Member", Request]]) -> None:
         try:
             outcomes = answer([request for _, request in turn])
         except BaseException as exc:
@@ -122,11 +163,8 @@ class ComputeGroup:
 
 
 @dataclass(eq=False)
-class Member:
-    """One job's way to the device, in plain token ids and tensors.
-
-    Every method raises Stopped when the job should stop, and OutOfMemoryError when not even one row fits.
-    """
+class _Member:
+    """A member of a group."""
 
     _group: ComputeGroup
     adapter: Adapter
@@ -149,7 +187,6 @@ class Member:
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """One answer to each prompt by the model that follows ``values``, None for the base; greedy without seeds."""
         drawn = seeds if seeds is not None else [0] * len(prompts)
         common = (self.adapter, values, prompts, self._stop_asked)
         answers: list[Completion] = self._ask(Generate(*common, max_new_tokens, temperature, drawn))
@@ -158,7 +195,6 @@ class Member:
     def logprobs(
         self, values: Values | None, prompts: Tokens, answers: Tokens, *, temperature: float = 1.0
     ) -> list[Tensor]:
-        """The log-probability of every token of every answer, ``(t_i,)`` each, float32 on the CPU; no gradient."""
         common = (self.adapter, values, prompts, self._stop_asked)
         found: list[Tensor] = self._ask(Logprobs(*common, answers, temperature, self.token_limit))
         return found
@@ -166,14 +202,12 @@ class Member:
     def gradient(
         self, values: Values, prompts: Tokens, answers: Tokens, loss: Loss, *, temperature: float = 1.0
     ) -> Gradient:
-        """The gradient of a step's loss, accumulated over micro-batches of answers of like length."""
         common = (self.adapter, values, prompts, self._stop_asked)
         gradient: Gradient = self._ask(Differentiate(*common, answers, temperature, self.token_limit, loss))
         self.token_limit = gradient.token_limit or self.token_limit
         return gradient
 
     def embeddings(self, prompts: Tokens) -> Tensor:
-        """Where the base sees the prompts, ``(n, d)``, see ``prompt_embeddings``."""
         embeddings: Tensor = self._ask(Embed(self.adapter, None, prompts, self._stop_asked))
         return embeddings
 

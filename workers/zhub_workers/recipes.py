@@ -19,7 +19,7 @@ Every loss gives one micro-batch's share, so that the shares of a step add up to
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -128,13 +128,16 @@ class Loss(Protocol):
     """The loss of some rows of a step, given the log-probabilities of their answers' tokens.
 
     ``rows_per_unit`` rows in a row belong together and are never parted. ``__call__`` gets ``logprobs`` and ``mask``
-    ``(b, t)`` and the rows' places in the step, and returns the loss and named sums to report.
+    ``(b, t)`` and the rows' places in the step, and returns the loss and named sums to report. ``part`` is the same
+    step's loss for these rows alone, which then count from 0.
     """
 
     @property
     def rows_per_unit(self) -> int: ...
 
     def __call__(self, logprobs: Tensor, mask: Tensor, rows: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def part(self, rows: slice) -> "Loss": ...
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,14 @@ class PolicyGradient:
         )
         return loss, {"kl": divergence}
 
+    def part(self, rows: slice) -> "PolicyGradient":
+        return replace(
+            self,
+            advantages=self.advantages[rows],
+            reference=None if self.reference is None else self.reference[rows],
+            sampled=None if self.sampled is None else self.sampled[rows],
+        )
+
 
 @dataclass(frozen=True)
 class NextToken:
@@ -172,6 +183,9 @@ class NextToken:
 
     def __call__(self, logprobs: Tensor, mask: Tensor, rows: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         return next_token_loss(logprobs, mask, token_count=self.token_count), {}
+
+    def part(self, rows: slice) -> "NextToken":
+        return self
 
 
 @dataclass(frozen=True)
@@ -190,6 +204,9 @@ class Preference:
         margin = (preferred - rejected).detach().sum() / self.pair_count
         loss = preference_loss(preferred, rejected, beta=self.beta, pair_count=self.pair_count)
         return loss, {"margin": margin}
+
+    def part(self, rows: slice) -> "Preference":
+        return replace(self, reference=self.reference[rows])
 
 
 def _centred(rewards: Tensor) -> Tensor:

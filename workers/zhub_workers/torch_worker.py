@@ -33,6 +33,8 @@ from zhub_workers.compute_group import ComputeGroup, Member, Stopped
 from zhub_workers.evaluate import Grading
 from zhub_workers.evaluation import ROWS_FILE, run_evaluation
 from zhub_workers.model_cache import ModelCache, base_directory, basis_prefix
+from zhub_workers.ray_shards import RayShards, assigned_gpus
+from zhub_workers.sharded import ShardedMember
 from zhub_workers.train import TrainResult, train
 
 STATE_FILE = "state.safetensors"
@@ -107,7 +109,8 @@ class TorchRunner:
         adapter = make_adapter(model, spec.hyperparameters)
         token_limit = spec.hyperparameters.micro_batch_tokens
         with (
-            self._group.join(adapter, context.should_stop, token_limit=token_limit) as member,
+            self._group.join(adapter, context.should_stop, token_limit=token_limit) as local,
+            self._sharded(local, spec, attempt, context) as member,
             _grading(spec.grader, member, spec.base.name) as grading,
         ):
             result = train(
@@ -132,6 +135,28 @@ class TorchRunner:
             "key_prefix": attempt.key_prefix,
             "trained_tokens": result.trained_tokens,
         }
+
+    @contextmanager
+    def _sharded(self, local: Member, spec: TrainSpec, attempt: Attempt, context: AttemptContext) -> Iterator[Member]:
+        """The member with as many shards as the job asks for beside it, itself where it asks for none."""
+        others = spec.hyperparameters.data_parallel - 1
+        if not others:
+            yield local
+            return
+
+        def tell(message: str) -> None:
+            context.emit("info", message)
+
+        with RayShards(
+            others,
+            spec,
+            attempt.store_url,
+            attempt.cache_dir,
+            device=str(self.device),
+            gpus=assigned_gpus(),
+            on_change=tell,
+        ) as shards:
+            yield ShardedMember(local, shards)
 
     def _evaluate(
         self, spec: EvaluateSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore

@@ -1,0 +1,198 @@
+"""Shards as Ray actors: a job's rows divided between real processes, some of which are killed."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray  # noqa: TID251
+import torch
+
+from zhub.manifest import sha256_file
+from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
+from zhub.store import DirectoryStore, put_path
+from zhub.task_families import sample_rows
+from zhub_workers import ray_shards
+from zhub_workers.adapted import AdaptedModel
+from zhub_workers.adapters import make_adapter
+from zhub_workers.base_model import load_base_model, weights_fingerprint
+from zhub_workers.basis import decompose_base, load_basis
+from zhub_workers.compute_group import ComputeGroup, Stopped
+from zhub_workers.evaluate import Grading
+from zhub_workers.ray_shards import RayShards
+from zhub_workers.sharded import ShardedMember
+from zhub_workers.train import TrainResult, train
+
+pytestmark = pytest.mark.ray
+
+SHIPPED = Path(__file__).parents[2] / "workers" / "zhub_workers" / "shipped_base"
+Until = Callable[..., Any]
+
+
+@dataclass
+class Job:
+    """A job on the shipped base, whose files are in a store that other processes can read."""
+
+    spec: TrainSpec
+    adapted: AdaptedModel
+    store: DirectoryStore
+    root: Path
+    events: list[str] = field(default_factory=list)
+
+    def shards(self, count: int) -> RayShards:
+        return RayShards(
+            count,
+            self.spec,
+            self.store.root.as_uri(),
+            self.root / "cache",
+            device="cpu",
+            gpus=0,
+            on_change=self.events.append,
+        )
+
+    def train(self, shards: RayShards | None, on_step: Callable[[int], None] = lambda _step: None) -> TrainResult:
+        def on_event(_level: str, _message: str, data: dict[str, Any] | None) -> None:
+            if data is not None and data["type"] == "metrics":
+                on_step(data["step"])
+
+        with ComputeGroup().join(make_adapter(self.adapted, self.spec.hyperparameters), lambda: False) as local:
+            return train(
+                self.spec,
+                member=local if shards is None else ShardedMember(local, shards),
+                grading=Grading(self.spec.grader),
+                training_path=self.root / "rows",
+                validation_path=None,
+                on_event=on_event,
+                on_checkpoint=lambda _state, _metrics: None,
+            )
+
+
+@pytest.fixture
+def job(tmp_path: Path, ray_cluster: None) -> Job:
+    store = DirectoryStore(tmp_path / "store")
+    files = []
+    for path in SHIPPED.iterdir():
+        put_path(store, f"base/{path.name}", path)
+        size = path.stat().st_size
+        files.append(StoredFile(name=path.name, key=f"base/{path.name}", sha256=sha256_file(path), size_bytes=size))
+    base = load_base_model(SHIPPED)
+    fingerprint = decompose_base(base, tmp_path / "basis")
+    for path in (tmp_path / "basis").iterdir():
+        put_path(store, f"basis/{path.name}", path)
+    (tmp_path / "rows").write_text("\n".join(map(json.dumps, sample_rows("sorting", 100, seed=1))))
+    asked = {"n_steps": 4, "eval_interval": 2, "batch_size": 4, "learning_rate": 0.06, "preflight_prompts": 0}
+    spec = TrainSpec.model_validate(
+        {
+            "expert": "e",
+            "base": BaseModelSource(name="zhub-tiny", files=files),
+            "basis": BasisReference(
+                weights_fingerprint=weights_fingerprint(base.model), basis_fingerprint=fingerprint, key_prefix="basis"
+            ),
+            "training_file": StoredFile(name="rows", key="", sha256="", size_bytes=0),
+            "validation_file": None,
+            "recipe": "reinforcement",
+            "hyperparameters": resolve_hyperparameters("reinforcement", asked | {"max_new_tokens": 8}, train_rows=100),
+            "grader": {
+                "type": "string_check",
+                "name": "exact",
+                "operation": "eq",
+                "input": "{{sample.output_text}}",
+                "reference": "{{item.answer}}",
+            },
+            "seed": 1,
+        }
+    )
+    return Job(spec, AdaptedModel(base, load_basis(tmp_path / "basis", fingerprint)), store, tmp_path)
+
+
+def up(shards: RayShards, count: int, until: Until) -> None:
+    until(lambda: len(shards.ready()) == count, timeout_s=120)
+
+
+def pids(shards: RayShards) -> list[int]:
+    """The processes of the shards, in the order of their places."""
+    actors = [shards._actors[place] for place in sorted(shards._actors)]
+    return [ray.get(actor.__ray_call__.remote(lambda _self: os.getpid())) for actor in actors]
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_a_job_with_shards_becomes_what_it_becomes_alone_though_one_is_killed(job: Job, until: Until) -> None:
+    alone = job.train(None)
+    with job.shards(2) as shards:
+        up(shards, 2, until)
+        first, second = pids(shards)
+
+        def kill(step: int) -> None:
+            if step == 2:
+                os.kill(first, signal.SIGKILL)
+
+        together = job.train(shards, kill)
+        up(shards, 2, until)
+        assert second in pids(shards) and first not in pids(shards)
+    assert alone.best_step == together.best_step
+    for name, z in alone.artifact.items():
+        # Rounding of sums in another grouping, grown by Adam's first steps.
+        torch.testing.assert_close(together.artifact[name], z, rtol=0, atol=2e-3)
+    assert [event for event in job.events if "lost" in event] == [
+        "Process 2 of 3 was lost: the others compute its rows."
+    ]
+
+
+def test_shards_end_with_their_job(job: Job, until: Until) -> None:
+    with job.shards(1) as shards:
+        up(shards, 1, until)
+        (pid,) = pids(shards)
+    until(lambda: gone(pid), timeout_s=30)
+
+
+def test_a_job_begins_before_its_shards_are_up(job: Job) -> None:
+    with job.shards(1) as shards:
+        assert shards.ready() == []
+        assert job.train(shards).steps == 4
+
+
+def test_a_shard_that_cannot_start_is_given_up_and_the_job_goes_on(job: Job, until: Until) -> None:
+    job.spec = job.spec.model_copy(update={"basis": job.spec.basis.model_copy(update={"weights_fingerprint": "x"})})
+    with job.shards(1) as shards:
+        until(lambda: not shards.ready() and any("given up" in event for event in job.events), timeout_s=120)
+        assert job.train(shards).steps == 4
+    assert job.events == ["Process 2 of 2 did not start."] * 2 + ["Process 2 of 2 did not start: given up."]
+
+
+def test_a_shard_that_stands_still_is_left_out(job: Job, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_shards, "SILENT_S", 2.0)
+    with job.shards(1) as shards:
+        up(shards, 1, until)
+        (pid,) = pids(shards)
+        os.kill(pid, signal.SIGSTOP)
+        assert job.train(shards).steps == 4
+        until(lambda: gone(pid), timeout_s=30)
+    assert "Process 2 of 2 was lost: the others compute its rows." in job.events
+
+
+def test_a_job_with_shards_stops_at_once(job: Job, until: Until) -> None:
+    stopping = threading.Event()
+    with job.shards(1) as shards:
+        up(shards, 1, until)
+        adapter = make_adapter(job.adapted, job.spec.hyperparameters)
+        with ComputeGroup().join(adapter, stopping.is_set) as local:
+            member = ShardedMember(local, shards)
+            threading.Timer(1.0, stopping.set).start()
+            started = time.monotonic()
+            with pytest.raises(Stopped):
+                while True:
+                    member.generate(None, [[1, 2, 3]] * 64, max_new_tokens=64, temperature=1.0, seeds=range(64))
+            assert time.monotonic() - started < 60
