@@ -3,7 +3,7 @@
 import hashlib
 import random
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -24,14 +24,23 @@ from zhub.errors import (
 )
 from zhub.graders import Grader, check_templates, judge_models, parse_grader
 from zhub.ids import parse_id
-from zhub.manifest import canonical_json
-from zhub.models import DatasetVersion, Job
+from zhub.manifest import ROUTING_FILE, Z_FILE, canonical_json
+from zhub.models import BaseModel, DatasetVersion, Job
 from zhub.packing import pack_key
-from zhub.specs import BaseModelSource, Recipe, TrainSpec, resolve_hyperparameters
+from zhub.specs import (
+    BaseModelSource,
+    BasisReference,
+    Hyperparameters,
+    Recipe,
+    StartingPoint,
+    TrainSpec,
+    resolve_hyperparameters,
+)
 from zhub.tenancy import Caller
 
 METHODS: tuple[Recipe, ...] = ("reinforcement", "supervised", "dpo")
 MIN_PROMPTS = 10
+MAX_STARTS = 64  # the newest: a worker fetches them all
 GRADER = "method.reinforcement.grader"
 RETRY_WINDOW = timedelta(minutes=10)
 
@@ -69,7 +78,8 @@ def create(
         return earlier
     if request.integrations:
         raise InvalidRequestError("Integrations are not supported; leave them out.", param="integrations")
-    base = base_models.get(session, request.model)
+    parent = registry.version(session, caller.project_id, request.model) if "@" in request.model else None
+    base = parent.base if parent else base_models.get(session, request.model)
     basis = base_models.require_ready(base)
     training = _processed(session, caller, request.training_file, "training_file")
     validation = (
@@ -84,6 +94,8 @@ def create(
                 columns = (version.validation or {})["columns"]
                 check_templates(grader, columns, _distinct_rows(version), param=GRADER)
     resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=_distinct_rows(training))
+    if parent is not None:
+        _check_parent(parent, resolved, basis)
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
     seed = request.seed if request.seed is not None else random.SystemRandom().randrange(2**31)
@@ -98,6 +110,7 @@ def create(
         hyperparameters=resolved,
         grader=grader,
         seed=seed,
+        starts=[_starting_point(record) for record in _starts(session, caller, base, parent, resolved)],
     )
     echoed: dict[str, Any] = {"hyperparameters": resolved.model_dump(mode="json")}
     if grader is not None:
@@ -131,6 +144,47 @@ def create(
         raise NotReadyError("A request with this Idempotency-Key is being answered; try again.") from exc
     session.refresh(job)
     return job
+
+
+def _check_parent(parent: registry.VersionRecord, hyper: Hyperparameters, basis: BasisReference) -> None:
+    if parent.is_lora or hyper.adapter != "svf" or hyper.parameterisation != "multiplier":
+        raise InvalidRequestError(
+            "Only a training of the adapter 'svf', with the parameterisation 'multiplier', can begin from an expert, "
+            "and only from one of that adapter. Give the base model.",
+            param="model",
+        )
+    if hyper.warm_start != "off":
+        raise InvalidRequestError(
+            f"The training begins from '{parent.name}' already: leave warm_start out, or give the base model.",
+            param="model",
+        )
+    if parent.version.manifest["basis_fingerprint"] != basis.basis_fingerprint:
+        raise InvalidRequestError(
+            f"'{parent.name}' belongs to an earlier basis of '{parent.base.name}'. Give the base model.", param="model"
+        )
+
+
+def _starts(
+    session: Session,
+    caller: Caller,
+    base: BaseModel,
+    parent: registry.VersionRecord | None,
+    hyper: Hyperparameters,
+) -> Sequence[registry.VersionRecord]:
+    if hyper.warm_start == "nearest":
+        return registry.newest_versions(session, caller.project_id, base)[:MAX_STARTS]
+    return [parent] if parent is not None else []
+
+
+def _starting_point(record: registry.VersionRecord) -> StartingPoint:
+    files = {file["name"]: file["sha256"] for file in record.version.manifest["files"]}
+    return StartingPoint(
+        name=record.name,
+        digest=record.version.digest,
+        key_prefix=record.version.key_prefix,
+        z_sha256=files[Z_FILE],
+        routing_sha256=files[ROUTING_FILE],
+    )
 
 
 def _hash(request: JobRequest) -> str:

@@ -43,6 +43,12 @@ class VersionRecord:
         return f"{self.project.name}.{self.expert.name}@v{self.version.version}"
 
     @property
+    def is_base(self) -> bool:
+        """It answers as the base does: no step of its training was better, nor what that began from."""
+        manifest = self.version.manifest
+        return manifest["best_step"] == 0 and manifest["parent_digest"] is None
+
+    @property
     def is_lora(self) -> bool:
         """Kept to compare experts with; serving does not answer with it."""
         return self.version.manifest["hyperparameters"].get("adapter") == "lora"  # type: ignore[no-any-return]
@@ -139,6 +145,20 @@ def versions(session: Session, project_id: uuid.UUID) -> list[VersionRecord]:
     return _records(session, Expert.project_id == project_id)
 
 
+def newest_versions(session: Session, project_id: uuid.UUID, base: BaseModel) -> list[VersionRecord]:
+    """The newest version of each of the project's experts on this base and its basis, newest first.
+
+    Without LoRAs, and without those that are the base: choosing one would only pretend.
+    """
+    newest: dict[uuid.UUID, VersionRecord] = {}
+    for record in versions(session, project_id):
+        fits = record.base.id == base.id and record.version.manifest["basis_fingerprint"] == base.basis_fingerprint
+        if fits and not record.is_lora:
+            # Numbers grow with time, and the list is newest first: the first one seen of an expert is its newest.
+            newest.setdefault(record.expert.id, record)
+    return [record for record in newest.values() if not record.is_base]
+
+
 def versions_by_id(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, VersionRecord]:
     """These versions by their ids."""
     return {record.version.id: record for record in _records(session, ExpertVersion.id.in_(ids))}
@@ -209,16 +229,7 @@ def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tupl
     if model == AUTO or model.startswith(f"{AUTO}:"):
         base = _default_base(session) if model == AUTO else base_models.get(session, model.removeprefix(f"{AUTO}:"))
         base_models.require_ready(base)
-        newest: dict[uuid.UUID, VersionRecord] = {}
-        for record in versions(session, caller.project_id):
-            if record.is_lora:
-                continue
-            # Numbers grow with time, and the list is newest first: the first one seen of an expert is its newest.
-            if record.base.id == base.id and record.version.manifest["basis_fingerprint"] == base.basis_fingerprint:
-                newest.setdefault(record.expert.id, record)
-        # Where no step of a training beat the base, the expert is the base: choosing it would only pretend.
-        better = [record for record in newest.values() if record.version.manifest["best_step"] > 0]
-        return ResolvedModel(base, candidates=better)
+        return ResolvedModel(base, candidates=newest_versions(session, caller.project_id, base))
     if "@" in model:
         named = _version_or_checkpoint(session, caller.project_id, model)
         return ResolvedModel(named.base, [WeightedVersion(named, 1.0)])

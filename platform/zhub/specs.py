@@ -36,7 +36,8 @@ class _Hyperparameters(BaseModel):
     steps; after ``patience`` scores without a new best one training ends (0: never). Gradients are accumulated over
     micro-batches of ``micro_batch_tokens`` tokens (0: what the device's memory allows). A checkpoint is written every
     ``checkpoint_interval`` steps (0: with every score), and when training is interrupted. ``data_parallel`` processes,
-    each with a device like the worker's, divide the rows between them.
+    each with a device like the worker's, divide the rows between them. With ``warm_start`` ``nearest`` training begins
+    from the best of the project's experts whose prompts look like these, if one beats the base on validation rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class _Hyperparameters(BaseModel):
     checkpoint_interval: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 0
     micro_batch_tokens: Annotated[int, Field(strict=True, ge=0, le=100_000_000)] = 0
     data_parallel: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    warm_start: Literal["off", "nearest"] = "off"
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
 
     @model_validator(mode="after")
@@ -65,6 +67,8 @@ class _Hyperparameters(BaseModel):
             raise _conflict("sparsity", "only the adapter 'svf' has it")
         if self.adapter == "lora" and self.parameterisation != "multiplier":
             raise _conflict("parameterisation", "only the adapter 'svf' has it")
+        if self.warm_start != "off" and (self.adapter == "lora" or self.parameterisation != "multiplier"):
+            raise _conflict("warm_start", "only the adapter 'svf' with the parameterisation 'multiplier' has it")
         if self.sparsity and self.parameterisation == "sigmoid":
             raise _conflict("sparsity", "under the parameterisation 'sigmoid' all multipliers move")
         if self.layers is not None and self.layers[0] > self.layers[1]:
@@ -230,8 +234,23 @@ class DecomposeSpec(BaseModel):
     base: BaseModelSource
 
 
+class StartingPoint(BaseModel):
+    """An expert version that training may begin from: its model id, its manifest's digest, and its files."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    digest: str
+    key_prefix: str
+    z_sha256: str
+    routing_sha256: str
+
+
 class TrainSpec(BaseModel):
-    """Train one expert and measure it."""
+    """Train one expert and measure it.
+
+    ``starts`` are, with the hyper-parameter ``warm_start`` ``nearest``, the versions to choose from; else the one that
+    was asked for, if any.
+    """
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["train"] = "train"
@@ -244,7 +263,7 @@ class TrainSpec(BaseModel):
     hyperparameters: Hyperparameters
     grader: Grader | None
     seed: int
-    parent_digest: str | None = None
+    starts: list[StartingPoint] = []
 
 
 class EvaluatedZ(BaseModel):

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from zhub.config import Settings
 from zhub.db import system_session
 from zhub.embedded.children import free_ports
 from zhub.embedded.postgres import Urls
-from zhub.manifest import MANIFEST_FILE, Manifest
+from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, FileEntry, Manifest
 from zhub.models import Job, JobEvent
 from zhub.rows import validate
 from zhub.store import DirectoryStore
@@ -104,13 +105,13 @@ def train(client: Client, checked_file: str) -> Callable[..., Any]:
 def publish(system_engine: Engine, store: DirectoryStore, train: Callable[..., Any]) -> Callable[..., str]:
     """Train an expert the short way; return the name of its version."""
 
-    def make(suffix: str = "summer") -> str:
+    def make(suffix: str = "summer", **manifest_fields: Any) -> str:
         train(suffix=suffix)
         with system_session(system_engine) as session:
             session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
             claim = jobs.claim(session, uuid.uuid4(), "default", ["train"], lease_s=60)
             assert claim is not None
-            manifest = manifest_of(claim.job_id, claim.fence)
+            manifest = manifest_of(claim.job_id, claim.fence).model_copy(update=manifest_fields)
             prefix = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}"
             store.put(f"{prefix}/{MANIFEST_FILE}", io.BytesIO(manifest.canonical()))
             version = registry.publish(session, claim.job_id, claim.fence, manifest, prefix, 7)
@@ -189,7 +190,7 @@ def manifest_of(job_id: uuid.UUID, fence: int) -> Manifest:
         parameters=1,
         evaluations=[],
         parent_digest=None,
-        files=[],
+        files=[FileEntry(name=name, size_bytes=1, sha256=name) for name in (Z_FILE, ROUTING_FILE)],
     )
 
 
@@ -539,6 +540,70 @@ def test_a_request_that_cannot_be_met_names_what_is_wrong(
 def test_a_misspelt_hyperparameter_is_answered_with_the_nearest_one(train: Callable[..., Any]) -> None:
     error = refused(lambda: train(method=reinforcement(hyperparameters={"lerning_rate": 0.1})))
     assert "Did you mean 'learning_rate'?" in error.message
+
+
+def spec_of(engine: Engine, job_id: str) -> dict[str, Any]:
+    with system_session(engine) as session:
+        spec: dict[str, Any] = session.scalars(
+            select(Job.spec).where(Job.id == uuid.UUID(job_id.removeprefix("ftjob-")))
+        ).one()
+        return spec
+
+
+def test_a_job_begins_from_the_expert_that_it_names(
+    train: Callable[..., Any], publish: Callable[..., str], system_engine: Engine
+) -> None:
+    name = publish()
+    job = train(model=name)
+    (start,) = spec_of(system_engine, job.id)["starts"]
+    assert (job.model, start["name"], start["z_sha256"], start["routing_sha256"]) == (name, name, Z_FILE, ROUTING_FILE)
+
+
+def test_a_warm_start_chooses_among_the_newest_versions_that_are_not_the_base(
+    train: Callable[..., Any], publish: Callable[..., str], system_engine: Engine
+) -> None:
+    publish("a")
+    names = [publish("a"), publish("b", best_step=0, parent_digest="d")]
+    publish("the-base", best_step=0)
+    publish("a-lora", hyperparameters={"adapter": "lora"})
+    job = train(method=reinforcement(hyperparameters={"warm_start": "nearest"}))
+    assert [start["name"] for start in spec_of(system_engine, job.id)["starts"]] == names[::-1]
+    assert spec_of(system_engine, train().id)["starts"] == []
+
+
+def test_nobody_begins_from_the_experts_of_others(
+    open_client: OpenClient,
+    make_key: MakeKey,
+    publish: Callable[..., str],
+    check_files: Callable[[], None],
+    system_engine: Engine,
+) -> None:
+    name = publish()
+    stranger = open_client(make_key("globex"))
+    file_id = upload(stranger).id
+    check_files()
+    nearest: Any = reinforcement(hyperparameters={"warm_start": "nearest"})
+    create = partial(stranger.fine_tuning.jobs.create, training_file=file_id)
+    assert refused(lambda: create(model=name, method=METHOD)).status_code == 404
+    assert spec_of(system_engine, create(model="tiny", method=nearest).id)["starts"] == []
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "published"),
+    [
+        ({"adapter": "lora"}, {}),
+        ({"parameterisation": "sigmoid"}, {}),
+        ({"warm_start": "nearest"}, {}),
+        ({}, {"hyperparameters": {"adapter": "lora"}}),
+        ({}, {"basis_fingerprint": "an earlier one"}),
+    ],
+)
+def test_an_expert_that_a_job_cannot_begin_from_is_refused(
+    train: Callable[..., Any], publish: Callable[..., str], hyperparameters: Any, published: Any
+) -> None:
+    name = publish(**published)
+    error = refused(lambda: train(model=name, method=reinforcement(hyperparameters=hyperparameters)))
+    assert (error.status_code, error.param) == (400, "model") and "base model" in error.message
 
 
 def test_a_small_job_may_share_a_worker_and_a_lora_may_not(train: Callable[..., Any], system_engine: Engine) -> None:

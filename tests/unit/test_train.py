@@ -165,7 +165,7 @@ def test_an_expert_that_never_beats_the_base_is_the_base_and_says_so(load_adapte
     assert result.best_step == 0
     assert all(torch.equal(values, torch.ones_like(values)) for values in result.artifact.values())
     assert [message for level, message, _ in events if level == "warn"] == [
-        "No step beat the base model on validation rows, so the expert equals the base."
+        "No step beat the base model on validation rows, so the new expert equals it."
     ]
     assert result.test is not None and result.test.p_value == 1.0 and result.test.base == result.test.expert
 

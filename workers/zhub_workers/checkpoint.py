@@ -26,7 +26,7 @@ class TrainState:
     the state of the random numbers then, ``order`` the training rows that were shuffled and not yet used. ``kept``
     marks the multipliers that may move, once a sparse expert has chosen them. ``best`` is what would be published now,
     ``best_rewards`` its rewards on the validation rows and ``base_rewards`` those of the base; ``scores_since_best``
-    counts towards ``patience``.
+    counts towards ``patience``. ``parent`` is the digest of the version that training began from, "" for the base.
     """
 
     step: int
@@ -44,6 +44,7 @@ class TrainState:
     base_rewards: list[float]
     scores_since_best: int
     trained_tokens: int
+    parent: str = ""
 
 
 TENSORS = ("parameters", "current", "first_moments", "second_moments", "kept", "best")
@@ -60,7 +61,7 @@ def write_state(path: Path, state: TrainState, *, spec_digest: str) -> None:
         "base_rewards": torch.tensor(state.base_rewards, dtype=torch.float64),
     }
     description: dict[str, Any] = {name: getattr(state, name) for name in NUMBERS}
-    description |= {"format": STATE_FORMAT, "spec_digest": spec_digest}
+    description |= {"format": STATE_FORMAT, "spec_digest": spec_digest, "parent": state.parent}
     # Copies, because the best expert may be the present one, and the format takes no tensor twice.
     content = {name: value.detach().cpu().clone() for name, value in tensors.items()}
     replace_file(path, save(content, metadata={"zhub": canonical_json(description).decode()}))
@@ -92,6 +93,7 @@ def read_state(path: Path, *, spec_digest: str) -> TrainState:
             order=tensors["order"].tolist(),
             best_rewards=tensors["best_rewards"].tolist(),
             base_rewards=tensors["base_rewards"].tolist(),
+            parent=str(description.get("parent", "")),
         )
     except (SafetensorError, ValueError, KeyError, TypeError) as exc:
         raise ArtifactError(f"{path.name}: not a training state that zhub wrote: {exc}") from exc

@@ -1,4 +1,4 @@
-"""A look at the reward before any step is taken: can the base's own answers teach anything?"""
+"""A look at the reward before any step is taken: can the answers of what training begins from teach anything?"""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from zhub.errors import ConstantRewardError
 from zhub.graders import Grade
 from zhub.specs import ReinforcementHyperparameters
+from zhub_workers.adapters import Values
 from zhub_workers.compute_group import Member
 from zhub_workers.evaluate import EncodedRow, Grading
 
@@ -15,7 +16,7 @@ MAX_ROUNDS = 5  # of fresh prompts, before a reward that has not varied yet is c
 
 @dataclass(frozen=True)
 class Preflight:
-    """How the reward of ``answers`` sampled answers of the base is spread.
+    """How the reward of ``answers`` sampled answers is spread.
 
     ``informative`` is the share of prompts whose samples were not all rewarded alike: only those teach. ``unread`` is
     the share of answers that the grader could not read.
@@ -32,7 +33,7 @@ class Preflight:
 
     def __str__(self) -> str:
         line = (
-            f"Preflight: {self.answers} answers of the base to {self.prompts} prompts: reward {self.mean:.3f} "
+            f"Preflight: {self.answers} answers to {self.prompts} prompts: reward {self.mean:.3f} "
             f"± {self.deviation:.3f}, from {self.low:g} to {self.high:g}; {self.informative:.0%} of the prompts have "
             "better and worse answers"
         )
@@ -40,9 +41,13 @@ class Preflight:
 
 
 def preflight(
-    member: Member, rows: Sequence[EncodedRow], grading: Grading, hyper: ReinforcementHyperparameters
+    member: Member,
+    values: Values | None,
+    rows: Sequence[EncodedRow],
+    grading: Grading,
+    hyper: ReinforcementHyperparameters,
 ) -> Preflight:
-    """Sample answers of the base as training will, grade them, and say how the reward is spread.
+    """Sample answers as training will, of what it begins from, grade them, and say how the reward is spread.
 
     Raises:
         ConstantRewardError: every answer to MAX_ROUNDS times ``preflight_prompts`` prompts has the same reward.
@@ -53,7 +58,7 @@ def preflight(
     for start in range(0, min(len(rows), MAX_ROUNDS * hyper.preflight_prompts), hyper.preflight_prompts):
         samples = [row for row in rows[start : start + hyper.preflight_prompts] for _ in range(size)]
         completions = member.generate(
-            None,
+            values,
             [row.prompt for row in samples],
             max_new_tokens=hyper.max_new_tokens,
             temperature=hyper.temperature,

@@ -91,7 +91,7 @@ def make_centroid(training: Tensor, held_out: Tensor) -> Centroid:
     # Equal prompts have no spread at all: one is as good a unit as another then.
     noise = max(float(variances[kept:].sum()) / (width - kept), NOISE_FLOOR * total / width) or 1.0
     fitted = Centroid(mean, directions[:kept].contiguous(), variances[:kept] + noise, noise, 1.0)
-    reach = torch.quantile(_distances(held_out, fitted), HELD_OUT_QUANTILE)
+    reach = torch.quantile(distances(held_out, fitted), HELD_OUT_QUANTILE)
     return replace(fitted, threshold=MARGIN * float(reach.clamp_min(1.0)))
 
 
@@ -101,14 +101,14 @@ def route(embedding: Tensor, candidates: Sequence[Centroid]) -> Route:
     Args:
         embedding: of the prompt by ``prompt_embeddings``, ``(d,)``.
     """
-    scores = [float(_distances(embedding.unsqueeze(0), c)[0]) / c.threshold for c in candidates]
+    scores = [float(distances(embedding.unsqueeze(0), c)[0]) / c.threshold for c in candidates]
     if not scores:
         return Route(None, float("inf"), 1.0, [])
     best = min(range(len(scores)), key=scores.__getitem__)
     return Route(best if scores[best] <= 1.0 else None, scores[best], 1.0, scores)
 
 
-def _distances(embeddings: Tensor, centroid: Centroid) -> Tensor:
+def distances(embeddings: Tensor, centroid: Centroid) -> Tensor:
     """Mahalanobis distance over the root of the width, ``(n,)``: about 1 for a prompt of the same kind."""
     offset = embeddings - centroid.mean
     along = offset @ centroid.directions.T

@@ -21,10 +21,11 @@ import zhub
 from zhub.graders import Grader, GradingTools, ScoreModelGrader, needs_sandbox
 from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, canonical_json, file_entry
 from zhub.sandbox import Sandbox
-from zhub.specs import DecomposeSpec, EvaluateSpec, Hyperparameters, JobSpec, StoredFile, TrainSpec
+from zhub.specs import DecomposeSpec, EvaluateSpec, Hyperparameters, JobSpec, StartingPoint, StoredFile, TrainSpec
 from zhub.store import ObjectStore, fetch, open_store, put_path
+from zhub_workers.adapted import AdaptedModel
 from zhub_workers.adapters import LoraAdapter, SvfAdapter, make_adapter
-from zhub_workers.artifact import read_lora, read_z, write_lora, write_routing, write_z
+from zhub_workers.artifact import read_lora, read_routing, read_z, write_lora, write_routing, write_z
 from zhub_workers.attempt import Attempt, AttemptContext, AttemptStoppedError
 from zhub_workers.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.basis import BASIS_FILE, decompose_base
@@ -36,6 +37,7 @@ from zhub_workers.model_cache import ModelCache, base_directory, basis_prefix
 from zhub_workers.ray_shards import RayShards, assigned_gpus
 from zhub_workers.sharded import ShardedMember
 from zhub_workers.train import TrainResult, train
+from zhub_workers.warm_start import Start
 
 STATE_FILE = "state.safetensors"
 
@@ -106,6 +108,7 @@ class TorchRunner:
         validation = _dataset(spec.validation_file, store, attempt.cache_dir) if spec.validation_file else None
         checkpoints = Checkpoints(spec, attempt, context, store)
         resumed = checkpoints.newest(attempt.checkpoint) if attempt.checkpoint else None
+        starts = [] if resumed else [_start(start, model, store, attempt.cache_dir) for start in spec.starts]
         adapter = make_adapter(model, spec.hyperparameters)
         token_limit = spec.hyperparameters.micro_batch_tokens
         with (
@@ -121,6 +124,7 @@ class TorchRunner:
                 validation_path=validation,
                 on_event=context.emit,
                 on_checkpoint=checkpoints.write,
+                starts=starts,
                 resumed=resumed,
             )
         if result.stopped:
@@ -317,11 +321,25 @@ def _write_version(
         steps=result.steps,
         parameters=sum(tensor.numel() for tensor in result.artifact.values()),
         evaluations=[evaluation for evaluation in (result.validation, result.test) if evaluation is not None],
-        parent_digest=spec.parent_digest,
+        parent_digest=result.parent_digest,
         files=[file_entry(directory / Z_FILE), file_entry(directory / ROUTING_FILE)],
     )
     (directory / MANIFEST_FILE).write_bytes(manifest.canonical())
     return manifest
+
+
+def _start(start: StartingPoint, model: AdaptedModel, store: ObjectStore, cache_dir: Path) -> Start:
+    directory = cache_dir / "experts"
+    z, routing = directory / f"{start.z_sha256}.safetensors", directory / f"{start.routing_sha256}.safetensors"
+    fetch(store, f"{start.key_prefix}/{Z_FILE}", z, sha256=start.z_sha256)
+    fetch(store, f"{start.key_prefix}/{ROUTING_FILE}", routing, sha256=start.routing_sha256)
+    fingerprint = model.basis.fingerprint
+    return Start(
+        start.name,
+        start.digest,
+        read_z(z, sha256=start.z_sha256, basis=model.basis),
+        read_routing(routing, sha256=start.routing_sha256, basis_fingerprint=fingerprint),
+    )
 
 
 def _dataset(file: StoredFile, store: ObjectStore, cache_dir: Path) -> Path:

@@ -23,6 +23,7 @@ from zhub_workers.preflight import preflight
 from zhub_workers.recipes import ADVANTAGES, Loss, NextToken, PolicyGradient, Preference
 from zhub_workers.routing import Centroid, make_centroid
 from zhub_workers.splits import sample, split_dataset
+from zhub_workers.warm_start import Start, choose
 
 OnEvent = Callable[[str, str, dict[str, Any] | None], None]
 OnCheckpoint = Callable[[TrainState, Mapping[str, float]], None]
@@ -41,6 +42,7 @@ class TrainResult:
 
     ``validation`` chose ``best_step``, so it flatters the expert; ``test`` was looked at once. Both, and ``centroid``,
     are None where training was ``stopped`` before they could be made; the artifact is then the best until there.
+    ``parent_digest`` names the version that training began from, None for the base.
     ``trained_tokens`` counts prompts and answers of every training step, not those of evaluations.
     """
 
@@ -49,6 +51,7 @@ class TrainResult:
     steps: int
     stopped: bool
     trained_tokens: int
+    parent_digest: str | None
     validation: Evaluation | None
     test: Evaluation | None
     centroid: Centroid | None
@@ -63,9 +66,12 @@ def train(
     validation_path: Path | None,
     on_event: OnEvent,
     on_checkpoint: OnCheckpoint,
+    starts: Sequence[Start] = (),
     resumed: TrainState | None = None,
 ) -> TrainResult:
     """Train, keep the step that is best on validation rows and better than the base, and test it once.
+
+    Training begins from one of ``starts``, see ``TrainSpec.starts``, or from the base.
 
     The same spec and files give the same artifact on one machine's CPU, whether in one go or ``resumed`` from any
     state that ``on_checkpoint`` was given. ``on_event(level, message, data)`` gets the metrics of every step as
@@ -82,10 +88,11 @@ def train(
     try:
         rows = _rows(spec, member, training_path, validation_path, on_event)
         if state is None:
+            state = _first_state(spec, member, grading, starts, rows, on_event)
             if isinstance(hyper, ReinforcementHyperparameters) and hyper.preflight_prompts:
-                report = preflight(member, rows["train"], grading, hyper)
+                begun = _detached(member, state) if state.parent else None
+                report = preflight(member, begun, rows["train"], grading, hyper)
                 on_event("info", str(report), {"type": "preflight", **report.__dict__})
-            state = _first_state(spec, member, _scores(spec, member, None, rows["validation"], grading))
         else:
             on_event("info", f"Resumed after step {state.step}.", None)
         base_mean = _mean(state.base_rewards)
@@ -107,19 +114,37 @@ def train(
                 on_checkpoint(state, metrics)
                 written = step
         if state.best_step == 0:
-            on_event("warn", "No step beat the base model on validation rows, so the expert equals the base.", None)
+            what = "the base model" if _is_base(state) else "the expert that training began from"
+            on_event("warn", f"No step beat {what} on validation rows, so the new expert equals it.", None)
         validation = compare(state.base_rewards, state.best_rewards, "validation")
         test = _test(spec, member, grading, state, rows["test"], on_event)
         centroid = make_centroid(_embeddings(member, rows["train"]), _embeddings(member, rows["validation"]))
     except Stopped:
         if state is None:
-            return TrainResult({}, 0, 0, True, 0, None, None, None)
+            return TrainResult({}, 0, 0, True, 0, None, None, None, None)
         # In the middle of several updates on the same answers, the parameters are no step's.
         if state.step > written and state.updates == updates:
             on_checkpoint(state, {})
         on_event("info", f"Stopped after step {state.step}.", None)
-        return TrainResult(state.best, state.best_step, state.step, True, state.trained_tokens, None, None, None)
-    return TrainResult(state.best, state.best_step, state.step, False, state.trained_tokens, validation, test, centroid)
+        return _result(state, True, None, None, None)
+    return _result(state, False, validation, test, centroid)
+
+
+def _result(
+    state: TrainState,
+    stopped: bool,
+    validation: Evaluation | None,
+    test: Evaluation | None,
+    centroid: Centroid | None,
+) -> TrainResult:
+    parent = None if _is_base(state) else state.parent or None
+    counts = (state.best_step, state.step, stopped, state.trained_tokens)
+    return TrainResult(state.best, *counts, parent, validation, test, centroid)
+
+
+def _is_base(state: TrainState) -> bool:
+    """Whether what would be published is the base: no step was better, nor the expert that training began from."""
+    return state.best_step == 0 and (not state.parent or all(bool((z == 1).all()) for z in state.best.values()))
 
 
 def _rows(
@@ -137,25 +162,48 @@ def _rows(
     }
 
 
-def _first_state(spec: TrainSpec, member: Member, base_rewards: list[float]) -> TrainState:
+def _first_state(
+    spec: TrainSpec,
+    member: Member,
+    grading: Grading,
+    starts: Sequence[Start],
+    rows: Mapping[Split, Sequence[EncodedRow]],
+    on_event: OnEvent,
+) -> TrainState:
+    base_rewards = _scores(spec, member, None, rows["validation"], grading)
     parameters = member.adapter.initial(spec.seed)
-    untouched = member.adapter.exported(member.adapter.values(parameters))
+    best, best_rewards = member.adapter.exported(member.adapter.values(parameters)), base_rewards
+    begun = choose(
+        starts,
+        nearest=spec.hyperparameters.warm_start == "nearest",
+        names=parameters,
+        embeddings=lambda: _embeddings(member, rows["train"]),
+        score=lambda z: _scores(spec, member, member.adapter.imported(z), rows["validation"], grading),
+        base_rewards=base_rewards,
+        on_event=on_event,
+    )
+    if begun is not None:
+        # Of multipliers, the parameters are the values.
+        parameters |= member.adapter.imported(begun.start.z)
+        if _mean(begun.rewards) > _mean(base_rewards):
+            best, best_rewards = member.adapter.exported(parameters), begun.rewards
     return TrainState(
         step=0,
         updates=0,
         parameters=parameters,
         first_moments={name: torch.zeros_like(value) for name, value in parameters.items()},
         second_moments={name: torch.zeros_like(value) for name, value in parameters.items()},
-        current=untouched,
+        current=member.adapter.exported(member.adapter.values(parameters)),
         generator=torch.Generator().manual_seed(spec.seed).get_state(),
         order=[],
         kept={},
-        best=untouched,
+        best=best,
         best_step=0,
-        best_rewards=base_rewards,
+        best_rewards=best_rewards,
         base_rewards=base_rewards,
         scores_since_best=0,
         trained_tokens=0,
+        parent="" if begun is None else begun.start.digest,
     )
 
 
@@ -363,9 +411,9 @@ def _test(
 ) -> Evaluation:
     base = _scores(spec, member, None, rows, grading)
     best = member.adapter.imported(state.best)
-    expert = _scores(spec, member, best, rows, grading) if state.best_step else base
+    expert = base if _is_base(state) else _scores(spec, member, best, rows, grading)
     test = compare(base, expert, "test")
-    if state.best_step and test.p_value >= SIGNIFICANCE:
+    if not _is_base(state) and test.p_value >= SIGNIFICANCE:
         on_event(
             "warn",
             f"On {test.base.n} test rows the expert ({test.expert.mean:.3f}) and the base ({test.base.mean:.3f}) "

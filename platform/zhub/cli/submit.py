@@ -25,8 +25,8 @@ ANSWER_GRADER = {
 
 def submit(
     dataset: Annotated[str, typer.Argument(help="A JSONL file, uploaded first, or the id of one that was (file-…).")],
-    base: Annotated[str, typer.Option(help="The base model to train on.")],
-    method: Annotated[Literal["reinforcement", "supervised"], typer.Option()] = "reinforcement",
+    base: Annotated[str, typer.Option(help="The base model to train on, or an expert version to go on from.")],
+    method: Annotated[Literal["reinforcement", "supervised", "dpo"], typer.Option()] = "reinforcement",
     grader: Annotated[
         Path | None,
         typer.Option(help="A JSON file with a grader.", show_default="the answer equals the row's column 'answer'"),
