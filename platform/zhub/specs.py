@@ -129,7 +129,7 @@ HYPERPARAMETERS: dict[Recipe, type[_Hyperparameters]] = {
 # Fields of the OpenAI dialect that resolve into ours instead of being one of ours.
 FOREIGN = ("n_epochs", "learning_rate_multiplier")
 MAX_FACTOR = 1_000_000  # of n_epochs and learning_rate_multiplier: what they result in has its own limits
-DEFAULT_STEPS: dict[Recipe, int] = {"reinforcement": 40, "supervised": 100, "dpo": 100}
+DEFAULT_STEPS = 100
 
 
 def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_rows: int) -> Hyperparameters:
@@ -163,7 +163,7 @@ def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_r
     given.setdefault("learning_rate", multiplier * rate)
     if "n_steps" not in given:
         batch_size = given.get("batch_size", model.model_fields["batch_size"].default)
-        given["n_steps"] = DEFAULT_STEPS[recipe]
+        given["n_steps"] = DEFAULT_STEPS
         if epochs is not None and type(batch_size) is int and batch_size > 0:
             given["n_steps"] = max(1, math.ceil(_number(epochs, f"{where}.n_epochs") * train_rows / batch_size))
     elif epochs is not None:

@@ -40,7 +40,7 @@ def param(name: str, recipe: Recipe = "supervised") -> str:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_nothing_asked_gives_the_defaults(recipe: Recipe) -> None:
-    assert resolve({}, recipe) == HYPERPARAMETERS[recipe](n_steps=DEFAULT_STEPS[recipe])
+    assert resolve({}, recipe) == HYPERPARAMETERS[recipe](n_steps=DEFAULT_STEPS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
