@@ -3,6 +3,9 @@
 Every job is whole: the base's validation, the steps with rollouts, rewards and updates, a validation, the test. Each
 trains another task family of the shipped base. The process is warm, and both ways take turns in every round. Together,
 each row of a forward follows its own job's expert; the z of both ways are compared.
+
+The limit beside each ratio is what it would be if the jobs together took no longer than their matrix products do at
+the rate of the machine's best product: no way of training them together could pass it.
 """
 
 import argparse
@@ -17,15 +20,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from zhub.manifest import canonical_json
 from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
 from zhub.task_families import FAMILIES, sample_rows
+from zhub_workers import compute, compute_group
 from zhub_workers.adapted import AdaptedModel
 from zhub_workers.adapters import make_adapter
 from zhub_workers.base_model import load_base_model
@@ -61,11 +67,13 @@ def main() -> None:
         "one by one, s",
         "together, s",
         "jobs per hour, together / alone",
+        "limit",
         "bar",
         "largest |z - z|",
     ):
         table.add_column(column, justify="right")
     results: dict[int, Any] = {}
+    peak = best_product()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         base = load_base_model(SHIPPED)
@@ -84,11 +92,19 @@ def main() -> None:
                     pairs.append((alone_s, together_s))
                     console.print(f"{rows_a_step} rows: {alone_s:.1f} s one by one, {together_s:.1f} s together")
             ratio = statistics.median(alone_s / together_s for alone_s, together_s in pairs)
+            operations = counted(adapted, specs, directory)
+            limit = statistics.median(alone_s for alone_s, _ in pairs) * peak / operations
             results[rows_a_step] = {"one_by_one_s": [p[0] for p in pairs], "together_s": [p[1] for p in pairs]}
-            results[rows_a_step] |= {"ratio": ratio, "largest_z_difference": apart}
+            results[rows_a_step] |= {"ratio": ratio, "limit": limit, "largest_z_difference": apart}
+            results[rows_a_step] |= {"operations": operations, "operations_per_s_of_best_product": peak}
             medians = [statistics.median(side) for side in zip(*pairs, strict=True)]
             table.add_row(
-                str(rows_a_step), *(f"{m:.1f}" for m in medians), f"{ratio:.2f}×", f"≥ {bar}×", f"{apart:.1e}"
+                str(rows_a_step),
+                *(f"{m:.1f}" for m in medians),
+                f"{ratio:.2f}×",
+                f"{limit:.2f}×",
+                f"≥ {bar}×",
+                f"{apart:.1e}",
             )
     console.print(table)
     written = {
@@ -156,6 +172,34 @@ def run(adapted: AdaptedModel, group: ComputeGroup, directory: Path, spec: Train
             on_checkpoint=lambda state, _metrics: states.append(state),
         )
     return states[-1].current
+
+
+def counted(adapted: AdaptedModel, specs: Sequence[TrainSpec], directory: Path) -> int:
+    """Operations of the products of all jobs, one by one: merged weights need the fewest."""
+    operations = 0
+
+    def count(requests: Sequence[Any]) -> list[Any]:
+        nonlocal operations
+        with FlopCounterMode(display=False) as counter:
+            outcomes = compute.answer(requests)
+        operations += counter.get_total_flops()
+        return outcomes
+
+    with mock.patch.object(compute_group, "answer", count):
+        timed(adapted, specs, directory, together=False)
+    return operations
+
+
+def best_product() -> float:
+    """Operations a second of the best of some large products, float32, on all of this process's threads."""
+    size = 1024
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(20):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
 
 
 def largest_difference(alone: Sequence[Mapping[str, Tensor]], together: Sequence[Mapping[str, Tensor]]) -> float:
