@@ -5,7 +5,8 @@ The project has an expert of every task family of the shipped base. Then come da
 expert is hidden, so that only those of other tasks are there. Each is trained from the base and with ``warm_start``
 ``nearest``, same seeds, and measured on test prompts that neither saw. What the choice of the start costs counts.
 
-What is compared is steps until the validation reward that the cold start reaches at its end.
+What is compared is steps until nine tenths of what the cold start gains on validation rows: its best score itself is
+the largest of many noisy ones.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from zhub_workers.warm_start import Start
 
 SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
 STEPS, INTERVAL = 40, 4
+GAIN = 0.9
 BAR = 2.0  # steps from the base over steps from the nearest expert, on fresh prompts of a family
 FOREIGN_BAR = -0.05  # test accuracy with warm_start less that without, where no expert is of the family
 GRADER = {
@@ -93,7 +95,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {arguments.threads} of {os.cpu_count()} cores, torch {torch.__version__}",
         "results": {"seeds": arguments.seeds, "steps": STEPS, **measured},
         "bars": {
-            "steps to the cold start's last reward over the warm start's, fresh prompts": {
+            "steps to nine tenths of the cold start's gain, cold over warm, fresh prompts": {
                 "value": faster,
                 "bar": BAR,
                 "better": "higher",
@@ -167,7 +169,7 @@ def compared(cold: list[Run], warm: list[Run]) -> dict[str, Any]:
     """Medians over seeds; a start that is there at once counts as one step."""
     ratios, reached = [], []
     for before, after in zip(cold, warm, strict=True):
-        target = max(before.curve.values())
+        target = before.curve[0] + GAIN * (max(before.curve.values()) - before.curve[0])
         first = min(step for step, reward in before.curve.items() if reward >= target)
         found = min((step for step, reward in after.curve.items() if reward >= target), default=None)
         reached.append(found)

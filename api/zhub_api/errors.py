@@ -26,6 +26,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.ConflictError: 409,
     errors.NotReadyError: 409,
     errors.IdempotencyMismatchError: 422,
+    errors.QuotaExceededError: 429,
     errors.UnavailableError: 503,
     errors.SandboxUnavailableError: 503,
     errors.StoreError: 503,
@@ -120,7 +121,7 @@ def install(app: FastAPI) -> None:
 
 
 def _retry_headers(exc: errors.ZhubError, status: int) -> dict[str, str]:
-    """The client retries 409 and 5xx by itself: tell it when that can help."""
+    """The client retries 409, 429 and 5xx by itself: tell it when that can help."""
     if status == 503 or isinstance(exc, errors.NotReadyError):
         return {"retry-after-ms": "1000"}
-    return {"x-should-retry": "false"} if status == 409 else {}
+    return {"x-should-retry": "false"} if status in (409, 429) else {}

@@ -12,7 +12,7 @@ from zhub import checkpoints, fine_tuning, jobs, registry, states, wishes
 from zhub.db import tenant_session
 from zhub.errors import NotFoundError
 from zhub.ids import parse_id, public_id
-from zhub.models import Checkpoint, Job, JobEvent
+from zhub.models import Checkpoint, Job, JobEvent, QueuePlace
 from zhub.tenancy import Caller
 from zhub.wakeup import SCHEDULER
 from zhub_api.context import CallerDep, ContextDep
@@ -74,6 +74,16 @@ def pause_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, 
 def resume_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     """Queue a paused job again; it goes on from its newest checkpoint."""
     return _wish(caller, context, job_id, wishes.request_resume)
+
+
+@router.get("/{job_id}/queue")
+def explain_wait(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    """What the job waits for: its position in its cluster's queue, why, and when it may start. Not in the dialect."""
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = _own_job(session, caller, job_id)
+        place = session.scalar(select(QueuePlace).where(QueuePlace.job_id == job.id))
+        return queue_object(job, place)
 
 
 @router.get("/{job_id}/checkpoints")
@@ -197,6 +207,27 @@ def checkpoint_objects(session: Session, job: Job, found: Sequence[Checkpoint]) 
         }
         for checkpoint, name in zip(found, names, strict=True)
     ]
+
+
+def queue_object(job: Job, place: QueuePlace | None) -> dict[str, Any]:
+    waits = job.state in (states.WAITING, states.QUEUED)
+    if not waits:
+        reason = {
+            states.ADMITTED: "It is admitted, and the next worker takes it.",
+            states.PAUSED: "It is paused, until somebody resumes it.",
+        }.get(job.state, "It does not wait: it has begun." if job.state in states.ACTIVE else "It has ended.")
+    else:
+        reason = place.reason if place else "It has just been queued; the scheduler looks at it within seconds."
+    known = place if waits else None
+    return {
+        "object": "fine_tuning.job.queue",
+        "job_id": public_id("fine-tuning job", job.id),
+        "status": status_of(job),
+        "position": known.position if known else None,
+        "reason": reason,
+        "estimated_start": int(known.starts_at.timestamp()) if known and known.starts_at else None,
+        "expected_seconds": job.expected_s,
+    }
 
 
 def event_object(event: JobEvent) -> dict[str, Any]:

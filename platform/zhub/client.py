@@ -42,6 +42,7 @@ from zhub.wire import (
     FineTuningJob,
     JobEvent,
     ModelRecord,
+    QueueRecord,
     Routing,
 )
 
@@ -286,6 +287,10 @@ class Jobs:
     def resume(self, job_id: str) -> FineTuningJob:
         """Queue a paused job again, to go on from its newest checkpoint."""
         return self._wish(job_id, "resume")
+
+    def queue(self, job_id: str) -> QueueRecord:
+        """What the job waits for."""
+        return QueueRecord.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{_part(job_id)}/queue"))
 
     def checkpoints(self, job_id: str) -> Sequence[CheckpointRecord]:
         """The checkpoints that the job keeps, newest first."""

@@ -10,6 +10,7 @@
     ├── AuthenticationError                        no key, or not a known one
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
     ├── NotFoundError              (kind, id)
+    ├── QuotaExceededError                         the organisation has as much as it may
     ├── ConflictError                              the thing is in a state that forbids it
     │   └── NotReadyError                          it will be as asked in a while; try again
     ├── UnavailableError                           a part that zhub needs does not answer; try again
@@ -108,6 +109,12 @@ class NotFoundError(ZhubError):
         super().__init__(f"No such {kind}: '{name}'." + (f" {hint}" if hint else ""))
         self.kind = kind
         self.name = name
+
+
+class QuotaExceededError(ZhubError):
+    """The organisation has as much of something as its quota allows."""
+
+    code = "quota_exceeded"
 
 
 class ConflictError(ZhubError):

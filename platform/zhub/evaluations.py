@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from zhub import base_models, datasets, jobs, registry, states
+from zhub import admission, base_models, datasets, jobs, registry, states
 from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.graders import Grader, check_templates
 from zhub.ids import parse_id, public_id
@@ -103,7 +103,9 @@ def create(session: Session, caller: Caller, request: EvaluationRequest) -> list
     Raises:
         InvalidRequestError: with the ``param`` at fault.
         NotFoundError, NotReadyError, ConflictError: a model or the file is missing or not usable yet.
+        QuotaExceededError: as many jobs of the organisation wait as may.
     """
+    admission.check_queue(session, caller.org_id)
     file = _file(session, caller, request.file)
     grader = _grader(request.grader, file)
     named = [_subject(session, caller, request.model, "model")]

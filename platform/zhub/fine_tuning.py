@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from zhub import base_models, datasets, jobs, registry
+from zhub import admission, base_models, datasets, estimates, jobs, registry
 from zhub.errors import (
     IdempotencyMismatchError,
     InvalidDatasetError,
@@ -71,11 +71,13 @@ def create(
     Raises:
         InvalidRequestError: with the ``param`` at fault.
         NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet.
+        QuotaExceededError: as many jobs of the organisation wait as may.
         IdempotencyMismatchError: the key came with another body before.
     """
     request_hash = _hash(request)
     if earlier := _earlier(session, caller, request_hash, idempotency_key, is_retry):
         return earlier
+    admission.check_queue(session, caller.org_id)
     if request.integrations:
         raise InvalidRequestError("Integrations are not supported; leave them out.", param="integrations")
     parent = registry.version(session, caller.project_id, request.model) if "@" in request.model else None
@@ -134,6 +136,8 @@ def create(
         validation_version_id=validation.id if validation else None,
         expert_id=expert.id,
         pack_key=pack_key(spec),
+        workers=resolved.data_parallel,
+        expected_s=estimates.expected_seconds(session, base.id, recipe, resolved),
     )
     try:
         jobs.enqueue(session, job, f"Created fine-tuning job for expert {caller.project}.{expert.name}.")

@@ -8,6 +8,7 @@ import json
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func, select, text, update
@@ -16,11 +17,13 @@ from sqlalchemy.orm import Session
 
 from zhub import checkpoints, states
 from zhub.errors import LeaseLostError, NotFoundError
+from zhub.fair_share import HALF_LIFE_S
 from zhub.ids import new_id, public_id
-from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
+from zhub.models import Agent, Attempt, BaseModel, DatasetVersion, Job, JobEvent
 
 MAX_USER_FAILURES = 2  # retries of an unexpected error in the recipe itself
 MAX_INFRA_FAILURES = 5  # retries after lost actors, lost agents, an unreachable store
+PRIORITY_HEAD_START = timedelta(minutes=10)
 LIGHT_KINDS = ("validate",)  # need no slot: they run beside training on a CPU worker
 
 
@@ -65,6 +68,8 @@ STOPPED_UNASKED = Failure("stopped", "The attempt stopped although nobody had as
 
 def enqueue(session: Session, job: Job, message: str) -> None:
     """Add a job in the state ``queued``, with its first event, in the caller's transaction."""
+    # A priority is a head start and no more, so that what has a low one is late and never left behind.
+    job.ranked_at = func.now() - (job.priority or 0) * PRIORITY_HEAD_START
     session.add(job)
     session.flush()
     add_event(session, job.org_id, job.id, message)
@@ -104,7 +109,7 @@ def claim(
                           WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
                           ORDER BY priority DESC, admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
                AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
-         RETURNING id, org_id, fence, kind, spec, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key
+         RETURNING id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key
             """
         ),
         {
@@ -118,7 +123,10 @@ def claim(
     ).one_or_none()
     if row is None:
         return None
-    session.add(Attempt(org_id=row.org_id, job_id=row.id, fence=row.fence, agent_id=agent_id))
+    taken = 0.0 if row.kind in LIGHT_KINDS else float(row.workers)
+    if row.pack_key is not None:
+        taken = 1 / (session.scalar(select(Agent.jobs_per_worker).where(Agent.id == agent_id)) or 1)
+    session.add(Attempt(org_id=row.org_id, job_id=row.id, fence=row.fence, agent_id=agent_id, workers=taken))
     session.flush()
     add_event(session, row.org_id, row.id, f"Attempt {row.fence} started.")
     found = checkpoints.newest(session, row.id)
@@ -269,40 +277,6 @@ def reap(session: Session) -> list[tuple[uuid.UUID, str]]:
     return [(row.id, row.state) for row in rows]
 
 
-def admit(session: Session, *, agent_lost_after_s: float) -> list[tuple[uuid.UUID, str]]:
-    """Admit queued jobs, oldest first, into the slots that live agents have free. The leader calls this.
-
-    Kinds that need no slot are always admitted. Returns (job, cluster) of each.
-    """
-    rows = session.execute(
-        text(
-            """
-                WITH capacity AS (
-                    SELECT cluster, max(slots) AS slots FROM agents
-                     WHERE seen_at > now() - make_interval(secs => :lost) GROUP BY cluster
-                ), used AS (
-                    SELECT cluster, count(*) AS slots FROM jobs
-                     WHERE state IN ('admitted', 'starting', 'running', 'stopping') AND kind <> ALL(:light)
-                     GROUP BY cluster
-                ), heads AS (
-                    SELECT j.id, j.kind = ANY(:light) AS light, c.slots - coalesce(u.slots, 0) AS free,
-                           row_number() OVER (PARTITION BY j.cluster, j.kind = ANY(:light)
-                                              ORDER BY j.priority DESC, j.created_at, j.id) AS rank
-                      FROM jobs j JOIN capacity c USING (cluster) LEFT JOIN used u USING (cluster)
-                     WHERE j.state = 'queued' AND j.desired = 'run' AND coalesce(j.not_before <= now(), true)
-                )
-                UPDATE jobs SET state = 'admitted', admitted_at = now()
-                 WHERE id IN (SELECT id FROM heads WHERE light OR rank <= free) AND state = 'queued' AND desired = 'run'
-             RETURNING id, org_id, cluster
-            """
-        ),
-        {"lost": agent_lost_after_s, "light": list(LIGHT_KINDS)},
-    ).all()
-    for row in rows:
-        add_event(session, row.org_id, row.id, "The job is admitted.")
-    return [(row.id, row.cluster) for row in rows]
-
-
 def add_event(
     session: Session,
     org_id: uuid.UUID,
@@ -374,10 +348,30 @@ def _error_json(failure: Failure) -> str:
 
 
 def _end_attempt(session: Session, job_id: uuid.UUID, fence: int, outcome: str, message: str | None) -> None:
+    """Write how an attempt ended, and what it took into its organisation's usage."""
     session.execute(
-        update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.fence == fence)
-        .values(outcome=outcome, message=message, ended_at=func.now())
+        text(
+            """
+            WITH ended AS (
+                UPDATE attempts SET outcome = :outcome, message = :message, ended_at = now()
+                 WHERE job_id = :job AND fence = :fence
+             RETURNING org_id, workers * extract(epoch FROM now() - created_at) AS worker_seconds
+            )
+            INSERT INTO usages (id, org_id, cluster, worker_seconds)
+                 SELECT :id, ended.org_id, jobs.cluster, ended.worker_seconds
+                   FROM ended JOIN jobs ON jobs.id = :job WHERE ended.worker_seconds > 0
+            ON CONFLICT (org_id, cluster) DO UPDATE SET at = now(), worker_seconds = excluded.worker_seconds
+                + usages.worker_seconds * power(0.5, extract(epoch FROM now() - usages.at) / :half_life)
+            """
+        ),
+        {
+            "outcome": outcome,
+            "message": message,
+            "job": job_id,
+            "fence": fence,
+            "id": new_id(),
+            "half_life": HALF_LIFE_S,
+        },
     )
 
 

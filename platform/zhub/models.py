@@ -194,6 +194,12 @@ class Job(TenantOwned, Base):
     priority: Mapped[int] = mapped_column(default=0)
     pack_key: Mapped[str | None]
     """Jobs with the same one may share a worker, see ``zhub.packing``."""
+    workers: Mapped[int] = mapped_column(default=1, server_default="1")
+    """How many it takes where it does not share one."""
+    expected_s: Mapped[float | None]
+    """How long it may run, by what such jobs took before."""
+    ranked_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """Its place among its organisation's jobs: when it was made, earlier by ten minutes for each priority."""
     fence: Mapped[int] = mapped_column(BigInteger, default=0)
     agent_id: Mapped[uuid.UUID | None]
     lease_until: Mapped[datetime | None]
@@ -221,6 +227,7 @@ class Job(TenantOwned, Base):
             "ix_jobs_claim", "cluster", text("priority DESC"), "admitted_at", "id",
             postgresql_where=text("state = 'admitted'"),
         ),
+        Index("ix_jobs_rank", "cluster", "org_id", "ranked_at", "id", postgresql_where=text("state = 'queued'")),
         Index("ix_jobs_queued", "created_at", "id", postgresql_where=text("state = 'queued'")),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_project", "org_id", "project_id", "kind", "id"),
@@ -235,6 +242,8 @@ class Attempt(TenantOwned, Base):
     fence: Mapped[int] = mapped_column(BigInteger)
     agent_id: Mapped[uuid.UUID]
     actor_name: Mapped[str | None]
+    workers: Mapped[float] = mapped_column(default=1.0, server_default="1")
+    """What it takes: a part of a worker where it shares one."""
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     message: Mapped[str | None]
@@ -343,6 +352,43 @@ class Evaluation(TenantOwned, Base):
     )  # fmt: skip
 
 
+class Quota(TenantOwned, Base):
+    """What an organisation may use, where it is not the default: an equal share, and no limit."""
+
+    __tablename__ = "quotas"
+    weight: Mapped[float] = mapped_column(default=1.0, server_default="1")
+    max_workers: Mapped[float | None]
+    """That its jobs may hold in one cluster at a time."""
+    max_queued: Mapped[int | None]
+    """Jobs that may wait at a time."""
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("org_id"),
+        CheckConstraint("weight > 0", name="weight"),
+    )
+
+
+class Usage(TenantOwned, Base):
+    """What an organisation has used of a cluster: worker-seconds until ``at``, of which half is left a day later."""
+
+    __tablename__ = "usages"
+    cluster: Mapped[str]
+    worker_seconds: Mapped[float]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    __table_args__ = (UniqueConstraint("org_id", "id"), UniqueConstraint("org_id", "cluster"))
+
+
+class QueuePlace(TenantOwned, Base):
+    """What a queued job waits for, as the leader saw it last. ``position`` counts from 1 in its cluster."""
+
+    __tablename__ = "queue_places"
+    job_id: Mapped[uuid.UUID] = mapped_column(unique=True)
+    position: Mapped[int | None]
+    reason: Mapped[str]
+    starts_at: Mapped[datetime | None]
+    __table_args__ = (UniqueConstraint("org_id", "id"), _tenant_fk("job_id", "jobs"))
+
+
 class Leader(Base):
     """The elected scheduler: one row, moved by compare-and-swap, with a term that grows at each change of holder."""
 
@@ -354,12 +400,13 @@ class Leader(Base):
 
 
 class Agent(Base):
-    """A process that drives one Ray cluster: seen lately, and with so many slots."""
+    """A process that drives one Ray cluster: seen lately, with ``slots`` workers of ``jobs_per_worker`` places each."""
 
     __tablename__ = "agents"
     id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
     cluster: Mapped[str]
     slots: Mapped[int]
+    jobs_per_worker: Mapped[int] = mapped_column(default=1, server_default="1")
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

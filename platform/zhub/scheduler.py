@@ -6,6 +6,7 @@ Started as ``python -m zhub.scheduler``. Killed at any moment it loses nothing: 
 import logging
 import signal
 import threading
+import time
 import uuid
 from datetime import timedelta
 from functools import partial
@@ -13,7 +14,7 @@ from types import FrameType
 
 from sqlalchemy import Engine, delete, func
 
-from zhub import checkpoints, jobs, leadership, wishes
+from zhub import admission, checkpoints, jobs, leadership, wishes
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
 from zhub.errors import DeposedError, UnavailableError
@@ -24,6 +25,7 @@ from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 
 POLL_S = 1.0
 SWEEP_S = 10.0
+EXPLAIN_S = 2.0
 AGENT_LOST_AFTER_S = 30.0
 AGENT_FORGOTTEN_AFTER = timedelta(days=1)
 
@@ -50,6 +52,7 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
     """Pass after pass until ``stopping`` is set; a database that is away is waited for."""
     holder = uuid.uuid4()
     leading = False
+    explained_at = float("-inf")
     while not stopping.is_set():
         try:
             with system_session(engine) as session:
@@ -60,6 +63,9 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
             if term is not None:
                 for cluster in schedule(engine, holder, term):
                     wakeup.notify(agent_topic(cluster))
+                if time.monotonic() - explained_at >= EXPLAIN_S:
+                    explain(engine, holder, term)
+                    explained_at = time.monotonic()
         except (UnavailableError, DeposedError) as exc:
             log.warning("%s", exc)
         wakeup.wait(SCHEDULER, POLL_S)
@@ -79,10 +85,17 @@ def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
             log.warning("job %s: lease ran out, now %s", job_id, state)
         wishes.settle(session)
         session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
-        admitted = jobs.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
+        admitted = admission.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
     for job_id, cluster in admitted:
         log.info("job %s: admitted to cluster %s", job_id, cluster)
     return {cluster for _, cluster in admitted}
+
+
+def explain(engine: Engine, holder: uuid.UUID, term: int) -> None:
+    """Tell every queued job what it waits for, in a transaction of its own: no admission waits for this."""
+    with system_session(engine) as session:
+        leadership.check_leading(session, leadership.SCHEDULER, holder, term)
+        admission.explain(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
 
 
 def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None:

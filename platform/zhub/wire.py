@@ -84,6 +84,17 @@ class JobEvent(_Answer):
     data: dict[str, Any] | None
 
 
+class QueueRecord(_Answer):
+    """What a job waits for. ``estimated_start`` and ``expected_seconds``, its run time, are None where nobody knows."""
+
+    job_id: str
+    status: str
+    position: int | None
+    reason: str
+    estimated_start: int | None
+    expected_seconds: float | None
+
+
 class CheckpointRecord(_Answer):
     """A checkpoint that a job keeps; ``fine_tuned_model_checkpoint`` is its name as a model."""
 

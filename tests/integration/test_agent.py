@@ -595,7 +595,7 @@ def test_a_job_that_cannot_share_gets_the_next_free_worker_and_no_later_one_goes
 ) -> None:
     first, alone, later = (make_job(caller, pack_key=key) for key in ("basis", None, "basis"))
     agent = sharing(house, shared)
-    assert states_after(house, agent, [first, alone, later]) == ["running", "admitted", "admitted"]
+    assert states_after(house, agent, [first, alone, later]) == ["running", "queued", "queued"]
     training.finish.set()
     house.drive(agent, later, "succeeded")
     assert [key.job_id for key in training.runs] == [first, alone, later]
@@ -605,7 +605,7 @@ def test_a_job_that_needs_a_worker_of_its_own_is_not_joined(
     house: House, caller: Caller, make_job: Make, shared: ThreadLauncher
 ) -> None:
     made = [make_job(caller, pack_key=key) for key in (None, "basis")]
-    assert states_after(house, sharing(house, shared), made) == ["running", "admitted"]
+    assert states_after(house, sharing(house, shared), made) == ["running", "queued"]
 
 
 def test_one_job_of_a_pack_is_cancelled_and_the_others_go_on(
@@ -635,7 +635,7 @@ def test_a_job_whose_neighbour_had_to_be_killed_is_tried_again_without_neighbour
     followed.stop_asked_at -= STOP_GRACE_S + 1
     house.drive(agent, second, "running")
     house.round(agent)
-    assert [house.job(job_id).state for job_id in (first, second, third)] == ["cancelled", "running", "admitted"]
+    assert [house.job(job_id).state for job_id in (first, second, third)] == ["cancelled", "running", "queued"]
     assert (house.attempts(second), house.job(second).infra_failures) == ([(1, "lost"), (2, None)], 1)
     training.finish.set()
     house.drive(agent, third, "succeeded")

@@ -22,15 +22,16 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import Engine, func, select, text
 
-from zhub import datasets, jobs, registry, scheduler, wishes
+from zhub import admission, datasets, jobs, registry, scheduler, wishes
 from zhub.config import Settings
 from zhub.db import system_session
 from zhub.embedded.children import free_ports
 from zhub.embedded.postgres import Urls
 from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, FileEntry, Manifest
-from zhub.models import Job, JobEvent
+from zhub.models import Job, JobEvent, Quota
 from zhub.rows import validate
 from zhub.store import DirectoryStore
+from zhub.tenancy import Caller
 from zhub.wakeup import PollingWakeup
 from zhub_workers import light_worker
 from zhub_workers.agent import Agent, record_success
@@ -604,6 +605,87 @@ def test_an_expert_that_a_job_cannot_begin_from_is_refused(
     name = publish(**published)
     error = refused(lambda: train(model=name, method=reinforcement(hyperparameters=hyperparameters)))
     assert (error.status_code, error.param) == (400, "model") and "base model" in error.message
+
+
+def test_a_queued_job_says_what_it_waits_for(client: Client, train: Callable[..., Any], system_engine: Engine) -> None:
+    job = train()
+    path = f"/fine_tuning/jobs/{job.id}/queue"
+    before: Any = client.get(path, cast_to=object)
+    with system_session(system_engine) as session:
+        admission.explain(session, agent_lost_after_s=30)
+    after: Any = client.get(path, cast_to=object)
+    assert "has just been queued" in before["reason"]
+    assert "No agent of cluster 'default' is alive" in after["reason"]
+    assert (after["job_id"], after["status"], after["position"]) == (job.id, "queued", None)
+
+
+def test_a_job_in_a_queue_knows_its_position(
+    client: Client, train: Callable[..., Any], system_engine: Engine, make_agent: Callable[..., uuid.UUID]
+) -> None:
+    make_agent()
+    jobs_ = [train(), train()]
+    with system_session(system_engine) as session:
+        admission.explain(session, agent_lost_after_s=30)
+    found: list[Any] = [client.get(f"/fine_tuning/jobs/{job.id}/queue", cast_to=object) for job in jobs_]
+    assert [one["position"] for one in found] == [1, 2]
+    assert found[1]["reason"] == "1 job is served before it: 1 of your organisation's."
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [("pause", "It is paused, until somebody resumes it."), ("cancel", "It has ended.")],
+)
+def test_a_job_that_does_not_wait_says_so(
+    client: Client, train: Callable[..., Any], system_engine: Engine, wish: str, told: str
+) -> None:
+    job = train()
+    getattr(client.fine_tuning.jobs, wish)(job.id)
+    with system_session(system_engine) as session:
+        admission.explain(session, agent_lost_after_s=30)
+        wishes.settle(session)
+    answer: Any = client.get(f"/fine_tuning/jobs/{job.id}/queue", cast_to=object)
+    assert (answer["reason"], answer["position"]) == (told, None)
+
+
+def test_a_job_beyond_the_quota_is_refused_and_not_retried(
+    client: Client, train: Callable[..., Any], system_engine: Engine, caller: Caller
+) -> None:
+    train()
+    with system_session(system_engine) as session:
+        session.add(Quota(org_id=caller.org_id, max_queued=2))
+    train()
+    error = refused(train)
+    assert (error.status_code, error.code) == (429, "quota_exceeded")
+    assert "2 jobs of your organisation wait already" in error.message
+    assert error.response.headers["x-should-retry"] == "false"
+
+
+def test_a_job_expects_to_run_as_long_as_those_of_its_size_did(
+    train: Callable[..., Any], system_engine: Engine
+) -> None:
+    def past(seconds: int, **hyperparameters: Any) -> None:
+        job = train(method=reinforcement(hyperparameters={"n_steps": 10} | hyperparameters))
+        with system_session(system_engine) as session:
+            session.execute(
+                text(
+                    "UPDATE jobs SET state = 'succeeded', started_at = now() - make_interval(secs => :s), "
+                    "finished_at = now() WHERE id = :id"
+                ),
+                {"s": seconds, "id": uuid.UUID(job.id.removeprefix("ftjob-"))},
+            )
+
+    def expected(**hyperparameters: Any) -> float | None:
+        job = train(method=reinforcement(hyperparameters={"n_steps": 30} | hyperparameters))
+        with system_session(system_engine) as session:
+            return session.scalar(select(Job.expected_s).where(Job.id == uuid.UUID(job.id.removeprefix("ftjob-"))))
+
+    assert expected() is None
+    for seconds in (100, 120, 200):
+        past(seconds)
+    past(1000, batch_size=64)
+    assert expected() == pytest.approx(360, rel=0.01)
+    assert expected(batch_size=64) == pytest.approx(3000, rel=0.01)
+    assert expected(batch_size=16) == pytest.approx(3 * (120 + 200) / 2, rel=0.01)
 
 
 def test_a_small_job_may_share_a_worker_and_a_lora_may_not(train: Callable[..., Any], system_engine: Engine) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import IntegrityError
 
-from zhub import datasets, jobs, leadership, registry, scheduler, wishes
+from zhub import admission, datasets, jobs, leadership, registry, scheduler, wishes
 from zhub.db import make_engine, system_session, tenant_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import ConflictError, DeposedError, LeaseLostError, UnavailableError
@@ -74,7 +74,7 @@ def reap(engine: Engine) -> list[tuple[uuid.UUID, str]]:
 
 def admit(engine: Engine) -> set[uuid.UUID]:
     with system_session(engine) as session:
-        return {job_id for job_id, _cluster in jobs.admit(session, agent_lost_after_s=30)}
+        return {job_id for job_id, _cluster in admission.admit(session, agent_lost_after_s=30)}
 
 
 def execute(engine: Engine, statement: str, **values: Any) -> None:

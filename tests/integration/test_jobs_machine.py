@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Engine, select, text
 
-from zhub import checkpoints, jobs, registry, states, wishes
+from zhub import admission, checkpoints, jobs, registry, states, wishes
 from zhub.db import system_session
 from zhub.errors import ConflictError, LeaseLostError
 from zhub.manifest import Manifest
@@ -109,7 +109,10 @@ class Protocol(RuleBasedStateMachine):
     def _begin(self) -> None:
         self.models, self.history, self.fences = [], {}, {}
         # The system's role may delete, not truncate.
-        order = "checkpoints expert_versions job_events attempts jobs experts projects organizations base_models agents"
+        order = (
+            "queue_places usages checkpoints expert_versions job_events attempts jobs experts projects organizations "
+            "base_models agents"
+        )
         with self.engine.begin() as connection:
             for table in order.split():
                 connection.execute(text(f"DELETE FROM {table}"))
@@ -149,7 +152,7 @@ class Protocol(RuleBasedStateMachine):
     def admit(self) -> None:
         with system_session(self.engine) as session:
             session.execute(text("UPDATE jobs SET not_before = NULL WHERE state = 'queued'"))
-            admitted = {job_id for job_id, _ in jobs.admit(session, agent_lost_after_s=3600)}
+            admitted = {job_id for job_id, _ in admission.admit(session, agent_lost_after_s=3600)}
         used = sum(m.kind == "train" and (m.active or m.state == "admitted") for m in self.models)
         waiting = [m for m in self.models if m.state == "queued" and m.desired == "run"]
         heavy = [m for m in waiting if m.kind == "train"][: max(0, SLOTS - used)]
@@ -157,6 +160,10 @@ class Protocol(RuleBasedStateMachine):
         assert admitted == {m.id for m in expected}
         for model in expected:
             model.state = "admitted"
+        with system_session(self.engine) as session:
+            admission.explain(session, agent_lost_after_s=3600)
+        told = {row.job_id for row in self._rows("SELECT job_id FROM queue_places")}
+        assert told == {m.id for m in self.models if m.state == "queued" and (m.kind == "train" or m.desired != "run")}
 
     @precondition(lambda self: self._any("admitted"))
     @rule(target=attempts, agent=st.sampled_from(AGENTS), kinds=st.sampled_from([KINDS, ["train"], ["validate"]]))

@@ -32,6 +32,9 @@ from zhub.models import (
     ExpertVersion,
     Job,
     JobEvent,
+    QueuePlace,
+    Quota,
+    Usage,
 )
 from zhub.tenancy import SCOPES, Caller
 
@@ -482,6 +485,8 @@ def _fill(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str], uuid.
     session.flush()
     measured = {"base_model_id": base.id, "version_id": version.id, "suite_digest": "d", "suite": {}}
     session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
+    session.add_all([Quota(**own), Usage(cluster="default", worker_seconds=1.0, **own)])
+    session.add(QueuePlace(job_id=jobs[0].id, reason="r", **own))
     session.flush()
     spare = {
         "datasets": datasets[1],

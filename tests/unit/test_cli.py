@@ -169,6 +169,22 @@ def test_a_wish_is_sent_and_the_job_shown(
     assert "paused" in capsys.readouterr().out
 
 
+def test_a_jobs_wait_is_explained(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    place = {
+        "object": "fine_tuning.job.queue",
+        "job_id": "ftjob-1",
+        "status": "queued",
+        "position": 3,
+        "reason": "2 jobs are served before it: 2 of others'.",
+        "estimated_start": None,
+        "expected_seconds": 99.0,
+    }
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1/queue", place)
+    assert zhub("queue", "explain", "ftjob-1") == 0
+    shown = capsys.readouterr().out
+    assert "2 jobs are served before it" in shown and "nobody can tell yet" in shown and "1 min 39 s" in shown
+
+
 def test_a_jobs_checkpoints_are_listed_by_the_names_that_answer(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert zhub("jobs", "checkpoints", "ftjob-1") == 0
     row = capsys.readouterr().out.splitlines()[1].split()

@@ -119,9 +119,9 @@ class Agent:
         return any(ended)
 
     def _announce(self) -> None:
-        # A job that cannot share may wait admitted for a worker, where one that can would have run.
-        slots = self._settings.slots * self._settings.jobs_per_worker
-        row = {"id": self.id, "cluster": self._settings.cluster, "slots": slots}
+        settings = self._settings
+        row = {"id": self.id, "cluster": settings.cluster, "slots": settings.slots}
+        row |= {"jobs_per_worker": settings.jobs_per_worker}
         with system_session(self._engine) as session:
             statement = insert(AgentRow).values(row)
             session.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now()}))

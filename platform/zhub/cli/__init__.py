@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import zhub
-from zhub.cli import base_models, chat, database, datasets, demo, doctor, evaluations, experts, jobs, submit, up
+from zhub.cli import base_models, chat, database, datasets, demo, doctor, evaluations, experts, jobs, queue, submit, up
 from zhub.cli.exits import exit_code
 from zhub.cli.output import show_error
 from zhub.errors import ZhubError
@@ -33,6 +33,7 @@ app = typer.Typer(
 app.add_typer(base_models.app, name="base-models")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(queue.app, name="queue")
 app.add_typer(experts.app, name="experts")
 app.add_typer(evaluations.app, name="evaluations")
 app.add_typer(database.app, name="db")

@@ -55,6 +55,26 @@ def bootstrap(
     _run(["bootstrap", organization, project], {"ZHUB_DATABASE_URL": url, "ZHUB_SECRET_KEY": secret_key})
 
 
+@app.command()
+def quota(
+    organization: Annotated[str, typer.Argument(help="Its name.")],
+    weight: Annotated[float, typer.Option(min=0.01, max=1000, help="Its share of a cluster beside the others'.")] = 1,
+    max_workers: Annotated[
+        float | None, typer.Option(min=0, help="That its jobs may hold in one cluster at a time.", show_default="any")
+    ] = None,
+    max_queued: Annotated[
+        int | None, typer.Option(min=0, help="Jobs of it that may wait at a time.", show_default="any")
+    ] = None,
+    url: Annotated[
+        str,
+        typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
+    ] = ...,  # type: ignore[assignment]
+) -> None:
+    """Set what an organisation may use. What is not given is the default again."""
+    limits = ["" if limit is None else str(limit) for limit in (max_workers, max_queued)]
+    _run(["quota", organization, str(weight), *limits], {"ZHUB_DATABASE_URL": url})
+
+
 def _run(arguments: list[str], settings: dict[str, str]) -> None:
     # Secrets go through the environment: every user of the machine can read a process's arguments.
     argv = [sys.executable, "-m", "zhub.cli.database_process", *arguments]

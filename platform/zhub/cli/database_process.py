@@ -2,10 +2,15 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import typer
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.orm import Session
 
 from zhub import migrate
 from zhub.bootstrap import create_full_key, ensure_project, has_keys
@@ -13,9 +18,11 @@ from zhub.cli.exits import exit_code
 from zhub.cli.output import note, show_error
 from zhub.db import make_engine, system_session
 from zhub.embedded.postgres import API_LOGIN, SYSTEM_LOGIN
-from zhub.errors import ConflictError, InvalidRequestError, UnavailableError, ZhubError
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError, ZhubError
+from zhub.ids import new_id
 from zhub.logins import ensure_logins
 from zhub.migrate import check_at_head
+from zhub.models import Organization, Quota
 
 KEY_NAME = "zhub db bootstrap"
 MIN_SECRET_CHARACTERS = 32  # the API refuses to start with less
@@ -31,6 +38,15 @@ def main() -> None:
                 os.environ["ZHUB_OWNER_DATABASE_URL"],
                 api_password=os.environ["ZHUB_API_LOGIN_PASSWORD"],
                 system_password=os.environ["ZHUB_SYSTEM_LOGIN_PASSWORD"],
+            )
+        elif command == "quota":
+            organization, weight, max_workers, max_queued = arguments
+            set_quota(
+                os.environ["ZHUB_DATABASE_URL"],
+                organization,
+                weight=float(weight),
+                max_workers=float(max_workers) if max_workers else None,
+                max_queued=int(max_queued) if max_queued else None,
             )
         else:
             organization, project = arguments
@@ -75,14 +91,46 @@ def bootstrap(system_url: str, secret_key: str, organization: str, project: str)
         raise InvalidRequestError(
             f"ZHUB_SECRET_KEY must have at least {MIN_SECRET_CHARACTERS} characters, as the API's."
         )
+    with _session(system_url) as session:
+        found = ensure_project(session, organization, project)
+        if has_keys(session, found):
+            raise ConflictError(f"The project {organization}/{project} has a key already, which was shown once.")
+        return create_full_key(session, found, KEY_NAME, secret_key=secret_key)
+
+
+def set_quota(
+    system_url: str, organization: str, *, weight: float, max_workers: float | None, max_queued: int | None
+) -> None:
+    """Replace an organisation's quota.
+
+    Raises:
+        NotFoundError: there is no such organisation.
+    """
+    with _session(system_url) as session:
+        org_id = session.scalar(select(Organization.id).where(Organization.name == organization))
+        if org_id is None:
+            raise NotFoundError("organization", organization)
+        limits = {"weight": weight, "max_workers": max_workers, "max_queued": max_queued}
+        statement = insert(Quota).values(id=new_id(), org_id=org_id, **limits)
+        session.execute(statement.on_conflict_do_update(index_elements=["org_id"], set_=limits))
+    any_ = {name: "any number of" if limit is None else f"{limit:g}" for name, limit in limits.items()}
+    note(
+        f"{organization}: weight {weight:g}, {any_['max_workers']} workers in a cluster, {any_['max_queued']} jobs "
+        "waiting. It holds from the scheduler's next pass on."
+    )
+
+
+@contextmanager
+def _session(system_url: str) -> Iterator[Session]:
+    """A session of a member of zhub_system, with errors for people."""
     try:
         engine = make_engine(system_url, pool_size=1)
-        check_at_head(engine)
-        with system_session(engine) as session:
-            found = ensure_project(session, organization, project)
-            if has_keys(session, found):
-                raise ConflictError(f"The project {organization}/{project} has a key already, which was shown once.")
-            return create_full_key(session, found, KEY_NAME, secret_key=secret_key)
+        try:
+            check_at_head(engine)
+            with system_session(engine) as session:
+                yield session
+        finally:
+            engine.dispose()
     except ArgumentError as exc:
         raise InvalidRequestError(f"ZHUB_DATABASE_URL: expected postgresql://…: {exc}") from exc
     except OperationalError as exc:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from zhub import demo as steps
 from zhub.cli.exits import ERROR, INTERRUPTED
-from zhub.cli.output import interval, note, p_value, percent, put, sparkline, status, stderr, table
+from zhub.cli.output import duration, interval, note, p_value, percent, put, sparkline, status, stderr, table
 
 NOTE_WIDTH = 60
 
@@ -171,5 +171,4 @@ def _short(text: str) -> str:
 
 
 def _elapsed(started: float) -> str:
-    seconds = round(time.monotonic() - started)
-    return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
+    return duration(time.monotonic() - started)

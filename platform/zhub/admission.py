@@ -1,0 +1,241 @@
+"""Which queued jobs may be claimed, and what the others are told. ``admit`` and ``explain`` are the leader's alone."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from zhub import fair_share, jobs, states
+from zhub.errors import QuotaExceededError
+from zhub.fair_share import HALF_LIFE_S, Queues, Running, Tenant, Waiting
+from zhub.ids import new_id
+from zhub.models import Job, QueuePlace, Quota
+
+MAX_HEADS = 200  # of each organisation, that a pass looks at
+MAX_LIGHT = 500  # that a pass admits
+MAX_EXPLAINED = 1000  # of each cluster
+
+# What a job takes of its cluster: a place of a worker where it shares one, else as many workers as it asks for, and
+# where the cluster has not as many, all of them.
+_TAKES = """CASE WHEN j.pack_key IS NOT NULL AND j.infra_failures = 0 THEN 1.0 / c.jobs_per_worker
+                 ELSE least(j.workers, c.workers) END"""
+_CLUSTERS = """clusters AS (
+    SELECT cluster, max(slots) AS workers, max(jobs_per_worker) AS jobs_per_worker FROM agents
+     WHERE seen_at > now() - make_interval(secs => :lost) GROUP BY cluster
+)"""
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """A cluster as a pass finds it."""
+
+    name: str
+    workers: float
+    running: Sequence[Running]
+    tenants: Mapping[uuid.UUID, Tenant]
+    queues: Queues
+
+    @property
+    def free(self) -> float:
+        return self.workers - sum(one.workers for one in self.running)
+
+
+def admit(session: Session, *, agent_lost_after_s: float) -> list[tuple[uuid.UUID, str]]:
+    """Admit queued jobs into the workers that live agents have free; return (job, cluster) of each.
+
+    Organisations share a cluster as ``fair_share`` says. Kinds that need no worker are admitted without.
+    """
+    admitted = _admit_light(session, agent_lost_after_s)
+    for cluster in _clusters(session, agent_lost_after_s, MAX_HEADS):
+        chosen = fair_share.plan(cluster.free, cluster.running, cluster.tenants, cluster.queues)
+        ids = [job.id for _, job in chosen]
+        admitted += session.execute(
+            text(
+                """
+                UPDATE jobs SET state = 'admitted', admitted_at = now() + place * interval '1 microsecond'
+                  FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, place)
+                 WHERE id = chosen_id AND state = 'queued' AND desired = 'run'
+             RETURNING id, org_id, cluster
+                """
+            ),
+            {"ids": ids},
+        ).all()
+    for row in admitted:
+        jobs.add_event(session, row.org_id, row.id, "The job is admitted.")
+    return [(row.id, row.cluster) for row in admitted]
+
+
+def explain(session: Session, *, agent_lost_after_s: float) -> None:
+    """Write for every queued job what it waits for, its position, and when it may start."""
+    now = datetime.now(UTC)
+    found: dict[uuid.UUID, dict[str, Any]] = {}
+    for cluster in _clusters(session, agent_lost_after_s, MAX_EXPLAINED):
+        ordered = fair_share.order(cluster.tenants, cluster.queues)[:MAX_EXPLAINED]
+        starts = fair_share.starts(cluster.free, cluster.running, [job for _, job in ordered])
+        own: dict[uuid.UUID, int] = {}
+        for place, ((org_id, job), start_s) in enumerate(zip(ordered, starts, strict=True)):
+            ahead = own.get(org_id, 0)
+            own[org_id] = ahead + 1
+            found[job.id] = {
+                "org_id": org_id,
+                "position": place + 1,
+                "reason": _reason(cluster, cluster.tenants[org_id], job, ahead, place - ahead),
+                "starts_at": None if start_s is None else now + timedelta(seconds=start_s),
+            }
+    for row in session.execute(text(_ELSEWHERE), {"lost": agent_lost_after_s, "limit": MAX_EXPLAINED}):
+        found[row.id] = {"org_id": row.org_id, "position": None, "reason": _obstacle(row), "starts_at": row.not_before}
+    session.execute(delete(QueuePlace).where(QueuePlace.job_id.not_in(list(found))))
+    if found:
+        statement = insert(QueuePlace).values(
+            [{"id": new_id(), "job_id": job, **place} for job, place in found.items()]
+        )
+        new = statement.excluded
+        session.execute(
+            statement.on_conflict_do_update(
+                index_elements=["job_id"],
+                set_={"position": new.position, "reason": new.reason, "starts_at": new.starts_at},
+            )
+        )
+
+
+def check_queue(session: Session, org_id: uuid.UUID) -> None:
+    """Refuse another job of an organisation whose queue is full.
+
+    Raises:
+        QuotaExceededError: as many of its jobs wait as its quota allows.
+    """
+    limit = session.scalar(select(Quota.max_queued).where(Quota.org_id == org_id))
+    if limit is None:
+        return
+    waiting = select(Job.id).where(Job.org_id == org_id, Job.state == states.QUEUED, Job.kind.not_in(jobs.LIGHT_KINDS))
+    # Counted no further than needed: a queue may be long.
+    count = session.scalar(select(func.count()).select_from(waiting.limit(limit).subquery())) or 0
+    if count >= limit:
+        raise QuotaExceededError(
+            f"{count} jobs of your organisation wait already, which is its quota. Wait until some have begun, cancel "
+            "some, or ask the platform's operator for more."
+        )
+
+
+def _admit_light(session: Session, lost_after_s: float) -> list[Any]:
+    return list(
+        session.execute(
+            text(
+                f"""
+                WITH {_CLUSTERS}
+                UPDATE jobs SET state = 'admitted', admitted_at = now()
+                 WHERE id IN (SELECT j.id FROM jobs j JOIN clusters USING (cluster)
+                               WHERE j.state = 'queued' AND j.desired = 'run' AND j.kind = ANY(:light)
+                                 AND coalesce(j.not_before <= now(), true)
+                               ORDER BY j.created_at, j.id LIMIT :limit)
+                   AND state = 'queued' AND desired = 'run'
+             RETURNING id, org_id, cluster
+                """
+            ),
+            {"lost": lost_after_s, "light": list(jobs.LIGHT_KINDS), "limit": MAX_LIGHT},
+        ).all()
+    )
+
+
+def _clusters(session: Session, lost_after_s: float, heads: int) -> list[_Cluster]:
+    values = {"lost": lost_after_s, "light": list(jobs.LIGHT_KINDS), "half_life": HALF_LIFE_S, "heads": heads}
+    running: dict[str, list[Running]] = {}
+    held: dict[tuple[str, uuid.UUID], float] = {}
+    for row in session.execute(text(_HELD), values):
+        running.setdefault(row.cluster, []).append(Running(float(row.takes), row.left_s))
+        key = row.cluster, row.org_id
+        held[key] = held.get(key, 0.0) + float(row.takes)
+    queues: dict[str, dict[uuid.UUID, list[Waiting]]] = {}
+    for row in session.execute(text(_HEADS), values):
+        job = Waiting(row.id, float(row.takes), row.expected_s)
+        queues.setdefault(row.cluster, {}).setdefault(row.org_id, []).append(job)
+    tenants: dict[tuple[str, uuid.UUID], Tenant] = {}
+    for row in session.execute(text(_TENANTS), values):
+        key = row.cluster, row.org_id
+        cap = float("inf") if row.max_workers is None else row.max_workers
+        tenants[key] = Tenant(row.weight, row.used, held.get(key, 0.0), cap)
+    return [
+        _Cluster(
+            row.cluster,
+            float(row.workers),
+            running.get(row.cluster, []),
+            {org: tenants[row.cluster, org] for org in queues.get(row.cluster, {})},
+            queues.get(row.cluster, {}),
+        )
+        for row in session.execute(text(f"WITH {_CLUSTERS} SELECT * FROM clusters ORDER BY cluster"), values)
+    ]
+
+
+_HELD = f"""
+    WITH {_CLUSTERS}
+    SELECT j.cluster, j.org_id, {_TAKES} AS takes,
+           greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float AS left_s
+      FROM (SELECT jobs.*, (SELECT max(a.created_at) FROM attempts a WHERE a.job_id = jobs.id) AS claimed_at
+              FROM jobs WHERE state IN ('admitted', 'starting', 'running', 'stopping') AND kind <> ALL(:light)) j
+      JOIN clusters c USING (cluster)
+"""
+
+# For each organisation the first of its jobs, by the index on ranked_at, however many wait.
+_HEADS = f"""
+    WITH {_CLUSTERS}
+    SELECT c.cluster, j.org_id, j.id, j.expected_s, {_TAKES} AS takes
+      FROM clusters c CROSS JOIN organizations o
+     CROSS JOIN LATERAL (SELECT * FROM jobs
+                          WHERE state = 'queued' AND cluster = c.cluster AND org_id = o.id AND desired = 'run'
+                            AND kind <> ALL(:light) AND coalesce(not_before <= now(), true)
+                          ORDER BY ranked_at, id LIMIT :heads) j
+     ORDER BY c.cluster, j.org_id, j.ranked_at, j.id
+"""
+
+_TENANTS = f"""
+    WITH {_CLUSTERS}
+    SELECT c.cluster, o.id AS org_id, coalesce(q.weight, 1) AS weight, q.max_workers,
+           coalesce(u.worker_seconds * power(0.5, extract(epoch FROM now() - u.at) / :half_life), 0)::float AS used
+      FROM clusters c CROSS JOIN organizations o
+      LEFT JOIN quotas q ON q.org_id = o.id
+      LEFT JOIN usages u ON u.org_id = o.id AND u.cluster = c.cluster
+"""
+
+# Queued jobs that no pass looks at, and why.
+_ELSEWHERE = f"""
+    WITH {_CLUSTERS}
+    SELECT j.id, j.org_id, j.cluster, j.desired, j.not_before, c.cluster IS NULL AS no_agent
+      FROM jobs j LEFT JOIN clusters c USING (cluster)
+     WHERE j.state = 'queued' AND (c.cluster IS NULL OR j.desired <> 'run' OR j.not_before > now())
+     ORDER BY j.ranked_at, j.id LIMIT :limit
+"""
+
+
+def _reason(cluster: _Cluster, tenant: Tenant, job: Waiting, own_ahead: int, others_ahead: int) -> str:
+    if not tenant.may_hold(job.workers):
+        return (
+            f"Your organisation holds {_workers(tenant.held)}, and its quota is {_workers(tenant.cap)}: "
+            f"the job waits until one of its jobs ends."
+        )
+    ahead = own_ahead + others_ahead
+    if ahead:
+        parts = [f"{own_ahead} of your organisation's"] * bool(own_ahead) + [f"{others_ahead} of others'"] * bool(
+            others_ahead
+        )
+        return f"{ahead} {'job is' if ahead == 1 else 'jobs are'} served before it: {' and '.join(parts)}."
+    if job.workers > cluster.free:
+        free = f"{max(0.0, cluster.free):.3g} of {_workers(cluster.workers)}"
+        return f"It is next. It needs {_workers(job.workers)}, and {free} free: it waits until another job ends."
+    return "It is next, and is being admitted."
+
+
+def _obstacle(row: Any) -> str:
+    if row.no_agent:
+        return f"No agent of cluster '{row.cluster}' is alive: nothing runs there until one is started."
+    if row.desired != "run":
+        return f"It is about to be {'cancelled' if row.desired == 'cancel' else 'paused'}."
+    return f"An attempt failed; the next one may begin at {row.not_before.astimezone(UTC):%H:%M:%S} UTC."
+
+
+def _workers(count: float) -> str:
+    return f"{count:.3g} worker" + ("" if count == 1 else "s")

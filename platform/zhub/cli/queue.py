@@ -1,0 +1,33 @@
+"""``zhub queue``."""
+
+import typer
+from rich.text import Text
+
+from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.output import duration, facts, moment, put, show_json, status
+
+app = typer.Typer(help="The queue: who waits for what.", no_args_is_help=True)
+
+
+@app.callback()
+def queue() -> None:
+    """The queue: who waits for what."""
+
+
+@app.command()
+def explain(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Say what a job waits for, its position, and when it may start."""
+    with connect(data_dir) as client:
+        found = client.jobs.queue(job_id)
+    if as_json:
+        return show_json(found)
+    start = moment(found.estimated_start) if found.estimated_start else "nobody can tell yet"
+    runs = duration(found.expected_seconds) if found.expected_seconds else "unknown: no such training has ended yet"
+    rows: list[tuple[str, str | Text]] = [
+        ("job", found.job_id),
+        ("status", status(found.status)),
+        ("waits for", found.reason),
+    ]
+    if found.position is not None:
+        rows += [("position", str(found.position)), ("starts", start), ("runs for", runs)]
+    put(facts(rows))

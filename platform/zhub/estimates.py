@@ -1,0 +1,46 @@
+"""How long a training may take, by what those before it took."""
+
+import statistics
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from zhub import states
+from zhub.models import Job
+from zhub.specs import Hyperparameters, Recipe
+
+MAX_PAST = 50  # newest trainings that are looked at
+SIZE = ("batch_size", "group_size", "max_new_tokens", "data_parallel")
+
+
+def expected_seconds(
+    session: Session, base_model_id: uuid.UUID, recipe: Recipe, hyper: Hyperparameters
+) -> float | None:
+    """Median seconds a step of past trainings on the same base by the same recipe, times the steps; None without one.
+
+    Those with steps of the same size count alone where there are any. The session sees its own organisation's only.
+    """
+    last = func.coalesce(Job.started_at, Job.finished_at)
+    rows = session.execute(
+        select(Job.spec["hyperparameters"], func.extract("epoch", Job.finished_at - last))
+        .where(
+            Job.kind == "train",
+            Job.state == states.SUCCEEDED,
+            Job.base_model_id == base_model_id,
+            Job.spec["recipe"].astext == recipe,
+        )
+        .order_by(Job.id.desc())
+        .limit(MAX_PAST)
+    ).all()
+    asked = hyper.model_dump(mode="json")
+    past = [(found, float(seconds) / max(1, int(found["n_steps"]))) for found, seconds in rows if "n_steps" in found]
+    alike = [rate for found, rate in past if _size(found) == _size(asked)]
+    rates = alike or [rate for _, rate in past]
+    return statistics.median(rates) * hyper.n_steps if rates else None
+
+
+def _size(hyper: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(hyper.get(name) for name in SIZE)
