@@ -1,6 +1,6 @@
 # The commands of this repository; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check migrate chaos compose-test clean
+.PHONY: help setup demo up test check migrate chaos mutants compose-test clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -39,6 +39,9 @@ migrate: setup ## Bring the database at ZHUB_OWNER_DATABASE_URL to this release'
 
 chaos: setup ## Kill every part in turn while a job runs.
 	$(BIN)/pytest tests/e2e/test_kill.py $(PYTEST_ARGS)
+
+mutants: setup ## Take the guards of the job protocol away one by one, and see that a test notices each.
+	$(BIN)/python tools/mutants.py
 
 compose-test: setup ## Build the images, bring docker compose up, run the path through it.
 	$(BIN)/pytest tests/e2e/test_compose.py --run-docker $(PYTEST_ARGS)

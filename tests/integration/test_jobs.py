@@ -218,6 +218,34 @@ def test_a_claim_takes_the_highest_priority_and_then_the_one_admitted_first(
     assert [claimed(system_engine).job_id for _ in range(3)] == [urgent, early, late]
 
 
+def claim_into(engine: Engine, *packs: str) -> Claim | None:
+    with system_session(engine) as session:
+        return jobs.claim(session, AGENT, "default", ["train"], lease_s=60, packs=packs)
+
+
+def test_a_claim_for_a_pack_takes_a_job_of_that_pack(system_engine: Engine, admitted: Callable[..., uuid.UUID]) -> None:
+    made = admitted(pack_key="basis")
+    assert claim_into(system_engine, "another") is None
+    found = claim_into(system_engine, "another", "basis")
+    assert found is not None and (found.job_id, found.pack_key) == (made, "basis")
+
+
+@pytest.mark.parametrize("first", [{"pack_key": None}, {"pack_key": "another"}])
+def test_a_claim_for_a_pack_takes_nothing_while_a_job_that_does_not_fit_is_first(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID], first: dict[str, Any]
+) -> None:
+    admitted(**first)
+    admitted(pack_key="basis")
+    assert claim_into(system_engine, "basis") is None
+
+
+def test_a_job_that_was_lost_shares_with_none(system_engine: Engine, admitted: Callable[..., uuid.UUID]) -> None:
+    lost = admitted(pack_key="basis", infra_failures=1)
+    assert claim_into(system_engine, "basis") is None
+    found = claimed(system_engine)
+    assert (found.job_id, found.pack_key) == (lost, None)
+
+
 def test_every_claim_takes_a_higher_fence_and_makes_one_attempt(
     system_engine: Engine, admitted: Callable[..., uuid.UUID]
 ) -> None:
@@ -265,6 +293,24 @@ def test_a_worker_that_lost_its_lease_to_another_writes_nothing(
     reap(system_engine)
     readmit(system_engine)
     claimed(system_engine)
+    before = everything(system_engine)
+    with pytest.raises(LeaseLostError):
+        WRITES[write](system_engine, job_id, stale)
+    assert everything(system_engine) == before
+
+
+@pytest.mark.parametrize("wish", ["pause", "cancel", "preempt"])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_worker_that_lost_its_lease_does_not_stop_its_successor_when_somebody_wishes_so(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID], write: str, wish: str
+) -> None:
+    job_id = admitted()
+    stale = claimed(system_engine).fence
+    expire_leases(system_engine)
+    reap(system_engine)
+    readmit(system_engine)
+    claimed(system_engine)
+    execute(system_engine, "UPDATE jobs SET desired = :wish", wish=wish)
     before = everything(system_engine)
     with pytest.raises(LeaseLostError):
         WRITES[write](system_engine, job_id, stale)

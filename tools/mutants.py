@@ -1,0 +1,174 @@
+"""Take the guards of the job protocol away one by one, and see that a test notices each.
+
+Run from the repository's root: ``python tools/mutants.py``. Each mutant is one line changed in a copy of the sources,
+on which the tests that should notice are run. Exits with 1 if a mutant survives.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("platform", "workers", "api", "migrations", "tests", "pyproject.toml")
+JOBS, WISHES, LEADERSHIP = "platform/zhub/jobs.py", "platform/zhub/wishes.py", "platform/zhub/leadership.py"
+ADMISSION, SHARES, BASELINE = (
+    "platform/zhub/admission.py",
+    "platform/zhub/fair_share.py",
+    "migrations/versions/0001_baseline.py",
+)
+ON_JOBS = ("tests/integration/test_jobs.py", "tests/integration/test_jobs_machine.py")
+ON_ADMISSION = ("tests/unit/test_fair_share.py", "tests/integration/test_admission.py", *ON_JOBS)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What is taken away: ``old`` becomes ``new``, which is there once."""
+
+    what: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = ON_JOBS
+
+
+MUTANTS = (
+    Mutant(
+        "a heartbeat checks its fence",
+        JOBS,
+        "was.id AND fence = :fence AND state",
+        "was.id AND :fence = :fence AND state",
+    ),
+    Mutant("a success checks its fence", JOBS, "Job.fence == fence, Job.state.in_", "Job.state.in_"),
+    Mutant("a success checks that nobody cancelled", JOBS, ', Job.desired != "cancel")', ")"),
+    Mutant(
+        "a failure checks its fence",
+        JOBS,
+        "WHERE id = :job AND fence = :fence AND state IN",
+        "WHERE id = :job AND :fence = :fence AND state IN",
+    ),
+    Mutant(
+        "a stop checks its fence",
+        JOBS,
+        "WHERE id = :job AND fence = :fence\n",
+        "WHERE id = :job AND :fence = :fence\n",
+    ),
+    Mutant("a claim raises the fence", JOBS, "fence = fence + 1", "fence = greatest(fence, 1)"),
+    Mutant(
+        "a claim passes what is not wanted",
+        JOBS,
+        "state = 'admitted' AND desired = 'run' AND cluster",
+        "state = 'admitted' AND cluster",
+    ),
+    Mutant("a claim does not wait for another", JOBS, "LIMIT 1 FOR UPDATE SKIP LOCKED", "LIMIT 1"),
+    Mutant(
+        "a lost job runs alone",
+        JOBS,
+        "CASE infra_failures WHEN 0 THEN pack_key END",
+        "pack_key",
+    ),
+    Mutant(
+        "no job goes before one that needs a worker",
+        JOBS,
+        "ORDER BY priority DESC, admitted_at, id LIMIT 1",
+        "ORDER BY (:free OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT 1",
+        ("tests/integration/test_jobs.py",),
+    ),
+    Mutant(
+        "the reaper takes expired leases alone",
+        JOBS,
+        "WHERE lease_until < now() ORDER BY",
+        "WHERE lease_until IS NOT NULL ORDER BY",
+    ),
+    Mutant(
+        "a failure pays from its own budget",
+        JOBS,
+        "infra_failures = infra_failures + :infra",
+        "infra_failures = infra_failures",
+    ),
+    Mutant(
+        "a wish does not replace a cancellation",
+        WISHES,
+        'instead_of=("run", "preempt")',
+        'instead_of=("run", "preempt", "cancel")',
+    ),
+    Mutant(
+        "a leader's pass checks its term",
+        LEADERSHIP,
+        "holder = :holder AND term = :term FOR SHARE",
+        ":holder = :holder AND :term = :term FOR SHARE",
+    ),
+    Mutant(
+        "one version for each job",
+        BASELINE,
+        'sa.UniqueConstraint("job_id", name=op.f("uq_expert_versions_job_id")),',
+        "",
+    ),
+    Mutant(
+        "what is held is not given out",
+        ADMISSION,
+        "self.workers - sum(one.workers for one in self.running)",
+        "self.workers",
+        ON_ADMISSION,
+    ),
+    Mutant(
+        "what a pass gives out is gone",
+        SHARES,
+        "            free -= job.workers\n            given",
+        "            given",
+        ON_ADMISSION,
+    ),
+    Mutant("a quota holds", SHARES, "return self.held + workers <= self.cap + ROUNDING", "return True", ON_ADMISSION),
+    Mutant("a weight counts", SHARES, "HORIZON_S) / self.weight", "HORIZON_S)", ON_ADMISSION),
+    Mutant(
+        "a reservation is kept",
+        SHARES,
+        "if fits and (reserved is None or reserved.leaves_room(job)):",
+        "if fits:",
+        ON_ADMISSION,
+    ),
+)
+
+
+def main() -> None:
+    survivors = [mutant.what for mutant in MUTANTS if not noticed(mutant)]
+    if survivors:
+        sys.exit(f"{len(survivors)} of {len(MUTANTS)} mutants survive: {'; '.join(survivors)}")
+    print(f"All {len(MUTANTS)} mutants are noticed.")
+
+
+def noticed(mutant: Mutant) -> bool:
+    """Whether a test fails on the mutant; prints which."""
+    with tempfile.TemporaryDirectory(prefix="zhub-mutant-") as name:
+        copy = Path(name)
+        for part in COPIED:
+            source = ROOT / part
+            if source.is_dir():
+                shutil.copytree(source, copy / part, ignore=shutil.ignore_patterns("__pycache__", "shipped_base"))
+            else:
+                shutil.copy(source, copy / part)
+        path = copy / mutant.path
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            sys.exit(f"'{mutant.what}': {mutant.path} has it {text.count(mutant.old)} times: {mutant.old!r}")
+        path.write_text(text.replace(mutant.old, mutant.new))
+        # In front of the editable installation, which points at the sources themselves.
+        sources = os.pathsep.join(str(copy / root) for root in ("platform", "workers", "api"))
+        found = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests],
+            cwd=copy,
+            env=os.environ | {"PYTHONPATH": sources},
+            capture_output=True,
+            text=True,
+        )
+    failed = [line for line in found.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    told = failed[0].partition(" - ")[0] if failed else f"SURVIVES (pytest: {found.returncode})"
+    print(f"{mutant.what}: {told}", flush=True)
+    return found.returncode == 1 and bool(failed)
+
+
+if __name__ == "__main__":
+    main()
