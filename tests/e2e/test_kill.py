@@ -1,13 +1,18 @@
 """``kill -9`` of any part in the middle of a job: the job ends with exactly one version."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from zhub.task_families import sample_rows
 
 pytestmark = pytest.mark.ray
 
+ZHUB = Path(sys.executable).with_name("zhub")
 PARTS = {
     "the training actor": "ray::TorchActor",
     "the agent": "zhub_workers.agent",
@@ -38,3 +43,6 @@ def test_a_job_survives_the_death_of(part: str, stack: Any, e2e: Any) -> None:
     assert [v["job"] for v in versions] == [job.id]
     assert job.fine_tuned_model == versions[0]["id"]
     assert job.attempts == (2 if part == "the training actor" else 1)
+    url = psutil.Process(stack.pid_of("zhub.scheduler")).environ()["ZHUB_DATABASE_URL"]
+    doctor = subprocess.run([ZHUB, "queue", "doctor", "--url", url], capture_output=True, text=True, timeout=60)
+    assert doctor.returncode == 0 and "nothing is wrong" in doctor.stderr, doctor.stdout + doctor.stderr

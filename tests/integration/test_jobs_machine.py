@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Engine, select, text
 
-from zhub import admission, checkpoints, jobs, registry, states, wishes
+from zhub import admission, checkpoints, history, jobs, registry, states, wishes
 from zhub.db import system_session
 from zhub.errors import ConflictError, LeaseLostError
 from zhub.manifest import Manifest
@@ -408,6 +408,8 @@ class Protocol(RuleBasedStateMachine):
         """When the harm stops, every job comes to an end, or rests because somebody paused it."""
         for _ in range(60):
             if all(m.state in (*states.TERMINAL, "paused") for m in self.models):
+                with system_session(self.engine) as session:
+                    assert history.examine(session) == []
                 return
             self.settle()
             self.admit()

@@ -19,7 +19,7 @@ def upgrade(
     ],
 ) -> None:
     """Bring the database to this release's schema. Safe to repeat."""
-    _run(["upgrade"], {"ZHUB_OWNER_DATABASE_URL": url})
+    run_database_process(["upgrade"], {"ZHUB_OWNER_DATABASE_URL": url})
 
 
 @app.command()
@@ -36,7 +36,7 @@ def logins(
 ) -> None:
     """Make the logins of the API and of the scheduler and agents, or change their passwords. Comes after upgrade."""
     passwords = {"ZHUB_API_LOGIN_PASSWORD": api_password, "ZHUB_SYSTEM_LOGIN_PASSWORD": system_password}
-    _run(["logins"], {"ZHUB_OWNER_DATABASE_URL": url, **passwords})
+    run_database_process(["logins"], {"ZHUB_OWNER_DATABASE_URL": url, **passwords})
 
 
 @app.command()
@@ -52,7 +52,9 @@ def bootstrap(
     ] = ...,  # type: ignore[assignment]
 ) -> None:
     """Make an organisation, a project and a key with all rights. The key is printed, once."""
-    _run(["bootstrap", organization, project], {"ZHUB_DATABASE_URL": url, "ZHUB_SECRET_KEY": secret_key})
+    run_database_process(
+        ["bootstrap", organization, project], {"ZHUB_DATABASE_URL": url, "ZHUB_SECRET_KEY": secret_key}
+    )
 
 
 @app.command()
@@ -72,10 +74,11 @@ def quota(
 ) -> None:
     """Set what an organisation may use. What is not given is the default again."""
     limits = ["" if limit is None else str(limit) for limit in (max_workers, max_queued)]
-    _run(["quota", organization, str(weight), *limits], {"ZHUB_DATABASE_URL": url})
+    run_database_process(["quota", organization, str(weight), *limits], {"ZHUB_DATABASE_URL": url})
 
 
-def _run(arguments: list[str], settings: dict[str, str]) -> None:
+def run_database_process(arguments: list[str], settings: dict[str, str]) -> None:
+    """Run ``zhub.cli.database_process`` and exit as it does."""
     # Secrets go through the environment: every user of the machine can read a process's arguments.
     argv = [sys.executable, "-m", "zhub.cli.database_process", *arguments]
     raise typer.Exit(subprocess.run(argv, env=os.environ | settings).returncode)

@@ -1,20 +1,22 @@
 """``python -m zhub.cli.database_process``: what ``zhub db`` does, with the imports that the command itself avoids."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import psycopg
 import typer
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from zhub import migrate
+from zhub import history, migrate
 from zhub.bootstrap import create_full_key, ensure_project, has_keys
-from zhub.cli.exits import exit_code
+from zhub.cli.exits import ERROR, exit_code
 from zhub.cli.output import note, show_error
 from zhub.db import make_engine, system_session
 from zhub.embedded.postgres import API_LOGIN, SYSTEM_LOGIN
@@ -22,7 +24,7 @@ from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, Unava
 from zhub.ids import new_id
 from zhub.logins import ensure_logins
 from zhub.migrate import check_at_head
-from zhub.models import Organization, Quota
+from zhub.models import Job, Organization, Quota
 
 KEY_NAME = "zhub db bootstrap"
 MIN_SECRET_CHARACTERS = 32  # the API refuses to start with less
@@ -39,6 +41,8 @@ def main() -> None:
                 api_password=os.environ["ZHUB_API_LOGIN_PASSWORD"],
                 system_password=os.environ["ZHUB_SYSTEM_LOGIN_PASSWORD"],
             )
+        elif command == "doctor":
+            examine_history(os.environ["ZHUB_DATABASE_URL"], as_json="--json" in arguments)
         elif command == "quota":
             organization, weight, max_workers, max_queued = arguments
             set_quota(
@@ -118,6 +122,21 @@ def set_quota(
         f"{organization}: weight {weight:g}, {any_['max_workers']} workers in a cluster, {any_['max_queued']} jobs "
         "waiting. It holds from the scheduler's next pass on."
     )
+
+
+def examine_history(system_url: str, *, as_json: bool = False) -> None:
+    """Print what breaks a rule of the history, if anything; exit with 1 then."""
+    with _session(system_url) as session:
+        found = history.examine(session)
+        count = session.scalar(select(func.count()).select_from(Job))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in found], default=str, indent=2))
+    for finding in [] if as_json else found:
+        typer.echo(f"{finding.id}  {finding.rule}: {finding.detail}")
+    if found:
+        note(f"{len(found)} rows break a rule. Please report them: this must not be.")
+        sys.exit(ERROR)
+    note(f"{count} jobs, {len(history.RULES)} rules, nothing is wrong.")
 
 
 @contextmanager

@@ -1,17 +1,15 @@
 """``zhub queue``."""
 
+from typing import Annotated
+
 import typer
 from rich.text import Text
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.database import run_database_process
 from zhub.cli.output import duration, facts, moment, put, show_json, status
 
-app = typer.Typer(help="The queue: who waits for what.", no_args_is_help=True)
-
-
-@app.callback()
-def queue() -> None:
-    """The queue: who waits for what."""
+app = typer.Typer(help="The queue: who waits for what, and whether its history is sound.", no_args_is_help=True)
 
 
 @app.command()
@@ -31,3 +29,15 @@ def explain(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = F
     if found.position is not None:
         rows += [("position", str(found.position)), ("starts", start), ("runs for", runs)]
     put(facts(rows))
+
+
+@app.command()
+def doctor(
+    url: Annotated[
+        str,
+        typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Look through the whole history of jobs for what must never be. Only reads. Exits with 1 if there is something."""
+    run_database_process(["doctor", *["--json"] * as_json], {"ZHUB_DATABASE_URL": url})

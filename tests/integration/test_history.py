@@ -1,0 +1,149 @@
+"""The checker of histories: silent on a sound one, and it finds each thing that must never be."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from zhub import history, jobs, registry
+from zhub.cli.database_process import examine_history
+from zhub.db import system_session
+from zhub.embedded.postgres import Urls
+from zhub.manifest import Manifest
+from zhub.tenancy import Caller
+
+AGENT = uuid.UUID(int=1)
+MakeJob = Callable[..., uuid.UUID]
+
+
+def execute(engine: Engine, statement: str, **values: Any) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(statement), values)
+
+
+def examine(engine: Engine) -> set[str]:
+    with system_session(engine) as session:
+        return {finding.rule for finding in history.examine(session)}
+
+
+def claim(engine: Engine) -> jobs.Claim:
+    execute(engine, "UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'")
+    with system_session(engine) as session:
+        found = jobs.claim(session, AGENT, "default", ["train"], lease_s=60)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def past(system_engine: Engine, make_job: MakeJob, make_agent: Any, caller: Caller) -> uuid.UUID:
+    """A sound history: a job that was lost once and then made a version, and two that run. Returns the first."""
+    make_agent(slots=2)
+    made = make_job(caller)
+    lost = claim(system_engine)
+    with system_session(system_engine) as session:
+        jobs.fail(session, made, lost.fence, jobs.Failure("lost", "x", retryable=True), outcome="lost")
+    execute(system_engine, "UPDATE attempts SET created_at = created_at - interval '10 seconds', ended_at = now()")
+    again = claim(system_engine)
+    fields: dict[str, Any] = dict.fromkeys(Manifest.model_fields, "x") | {
+        "schema_version": 1,
+        "fence": again.fence,
+        "hyperparameters": {},
+        "seed": 1,
+        "best_step": 1,
+        "steps": 1,
+        "parameters": 1,
+        "evaluations": [],
+        "files": [],
+        "grader": None,
+    }
+    with system_session(system_engine) as session:
+        registry.publish(session, made, again.fence, Manifest.model_validate(fields), "k", 1)
+    for expert in ("another", "third"):
+        make_job(caller, expert=expert)
+        claim(system_engine)
+    return made
+
+
+def test_a_sound_history_is_sound(system_engine: Engine, past: uuid.UUID) -> None:
+    assert examine(system_engine) == set()
+
+
+HARM: dict[str, tuple[str, str]] = {
+    "a success without a version": (
+        "a job makes at most one version, and only by succeeding",
+        "DELETE FROM expert_versions",
+    ),
+    "a version of another fence": (
+        "a version was made by the attempt that owned its job",
+        "UPDATE expert_versions SET fence = 1",
+    ),
+    "a version after a cancellation": (
+        "no job whose cancellation was accepted makes a version",
+        "UPDATE jobs SET desired = 'cancel' WHERE state = 'succeeded'",
+    ),
+    "a number left out": (
+        "the versions of an expert are numbered without a gap",
+        "UPDATE expert_versions SET version = 2",
+    ),
+    "an attempt without a row": (
+        "there is one attempt for each fence that was given out",
+        "DELETE FROM attempts WHERE fence = 1 AND job_id = :past",
+    ),
+    "a fence set back": (
+        "there is one attempt for each fence that was given out",
+        "UPDATE jobs SET fence = 1 WHERE id = :past",
+    ),
+    "an attempt that never ended": (
+        "an attempt is open exactly while its job is active, and it is the last one",
+        "UPDATE attempts SET ended_at = NULL, outcome = NULL WHERE fence = 2",
+    ),
+    "an active job without an attempt": (
+        "an attempt is open exactly while its job is active, and it is the last one",
+        "UPDATE attempts SET ended_at = now(), outcome = 'lost' WHERE ended_at IS NULL",
+    ),
+    "two attempts at a time": (
+        "no attempt begins before the one before it has ended",
+        "UPDATE attempts SET ended_at = now() + interval '1 minute' WHERE fence = 1 AND job_id = :past",
+    ),
+    "a lease that nobody takes back": (
+        "a lease that ran out is taken back",
+        "UPDATE jobs SET lease_until = now() - interval '2 minutes' WHERE lease_until IS NOT NULL",
+    ),
+    "a checkpoint of nobody": (
+        "a checkpoint belongs to an attempt of its job",
+        "INSERT INTO checkpoints (id, org_id, job_id, fence, step, key_prefix, digest, size_bytes, z, metrics) "
+        "SELECT gen_random_uuid(), org_id, id, 9, 1, 'k', 'd', 1, '{}', '{}' FROM jobs WHERE id = :past",
+    ),
+    "more workers than there are": (
+        "a cluster's agents give out no more workers than they have",
+        "UPDATE agents SET slots = 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_what_must_never_be_is_found(system_engine: Engine, past: uuid.UUID, harm: str) -> None:
+    rule, statement = HARM[harm]
+    execute(system_engine, statement, **({"past": past} if ":past" in statement else {}))
+    assert rule in examine(system_engine)
+
+
+def test_every_rule_is_seen_to_be_broken() -> None:
+    # Another organisation's expert cannot be written at all: a foreign key forbids it.
+    assert {rule for rule, _ in HARM.values()} == history.RULES.keys() - {
+        "what a tenant's job is made of is the tenant's"
+    }
+
+
+def test_the_doctor_says_what_it_found_and_how_it_went(
+    system_engine: Engine, database: Urls, past: uuid.UUID, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examine_history(database.system)
+    assert "3 jobs, 11 rules, nothing is wrong" in capsys.readouterr().err
+    execute(system_engine, "UPDATE expert_versions SET version = 2")
+    with pytest.raises(SystemExit) as ended:
+        examine_history(database.system)
+    shown = capsys.readouterr()
+    assert ended.value.code == 1 and "numbered without a gap: last 1, 1 versions, the largest 2" in shown.out
