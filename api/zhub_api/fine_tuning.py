@@ -40,6 +40,29 @@ def create_job(
     return answer
 
 
+@router.post("/estimate")
+def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.JobRequest) -> dict[str, Any]:
+    """Check a request as creating its job would, and say what the job would be and take. Nothing is kept.
+
+    Not in the dialect. ``expected_seconds`` is null where no training on this base by this method has ended yet.
+    """
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job, expert = fine_tuning.prepare(session, caller, request)
+        answer = {
+            "object": "fine_tuning.job.estimate",
+            "expert": f"{caller.project}.{expert.name}",
+            "method": job.request["method"],
+            "seed": job.request["seed"],
+            "workers": job.workers,
+            "shares_a_worker": job.pack_key is not None,
+            "expected_seconds": job.expected_s,
+            "expected_worker_seconds": None if job.expected_s is None else job.expected_s * job.workers,
+        }
+        session.rollback()
+    return answer
+
+
 @router.get("")
 def list_jobs(
     caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20

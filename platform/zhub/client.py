@@ -37,6 +37,7 @@ from zhub.wire import (
     ChatPiece,
     CheckpointRecord,
     DatasetFile,
+    EstimateRecord,
     EvaluationRecord,
     ExpertVersion,
     FineTuningJob,
@@ -269,6 +270,19 @@ class Jobs:
     ) -> FineTuningJob:
         body = {"model": model, "training_file": training_file, "method": method, "suffix": suffix, "seed": seed}
         return FineTuningJob.model_validate(self._http.post("/v1/fine_tuning/jobs", body))
+
+    def estimate(
+        self,
+        *,
+        model: str,
+        training_file: str,
+        method: Mapping[str, Any],
+        suffix: str | None = None,
+        seed: int | None = None,
+    ) -> EstimateRecord:
+        """What ``create`` would make, and what it may take; nothing is made."""
+        body = {"model": model, "training_file": training_file, "method": method, "suffix": suffix, "seed": seed}
+        return EstimateRecord.model_validate(self._http.post("/v1/fine_tuning/jobs/estimate", body))
 
     def get(self, job_id: str) -> FineTuningJob:
         return FineTuningJob.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{_part(job_id)}"))

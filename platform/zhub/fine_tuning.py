@@ -25,7 +25,7 @@ from zhub.errors import (
 from zhub.graders import Grader, check_templates, judge_models, parse_grader
 from zhub.ids import parse_id
 from zhub.manifest import ROUTING_FILE, Z_FILE, canonical_json
-from zhub.models import BaseModel, DatasetVersion, Job
+from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.packing import pack_key
 from zhub.specs import (
     BaseModelSource,
@@ -78,6 +78,26 @@ def create(
     if earlier := _earlier(session, caller, request_hash, idempotency_key, is_retry):
         return earlier
     admission.check_queue(session, caller.org_id)
+    job, expert = prepare(session, caller, request)
+    job.request_hash, job.idempotency_key = request_hash, idempotency_key
+    try:
+        jobs.enqueue(session, job, f"Created fine-tuning job for expert {caller.project}.{expert.name}.")
+    except IntegrityError as exc:
+        if idempotency_key is None:
+            raise
+        # Nothing else about a job is unique: a request with this key was committed after we looked for one.
+        raise NotReadyError("A request with this Idempotency-Key is being answered; try again.") from exc
+    session.refresh(job)
+    return job
+
+
+def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job, Expert]:
+    """The job that a request asks for, with everything resolved, not enqueued; and its expert, made if it is new.
+
+    Raises:
+        InvalidRequestError: with the ``param`` at fault.
+        NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet.
+    """
     if request.integrations:
         raise InvalidRequestError("Integrations are not supported; leave them out.", param="integrations")
     parent = registry.version(session, caller.project_id, request.model) if "@" in request.model else None
@@ -129,8 +149,6 @@ def create(
             "seed": seed,
             "metadata": request.metadata or {},
         },
-        request_hash=request_hash,
-        idempotency_key=idempotency_key,
         base_model_id=base.id,
         dataset_version_id=training.id,
         validation_version_id=validation.id if validation else None,
@@ -139,15 +157,7 @@ def create(
         workers=resolved.data_parallel,
         expected_s=estimates.expected_seconds(session, base.id, recipe, resolved),
     )
-    try:
-        jobs.enqueue(session, job, f"Created fine-tuning job for expert {caller.project}.{expert.name}.")
-    except IntegrityError as exc:
-        if idempotency_key is None:
-            raise
-        # Nothing else about a job is unique: a request with this key was committed after we looked for one.
-        raise NotReadyError("A request with this Idempotency-Key is being answered; try again.") from exc
-    session.refresh(job)
-    return job
+    return job, expert
 
 
 def _check_parent(parent: registry.VersionRecord, hyper: Hyperparameters, basis: BasisReference) -> None:

@@ -84,6 +84,18 @@ class JobEvent(_Answer):
     data: dict[str, Any] | None
 
 
+class EstimateRecord(_Answer):
+    """What a job would be and take. ``workers`` is how many it takes, unless it ``shares_a_worker`` with others."""
+
+    expert: str
+    method: dict[str, Any]
+    seed: int
+    workers: int
+    shares_a_worker: bool
+    expected_seconds: float | None
+    expected_worker_seconds: float | None
+
+
 class QueueRecord(_Answer):
     """What a job waits for. ``estimated_start`` and ``expected_seconds``, its run time, are None where nobody knows."""
 

@@ -28,8 +28,9 @@ from zhub.db import system_session
 from zhub.embedded.children import free_ports
 from zhub.embedded.postgres import Urls
 from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, FileEntry, Manifest
-from zhub.models import Job, JobEvent, Quota
+from zhub.models import Expert, Job, JobEvent, Quota
 from zhub.rows import validate
+from zhub.specs import DEFAULT_STEPS
 from zhub.store import DirectoryStore
 from zhub.tenancy import Caller
 from zhub.wakeup import PollingWakeup
@@ -688,6 +689,26 @@ def test_a_job_expects_to_run_as_long_as_those_of_its_size_did(
     assert expected(batch_size=16) == pytest.approx(3 * (120 + 200) / 2, rel=0.01)
 
 
+def test_an_estimate_says_what_a_job_would_be_and_leaves_nothing_behind(
+    client: Client, checked_file: str, system_engine: Engine
+) -> None:
+    body: dict[str, Any] = {"model": "tiny", "training_file": checked_file, "suffix": "new"}
+    body |= {"method": reinforcement(hyperparameters={"data_parallel": 2})}
+    answer: Any = client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object)
+    assert (answer["expert"], answer["workers"], answer["shares_a_worker"]) == ("main.new", 2, False)
+    assert answer["method"]["reinforcement"]["hyperparameters"]["n_steps"] == DEFAULT_STEPS
+    assert answer["expected_seconds"] is None
+    with system_session(system_engine) as session:
+        assert session.scalar(select(func.count()).select_from(Expert)) == 0
+    assert list(client.fine_tuning.jobs.list()) == []
+
+
+def test_an_estimate_refuses_what_creating_the_job_would(client: Client, checked_file: str) -> None:
+    body = {"model": "tiny", "training_file": checked_file, "method": reinforcement(hyperparameters={"n_stepz": 2})}
+    error = refused(lambda: client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object))
+    assert error.code == "unknown_hyperparameter"
+
+
 def test_a_small_job_may_share_a_worker_and_a_lora_may_not(train: Callable[..., Any], system_engine: Engine) -> None:
     train()
     train(method=reinforcement(hyperparameters={"adapter": "lora"}))
@@ -988,6 +1009,7 @@ GRADERS = "/v1/fine_tuning/alpha/graders"
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/files"): {"data": {"purpose": "fine-tune"}, "files": {"file": b"x"}},
     ("post", "/v1/fine_tuning/jobs"): {"json": {"model": "tiny", "training_file": "file-0"}},
+    ("post", "/v1/fine_tuning/jobs/estimate"): {"json": {"model": "tiny", "training_file": "file-0"}},
     ("post", f"{GRADERS}/validate"): {"json": {"grader": GRADER}},
     ("post", f"{GRADERS}/run"): {"json": {"grader": GRADER, "model_sample": "x"}},
     ("post", "/v1/chat/completions"): {"json": CHAT},

@@ -149,6 +149,24 @@ def test_watching_a_job_that_failed_exits_with_seven(
     assert ("no column" if error else status) in capsys.readouterr().out
 
 
+def test_a_dry_run_shows_what_a_job_would_take(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    estimate = {
+        "object": "fine_tuning.job.estimate",
+        "expert": "default.sums",
+        "method": {"type": "reinforcement", "reinforcement": {"hyperparameters": {"n_steps": 40}}},
+        "seed": 1,
+        "workers": 1,
+        "shares_a_worker": True,
+        "expected_seconds": 3700.0,
+        "expected_worker_seconds": 3700.0,
+    }
+    api.add("POST", "/v1/fine_tuning/jobs/estimate", estimate)
+    assert zhub("submit", "file-1", "--base", "zhub-tiny", "--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert "default.sums" in out and "n_steps=40" in out and "1 h 1 min" in out and "beside other small jobs" in out
+    assert "Nothing was submitted" in err
+
+
 def test_submitting_sends_the_grader_and_the_settings(api: Any, double: Any, zhub: Run) -> None:
     api.add("POST", "/v1/fine_tuning/jobs", double.JOB | {"status": "queued", "fine_tuned_model": None})
     assert (

@@ -9,10 +9,11 @@ import typer
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.datasets import push_file
 from zhub.cli.jobs import finish, show_job
-from zhub.cli.output import note
+from zhub.cli.output import duration, facts, note, put, show_json
 from zhub.cli.watching import watch
 from zhub.client import Client
 from zhub.errors import InvalidRequestError
+from zhub.wire import EstimateRecord
 
 ANSWER_GRADER = {
     "type": "string_check",
@@ -36,6 +37,9 @@ def submit(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Repeat a training exactly.", show_default="random")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the request and say what the job would take; train nothing.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the job; exit with 7 if it fails.")] = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -47,17 +51,34 @@ def submit(
     elif grader is not None:
         raise typer.BadParameter("a grader goes with --method reinforcement", param_hint="--grader")
     with connect(data_dir) as client:
-        job = client.jobs.create(
-            model=base,
-            training_file=file_id(client, dataset),
-            method={"type": method, method: body},
-            suffix=suffix,
-            seed=seed,
-        )
+        asked: dict[str, Any] = {"model": base, "training_file": file_id(client, dataset), "suffix": suffix}
+        asked |= {"method": {"type": method, method: body}, "seed": seed}
+        if dry_run:
+            return show_estimate(client.jobs.estimate(**asked), as_json)
+        job = client.jobs.create(**asked)
         note(f"Submitted {job.id}." + ("" if wait else f" Follow it with `zhub jobs watch {job.id}`."))
         if wait:
             return finish(client, watch(client, job.id), as_json)
         show_job(job, as_json)
+
+
+def show_estimate(estimate: EstimateRecord, as_json: bool) -> None:
+    if as_json:
+        return show_json(estimate)
+    resolved = estimate.method[estimate.method["type"]]["hyperparameters"]
+    workers = "a place of a worker, beside other small jobs" if estimate.shares_a_worker else f"{estimate.workers:d}"
+    unknown = "unknown: no such training on this base has ended yet"
+    put(
+        facts(
+            [
+                ("expert", estimate.expert),
+                ("method", f"{estimate.method['type']}: " + ", ".join(f"{n}={v}" for n, v in sorted(resolved.items()))),
+                ("workers", workers),
+                ("runs for", duration(estimate.expected_seconds) if estimate.expected_seconds else unknown),
+            ]
+        )
+    )
+    note("Nothing was submitted.")
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:
