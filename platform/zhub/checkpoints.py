@@ -88,7 +88,7 @@ def job_prefix(org_id: uuid.UUID, job_id: uuid.UUID) -> str:
     return f"t/{org_id.hex}/jobs/{job_id.hex}/checkpoints"
 
 
-def newest(session: Session, job_id: uuid.UUID) -> Checkpoint | None:
+def _newest(session: Session, job_id: uuid.UUID) -> Checkpoint | None:
     """The checkpoint from which the job's next attempt goes on, if it has one."""
     return session.scalar(
         select(Checkpoint)
@@ -126,7 +126,7 @@ def delete_checkpoint(session: Session, job: Job, checkpoint_id: uuid.UUID) -> C
     found = session.get(Checkpoint, checkpoint_id)
     if found is None or found.job_id != job.id or found.deleted_at is not None:
         raise _missing(checkpoint_id)
-    last = newest(session, job.id)
+    last = _newest(session, job.id)
     if job.state not in states.TERMINAL and last is not None and last.id == found.id:
         raise ConflictError(
             f"{public_id('checkpoint', found.id)} is the newest checkpoint of a job that has not ended: the job would "

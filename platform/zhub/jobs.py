@@ -19,7 +19,7 @@ from zhub import checkpoints, states
 from zhub.errors import LeaseLostError, NotFoundError
 from zhub.fair_share import HALF_LIFE_S
 from zhub.ids import new_id, public_id
-from zhub.models import Agent, Attempt, BaseModel, DatasetVersion, Job, JobEvent
+from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
 
 MAX_USER_FAILURES = 2  # retries of an unexpected error in the recipe itself
 MAX_INFRA_FAILURES = 5  # retries after lost actors, lost agents, an unreachable store
@@ -100,18 +100,7 @@ def claim(
     A job that was lost before shares no more: it may be what brings workers down.
     """
     row = session.execute(
-        text(
-            """
-            UPDATE jobs SET state = 'starting', fence = fence + 1, agent_id = :agent,
-                   lease_until = now() + make_interval(secs => :lease_s), progress_at = now(),
-                   started_at = coalesce(started_at, now())
-             WHERE id = (SELECT id FROM jobs
-                          WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
-                          ORDER BY priority DESC, admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
-               AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
-         RETURNING id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key
-            """
-        ),
+        text(_CLAIM),
         {
             "agent": agent_id,
             "lease_s": lease_s,
@@ -119,19 +108,44 @@ def claim(
             "kinds": list(kinds),
             "free": packs is None,
             "packs": list(packs or ()),
+            "light": list(LIGHT_KINDS),
+            "attempt": new_id(),
+            "event": new_id(),
         },
     ).one_or_none()
     if row is None:
         return None
-    taken = 0.0 if row.kind in LIGHT_KINDS else float(row.workers)
-    if row.pack_key is not None:
-        taken = 1 / (session.scalar(select(Agent.jobs_per_worker).where(Agent.id == agent_id)) or 1)
-    session.add(Attempt(org_id=row.org_id, job_id=row.id, fence=row.fence, agent_id=agent_id, workers=taken))
-    session.flush()
-    add_event(session, row.org_id, row.id, f"Attempt {row.fence} started.")
-    found = checkpoints.newest(session, row.id)
-    kept = {"key_prefix": found.key_prefix, "digest": found.digest, "step": found.step} if found else None
-    return Claim(row.id, row.org_id, row.fence, row.kind, row.spec, row.pack_key, kept)
+    return Claim(row.id, row.org_id, row.fence, row.kind, row.spec, row.pack_key, row.checkpoint)
+
+
+# One statement, so that a claim is one round trip: the job, its attempt, what its owner is told, and where to go on.
+_CLAIM = """
+    WITH claimed AS (
+        UPDATE jobs SET state = 'starting', fence = fence + 1, agent_id = :agent,
+               lease_until = now() + make_interval(secs => :lease_s), progress_at = now(),
+               started_at = coalesce(started_at, now())
+         WHERE id = (SELECT id FROM jobs
+                      WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
+                      ORDER BY priority DESC, admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
+           AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
+     RETURNING id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key
+    ), attempt AS (
+        INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
+        SELECT cast(:attempt AS uuid), org_id, id, fence, :agent,
+               CASE WHEN kind = ANY(:light) THEN 0
+                    WHEN pack_key IS NULL THEN workers
+                    ELSE 1.0 / coalesce((SELECT jobs_per_worker FROM agents WHERE id = :agent), 1) END
+          FROM claimed
+    ), told AS (
+        INSERT INTO job_events (id, org_id, job_id, level, type, message)
+        SELECT cast(:event AS uuid), org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.' FROM claimed
+    )
+    SELECT claimed.*,
+           (SELECT jsonb_build_object('key_prefix', c.key_prefix, 'digest', c.digest, 'step', c.step)
+              FROM checkpoints c WHERE c.job_id = claimed.id AND c.deleted_at IS NULL
+             ORDER BY c.step DESC LIMIT 1) AS checkpoint
+      FROM claimed
+"""
 
 
 def heartbeat(
