@@ -52,7 +52,7 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
     """Pass after pass until ``stopping`` is set; a database that is away is waited for."""
     holder = uuid.uuid4()
     leading = False
-    explained_at = float("-inf")
+    tended_at = explained_at = float("-inf")
     while not stopping.is_set():
         try:
             with system_session(engine) as session:
@@ -63,6 +63,9 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
             if term is not None:
                 for cluster in schedule(engine, holder, term):
                     wakeup.notify(agent_topic(cluster))
+                if time.monotonic() - tended_at >= POLL_S:
+                    tend(engine, holder, term)
+                    tended_at = time.monotonic()
                 if time.monotonic() - explained_at >= EXPLAIN_S:
                     explain(engine, holder, term)
                     explained_at = time.monotonic()
@@ -78,17 +81,23 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
 
 
 def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
-    """One pass of the leader, in one transaction; return the clusters whose agents have something new to do."""
+    """What somebody waits for, in one transaction; return the clusters whose agents have something new to do."""
     with system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
-        for job_id, state in jobs.reap(session):
-            log.warning("job %s: lease ran out, now %s", job_id, state)
         wishes.settle(session)
-        session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
         admitted = admission.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
     for job_id, cluster in admitted:
         log.info("job %s: admitted to cluster %s", job_id, cluster)
     return {cluster for _, cluster in admitted}
+
+
+def tend(engine: Engine, holder: uuid.UUID, term: int) -> None:
+    """Take back lost jobs and forget agents that went away long ago, in one transaction."""
+    with system_session(engine) as session:
+        leadership.check_leading(session, leadership.SCHEDULER, holder, term)
+        for job_id, state in jobs.reap(session):
+            log.warning("job %s: lease ran out, now %s", job_id, state)
+        session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
 
 
 def explain(engine: Engine, holder: uuid.UUID, term: int) -> None:

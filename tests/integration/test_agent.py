@@ -113,6 +113,7 @@ class House:
         with system_session(self.engine) as session:
             term = leadership.elect(session, "scheduler", LEADER, lease_s=60)
         assert term is not None
+        scheduler.tend(self.engine, LEADER, term)
         scheduler.schedule(self.engine, LEADER, term)
 
     def drive(self, agent: Agent, job_id: uuid.UUID, *states: str) -> Job:

@@ -1100,17 +1100,25 @@ def test_nobody_can_resign_for_the_leader(system_engine: Engine) -> None:
     assert elect(system_engine, OTHER) is None
 
 
+@pytest.mark.parametrize("work", [scheduler.schedule, scheduler.tend, scheduler.explain])
 def test_what_a_deposed_leader_does_is_refused(
-    system_engine: Engine, make_agent: Callable[..., uuid.UUID], make_job: MakeJob, caller: Caller
+    system_engine: Engine,
+    make_agent: Callable[..., uuid.UUID],
+    make_job: MakeJob,
+    caller: Caller,
+    work: Callable[[Engine, uuid.UUID, int], Any],
 ) -> None:
     make_agent()
+    make_job(caller, state="admitted", admitted_at=func.now())
+    claimed(system_engine)
+    expire_leases(system_engine)
     make_job(caller)
     elect(system_engine, ONE)
     expire_leader(system_engine)
     elect(system_engine, OTHER)
     before = everything(system_engine)
     with pytest.raises(DeposedError):
-        scheduler.schedule(system_engine, ONE, 1)
+        work(system_engine, ONE, 1)
     assert everything(system_engine) == before
 
 
@@ -1134,7 +1142,7 @@ def test_an_election_waits_for_the_leaders_transaction(system_engine: Engine, un
         assert electing.result(timeout=10) == 2
 
 
-def test_one_pass_of_the_leader_reaps_settles_and_admits(
+def test_the_leader_reaps_settles_and_admits(
     system_engine: Engine,
     api_engine: Engine,
     make_agent: Callable[..., uuid.UUID],
@@ -1148,6 +1156,7 @@ def test_one_pass_of_the_leader_reaps_settles_and_admits(
     unwanted, wanted = make_job(caller), make_job(caller)
     cancel(api_engine, caller, unwanted)
     elect(system_engine, ONE)
+    scheduler.tend(system_engine, ONE, 1)
     assert scheduler.schedule(system_engine, ONE, 1) == {"default"}
     assert [row(system_engine, job_id).state for job_id in (lost, unwanted, wanted)] == [
         "queued",

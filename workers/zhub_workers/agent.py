@@ -44,6 +44,7 @@ UNRECORDABLE = (DataError, IntegrityError, ValueError, KeyError)
 log = logging.getLogger("zhub.agent")
 
 STOP_GRACE_S = 10.0  # between asking an attempt to stop and killing its worker
+ANNOUNCE_S = 5.0  # the leader counts on an agent for half a minute
 RECONCILE_S = 5.0
 LOST = jobs.Failure("lost", "The attempt's worker died.", retryable=True)
 STALLED = jobs.Failure("stalled", "The attempt made no progress for too long and was stopped.", retryable=True)
@@ -94,7 +95,7 @@ class Agent:
         self._engine = engine
         self._launcher = launcher
         self._followed: dict[AttemptKey, _Followed] = {}
-        self._reconciled_at = -RECONCILE_S
+        self._announced_at = self._reconciled_at = float("-inf")
 
     def run(self, wakeup: Wakeup, stopping: threading.Event) -> None:
         """Round after round until ``stopping`` is set. Attempts are left running: the next agent adopts them."""
@@ -109,13 +110,17 @@ class Agent:
 
     def round(self) -> bool:
         """One look at everything; True when a job ended, so that the scheduler may admit the next."""
-        self._announce()
+        if time.monotonic() - self._announced_at >= ANNOUNCE_S:
+            self._announce()
+            self._announced_at = time.monotonic()
         self._launcher.fill_pools()
+        self._claim()  # first, because what was admitted waits for nothing else
         if time.monotonic() - self._reconciled_at >= RECONCILE_S:
             self._reconcile()
             self._reconciled_at = time.monotonic()
         ended = [self._follow(followed) for followed in list(self._followed.values())]
-        self._claim()
+        if any(ended):
+            self._claim()
         return any(ended)
 
     def _announce(self) -> None:
