@@ -17,12 +17,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import shipped
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from zhub.manifest import canonical_json, sha256_file
-from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
+from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec
 from zhub.store import DirectoryStore, put_path
 from zhub.task_families import sample_rows
 from zhub_workers.adapted import AdaptedModel
@@ -30,25 +31,15 @@ from zhub_workers.adapters import make_adapter
 from zhub_workers.base_model import load_base_model, weights_fingerprint
 from zhub_workers.basis import decompose_base, load_basis
 from zhub_workers.compute_group import ComputeGroup, Member
-from zhub_workers.evaluate import Grading
 from zhub_workers.ray_launcher import connect
 from zhub_workers.ray_shards import RayShards
 from zhub_workers.sharded import Ask, ShardedMember
-from zhub_workers.train import train
 
-SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
 FAMILY = "sorting"
 ROWS = 600
 STEPS = 8
 BATCH_SIZE, GROUP_SIZE = 64, 8
 EFFICIENCY_BAR, BYTES_BAR = 0.8, 0.05
-GRADER = {
-    "type": "string_check",
-    "name": "exact",
-    "operation": "eq",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-}
 
 
 class Weighed:
@@ -150,11 +141,11 @@ def prepare(root: Path) -> tuple[TrainSpec, AdaptedModel, str]:
     """The job, the base it trains on, and the URL of a store that holds what a shard needs of both."""
     store = DirectoryStore(root / "store")
     files = []
-    for path in SHIPPED.iterdir():
+    for path in shipped.DIRECTORY.iterdir():
         put_path(store, f"base/{path.name}", path)
         size = path.stat().st_size
         files.append(StoredFile(name=path.name, key=f"base/{path.name}", sha256=sha256_file(path), size_bytes=size))
-    base = load_base_model(SHIPPED)
+    base = load_base_model(shipped.DIRECTORY)
     fingerprint = decompose_base(base, root / "basis")
     for path in (root / "basis").iterdir():
         put_path(store, f"basis/{path.name}", path)
@@ -169,21 +160,10 @@ def prepare(root: Path) -> tuple[TrainSpec, AdaptedModel, str]:
         "max_new_tokens": 16,
         "preflight_prompts": 0,
     }
-    spec = TrainSpec.model_validate(
-        {
-            "expert": FAMILY,
-            "base": BaseModelSource(name="zhub-tiny", files=files),
-            "basis": BasisReference(
-                weights_fingerprint=weights_fingerprint(base.model), basis_fingerprint=fingerprint, key_prefix="basis"
-            ),
-            "training_file": StoredFile(name="rows", key="", sha256="", size_bytes=0),
-            "validation_file": None,
-            "recipe": "reinforcement",
-            "hyperparameters": resolve_hyperparameters("reinforcement", asked, train_rows=ROWS),
-            "grader": GRADER,
-            "seed": 1,
-        }
+    basis = BasisReference(
+        weights_fingerprint=weights_fingerprint(base.model), basis_fingerprint=fingerprint, key_prefix="basis"
     )
+    spec = shipped.spec_of(asked, rows=ROWS, base=BaseModelSource(name=shipped.NAME, files=files), basis=basis)
     return spec, AdaptedModel(base, load_basis(root / "basis", fingerprint)), store.root.as_uri()
 
 
@@ -196,15 +176,7 @@ def steps(spec: TrainSpec, member: Member, path: Path) -> tuple[list[float], dic
         if data is not None and "seconds" in data:
             seconds.append(data["seconds"])
 
-    train(
-        spec,
-        member=member,
-        grading=Grading(spec.grader),
-        training_path=path,
-        validation_path=None,
-        on_event=on_event,
-        on_checkpoint=lambda state, _metrics: last.update(state.current),
-    )
+    shipped.run(spec, member, path, on_event=on_event, on_checkpoint=lambda state, _metrics: last.update(state.current))
     return seconds[:-1], last
 
 

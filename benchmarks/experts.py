@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import shipped
 import torch
 from pydantic import TypeAdapter
 from rich.console import Console
@@ -28,18 +29,14 @@ from rich.table import Table
 from zhub.graders import Grader
 from zhub.manifest import canonical_json
 from zhub.rows import unique_rows
-from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
+from zhub.specs import Recipe
 from zhub.statistics import accuracy, bootstrap_interval, paired_bootstrap
 from zhub.task_families import FAMILIES, sample_rows
 from zhub_workers.adapted import AdaptedModel
 from zhub_workers.adapters import SvfAdapter, Values, make_adapter
-from zhub_workers.base_model import load_base_model
-from zhub_workers.basis import decompose_base, load_basis
 from zhub_workers.compute_group import ComputeGroup, Member
 from zhub_workers.evaluate import Grading, encode_rows, greedy_grades
-from zhub_workers.train import train
 
-SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 RESULTS = Path(__file__).parent / "results" / "experts.json"
 ROWS = 1500
@@ -47,18 +44,16 @@ TEST_ROWS = 500
 MAX_NEW_TOKENS = 16
 TUNING_SEED = 0
 RATES = {"svf": (0.006, 0.02, 0.06, 0.2), "lora": (0.0002, 0.0006, 0.002, 0.006)}
-SUBJECTS = (("svf", "reinforcement"), ("svf", "supervised"), ("lora", "supervised"), ("lora", "reinforcement"))
+SUBJECTS: tuple[tuple[str, Recipe], ...] = (
+    ("svf", "reinforcement"),
+    ("svf", "supervised"),
+    ("lora", "supervised"),
+    ("lora", "reinforcement"),
+)
 RIVALS = ("LoRA-SFT", "LoRA-RL")
 NAMES = {"svf": "SVF", "lora": "LoRA", "reinforcement": "RL", "supervised": "SFT"}
 # Level or ahead on four of five families, at less than a tenth of the parameters.
 FAMILIES_BAR, PARAMETERS_BAR = 0.8, 0.1
-GRADER = {
-    "type": "string_check",
-    "name": "exact",
-    "operation": "eq",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-}
 
 
 @dataclass(frozen=True)
@@ -83,8 +78,7 @@ def main() -> None:
     families = {}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        base = load_base_model(SHIPPED)
-        adapted = AdaptedModel(base, load_basis(directory / "basis", decompose_base(base, directory / "basis")))
+        adapted = shipped.load(directory / "basis")
         for family in arguments.families:
             families[family] = measure(adapted, family, directory, seeds=arguments.seeds, console=console)
             console.print(table_of(family, families[family]))
@@ -141,34 +135,14 @@ def with_answers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "messages": [*row["messages"], {"role": "assistant", "content": row["answer"]}]} for row in rows]
 
 
-def run(adapted: AdaptedModel, path: Path, tested: Path, kind: str, recipe: str, rate: float, seed: int) -> Run:
+def run(adapted: AdaptedModel, path: Path, tested: Path, kind: str, recipe: Recipe, rate: float, seed: int) -> Run:
     """Train one expert with the defaults of its recipe, and answer the test rows with it."""
     asked = {"adapter": kind, "learning_rate": rate, "max_new_tokens": MAX_NEW_TOKENS}
-    spec = TrainSpec.model_validate(
-        {
-            "expert": "subject",
-            "base": BaseModelSource(name="zhub-tiny"),
-            "basis": BasisReference(weights_fingerprint="", basis_fingerprint="", key_prefix=""),
-            "training_file": StoredFile(name="rows", key="", sha256="", size_bytes=0),
-            "validation_file": None,
-            "recipe": recipe,
-            "hyperparameters": resolve_hyperparameters(recipe, asked, train_rows=ROWS),  # type: ignore[arg-type]
-            "grader": GRADER,
-            "seed": seed,
-        }
-    )
+    spec = shipped.spec_of(asked, rows=ROWS, seed=seed, recipe=recipe)
     adapter = make_adapter(adapted, spec.hyperparameters)
     with ComputeGroup().join(adapter, lambda: False) as member:
         started = time.perf_counter()
-        result = train(
-            spec,
-            member=member,
-            grading=Grading(spec.grader),
-            training_path=path,
-            validation_path=None,
-            on_event=lambda _level, _message, _data: None,
-            on_checkpoint=lambda _state, _metrics: None,
-        )
+        result = shipped.run(spec, member, path)
         seconds = time.perf_counter() - started
         assert result.validation is not None  # nobody stops it
         rewards = rewards_of(member, adapter.imported(result.artifact), tested)
@@ -180,7 +154,7 @@ def rewards_of(member: Member, values: Values | None, tested: Path) -> list[floa
     """The reward of the greedy answer to each test row."""
     with tested.open("rb") as file:
         rows = encode_rows(member.base, unique_rows(file), with_target=False, should_stop=lambda: False)
-    grading = Grading(TypeAdapter[Any](Grader).validate_python(GRADER))
+    grading = Grading(TypeAdapter[Any](Grader).validate_python(shipped.GRADER))
     return [grade.reward for grade in greedy_grades(member, values, rows, grading, max_new_tokens=MAX_NEW_TOKENS)]
 
 

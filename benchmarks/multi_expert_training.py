@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import shipped
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -29,30 +30,20 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from zhub.manifest import canonical_json
-from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
+from zhub.specs import TrainSpec
 from zhub.task_families import FAMILIES, sample_rows
 from zhub_workers import compute, compute_group
 from zhub_workers.adapted import AdaptedModel
 from zhub_workers.adapters import make_adapter
-from zhub_workers.base_model import load_base_model
-from zhub_workers.basis import decompose_base, load_basis
 from zhub_workers.checkpoint import TrainState
 from zhub_workers.compute_group import ComputeGroup
-from zhub_workers.evaluate import Grading
-from zhub_workers.train import train
 
-SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
 JOBS = 8
 STEPS = 10
 GROUP_SIZE = 8
 BARS = {256: 1.5, 64: 3.0}
-GRADER = {
-    "type": "string_check",
-    "name": "exact",
-    "operation": "eq",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-}
+Job = tuple[Path, TrainSpec]
+"""The rows of a job, and the job."""
 
 
 def main() -> None:
@@ -76,23 +67,22 @@ def main() -> None:
     peak = best_product()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        base = load_base_model(SHIPPED)
-        adapted = AdaptedModel(base, load_basis(directory / "basis", decompose_base(base, directory / "basis")))
+        adapted = shipped.load(directory / "basis")
         for family in list(FAMILIES)[:JOBS]:
             rows = sample_rows(family, 600, seed=1)
             (directory / family).write_bytes(b"\n".join(canonical_json(row) for row in rows))
         for rows_a_step, bar in BARS.items():
-            specs = [spec_of(family, rows_a_step) for family in list(FAMILIES)[:JOBS]]
+            jobs = [(directory / family, spec_of(rows_a_step)) for family in list(FAMILIES)[:JOBS]]
             pairs, apart = [], 0.0
             for round_ in range(rounds + 1):
-                alone_s, alone = timed(adapted, specs, directory, together=False)
-                together_s, together = timed(adapted, specs, directory, together=True)
+                alone_s, alone = timed(adapted, jobs, together=False)
+                together_s, together = timed(adapted, jobs, together=True)
                 apart = max(apart, largest_difference(alone, together))
                 if round_:  # the first one warms up
                     pairs.append((alone_s, together_s))
                     console.print(f"{rows_a_step} rows: {alone_s:.1f} s one by one, {together_s:.1f} s together")
             ratio = statistics.median(alone_s / together_s for alone_s, together_s in pairs)
-            operations = counted(adapted, specs, directory)
+            operations = counted(adapted, jobs)
             limit = statistics.median(alone_s for alone_s, _ in pairs) * peak / operations
             results[rows_a_step] = {"one_by_one_s": [p[0] for p in pairs], "together_s": [p[1] for p in pairs]}
             results[rows_a_step] |= {"ratio": ratio, "limit": limit, "largest_z_difference": apart}
@@ -123,7 +113,7 @@ def main() -> None:
     (Path(__file__).parent / "results" / "multi_expert_training.json").write_text(json.dumps(written, indent=2) + "\n")
 
 
-def spec_of(family: str, rows_a_step: int) -> TrainSpec:
+def spec_of(rows_a_step: int) -> TrainSpec:
     asked = {
         "n_steps": STEPS,
         "batch_size": rows_a_step // GROUP_SIZE,
@@ -133,48 +123,27 @@ def spec_of(family: str, rows_a_step: int) -> TrainSpec:
         "eval_samples": 60,
         "preflight_prompts": 0,
     }
-    return TrainSpec.model_validate(
-        {
-            "expert": family,
-            "base": BaseModelSource(name="zhub-tiny"),
-            "basis": BasisReference(weights_fingerprint="", basis_fingerprint="", key_prefix=""),
-            "training_file": StoredFile(name=family, key="", sha256="", size_bytes=0),
-            "validation_file": None,
-            "recipe": "reinforcement",
-            "hyperparameters": resolve_hyperparameters("reinforcement", asked, train_rows=600),
-            "grader": GRADER,
-            "seed": 1,
-        }
-    )
+    return shipped.spec_of(asked, rows=600)
 
 
-def timed(
-    adapted: AdaptedModel, specs: Sequence[TrainSpec], directory: Path, *, together: bool
-) -> tuple[float, list[dict[str, Tensor]]]:
+def timed(adapted: AdaptedModel, jobs: Sequence[Job], *, together: bool) -> tuple[float, list[dict[str, Tensor]]]:
     group = ComputeGroup()
     started = time.perf_counter()
-    with ThreadPoolExecutor(len(specs) if together else 1) as threads:
-        results = list(threads.map(partial(run, adapted, group, directory), specs))
+    with ThreadPoolExecutor(len(jobs) if together else 1) as threads:
+        results = list(threads.map(partial(run, adapted, group), jobs))
     return time.perf_counter() - started, results
 
 
-def run(adapted: AdaptedModel, group: ComputeGroup, directory: Path, spec: TrainSpec) -> dict[str, Tensor]:
+def run(adapted: AdaptedModel, group: ComputeGroup, job: Job) -> dict[str, Tensor]:
     """Train one expert and return its z after the last step."""
+    path, spec = job
     states: list[TrainState] = []
     with group.join(make_adapter(adapted, spec.hyperparameters), lambda: False) as member:
-        train(
-            spec,
-            member=member,
-            grading=Grading(spec.grader),
-            training_path=directory / spec.training_file.name,
-            validation_path=None,
-            on_event=lambda _level, _message, _data: None,
-            on_checkpoint=lambda state, _metrics: states.append(state),
-        )
+        shipped.run(spec, member, path, on_checkpoint=lambda state, _metrics: states.append(state))
     return states[-1].current
 
 
-def counted(adapted: AdaptedModel, specs: Sequence[TrainSpec], directory: Path) -> int:
+def counted(adapted: AdaptedModel, jobs: Sequence[Job]) -> int:
     """Operations of the products of all jobs, one by one: merged weights need the fewest."""
     operations = 0
 
@@ -186,7 +155,7 @@ def counted(adapted: AdaptedModel, specs: Sequence[TrainSpec], directory: Path) 
         return outcomes
 
     with mock.patch.object(compute_group, "answer", count):
-        timed(adapted, specs, directory, together=False)
+        timed(adapted, jobs, together=False)
     return operations
 
 

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import shipped
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -27,28 +28,14 @@ from rich.table import Table
 from zhub.client import Client
 from zhub.credentials import read_credentials
 from zhub.manifest import canonical_json
-from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
 from zhub.task_families import sample_rows
-from zhub_workers.adapted import AdaptedModel
 from zhub_workers.adapters import make_adapter
-from zhub_workers.base_model import load_base_model, weights_fingerprint
-from zhub_workers.basis import decompose_base, load_basis
 from zhub_workers.compute_group import ComputeGroup
-from zhub_workers.evaluate import Grading
-from zhub_workers.train import train
 
-SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
 STEPS = 40
 BAR = 1.5
 FAMILY = "sorting"
 HYPERPARAMETERS = {"n_steps": STEPS, "max_new_tokens": 16}
-GRADER = {
-    "type": "string_check",
-    "name": "exact",
-    "operation": "eq",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-}
 
 
 def main() -> None:
@@ -88,30 +75,13 @@ class BareLoop:
 
     def __init__(self, directory: Path, rows: Path) -> None:
         torch.set_num_threads(1)  # what Ray gives a worker that asks for no CPUs
-        base = load_base_model(SHIPPED)
         self._rows = rows
-        fingerprint = decompose_base(base, directory / "basis")
-        self._adapted = AdaptedModel(base, load_basis(directory / "basis", fingerprint))
-        self._basis = BasisReference(
-            weights_fingerprint=weights_fingerprint(base.model), basis_fingerprint=fingerprint, key_prefix=""
-        )
+        self._adapted = shipped.load(directory / "basis")
 
     def seconds(self, seed: int) -> float:
         """The time of all steps, taken from those without a validation in them."""
         asked = HYPERPARAMETERS | {"eval_interval": 10 * STEPS, "eval_samples": 1}
-        spec = TrainSpec.model_validate(
-            {
-                "expert": FAMILY,
-                "base": BaseModelSource(name="zhub-tiny"),
-                "basis": self._basis,
-                "training_file": StoredFile(name="rows", key="", sha256="", size_bytes=0),
-                "validation_file": None,
-                "recipe": "reinforcement",
-                "hyperparameters": resolve_hyperparameters("reinforcement", asked, train_rows=1500),
-                "grader": GRADER,
-                "seed": seed,
-            }
-        )
+        spec = shipped.spec_of(asked, rows=1500, seed=seed)
         seconds: list[float] = []
 
         def on_event(_level: str, _message: str, data: dict[str, Any] | None) -> None:
@@ -119,15 +89,7 @@ class BareLoop:
                 seconds.append(data["seconds"])
 
         with ComputeGroup().join(make_adapter(self._adapted, spec.hyperparameters), lambda: False) as member:
-            train(
-                spec,
-                member=member,
-                grading=Grading(spec.grader),
-                training_path=self._rows,
-                validation_path=None,
-                on_event=on_event,
-                on_checkpoint=lambda _state, _metrics: None,
-            )
+            shipped.run(spec, member, self._rows, on_event=on_event)
         return sum(seconds[:-1]) * STEPS / (STEPS - 1)  # the last step also validates
 
 
@@ -155,7 +117,10 @@ def job_seconds(client: Client, file_id: str, seed: int) -> float:
         training_file=file_id,
         suffix="overhead",
         seed=seed,
-        method={"type": "reinforcement", "reinforcement": {"grader": GRADER, "hyperparameters": HYPERPARAMETERS}},
+        method={
+            "type": "reinforcement",
+            "reinforcement": {"grader": shipped.GRADER, "hyperparameters": HYPERPARAMETERS},
+        },
     )
     while (job := client.jobs.get(job.id)).status in ("queued", "running"):
         time.sleep(0.05)

@@ -16,36 +16,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import shipped
 import torch
 from reference import BATCH_SIZE, EVALUATION_INTERVAL, ReferenceTrainer
 from rich.console import Console
 from rich.table import Table
 
 from zhub.manifest import canonical_json
-from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
 from zhub.task_families import sample_rows
 from zhub_workers.adapted import AdaptedModel
 from zhub_workers.adapters import make_adapter
-from zhub_workers.base_model import load_base_model, render_prompt
-from zhub_workers.basis import decompose_base, load_basis
+from zhub_workers.base_model import render_prompt
 from zhub_workers.compute_group import ComputeGroup
-from zhub_workers.evaluate import Grading
 from zhub_workers.splits import split_dataset
-from zhub_workers.train import train
 
-SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
 FAMILY = "sorting"
 ROWS = 1500
 TARGET = 0.8
 BAR = 4.0
 MAX_NEW_TOKENS = 16
-GRADER = {
-    "type": "string_check",
-    "name": "exact",
-    "operation": "eq",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-}
 
 
 def main() -> None:
@@ -63,8 +52,7 @@ def main() -> None:
         directory = Path(name)
         path = directory / "rows.jsonl"
         path.write_bytes(b"\n".join(canonical_json(row) for row in sample_rows(FAMILY, ROWS, seed=1)))
-        base = load_base_model(SHIPPED)
-        adapted = AdaptedModel(base, load_basis(directory / "basis", decompose_base(base, directory / "basis")))
+        adapted = shipped.load(directory / "basis")
         for seed in range(1, arguments.seeds + 1):
             ours = our_seconds(adapted, path, seed)
             theirs, best = reference_seconds(adapted, path, seed, patience_s=arguments.patience * ours)
@@ -98,19 +86,7 @@ def our_seconds(adapted: AdaptedModel, path: Path, seed: int) -> float:
         SystemExit: it never does.
     """
     asked = {"max_new_tokens": MAX_NEW_TOKENS}
-    spec = TrainSpec.model_validate(
-        {
-            "expert": FAMILY,
-            "base": BaseModelSource(name="zhub-tiny"),
-            "basis": BasisReference(weights_fingerprint="", basis_fingerprint="", key_prefix=""),
-            "training_file": StoredFile(name="rows", key="", sha256="", size_bytes=0),
-            "validation_file": None,
-            "recipe": "reinforcement",
-            "hyperparameters": resolve_hyperparameters("reinforcement", asked, train_rows=ROWS),
-            "grader": GRADER,
-            "seed": seed,
-        }
-    )
+    spec = shipped.spec_of(asked, rows=ROWS, seed=seed)
 
     def on_event(_level: str, _message: str, data: dict[str, Any] | None) -> None:
         if data is not None and data.get("valid_reward_mean", 0.0) >= TARGET:
@@ -119,15 +95,7 @@ def our_seconds(adapted: AdaptedModel, path: Path, seed: int) -> float:
     started = time.perf_counter()
     try:
         with ComputeGroup().join(make_adapter(adapted, spec.hyperparameters), lambda: False) as member:
-            train(
-                spec,
-                member=member,
-                grading=Grading(spec.grader),
-                training_path=path,
-                validation_path=None,
-                on_event=on_event,
-                on_checkpoint=lambda _state, _metrics: None,
-            )
+            shipped.run(spec, member, path, on_event=on_event)
     except Reached:
         return time.perf_counter() - started
     raise SystemExit(f"our recipe did not reach {TARGET:.0%} with seed {seed}")

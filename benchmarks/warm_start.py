@@ -20,34 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import shipped
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from zhub.manifest import canonical_json
-from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
 from zhub.task_families import FAMILIES, sample_rows
 from zhub_workers.adapted import AdaptedModel
 from zhub_workers.adapters import make_adapter
-from zhub_workers.base_model import load_base_model
-from zhub_workers.basis import decompose_base, load_basis
 from zhub_workers.compute_group import ComputeGroup
-from zhub_workers.evaluate import Grading
-from zhub_workers.train import TrainResult, train
+from zhub_workers.train import TrainResult
 from zhub_workers.warm_start import Start
 
-SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
 STEPS, INTERVAL = 40, 4
 GAIN = 0.9
 BAR = 2.0  # steps from the base over steps from the nearest expert, on fresh prompts of a family
 FOREIGN_BAR = -0.05  # test accuracy with warm_start less that without, where no expert is of the family
-GRADER = {
-    "type": "string_check",
-    "name": "exact",
-    "operation": "eq",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-}
 
 
 @dataclass(frozen=True)
@@ -70,8 +59,7 @@ def main() -> None:
     measured: dict[str, dict[str, Any]] = {"again": {}, "foreign": {}}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        base = load_base_model(SHIPPED)
-        adapted = AdaptedModel(base, load_basis(directory / "basis", decompose_base(base, directory / "basis")))
+        adapted = shipped.load(directory / "basis")
         experts: dict[str, Start] = {}
         for family in FAMILIES:
             first = run(adapted, write(directory, family, dataset=1), seed=0)
@@ -127,19 +115,7 @@ def run(adapted: AdaptedModel, path: Path, *, seed: int, starts: list[Start] | N
         "max_new_tokens": 16,
         "warm_start": "off" if starts is None else "nearest",
     }
-    spec = TrainSpec.model_validate(
-        {
-            "expert": "e",
-            "base": BaseModelSource(name="zhub-tiny"),
-            "basis": BasisReference(weights_fingerprint="", basis_fingerprint="", key_prefix=""),
-            "training_file": StoredFile(name="rows", key="", sha256="", size_bytes=0),
-            "validation_file": None,
-            "recipe": "reinforcement",
-            "hyperparameters": resolve_hyperparameters("reinforcement", asked, train_rows=800),
-            "grader": GRADER,
-            "seed": seed,
-        }
-    )
+    spec = shipped.spec_of(asked, rows=800, seed=seed)
     curve: dict[int, float] = {}
     scores: list[float] = []
 
@@ -151,16 +127,7 @@ def run(adapted: AdaptedModel, path: Path, *, seed: int, starts: list[Start] | N
 
     began = time.perf_counter()
     with ComputeGroup().join(make_adapter(adapted, spec.hyperparameters), lambda: False) as member:
-        result = train(
-            spec,
-            member=member,
-            grading=Grading(spec.grader),
-            training_path=path,
-            validation_path=None,
-            on_event=on_event,
-            on_checkpoint=lambda _state, _metrics: None,
-            starts=starts or (),
-        )
+        result = shipped.run(spec, member, path, on_event=on_event, starts=starts or ())
     curve[0] = max([curve[0], *scores])
     return Run(result, curve, time.perf_counter() - began)
 
