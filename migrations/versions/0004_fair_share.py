@@ -22,6 +22,16 @@ TABLES: dict[str, tuple[str, ...]] = {
 def upgrade() -> None:
     op.add_column("agents", sa.Column("jobs_per_worker", sa.Integer(), server_default="1", nullable=False))
     op.add_column("attempts", sa.Column("workers", sa.Float(), server_default="1", nullable=False))
+    # What ended before is not charged.
+    op.add_column("attempts", sa.Column("charged", sa.Boolean(), server_default="true", nullable=False))
+    op.alter_column("attempts", "charged", server_default="false")
+    op.create_index(
+        "ix_attempts_charge",
+        "attempts",
+        ["ended_at"],
+        unique=False,
+        postgresql_where=sa.text("ended_at IS NOT NULL AND NOT charged"),
+    )
     op.add_column("jobs", sa.Column("workers", sa.Integer(), server_default="1", nullable=False))
     op.add_column("jobs", sa.Column("expected_s", sa.Float(), nullable=True))
     op.add_column(
@@ -94,5 +104,7 @@ def downgrade() -> None:
     op.drop_index("ix_jobs_rank", table_name="jobs")
     for column in ("ranked_at", "expected_s", "workers"):
         op.drop_column("jobs", column)
+    op.drop_index("ix_attempts_charge", table_name="attempts")
+    op.drop_column("attempts", "charged")
     op.drop_column("attempts", "workers")
     op.drop_column("agents", "jobs_per_worker")

@@ -1,4 +1,4 @@
-"""Which queued jobs may be claimed, and what the others are told. ``admit`` and ``explain`` are the leader's alone."""
+"""Which queued jobs may be claimed, what was used, and what the others are told; all but ``check_queue`` the leader's."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -101,6 +101,30 @@ def explain(session: Session, *, agent_lost_after_s: float) -> None:
                 set_={"position": new.position, "reason": new.reason, "starts_at": new.starts_at},
             )
         )
+
+
+def charge(session: Session) -> None:
+    """Add what attempts took that have ended since to their organisations' usage.
+
+    Not where they end: all of one organisation would then wait for one row.
+    """
+    session.execute(
+        text(
+            """
+            WITH ended AS (
+                UPDATE attempts SET charged = true WHERE ended_at IS NOT NULL AND NOT charged
+             RETURNING org_id, job_id, workers * extract(epoch FROM ended_at - created_at) AS worker_seconds
+            )
+            INSERT INTO usages (id, org_id, cluster, worker_seconds)
+                 SELECT gen_random_uuid(), ended.org_id, jobs.cluster, sum(ended.worker_seconds)
+                   FROM ended JOIN jobs ON jobs.id = ended.job_id
+                  GROUP BY ended.org_id, jobs.cluster HAVING sum(ended.worker_seconds) > 0
+            ON CONFLICT (org_id, cluster) DO UPDATE SET at = now(), worker_seconds = excluded.worker_seconds
+                + usages.worker_seconds * power(0.5, extract(epoch FROM now() - usages.at) / :half_life)
+            """
+        ),
+        {"half_life": HALF_LIFE_S},
+    )
 
 
 def check_queue(session: Session, org_id: uuid.UUID) -> None:

@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 
 from zhub import checkpoints, states
 from zhub.errors import LeaseLostError, NotFoundError
-from zhub.fair_share import HALF_LIFE_S
 from zhub.ids import new_id, public_id
 from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
 
@@ -362,30 +361,10 @@ def _error_json(failure: Failure) -> str:
 
 
 def _end_attempt(session: Session, job_id: uuid.UUID, fence: int, outcome: str, message: str | None) -> None:
-    """Write how an attempt ended, and what it took into its organisation's usage."""
     session.execute(
-        text(
-            """
-            WITH ended AS (
-                UPDATE attempts SET outcome = :outcome, message = :message, ended_at = now()
-                 WHERE job_id = :job AND fence = :fence
-             RETURNING org_id, workers * extract(epoch FROM now() - created_at) AS worker_seconds
-            )
-            INSERT INTO usages (id, org_id, cluster, worker_seconds)
-                 SELECT :id, ended.org_id, jobs.cluster, ended.worker_seconds
-                   FROM ended JOIN jobs ON jobs.id = :job WHERE ended.worker_seconds > 0
-            ON CONFLICT (org_id, cluster) DO UPDATE SET at = now(), worker_seconds = excluded.worker_seconds
-                + usages.worker_seconds * power(0.5, extract(epoch FROM now() - usages.at) / :half_life)
-            """
-        ),
-        {
-            "outcome": outcome,
-            "message": message,
-            "job": job_id,
-            "fence": fence,
-            "id": new_id(),
-            "half_life": HALF_LIFE_S,
-        },
+        update(Attempt)
+        .where(Attempt.job_id == job_id, Attempt.fence == fence)
+        .values(outcome=outcome, message=message, ended_at=func.now())
     )
 
 

@@ -244,6 +244,8 @@ class Attempt(TenantOwned, Base):
     actor_name: Mapped[str | None]
     workers: Mapped[float] = mapped_column(default=1.0, server_default="1")
     """What it takes: a part of a worker where it shares one."""
+    charged: Mapped[bool] = mapped_column(default=False, server_default="false")
+    """Whether its organisation's usage has it."""
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     message: Mapped[str | None]
@@ -253,6 +255,7 @@ class Attempt(TenantOwned, Base):
         _tenant_fk("job_id", "jobs"),
         _one_of("outcome", states.OUTCOMES),
         CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended"),
+        Index("ix_attempts_charge", "ended_at", postgresql_where=text("ended_at IS NOT NULL AND NOT charged")),
     )
 
 

@@ -92,11 +92,12 @@ def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
 
 
 def tend(engine: Engine, holder: uuid.UUID, term: int) -> None:
-    """Take back lost jobs and forget agents that went away long ago, in one transaction."""
+    """Take back lost jobs, charge what was used, and forget agents that went away long ago, in one transaction."""
     with system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
         for job_id, state in jobs.reap(session):
             log.warning("job %s: lease ran out, now %s", job_id, state)
+        admission.charge(session)
         session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
 
 
