@@ -1,4 +1,4 @@
-"""Which queued jobs may be claimed, what was used, and what the others are told; all but ``check_queue`` the leader's."""
+"""Which queued jobs may be claimed, what was used, and what the others are told. The leader's, but for ``check_queue``."""
 
 import uuid
 from collections.abc import Mapping, Sequence
