@@ -1,4 +1,7 @@
-"""Which queued jobs may be claimed, what was used, and what the others are told. The leader's, but for ``check_queue``."""
+"""Which queued jobs may be claimed, what was used, and what the others are told.
+
+The leader calls all of this but ``check_queue``, each in its own transaction.
+"""
 
 import uuid
 from collections.abc import Mapping, Sequence

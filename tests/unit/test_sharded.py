@@ -1,6 +1,7 @@
 """A job whose rows are divided between processes, here threads with models of their own."""
 
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from zhub_workers.evaluate import Grading
 from zhub_workers.recipes import Loss, NextToken, PolicyGradient, Preference
 from zhub_workers.sharded import Ask, Shard, ShardedMember, ShardLostError, divide
 from zhub_workers.train import TrainResult, train
+from zhub_workers.vectors import Vectors
 
 Load = Callable[[str], AdaptedModel]
 CONTAINS_E = StringCheckGrader(
@@ -237,3 +239,13 @@ def test_a_part_of_a_loss_is_that_of_its_rows() -> None:
         whole, _ = loss(logprobs, mask, range(4))
         parts = [loss.part(slice(at, at + 2))(logprobs[at : at + 2], mask[at : at + 2], range(2))[0] for at in (0, 2)]
         assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_vectors_travel_at_the_cost_of_their_numbers() -> None:
+    wide = torch.arange(80_000.0).view(100, 800)
+    views = Vectors([row[: 1 + place % 3] for place, row in enumerate(wide)])
+    sent = pickle.dumps(views)
+    found = pickle.loads(sent)
+    assert isinstance(found, Vectors) and pickle.loads(pickle.dumps(Vectors())) == []
+    assert all(torch.equal(one, other) for one, other in zip(views, found, strict=True))
+    assert len(sent) < 4 * sum(map(len, views)) + 2000

@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from zhub_workers.vectors import Vectors
+
 
 def reinforce_advantages(rewards: Tensor) -> Tensor:
     """Return ``2 r - 1``: +1 for a right answer, -1 for a wrong one, no baseline. Any shape, rewards in [0, 1]."""
@@ -129,7 +131,7 @@ class Loss(Protocol):
 
     ``rows_per_unit`` rows in a row belong together and are never parted. ``__call__`` gets ``logprobs`` and ``mask``
     ``(b, t)`` and the rows' places in the step, and returns the loss and named sums to report. ``part`` is the same
-    step's loss for these rows alone, which then count from 0.
+    step's loss for these rows alone, which then count from 0, fit to travel.
     """
 
     @property
@@ -168,9 +170,9 @@ class PolicyGradient:
     def part(self, rows: slice) -> "PolicyGradient":
         return replace(
             self,
-            advantages=self.advantages[rows],
-            reference=None if self.reference is None else self.reference[rows],
-            sampled=None if self.sampled is None else self.sampled[rows],
+            advantages=self.advantages[rows].clone(),
+            reference=None if self.reference is None else Vectors(self.reference[rows]),
+            sampled=None if self.sampled is None else Vectors(self.sampled[rows]),
         )
 
 
@@ -206,7 +208,7 @@ class Preference:
         return loss, {"margin": margin}
 
     def part(self, rows: slice) -> "Preference":
-        return replace(self, reference=self.reference[rows])
+        return replace(self, reference=Vectors(self.reference[rows]))
 
 
 def _centred(rewards: Tensor) -> Tensor:

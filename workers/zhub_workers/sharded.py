@@ -18,6 +18,7 @@ from zhub_workers.compute import Gradient, ShouldStop, Tokens
 from zhub_workers.compute_group import ComputeGroup, Member, Stopped
 from zhub_workers.recipes import Loss
 from zhub_workers.rollout import Completion
+from zhub_workers.vectors import Vectors
 
 LOOK_S = 0.25  # between looks at whether the job should stop, while shards compute
 Ask = Callable[..., "Future[Any]"]  # takes the name of a method of Member, and its arguments by name
@@ -150,7 +151,7 @@ class Shard:
         found = getattr(self._member, method)(here, **arguments)
         if isinstance(found, Gradient):
             return Gradient({n: v.cpu() for n, v in found.values.items()}, found.loss, found.sums, found.token_limit)
-        return found
+        return Vectors(found) if method == "logprobs" else found
 
     def pulse(self) -> int:
         """A number that grows while something is computed."""
