@@ -1,14 +1,16 @@
-"""What training several experts together buys: eight jobs in one group of one process, against one after another.
+"""What training several experts together buys: eight jobs in one process, against one after another.
 
 Every job is whole: the base's validation, the steps with rollouts, rewards and updates, a validation, the test. Each
 trains another task family of the shipped base. The process is warm, and both ways take turns in every round. Together,
-each row of a forward follows its own job's expert; the z of both ways are compared.
+each row of a forward follows its own job's expert, in as many groups as there are cores, as a worker does on a CPU; one
+by one, each job has all cores. The z of both ways are compared.
 
 The limit beside each ratio is what it would be if the jobs together took no longer than their matrix products do at
 the rate of the machine's best product: no way of training them together could pass it.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -17,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -50,7 +51,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    torch.set_num_threads(os.cpu_count() or 1)
     console = Console()
     table = Table(title=f"{JOBS} jobs of {STEPS} steps on the shipped base")
     for column in (
@@ -127,15 +127,19 @@ def spec_of(rows_a_step: int) -> TrainSpec:
 
 
 def timed(adapted: AdaptedModel, jobs: Sequence[Job], *, together: bool) -> tuple[float, list[dict[str, Tensor]]]:
-    group = ComputeGroup()
+    """Seconds until all jobs are done, and their z: with all cores for each product, or with a lane for each core."""
+    cores = os.cpu_count() or 1
+    lanes = [(adapted if lane == 0 else adapted.twin(), ComputeGroup()) for lane in range(cores if together else 1)]
+    torch.set_num_threads(1 if together else cores)
     started = time.perf_counter()
     with ThreadPoolExecutor(len(jobs) if together else 1) as threads:
-        results = list(threads.map(partial(run, adapted, group), jobs))
+        results = list(threads.map(run, itertools.cycle(lanes), jobs))
     return time.perf_counter() - started, results
 
 
-def run(adapted: AdaptedModel, group: ComputeGroup, job: Job) -> dict[str, Tensor]:
+def run(lane: tuple[AdaptedModel, ComputeGroup], job: Job) -> dict[str, Tensor]:
     """Train one expert and return its z after the last step."""
+    adapted, group = lane
     path, spec = job
     states: list[TrainState] = []
     with group.join(make_adapter(adapted, spec.hyperparameters), lambda: False) as member:

@@ -8,11 +8,14 @@ Four states of one loaded model. Outside of every context it is the base, untouc
   a layer's input or output, and once the rows have read enough tokens to pay for it, by a merged weight each.
 
 They agree up to float rounding, and with a delta of zeros each gives the base's logits bit for bit. One state at a
-time: the model is one object, and two experts cannot have it at once.
+time: the model is one object, and two experts cannot have it at once. A ``twin`` shares its memory and has a state of
+its own.
 """
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -50,6 +53,14 @@ class AdaptedModel:
             self._sides[name] = sides
             self._singular_values[name] = s.to(base.device)
         self._state = "base"
+
+    def twin(self) -> "AdaptedModel":
+        """A model of the same weights and factors in memory, whose state is its own: another thread may have it."""
+        model = self.base.model
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        other = AdaptedModel(replace(self.base, model=copy.deepcopy(model, shared)), self.basis)
+        other._factors, other._singular_values = self._factors, self._singular_values
+        return other
 
     def zero_delta(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """A delta of zeros, float32, on the model's device, of all matrices or of ``names``: the base itself."""

@@ -31,10 +31,12 @@ class ModelCache:
         self._device = device
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._models: OrderedDict[str, AdaptedModel] = OrderedDict()
+        self._models: OrderedDict[str, list[AdaptedModel]] = OrderedDict()
 
-    def get(self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path) -> AdaptedModel:
-        """The base model on its basis, loaded if it is not here.
+    def get(
+        self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path, *, lane: int = 0
+    ) -> AdaptedModel:
+        """The base model on its basis, loaded if it is not here. Each ``lane`` has a twin of its own.
 
         Raises:
             BasisMismatchError: the files no longer give the weights that were decomposed.
@@ -44,9 +46,12 @@ class ModelCache:
             if key not in self._models:
                 while len(self._models) >= self._capacity:
                     self._models.popitem(last=False)
-                self._models[key] = self._load(source, basis, store, cache_dir)
+                self._models[key] = [self._load(source, basis, store, cache_dir)]
             self._models.move_to_end(key)
-            return self._models[key]
+            twins = self._models[key]
+            while len(twins) <= lane:
+                twins.append(twins[0].twin())
+            return twins[lane]
 
     def _load(
         self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path

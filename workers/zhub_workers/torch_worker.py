@@ -5,9 +5,11 @@ The base that was used last stays loaded, so that the next attempt on it begins 
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -40,15 +42,21 @@ from zhub_workers.train import TrainResult, train
 from zhub_workers.warm_start import Start
 
 STATE_FILE = "state.safetensors"
+MAX_LANES = 4
 
 
 class TorchRunner:
-    """Runs attempts on one device, those of one pack at the same time; holds the last base model that they used."""
+    """Runs attempts on one device, those of one pack at the same time; holds the last base model that they used.
+
+    A pack is divided between lanes: groups that compute side by side on twins of the model. A GPU is filled by one.
+    """
 
     def __init__(self, device: str | None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._models = ModelCache(self.device, capacity=1)
-        self._group = ComputeGroup()
+        self._lanes = [ComputeGroup() for _ in range(lane_count(self.device))]
+        self._attempts = [0] * len(self._lanes)
+        self._lock = threading.Lock()
 
     def __call__(self, attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
         """Run the attempt that ``attempt.spec`` describes, and return what its job's row needs."""
@@ -103,7 +111,13 @@ class TorchRunner:
         }
 
     def _train(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> dict[str, Any]:
-        model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir)
+        with self._lane() as lane:
+            return self._train_in(lane, spec, attempt, context, store)
+
+    def _train_in(
+        self, lane: int, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
+    ) -> dict[str, Any]:
+        model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir, lane=lane)
         training = _dataset(spec.training_file, store, attempt.cache_dir)
         validation = _dataset(spec.validation_file, store, attempt.cache_dir) if spec.validation_file else None
         checkpoints = Checkpoints(spec, attempt, context, store)
@@ -112,7 +126,7 @@ class TorchRunner:
         adapter = make_adapter(model, spec.hyperparameters)
         token_limit = spec.hyperparameters.micro_batch_tokens
         with (
-            self._group.join(adapter, context.should_stop, token_limit=token_limit) as local,
+            self._lanes[lane].join(adapter, context.should_stop, token_limit=token_limit) as local,
             self._sharded(local, spec, attempt, context) as member,
             _grading(spec.grader, member, spec.base.name) as grading,
         ):
@@ -139,6 +153,18 @@ class TorchRunner:
             "key_prefix": attempt.key_prefix,
             "trained_tokens": result.trained_tokens,
         }
+
+    @contextmanager
+    def _lane(self) -> Iterator[int]:
+        """The lane with the fewest attempts, with one more for as long as the context lasts."""
+        with self._lock:
+            lane = min(range(len(self._lanes)), key=self._attempts.__getitem__)
+            self._attempts[lane] += 1
+        try:
+            yield lane
+        finally:
+            with self._lock:
+                self._attempts[lane] -= 1
 
     @contextmanager
     def _sharded(self, local: Member, spec: TrainSpec, attempt: Attempt, context: AttemptContext) -> Iterator[Member]:
@@ -177,7 +203,7 @@ class TorchRunner:
             values = adapter.imported(read(path, sha256=spec.z.sha256, basis=model.basis))
         with (
             tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory,
-            self._group.join(adapter, context.should_stop) as member,
+            self._lanes[0].join(adapter, context.should_stop) as member,
             _grading(spec.grader, member, spec.base.name) as grading,
         ):
             try:
@@ -187,6 +213,13 @@ class TorchRunner:
             key = f"{attempt.key_prefix}/{ROWS_FILE}"
             put_path(store, key, Path(directory) / ROWS_FILE)
         return {**result, "rows_key": key}
+
+
+def lane_count(device: torch.device) -> int:
+    """On a CPU, as many lanes as there are cores for each thread of a product; small ones gain little by a second."""
+    if device.type != "cpu":
+        return 1
+    return max(1, min(MAX_LANES, (os.cpu_count() or 1) // torch.get_num_threads()))
 
 
 class Checkpoints:
