@@ -147,7 +147,7 @@ def test_a_job_with_shards_becomes_what_it_becomes_alone_though_one_is_killed(jo
         # Rounding of sums in another grouping, grown by Adam's first steps.
         torch.testing.assert_close(together.artifact[name], z, rtol=0, atol=2e-3)
     assert [event for event in job.events if "lost" in event] == [
-        "Process 2 of 3 was lost: the others compute its rows."
+        "Process 2 of 3 was lost, and the others compute its rows."
     ]
 
 
@@ -180,7 +180,7 @@ def test_a_shard_that_stands_still_is_left_out(job: Job, until: Until, monkeypat
         os.kill(pid, signal.SIGSTOP)
         assert job.train(shards).steps == 4
         until(lambda: gone(pid), timeout_s=30)
-    assert "Process 2 of 2 was lost: the others compute its rows." in job.events
+    assert "Process 2 of 2 was lost, and the others compute its rows." in job.events
 
 
 def test_a_job_with_shards_stops_at_once(job: Job, until: Until) -> None:
@@ -196,3 +196,17 @@ def test_a_job_with_shards_stops_at_once(job: Job, until: Until) -> None:
                 while True:
                     member.generate(None, [[1, 2, 3]] * 64, max_new_tokens=64, temperature=1.0, seeds=range(64))
             assert time.monotonic() - started < 60
+
+
+def test_a_shard_that_dies_again_and_again_is_given_up(job: Job, until: Until) -> None:
+    with (
+        job.shards(1) as shards,
+        ComputeGroup().join(make_adapter(job.adapted, job.spec.hyperparameters), lambda: False) as local,
+    ):
+        member = ShardedMember(local, shards)
+        for _ in range(3):
+            up(shards, 1, until)
+            os.kill(pids(shards)[0], signal.SIGKILL)
+            assert len(member.generate(None, [[1, 2, 3]] * 8, max_new_tokens=2)) == 8
+        assert shards.ready() == []
+    assert job.events[-1] == "Process 2 of 2 was lost, and the others compute its rows: given up."

@@ -27,7 +27,7 @@ log = logging.getLogger("zhub.worker")
 
 LOOK_S = 1.0
 SILENT_S = 120.0  # a shard that gets on with nothing for so long is lost
-MAX_FAILED_STARTS = 3  # in a row, of one shard
+MAX_FAILURES = 3  # in a row, of one shard: to start, or to answer
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class RayShards:
         self._on_change = on_change
         self._actors: dict[int, Any] = {}  # by place, those that are up
         self._starting: dict[int, tuple[Any, Any]] = {}  # with the answer that says that they are
-        self._failed_starts = [0] * count
+        self._failures = [0] * count
         self._lock = threading.Lock()
         self._beats = 0
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="shards")
@@ -108,7 +108,7 @@ class RayShards:
     def _fill(self) -> None:
         for place in range(self._count):
             absent = place not in self._actors and place not in self._starting
-            if absent and self._failed_starts[place] < MAX_FAILED_STARTS:
+            if absent and self._failures[place] < MAX_FAILURES:
                 actor: Any = (
                     ray.remote(ShardActor)
                     .options(
@@ -127,12 +127,9 @@ class RayShards:
         try:
             ray.get(answer)
         except RayActorError as exc:
-            self._failed_starts[place] += 1
-            last = self._failed_starts[place] == MAX_FAILED_STARTS
             log.error("shard %d did not start: %s", place + 1, exc)
-            self._on_change(f"Process {place + 2} of {self._count + 1} did not start{': given up' if last else ''}.")
+            self._fail(place, "did not start")
             return
-        self._failed_starts[place] = 0
         self._actors[place] = actor
         self._on_change(f"{len(self._actors) + 1} of {self._count + 1} processes share the rows.")
 
@@ -157,6 +154,7 @@ class RayShards:
         except (RayActorError, GetTimeoutError) as exc:
             self._lose(place, actor)
             raise ShardLostError from exc
+        self._failures[place] = 0
         if isinstance(found, Failed):
             raise found.error
         return found
@@ -166,7 +164,12 @@ class RayShards:
             if place in self._actors and self._actors[place] is actor:
                 del self._actors[place]
                 ray.kill(actor, no_restart=True)
-                self._on_change(f"Process {place + 2} of {self._count + 1} was lost: the others compute its rows.")
+                self._fail(place, "was lost, and the others compute its rows")
+
+    def _fail(self, place: int, what: str) -> None:
+        self._failures[place] += 1
+        given_up = ": given up" if self._failures[place] == MAX_FAILURES else ""
+        self._on_change(f"Process {place + 2} of {self._count + 1} {what}{given_up}.")
 
 
 def assigned_gpus() -> float:
