@@ -464,30 +464,35 @@ def test_a_job_that_fails_or_stops_leaves_the_others_as_they_would_be(load_adapt
 
 def test_a_job_that_should_stop_leaves_in_the_middle_of_what_its_neighbours_compute(load_adapted: Load) -> None:
     adapted = load_adapted("llama")
-    stopping, group, asked = threading.Event(), ComputeGroup(), iter(range(10**9))
+    group, both, stopping, left = ComputeGroup(), threading.Barrier(2), threading.Event(), threading.Event()
     adapter = SvfAdapter(adapted, list(adapted.layers), sigmoid=False)
 
-    def neighbour() -> int:
+    def neighbour() -> bool:
         def ask() -> bool:
-            if next(asked) == 3:
+            """Asked in the middle of the computation, which goes on only once the other has left."""
+            if threading.current_thread().name.startswith("compute"):
                 stopping.set()
-                left.wait(30)  # the computation goes on only once the other has left
+                for _ in range(3000):
+                    if left.wait(0.01):
+                        break
+                    group.pulse()
             return False
 
         with group.join(adapter, ask) as member:
-            return len(member.generate(None, [[1, 2]], max_new_tokens=8, temperature=1.0, seeds=[1])[0].token_ids)
+            both.wait(30)
+            member.generate(None, [[1, 2]], max_new_tokens=2)
+            return left.is_set()
 
     def stopped() -> None:
         with pytest.raises(Stopped), group.join(adapter, stopping.is_set) as member:
-            member.generate(None, [[1, 2]], max_new_tokens=8, temperature=1.0, seeds=[1])
+            both.wait(30)
+            member.generate(None, [[1, 2]], max_new_tokens=2)
         left.set()
 
-    left = threading.Event()
     with ThreadPoolExecutor(2) as threads:
         answered, gone = threads.submit(neighbour), threads.submit(stopped)
         gone.result(60)
-        assert answered.result(60) > 0
-    assert left.is_set()
+        assert answered.result(60)
 
 
 def test_a_job_that_waits_shows_no_progress_while_the_computation_hangs(load_adapted: Load) -> None:
