@@ -45,6 +45,8 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("state = 'queued'"),
     )
+    op.create_index("ix_jobs_held", "jobs", ["cluster"], unique=False, postgresql_where=sa.text(HELD))
+    op.create_index("ix_jobs_light", "jobs", ["created_at", "id"], unique=False, postgresql_where=sa.text(LIGHT))
     op.create_table(
         "quotas",
         sa.Column("weight", sa.Float(), server_default="1", nullable=False),
@@ -86,6 +88,11 @@ def upgrade() -> None:
         op.execute(f"CREATE POLICY system ON {table} TO zhub_system USING (true) WITH CHECK (true)")
 
 
+# Kinds that need no worker are found without a look at those that do.
+LIGHT = "state = 'queued' AND kind = 'validate'"
+HELD = "state IN ('admitted', 'starting', 'running', 'stopping')"
+
+
 def _own(table: str) -> "list[sa.Column[Any] | sa.Constraint]":
     """What every tenant-owned table has."""
     return [
@@ -102,6 +109,8 @@ def downgrade() -> None:
     for table in TABLES:
         op.drop_table(table)
     op.drop_index("ix_jobs_rank", table_name="jobs")
+    op.drop_index("ix_jobs_light", table_name="jobs")
+    op.drop_index("ix_jobs_held", table_name="jobs")
     for column in ("ranked_at", "expected_s", "workers"):
         op.drop_column("jobs", column)
     op.drop_index("ix_attempts_charge", table_name="attempts")

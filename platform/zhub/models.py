@@ -228,6 +228,14 @@ class Job(TenantOwned, Base):
             postgresql_where=text("state = 'admitted'"),
         ),
         Index("ix_jobs_rank", "cluster", "org_id", "ranked_at", "id", postgresql_where=text("state = 'queued'")),
+        Index(
+            "ix_jobs_held",
+            "cluster",
+            postgresql_where=text("state IN ('admitted', 'starting', 'running', 'stopping')"),
+        ),
+        Index(
+            "ix_jobs_light", "created_at", "id", postgresql_where=text("state = 'queued' AND kind = 'validate'")
+        ),
         Index("ix_jobs_queued", "created_at", "id", postgresql_where=text("state = 'queued'")),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_project", "org_id", "project_id", "kind", "id"),
