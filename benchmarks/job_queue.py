@@ -57,6 +57,7 @@ CLAIMS = 2000
 AGENTS = (1, 4, 16)
 BACKLOGS = (1_000, 1_000_000)
 BACKLOG_JOBS = 400
+PIECE = 50_000
 PICKUP_BAR, P99_BAR_MS, CLAIMS_BAR, BACKLOG_BAR = 2.0, 250.0, 1.0, 1.2
 BEGUN: dict[str, float] = {}
 """When a job began, by its name; written by the jobs of all systems."""
@@ -385,19 +386,18 @@ def make_owner(engine: Engine) -> dict[str, uuid.UUID]:
 
 
 def fill(engine: Engine, count: int, *, state: str) -> None:
-    """Insert so many jobs of a kind that takes a whole worker."""
+    """Insert so many jobs of a kind that takes a whole worker, in pieces that fit the statement timeout."""
     owner = make_owner(engine)
-    with engine.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO jobs (id, org_id, project_id, kind, spec, desired, state, cluster, priority, fence, "
-                "user_failures, infra_failures, admitted_at, ranked_at) "
-                "SELECT gen_random_uuid(), :org_id, :project_id, 'decompose', '{}', 'run', :state, 'default', 0, 0, 0, "
-                "0, CASE WHEN :state = 'admitted' THEN now() END, now() + n * interval '1 microsecond' "
-                "FROM generate_series(1, :count) AS n"
-            ),
-            owner | {"state": state, "count": count},
-        )
+    statement = text(
+        "INSERT INTO jobs (id, org_id, project_id, kind, spec, desired, state, cluster, priority, fence, "
+        "user_failures, infra_failures, admitted_at, ranked_at) "
+        "SELECT gen_random_uuid(), :org_id, :project_id, 'decompose', '{}', 'run', :state, 'default', 0, 0, 0, "
+        "0, CASE WHEN :state = 'admitted' THEN now() END, now() + n * interval '1 microsecond' "
+        "FROM generate_series(1, :count) AS n"
+    )
+    for start in range(0, count, PIECE):
+        with engine.begin() as connection:
+            connection.execute(statement, owner | {"state": state, "count": min(PIECE, count - start)})
 
 
 def install_peer(url: str) -> None:
