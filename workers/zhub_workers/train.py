@@ -74,8 +74,9 @@ def train(
     Training begins from one of ``starts``, see ``TrainSpec.starts``, or from the base.
 
     The same spec and files give the same artifact on one machine's CPU, whether in one go or ``resumed`` from any
-    state that ``on_checkpoint`` was given. ``on_event(level, message, data)`` gets the metrics of every step as
-    ``data["type"] == "metrics"``. When the job should stop, the last whole step is given to ``on_checkpoint``.
+    state that ``on_checkpoint`` was given; beside other members of a group, or with shards, up to rounding.
+    ``on_event(level, message, data)`` gets the metrics of every step as ``data["type"] == "metrics"``. When the job
+    should stop, the last whole step is given to ``on_checkpoint``.
 
     Raises:
         TrainingError: too few distinct prompts, or a row that cannot be used; see also its subclasses

@@ -36,7 +36,10 @@ def submit(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter; may be repeated.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Repeat a training exactly.", show_default="random")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Repeat a training, up to rounding where jobs share a worker.", show_default="random"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the request and say what the job would take; train nothing.")
     ] = False,
