@@ -73,7 +73,7 @@ MUTANTS = (
     Mutant(
         "no job goes before one that needs a worker",
         JOBS,
-        "ORDER BY priority DESC, admitted_at, id LIMIT 1",
+        "ORDER BY admitted_at, id LIMIT 1",
         "ORDER BY (:free OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT 1",
         ("tests/integration/test_jobs.py",),
     ),

@@ -18,7 +18,7 @@ from zhub.migrate import check_at_head
 from zhub.models import Agent, Leader
 from zhub.store import open_store
 from zhub.wakeup import open_wakeup
-from zhub_api import chat, errors, evaluations, files, fine_tuning, graders, models
+from zhub_api import chat, errors, evaluations, files, fine_tuning, graders, models, promotions, schedules
 from zhub_api.context import Context, ContextDep
 
 MIN_SECRET_CHARACTERS = 32
@@ -58,8 +58,8 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="zhub", version=zhub.__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
     app.state.context = Context(settings, engine, store, open_wakeup(settings.redis_url))
     errors.install(app)
-    for router in (files.router, fine_tuning.router, graders.router, evaluations.router, models.router, chat.router):
-        app.include_router(router)
+    for part in (files, fine_tuning, graders, evaluations, promotions, schedules, models, chat):
+        app.include_router(part.router)
 
     @app.middleware("http")
     async def request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

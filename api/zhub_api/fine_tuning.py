@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from zhub import checkpoints, fine_tuning, jobs, registry, states, wishes
+from zhub import checkpoints, dependencies, fine_tuning, jobs, promotions, registry, states, wishes
 from zhub.db import tenant_session
 from zhub.errors import NotFoundError
 from zhub.ids import parse_id, public_id
@@ -31,6 +31,8 @@ def create_job(
 ) -> dict[str, Any]:
     """Check a request and enqueue its job. Repeating it with the same Idempotency-Key returns the same job."""
     caller.require("jobs:write")
+    if request.promotion is not None:
+        caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         job = fine_tuning.create(
             session, caller, request, idempotency_key=idempotency_key, is_retry=x_stainless_retry_count > 0
@@ -105,8 +107,11 @@ def explain_wait(caller: CallerDep, context: ContextDep, job_id: str) -> dict[st
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         job = _own_job(session, caller, job_id)
+        if job.state == states.WAITING:
+            needs = dependencies.of(session, [job.id]).get(job.id, [])
+            return queue_object(job, None, dependencies.reason(needs))
         place = session.scalar(select(QueuePlace).where(QueuePlace.job_id == job.id))
-        return queue_object(job, place)
+        return queue_object(job, place, "It has just been queued; the scheduler looks at it within seconds.")
 
 
 @router.get("/{job_id}/checkpoints")
@@ -186,6 +191,9 @@ def status_of(job: Job) -> str:
 
 def job_objects(session: Session, found: Sequence[Job]) -> list[dict[str, Any]]:
     models = registry.job_model_names(session, found)
+    ids = [job.id for job in found]
+    needs = dependencies.of(session, ids)
+    gates = promotions.of_trainings(session, ids)
     return [
         {
             "id": public_id("fine-tuning job", job.id),
@@ -209,6 +217,8 @@ def job_objects(session: Session, found: Sequence[Job]) -> list[dict[str, Any]]:
             "integrations": [],
             "estimated_finish": None,
             "attempts": job.fence,
+            "depends_on": [public_id("fine-tuning job", needed.id) for needed in needs.get(job.id, [])],
+            "promotion": public_id("promotion", gates[job.id]) if job.id in gates else None,
         }
         for job in found
     ]
@@ -232,7 +242,7 @@ def checkpoint_objects(session: Session, job: Job, found: Sequence[Checkpoint]) 
     ]
 
 
-def queue_object(job: Job, place: QueuePlace | None) -> dict[str, Any]:
+def queue_object(job: Job, place: QueuePlace | None, otherwise: str) -> dict[str, Any]:
     waits = job.state in (states.WAITING, states.QUEUED)
     if not waits:
         reason = {
@@ -240,7 +250,7 @@ def queue_object(job: Job, place: QueuePlace | None) -> dict[str, Any]:
             states.PAUSED: "It is paused, until somebody resumes it.",
         }.get(job.state, "It does not wait: it has begun." if job.state in states.ACTIVE else "It has ended.")
     else:
-        reason = place.reason if place else "It has just been queued; the scheduler looks at it within seconds."
+        reason = place.reason if place else otherwise
     known = place if waits else None
     return {
         "object": "fine_tuning.job.queue",

@@ -139,7 +139,11 @@ def check_queue(session: Session, org_id: uuid.UUID) -> None:
     limit = session.scalar(select(Quota.max_queued).where(Quota.org_id == org_id))
     if limit is None:
         return
-    waiting = select(Job.id).where(Job.org_id == org_id, Job.state == states.QUEUED, Job.kind.not_in(jobs.LIGHT_KINDS))
+    waiting = select(Job.id).where(
+        Job.org_id == org_id,
+        Job.state.in_((states.WAITING, states.QUEUED)),
+        Job.kind.not_in((*jobs.LIGHT_KINDS, "gate")),
+    )
     # Counted no further than needed: a queue may be long.
     count = session.scalar(select(func.count()).select_from(waiting.limit(limit).subquery())) or 0
     if count >= limit:
@@ -230,13 +234,26 @@ _TENANTS = f"""
       LEFT JOIN usages u ON u.org_id = o.id AND u.cluster = c.cluster
 """
 
-# Queued jobs that no pass looks at, and why.
+# Queued jobs that no pass looks at, and why. Each of the three has its own index: the queue may be long.
 _ELSEWHERE = f"""
-    WITH {_CLUSTERS}
+    WITH RECURSIVE {_CLUSTERS}, queued_in AS (
+        SELECT min(cluster) AS cluster FROM jobs WHERE state = 'queued'
+         UNION ALL
+        SELECT (SELECT min(cluster) FROM jobs WHERE state = 'queued' AND cluster > queued_in.cluster)
+          FROM queued_in WHERE cluster IS NOT NULL
+    ), elsewhere AS (
+        (SELECT id FROM jobs WHERE state = 'queued' AND desired <> 'run' LIMIT :limit)
+         UNION
+        (SELECT id FROM jobs WHERE state = 'queued' AND not_before IS NOT NULL AND not_before > now()
+          ORDER BY not_before LIMIT :limit)
+         UNION
+        SELECT j.id FROM queued_in CROSS JOIN LATERAL
+               (SELECT id FROM jobs WHERE state = 'queued' AND cluster = queued_in.cluster
+                 ORDER BY org_id, ranked_at, id LIMIT :limit) j
+         WHERE queued_in.cluster NOT IN (SELECT cluster FROM clusters)
+    )
     SELECT j.id, j.org_id, j.cluster, j.desired, j.not_before, c.cluster IS NULL AS no_agent
-      FROM jobs j LEFT JOIN clusters c USING (cluster)
-     WHERE j.state = 'queued' AND (c.cluster IS NULL OR j.desired <> 'run' OR j.not_before > now())
-     ORDER BY j.ranked_at, j.id LIMIT :limit
+      FROM elsewhere JOIN jobs j USING (id) LEFT JOIN clusters c USING (cluster)
 """
 
 

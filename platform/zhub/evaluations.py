@@ -106,6 +106,16 @@ def create(session: Session, caller: Caller, request: EvaluationRequest) -> list
         QuotaExceededError: as many jobs of the organisation wait as may.
     """
     admission.check_queue(session, caller.org_id)
+    return measure(session, caller, request)
+
+
+def check_suite(session: Session, caller: Caller, file_id: str, grader: dict[str, Any]) -> None:
+    """Raise what ``create`` would for a file and a grader: InvalidRequestError, NotFoundError or NotReadyError."""
+    _grader(grader, _file(session, caller, file_id))
+
+
+def measure(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
+    """What ``create`` does, however long the queue is."""
     file = _file(session, caller, request.file)
     grader = _grader(request.grader, file)
     named = [_subject(session, caller, request.model, "model")]

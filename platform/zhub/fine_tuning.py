@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from zhub import admission, base_models, datasets, estimates, jobs, registry
+from zhub import admission, base_models, datasets, dependencies, estimates, jobs, promotions, registry, states
 from zhub.errors import (
     IdempotencyMismatchError,
     InvalidDatasetError,
@@ -58,6 +58,10 @@ class JobRequest(Schema):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     metadata: dict[str, str] | None = None
     integrations: list[Any] | None = None
+    depends_on: Annotated[list[str], Field(max_length=dependencies.MAX_NEEDED)] = []
+    """Not in the dialect: fine-tuning jobs that must have succeeded before this one is queued."""
+    promotion: promotions.Gate | None = None
+    """Not in the dialect: the gate that the version must pass to get an alias."""
 
 
 def create(
@@ -80,6 +84,8 @@ def create(
     admission.check_queue(session, caller.org_id)
     job, expert = prepare(session, caller, request)
     job.request_hash, job.idempotency_key = request_hash, idempotency_key
+    needs = dependencies.needed(session, caller.project_id, request.depends_on, param="depends_on")
+    job.state = states.WAITING if needs else states.QUEUED
     try:
         jobs.enqueue(session, job, f"Created fine-tuning job for expert {caller.project}.{expert.name}.")
     except IntegrityError as exc:
@@ -87,6 +93,9 @@ def create(
             raise
         # Nothing else about a job is unique: a request with this key was committed after we looked for one.
         raise NotReadyError("A request with this Idempotency-Key is being answered; try again.") from exc
+    dependencies.add(session, job, [needed.id for needed in needs])
+    if request.promotion is not None:
+        promotions.create_for_training(session, caller, request.promotion, job)
     session.refresh(job)
     return job
 

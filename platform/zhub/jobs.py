@@ -125,16 +125,16 @@ _CLAIM = """
                started_at = coalesce(started_at, now())
          WHERE id = (SELECT id FROM jobs
                       WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
-                      ORDER BY priority DESC, admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
+                      ORDER BY admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
            AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
      RETURNING id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key
     ), attempt AS (
         INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
-        SELECT cast(:attempt AS uuid), org_id, id, fence, :agent,
+        SELECT cast(:attempt AS uuid), org_id, claimed.id, fence, :agent,
                CASE WHEN kind = ANY(:light) THEN 0
-                    WHEN pack_key IS NULL THEN workers
-                    ELSE 1.0 / coalesce((SELECT jobs_per_worker FROM agents WHERE id = :agent), 1) END
-          FROM claimed
+                    WHEN pack_key IS NULL THEN least(workers, coalesce(agents.slots, workers))
+                    ELSE 1.0 / coalesce(agents.jobs_per_worker, 1) END
+          FROM claimed LEFT JOIN agents ON agents.id = :agent
     ), told AS (
         INSERT INTO job_events (id, org_id, job_id, level, type, message)
         SELECT cast(:event AS uuid), org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.' FROM claimed

@@ -223,10 +223,7 @@ class Job(TenantOwned, Base):
         _one_of("state", states.JOB_STATES),
         CheckConstraint("(state IN ('starting', 'running', 'stopping')) = (lease_until IS NOT NULL)", name="lease"),
         CheckConstraint("(state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
-        Index(
-            "ix_jobs_claim", "cluster", text("priority DESC"), "admitted_at", "id",
-            postgresql_where=text("state = 'admitted'"),
-        ),
+        Index("ix_jobs_claim", "cluster", "admitted_at", "id", postgresql_where=text("state = 'admitted'")),
         Index("ix_jobs_rank", "cluster", "org_id", "ranked_at", "id", postgresql_where=text("state = 'queued'")),
         Index(
             "ix_jobs_held",
@@ -236,10 +233,34 @@ class Job(TenantOwned, Base):
         Index(
             "ix_jobs_light", "created_at", "id", postgresql_where=text("state = 'queued' AND kind = 'validate'")
         ),
-        Index("ix_jobs_queued", "created_at", "id", postgresql_where=text("state = 'queued'")),
+        Index(
+            "ix_jobs_retry", "not_before", postgresql_where=text("state = 'queued' AND not_before IS NOT NULL")
+        ),
+        Index("ix_jobs_waiting", "org_id", "id", postgresql_where=text("state = 'waiting'")),
+        Index(
+            "ix_jobs_wish",
+            "desired",
+            postgresql_where=text("desired <> 'run' AND state IN ('waiting', 'queued', 'admitted')"),
+        ),
+        Index("ix_jobs_paused", "desired", postgresql_where=text("state = 'paused'")),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_project", "org_id", "project_id", "kind", "id"),
     )  # fmt: skip
+
+
+class JobDependency(TenantOwned, Base):
+    """A job that waits for another: until that has succeeded, or, for a gate, until it has ended."""
+
+    __tablename__ = "job_dependencies"
+    job_id: Mapped[uuid.UUID]
+    needs_job_id: Mapped[uuid.UUID]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("job_id", "needs_job_id"),
+        _tenant_fk("job_id", "jobs"),
+        _tenant_fk("needs_job_id", "jobs"),
+        Index("ix_job_dependencies_needs", "needs_job_id"),
+    )
 
 
 class Attempt(TenantOwned, Base):
@@ -310,6 +331,41 @@ class ExpertVersion(TenantOwned, Base):
     )
 
 
+class Alias(TenantOwned, Base):
+    """A name for the version of an expert that it stands on now, ``@prod`` say. Every move has a row of its own."""
+
+    __tablename__ = "aliases"
+    expert_id: Mapped[uuid.UUID]
+    name: Mapped[str]
+    version_id: Mapped[uuid.UUID]
+    moved_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("expert_id", "name"),
+        _tenant_fk("expert_id", "experts"),
+        _tenant_fk("version_id", "expert_versions"),
+    )
+
+
+class AliasMove(TenantOwned, Base):
+    """One move of an alias, append-only. The first has no version before it."""
+
+    __tablename__ = "alias_moves"
+    alias_id: Mapped[uuid.UUID]
+    from_version_id: Mapped[uuid.UUID | None]
+    to_version_id: Mapped[uuid.UUID]
+    by: Mapped[str]
+    """Who moved it: the id of a key or of a promotion."""
+    reason: Mapped[str | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        _tenant_fk("alias_id", "aliases"),
+        _tenant_fk("from_version_id", "expert_versions"),
+        _tenant_fk("to_version_id", "expert_versions"),
+        Index("ix_alias_moves_alias", "alias_id", "id"),
+    )
+
+
 class Checkpoint(TenantOwned, Base):
     """A point that a training job can go on from. ``deleted_at`` hides it; the sweep then removes objects and row."""
 
@@ -361,6 +417,98 @@ class Evaluation(TenantOwned, Base):
         _tenant_fk("version_id", "expert_versions"),
         Index("ix_evaluations_job", "job_id"),
     )  # fmt: skip
+
+
+class Promotion(TenantOwned, Base):
+    """A version that shall get an alias if it passes its gate. Its status is that of its job, of the kind ``gate``.
+
+    ``version_id`` is null until the training ``training_job_id`` has published.
+    """
+
+    __tablename__ = "promotions"
+    project_id: Mapped[uuid.UUID]
+    job_id: Mapped[uuid.UUID] = mapped_column(unique=True)
+    training_job_id: Mapped[uuid.UUID | None]
+    version_id: Mapped[uuid.UUID | None]
+    alias: Mapped[str]
+    gate: Mapped[dict[str, Any]]
+    promoted: Mapped[bool | None]
+    findings: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
+    """What the gate decided by: for each suite whether it passed, and the sentences that say why."""
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        _tenant_fk("project_id", "projects"),
+        _tenant_fk("job_id", "jobs"),
+        _tenant_fk("training_job_id", "jobs"),
+        _tenant_fk("version_id", "expert_versions"),
+        Index("ix_promotions_project", "org_id", "project_id", "id"),
+        Index("ix_promotions_training", "training_job_id"),
+    )
+
+
+class Schedule(TenantOwned, Base):
+    """Trainings that are submitted by themselves. ``next_at`` is the next tick, ``fires_at`` that with its jitter."""
+
+    __tablename__ = "schedules"
+    project_id: Mapped[uuid.UUID]
+    name: Mapped[str]
+    dataset_id: Mapped[uuid.UUID]
+    request: Mapped[dict[str, Any]]
+    """For fine-tuning, without its training file."""
+    cron: Mapped[str | None]
+    timezone: Mapped[str]
+    on_new_data: Mapped[bool]
+    misfire: Mapped[str]
+    overlap: Mapped[str]
+    catch_up_s: Mapped[int]
+    max_backfill: Mapped[int]
+    jitter_s: Mapped[int]
+    max_failures: Mapped[int]
+    failures: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Runs that failed since the last one that did not."""
+    paused_because: Mapped[str | None]
+    next_at: Mapped[datetime | None]
+    fires_at: Mapped[datetime | None]
+    seen_version_id: Mapped[uuid.UUID | None]
+    """The newest version of the dataset that it has fired for, or found when it was made."""
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        Index("uq_schedules_name", "project_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+        _tenant_fk("project_id", "projects"),
+        _tenant_fk("dataset_id", "datasets"),
+        _tenant_fk("seen_version_id", "dataset_versions"),
+        _one_of("misfire", states.MISFIRES),
+        _one_of("overlap", states.OVERLAPS),
+        CheckConstraint("(cron IS NULL) = (fires_at IS NULL)", name="fires"),
+        Index("ix_schedules_fires", "fires_at", postgresql_where=text("paused_because IS NULL")),
+    )
+
+
+class ScheduleTick(TenantOwned, Base):
+    """What became of one tick of a schedule; ``key`` is its time, or what else it was for."""
+
+    __tablename__ = "schedule_ticks"
+    schedule_id: Mapped[uuid.UUID]
+    key: Mapped[str]
+    outcome: Mapped[str]
+    message: Mapped[str | None]
+    job_id: Mapped[uuid.UUID | None]
+    counted: Mapped[bool] = mapped_column(default=False, server_default="false")
+    """Whether the end of its job is in ``failures`` of the schedule."""
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("schedule_id", "key"),
+        _tenant_fk("schedule_id", "schedules"),
+        _tenant_fk("job_id", "jobs"),
+        _one_of("outcome", states.TICK_OUTCOMES),
+        Index("ix_schedule_ticks_schedule", "schedule_id", "id"),
+        Index(
+            "ix_schedule_ticks_open",
+            "schedule_id",
+            postgresql_where=text("NOT counted AND outcome IN ('fired', 'buffered')"),
+        ),
+    )
 
 
 class Quota(TenantOwned, Base):

@@ -1,8 +1,9 @@
 """The registry: immutable expert versions, and what a model name in a request stands for.
 
 Model names: ``auto`` and ``auto:<base>`` route by prompt, ``<project>.<expert>@v<number>`` is one version,
-``<project>.<expert>@ftjob-<32 hex digits>:step-<n>`` a checkpoint, anything else is a base model. Checkpoints answer
-who names them; they are in no list of models and never routed to.
+``<project>.<expert>@<alias>`` the one that the alias stands on, ``<project>.<expert>@ftjob-<32 hex digits>:step-<n>`` a
+checkpoint, anything else is a base model. Checkpoints answer who names them; they are in no list of models and never
+routed to.
 """
 
 import re
@@ -18,13 +19,15 @@ from zhub import base_models, jobs
 from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.ids import new_id, parse_id, public_id
 from zhub.manifest import Manifest
-from zhub.models import BaseModel, Checkpoint, Expert, ExpertVersion, Job, Project
+from zhub.models import Alias, BaseModel, Checkpoint, Expert, ExpertVersion, Job, Project
 from zhub.tenancy import Caller, check_name, slugify
 
 VERSION_NAME = re.compile(r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)@v(?P<number>[1-9][0-9]{0,8})")
 CHECKPOINT_NAME = re.compile(
     r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)@(?P<job>ftjob-[0-9a-f]{32}):step-(?P<step>0|[1-9][0-9]{0,8})"
 )
+ALIAS_NAME = re.compile(r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)@(?P<alias>[a-z][a-z0-9_-]*)")
+EXPERT_NAME = re.compile(r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)")
 AUTO = "auto"
 
 
@@ -165,18 +168,41 @@ def versions_by_id(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID
 
 
 def version(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord:
-    """The version that ``<project>.<expert>@v<number>`` names. Raises NotFoundError with what would exist."""
-    match = VERSION_NAME.fullmatch(name)
-    found = match and _records(
+    """The version that ``<project>.<expert>@v<number>`` or ``<project>.<expert>@<alias>`` names.
+
+    Raises:
+        NotFoundError: with where to look.
+    """
+    if match := VERSION_NAME.fullmatch(name):
+        which = ExpertVersion.version == int(match["number"])
+    elif match := ALIAS_NAME.fullmatch(name):
+        stands_on = select(Alias.version_id).where(Alias.expert_id == Expert.id, Alias.name == match["alias"])
+        which = ExpertVersion.id == stands_on.scalar_subquery()
+    else:
+        raise _no_such_model(name)
+    found = _records(
         session,
         Expert.project_id == project_id,
         Project.name == match["project"],
         Expert.name == match["expert"],
-        ExpertVersion.version == int(match["number"]),
+        which,
     )
     if not found:
         raise _no_such_model(name)
     return found[0]
+
+
+def expert(session: Session, caller: Caller, name: str) -> Expert:
+    """The expert that ``<project>.<expert>`` names. Raises NotFoundError."""
+    match = EXPERT_NAME.fullmatch(name)
+    found = (
+        session.scalar(select(Expert).where(Expert.project_id == caller.project_id, Expert.name == match["expert"]))
+        if match and match["project"] == caller.project
+        else None
+    )
+    if found is None:
+        raise NotFoundError("expert", name, "GET /v1/experts lists the versions of those that there are.")
+    return found
 
 
 def checkpoint(session: Session, project_id: uuid.UUID, name: str) -> CheckpointRecord:

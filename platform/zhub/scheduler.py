@@ -1,6 +1,8 @@
 """The scheduler process: several may run, one leads. It admits jobs, takes back lost ones, settles what users want.
 
-Started as ``python -m zhub.scheduler``. Killed at any moment it loses nothing: each pass is one transaction.
+Started as ``python -m zhub.scheduler``. Killed at any moment it loses nothing: each pass is one transaction. What needs
+no leader is done by each of them, in threads beside the passes: schedules fire, gates are decided, deleted checkpoints
+are removed.
 """
 
 import logging
@@ -14,7 +16,7 @@ from types import FrameType
 
 from sqlalchemy import Engine, delete, func
 
-from zhub import admission, checkpoints, jobs, leadership, wishes
+from zhub import admission, checkpoints, dependencies, jobs, leadership, promotions, schedules, wishes
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
 from zhub.errors import DeposedError, UnavailableError
@@ -42,9 +44,10 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    engine = make_engine(settings.database_url, pool_size=2)
+    engine = make_engine(settings.database_url, pool_size=3)
     sweeping = partial(sweep, engine, open_store(settings.store_url), stopping)
     threading.Thread(target=sweeping, daemon=True, name="sweep").start()
+    threading.Thread(target=partial(follow_up, engine, stopping), daemon=True, name="follow-up").start()
     run(engine, open_wakeup(settings.redis_url), stopping, leader_lease_s=settings.leader_lease_s)
 
 
@@ -85,6 +88,7 @@ def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
     with system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
         wishes.settle(session)
+        dependencies.settle(session)
         admitted = admission.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
     for job_id, cluster in admitted:
         log.info("job %s: admitted to cluster %s", job_id, cluster)
@@ -106,6 +110,20 @@ def explain(engine: Engine, holder: uuid.UUID, term: int) -> None:
     with system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
         admission.explain(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
+
+
+def follow_up(engine: Engine, stopping: threading.Event) -> None:
+    """Fire schedules and decide gates until ``stopping`` is set, each in a transaction of its own."""
+    while not stopping.is_set():
+        try:
+            for step in (schedules.look, promotions.advance):
+                more = True
+                while more and not stopping.is_set():
+                    with system_session(engine) as session:
+                        more = step(session)
+        except UnavailableError as exc:
+            log.warning("%s", exc)
+        stopping.wait(POLL_S)
 
 
 def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None:

@@ -26,7 +26,7 @@ ACTIVE: Final = (STARTING, RUNNING, STOPPING)  # exactly the states that have a 
 TERMINAL: Final = (SUCCEEDED, FAILED, CANCELLED)
 
 TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
-    WAITING: (QUEUED, CANCELLED),
+    WAITING: (QUEUED, CANCELLED, SUCCEEDED, FAILED),  # the last two: a gate, which the scheduler decides
     QUEUED: (ADMITTED, CANCELLED, PAUSED),
     ADMITTED: (QUEUED, STARTING, CANCELLED, PAUSED),
     STARTING: (RUNNING, STOPPING, QUEUED, SUCCEEDED, FAILED, CANCELLED, PAUSED),
@@ -42,6 +42,9 @@ OUTCOMES: Final = ("succeeded", "failed_user", "failed_infra", "lost", "cancelle
 
 FILE_STATUSES: Final = ("uploaded", "processed", "error")
 BASE_MODEL_STATUSES: Final = ("uploading", "decomposing", "ready", "error")
-JOB_KINDS: Final = ("validate", "decompose", "train", "evaluate")
+JOB_KINDS: Final = ("validate", "decompose", "train", "evaluate", "gate")
 EVENT_LEVELS: Final = ("info", "warn", "error")
 EVENT_TYPES: Final = ("message", "metrics")
+MISFIRES: Final = ("skip", "fire_once", "backfill")
+OVERLAPS: Final = ("skip", "buffer_one", "allow", "cancel_running")
+TICK_OUTCOMES: Final = ("fired", "buffered", "skipped_overlap", "skipped_misfire", "refused")

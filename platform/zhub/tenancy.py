@@ -20,7 +20,7 @@ from zhub.errors import AuthenticationError, InvalidRequestError, PermissionDeni
 from zhub.models import ApiKey, Organization, Project
 
 SCOPES = (
-    "files:read", "files:write", "jobs:read", "jobs:write", "models:read", "chat", "base_models:write",
+    "files:read", "files:write", "jobs:read", "jobs:write", "models:read", "models:write", "chat", "base_models:write",
 )  # fmt: skip
 KEY_PATTERN = re.compile(r"zhub_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 LAST_USED_GRANULARITY = timedelta(minutes=1)

@@ -1,9 +1,12 @@
 """The API on a loopback port of its own, in front of a database and a store of the test's own."""
 
 import contextlib
+import hashlib
+import io
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,17 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
+from sqlalchemy import Engine, select, text
+from suites import ROWS, manifest_of
 
+from zhub import datasets, jobs, registry
 from zhub.config import Settings
+from zhub.db import system_session
 from zhub.embedded.postgres import SOCKET_NAME, Cluster, Urls
+from zhub.models import Job
+from zhub.rows import validate
 from zhub.store import DirectoryStore
+from zhub.tenancy import Caller
 from zhub_api.app import create_app
 
 
@@ -178,3 +188,42 @@ def proxy(postgres: Cluster) -> Iterator[DatabaseProxy]:
     made = DatabaseProxy(postgres.socket_dir / SOCKET_NAME)
     yield made
     made.close()
+
+
+@pytest.fixture
+def make_file(system_engine: Engine, store: DirectoryStore) -> Callable[..., str]:
+    """Put a dataset file into a project, checked; return its id."""
+
+    def make(caller: Caller, content: bytes = ROWS, name: str = "suite.jsonl") -> str:
+        sha256 = hashlib.sha256(content).hexdigest()
+        store.put(datasets.dataset_key(caller.org_id, sha256), io.BytesIO(content))
+        with system_session(system_engine) as session:
+            version = datasets.register(
+                session, caller, filename=name, purpose="fine-tune", size_bytes=len(content), sha256=sha256
+            )
+            job = session.scalars(select(Job).where(Job.dataset_version_id == version.id)).one()
+            datasets.finish_validation(session, job, datasets.validation_report(validate(io.BytesIO(content))))
+        return f"file-{version.id.hex}"
+
+    return make
+
+
+@pytest.fixture
+def suite_file(make_file: Callable[..., str], make_base_model: Callable[..., uuid.UUID], caller: Caller) -> str:
+    make_base_model()
+    return make_file(caller)
+
+
+@pytest.fixture
+def publish_version(system_engine: Engine, make_job: Callable[..., uuid.UUID], caller: Caller) -> Callable[..., str]:
+    """Make a version of an expert; return its name."""
+
+    def make(expert: str = "summer", **changed: Any) -> str:
+        job_id = make_job(caller, expert=expert, state="admitted", admitted_at=text("now()"))
+        with system_session(system_engine) as session:
+            claim = jobs.claim(session, uuid.uuid4(), "default", ["train"], lease_s=60)
+            assert claim is not None and claim.job_id == job_id
+            version = registry.publish(session, job_id, claim.fence, manifest_of(job_id, **changed), "k", 7)
+            return f"main.{expert}@v{version.version}"
+
+    return make

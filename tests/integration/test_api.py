@@ -996,6 +996,10 @@ def test_an_unexpected_failure_has_a_request_id(client: Client, broken_database:
 
 
 PLACES = {
+    "alias": "prod",
+    "expert": "main.summer",
+    "promotion_id": "promo-0",
+    "schedule_id": "sched-0",
     "checkpoint_id": "ftckpt-0",
     "evaluation_id": "eval-0",
     "file_id": "file-0",
@@ -1005,6 +1009,12 @@ PLACES = {
     "filename": "config.json",
 }
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+SCHEDULE = {
+    "name": "weekly",
+    "dataset": "summer",
+    "training": {"model": "tiny", "method": METHOD},
+    "cron": "0 3 * * 1",
+}
 GRADERS = "/v1/fine_tuning/alpha/graders"
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/files"): {"data": {"purpose": "fine-tune"}, "files": {"file": b"x"}},
@@ -1015,6 +1025,10 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/chat/completions"): {"json": CHAT},
     ("post", "/v1/evaluations"): {"json": {"model": "tiny", "file": "file-0", "grader": GRADER}},
     ("post", "/v1/base_models"): {"json": {"name": "new"}},
+    ("put", "/v1/experts/{expert}/aliases/{alias}"): {"json": {"version": "main.summer@v1"}},
+    ("post", "/v1/promotions"): {"json": {"model": "main.summer@v1", "suites": [{"file": "file-0", "grader": GRADER}]}},
+    ("post", "/v1/schedules"): {"json": SCHEDULE},
+    ("put", "/v1/schedules/{schedule_id}"): {"json": SCHEDULE},
     ("put", "/v1/base_models/{name}/files/{filename}"): {"content": b"x"},
 }
 OPEN = {"/healthz", "/readyz"}
@@ -1044,6 +1058,16 @@ def test_every_route_asks_for_a_scope(app: FastAPI, api_url: str, make_key: Make
                 assert (response.status_code, response.json()["error"]["code"]) == (403, "missing_scope")
 
 
+def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
+    """Make an alias, a promotion and a schedule; return where they are."""
+    client.put("/experts/main.summer/aliases/prod", body={"version": version}, cast_to=object)
+    body = {"model": version, "suites": [{"file": file_id, "grader": GRADER}]}
+    promotion: Any = client.post("/promotions", body=body, cast_to=object)
+    schedule: Any = client.post("/schedules", body=SCHEDULE | {"dataset": file_id}, cast_to=object)
+    found = {"expert": "main.summer", "alias": "prod"}
+    return found | {"promotion_id": promotion["id"], "schedule_id": schedule["id"]}
+
+
 @pytest.mark.parametrize("other", [("globex", "main"), ("acme", "other")])
 def test_what_a_project_owns_is_not_there_for_anybody_else(
     app: FastAPI,
@@ -1060,6 +1084,7 @@ def test_what_a_project_owns_is_not_there_for_anybody_else(
     (job,) = client.fine_tuning.jobs.list()
     places = {"file_id": checked_file, "job_id": job.id, "model": name, "name": name, "filename": MANIFEST_FILE}
     places["evaluation_id"] = evaluate()
+    places |= owned(client, name, checked_file)
     ours, theirs = make_key(), make_key(*other)
     shared = {"/v1/base_models/{name}"}  # base models belong to the platform
     for method, path in routes(app):

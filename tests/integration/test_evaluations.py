@@ -1,8 +1,5 @@
 """Evaluations from the request to the verdict: run once for each subject and suite, compared on the same rows."""
 
-import hashlib
-import io
-import json
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,99 +9,19 @@ import httpx
 import openai
 import pytest
 from sqlalchemy import Engine, select, text
+from suites import GRADER, N, right_in, run
 
-from zhub import datasets, evaluations, jobs, registry
+from zhub import evaluations, jobs
 from zhub.db import system_session, tenant_session
 from zhub.evaluations import EvaluationRequest
 from zhub.jobs import Failure
-from zhub.manifest import FileEntry, Manifest
 from zhub.models import DatasetVersion, Evaluation, Job
-from zhub.rows import validate
 from zhub.specs import EvaluateSpec
 from zhub.statistics import paired_bootstrap, paired_p_value
 from zhub.store import DirectoryStore
 from zhub.tenancy import Caller
-from zhub_workers.agent import record_success
-from zhub_workers.attempt import AttemptKey
 
 Client = openai.OpenAI
-N = 40
-ROWS = b"".join(
-    json.dumps({"messages": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)}).encode() + b"\n"
-    for n in range(N)
-)
-GRADER = {
-    "type": "string_check",
-    "name": "exact",
-    "operation": "eq",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-}
-
-
-@pytest.fixture
-def make_file(system_engine: Engine, store: DirectoryStore) -> Callable[..., str]:
-    """Put a dataset file into a project, checked; return its id."""
-
-    def make(caller: Caller, content: bytes = ROWS, name: str = "suite.jsonl") -> str:
-        sha256 = hashlib.sha256(content).hexdigest()
-        store.put(datasets.dataset_key(caller.org_id, sha256), io.BytesIO(content))
-        with system_session(system_engine) as session:
-            version = datasets.register(
-                session, caller, filename=name, purpose="fine-tune", size_bytes=len(content), sha256=sha256
-            )
-            job = session.scalars(select(Job).where(Job.dataset_version_id == version.id)).one()
-            datasets.finish_validation(session, job, datasets.validation_report(validate(io.BytesIO(content))))
-        return f"file-{version.id.hex}"
-
-    return make
-
-
-@pytest.fixture
-def suite_file(make_file: Callable[..., str], make_base_model: Callable[..., uuid.UUID], caller: Caller) -> str:
-    make_base_model()
-    return make_file(caller)
-
-
-@pytest.fixture
-def publish(system_engine: Engine, make_job: Callable[..., uuid.UUID], caller: Caller) -> Callable[..., str]:
-    """Make a version of an expert; return its name."""
-
-    def make(expert: str = "summer", **changed: Any) -> str:
-        job_id = make_job(caller, expert=expert, state="admitted", admitted_at=text("now()"))
-        with system_session(system_engine) as session:
-            claim = jobs.claim(session, uuid.uuid4(), "default", ["train"], lease_s=60)
-            assert claim is not None and claim.job_id == job_id
-            version = registry.publish(session, job_id, claim.fence, manifest_of(job_id, **changed), "k", 7)
-            return f"main.{expert}@v{version.version}"
-
-    return make
-
-
-def manifest_of(job_id: uuid.UUID, **changed: Any) -> Manifest:
-    values: dict[str, Any] = {
-        "base_model": "tiny",
-        "base_source": "made here",
-        "weights_fingerprint": "w" * 64,
-        "basis_fingerprint": "b" * 64,
-        "dataset_digest": "d",
-        "validation_digest": None,
-        "job_id": str(job_id),
-        "fence": 1,
-        "recipe": "supervised",
-        "hyperparameters": {"n_steps": 1},
-        "grader": None,
-        "seed": 1,
-        "code_version": "0",
-        "hardware": "cpu",
-        "best_step": 1,
-        "steps": 1,
-        "parameters": 1,
-        "evaluations": [],
-        "parent_digest": None,
-        "files": [FileEntry(name="z.safetensors", size_bytes=1, sha256="e" * 64)],
-    }
-    return Manifest(**(values | changed))
 
 
 @pytest.fixture
@@ -129,26 +46,6 @@ def queued(engine: Engine) -> list[Job]:
         return list(session.scalars(select(Job).where(Job.kind == "evaluate").order_by(Job.id)))
 
 
-def run(engine: Engine, store: DirectoryStore, rewards: Callable[[EvaluateSpec], list[float]]) -> int:
-    """Do what workers do with every evaluation in the queue; return how many there were."""
-    done = 0
-    with system_session(engine) as session:
-        session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
-        while claim := jobs.claim(session, uuid.uuid4(), "default", ["evaluate"], lease_s=60):
-            key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/attempts/{claim.fence}/rows.jsonl"
-            store.put(key, io.BytesIO(b'{"line": 1}\n'))
-            found = rewards(EvaluateSpec.model_validate(claim.spec))
-            parsed = [reward > 0 for reward in found]
-            report = {"rewards": found, "parsed": parsed, "pass_at_k": None, "rows_key": key}
-            record_success(session, AttemptKey(claim.job_id, claim.fence), report)
-            done += 1
-    return done
-
-
-def right_in(count: int) -> list[float]:
-    return [1.0] * count + [0.0] * (N - count)
-
-
 def better_experts(spec: EvaluateSpec) -> list[float]:
     return right_in(10 if spec.z is None else 30)
 
@@ -157,9 +54,9 @@ def better_experts(spec: EvaluateSpec) -> list[float]:
 
 
 def test_a_version_is_measured_beside_its_base(
-    create: Callable[..., Any], publish: Callable[..., str], system_engine: Engine
+    create: Callable[..., Any], publish_version: Callable[..., str], system_engine: Engine
 ) -> None:
-    name = publish()
+    name = publish_version()
     made = create(name)
     assert (made["model"], made["status"], made["results"]) == (name, "queued", None)
     assert [other["model"] for other in made["others"]] == ["tiny"]
@@ -171,9 +68,9 @@ def test_a_version_is_measured_beside_its_base(
 
 
 def test_the_same_subject_and_suite_are_never_run_twice(
-    create: Callable[..., Any], publish: Callable[..., str], system_engine: Engine, store: DirectoryStore
+    create: Callable[..., Any], publish_version: Callable[..., str], system_engine: Engine, store: DirectoryStore
 ) -> None:
-    name = publish()
+    name = publish_version()
     first = create(name)
     assert run(system_engine, store, better_experts) == 2
     assert create(name)["id"] == first["id"]
@@ -181,9 +78,9 @@ def test_the_same_subject_and_suite_are_never_run_twice(
 
 
 def test_comparing_with_another_version_runs_only_what_is_missing(
-    create: Callable[..., Any], publish: Callable[..., str], system_engine: Engine
+    create: Callable[..., Any], publish_version: Callable[..., str], system_engine: Engine
 ) -> None:
-    first, second = publish(), publish()
+    first, second = publish_version(), publish_version()
     create(first)
     create(second, compare_with=[first, second, "tiny"])
     assert len(queued(system_engine)) == 3
@@ -294,12 +191,12 @@ def test_a_finished_evaluation_has_its_mean_interval_and_parse_failures(
 
 def test_a_version_that_is_better_than_its_base_is_said_to_be_better_and_the_base_worse(
     create: Callable[..., Any],
-    publish: Callable[..., str],
+    publish_version: Callable[..., str],
     client: Client,
     system_engine: Engine,
     store: DirectoryStore,
 ) -> None:
-    name = publish()
+    name = publish_version()
     made = create(name)
     run(system_engine, store, better_experts)
     (base,) = fetch(client, made["id"])["others"]
@@ -314,12 +211,12 @@ def test_a_version_that_is_better_than_its_base_is_said_to_be_better_and_the_bas
 
 def test_a_version_inside_the_noise_says_so(
     create: Callable[..., Any],
-    publish: Callable[..., str],
+    publish_version: Callable[..., str],
     client: Client,
     system_engine: Engine,
     store: DirectoryStore,
 ) -> None:
-    made = create(publish())
+    made = create(publish_version())
     run(system_engine, store, lambda spec: right_in(20 if spec.z is None else 22))
     (base,) = fetch(client, made["id"])["others"]
     assert base["comparison"]["verdict"] == "inside the noise"
@@ -327,18 +224,18 @@ def test_a_version_inside_the_noise_says_so(
 
 
 def test_nothing_is_compared_before_both_have_finished(
-    create: Callable[..., Any], publish: Callable[..., str], client: Client, system_engine: Engine
+    create: Callable[..., Any], publish_version: Callable[..., str], client: Client, system_engine: Engine
 ) -> None:
-    made = create(publish())
+    made = create(publish_version())
     assert fetch(client, made["id"])["others"][0]["comparison"] is None
 
 
 def test_an_expert_measured_on_its_own_training_file_comes_with_a_warning(
-    create: Callable[..., Any], publish: Callable[..., str], suite_file: str, system_engine: Engine
+    create: Callable[..., Any], publish_version: Callable[..., str], suite_file: str, system_engine: Engine
 ) -> None:
     with system_session(system_engine) as session:
         sha256 = session.scalars(select(DatasetVersion.sha256)).one()
-    clean, flattered = publish("clean"), publish("flattered", dataset_digest=sha256)
+    clean, flattered = publish_version("clean"), publish_version("flattered", dataset_digest=sha256)
     assert create(clean)["warnings"] == []
     assert "flatter" in create(flattered)["warnings"][0]
 

@@ -210,12 +210,12 @@ def test_only_an_admitted_job_of_the_cluster_and_kind_is_claimed(
     assert claim(system_engine, "train", "validate") is None
 
 
-def test_a_claim_takes_the_highest_priority_and_then_the_one_admitted_first(
+def test_a_claim_takes_the_one_admitted_first_whatever_its_priority(
     system_engine: Engine, admitted: Callable[..., uuid.UUID]
 ) -> None:
-    late, early, urgent = admitted(), admitted(), admitted(priority=1)
+    late, early = admitted(priority=1), admitted()
     execute(system_engine, "UPDATE jobs SET admitted_at = now() - interval '1 hour' WHERE id = :id", id=early)
-    assert [claimed(system_engine).job_id for _ in range(3)] == [urgent, early, late]
+    assert [claimed(system_engine).job_id for _ in range(2)] == [early, late]
 
 
 def claim_into(engine: Engine, *packs: str) -> Claim | None:
@@ -1038,7 +1038,7 @@ def test_a_job_cancelled_before_it_began_is_settled_by_the_leader(
     job_id = make_job(caller)
     cancel(api_engine, caller, job_id)
     with system_session(system_engine) as session:
-        assert wishes.settle_cancelled(session) == 1
+        assert wishes.settle(session) == 1
     found = row(system_engine, job_id)
     assert found.state == "cancelled" and found.finished_at is not None
 

@@ -20,6 +20,8 @@ from zhub.embedded.postgres import Urls
 from zhub.errors import AuthenticationError, InvalidRequestError, PermissionDeniedError
 from zhub.models import (
     TENANT_OWNED,
+    Alias,
+    AliasMove,
     ApiKey,
     Attempt,
     Base,
@@ -31,9 +33,13 @@ from zhub.models import (
     Expert,
     ExpertVersion,
     Job,
+    JobDependency,
     JobEvent,
+    Promotion,
     QueuePlace,
     Quota,
+    Schedule,
+    ScheduleTick,
     Usage,
 )
 from zhub.tenancy import SCOPES, Caller
@@ -271,7 +277,7 @@ def test_a_row_cannot_point_at_another_tenants_row(filled: Filled, table: str, c
     ours = filled.ours.org_id
     # Nothing but the reference may be at fault: what is unique is new, and our own spare row is accepted.
     fresh = {"id": str(uuid.uuid4()), "prefix": uuid.uuid4().hex, "name": "new", "version": 99, "position": 99}
-    fresh |= {"job_id": str(filled.spare[ours, "jobs"]), "suite_digest": "new"}
+    fresh |= {"job_id": str(filled.spare[ours, "jobs"]), "suite_digest": "new", "key": "new"}
     row = _row(filled.system, table, ours)
     row |= {name: value for name, value in fresh.items() if name in row}
     with system_session(filled.system) as session:
@@ -487,6 +493,15 @@ def _fill(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str], uuid.
     session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
     session.add_all([Quota(**own), Usage(cluster="default", worker_seconds=1.0, **own)])
     session.add(QueuePlace(job_id=jobs[0].id, reason="r", **own))
+    session.add(JobDependency(job_id=jobs[0].id, needs_job_id=another.id, **own))
+    alias, next_one = (Alias(expert_id=experts[0].id, name=n, version_id=version.id, **own) for n in ("prod", "next"))
+    timed = {"timezone": "UTC", "on_new_data": True, "misfire": "skip", "overlap": "skip", "catch_up_s": 0}
+    timed |= {"max_backfill": 1, "jitter_s": 0, "max_failures": 1, "request": {}}
+    weekly, daily = (Schedule(name=n, dataset_id=datasets[0].id, **timed, **within) for n in ("weekly", "daily"))
+    session.add_all([alias, next_one, weekly, daily, Promotion(job_id=jobs[0].id, alias="prod", gate={}, **within)])
+    session.flush()
+    session.add(AliasMove(alias_id=alias.id, to_version_id=version.id, by="key", **own))
+    session.add(ScheduleTick(schedule_id=weekly.id, key="k", outcome="fired", **own))
     session.flush()
     spare = {
         "datasets": datasets[1],
@@ -494,6 +509,8 @@ def _fill(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str], uuid.
         "jobs": jobs[1],
         "dataset_versions": files[1],
         "expert_versions": spare_version,
+        "aliases": next_one,
+        "schedules": daily,
     }
     found = {table: row.id for table, row in spare.items()} | {"projects": caller.project_id}
     return {(caller.org_id, table): row_id for table, row_id in found.items()}

@@ -52,6 +52,6 @@ def test_no_state_is_both_active_and_ended() -> None:
     assert not set(states.ACTIVE) & set(states.TERMINAL)
 
 
-@pytest.mark.parametrize("state", sorted(set(states.JOB_STATES) - set(states.ACTIVE)))
-def test_only_an_active_job_can_succeed(state: str) -> None:
+@pytest.mark.parametrize("state", sorted(set(states.JOB_STATES) - {*states.ACTIVE, states.WAITING}))
+def test_only_an_active_job_or_a_gate_can_succeed(state: str) -> None:
     assert states.SUCCEEDED not in states.TRANSITIONS[state]

@@ -1,0 +1,76 @@
+"""A suite of forty rows, versions to measure on it, and workers that only pretend to."""
+
+import io
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from zhub import jobs
+from zhub.db import system_session
+from zhub.manifest import FileEntry, Manifest
+from zhub.specs import EvaluateSpec
+from zhub.store import DirectoryStore
+from zhub_workers.agent import record_success
+from zhub_workers.attempt import AttemptKey
+
+N = 40
+ROWS = b"".join(
+    json.dumps({"messages": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)}).encode() + b"\n"
+    for n in range(N)
+)
+GRADER = {
+    "type": "string_check",
+    "name": "exact",
+    "operation": "eq",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+}
+
+
+def manifest_of(job_id: uuid.UUID, **changed: Any) -> Manifest:
+    values: dict[str, Any] = {
+        "base_model": "tiny",
+        "base_source": "made here",
+        "weights_fingerprint": "w" * 64,
+        "basis_fingerprint": "b" * 64,
+        "dataset_digest": "d",
+        "validation_digest": None,
+        "job_id": str(job_id),
+        "fence": 1,
+        "recipe": "supervised",
+        "hyperparameters": {"n_steps": 1},
+        "grader": None,
+        "seed": 1,
+        "code_version": "0",
+        "hardware": "cpu",
+        "best_step": 1,
+        "steps": 1,
+        "parameters": 1,
+        "evaluations": [],
+        "parent_digest": None,
+        "files": [FileEntry(name="z.safetensors", size_bytes=1, sha256="e" * 64)],
+    }
+    return Manifest(**(values | changed))
+
+
+def run(engine: Engine, store: DirectoryStore, rewards: Callable[[EvaluateSpec], list[float]]) -> int:
+    """Do what workers do with every evaluation in the queue; return how many there were."""
+    done = 0
+    with system_session(engine) as session:
+        session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
+        while claim := jobs.claim(session, uuid.uuid4(), "default", ["evaluate"], lease_s=60):
+            key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/attempts/{claim.fence}/rows.jsonl"
+            store.put(key, io.BytesIO(b'{"line": 1}\n'))
+            found = rewards(EvaluateSpec.model_validate(claim.spec))
+            parsed = [reward > 0 for reward in found]
+            report = {"rewards": found, "parsed": parsed, "pass_at_k": None, "rows_key": key}
+            record_success(session, AttemptKey(claim.job_id, claim.fence), report)
+            done += 1
+    return done
+
+
+def right_in(count: int) -> list[float]:
+    return [1.0] * count + [0.0] * (N - count)
