@@ -69,6 +69,7 @@ def upgrade() -> None:
     op.create_table(
         "alias_moves",
         sa.Column("alias_id", sa.Uuid(), nullable=False),
+        sa.Column("position", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("from_version_id", sa.Uuid(), nullable=True),
         sa.Column("to_version_id", sa.Uuid(), nullable=False),
         sa.Column("by", sa.Text(), nullable=False),
@@ -78,7 +79,7 @@ def upgrade() -> None:
             {"alias_id": "aliases", "from_version_id": "expert_versions", "to_version_id": "expert_versions"},
         ),
     )
-    op.create_index("ix_alias_moves_alias", "alias_moves", ["alias_id", "id"], unique=False)
+    op.create_index("ix_alias_moves_alias", "alias_moves", ["alias_id", "position"], unique=False)
     op.create_table(
         "promotions",
         sa.Column("project_id", sa.Uuid(), nullable=False),

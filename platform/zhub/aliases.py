@@ -114,4 +114,6 @@ def list_aliases(session: Session, project_id: uuid.UUID) -> list[Alias]:
 
 def moves(session: Session, alias: Alias) -> list[AliasMove]:
     """Every move of an alias, newest first."""
-    return list(session.scalars(select(AliasMove).where(AliasMove.alias_id == alias.id).order_by(AliasMove.id.desc())))
+    return list(
+        session.scalars(select(AliasMove).where(AliasMove.alias_id == alias.id).order_by(AliasMove.position.desc()))
+    )

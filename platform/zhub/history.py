@@ -79,6 +79,32 @@ RULES: Final[dict[str, str]] = {
         SELECT j.id, 'the expert belongs to another organisation'
           FROM jobs j JOIN experts e ON e.id = j.expert_id WHERE e.org_id <> j.org_id
     """,
+    "a job that depends on others began after all of them had succeeded": """
+        SELECT j.id, 'state ' || j.state || ', while ' || n.id || ' is ' || n.state
+          FROM jobs j JOIN job_dependencies d ON d.job_id = j.id JOIN jobs n ON n.id = d.needs_job_id
+         WHERE j.kind <> 'gate' AND j.fence > 0 AND n.state <> 'succeeded'
+    """,
+    "an alias stands where its last move put it": """
+        SELECT a.id, '@' || a.name || ' stands on ' || a.version_id || ', and was moved to '
+               || coalesce(m.to_version_id::text, 'nothing')
+          FROM aliases a LEFT JOIN LATERAL
+               (SELECT to_version_id FROM alias_moves WHERE alias_id = a.id ORDER BY position DESC LIMIT 1) m ON true
+         WHERE m.to_version_id IS DISTINCT FROM a.version_id
+    """,
+    "each move of an alias begins where the one before it ended": """
+        SELECT id, 'from ' || coalesce(from_version_id::text, 'nothing') || ', and it stood on '
+               || coalesce(before::text, 'nothing')
+          FROM (SELECT m.*, lag(to_version_id) OVER (PARTITION BY alias_id ORDER BY position) AS before
+                  FROM alias_moves m) m
+         WHERE from_version_id IS DISTINCT FROM before
+    """,
+    "a version that a gate promoted passed on every suite": """
+        SELECT id, 'findings ' || findings::text FROM promotions
+         WHERE promoted AND (findings IS NULL OR jsonb_path_exists(findings, '$[*] ? (@.passed == false)'))
+    """,
+    "a tick that fired has its job": """
+        SELECT id, 'tick ' || key FROM schedule_ticks WHERE outcome = 'fired' AND job_id IS NULL
+    """,
     "a cluster's agents give out no more workers than they have": """
         SELECT (array_agg(a.job_id ORDER BY a.created_at DESC))[1], 'cluster ' || j.cluster || ' has ' || c.workers
                || ' workers, and ' || round(sum(a.workers)::numeric, 3) || ' are in use'

@@ -352,6 +352,8 @@ class AliasMove(TenantOwned, Base):
 
     __tablename__ = "alias_moves"
     alias_id: Mapped[uuid.UUID]
+    position: Mapped[int] = mapped_column(BigInteger, Identity())
+    """Given under the lock on the alias, so the moves of one alias are in order."""
     from_version_id: Mapped[uuid.UUID | None]
     to_version_id: Mapped[uuid.UUID]
     by: Mapped[str]
@@ -362,7 +364,7 @@ class AliasMove(TenantOwned, Base):
         _tenant_fk("alias_id", "aliases"),
         _tenant_fk("from_version_id", "expert_versions"),
         _tenant_fk("to_version_id", "expert_versions"),
-        Index("ix_alias_moves_alias", "alias_id", "id"),
+        Index("ix_alias_moves_alias", "alias_id", "position"),
     )
 
 

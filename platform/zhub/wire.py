@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from zhub.generation import ChosenExpert
 from zhub.manifest import Evaluation
@@ -192,6 +192,86 @@ class ExpertVersion(_Answer):
         """How base and expert did on the same rows of this split."""
         found = [entry for entry in self.manifest["evaluations"] if entry["split"] == split]
         return Evaluation.model_validate(found[0]) if found else None
+
+
+class AliasMoveRecord(_Answer):
+    """One move of an alias."""
+
+    created_at: int
+    origin: str | None = Field(alias="from")
+    to: str
+    by: str
+    reason: str | None
+
+
+class AliasRecord(_Answer):
+    """An alias and the version it stands on. ``moves``, newest first, is given for a single one only, not in lists."""
+
+    id: str
+    alias: str
+    version: str
+    moved_at: int
+    moves: list[AliasMoveRecord] = []
+
+
+class GateFinding(_Answer):
+    """What a gate found on one suite."""
+
+    file: str
+    passed: bool
+    sentences: list[str]
+
+
+class PromotionRecord(_Answer):
+    """A version on its way to an alias; ``promoted`` once its gate has decided."""
+
+    id: str
+    created_at: int
+    finished_at: int | None
+    status: str
+    error: dict[str, Any] | None
+    model: str | None
+    training_job: str | None
+    alias: str
+    gate: dict[str, Any]
+    promoted: bool | None
+    findings: list[GateFinding] | None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+class ScheduleRecord(_Answer):
+    """A schedule; ``next_runs`` in seconds of Unix time, none while it is paused."""
+
+    id: str
+    created_at: int
+    name: str
+    dataset: str
+    training: dict[str, Any]
+    cron: str | None
+    timezone: str
+    on_new_data: bool
+    misfire: str
+    overlap: str
+    jitter_s: int
+    failures: int
+    max_failures: int
+    status: str
+    paused_because: str | None
+    next_runs: list[int]
+
+
+class TickRecord(_Answer):
+    """What became of one tick of a schedule."""
+
+    id: str
+    created_at: int
+    tick: str
+    outcome: str
+    message: str | None
+    job: str | None
 
 
 class ModelRecord(_Answer):

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from zhub import history, jobs, registry
+from zhub import aliases, dependencies, history, jobs, registry
 from zhub.cli.database_process import examine_history
 from zhub.db import system_session
 from zhub.embedded.postgres import Urls
 from zhub.manifest import Manifest
+from zhub.models import Dataset, Promotion, Schedule, ScheduleTick
 from zhub.tenancy import Caller
 
 AGENT = uuid.UUID(int=1)
@@ -38,7 +39,10 @@ def claim(engine: Engine) -> jobs.Claim:
 
 @pytest.fixture
 def past(system_engine: Engine, make_job: MakeJob, make_agent: Any, caller: Caller) -> uuid.UUID:
-    """A sound history: a job that was lost once and then made a version, and two that run. Returns the first."""
+    """A sound history: a job that was lost once and then made a version, which was promoted, and two that run.
+
+    Returns the first.
+    """
     make_agent(slots=2)
     made = make_job(caller)
     lost = claim(system_engine)
@@ -59,9 +63,27 @@ def past(system_engine: Engine, make_job: MakeJob, make_agent: Any, caller: Call
         "grader": None,
     }
     with system_session(system_engine) as session:
-        registry.publish(session, made, again.fence, Manifest.model_validate(fields), "k", 1)
-    for expert in ("another", "third"):
-        make_job(caller, expert=expert)
+        version = registry.publish(session, made, again.fence, Manifest.model_validate(fields), "k", 1)
+        record = registry.versions_by_id(session, [version.id])[version.id]
+        aliases.move(session, "prod", record, by="test")
+    own = {"org_id": caller.org_id, "project_id": caller.project_id}
+    gate = make_job(caller, kind="gate", state="waiting")
+    running = [make_job(caller, expert=expert) for expert in ("another", "third")]
+    with system_session(system_engine) as session:
+        dependencies.add(session, jobs.get_job(session, running[0]), [made])
+        finding = {"file": "f", "passed": True, "sentences": []}
+        session.add(Promotion(job_id=gate, alias="prod", gate={}, promoted=True, findings=[finding], **own))
+        dataset = Dataset(name="rows", **own)
+        session.add(dataset)
+        session.flush()
+        timed = {"timezone": "UTC", "on_new_data": True, "misfire": "skip", "overlap": "skip", "catch_up_s": 0}
+        timed |= {"max_backfill": 1, "jitter_s": 0, "max_failures": 1, "request": {}}
+        schedule = Schedule(name="weekly", dataset_id=dataset.id, **timed, **own)
+        session.add(schedule)
+        session.flush()
+        tick = {"schedule_id": schedule.id, "key": "k", "outcome": "fired", "job_id": running[0]}
+        session.add(ScheduleTick(org_id=caller.org_id, **tick))
+    for _ in running:
         claim(system_engine)
     return made
 
@@ -71,9 +93,9 @@ def test_a_sound_history_is_sound(system_engine: Engine, past: uuid.UUID) -> Non
 
 
 HARM: dict[str, tuple[str, str]] = {
-    "a success without a version": (
+    "a failure with a version": (
         "a job makes at most one version, and only by succeeding",
-        "DELETE FROM expert_versions",
+        "UPDATE jobs SET state = 'failed' WHERE id = :past",
     ),
     "a version of another fence": (
         "a version was made by the attempt that owned its job",
@@ -116,6 +138,26 @@ HARM: dict[str, tuple[str, str]] = {
         "INSERT INTO checkpoints (id, org_id, job_id, fence, step, key_prefix, digest, size_bytes, z, metrics) "
         "SELECT gen_random_uuid(), org_id, id, 9, 1, 'k', 'd', 1, '{}', '{}' FROM jobs WHERE id = :past",
     ),
+    "a job that did not wait": (
+        "a job that depends on others began after all of them had succeeded",
+        "UPDATE job_dependencies SET needs_job_id = (SELECT max(id::text)::uuid FROM jobs WHERE state = 'starting')",
+    ),
+    "an alias that moved without a row": (
+        "an alias stands where its last move put it",
+        "DELETE FROM alias_moves",
+    ),
+    "a move from elsewhere": (
+        "each move of an alias begins where the one before it ended",
+        "UPDATE alias_moves SET from_version_id = to_version_id",
+    ),
+    "a promotion past its gate": (
+        "a version that a gate promoted passed on every suite",
+        """UPDATE promotions SET findings = '[{"passed": true}, {"passed": false}]'""",
+    ),
+    "a tick that fired nothing": (
+        "a tick that fired has its job",
+        "UPDATE schedule_ticks SET job_id = NULL",
+    ),
     "more workers than there are": (
         "a cluster's agents give out no more workers than they have",
         "UPDATE agents SET slots = 1",
@@ -141,7 +183,7 @@ def test_the_doctor_says_what_it_found_and_how_it_went(
     system_engine: Engine, database: Urls, past: uuid.UUID, capsys: pytest.CaptureFixture[str]
 ) -> None:
     examine_history(database.system)
-    assert "3 jobs, 11 rules, nothing is wrong" in capsys.readouterr().err
+    assert "4 jobs, 16 rules, nothing is wrong" in capsys.readouterr().err
     execute(system_engine, "UPDATE expert_versions SET version = 2")
     with pytest.raises(SystemExit) as ended:
         examine_history(database.system)

@@ -51,7 +51,10 @@ def test_the_promised_commands_are_there() -> None:
         "up, demo, doctor, submit, chat, base-models add, base-models ls, base-models show, "
         "datasets push, datasets ls, datasets show, jobs ls, jobs show, jobs watch, jobs logs, jobs cancel, "
         "jobs pause, jobs resume, jobs checkpoints, evaluations create, evaluations ls, evaluations show, "
-        "experts ls, experts show, experts pull, queue explain, queue doctor, db upgrade, db bootstrap, db quota"
+        "experts ls, experts show, experts pull, experts aliases, experts moves, experts promote, "
+        "promotions create, promotions ls, promotions show, promotions cancel, schedules add, schedules ls, "
+        "schedules show, schedules run, schedules pause, schedules resume, schedules rm, "
+        "queue explain, queue doctor, db upgrade, db bootstrap, db quota"
     )
     assert set(promised.split(", ")) <= {" ".join(path) for path, _ in ALL}
 

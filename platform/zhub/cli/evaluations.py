@@ -9,7 +9,7 @@ from rich.text import Text
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, status, table
-from zhub.cli.submit import ANSWER_GRADER, file_id, read_grader
+from zhub.cli.submit import ANSWER_GRADER, file_id, read_json
 from zhub.manifest import Accuracy
 from zhub.wire import EvaluationComparison, EvaluationRecord, EvaluationResults
 
@@ -42,7 +42,7 @@ def create(
         found = client.evaluations.create(
             model=model,
             file=file_id(client, dataset),
-            grader=ANSWER_GRADER if grader is None else read_grader(grader),
+            grader=ANSWER_GRADER if grader is None else read_json(grader, "grader"),
             compare_with=compare_with or [],
             max_new_tokens=max_new_tokens,
             k=k,

@@ -53,6 +53,43 @@ def pull(
         typer.echo(str(target.absolute()))
 
 
+@app.command()
+def aliases(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """List the aliases, and the versions they stand on."""
+    with connect(data_dir) as client:
+        found = client.aliases.list()
+    if as_json:
+        return show_json(found)
+    put(table(("ALIAS", "VERSION", "MOVED"), [(one.id, one.version, moment(one.moved_at)) for one in found], whole=2))
+
+
+@app.command()
+def moves(alias: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show every move of an alias (project.expert@prod), newest first."""
+    with connect(data_dir) as client:
+        found = client.aliases.get(alias)
+    if as_json:
+        return show_json(found)
+    rows = [(moment(one.created_at), one.origin or "-", one.to, one.by, one.reason or "") for one in found.moves]
+    put(table(("AT", "FROM", "TO", "BY", "BECAUSE"), rows, whole=4))
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="An expert version (project.expert@v1).")],
+    alias: Annotated[str, typer.Option(help="The alias that shall stand on it.")] = "prod",
+    reason: Annotated[str | None, typer.Option(help="Why, for those who look later.")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put an alias on a version without a gate: to begin with, to go back, or to overrule one."""
+    with connect(data_dir) as client:
+        moved = client.aliases.move(f"{version.partition('@')[0]}@{alias}", version, reason=reason)
+    if as_json:
+        return show_json(moved)
+    note(f"{moved.id} stands on {moved.version}.")
+
+
 def show_version(version: ExpertVersion, as_json: bool) -> None:
     if as_json:
         return show_json(version)

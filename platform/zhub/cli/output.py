@@ -26,6 +26,11 @@ STYLES = {
     "failed": "red",
     "cancelled": "yellow",
     "paused": "yellow",
+    "active": "green",
+    "fired": "green",
+    "promoted": "green",
+    "not promoted": "yellow",
+    "refused": "red",
     "better": "green",
     "worse": "red",
 }
@@ -61,7 +66,9 @@ def note(message: str) -> None:
 
 def show_json(value: BaseModel | Iterable[BaseModel]) -> None:
     plain: Any = (
-        value.model_dump(mode="json") if isinstance(value, BaseModel) else [v.model_dump(mode="json") for v in value]
+        value.model_dump(mode="json", by_alias=True)
+        if isinstance(value, BaseModel)
+        else [v.model_dump(mode="json", by_alias=True) for v in value]
     )
     typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
 

@@ -40,6 +40,12 @@ def submit(
         int | None,
         typer.Option(help="Repeat a training, up to rounding where jobs share a worker.", show_default="random"),
     ] = None,
+    after: Annotated[
+        list[str] | None, typer.Option(metavar="JOB", help="Wait until this job has succeeded; may be repeated.")
+    ] = None,
+    gate: Annotated[
+        Path | None, typer.Option(help="A JSON file with the gate that the version must pass to get an alias.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the request and say what the job would take; train nothing.")
     ] = False,
@@ -48,14 +54,12 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Train an expert on a dataset."""
-    body: dict[str, Any] = {"hyperparameters": parse_settings(settings or [])}
-    if method == "reinforcement":
-        body["grader"] = ANSWER_GRADER if grader is None else read_grader(grader)
-    elif grader is not None:
-        raise typer.BadParameter("a grader goes with --method reinforcement", param_hint="--grader")
+    asked: Any = {"model": base, "suffix": suffix, "seed": seed, "depends_on": after or []}
+    asked["method"] = training_method(method, grader, settings or [])
+    if gate is not None:
+        asked["promotion"] = read_json(gate, "gate")
     with connect(data_dir) as client:
-        asked: dict[str, Any] = {"model": base, "training_file": file_id(client, dataset), "suffix": suffix}
-        asked |= {"method": {"type": method, method: body}, "seed": seed}
+        asked["training_file"] = file_id(client, dataset)
         if dry_run:
             return show_estimate(client.jobs.estimate(**asked), as_json)
         job = client.jobs.create(**asked)
@@ -84,6 +88,16 @@ def show_estimate(estimate: EstimateRecord, as_json: bool) -> None:
     note("Nothing was submitted.")
 
 
+def training_method(method: str, grader: Path | None, settings: list[str]) -> dict[str, Any]:
+    """The ``method`` of a request, from what the command line says."""
+    body: dict[str, Any] = {"hyperparameters": parse_settings(settings)}
+    if method == "reinforcement":
+        body["grader"] = ANSWER_GRADER if grader is None else read_json(grader, "grader")
+    elif grader is not None:
+        raise typer.BadParameter("a grader goes with --method reinforcement", param_hint="--grader")
+    return {"type": method, method: body}
+
+
 def parse_settings(settings: list[str]) -> dict[str, Any]:
     """``name=value`` pairs; a value that reads as JSON is a number or a truth value, any other is text."""
     parsed: dict[str, Any] = {}
@@ -98,13 +112,14 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def read_grader(path: Path) -> Any:
+def read_json(path: Path, what: str) -> Any:
+    """The content of a JSON file that holds a ``what``."""
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as exc:
-        raise InvalidRequestError(f"{path}: the grader cannot be read: {exc.strerror}.") from exc
+        raise InvalidRequestError(f"{path}: the {what} cannot be read: {exc.strerror}.") from exc
     except ValueError as exc:
-        raise InvalidRequestError(f"{path}: the grader is not JSON: {exc}.") from exc
+        raise InvalidRequestError(f"{path}: the {what} is not JSON: {exc}.") from exc
 
 
 def file_id(client: Client, dataset: str) -> str:

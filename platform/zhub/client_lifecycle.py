@@ -1,0 +1,108 @@
+"""The client's side of what becomes of experts: aliases, promotions through a gate, and schedules."""
+
+import builtins
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zhub.transport import Http, part, wait
+from zhub.wire import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
+
+
+class Aliases:
+    """Names such as ``@prod`` for the version of an expert that they stand on."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    def list(self) -> list[AliasRecord]:
+        """The aliases of the project's experts."""
+        return [AliasRecord.model_validate(found) for found in self._http.get("/v1/aliases")["data"]]
+
+    def get(self, name: str) -> AliasRecord:
+        """``<project>.<expert>@<alias>``, with every move of it."""
+        return AliasRecord.model_validate(self._http.get(_alias_path(name)))
+
+    def move(self, name: str, version: str, *, reason: str | None = None) -> AliasRecord:
+        """Put an alias on a version, without a gate."""
+        body = {"version": version, "reason": reason}
+        return AliasRecord.model_validate(self._http.put(_alias_path(name), body))
+
+
+class Promotions:
+    """Versions on their way to an alias."""
+
+    def __init__(self, http: Http, poll_s: float) -> None:
+        self._http = http
+        self._poll_s = poll_s
+
+    def create(self, *, model: str, gate: Mapping[str, Any]) -> PromotionRecord:
+        """Have a version measured and, if it passes the gate, promoted."""
+        return PromotionRecord.model_validate(self._http.post("/v1/promotions", {"model": model, **gate}))
+
+    def get(self, promotion_id: str) -> PromotionRecord:
+        return PromotionRecord.model_validate(self._http.get(f"/v1/promotions/{part(promotion_id)}"))
+
+    def list(self) -> list[PromotionRecord]:
+        """Every promotion of the project, newest first."""
+        return [PromotionRecord.model_validate(found) for found in self._http.pages("/v1/promotions", limit=100)]
+
+    def cancel(self, promotion_id: str) -> PromotionRecord:
+        return PromotionRecord.model_validate(self._http.post(f"/v1/promotions/{part(promotion_id)}/cancel", {}))
+
+    def wait_ended(self, promotion_id: str, *, timeout_s: float = 3600.0) -> PromotionRecord:
+        """Return the promotion once it has been decided.
+
+        Raises:
+            UnavailableError: it was not within ``timeout_s``.
+        """
+        give_up = time.monotonic() + timeout_s
+        while not (found := self.get(promotion_id)).ended:
+            wait(self._poll_s, give_up, f"{promotion_id} had not ended within {timeout_s:g} s")
+        return found
+
+
+class Schedules:
+    """Trainings that are submitted by themselves."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    def create(self, **request: Any) -> ScheduleRecord:
+        """Make a schedule of these fields; the API's documentation says what each means."""
+        return ScheduleRecord.model_validate(self._http.post("/v1/schedules", request))
+
+    def get(self, schedule_id: str) -> ScheduleRecord:
+        return ScheduleRecord.model_validate(self._http.get(f"/v1/schedules/{part(schedule_id)}"))
+
+    def list(self) -> builtins.list[ScheduleRecord]:
+        """The project's schedules, by name."""
+        return [ScheduleRecord.model_validate(found) for found in self._http.get("/v1/schedules")["data"]]
+
+    def find(self, name: str) -> ScheduleRecord:
+        """The schedule of this name or id. Raises ApiError, as the API does for an id that is not there."""
+        named = [found for found in self.list() if found.name == name]
+        return named[0] if named else self.get(name)
+
+    def pause(self, schedule_id: str) -> ScheduleRecord:
+        return ScheduleRecord.model_validate(self._http.post(f"/v1/schedules/{part(schedule_id)}/pause", {}))
+
+    def resume(self, schedule_id: str) -> ScheduleRecord:
+        return ScheduleRecord.model_validate(self._http.post(f"/v1/schedules/{part(schedule_id)}/resume", {}))
+
+    def run(self, schedule_id: str) -> TickRecord:
+        """Fire it at once; the answer is the tick."""
+        return TickRecord.model_validate(self._http.post(f"/v1/schedules/{part(schedule_id)}/run", {}))
+
+    def delete(self, schedule_id: str) -> None:
+        self._http.delete(f"/v1/schedules/{part(schedule_id)}")
+
+    def ticks(self, schedule_id: str) -> Sequence[TickRecord]:
+        """What became of its newest ticks."""
+        found = self._http.get(f"/v1/schedules/{part(schedule_id)}/ticks", limit=100)["data"]
+        return [TickRecord.model_validate(entry) for entry in found]
+
+
+def _alias_path(name: str) -> str:
+    expert, _, alias = name.partition("@")
+    return f"/v1/experts/{part(expert)}/aliases/{part(alias)}"
