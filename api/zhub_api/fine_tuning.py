@@ -8,7 +8,18 @@ from fastapi import APIRouter, Header, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from zhub import checkpoints, dependencies, fine_tuning, jobs, promotions, registry, states, wishes
+from zhub import (
+    admission,
+    checkpoints,
+    dependencies,
+    fine_tuning,
+    jobs,
+    promotions,
+    redrive,
+    registry,
+    states,
+    wishes,
+)
 from zhub.db import tenant_session
 from zhub.errors import NotFoundError
 from zhub.ids import parse_id, public_id
@@ -101,6 +112,19 @@ def resume_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str,
     return _wish(caller, context, job_id, wishes.request_resume)
 
 
+@router.post("/{job_id}/redrive")
+def redrive_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    """Queue a job again that failed or was cancelled, from its newest checkpoint if it left one. Not in the dialect."""
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = _own_job(session, caller, job_id)
+        admission.check_queue(session, caller.org_id)
+        redrive.request(session, job, by=public_id("API key", caller.key_id))
+        (answer,) = job_objects(session, [job])
+    context.wakeup.notify(SCHEDULER)
+    return answer
+
+
 @router.get("/{job_id}/queue")
 def explain_wait(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     """What the job waits for: its position in its cluster's queue, why, and when it may start. Not in the dialect."""
@@ -186,7 +210,7 @@ def status_of(job: Job) -> str:
         return {"cancel": "cancelled", "pause": "paused"}.get(job.desired, "queued")
     if job.state in states.ACTIVE:
         return "running"
-    return job.state
+    return "queued" if job.desired == "redrive" else job.state
 
 
 def job_objects(session: Session, found: Sequence[Job]) -> list[dict[str, Any]]:

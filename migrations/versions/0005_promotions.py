@@ -21,6 +21,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 WISH = "desired <> 'run' AND state IN ('waiting', 'queued', 'admitted')"
 ADMITTED, PAUSED = "state = 'admitted'", "state = 'paused'"
+REDRIVE = "desired = 'redrive' AND state IN ('failed', 'cancelled')"
 RETRY = "state = 'queued' AND not_before IS NOT NULL"
 
 
@@ -29,6 +30,11 @@ def upgrade() -> None:
     op.create_check_constraint(
         op.f("ck_jobs_kind"), "jobs", "kind IN ('validate', 'decompose', 'train', 'evaluate', 'gate')"
     )
+    op.drop_constraint("ck_jobs_desired", "jobs")
+    op.create_check_constraint(
+        op.f("ck_jobs_desired"), "jobs", "desired IN ('run', 'pause', 'cancel', 'preempt', 'redrive')"
+    )
+    op.create_index("ix_jobs_redrive", "jobs", ["id"], unique=False, postgresql_where=sa.text(REDRIVE))
     op.create_index(
         "ix_jobs_waiting", "jobs", ["org_id", "id"], unique=False, postgresql_where=sa.text("state = 'waiting'")
     )
@@ -145,6 +151,7 @@ def downgrade() -> None:
     op.create_index(
         "ix_jobs_queued", "jobs", ["created_at", "id"], unique=False, postgresql_where=sa.text("state = 'queued'")
     )
+    op.drop_index("ix_jobs_redrive", table_name="jobs")
     op.drop_index("ix_jobs_retry", table_name="jobs")
     op.drop_index("ix_jobs_paused", table_name="jobs")
     op.drop_index("ix_jobs_wish", table_name="jobs")
@@ -154,9 +161,12 @@ def downgrade() -> None:
     op.execute("ALTER TABLE api_keys FORCE ROW LEVEL SECURITY")
     op.execute("ALTER TABLE jobs NO FORCE ROW LEVEL SECURITY")
     op.execute("ALTER TABLE job_events NO FORCE ROW LEVEL SECURITY")
+    op.execute("UPDATE jobs SET desired = 'run' WHERE desired = 'redrive'")
     op.execute("DELETE FROM job_events WHERE job_id IN (SELECT id FROM jobs WHERE kind = 'gate')")
     op.execute("DELETE FROM jobs WHERE kind = 'gate'")
     op.execute("ALTER TABLE jobs FORCE ROW LEVEL SECURITY")
     op.execute("ALTER TABLE job_events FORCE ROW LEVEL SECURITY")
     op.drop_constraint("ck_jobs_kind", "jobs")
     op.create_check_constraint(op.f("ck_jobs_kind"), "jobs", "kind IN ('validate', 'decompose', 'train', 'evaluate')")
+    op.drop_constraint("ck_jobs_desired", "jobs")
+    op.create_check_constraint(op.f("ck_jobs_desired"), "jobs", "desired IN ('run', 'pause', 'cancel', 'preempt')")

@@ -299,6 +299,10 @@ class Jobs:
         """Queue a paused job again, to go on from its newest checkpoint."""
         return self._wish(job_id, "resume")
 
+    def redrive(self, job_id: str) -> FineTuningJob:
+        """Queue a job again that failed or was cancelled."""
+        return self._wish(job_id, "redrive")
+
     def queue(self, job_id: str) -> QueueRecord:
         """What the job waits for."""
         return QueueRecord.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{part(job_id)}/queue"))

@@ -242,6 +242,11 @@ class Job(TenantOwned, Base):
             "desired",
             postgresql_where=text("desired <> 'run' AND state IN ('waiting', 'queued', 'admitted')"),
         ),
+        Index(
+            "ix_jobs_redrive",
+            "id",
+            postgresql_where=text("desired = 'redrive' AND state IN ('failed', 'cancelled')"),
+        ),
         Index("ix_jobs_paused", "desired", postgresql_where=text("state = 'paused'")),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_project", "org_id", "project_id", "kind", "id"),

@@ -16,7 +16,7 @@ from types import FrameType
 
 from sqlalchemy import Engine, delete, func
 
-from zhub import admission, checkpoints, dependencies, jobs, leadership, promotions, schedules, wishes
+from zhub import admission, checkpoints, dependencies, jobs, leadership, promotions, redrive, schedules, wishes
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
 from zhub.errors import DeposedError, UnavailableError
@@ -88,6 +88,7 @@ def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
     with system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
         wishes.settle(session)
+        redrive.settle(session)
         dependencies.settle(session)
         admitted = admission.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
     for job_id, cluster in admitted:

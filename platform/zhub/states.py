@@ -6,7 +6,7 @@ leader write it. So "cancel" never races with "finished": they are two columns, 
 
 from typing import Final
 
-DESIRED: Final = ("run", "pause", "cancel", "preempt")
+DESIRED: Final = ("run", "pause", "cancel", "preempt", "redrive")
 
 WAITING = "waiting"  # for a dependency or a point in time
 QUEUED = "queued"  # may be admitted
@@ -34,8 +34,8 @@ TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
     STOPPING: (QUEUED, SUCCEEDED, FAILED, CANCELLED, PAUSED),
     PAUSED: (QUEUED, CANCELLED),
     SUCCEEDED: (),
-    FAILED: (QUEUED,),  # an audited redrive
-    CANCELLED: (QUEUED,),
+    FAILED: (QUEUED, WAITING),  # an audited redrive
+    CANCELLED: (QUEUED, WAITING),
 }
 
 OUTCOMES: Final = ("succeeded", "failed_user", "failed_infra", "lost", "cancelled", "paused")

@@ -40,7 +40,7 @@ def test_a_success_is_for_ever() -> None:
 
 @pytest.mark.parametrize("state", states.TERMINAL)
 def test_an_ended_job_goes_nowhere_but_back_into_the_queue(state: str) -> None:
-    assert set(states.TRANSITIONS[state]) <= {states.QUEUED}
+    assert set(states.TRANSITIONS[state]) <= {states.QUEUED, states.WAITING}
 
 
 @pytest.mark.parametrize("state", sorted(set(states.JOB_STATES) - set(states.TERMINAL)))

@@ -1,11 +1,13 @@
 """``python -m zhub.cli.database_process``: what ``zhub db`` does, with the imports that the command itself avoids."""
 
+import getpass
 import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 
 import psycopg
 import typer
@@ -14,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from zhub import history, migrate
+from zhub import history, migrate, redrive
 from zhub.bootstrap import create_full_key, ensure_project, has_keys
 from zhub.cli.exits import ERROR, exit_code
 from zhub.cli.output import note, show_error
@@ -25,6 +27,7 @@ from zhub.ids import new_id
 from zhub.logins import ensure_logins
 from zhub.migrate import check_at_head
 from zhub.models import Job, Organization, Quota
+from zhub.redrive import DeadLetters
 
 KEY_NAME = "zhub db bootstrap"
 MIN_SECRET_CHARACTERS = 32  # the API refuses to start with less
@@ -43,6 +46,11 @@ def main() -> None:
             )
         elif command == "doctor":
             examine_history(os.environ["ZHUB_DATABASE_URL"], as_json="--json" in arguments)
+        elif command == "redrive":
+            organization, kind, code, hours = (value or None for value in arguments[:4])
+            within = timedelta(hours=float(hours)) if hours else None
+            which = DeadLetters(organization, kind, code, within)
+            redrive_jobs(os.environ["ZHUB_DATABASE_URL"], which, do_it="--yes" in arguments)
         elif command == "quota":
             organization, weight, max_workers, max_queued = arguments
             set_quota(
@@ -122,6 +130,23 @@ def set_quota(
         f"{organization}: weight {weight:g}, {any_['max_workers']} workers in a cluster, {any_['max_queued']} jobs "
         "waiting. It holds from the scheduler's next pass on."
     )
+
+
+def redrive_jobs(system_url: str, which: DeadLetters, *, do_it: bool) -> None:
+    """List the failed jobs that are meant, and queue them again if that is wished."""
+    with _session(system_url) as session:
+        found = redrive.find(session, which)
+        for job in found:
+            error = job.error or {}
+            typer.echo(
+                f"{job.id}  {job.kind}  {job.finished_at:%Y-%m-%d %H:%M}  {error.get('code')}: {error.get('message')}"
+            )
+            if do_it:
+                redrive.request(session, job, by=f"operator {getpass.getuser()}")
+    if do_it:
+        note(f"{len(found)} jobs are queued again by the scheduler's next pass.")
+    else:
+        note(f"{len(found)} failed jobs. Nothing was changed; --yes queues them again.")
 
 
 def examine_history(system_url: str, *, as_json: bool = False) -> None:

@@ -80,6 +80,13 @@ def resume(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = Fa
 
 
 @app.command()
+def redrive(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Queue a job again that failed or was cancelled; a training goes on from its newest checkpoint."""
+    with connect(data_dir) as client:
+        show_job(client.jobs.redrive(job_id), as_json)
+
+
+@app.command()
 def checkpoints(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """List what a job can go on from, newest first; each can be asked by its name as a model."""
     with connect(data_dir) as client:

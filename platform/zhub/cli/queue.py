@@ -41,3 +41,23 @@ def doctor(
 ) -> None:
     """Look through the whole history of jobs for what must never be. Only reads. Exits with 1 if there is something."""
     run_database_process(["doctor", *["--json"] * as_json], {"ZHUB_DATABASE_URL": url})
+
+
+@app.command()
+def redrive(
+    organization: Annotated[str | None, typer.Option(help="Only jobs of this organisation.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only jobs of this kind: train, validate, …")] = None,
+    code: Annotated[str | None, typer.Option(help="Only jobs whose error has this code: lost, unavailable, …")] = None,
+    within_hours: Annotated[
+        float | None, typer.Option(min=0, help="Only jobs that failed within so many hours.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this they are only listed.")] = False,
+    url: Annotated[
+        str,
+        typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
+    ] = ...,  # type: ignore[assignment]  # typer's way to say "required"
+) -> None:
+    """List the failed jobs of all organisations that the options describe, and with --yes queue them again."""
+    hours = "" if within_hours is None else str(within_hours)
+    described = [organization or "", kind or "", code or "", hours]
+    run_database_process(["redrive", *described, *["--yes"] * yes], {"ZHUB_DATABASE_URL": url})
