@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zhub.fair_share import HALF_LIFE_S, HORIZON_S, Running, Tenant, Waiting, order, plan, starts
+from zhub.fair_share import (
+    HALF_LIFE_S,
+    HORIZON_S,
+    MIN_RUN_S,
+    Preemptible,
+    Running,
+    Tenant,
+    Waiting,
+    order,
+    plan,
+    reclaim,
+    starts,
+)
 
 A, B, C = (uuid.UUID(int=n) for n in (1, 2, 3))
 
@@ -145,3 +157,77 @@ def test_over_time_everybody_gets_its_share(weights: list[float]) -> None:
         used = {org: value * 0.5 ** (60 / HALF_LIFE_S) for org, value in used.items()}
     for org, weight in zip(orgs, weights, strict=True):
         assert got[org] / sum(got.values()) == pytest.approx(weight / sum(weights), abs=0.02)
+
+
+# Nominal shares
+
+
+def test_who_is_owed_workers_is_served_before_who_has_used_less() -> None:
+    queues = {A: jobs(1.0, 1.0), B: jobs(1.0, 1.0)}
+    tenants = {A: Tenant(used=10**6, nominal=1), B: Tenant()}
+    assert [org for org, _ in plan(3, [], tenants, queues)] == [A, B, B]
+    assert [org for org, _ in order(tenants, queues)] == [A, B, B, A]
+
+
+def run(org: uuid.UUID, *ran_s: float, workers: float = 1.0, spared: bool = False) -> list[Preemptible]:
+    return [Preemptible(uuid.uuid4(), org, workers, seconds, spared) for seconds in ran_s]
+
+
+OWED = {A: Tenant(nominal=2), B: Tenant(held=4, nominal=2)}
+
+
+def test_what_was_borrowed_is_taken_back_from_the_job_that_began_last() -> None:
+    old, new, newer, newest = run(B, 5 * MIN_RUN_S, 3 * MIN_RUN_S, 2 * MIN_RUN_S, MIN_RUN_S)
+    assert reclaim(0, [old, new, newer, newest], OWED, {A: jobs(1.0)}) == [newest]
+    assert reclaim(0, [old, new, newer, newest], OWED, {A: jobs(2.0)}) == [newest, newer]
+
+
+def test_nobody_is_taken_what_is_its_own() -> None:
+    running = run(B, *[2 * MIN_RUN_S] * 4)
+    assert reclaim(0, running, OWED | {A: Tenant(nominal=3)}, {A: jobs(3.0)}) == []
+
+
+def test_nothing_is_preempted_where_something_is_free_or_is_being_given_back() -> None:
+    assert reclaim(1, run(B, *[2 * MIN_RUN_S] * 4), OWED, {A: jobs(1.0)}) == []
+
+
+def test_nothing_is_preempted_for_who_has_its_share() -> None:
+    tenants = OWED | {A: Tenant(held=2, nominal=2)}
+    assert reclaim(0, run(B, *[2 * MIN_RUN_S] * 4), tenants, {A: jobs(1.0)}) == []
+
+
+def test_jobs_that_have_just_begun_or_are_spared_are_left_alone() -> None:
+    running = run(B, *[MIN_RUN_S - 1] * 3) + run(B, 2 * MIN_RUN_S, spared=True)
+    assert reclaim(0, running, OWED, {A: jobs(1.0)}) == []
+
+
+def test_who_borrowed_most_gives_back_first() -> None:
+    tenants = {A: Tenant(nominal=2), B: Tenant(held=2), C: Tenant(held=3)}
+    running = run(B, *[2 * MIN_RUN_S] * 2) + run(C, *[3 * MIN_RUN_S] * 3)
+    assert [one.org_id for one in reclaim(0, running, tenants, {A: jobs(2.0)})][0] == C
+
+
+TENANT = st.tuples(st.integers(0, 4), st.integers(0, 4))
+
+
+@given(
+    holds=st.lists(TENANT, min_size=3, max_size=3),
+    wants=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    free=st.integers(0, 2),
+)
+def test_after_a_preemption_nobody_is_owed_what_it_lost(
+    holds: list[tuple[int, int]], wants: list[int], free: int
+) -> None:
+    orgs = (A, B, C)
+    tenants = {org: Tenant(held=held, nominal=nominal) for org, (held, nominal) in zip(orgs, holds, strict=True)}
+    queues = {org: jobs(float(want)) for org, want in zip(orgs, wants, strict=False)}
+    running = [one for org in orgs for one in run(org, *[2 * MIN_RUN_S] * int(tenants[org].held))]
+    victims = reclaim(free, running, tenants, queues)
+    lost = {org: sum(one.workers for one in victims if one.org_id == org) for org in orgs}
+    for org in orgs:
+        if lost[org]:
+            left = tenants[org].held - lost[org]
+            assert left >= tenants[org].nominal
+            assert not Tenant(held=left, nominal=tenants[org].nominal).is_owed(1.0)
+    gained = sum(queues[org][0].workers for org in queues if tenants[org].is_owed(queues[org][0].workers))
+    assert sum(lost.values()) <= gained
