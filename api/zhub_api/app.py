@@ -13,15 +13,13 @@ from sqlalchemy import func, select
 import zhub
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
-from zhub.errors import InvalidRequestError, ZhubError
+from zhub.errors import ZhubError
 from zhub.migrate import check_at_head
 from zhub.models import Agent, Leader
 from zhub.store import open_store
 from zhub.wakeup import open_wakeup
-from zhub_api import chat, errors, evaluations, files, fine_tuning, graders, models
+from zhub_api import chat, errors, evaluations, files, fine_tuning, graders, models, webhooks
 from zhub_api.context import Context, ContextDep
-
-MIN_SECRET_CHARACTERS = 32
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -32,11 +30,7 @@ def create_app(settings: Settings) -> FastAPI:
         SchemaVersionError: the database is not at this release's revision.
         UnavailableError: the database does not answer.
     """
-    if len(settings.secret_key.get_secret_value()) < MIN_SECRET_CHARACTERS:
-        raise InvalidRequestError(
-            f"ZHUB_SECRET_KEY must have at least {MIN_SECRET_CHARACTERS} characters; it keys the hashes of API keys. "
-            "Make one with `openssl rand -hex 32` and keep it."
-        )
+    settings.require_secret_key()
     store = open_store(settings.store_url)
     # FastAPI runs `def` routes in 40 threads; each needs a connection for a moment.
     engine = make_engine(settings.database_url, pool_size=20)
@@ -58,8 +52,8 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="zhub", version=zhub.__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
     app.state.context = Context(settings, engine, store, open_wakeup(settings.redis_url))
     errors.install(app)
-    for router in (files.router, fine_tuning.router, graders.router, evaluations.router, models.router, chat.router):
-        app.include_router(router)
+    for part in (files, fine_tuning, graders, evaluations, models, chat, webhooks):
+        app.include_router(part.router)
 
     @app.middleware("http")
     async def request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

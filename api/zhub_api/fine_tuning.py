@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from zhub import checkpoints, fine_tuning, jobs, registry, states, wishes
@@ -153,8 +153,9 @@ def list_events(
             last = session.get(JobEvent, parse_id("event", after))
             if last is None:
                 raise NotFoundError("event", after)
-            statement = statement.where(JobEvent.position < last.position)
-        found = list(session.scalars(statement.order_by(JobEvent.position.desc()).limit(limit + 1)))
+            statement = statement.where(tuple_(JobEvent.xid, JobEvent.position) < (last.xid, last.position))
+        newest_first = (JobEvent.xid.desc(), JobEvent.position.desc())
+        found = list(session.scalars(statement.order_by(*newest_first).limit(limit + 1)))
         return page([event_object(event) for event in found[:limit]], has_more=len(found) > limit)
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
 
 import httpx
 from pydantic import ValidationError
@@ -31,7 +30,8 @@ from zhub.errors import (
 from zhub.generation import ChosenExpert
 from zhub.manifest import CHUNK_BYTES, MANIFEST_FILE, FileEntry, Manifest, sha256_file
 from zhub.model_directory import ModelFiles, model_files
-from zhub.transport import SLOW_READ_TIMEOUT_S, Http, api_error
+from zhub.transport import SLOW_READ_TIMEOUT_S, Http, api_error, path_part
+from zhub.webhook_client import Webhooks
 from zhub.wire import (
     BaseModelRecord,
     ChatPiece,
@@ -65,6 +65,7 @@ class Client:
         self.jobs = Jobs(http, poll_s)
         self.experts = Experts(http)
         self.evaluations = Evaluations(http, poll_s)
+        self.webhooks = Webhooks(http)
         self._http = http
 
     def models(self) -> list[ModelRecord]:
@@ -152,7 +153,7 @@ class Files:
         return DatasetFile.model_validate(answer)
 
     def get(self, file_id: str) -> DatasetFile:
-        return DatasetFile.model_validate(self._http.get(f"/v1/files/{_part(file_id)}"))
+        return DatasetFile.model_validate(self._http.get(f"/v1/files/{path_part(file_id)}"))
 
     def list(self) -> list[DatasetFile]:
         """Every file of the project, newest first."""
@@ -160,7 +161,7 @@ class Files:
 
     def first_bytes(self, file_id: str) -> bytes:
         """The beginning of a file's content: the object store answers."""
-        with self._http.stream("GET", f"/v1/files/{_part(file_id)}/content") as response:
+        with self._http.stream("GET", f"/v1/files/{path_part(file_id)}/content") as response:
             return next(response.iter_bytes(1024), b"")
 
     def wait_processed(
@@ -211,7 +212,7 @@ class BaseModels:
         self._http.post("/v1/base_models", {"name": name})
         started(files)
         for filename, source in files.uploads.items():
-            self._http.put_file(f"/v1/base_models/{_part(name)}/files/{_part(filename)}", source, progress)
+            self._http.put_file(f"/v1/base_models/{path_part(name)}/files/{path_part(filename)}", source, progress)
         return self._complete(name)
 
     def add_hub(self, name: str, hub_id: str, revision: str) -> BaseModelRecord:
@@ -220,7 +221,7 @@ class BaseModels:
         return self._complete(name)
 
     def get(self, name: str) -> BaseModelRecord:
-        return BaseModelRecord.model_validate(self._http.get(f"/v1/base_models/{_part(name)}"))
+        return BaseModelRecord.model_validate(self._http.get(f"/v1/base_models/{path_part(name)}"))
 
     def list(self) -> list[BaseModelRecord]:
         return [BaseModelRecord.model_validate(found) for found in self._http.get("/v1/base_models")["data"]]
@@ -249,7 +250,7 @@ class BaseModels:
             _wait(self._poll_s, give_up, f"The base model '{name}' was not ready within {timeout_s:g} s")
 
     def _complete(self, name: str) -> BaseModelRecord:
-        return BaseModelRecord.model_validate(self._http.post(f"/v1/base_models/{_part(name)}/complete", {}))
+        return BaseModelRecord.model_validate(self._http.post(f"/v1/base_models/{path_part(name)}/complete", {}))
 
 
 class Jobs:
@@ -285,7 +286,7 @@ class Jobs:
         return EstimateRecord.model_validate(self._http.post("/v1/fine_tuning/jobs/estimate", body))
 
     def get(self, job_id: str) -> FineTuningJob:
-        return FineTuningJob.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{_part(job_id)}"))
+        return FineTuningJob.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}"))
 
     def list(self) -> list[FineTuningJob]:
         """Every fine-tuning job of the project, newest first."""
@@ -304,20 +305,20 @@ class Jobs:
 
     def queue(self, job_id: str) -> QueueRecord:
         """What the job waits for."""
-        return QueueRecord.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{_part(job_id)}/queue"))
+        return QueueRecord.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}/queue"))
 
     def checkpoints(self, job_id: str) -> Sequence[CheckpointRecord]:
         """The checkpoints that the job keeps, newest first."""
-        found = self._http.pages(f"/v1/fine_tuning/jobs/{_part(job_id)}/checkpoints", limit=100)
+        found = self._http.pages(f"/v1/fine_tuning/jobs/{path_part(job_id)}/checkpoints", limit=100)
         return [CheckpointRecord.model_validate(entry) for entry in found]
 
     def _wish(self, job_id: str, wish: str) -> FineTuningJob:
-        return FineTuningJob.model_validate(self._http.post(f"/v1/fine_tuning/jobs/{_part(job_id)}/{wish}", {}))
+        return FineTuningJob.model_validate(self._http.post(f"/v1/fine_tuning/jobs/{path_part(job_id)}/{wish}", {}))
 
     def events(self, job_id: str, *, after: str | None = None) -> Sequence[JobEvent]:
         """What happened to the job, oldest first: everything, or only what followed the event ``after``."""
         found = []
-        for entry in self._http.pages(f"/v1/fine_tuning/jobs/{_part(job_id)}/events", limit=EVENTS_PER_PAGE):
+        for entry in self._http.pages(f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", limit=EVENTS_PER_PAGE):
             if entry["id"] == after:
                 break
             found.append(JobEvent.model_validate(entry))
@@ -370,7 +371,7 @@ class Evaluations:
         return EvaluationRecord.model_validate(self._http.post("/v1/evaluations", body))
 
     def get(self, evaluation_id: str) -> EvaluationRecord:
-        return EvaluationRecord.model_validate(self._http.get(f"/v1/evaluations/{_part(evaluation_id)}"))
+        return EvaluationRecord.model_validate(self._http.get(f"/v1/evaluations/{path_part(evaluation_id)}"))
 
     def list(self) -> list[EvaluationRecord]:
         """Every evaluation of the project, newest first."""
@@ -378,7 +379,7 @@ class Evaluations:
 
     def rows(self, evaluation_id: str) -> Iterator[dict[str, Any]]:
         """Each row of the suite with the greedy answer to it and its reward."""
-        with self._http.stream("GET", f"/v1/evaluations/{_part(evaluation_id)}/rows") as response:
+        with self._http.stream("GET", f"/v1/evaluations/{path_part(evaluation_id)}/rows") as response:
             for line in response.iter_lines():
                 yield json.loads(line)
 
@@ -406,7 +407,7 @@ class Experts:
 
     def get(self, name: str) -> ExpertVersion:
         """The version ``<project>.<expert>@v<number>``."""
-        return ExpertVersion.model_validate(self._http.get(f"/v1/experts/{_part(name)}"))
+        return ExpertVersion.model_validate(self._http.get(f"/v1/experts/{path_part(name)}"))
 
     def pull(self, name: str, directory: Path) -> ExpertVersion:
         """Download a version's files into a new directory, every byte checked against the version's digest.
@@ -441,7 +442,7 @@ class Experts:
         """Write one file and return its SHA-256. Stops reading one byte past the limit: the digest is wrong by then."""
         digest = hashlib.sha256()
         left = limit_bytes
-        url = f"/v1/experts/{_part(name)}/files/{_part(path.name)}"
+        url = f"/v1/experts/{path_part(name)}/files/{path_part(path.name)}"
         with self._http.stream("GET", url) as response, path.open("xb") as file:
             for piece in response.iter_bytes(CHUNK_BYTES):
                 kept = piece[: left + 1]
@@ -500,11 +501,6 @@ def _piece(answer: Mapping[str, Any], text: str) -> ChatPiece:
         Routing.model_validate(answer["routing"]),
         answer["choices"][0]["finish_reason"],
     )
-
-
-def _part(text: str) -> str:
-    """One part of a path: a name with a slash in it stays one part."""
-    return quote(text, safe="@")
 
 
 def _kind(path: Path) -> str:

@@ -19,6 +19,9 @@ PREFIXES = {
     "expert": "expert",
     "expert version": "ver",
     "base model": "base",
+    "webhook endpoint": "whe",
+    "webhook delivery": "whd",
+    "webhook event": "evt",
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -59,6 +59,9 @@ class Http:
     def post(self, path: str, body: Mapping[str, Any], *, read_timeout_s: float = READ_TIMEOUT_S) -> Any:
         return self._send("POST", path, json=body, timeout=httpx.Timeout(read_timeout_s, connect=5.0))
 
+    def delete(self, path: str) -> Any:
+        return self._send("DELETE", path)
+
     def post_form(self, path: str, fields: Mapping[str, str], files: Mapping[str, Any]) -> Any:
         return self._send("POST", path, data=fields, files=files, timeout=httpx.Timeout(SLOW_READ_TIMEOUT_S, connect=5))
 
@@ -102,6 +105,11 @@ class Http:
             return response.json()
         except ValueError as exc:
             raise _not_zhub(response) from exc
+
+
+def path_part(text: str) -> str:
+    """One part of a path: a name with a slash in it stays one part."""
+    return quote(text, safe="@")
 
 
 def api_error(status: int, body: Mapping[str, Any], response: httpx.Response) -> ApiError:

@@ -103,5 +103,5 @@ def _settle(session: Session, before: tuple[str, ...], desired: str, values: dic
         update(Job).where(Job.id.in_(due)).values(values).returning(Job.id, Job.org_id, Job.state)
     ).all()
     for row in rows:
-        jobs.add_event(session, row.org_id, row.id, f"The job is {row.state}.")
+        jobs.report_state(session, row.org_id, row.id, row.state)
     return len(rows)

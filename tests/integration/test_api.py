@@ -997,6 +997,8 @@ def test_an_unexpected_failure_has_a_request_id(client: Client, broken_database:
 
 PLACES = {
     "checkpoint_id": "ftckpt-0",
+    "delivery_id": "whd-0",
+    "endpoint_id": "whe-0",
     "evaluation_id": "eval-0",
     "file_id": "file-0",
     "job_id": "ftjob-0",
@@ -1006,6 +1008,7 @@ PLACES = {
 }
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
 GRADERS = "/v1/fine_tuning/alpha/graders"
+WEBHOOK = {"url": "https://example.com/hook", "event_types": ["fine_tuning.job.succeeded"]}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/files"): {"data": {"purpose": "fine-tune"}, "files": {"file": b"x"}},
     ("post", "/v1/fine_tuning/jobs"): {"json": {"model": "tiny", "training_file": "file-0"}},
@@ -1016,6 +1019,9 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/evaluations"): {"json": {"model": "tiny", "file": "file-0", "grader": GRADER}},
     ("post", "/v1/base_models"): {"json": {"name": "new"}},
     ("put", "/v1/base_models/{name}/files/{filename}"): {"content": b"x"},
+    ("post", "/v1/webhook_endpoints"): {"json": WEBHOOK},
+    ("post", "/v1/webhook_endpoints/{endpoint_id}"): {"json": {"name": "new"}},
+    ("post", "/v1/webhook_endpoints/{endpoint_id}/test"): {"json": {"event_type": "fine_tuning.job.failed"}},
 }
 OPEN = {"/healthz", "/readyz"}
 
@@ -1060,6 +1066,8 @@ def test_what_a_project_owns_is_not_there_for_anybody_else(
     (job,) = client.fine_tuning.jobs.list()
     places = {"file_id": checked_file, "job_id": job.id, "model": name, "name": name, "filename": MANIFEST_FILE}
     places["evaluation_id"] = evaluate()
+    hook: Any = client.post("/webhook_endpoints", body=WEBHOOK, cast_to=object)
+    places["endpoint_id"] = hook["id"]
     ours, theirs = make_key(), make_key(*other)
     shared = {"/v1/base_models/{name}"}  # base models belong to the platform
     for method, path in routes(app):

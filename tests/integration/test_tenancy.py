@@ -35,6 +35,8 @@ from zhub.models import (
     QueuePlace,
     Quota,
     Usage,
+    WebhookDelivery,
+    WebhookEndpoint,
 )
 from zhub.tenancy import SCOPES, Caller
 
@@ -271,7 +273,7 @@ def test_a_row_cannot_point_at_another_tenants_row(filled: Filled, table: str, c
     ours = filled.ours.org_id
     # Nothing but the reference may be at fault: what is unique is new, and our own spare row is accepted.
     fresh = {"id": str(uuid.uuid4()), "prefix": uuid.uuid4().hex, "name": "new", "version": 99, "position": 99}
-    fresh |= {"job_id": str(filled.spare[ours, "jobs"]), "suite_digest": "new"}
+    fresh |= {"job_id": str(filled.spare[ours, "jobs"]), "suite_digest": "new", "event_id": str(uuid.uuid4())}
     row = _row(filled.system, table, ours)
     row |= {name: value for name, value in fresh.items() if name in row}
     with system_session(filled.system) as session:
@@ -487,6 +489,11 @@ def _fill(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str], uuid.
     session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
     session.add_all([Quota(**own), Usage(cluster="default", worker_seconds=1.0, **own)])
     session.add(QueuePlace(job_id=jobs[0].id, reason="r", **own))
+    endpoints = [WebhookEndpoint(name="n", url="https://example.com", event_types=[], **within) for _ in range(2)]
+    session.add_all(endpoints)
+    session.flush()
+    about = {"event_id": uuid.uuid4(), "type": "t", "data": {}, "tries_left": 1}
+    session.add(WebhookDelivery(endpoint_id=endpoints[0].id, **about, **own))
     session.flush()
     spare = {
         "datasets": datasets[1],
@@ -494,6 +501,7 @@ def _fill(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str], uuid.
         "jobs": jobs[1],
         "dataset_versions": files[1],
         "expert_versions": spare_version,
+        "webhook_endpoints": endpoints[1],
     }
     found = {table: row.id for table, row in spare.items()} | {"projects": caller.project_id}
     return {(caller.org_id, table): row_id for table, row_id in found.items()}

@@ -12,7 +12,21 @@ from typing import Annotated
 import typer
 
 import zhub
-from zhub.cli import base_models, chat, database, datasets, demo, doctor, evaluations, experts, jobs, queue, submit, up
+from zhub.cli import (
+    base_models,
+    chat,
+    database,
+    datasets,
+    demo,
+    doctor,
+    evaluations,
+    experts,
+    jobs,
+    queue,
+    submit,
+    up,
+    webhooks,
+)
 from zhub.cli.exits import exit_code
 from zhub.cli.output import show_error
 from zhub.errors import ZhubError
@@ -36,6 +50,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(queue.app, name="queue")
 app.add_typer(experts.app, name="experts")
 app.add_typer(evaluations.app, name="evaluations")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(database.app, name="db")
 app.command("up")(up.up)
 app.command("demo")(demo.demo)

@@ -26,6 +26,10 @@ STYLES = {
     "failed": "red",
     "cancelled": "yellow",
     "paused": "yellow",
+    "enabled": "green",
+    "disabled": "red",
+    "delivered": "green",
+    "pending": "cyan",
     "better": "green",
     "worse": "red",
 }
