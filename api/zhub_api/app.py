@@ -1,5 +1,7 @@
 """The ASGI application."""
 
+import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +20,7 @@ from zhub.migrate import check_at_head
 from zhub.models import Agent, Leader
 from zhub.store import open_store
 from zhub.wakeup import open_wakeup
-from zhub_api import chat, errors, evaluations, files, fine_tuning, graders, models, webhooks
+from zhub_api import chat, errors, evaluations, files, fine_tuning, graders, job_events, models, webhooks
 from zhub_api.context import Context, ContextDep
 
 
@@ -46,13 +48,18 @@ def create_app(settings: Settings) -> FastAPI:
             base_url=settings.serving_url, limits=httpx.Limits(max_connections=200)
         ) as serving:
             app.state.serving = serving
+            stopping, loop = threading.Event(), asyncio.get_running_loop()
+            listening = (app.state.context.wakeup, app.state.streams, loop, stopping)
+            threading.Thread(target=job_events.listen, args=listening, daemon=True, name="hints").start()
             yield
+            stopping.set()
         engine.dispose()
 
     app = FastAPI(title="zhub", version=zhub.__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
     app.state.context = Context(settings, engine, store, open_wakeup(settings.redis_url))
+    app.state.streams = job_events.Streams()
     errors.install(app)
-    for part in (files, fine_tuning, graders, evaluations, models, chat, webhooks):
+    for part in (files, fine_tuning, job_events, graders, evaluations, models, chat, webhooks):
         app.include_router(part.router)
 
     @app.middleware("http")

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
-from sqlalchemy import select, tuple_
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from zhub import checkpoints, fine_tuning, jobs, registry, states, wishes
 from zhub.db import tenant_session
 from zhub.errors import NotFoundError
 from zhub.ids import parse_id, public_id
-from zhub.models import Checkpoint, Job, JobEvent, QueuePlace
+from zhub.models import Checkpoint, Job, QueuePlace
 from zhub.tenancy import Caller
 from zhub.wakeup import SCHEDULER
 from zhub_api.context import CallerDep, ContextDep
@@ -78,7 +78,7 @@ def list_jobs(
 def retrieve_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        return job_objects(session, [_own_job(session, caller, job_id)])[0]
+        return job_objects(session, [own_job(session, caller, job_id)])[0]
 
 
 @router.post("/{job_id}/cancel")
@@ -104,7 +104,7 @@ def explain_wait(caller: CallerDep, context: ContextDep, job_id: str) -> dict[st
     """What the job waits for: its position in its cluster's queue, why, and when it may start. Not in the dialect."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        job = _own_job(session, caller, job_id)
+        job = own_job(session, caller, job_id)
         place = session.scalar(select(QueuePlace).where(QueuePlace.job_id == job.id))
         return queue_object(job, place)
 
@@ -121,7 +121,7 @@ def list_checkpoints(
     caller.require("jobs:read")
     last = parse_id("checkpoint", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        job = _own_job(session, caller, job_id)
+        job = own_job(session, caller, job_id)
         found, has_more = checkpoints.list_checkpoints(session, job.id, after=last, limit=limit)
         return page(checkpoint_objects(session, job, found), has_more=has_more)
 
@@ -131,32 +131,9 @@ def delete_checkpoint(caller: CallerDep, context: ContextDep, job_id: str, check
     """Delete a checkpoint. The newest one of a job that has not ended is what the job goes on from: it stays."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        job = _own_job(session, caller, job_id)
+        job = own_job(session, caller, job_id)
         found = checkpoints.delete_checkpoint(session, job, parse_id("checkpoint", checkpoint_id))
     return {"id": public_id("checkpoint", found.id), "object": "fine_tuning.job.checkpoint", "deleted": True}
-
-
-@router.get("/{job_id}/events")
-def list_events(
-    caller: CallerDep,
-    context: ContextDep,
-    job_id: str,
-    after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
-) -> dict[str, Any]:
-    """What happened to the job, newest first."""
-    caller.require("jobs:read")
-    with tenant_session(context.engine, caller.org_id) as session:
-        job = _own_job(session, caller, job_id)
-        statement = select(JobEvent).where(JobEvent.job_id == job.id)
-        if after is not None:
-            last = session.get(JobEvent, parse_id("event", after))
-            if last is None:
-                raise NotFoundError("event", after)
-            statement = statement.where(tuple_(JobEvent.xid, JobEvent.position) < (last.xid, last.position))
-        newest_first = (JobEvent.xid.desc(), JobEvent.position.desc())
-        found = list(session.scalars(statement.order_by(*newest_first).limit(limit + 1)))
-        return page([event_object(event) for event in found[:limit]], has_more=len(found) > limit)
 
 
 def _wish(
@@ -164,12 +141,12 @@ def _wish(
 ) -> dict[str, Any]:
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        (answer,) = job_objects(session, [request(session, _own_job(session, caller, job_id).id)])
+        (answer,) = job_objects(session, [request(session, own_job(session, caller, job_id).id)])
     context.wakeup.notify(SCHEDULER)
     return answer
 
 
-def _own_job(session: Session, caller: Caller, job_id: str) -> Job:
+def own_job(session: Session, caller: Caller, job_id: str) -> Job:
     job = jobs.get_job(session, parse_id("fine-tuning job", job_id))
     if job.project_id != caller.project_id or job.kind != "train":
         raise NotFoundError("fine-tuning job", job_id)
@@ -251,16 +228,4 @@ def queue_object(job: Job, place: QueuePlace | None) -> dict[str, Any]:
         "reason": reason,
         "estimated_start": int(known.starts_at.timestamp()) if known and known.starts_at else None,
         "expected_seconds": job.expected_s,
-    }
-
-
-def event_object(event: JobEvent) -> dict[str, Any]:
-    return {
-        "id": public_id("event", event.id),
-        "object": "fine_tuning.job.event",
-        "created_at": int(event.created_at.timestamp()),
-        "level": event.level,
-        "type": event.type,
-        "message": event.message,
-        "data": event.data,
     }

@@ -18,6 +18,7 @@ import httpx
 from pydantic import ValidationError
 
 from zhub.errors import (
+    ApiError,
     ArtifactError,
     ConflictError,
     DigestMismatchError,
@@ -30,7 +31,7 @@ from zhub.errors import (
 from zhub.generation import ChosenExpert
 from zhub.manifest import CHUNK_BYTES, MANIFEST_FILE, FileEntry, Manifest, sha256_file
 from zhub.model_directory import ModelFiles, model_files
-from zhub.transport import SLOW_READ_TIMEOUT_S, Http, api_error, path_part
+from zhub.transport import MAY_PASS, SLOW_READ_TIMEOUT_S, Http, api_error, path_part
 from zhub.webhook_client import Webhooks
 from zhub.wire import (
     BaseModelRecord,
@@ -45,6 +46,7 @@ from zhub.wire import (
     ModelRecord,
     QueueRecord,
     Routing,
+    SeriesRecord,
 )
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -324,24 +326,34 @@ class Jobs:
             found.append(JobEvent.model_validate(entry))
         return found[::-1]
 
+    def metrics(self, job_id: str, *, points: int) -> Sequence[SeriesRecord]:
+        """A series for each metric of the job, of at most ``points`` points (4 to 2000)."""
+        answer = self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}/metrics", points=points)
+        return [SeriesRecord.model_validate(series) for series in answer["series"]]
+
     def follow(self, job_id: str) -> Iterator[tuple[FineTuningJob, Sequence[JobEvent]]]:
-        """Yield the job with what is new since the last time, until it has ended; an outage of a minute is survived."""
-        last: str | None = None
+        """Yield the job with each event as it happens, until it has ended; an outage of a minute is survived."""
+        last: dict[str, str] = {}
         give_up = time.monotonic() + MAX_OUTAGE_S
         while True:
             try:
-                # The job before its events: an end that is seen then has all its events.
                 job = self.get(job_id)
-                new = self.events(job_id, after=last)
-            except UnavailableError:
-                if time.monotonic() > give_up:
+                for message in self._http.messages(
+                    f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", stream="true", **last
+                ):
+                    give_up = time.monotonic() + MAX_OUTAGE_S
+                    if message.event == "end":
+                        yield FineTuningJob.model_validate(message.content), []
+                        return
+                    event = JobEvent.model_validate(message.content)
+                    if event.type == "message":
+                        job = self.get(job_id)  # what has a message may have a new status
+                    last = {"after": event.id}
+                    yield job, [event]
+            except (UnavailableError, ApiError) as exc:
+                may_pass = isinstance(exc, UnavailableError) or exc.status in MAY_PASS
+                if not may_pass or time.monotonic() > give_up:
                     raise
-            else:
-                last = new[-1].id if new else last
-                yield job, new
-                if job.ended:
-                    return
-                give_up = time.monotonic() + MAX_OUTAGE_S
             time.sleep(self._poll_s)
 
 

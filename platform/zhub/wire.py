@@ -84,6 +84,19 @@ class JobEvent(_Answer):
     data: dict[str, Any] | None
 
 
+class SeriesPoint(_Answer):
+    step: int
+    value: float
+
+
+class SeriesRecord(_Answer):
+    """One metric of a job by step. ``count`` is how many points there are, ``points`` what was asked for of them."""
+
+    name: str
+    count: int
+    points: list[SeriesPoint]
+
+
 class EstimateRecord(_Answer):
     """What a job would be and take. ``workers`` is how many it takes, unless it ``shares_a_worker`` with others."""
 

@@ -257,14 +257,21 @@ def served(api: Callable[[httpx.Request], httpx.Response]) -> Iterator[str]:
             thread.join()
 
 
-def events_of(entries: list[dict[str, Any]]) -> Callable[[httpx.Request], dict[str, Any]]:
-    """The events route: newest first, in pages, after a cursor."""
+def events_of(
+    entries: list[dict[str, Any]], job: dict[str, Any] | None = None
+) -> Callable[[httpx.Request], dict[str, Any] | bytes]:
+    """The events route: newest first, in pages, after a cursor; or as a stream, oldest first, that ends with a job."""
 
-    def answer(request: httpx.Request) -> dict[str, Any]:
-        newest_first = entries[::-1]
+    def answer(request: httpx.Request) -> dict[str, Any] | bytes:
+        ids = [entry["id"] for entry in entries]
         after = request.url.params.get("after")
+        if request.url.params.get("stream"):
+            new = entries[ids.index(after) + 1 :] if after else entries
+            told = "".join(f"id: {entry['id']}\ndata: {json.dumps(entry)}\n\n: nothing new\n\n" for entry in new)
+            return f"{told}event: end\ndata: {json.dumps(job or JOB)}\n\n".encode()
+        newest_first = entries[::-1]
         if after:
-            newest_first = newest_first[[entry["id"] for entry in newest_first].index(after) + 1 :]
+            newest_first = newest_first[ids[::-1].index(after) + 1 :]
         limit = int(request.url.params["limit"])
         return page(newest_first[:limit], has_more=len(newest_first) > limit)
 

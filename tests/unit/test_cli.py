@@ -145,6 +145,7 @@ def test_watching_a_job_that_failed_exits_with_seven(
     error = {"code": "reward_error", "message": "the row has no column 'item.answer'"} if status == "failed" else None
     job = double.JOB | {"status": status, "fine_tuned_model": None, "error": error}
     api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
+    api.add("GET", JOB_EVENTS, double.events_of([double.event(1)], job))
     assert zhub("jobs", "watch", "ftjob-1") == 7
     assert ("no column" if error else status) in capsys.readouterr().out
 
@@ -343,3 +344,19 @@ def test_a_test_of_a_webhook_exits_as_it_went(
     api.add("POST", "/v1/webhook_endpoints/whe-1/test", result | answer)
     assert zhub("webhooks", "test", "whe-1") == code
     assert ("answered 204" if success else "not delivered. No way.") in capsys.readouterr().err
+
+
+def test_logs_can_be_followed_to_the_end(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("jobs", "logs", "ftjob-1", "--follow") == 0
+    assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()] == ["event 1", "event 2"]
+    assert zhub("jobs", "logs", "ftjob-1", "-f", "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["id"] for line in lines] == ["ftevent-1", "ftevent-2"]
+
+
+def test_metrics_are_shown_with_their_course(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    points = [{"step": step, "value": value} for step, value in enumerate((2.0, 1.0, 3.0))]
+    series = [{"name": "train_loss", "count": 900, "points": points}]
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1/metrics", {"series": series})
+    assert zhub("jobs", "metrics", "ftjob-1") == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["train_loss", "900", "2", "3", "1", "3", "▅▁█"]

@@ -50,8 +50,9 @@ def test_the_promised_commands_are_there() -> None:
     promised = (
         "up, demo, doctor, submit, chat, base-models add, base-models ls, base-models show, "
         "datasets push, datasets ls, datasets show, jobs ls, jobs show, jobs watch, jobs logs, jobs cancel, "
-        "jobs pause, jobs resume, jobs checkpoints, evaluations create, evaluations ls, evaluations show, "
-        "experts ls, experts show, experts pull, queue explain, queue doctor, db upgrade, db bootstrap, db quota, "
+        "jobs pause, jobs resume, jobs checkpoints, jobs metrics, "
+        "evaluations create, evaluations ls, evaluations show, experts ls, experts show, experts pull, "
+        "queue explain, queue doctor, db upgrade, db bootstrap, db quota, "
         "webhooks add, webhooks ls, webhooks rm, webhooks enable, webhooks rotate, webhooks deliveries, "
         "webhooks replay, webhooks test"
     )
