@@ -90,13 +90,14 @@ class AddressRefusedError(InvalidRequestError):
 
     code = "address_refused"
 
-    def __init__(self, host: str, address: str) -> None:
+    def __init__(self, host: str, address: str, *, never: bool) -> None:
         has = "" if host == address else f" has the address {address}, which"
-        super().__init__(
-            f"'{host}'{has} is not public: nothing is sent to private, local or reserved addresses. Use a public one. "
-            "An operator may allow private ones with ZHUB_WEBHOOK_ALLOW_PRIVATE=1.",
-            param="url",
+        remedy = (
+            "Link-local, multicast and reserved addresses are never sent to."
+            if never
+            else "Use a public address. An operator may allow private ones with ZHUB_WEBHOOK_ALLOW_PRIVATE=1."
         )
+        super().__init__(f"'{host}'{has} is not public, and nothing is sent to it. {remedy}", param="url")
         self.host = host
         self.address = address
 

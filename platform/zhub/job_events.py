@@ -89,7 +89,8 @@ _SERIES = """
          WHERE job_id = :job AND jsonb_typeof(data -> 'step') = 'number'
            AND (type = 'metrics' OR data ->> 'type' = 'metrics')
     ), begun AS (
-        SELECT fence, min(step) AS step FROM measured GROUP BY fence
+        -- Step 0 is the base, which every attempt measures, wherever it goes on from.
+        SELECT fence, min(step) FILTER (WHERE step > 0) AS step FROM measured GROUP BY fence
     ), kept AS (
         SELECT DISTINCT ON (metric.key, m.step)
                metric.key AS name, m.step, cast(metric.value AS double precision) AS value

@@ -172,7 +172,7 @@ def check_address(host: str, address: str, *, allow_private: bool) -> None:
             public = public and not found.is_site_local
         near = allow_private and (found.is_private or found.is_loopback)
         if never or not (public or near):
-            raise AddressRefusedError(host, address)
+            raise AddressRefusedError(host, address, never=never)
 
 
 def _meant(address: Address) -> list[Address]:

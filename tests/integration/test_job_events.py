@@ -442,11 +442,12 @@ def test_a_long_series_keeps_its_ends_and_the_extremes_of_each_stretch(
 def test_what_an_attempt_measured_after_the_step_that_the_next_went_on_from_is_left_out(
     system_engine: Engine, job_id: uuid.UUID, measure: Callable[..., None]
 ) -> None:
-    measure(1, train_loss={step: 1.0 for step in range(1, 31)})
-    measure(2, train_loss={step: 2.0 for step in range(21, 24)})
-    assert series_of(system_engine, job_id, 100)["train_loss"] == {
-        **{step: 1.0 for step in range(1, 21)},
-        **{step: 2.0 for step in range(21, 24)},
+    # Every attempt measures the base first, as step 0.
+    measure(1, train_loss={step: 1.0 for step in range(1, 31)}, valid_reward_mean={0: 0.25, 10: 0.5, 30: 0.75})
+    measure(2, train_loss={step: 2.0 for step in range(21, 24)}, valid_reward_mean={0: 0.25})
+    assert series_of(system_engine, job_id, 100) == {
+        "train_loss": {step: 1.0 for step in range(1, 21)} | {step: 2.0 for step in range(21, 24)},
+        "valid_reward_mean": {0: 0.25, 10: 0.5},
     }
 
 
