@@ -282,6 +282,22 @@ def test_a_stream_from_an_event_that_never_was_is_not_found(
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
+def test_a_stream_does_not_end_before_the_last_event_is_told(
+    system_engine: Engine, job_id: uuid.UUID, end: Callable[[], None], open_stream: Callable[..., Stream], until: Until,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(routes, "POLL_S", 0.05)
+    with transaction(system_engine) as older:
+        stream = open_stream(job_id)
+        until(lambda: stream.told)
+        older.execute(text("SELECT pg_current_xact_id()"))
+        end()
+        assert not stream.over.wait(1)
+        older.rollback()
+    assert stream.over.wait(20)
+    assert [event for event, *_ in stream.messages] == ["message", "message", "end"]
+
+
 def test_a_stream_that_has_nothing_to_tell_says_so(
     job_id: uuid.UUID, open_stream: Callable[..., Stream], until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
