@@ -76,7 +76,10 @@ class Outbound:
             error = f"No whole answer within {deadline_s:g} s."
         except InvalidRequestError as exc:
             error = str(exc)
-        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as exc:
+        except httpcore.ProtocolError as exc:
+            # Not its words: they quote what came back, and whoever named the address need not be who runs it.
+            error = f"{type(exc).__name__}: what came back is no answer by HTTP."
+        except (httpcore.NetworkError, httpcore.TimeoutException) as exc:
             error = f"{type(exc).__name__}: {exc}"[:300]
         return Outcome(status, error, round(time.monotonic() - began, 3))
 

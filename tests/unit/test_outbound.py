@@ -253,7 +253,7 @@ def test_an_endless_answer_is_read_up_to_its_limit() -> None:
     assert sent < 1000 * MAX_BODY_BYTES
 
 
-def test_what_is_no_http_is_an_error_in_words() -> None:
+def test_what_is_no_http_is_an_error_that_quotes_nothing_of_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -268,7 +268,9 @@ def test_what_is_no_http_is_an_error_in_words() -> None:
         thread.start()
         outcome = post(Outbound(allow_private=True), f"http://127.0.0.1:{listener.getsockname()[1]}/")
         thread.join()
-    assert outcome.status_code is None and outcome.error is not None and "ProtocolError" in outcome.error
+    assert outcome.status_code is None and outcome.error == (
+        "RemoteProtocolError: what came back is no answer by HTTP."
+    )
 
 
 def test_nobody_at_home_is_an_error_in_words() -> None:
