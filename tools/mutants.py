@@ -130,6 +130,34 @@ MUTANTS = (
         "if fits:",
         ON_ADMISSION,
     ),
+    Mutant(
+        "a reader of events stops at the oldest open transaction",
+        "platform/zhub/job_events.py",
+        "JobEvent.xid < _HORIZON",
+        "JobEvent.xid >= 0",
+        ("tests/integration/test_job_events.py",),
+    ),
+    Mutant(
+        "a stream ends only with the last event",
+        "api/zhub_api/job_events.py",
+        "job.state in states.TERMINAL and is_all",
+        "job.state in states.TERMINAL",
+        ("tests/integration/test_job_events.py",),
+    ),
+    Mutant(
+        "a delivery that is being sent is kept from others",
+        "platform/zhub/webhooks.py",
+        "SET next_try_at = now() + make_interval(secs => :claim_s)",
+        "SET next_try_at = now() + 0 * make_interval(secs => :claim_s)",
+        ("tests/integration/test_webhooks.py",),
+    ),
+    Mutant(
+        "every address of a name is checked",
+        "platform/zhub/outbound.py",
+        "for address in addresses:\n            check_address",
+        "for address in addresses[:1]:\n            check_address",
+        ("tests/unit/test_outbound.py",),
+    ),
 )
 
 

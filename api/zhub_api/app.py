@@ -1,5 +1,7 @@
 """The ASGI application."""
 
+import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,15 +15,25 @@ from sqlalchemy import func, select
 import zhub
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
-from zhub.errors import InvalidRequestError, ZhubError
+from zhub.errors import ZhubError
 from zhub.migrate import check_at_head
 from zhub.models import Agent, Leader
 from zhub.store import open_store
 from zhub.wakeup import open_wakeup
-from zhub_api import chat, errors, evaluations, files, fine_tuning, graders, models, promotions, schedules
+from zhub_api import (
+    chat,
+    errors,
+    evaluations,
+    files,
+    fine_tuning,
+    graders,
+    job_events,
+    models,
+    promotions,
+    schedules,
+    webhooks,
+)
 from zhub_api.context import Context, ContextDep
-
-MIN_SECRET_CHARACTERS = 32
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -32,11 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
         SchemaVersionError: the database is not at this release's revision.
         UnavailableError: the database does not answer.
     """
-    if len(settings.secret_key.get_secret_value()) < MIN_SECRET_CHARACTERS:
-        raise InvalidRequestError(
-            f"ZHUB_SECRET_KEY must have at least {MIN_SECRET_CHARACTERS} characters; it keys the hashes of API keys. "
-            "Make one with `openssl rand -hex 32` and keep it."
-        )
+    settings.require_secret_key()
     store = open_store(settings.store_url)
     # FastAPI runs `def` routes in 40 threads; each needs a connection for a moment.
     engine = make_engine(settings.database_url, pool_size=20)
@@ -52,13 +60,20 @@ def create_app(settings: Settings) -> FastAPI:
             base_url=settings.serving_url, limits=httpx.Limits(max_connections=200)
         ) as serving:
             app.state.serving = serving
+            stopping, loop = threading.Event(), asyncio.get_running_loop()
+            listening = (app.state.context.wakeup, app.state.streams, loop, stopping)
+            threading.Thread(target=job_events.listen, args=listening, daemon=True, name="hints").start()
             yield
+            stopping.set()
         engine.dispose()
 
     app = FastAPI(title="zhub", version=zhub.__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
     app.state.context = Context(settings, engine, store, open_wakeup(settings.redis_url))
+    app.state.streams = job_events.Streams()
     errors.install(app)
-    for part in (files, fine_tuning, graders, evaluations, promotions, schedules, models, chat):
+    for part in (
+        files, fine_tuning, job_events, graders, evaluations, promotions, schedules, models, chat, webhooks,
+    ):  # fmt: skip
         app.include_router(part.router)
 
     @app.middleware("http")

@@ -23,7 +23,7 @@ from zhub import (
 from zhub.db import tenant_session
 from zhub.errors import NotFoundError
 from zhub.ids import parse_id, public_id
-from zhub.models import Checkpoint, Job, JobEvent, QueuePlace
+from zhub.models import Checkpoint, Job, QueuePlace
 from zhub.tenancy import Caller
 from zhub.wakeup import SCHEDULER
 from zhub_api.context import CallerDep, ContextDep
@@ -91,7 +91,7 @@ def list_jobs(
 def retrieve_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        return job_objects(session, [_own_job(session, caller, job_id)])[0]
+        return job_objects(session, [own_job(session, caller, job_id)])[0]
 
 
 @router.post("/{job_id}/cancel")
@@ -117,7 +117,7 @@ def redrive_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str
     """Queue a job again that failed or was cancelled, from its newest checkpoint if it left one. Not in the dialect."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        job = _own_job(session, caller, job_id)
+        job = own_job(session, caller, job_id)
         admission.check_queue(session, caller.org_id)
         redrive.request(session, job, by=public_id("API key", caller.key_id))
         (answer,) = job_objects(session, [job])
@@ -130,7 +130,7 @@ def explain_wait(caller: CallerDep, context: ContextDep, job_id: str) -> dict[st
     """What the job waits for: its position in its cluster's queue, why, and when it may start. Not in the dialect."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        job = _own_job(session, caller, job_id)
+        job = own_job(session, caller, job_id)
         if job.state == states.WAITING:
             needs = dependencies.of(session, [job.id]).get(job.id, [])
             return queue_object(job, None, dependencies.reason(needs))
@@ -150,7 +150,7 @@ def list_checkpoints(
     caller.require("jobs:read")
     last = parse_id("checkpoint", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        job = _own_job(session, caller, job_id)
+        job = own_job(session, caller, job_id)
         found, has_more = checkpoints.list_checkpoints(session, job.id, after=last, limit=limit)
         return page(checkpoint_objects(session, job, found), has_more=has_more)
 
@@ -160,31 +160,9 @@ def delete_checkpoint(caller: CallerDep, context: ContextDep, job_id: str, check
     """Delete a checkpoint. The newest one of a job that has not ended is what the job goes on from: it stays."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        job = _own_job(session, caller, job_id)
+        job = own_job(session, caller, job_id)
         found = checkpoints.delete_checkpoint(session, job, parse_id("checkpoint", checkpoint_id))
     return {"id": public_id("checkpoint", found.id), "object": "fine_tuning.job.checkpoint", "deleted": True}
-
-
-@router.get("/{job_id}/events")
-def list_events(
-    caller: CallerDep,
-    context: ContextDep,
-    job_id: str,
-    after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
-) -> dict[str, Any]:
-    """What happened to the job, newest first."""
-    caller.require("jobs:read")
-    with tenant_session(context.engine, caller.org_id) as session:
-        job = _own_job(session, caller, job_id)
-        statement = select(JobEvent).where(JobEvent.job_id == job.id)
-        if after is not None:
-            last = session.get(JobEvent, parse_id("event", after))
-            if last is None:
-                raise NotFoundError("event", after)
-            statement = statement.where(JobEvent.position < last.position)
-        found = list(session.scalars(statement.order_by(JobEvent.position.desc()).limit(limit + 1)))
-        return page([event_object(event) for event in found[:limit]], has_more=len(found) > limit)
 
 
 def _wish(
@@ -192,12 +170,12 @@ def _wish(
 ) -> dict[str, Any]:
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        (answer,) = job_objects(session, [request(session, _own_job(session, caller, job_id).id)])
+        (answer,) = job_objects(session, [request(session, own_job(session, caller, job_id).id)])
     context.wakeup.notify(SCHEDULER)
     return answer
 
 
-def _own_job(session: Session, caller: Caller, job_id: str) -> Job:
+def own_job(session: Session, caller: Caller, job_id: str) -> Job:
     job = jobs.get_job(session, parse_id("fine-tuning job", job_id))
     if job.project_id != caller.project_id or job.kind != "train":
         raise NotFoundError("fine-tuning job", job_id)
@@ -284,16 +262,4 @@ def queue_object(job: Job, place: QueuePlace | None, otherwise: str) -> dict[str
         "reason": reason,
         "estimated_start": int(known.starts_at.timestamp()) if known and known.starts_at else None,
         "expected_seconds": job.expected_s,
-    }
-
-
-def event_object(event: JobEvent) -> dict[str, Any]:
-    return {
-        "id": public_id("event", event.id),
-        "object": "fine_tuning.job.event",
-        "created_at": int(event.created_at.timestamp()),
-        "level": event.level,
-        "type": event.type,
-        "message": event.message,
-        "data": event.data,
     }

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from zhub.client_lifecycle import Aliases, Promotions, Schedules
 from zhub.errors import (
+    ApiError,
     ArtifactError,
     ConflictError,
     DigestMismatchError,
@@ -31,7 +32,8 @@ from zhub.errors import (
 from zhub.generation import ChosenExpert
 from zhub.manifest import CHUNK_BYTES, MANIFEST_FILE, FileEntry, Manifest, sha256_file
 from zhub.model_directory import ModelFiles, model_files
-from zhub.transport import SLOW_READ_TIMEOUT_S, Http, api_error, part, wait
+from zhub.transport import MAY_PASS, SLOW_READ_TIMEOUT_S, Http, api_error, path_part, wait
+from zhub.webhook_client import Webhooks
 from zhub.wire import (
     BaseModelRecord,
     ChatPiece,
@@ -45,6 +47,7 @@ from zhub.wire import (
     ModelRecord,
     QueueRecord,
     Routing,
+    SeriesRecord,
 )
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -68,6 +71,7 @@ class Client:
         self.aliases = Aliases(http)
         self.promotions = Promotions(http, poll_s)
         self.schedules = Schedules(http)
+        self.webhooks = Webhooks(http)
         self._http = http
 
     def models(self) -> list[ModelRecord]:
@@ -155,7 +159,7 @@ class Files:
         return DatasetFile.model_validate(answer)
 
     def get(self, file_id: str) -> DatasetFile:
-        return DatasetFile.model_validate(self._http.get(f"/v1/files/{part(file_id)}"))
+        return DatasetFile.model_validate(self._http.get(f"/v1/files/{path_part(file_id)}"))
 
     def list(self) -> list[DatasetFile]:
         """Every file of the project, newest first."""
@@ -163,7 +167,7 @@ class Files:
 
     def first_bytes(self, file_id: str) -> bytes:
         """The beginning of a file's content: the object store answers."""
-        with self._http.stream("GET", f"/v1/files/{part(file_id)}/content") as response:
+        with self._http.stream("GET", f"/v1/files/{path_part(file_id)}/content") as response:
             return next(response.iter_bytes(1024), b"")
 
     def wait_processed(
@@ -214,7 +218,7 @@ class BaseModels:
         self._http.post("/v1/base_models", {"name": name})
         started(files)
         for filename, source in files.uploads.items():
-            self._http.put_file(f"/v1/base_models/{part(name)}/files/{part(filename)}", source, progress)
+            self._http.put_file(f"/v1/base_models/{path_part(name)}/files/{path_part(filename)}", source, progress)
         return self._complete(name)
 
     def add_hub(self, name: str, hub_id: str, revision: str) -> BaseModelRecord:
@@ -223,7 +227,7 @@ class BaseModels:
         return self._complete(name)
 
     def get(self, name: str) -> BaseModelRecord:
-        return BaseModelRecord.model_validate(self._http.get(f"/v1/base_models/{part(name)}"))
+        return BaseModelRecord.model_validate(self._http.get(f"/v1/base_models/{path_part(name)}"))
 
     def list(self) -> list[BaseModelRecord]:
         return [BaseModelRecord.model_validate(found) for found in self._http.get("/v1/base_models")["data"]]
@@ -252,7 +256,7 @@ class BaseModels:
             wait(self._poll_s, give_up, f"The base model '{name}' was not ready within {timeout_s:g} s")
 
     def _complete(self, name: str) -> BaseModelRecord:
-        return BaseModelRecord.model_validate(self._http.post(f"/v1/base_models/{part(name)}/complete", {}))
+        return BaseModelRecord.model_validate(self._http.post(f"/v1/base_models/{path_part(name)}/complete", {}))
 
 
 class TrainingRequest(TypedDict, total=False):
@@ -282,7 +286,7 @@ class Jobs:
         return EstimateRecord.model_validate(self._http.post("/v1/fine_tuning/jobs/estimate", request))
 
     def get(self, job_id: str) -> FineTuningJob:
-        return FineTuningJob.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{part(job_id)}"))
+        return FineTuningJob.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}"))
 
     def list(self) -> list[FineTuningJob]:
         """Every fine-tuning job of the project, newest first."""
@@ -305,43 +309,53 @@ class Jobs:
 
     def queue(self, job_id: str) -> QueueRecord:
         """What the job waits for."""
-        return QueueRecord.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{part(job_id)}/queue"))
+        return QueueRecord.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}/queue"))
 
     def checkpoints(self, job_id: str) -> Sequence[CheckpointRecord]:
         """The checkpoints that the job keeps, newest first."""
-        found = self._http.pages(f"/v1/fine_tuning/jobs/{part(job_id)}/checkpoints", limit=100)
+        found = self._http.pages(f"/v1/fine_tuning/jobs/{path_part(job_id)}/checkpoints", limit=100)
         return [CheckpointRecord.model_validate(entry) for entry in found]
 
     def _wish(self, job_id: str, wish: str) -> FineTuningJob:
-        return FineTuningJob.model_validate(self._http.post(f"/v1/fine_tuning/jobs/{part(job_id)}/{wish}", {}))
+        return FineTuningJob.model_validate(self._http.post(f"/v1/fine_tuning/jobs/{path_part(job_id)}/{wish}", {}))
 
     def events(self, job_id: str, *, after: str | None = None) -> Sequence[JobEvent]:
         """What happened to the job, oldest first: everything, or only what followed the event ``after``."""
         found = []
-        for entry in self._http.pages(f"/v1/fine_tuning/jobs/{part(job_id)}/events", limit=EVENTS_PER_PAGE):
+        for entry in self._http.pages(f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", limit=EVENTS_PER_PAGE):
             if entry["id"] == after:
                 break
             found.append(JobEvent.model_validate(entry))
         return found[::-1]
 
+    def metrics(self, job_id: str, *, points: int) -> Sequence[SeriesRecord]:
+        """A series for each metric of the job, of at most ``points`` points (4 to 2000)."""
+        answer = self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}/metrics", points=points)
+        return [SeriesRecord.model_validate(series) for series in answer["series"]]
+
     def follow(self, job_id: str) -> Iterator[tuple[FineTuningJob, Sequence[JobEvent]]]:
-        """Yield the job with what is new since the last time, until it has ended; an outage of a minute is survived."""
-        last: str | None = None
+        """Yield the job with each event as it happens, until it has ended; an outage of a minute is survived."""
+        last: dict[str, str] = {}
         give_up = time.monotonic() + MAX_OUTAGE_S
         while True:
             try:
-                # The job before its events: an end that is seen then has all its events.
                 job = self.get(job_id)
-                new = self.events(job_id, after=last)
-            except UnavailableError:
-                if time.monotonic() > give_up:
+                for message in self._http.messages(
+                    f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", stream="true", **last
+                ):
+                    give_up = time.monotonic() + MAX_OUTAGE_S
+                    if message.event == "end":
+                        yield FineTuningJob.model_validate(message.content), []
+                        return
+                    event = JobEvent.model_validate(message.content)
+                    if event.type == "message":
+                        job = self.get(job_id)  # what has a message may have a new status
+                    last = {"after": event.id}
+                    yield job, [event]
+            except (UnavailableError, ApiError) as exc:
+                may_pass = isinstance(exc, UnavailableError) or exc.status in MAY_PASS
+                if not may_pass or time.monotonic() > give_up:
                     raise
-            else:
-                last = new[-1].id if new else last
-                yield job, new
-                if job.ended:
-                    return
-                give_up = time.monotonic() + MAX_OUTAGE_S
             time.sleep(self._poll_s)
 
 
@@ -371,7 +385,7 @@ class Evaluations:
         return EvaluationRecord.model_validate(self._http.post("/v1/evaluations", body))
 
     def get(self, evaluation_id: str) -> EvaluationRecord:
-        return EvaluationRecord.model_validate(self._http.get(f"/v1/evaluations/{part(evaluation_id)}"))
+        return EvaluationRecord.model_validate(self._http.get(f"/v1/evaluations/{path_part(evaluation_id)}"))
 
     def list(self) -> list[EvaluationRecord]:
         """Every evaluation of the project, newest first."""
@@ -379,7 +393,7 @@ class Evaluations:
 
     def rows(self, evaluation_id: str) -> Iterator[dict[str, Any]]:
         """Each row of the suite with the greedy answer to it and its reward."""
-        with self._http.stream("GET", f"/v1/evaluations/{part(evaluation_id)}/rows") as response:
+        with self._http.stream("GET", f"/v1/evaluations/{path_part(evaluation_id)}/rows") as response:
             for line in response.iter_lines():
                 yield json.loads(line)
 
@@ -407,7 +421,7 @@ class Experts:
 
     def get(self, name: str) -> ExpertVersion:
         """The version ``<project>.<expert>@v<number>``."""
-        return ExpertVersion.model_validate(self._http.get(f"/v1/experts/{part(name)}"))
+        return ExpertVersion.model_validate(self._http.get(f"/v1/experts/{path_part(name)}"))
 
     def pull(self, name: str, directory: Path) -> ExpertVersion:
         """Download a version's files into a new directory, every byte checked against the version's digest.
@@ -442,7 +456,7 @@ class Experts:
         """Write one file and return its SHA-256. Stops reading one byte past the limit: the digest is wrong by then."""
         digest = hashlib.sha256()
         left = limit_bytes
-        url = f"/v1/experts/{part(name)}/files/{part(path.name)}"
+        url = f"/v1/experts/{path_part(name)}/files/{path_part(path.name)}"
         with self._http.stream("GET", url) as response, path.open("xb") as file:
             for piece in response.iter_bytes(CHUNK_BYTES):
                 kept = piece[: left + 1]

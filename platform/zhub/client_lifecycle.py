@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zhub.transport import Http, part, wait
+from zhub.transport import Http, path_part, wait
 from zhub.wire import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
 
 
@@ -41,14 +41,14 @@ class Promotions:
         return PromotionRecord.model_validate(self._http.post("/v1/promotions", {"model": model, **gate}))
 
     def get(self, promotion_id: str) -> PromotionRecord:
-        return PromotionRecord.model_validate(self._http.get(f"/v1/promotions/{part(promotion_id)}"))
+        return PromotionRecord.model_validate(self._http.get(f"/v1/promotions/{path_part(promotion_id)}"))
 
     def list(self) -> list[PromotionRecord]:
         """Every promotion of the project, newest first."""
         return [PromotionRecord.model_validate(found) for found in self._http.pages("/v1/promotions", limit=100)]
 
     def cancel(self, promotion_id: str) -> PromotionRecord:
-        return PromotionRecord.model_validate(self._http.post(f"/v1/promotions/{part(promotion_id)}/cancel", {}))
+        return PromotionRecord.model_validate(self._http.post(f"/v1/promotions/{path_part(promotion_id)}/cancel", {}))
 
     def wait_ended(self, promotion_id: str, *, timeout_s: float = 3600.0) -> PromotionRecord:
         """Return the promotion once it has been decided.
@@ -73,7 +73,7 @@ class Schedules:
         return ScheduleRecord.model_validate(self._http.post("/v1/schedules", request))
 
     def get(self, schedule_id: str) -> ScheduleRecord:
-        return ScheduleRecord.model_validate(self._http.get(f"/v1/schedules/{part(schedule_id)}"))
+        return ScheduleRecord.model_validate(self._http.get(f"/v1/schedules/{path_part(schedule_id)}"))
 
     def list(self) -> builtins.list[ScheduleRecord]:
         """The project's schedules, by name."""
@@ -85,24 +85,24 @@ class Schedules:
         return named[0] if named else self.get(name)
 
     def pause(self, schedule_id: str) -> ScheduleRecord:
-        return ScheduleRecord.model_validate(self._http.post(f"/v1/schedules/{part(schedule_id)}/pause", {}))
+        return ScheduleRecord.model_validate(self._http.post(f"/v1/schedules/{path_part(schedule_id)}/pause", {}))
 
     def resume(self, schedule_id: str) -> ScheduleRecord:
-        return ScheduleRecord.model_validate(self._http.post(f"/v1/schedules/{part(schedule_id)}/resume", {}))
+        return ScheduleRecord.model_validate(self._http.post(f"/v1/schedules/{path_part(schedule_id)}/resume", {}))
 
     def run(self, schedule_id: str) -> TickRecord:
         """Fire it at once; the answer is the tick."""
-        return TickRecord.model_validate(self._http.post(f"/v1/schedules/{part(schedule_id)}/run", {}))
+        return TickRecord.model_validate(self._http.post(f"/v1/schedules/{path_part(schedule_id)}/run", {}))
 
     def delete(self, schedule_id: str) -> None:
-        self._http.delete(f"/v1/schedules/{part(schedule_id)}")
+        self._http.delete(f"/v1/schedules/{path_part(schedule_id)}")
 
     def ticks(self, schedule_id: str) -> Sequence[TickRecord]:
         """What became of its newest ticks."""
-        found = self._http.get(f"/v1/schedules/{part(schedule_id)}/ticks", limit=100)["data"]
+        found = self._http.get(f"/v1/schedules/{path_part(schedule_id)}/ticks", limit=100)["data"]
         return [TickRecord.model_validate(entry) for entry in found]
 
 
 def _alias_path(name: str) -> str:
     expert, _, alias = name.partition("@")
-    return f"/v1/experts/{part(expert)}/aliases/{part(alias)}"
+    return f"/v1/experts/{path_part(expert)}/aliases/{path_part(alias)}"

@@ -5,6 +5,10 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from zhub.errors import InvalidRequestError
+
+MIN_SECRET_CHARACTERS = 32
+
 
 class Settings(BaseSettings):
     """Every setting is an environment variable with the prefix ``ZHUB_``, e.g. ``ZHUB_DATABASE_URL``."""
@@ -18,7 +22,9 @@ class Settings(BaseSettings):
     redis_url: str | None = None
     """Hints only; without it every wait is a poll."""
     secret_key: SecretStr = SecretStr("")
-    """Keys the hashes of API keys. The API refuses to start without it."""
+    """Keys the hashes of API keys and the secrets that sign webhooks: the same for API and scheduler."""
+    webhook_allow_private: bool = False
+    """Webhooks may go to private addresses and over http: where who holds a key may reach the network anyway."""
 
     host: str = "127.0.0.1"
     port: int = 8460
@@ -46,3 +52,14 @@ class Settings(BaseSettings):
     stall_s: float = Field(default=600.0, gt=0)
     """An attempt without progress for this long is stopped."""
     leader_lease_s: float = Field(default=15.0, gt=1)
+
+    def require_secret_key(self) -> str:
+        """The secret key. Raises InvalidRequestError where it is missing or short."""
+        secret_key = self.secret_key.get_secret_value()
+        if len(secret_key) < MIN_SECRET_CHARACTERS:
+            raise InvalidRequestError(
+                f"ZHUB_SECRET_KEY must have at least {MIN_SECRET_CHARACTERS} characters; it keys the hashes of API "
+                "keys and the secrets of webhooks. Make one with `openssl rand -hex 32`, keep it, and give it to API "
+                "and scheduler."
+            )
+        return secret_key

@@ -6,6 +6,7 @@
     ├── InvalidRequestError        (param, code)   what was asked for cannot be done as asked
     │   ├── InvalidDatasetError    (problems)      rows that break the schema, with their line numbers
     │   ├── UnsupportedModelError                  a base model that cannot be adapted
+    │   ├── AddressRefusedError    (host, address) a webhook must not go there
     │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
     ├── AuthenticationError                        no key, or not a known one
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
@@ -82,6 +83,23 @@ class UnsupportedModelError(InvalidRequestError):
     """A base model that zhub cannot load or adapt."""
 
     code = "unsupported_model"
+
+
+class AddressRefusedError(InvalidRequestError):
+    """A URL leads to an address that nothing may be sent to."""
+
+    code = "address_refused"
+
+    def __init__(self, host: str, address: str, *, never: bool) -> None:
+        has = "" if host == address else f" has the address {address}, which"
+        remedy = (
+            "Link-local, multicast and reserved addresses are never sent to."
+            if never
+            else "Use a public address. An operator may allow private ones with ZHUB_WEBHOOK_ALLOW_PRIVATE=1."
+        )
+        super().__init__(f"'{host}'{has} is not public, and nothing is sent to it. {remedy}", param="url")
+        self.host = host
+        self.address = address
 
 
 class AuthenticationError(ZhubError):

@@ -23,6 +23,9 @@ PREFIXES = {
     "expert": "expert",
     "expert version": "ver",
     "base model": "base",
+    "webhook endpoint": "whe",
+    "webhook delivery": "whd",
+    "webhook event": "evt",
 }
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub import checkpoints, states
+from zhub import checkpoints, states, webhooks
 from zhub.errors import LeaseLostError, NotFoundError
 from zhub.ids import new_id, public_id
 from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
@@ -199,6 +199,7 @@ def succeed(session: Session, job_id: uuid.UUID, fence: int, *, trained_tokens: 
     if changed is None:
         raise LeaseLostError(job_id, fence)
     _end_attempt(session, job_id, fence, "succeeded", None)
+    webhooks.announce_job(session, job_id)
     return changed
 
 
@@ -262,7 +263,7 @@ def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
     if row is None:
         return fail(session, job_id, fence, STOPPED_UNASKED, outcome="failed_infra")
     _end_attempt(session, job_id, fence, "cancelled" if row.state == "cancelled" else "paused", None)
-    add_event(session, row.org_id, job_id, f"The job is {row.state}.")
+    report_state(session, row.org_id, job_id, row.state)
     return str(row.state)
 
 
@@ -301,6 +302,13 @@ def add_event(
 ) -> None:
     session.add(JobEvent(org_id=org_id, job_id=job_id, message=message, level=level, data=data))
     session.flush()
+
+
+def report_state(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, state: str) -> None:
+    """Tell a job's new state to its events and, where it has ended or is paused, to webhooks."""
+    add_event(session, org_id, job_id, f"The job is {state}.")
+    if state in (*states.TERMINAL, states.PAUSED):
+        webhooks.announce_job(session, job_id)
 
 
 def store_events(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, events: Sequence[Event]) -> None:
@@ -387,8 +395,9 @@ def _report_release(
 ) -> None:
     if state == states.FAILED:
         add_event(session, org_id, job_id, message, level="error")
+        webhooks.announce_job(session, job_id)
         _fail_dependents(session, job_id, message)
     elif state == states.QUEUED:
         add_event(session, org_id, job_id, f"{message.rstrip('.')}. The job will be tried again.", level="warn")
     else:
-        add_event(session, org_id, job_id, f"The job is {state}.")
+        report_state(session, org_id, job_id, state)

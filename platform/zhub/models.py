@@ -294,10 +294,16 @@ class Attempt(TenantOwned, Base):
 
 
 class JobEvent(TenantOwned, Base):
-    """What happened to a job, append-only. ``position`` orders them; (fence, seq) makes a repeated write harmless."""
+    """What happened to a job, append-only, in the order of (``xid``, ``position``).
+
+    (``fence``, ``seq``) makes a repeated write harmless.
+    """
 
     __tablename__ = "job_events"
     job_id: Mapped[uuid.UUID]
+    xid: Mapped[int] = mapped_column(BigInteger, server_default=text("pg_current_xact_id()::text::bigint"))
+    """The transaction that wrote it. Below ``pg_snapshot_xmin`` none is open any more, so nothing can come in between;
+    a position alone is given before the commit, and a lower one may be committed after a higher one."""
     position: Mapped[int] = mapped_column(BigInteger, Identity())
     fence: Mapped[int | None] = mapped_column(BigInteger)
     seq: Mapped[int | None] = mapped_column(Integer)
@@ -311,7 +317,7 @@ class JobEvent(TenantOwned, Base):
         _tenant_fk("job_id", "jobs"),
         _one_of("level", states.EVENT_LEVELS),
         _one_of("type", states.EVENT_TYPES),
-        Index("ix_job_events_job", "job_id", "position"),
+        Index("ix_job_events_job", "job_id", "xid", "position"),
     )
 
 
@@ -553,6 +559,57 @@ class QueuePlace(TenantOwned, Base):
     reason: Mapped[str]
     starts_at: Mapped[datetime | None]
     __table_args__ = (UniqueConstraint("org_id", "id"), _tenant_fk("job_id", "jobs"))
+
+
+class WebhookEndpoint(TenantOwned, Base):
+    """An address that a project's events are sent to. Its signing secret is derived, and stored nowhere."""
+
+    __tablename__ = "webhook_endpoints"
+    project_id: Mapped[uuid.UUID]
+    name: Mapped[str]
+    url: Mapped[str]
+    event_types: Mapped[list[str]] = mapped_column(JSONB)
+    status: Mapped[str] = mapped_column(default="enabled")
+    status_details: Mapped[str | None]
+    """Why it is disabled."""
+    rotation: Mapped[int] = mapped_column(default=0)
+    """How often its secret was rotated; the secret is derived from it."""
+    old_secret_until: Mapped[datetime | None]
+    """Until when the secret before the last rotation signs as well."""
+    last_success_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        _tenant_fk("project_id", "projects"),
+        _one_of("status", states.WEBHOOK_ENDPOINT_STATUSES),
+        Index("ix_webhook_endpoints_project", "org_id", "project_id"),
+    )
+
+
+class WebhookDelivery(TenantOwned, Base):
+    """One event on its way to one endpoint: the outbox. Written with what it tells, in the same transaction."""
+
+    __tablename__ = "webhook_deliveries"
+    endpoint_id: Mapped[uuid.UUID]
+    event_id: Mapped[uuid.UUID]
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    next_try_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    """When it is due; in the near future while somebody sends it; None once it has ended."""
+    tries_left: Mapped[int]
+    delivered_at: Mapped[datetime | None]
+    attempts: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'"))
+    """``{"at", "status_code", "error", "duration_s", "next_try_at"}`` of each, oldest first."""
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("endpoint_id", "event_id"),
+        _tenant_fk("endpoint_id", "webhook_endpoints"),
+        Index(
+            "ix_webhook_deliveries_due", "endpoint_id", "next_try_at",
+            postgresql_where=text("next_try_at IS NOT NULL"),
+        ),
+        Index("ix_webhook_deliveries_age", "created_at"),
+    )  # fmt: skip
 
 
 class Leader(Base):

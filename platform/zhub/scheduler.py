@@ -7,6 +7,7 @@ are removed.
 
 import logging
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -19,9 +20,11 @@ from sqlalchemy import Engine, delete, func
 from zhub import admission, checkpoints, dependencies, jobs, leadership, promotions, redrive, schedules, wishes
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
-from zhub.errors import DeposedError, UnavailableError
+from zhub.errors import DeposedError, InvalidRequestError, UnavailableError
 from zhub.logs import configure_logging
 from zhub.models import Agent
+from zhub.outbound import Outbound
+from zhub.relay import relay
 from zhub.store import ObjectStore, open_store
 from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 
@@ -37,6 +40,10 @@ log = logging.getLogger("zhub.scheduler")
 def main() -> None:
     configure_logging()
     settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
+    try:
+        secret_key = settings.require_secret_key()
+    except InvalidRequestError as exc:
+        sys.exit(str(exc))
     stopping = threading.Event()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -48,6 +55,10 @@ def main() -> None:
     sweeping = partial(sweep, engine, open_store(settings.store_url), stopping)
     threading.Thread(target=sweeping, daemon=True, name="sweep").start()
     threading.Thread(target=partial(follow_up, engine, stopping), daemon=True, name="follow-up").start()
+    # Connections of its own: a hundred webhooks that end at once must not keep a pass waiting.
+    outbound = Outbound(allow_private=settings.webhook_allow_private)
+    relaying = partial(relay, make_engine(settings.database_url, pool_size=2), outbound, secret_key, stopping)
+    threading.Thread(target=relaying, daemon=True, name="relay").start()
     run(engine, open_wakeup(settings.redis_url), stopping, leader_lease_s=settings.leader_lease_s)
 
 

@@ -21,6 +21,7 @@ from zhub.models import ApiKey, Organization, Project
 
 SCOPES = (
     "files:read", "files:write", "jobs:read", "jobs:write", "models:read", "models:write", "chat", "base_models:write",
+    "webhooks:read", "webhooks:write",
 )  # fmt: skip
 KEY_PATTERN = re.compile(r"zhub_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 LAST_USED_GRANULARITY = timedelta(minutes=1)

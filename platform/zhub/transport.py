@@ -1,9 +1,11 @@
 """Requests to zhub's HTTP API: with the key, with retries where they are harmless, and with every failure as an error
 of ours."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -15,9 +17,18 @@ from zhub.manifest import CHUNK_BYTES
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 GET_TRIES = 3
+MAY_PASS = (429, 502, 503, 504)
 FIRST_BACK_OFF_S = 0.25
 READ_TIMEOUT_S = 30.0
 SLOW_READ_TIMEOUT_S = 900.0  # the server stores an upload, or loads a model, before it answers
+
+
+@dataclass(frozen=True)
+class Message:
+    """One server-sent event: its name, ``message`` where it has none, and its content."""
+
+    event: str
+    content: Any
 
 
 class Http:
@@ -40,7 +51,7 @@ class Http:
                 return self._send("GET", path, params=params)
             except (UnavailableError, ApiError) as exc:
                 refused = isinstance(exc.__cause__, httpx.ConnectError)
-                may_pass = isinstance(exc, UnavailableError) or exc.status in (429, 502, 503, 504)
+                may_pass = isinstance(exc, UnavailableError) or exc.status in MAY_PASS
                 if tried == GET_TRIES or refused or not may_pass:
                     raise
             time.sleep(FIRST_BACK_OFF_S * 2 ** (tried - 1))
@@ -84,9 +95,11 @@ class Http:
         return self._send("PUT", path, content=pieces(), headers=headers, timeout=timeout)
 
     @contextmanager
-    def stream(self, method: str, path: str, **arguments: Any) -> Iterator[httpx.Response]:
+    def stream(
+        self, method: str, path: str, *, read_timeout_s: float = SLOW_READ_TIMEOUT_S, **arguments: Any
+    ) -> Iterator[httpx.Response]:
         """The response with its body still to be read."""
-        timeout = httpx.Timeout(SLOW_READ_TIMEOUT_S, connect=5.0)
+        timeout = httpx.Timeout(read_timeout_s, connect=5.0)
         with (
             _translated(str(self._http.base_url)),
             self._http.stream(method, path, timeout=timeout, **arguments) as response,
@@ -95,6 +108,19 @@ class Http:
                 response.read()
                 raise _error_of(response)
             yield response
+
+    def messages(self, path: str, **params: str) -> Iterator["Message"]:
+        """Server-sent events, one after the other. The server says something at least every 15 seconds."""
+        headers = {"accept": "text/event-stream"}
+        with self.stream("GET", path, params=params, headers=headers, read_timeout_s=READ_TIMEOUT_S) as response:
+            fields: dict[str, str] = {}
+            for line in response.iter_lines():
+                name, _, value = line.partition(":")
+                if name:
+                    fields[name] = value.removeprefix(" ")
+                elif not line and "data" in fields:
+                    yield Message(fields.get("event", "message"), json.loads(fields["data"]))
+                    fields = {}
 
     def close(self) -> None:
         self._http.close()
@@ -110,7 +136,7 @@ class Http:
             raise _not_zhub(response) from exc
 
 
-def part(text: str) -> str:
+def path_part(text: str) -> str:
     """One part of a path: a name with a slash in it stays one part."""
     return quote(text, safe="@")
 

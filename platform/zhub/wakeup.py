@@ -2,12 +2,14 @@
 
 import math
 import time
+import uuid
 from collections.abc import Callable
 from typing import Protocol
 
 import redis
 
 SCHEDULER = "zhub:wake:scheduler"
+JOBS = "zhub:wake:job:"
 # Looking up the name of a server that is away may take many seconds, and no timeout of the client covers it.
 LEFT_ALONE_S = 5.0
 
@@ -16,14 +18,22 @@ def agent_topic(cluster: str) -> str:
     return f"zhub:wake:agent:{cluster}"
 
 
+def job_topic(job_id: uuid.UUID) -> str:
+    """Of those who follow a job's events."""
+    return f"{JOBS}{job_id.hex}"
+
+
 class Wakeup(Protocol):
-    """Two verbs; neither raises and neither blocks for longer than it says."""
+    """Three verbs; none raises and none blocks for longer than it says."""
 
     def notify(self, topic: str) -> None:
         """Wake whoever waits for ``topic``, if that is possible."""
 
     def wait(self, topic: str, timeout_s: float) -> None:
         """Return after ``timeout_s`` seconds, or earlier when notified. Waking for nothing is allowed."""
+
+    def hear(self, prefix: str, timeout_s: float) -> str | None:
+        """The next topic with this prefix that is notified, or None after ``timeout_s`` seconds."""
 
 
 def open_wakeup(redis_url: str | None) -> Wakeup:
@@ -41,6 +51,10 @@ class PollingWakeup:
 
     def wait(self, topic: str, timeout_s: float) -> None:
         self._sleep(timeout_s)
+
+    def hear(self, prefix: str, timeout_s: float) -> str | None:
+        self._sleep(timeout_s)
+        return None
 
 
 class RedisWakeup:
@@ -62,22 +76,30 @@ class RedisWakeup:
             self._left_alone_until = time.monotonic() + LEFT_ALONE_S
 
     def wait(self, topic: str, timeout_s: float) -> None:
+        self._next(topic, timeout_s)
+
+    def hear(self, prefix: str, timeout_s: float) -> str | None:
+        return self._next(f"{prefix}*", timeout_s)
+
+    def _next(self, pattern: str, timeout_s: float) -> str | None:
+        """The topic that was notified, or None when the time is over."""
         deadline = time.monotonic() + timeout_s
         if time.monotonic() >= self._left_alone_until:
             try:
-                subscription = self._subscription(topic)
+                subscription = self._subscription(pattern)
                 while (left := deadline - time.monotonic()) > 0:
                     message = subscription.get_message(timeout=min(left, 1.0))
-                    if message and message["type"] == "message":
-                        return
+                    if message and message["type"] in ("message", "pmessage"):
+                        return str(message["channel"].decode())
             except redis.RedisError:
-                self._subscriptions.pop(topic, None)
+                self._subscriptions.pop(pattern, None)
                 self._left_alone_until = time.monotonic() + LEFT_ALONE_S
         time.sleep(max(0.0, deadline - time.monotonic()))
+        return None
 
-    def _subscription(self, topic: str) -> "redis.client.PubSub":
-        if topic not in self._subscriptions:
+    def _subscription(self, pattern: str) -> "redis.client.PubSub":
+        if pattern not in self._subscriptions:
             subscription = self._client.pubsub()  # type: ignore[no-untyped-call]
-            subscription.subscribe(topic)
-            self._subscriptions[topic] = subscription
-        return self._subscriptions[topic]
+            (subscription.psubscribe if pattern.endswith("*") else subscription.subscribe)(pattern)
+            self._subscriptions[pattern] = subscription
+        return self._subscriptions[pattern]

@@ -84,6 +84,19 @@ class JobEvent(_Answer):
     data: dict[str, Any] | None
 
 
+class SeriesPoint(_Answer):
+    step: int
+    value: float
+
+
+class SeriesRecord(_Answer):
+    """One metric of a job by step. ``count`` is how many points there are, ``points`` what was asked for of them."""
+
+    name: str
+    count: int
+    points: list[SeriesPoint]
+
+
 class EstimateRecord(_Answer):
     """What a job would be and take. ``workers`` is how many it takes, unless it ``shares_a_worker`` with others."""
 
@@ -117,6 +130,54 @@ class CheckpointRecord(_Answer):
     metrics: dict[str, float]
     step_number: int
     size_bytes: int
+
+
+class EndpointRecord(_Answer):
+    """A webhook endpoint. ``signing_secret`` is given only when it was just made or rotated."""
+
+    id: str
+    created_at: int
+    name: str
+    url: str
+    event_types: list[str]
+    status: str
+    status_details: str | None
+    signing_secret_hint: str
+    signing_secret: str | None = None
+
+
+class EndpointTest(_Answer):
+    """What became of an example that was sent to an endpoint."""
+
+    webhook_endpoint_id: str
+    event_type: str
+    success: bool
+    status_code: int | None
+    error: str | None
+    delivery_id: str
+
+
+class DeliveryAttempt(_Answer):
+    """One try to deliver an event: a status, or an error where there was no whole answer."""
+
+    at: int
+    status_code: int | None
+    error: str | None
+    duration_s: float
+    next_try_at: int | None
+
+
+class DeliveryRecord(_Answer):
+    """One event on its way to one endpoint. ``status`` is ``pending``, ``delivered`` or ``failed``."""
+
+    id: str
+    created_at: int
+    event_id: str
+    event_type: str
+    data: dict[str, Any]
+    status: str
+    next_try_at: int | None
+    attempts: list[DeliveryAttempt]
 
 
 class EvaluationResults(_Answer):

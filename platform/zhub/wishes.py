@@ -59,7 +59,7 @@ def settle(session: Session) -> int:
     """
     rows = session.execute(text(_SETTLE), {"limit": MAX_SETTLED}).all()
     for row in rows:
-        jobs.add_event(session, row.org_id, row.id, f"The job is {row.state}.")
+        jobs.report_state(session, row.org_id, row.id, row.state)
     return len(rows)
 
 

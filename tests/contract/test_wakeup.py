@@ -144,3 +144,18 @@ def test_a_frozen_server_holds_nobody_up(valkey: Any, redis_url: str) -> None:
         assert time.monotonic() - started < SOON_S
     finally:
         valkey.signal(signal.SIGCONT)
+
+
+def test_hearing_nothing_lasts_its_time_and_says_so(wakeup: Wakeup) -> None:
+    started = time.monotonic()
+    assert wakeup.hear("zhub:wake:nobody:", 0.3) is None
+    assert 0.25 < time.monotonic() - started < SOON_S
+
+
+@pytest.mark.usefixtures("valkey")
+def test_what_is_heard_is_the_topic_that_was_notified(redis_url: str) -> None:
+    hearing, other = RedisWakeup(redis_url), RedisWakeup(redis_url)
+    hearing.hear("zhub:wake:t", 0.1)
+    for topic in ("zhub:wake:other", TOPIC):
+        other.notify(topic)
+    assert hearing.hear("zhub:wake:t", LONG_S) == TOPIC

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from zhub.models import Attempt as AttemptRow
 from zhub.models import DatasetVersion, ExpertVersion, Job, JobEvent
 from zhub.store import DirectoryStore
 from zhub.tenancy import Caller
-from zhub.wakeup import PollingWakeup
+from zhub.wakeup import SCHEDULER, PollingWakeup, job_topic
 from zhub_workers import light_worker
 from zhub_workers.agent import STOP_GRACE_S, Agent
 from zhub_workers.attempt import Attempt, AttemptContext, AttemptKey, AttemptStoppedError, Runner
@@ -757,6 +758,31 @@ def test_stopping_an_agent_leaves_its_attempts_running(
     stopping.set()
     running[0].run(PollingWakeup(), stopping)
     assert (house.job(job_id).state, list(running[1].running())) == ("running", [AttemptKey(job_id, 1)])
+
+
+def test_those_who_follow_a_job_get_a_hint_when_it_has_something_to_say(
+    job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher], training: Training
+) -> None:
+    stopping = threading.Event()
+    give_up = time.monotonic() + 20
+
+    class Heard(PollingWakeup):
+        """A wake-up that remembers who was told, and ends the loop with the end of the job."""
+
+        topics: list[str] = []
+
+        def notify(self, topic: str) -> None:
+            self.topics.append(topic)
+            if topic == SCHEDULER:  # a job has ended
+                stopping.set()
+
+        def wait(self, topic: str, timeout_s: float) -> None:
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+
+    training.finish.set()
+    running[0].run(Heard(), stopping)
+    assert job_topic(job_id) in Heard.topics
 
 
 # The database goes away

@@ -1001,6 +1001,8 @@ PLACES = {
     "promotion_id": "promo-0",
     "schedule_id": "sched-0",
     "checkpoint_id": "ftckpt-0",
+    "delivery_id": "whd-0",
+    "endpoint_id": "whe-0",
     "evaluation_id": "eval-0",
     "file_id": "file-0",
     "job_id": "ftjob-0",
@@ -1016,6 +1018,7 @@ SCHEDULE = {
     "cron": "0 3 * * 1",
 }
 GRADERS = "/v1/fine_tuning/alpha/graders"
+WEBHOOK = {"url": "https://example.com/hook", "event_types": ["fine_tuning.job.succeeded"]}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/files"): {"data": {"purpose": "fine-tune"}, "files": {"file": b"x"}},
     ("post", "/v1/fine_tuning/jobs"): {"json": {"model": "tiny", "training_file": "file-0"}},
@@ -1030,6 +1033,9 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/schedules"): {"json": SCHEDULE},
     ("put", "/v1/schedules/{schedule_id}"): {"json": SCHEDULE},
     ("put", "/v1/base_models/{name}/files/{filename}"): {"content": b"x"},
+    ("post", "/v1/webhook_endpoints"): {"json": WEBHOOK},
+    ("post", "/v1/webhook_endpoints/{endpoint_id}"): {"json": {"name": "new"}},
+    ("post", "/v1/webhook_endpoints/{endpoint_id}/test"): {"json": {"event_type": "fine_tuning.job.failed"}},
 }
 OPEN = {"/healthz", "/readyz"}
 
@@ -1085,6 +1091,8 @@ def test_what_a_project_owns_is_not_there_for_anybody_else(
     places = {"file_id": checked_file, "job_id": job.id, "model": name, "name": name, "filename": MANIFEST_FILE}
     places["evaluation_id"] = evaluate()
     places |= owned(client, name, checked_file)
+    hook: Any = client.post("/webhook_endpoints", body=WEBHOOK, cast_to=object)
+    places["endpoint_id"] = hook["id"]
     ours, theirs = make_key(), make_key(*other)
     shared = {"/v1/base_models/{name}"}  # base models belong to the platform
     for method, path in routes(app):

@@ -1,8 +1,9 @@
-"""What the API asks of its surroundings before it starts, and in which words."""
+"""What API and scheduler ask of their surroundings before they start, and in which words."""
 
 import pytest
 from pydantic import SecretStr
 
+from zhub import scheduler
 from zhub.config import Settings
 from zhub.errors import InvalidRequestError, UnavailableError
 from zhub_api.app import create_app
@@ -12,6 +13,16 @@ from zhub_api.app import create_app
 def test_the_api_refuses_to_start_without_a_long_secret(settings: Settings, secret: str) -> None:
     with pytest.raises(InvalidRequestError, match="ZHUB_SECRET_KEY"):
         create_app(settings.model_copy(update={"secret_key": SecretStr(secret)}))
+
+
+def test_the_scheduler_refuses_to_start_where_it_could_sign_no_webhook(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZHUB_DATABASE_URL", settings.database_url)
+    monkeypatch.setenv("ZHUB_STORE_URL", settings.store_url)
+    monkeypatch.delenv("ZHUB_SECRET_KEY", raising=False)
+    with pytest.raises(SystemExit, match="ZHUB_SECRET_KEY .* the secrets of webhooks"):
+        scheduler.main()
 
 
 def test_the_api_says_in_a_sentence_that_its_database_is_away(settings: Settings) -> None:

@@ -17,12 +17,18 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from sqlalchemy import Engine
 
+from zhub import tenancy
+from zhub.bootstrap import ensure_project
+from zhub.credentials import Credentials, read_credentials, write_credentials
+from zhub.db import system_session
+from zhub.embedded.__main__ import ORGANIZATION, PROJECT, first_start
 from zhub.embedded.children import Plan, postgres_child, private_dir, valkey_child
 from zhub.embedded.data_dir import DataDir, check_free_bytes, load_secrets, locked, open_data_dir
 from zhub.embedded.postgres import Urls, create_roles, prepare_cluster, short_dir_name
 from zhub.embedded.processes import Child, Supervisor, end_recorded
-from zhub.embedded.stack import Stack
+from zhub.embedded.stack import Stack, StackAddresses
 from zhub.errors import EmbeddedError
 
 # A child that starts a grandchild, which leaves its parent's session as Ray's processes do.
@@ -471,3 +477,21 @@ def _listening(processes: set[psutil.Process]) -> set[str]:
         for connection in process.net_connections(kind="tcp")
         if connection.status == psutil.CONN_LISTEN
     }
+
+
+def test_a_key_of_a_release_with_fewer_scopes_is_replaced_by_one_that_may_do_everything(
+    database: Urls, system_engine: Engine, api_engine: Engine, tmp_path: Path
+) -> None:
+    addresses = StackAddresses("http://127.0.0.1:1", "", database, tmp_path, lambda: True)
+    secret_key = load_secrets(DataDir(tmp_path)).secret_key
+
+    def scopes_of(api_key: str) -> frozenset[str]:
+        return tenancy.authenticate(api_engine, api_key, secret_key=secret_key).scopes
+
+    with system_session(system_engine) as session:
+        project = ensure_project(session, ORGANIZATION, PROJECT)
+        _row, old = tenancy.create_api_key(session, project, "old", scopes=("chat",), secret_key=secret_key)
+    write_credentials(tmp_path, Credentials(addresses.api_url, old))
+    new = first_start(addresses)
+    assert scopes_of(new.api_key) == set(tenancy.SCOPES) and scopes_of(old) == {"chat"}
+    assert read_credentials(tmp_path) == first_start(addresses) == new

@@ -18,6 +18,7 @@ from zhub.jobs import Claim, Event, Failure
 from zhub.manifest import Manifest
 from zhub.models import Agent, Attempt, BaseModel, DatasetVersion, Expert, ExpertVersion, Job, JobEvent
 from zhub.tenancy import Caller
+from zhub.wakeup import PollingWakeup
 
 MakeJob = Callable[..., uuid.UUID]
 
@@ -1168,11 +1169,8 @@ def test_the_leader_reaps_settles_and_admits(
 def test_the_scheduler_resigns_when_it_is_stopped(system_engine: Engine) -> None:
     stopping = threading.Event()
 
-    class StopAtFirstWait:
+    class StopAtFirstWait(PollingWakeup):
         """A wake-up that ends the loop instead of waiting."""
-
-        def notify(self, topic: str) -> None:
-            return
 
         def wait(self, topic: str, timeout_s: float) -> None:
             stopping.set()
@@ -1185,11 +1183,8 @@ def test_a_scheduler_that_is_stopped_while_the_database_is_away_ends_quietly(dat
     engine = make_engine(proxy.url(database.system), pool_size=1)
     stopping = threading.Event()
 
-    class CutAndStop:
+    class CutAndStop(PollingWakeup):
         """A wake-up during whose wait the database goes away and the process is told to stop."""
-
-        def notify(self, topic: str) -> None:
-            return
 
         def wait(self, topic: str, timeout_s: float) -> None:
             proxy.cut()

@@ -110,8 +110,8 @@ class Protocol(RuleBasedStateMachine):
         self.models, self.history, self.fences = [], {}, {}
         # The system's role may delete, not truncate.
         order = (
-            "queue_places usages checkpoints job_dependencies expert_versions job_events attempts jobs experts "
-            "projects organizations base_models agents"
+            "webhook_deliveries webhook_endpoints queue_places usages checkpoints job_dependencies expert_versions "
+            "job_events attempts jobs experts projects organizations base_models agents"
         )
         with self.engine.begin() as connection:
             for table in order.split():

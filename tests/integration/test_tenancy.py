@@ -41,6 +41,8 @@ from zhub.models import (
     Schedule,
     ScheduleTick,
     Usage,
+    WebhookDelivery,
+    WebhookEndpoint,
 )
 from zhub.tenancy import SCOPES, Caller
 
@@ -278,6 +280,7 @@ def test_a_row_cannot_point_at_another_tenants_row(filled: Filled, table: str, c
     # Nothing but the reference may be at fault: what is unique is new, and our own spare row is accepted.
     fresh = {"id": str(uuid.uuid4()), "prefix": uuid.uuid4().hex, "name": "new", "version": 99, "position": 99}
     fresh |= {"job_id": str(filled.spare[ours, "jobs"]), "suite_digest": "new", "key": "new"}
+    fresh |= {"event_id": str(uuid.uuid4())}
     row = _row(filled.system, table, ours)
     row |= {name: value for name, value in fresh.items() if name in row}
     with system_session(filled.system) as session:
@@ -502,6 +505,11 @@ def _fill(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str], uuid.
     session.flush()
     session.add(AliasMove(alias_id=alias.id, to_version_id=version.id, by="key", **own))
     session.add(ScheduleTick(schedule_id=weekly.id, key="k", outcome="fired", **own))
+    endpoints = [WebhookEndpoint(name="n", url="https://example.com", event_types=[], **within) for _ in range(2)]
+    session.add_all(endpoints)
+    session.flush()
+    about = {"event_id": uuid.uuid4(), "type": "t", "data": {}, "tries_left": 1}
+    session.add(WebhookDelivery(endpoint_id=endpoints[0].id, **about, **own))
     session.flush()
     spare = {
         "datasets": datasets[1],
@@ -511,6 +519,7 @@ def _fill(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str], uuid.
         "expert_versions": spare_version,
         "aliases": next_one,
         "schedules": daily,
+        "webhook_endpoints": endpoints[1],
     }
     found = {table: row.id for table, row in spare.items()} | {"projects": caller.project_id}
     return {(caller.org_id, table): row_id for table, row_id in found.items()}

@@ -79,6 +79,30 @@ CHECKPOINT = {
     "size_bytes": 24_000,
 }
 
+SECRET = "whsec_c2VjcmV0"
+ENDPOINT = {
+    "id": "whe-1",
+    "created_at": 1_700_000_400,
+    "name": "ours",
+    "url": "https://hook.example.com/",
+    "event_types": ["fine_tuning.job.succeeded", "fine_tuning.job.failed"],
+    "status": "enabled",
+    "status_details": None,
+    "signing_secret_hint": "whsec_…cmV0",
+}
+DELIVERY = {
+    "id": "whd-1",
+    "created_at": 1_700_000_500,
+    "event_id": "evt-1",
+    "event_type": "fine_tuning.job.succeeded",
+    "data": {"id": "ftjob-1"},
+    "status": "pending",
+    "next_try_at": 1_700_000_900,
+    "attempts": [
+        {"at": 1_700_000_600, "status_code": 503, "error": None, "duration_s": 0.1, "next_try_at": 1_700_000_900}
+    ],
+}
+
 RESULTS = {"mean": 0.75, "low": 0.7, "high": 0.8, "n": 200, "parse_failures": 3, "pass_at_k": 0.9}
 EVALUATION = {
     "id": "eval-1",
@@ -133,6 +157,13 @@ class Api:
         self.add("GET", "/v1/evaluations", page([{k: v for k, v in EVALUATION.items() if k != "others"}]))
         self.add("GET", "/v1/evaluations/eval-1", EVALUATION)
         self.add("POST", "/v1/evaluations", EVALUATION)
+        self.add("GET", "/v1/webhook_event_types", {"object": "list", "data": ENDPOINT["event_types"]})
+        self.add("GET", "/v1/webhook_endpoints", page([ENDPOINT]))
+        self.add("POST", "/v1/webhook_endpoints", ENDPOINT | {"signing_secret": SECRET})
+        self.add("POST", "/v1/webhook_endpoints/whe-1/rotate_secret", ENDPOINT | {"signing_secret": SECRET})
+        self.add("DELETE", "/v1/webhook_endpoints/whe-1", {"id": "whe-1", "deleted": True})
+        self.add("GET", "/v1/webhook_endpoints/whe-1/deliveries", page([DELIVERY]))
+        self.add("POST", "/v1/webhook_endpoints/whe-1/deliveries/whd-1/replay", DELIVERY)
         self.publish(MANIFEST, {"z.safetensors": Z, "routing.safetensors": ROUTING})
 
     def add(self, method: str, path: str, answer: Any) -> None:
@@ -211,7 +242,7 @@ def served(api: Callable[[httpx.Request], httpx.Response]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(response.content)
 
-        do_GET = do_POST = do_PUT = answer
+        do_GET = do_POST = do_PUT = do_DELETE = answer
 
         def log_message(self, *_arguments: Any) -> None:
             pass
@@ -226,14 +257,21 @@ def served(api: Callable[[httpx.Request], httpx.Response]) -> Iterator[str]:
             thread.join()
 
 
-def events_of(entries: list[dict[str, Any]]) -> Callable[[httpx.Request], dict[str, Any]]:
-    """The events route: newest first, in pages, after a cursor."""
+def events_of(
+    entries: list[dict[str, Any]], job: dict[str, Any] | None = None
+) -> Callable[[httpx.Request], dict[str, Any] | bytes]:
+    """The events route: newest first, in pages, after a cursor; or as a stream, oldest first, that ends with a job."""
 
-    def answer(request: httpx.Request) -> dict[str, Any]:
-        newest_first = entries[::-1]
+    def answer(request: httpx.Request) -> dict[str, Any] | bytes:
+        ids = [entry["id"] for entry in entries]
         after = request.url.params.get("after")
+        if request.url.params.get("stream"):
+            new = entries[ids.index(after) + 1 :] if after else entries
+            told = "".join(f"id: {entry['id']}\ndata: {json.dumps(entry)}\n\n: nothing new\n\n" for entry in new)
+            return f"{told}event: end\ndata: {json.dumps(job or JOB)}\n\n".encode()
+        newest_first = entries[::-1]
         if after:
-            newest_first = newest_first[[entry["id"] for entry in newest_first].index(after) + 1 :]
+            newest_first = newest_first[ids[::-1].index(after) + 1 :]
         limit = int(request.url.params["limit"])
         return page(newest_first[:limit], has_more=len(newest_first) > limit)
 

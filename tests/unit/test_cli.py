@@ -145,6 +145,7 @@ def test_watching_a_job_that_failed_exits_with_seven(
     error = {"code": "reward_error", "message": "the row has no column 'item.answer'"} if status == "failed" else None
     job = double.JOB | {"status": status, "fine_tuned_model": None, "error": error}
     api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
+    api.add("GET", JOB_EVENTS, double.events_of([double.event(1)], job))
     assert zhub("jobs", "watch", "ftjob-1") == 7
     assert ("no column" if error else status) in capsys.readouterr().out
 
@@ -295,3 +296,67 @@ def test_the_demo_removes_only_its_own_directory(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="not of an earlier demo"):
         demo.make_directory(tmp_path)
     assert (tmp_path / "precious").exists()
+
+
+def test_a_new_webhook_asks_for_every_event_and_shows_its_secret_on_standard_output(
+    zhub: Run, api: Any, double: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert zhub("webhooks", "add", "https://hook.example.com/") == 0
+    (asked,) = [json.loads(request.content) for request in api.requests if request.method == "POST"]
+    assert asked["event_types"] == double.ENDPOINT["event_types"]
+    shown = capsys.readouterr()
+    assert double.SECRET in shown.out and double.SECRET not in shown.err
+
+
+def test_a_webhook_can_be_asked_to_send_some_events_only(zhub: Run, api: Any) -> None:
+    assert zhub("webhooks", "add", "https://x.example/", "--event", "a.b", "--event", "c.d", "--json") == 0
+    assert json.loads(api.requests[-1].content)["event_types"] == ["a.b", "c.d"]
+
+
+def test_a_leaked_secret_of_a_webhook_signs_nothing_more(zhub: Run, api: Any) -> None:
+    assert zhub("webhooks", "rotate", "whe-1", "--leaked") == 0
+    assert json.loads(api.requests[-1].content) == {"keep_old_secret_active_for_24_hours": False}
+
+
+def test_deliveries_say_how_the_last_try_went_and_when_the_next_one_is(
+    zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert zhub("webhooks", "deliveries", "whe-1") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("whd-1")]
+    assert "pending" in line and "answered 503; next try 20" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("ls",), ("rm", "whe-1"), ("replay", "whe-1", "whd-1")],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_webhooks_are_listed_removed_and_replayed(zhub: Run, arguments: tuple[str, ...]) -> None:
+    assert zhub("webhooks", *arguments) == 0
+
+
+@pytest.mark.parametrize(("success", "code"), [(True, 0), (False, 1)])
+def test_a_test_of_a_webhook_exits_as_it_went(
+    zhub: Run, api: Any, capsys: pytest.CaptureFixture[str], success: bool, code: int
+) -> None:
+    result = {"webhook_endpoint_id": "whe-1", "event_type": "fine_tuning.job.succeeded", "delivery_id": "whd-1"}
+    answer = {"success": success, "status_code": 204 if success else None, "error": None if success else "No way."}
+    api.add("POST", "/v1/webhook_endpoints/whe-1/test", result | answer)
+    assert zhub("webhooks", "test", "whe-1") == code
+    assert ("answered 204" if success else "not delivered. No way.") in capsys.readouterr().err
+
+
+def test_logs_can_be_followed_to_the_end(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("jobs", "logs", "ftjob-1", "--follow") == 0
+    assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()] == ["event 1", "event 2"]
+    assert zhub("jobs", "logs", "ftjob-1", "-f", "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["id"] for line in lines] == ["ftevent-1", "ftevent-2"]
+
+
+def test_metrics_are_shown_with_their_course(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    points = [{"step": step, "value": value} for step, value in enumerate((2.0, 1.0, 3.0))]
+    series = [{"name": "train_loss", "count": 900, "points": points}]
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1/metrics", {"series": series})
+    assert zhub("jobs", "metrics", "ftjob-1") == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["train_loss", "900", "2", "3", "1", "3", "▅▁█"]

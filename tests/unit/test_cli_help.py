@@ -50,12 +50,14 @@ def test_the_promised_commands_are_there() -> None:
     promised = (
         "up, demo, doctor, submit, chat, base-models add, base-models ls, base-models show, "
         "datasets push, datasets ls, datasets show, jobs ls, jobs show, jobs watch, jobs logs, jobs cancel, "
-        "jobs pause, jobs resume, jobs redrive, jobs checkpoints, "
+        "jobs pause, jobs resume, jobs redrive, jobs checkpoints, jobs metrics, "
         "queue redrive, evaluations create, evaluations ls, evaluations show, "
         "experts ls, experts show, experts pull, experts aliases, experts moves, experts promote, "
         "promotions create, promotions ls, promotions show, promotions cancel, schedules add, schedules ls, "
         "schedules show, schedules run, schedules pause, schedules resume, schedules rm, "
-        "queue explain, queue doctor, db upgrade, db bootstrap, db quota"
+        "queue explain, queue doctor, db upgrade, db bootstrap, db quota, "
+        "webhooks add, webhooks ls, webhooks rm, webhooks enable, webhooks rotate, webhooks deliveries, "
+        "webhooks replay, webhooks test"
     )
     assert set(promised.split(", ")) <= {" ".join(path) for path, _ in ALL}
 

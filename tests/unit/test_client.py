@@ -112,33 +112,59 @@ def test_events_come_oldest_first_and_only_the_new_ones(
 
 
 def test_following_a_job_ends_with_it_and_misses_no_event(api: Any, client: Client, double: Any) -> None:
-    states = iter(["queued", "running", "succeeded"])
-    events: list[Any] = []
-
-    def job(_request: httpx.Request) -> Any:
-        events.append(double.event(len(events) + 1))
-        return double.JOB | {"status": next(states)}
-
-    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
+    states = iter(["queued", "queued", "running"])
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", lambda _request: double.JOB | {"status": next(states)})
+    events = [double.event(1), double.event(2), double.event(3, step=1)]
     api.add("GET", JOB_EVENTS, double.events_of(events))
     seen = [(job.status, [event.id for event in new]) for job, new in client.jobs.follow("ftjob-1")]
-    assert seen == [("queued", ["ftevent-1"]), ("running", ["ftevent-2"]), ("succeeded", ["ftevent-3"])]
+    # What has a message may have changed the job: it is asked for again.
+    assert seen == [
+        ("queued", ["ftevent-1"]),
+        ("running", ["ftevent-2"]),
+        ("running", ["ftevent-3"]),
+        ("succeeded", []),
+    ]
 
 
+def test_following_goes_on_after_the_last_event_where_a_stream_broke_off(api: Any, client: Client, double: Any) -> None:
+    whole = double.events_of([double.event(number) for number in range(1, 4)])
+    cut = iter([b'data: {"id": "ftevent-3"', b"event: end", None])
+
+    def break_off(request: httpx.Request) -> bytes:
+        told: bytes = whole(request)
+        where = next(cut)
+        return told if where is None else told[: told.index(where)]
+
+    api.add("GET", JOB_EVENTS, break_off)
+    seen = [event.id for _, new in client.jobs.follow("ftjob-1") for event in new]
+    assert seen == ["ftevent-1", "ftevent-2", "ftevent-3"]
+    asked = [request.url.params.get("after") for request in api.requests if request.url.path == JOB_EVENTS]
+    assert asked == [None, "ftevent-2", "ftevent-3"]
+
+
+@pytest.mark.parametrize("how", ["refuses connections", "is full"])
 def test_following_survives_an_api_that_is_away_for_a_moment(
-    api: Any, client: Client, double: Any, monkeypatch: pytest.MonkeyPatch
+    api: Any, client: Client, double: Any, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr("zhub.transport.FIRST_BACK_OFF_S", 0.0)
-    answers = iter(["away", "succeeded"])
+    there = double.events_of([])
+    tries = iter(["away", "there"])
 
-    def job(request: httpx.Request) -> Any:
-        if (status := next(answers)) == "away":
-            raise httpx.ConnectError("connection refused", request=request)
-        return double.JOB | {"status": status}
+    def events(request: httpx.Request) -> Any:
+        if next(tries) == "there":
+            return there(request)
+        if how == "is full":
+            return httpx.Response(503, json={"error": {"message": "100 event streams", "code": "unavailable"}})
+        raise httpx.ConnectError("connection refused", request=request)
 
-    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
-    api.add("GET", JOB_EVENTS, double.page([]))
+    api.add("GET", JOB_EVENTS, events)
     assert [job.status for job, _ in client.jobs.follow("ftjob-1")] == ["succeeded"]
+
+
+def test_following_ends_with_what_does_not_pass(api: Any, client: Client) -> None:
+    api.refuse("GET", JOB_EVENTS, 404, "not_found", "No such event: 'ftevent-9'.")
+    with pytest.raises(ApiError, match="No such event"):
+        list(client.jobs.follow("ftjob-1"))
 
 
 def test_a_file_that_fails_validation_names_its_lines(api: Any, client: Client) -> None:

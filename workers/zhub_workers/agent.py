@@ -29,7 +29,7 @@ from zhub.logs import configure_logging
 from zhub.manifest import Manifest
 from zhub.models import Agent as AgentRow
 from zhub.models import Job
-from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
+from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, job_topic, open_wakeup
 from zhub_workers.attempt import INFRASTRUCTURE, Attempt, AttemptKey, AttemptStatus
 from zhub_workers.gpu_shares import gpu_shares
 from zhub_workers.launcher import POOLS, Launcher, WorkerLostError, WorkerSilentError, kinds_of
@@ -95,6 +95,8 @@ class Agent:
         self._engine = engine
         self._launcher = launcher
         self._followed: dict[AttemptKey, _Followed] = {}
+        self._heard_of: set[uuid.UUID] = set()
+        """Jobs with new events, for those who follow them."""
         self._announced_at = self._reconciled_at = float("-inf")
 
     def run(self, wakeup: Wakeup, stopping: threading.Event) -> None:
@@ -103,6 +105,8 @@ class Agent:
             try:
                 if self.round():
                     wakeup.notify(SCHEDULER)
+                while self._heard_of:
+                    wakeup.notify(job_topic(self._heard_of.pop()))
             except UnavailableError as exc:
                 log.warning("%s", exc)
             wakeup.wait(agent_topic(self._settings.cluster), self._settings.poll_s)
@@ -202,6 +206,8 @@ class Agent:
         except UNRECORDABLE as exc:
             self._launcher.kill(key)
             return self._fail_unrecordable(key, exc)
+        if status.events or status.state != "running":
+            self._heard_of.add(key.job_id)
         if status.events:
             followed.seq = status.events[-1].seq
         if status.state != "running":

@@ -27,6 +27,7 @@ from zhub.cli import (
     schedules,
     submit,
     up,
+    webhooks,
 )
 from zhub.cli.exits import exit_code
 from zhub.cli.output import show_error
@@ -53,6 +54,7 @@ app.add_typer(experts.app, name="experts")
 app.add_typer(evaluations.app, name="evaluations")
 app.add_typer(promotions.app, name="promotions")
 app.add_typer(schedules.app, name="schedules")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(database.app, name="db")
 app.command("up")(up.up)
 app.command("demo")(demo.demo)

@@ -1,15 +1,20 @@
 """``zhub jobs``."""
 
+from collections.abc import Sequence
+from typing import Annotated
+
 import typer
 from rich.text import Text
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.experts import show_version
-from zhub.cli.output import facts, moment, note, percent, put, show_json, size, status, table
+from zhub.cli.output import facts, moment, note, percent, put, show_json, size, sparkline, status, table
 from zhub.cli.watching import event_line, watch
 from zhub.client import Client
 from zhub.wire import CheckpointRecord, FineTuningJob
+
+SERIES_POINTS = 40  # as wide as a sparkline
 
 app = typer.Typer(help="Training jobs.", no_args_is_help=True)
 
@@ -43,14 +48,45 @@ def watch_job(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption =
 
 
 @app.command()
-def logs(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Print everything that happened to a job, oldest first."""
+def logs(
+    job_id: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print everything that happened to a job, oldest first. With --follow and --json, one event a line."""
     with connect(data_dir) as client:
+        if follow:
+            for _job, new in client.jobs.follow(job_id):
+                for event in new:
+                    typer.echo(event.model_dump_json()) if as_json else put(Text(event_line(event)), soft_wrap=True)
+            return
         found = client.jobs.events(job_id)
     if as_json:
         return show_json(found)
     for event in found:
         put(Text(event_line(event)), soft_wrap=True)
+
+
+@app.command()
+def metrics(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show what a job measured of its training, step by step."""
+    with connect(data_dir) as client:
+        found = client.jobs.metrics(job_id, points=SERIES_POINTS)
+    if as_json:
+        return show_json(found)
+    rows = []
+    for series in found:
+        values = [point.value for point in series.points]
+        extremes = (f"{value:.4g}" for value in (values[0], values[-1], min(values), max(values)))
+        rows.append((series.name, str(series.count), *extremes, sparkline(_scaled(values))))
+    put(table(("METRIC", "POINTS", "FIRST", "LAST", "LOWEST", "HIGHEST", "COURSE"), rows, whole=7))
+
+
+def _scaled(values: Sequence[float]) -> list[float]:
+    """Between 0, the lowest, and 1, the highest."""
+    low, high = min(values), max(values)
+    return [(value - low) / (high - low) if high > low else 0.5 for value in values]
 
 
 @app.command()

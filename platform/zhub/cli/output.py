@@ -31,6 +31,10 @@ STYLES = {
     "promoted": "green",
     "not promoted": "yellow",
     "refused": "red",
+    "enabled": "green",
+    "disabled": "red",
+    "delivered": "green",
+    "pending": "cyan",
     "better": "green",
     "worse": "red",
 }

@@ -75,14 +75,14 @@ def first_start(addresses: StackAddresses) -> Credentials:
 
 
 def _is_valid(addresses: StackAddresses, api_key: str, secret_key: str) -> bool:
+    """Whether the key is known and may do all that this release has scopes for."""
     engine = make_engine(addresses.database.api, pool_size=1)
     try:
-        tenancy.authenticate(engine, api_key, secret_key=secret_key)
+        return tenancy.authenticate(engine, api_key, secret_key=secret_key).scopes.issuperset(tenancy.SCOPES)
     except AuthenticationError:
         return False
     finally:
         engine.dispose()
-    return True
 
 
 def add_shipped_base(credentials: Credentials) -> str | None:

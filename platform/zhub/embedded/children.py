@@ -134,6 +134,8 @@ def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey
         "ZHUB_STORE_URL": plan.data_dir.objects.as_uri(),
         "ZHUB_CACHE_DIR": str(plan.data_dir.cache),
         "ZHUB_SECRET_KEY": plan.secrets.secret_key,
+        # Who holds a key here has this machine anyway, and its webhooks go to programs beside it.
+        "ZHUB_WEBHOOK_ALLOW_PRIVATE": "1",
         "ZHUB_SERVING_URL": plan.serving_url,
         "ZHUB_SERVING_HOST": LOOPBACK,
         "ZHUB_SERVING_PORT": str(plan.serving_port),

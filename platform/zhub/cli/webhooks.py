@@ -1,0 +1,156 @@
+"""``zhub webhooks``."""
+
+from typing import Annotated
+
+import typer
+
+from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.exits import ERROR
+from zhub.cli.output import facts, moment, note, put, show_json, status, table
+from zhub.wire import DeliveryRecord, EndpointRecord
+
+app = typer.Typer(help="Webhooks: where a project's events are sent.", no_args_is_help=True)
+
+EndpointArgument = Annotated[str, typer.Argument(metavar="ENDPOINT", help="whe-…, as `zhub webhooks ls` shows it.")]
+
+
+@app.command()
+def add(
+    url: Annotated[str, typer.Argument(help="Where to send them, by POST.")],
+    event: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPE", help="An event type to send; may be repeated.", show_default="all of them"),
+    ] = None,
+    name: Annotated[str, typer.Option(help="For people to tell endpoints apart.")] = "",
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send the project's events to a URL, and show the secret that signs them, this once."""
+    with connect(data_dir) as client:
+        made = client.webhooks.create(url=url, event_types=event or client.webhooks.event_types(), name=name)
+    show_secret(made, as_json)
+    note(f"Keep the secret where the receiver finds it; `zhub webhooks test {made.id}` sends an example.")
+
+
+@app.command()
+def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """List the endpoints, newest first."""
+    with connect(data_dir) as client:
+        found = client.webhooks.list()
+    if as_json:
+        return show_json(found)
+    rows = [
+        (one.id, status(one.status), one.url, one.name or "-", ", ".join(one.event_types), one.status_details or "")
+        for one in found
+    ]
+    put(table(("ID", "STATUS", "URL", "NAME", "EVENTS", "WHY"), rows, whole=2))
+
+
+@app.command()
+def rm(endpoint: EndpointArgument, data_dir: DataDirOption = None) -> None:
+    """Send nothing to an endpoint any more, not even what waits."""
+    with connect(data_dir) as client:
+        client.webhooks.delete(endpoint)
+    note(f"{endpoint} is removed.")
+
+
+@app.command()
+def enable(endpoint: EndpointArgument, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Let a disabled endpoint get events again. What it missed can be replayed."""
+    with connect(data_dir) as client:
+        found = client.webhooks.enable(endpoint)
+    if as_json:
+        return show_json(found)
+    note(f"{found.id} is {found.status}. `zhub webhooks deliveries {found.id}` shows what can be replayed.")
+
+
+@app.command()
+def rotate(
+    endpoint: EndpointArgument,
+    leaked: Annotated[bool, typer.Option("--leaked", help="The old secret shall sign nothing from now on.")] = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a new secret, and show it this once. For a day the old one signs as well."""
+    with connect(data_dir) as client:
+        made = client.webhooks.rotate_secret(endpoint, keep_old=not leaked)
+    show_secret(made, as_json)
+
+
+@app.command()
+def deliveries(
+    endpoint: EndpointArgument,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Show so many.")] = 20,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what was and will be sent to an endpoint, newest first."""
+    with connect(data_dir) as client:
+        found = client.webhooks.deliveries(endpoint, limit=limit)
+    if as_json:
+        return show_json(found)
+    rows = [
+        (one.id, status(one.status), one.event_type, moment(one.created_at), str(len(one.attempts)), _last(one))
+        for one in found
+    ]
+    put(table(("ID", "STATUS", "EVENT", "AT", "TRIES", "LAST"), rows, whole=2))
+
+
+@app.command()
+def replay(
+    endpoint: EndpointArgument,
+    delivery: Annotated[str, typer.Argument(metavar="DELIVERY", help="whd-…, as `zhub webhooks deliveries` shows it.")],
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send an event again. Its webhook-id stays, so a receiver that took it already can tell."""
+    with connect(data_dir) as client:
+        found = client.webhooks.replay(endpoint, delivery)
+    if as_json:
+        return show_json(found)
+    note(f"{found.event_type} is sent again; `zhub webhooks deliveries {endpoint}` shows how it goes.")
+
+
+@app.command()
+def test(
+    endpoint: EndpointArgument,
+    event: Annotated[str, typer.Option(metavar="TYPE", help="What to send an example of.")] = (
+        "fine_tuning.job.succeeded"
+    ),
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have an example of an event sent, and say what the receiver answered. Exits with 1 if it did not take it."""
+    with connect(data_dir) as client:
+        found = client.webhooks.test(endpoint, event)
+    if as_json:
+        show_json(found)
+    else:
+        answer = found.error or f"The receiver answered {found.status_code}."
+        note(f"{found.event_type} was {'delivered' if found.success else 'not delivered'}. {answer}")
+    if not found.success:
+        raise typer.Exit(ERROR)
+
+
+def show_secret(endpoint: EndpointRecord, as_json: bool) -> None:
+    if as_json:
+        return show_json(endpoint)
+    put(
+        facts(
+            [
+                ("id", endpoint.id),
+                ("url", endpoint.url),
+                ("events", ", ".join(endpoint.event_types)),
+                ("secret", endpoint.signing_secret or "-"),
+            ]
+        )
+    )
+
+
+def _last(delivery: DeliveryRecord) -> str:
+    if not delivery.attempts:
+        return "-"
+    attempt = delivery.attempts[-1]
+    answer = attempt.error or f"answered {attempt.status_code}"
+    following = "" if delivery.next_try_at is None else f"; next try {moment(delivery.next_try_at)}"
+    return f"{answer}{following}"
