@@ -1,27 +1,33 @@
 """The ASGI application."""
 
-import uuid
+import asyncio
+import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
 
 import httpx
 from fastapi import FastAPI, Request, Response
-from sqlalchemy import func, select
+from fastapi.responses import JSONResponse
+from sqlalchemy import Engine, func, select
+from starlette.concurrency import run_in_threadpool
 
 import zhub
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
-from zhub.errors import InvalidRequestError, ZhubError
+from zhub.errors import InvalidRequestError, UnavailableError, ZhubError
 from zhub.migrate import check_at_head
 from zhub.models import Agent, Leader
 from zhub.store import open_store
 from zhub.wakeup import open_wakeup
-from zhub_api import chat, errors, evaluations, files, fine_tuning, graders, models
+from zhub_api import chat, errors, evaluations, files, fine_tuning, graders, models, observed
 from zhub_api.context import Context, ContextDep
 
+log = logging.getLogger("zhub.api")
+
 MIN_SECRET_CHARACTERS = 32
+READY_TIMEOUT_S = 3.0
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -56,17 +62,11 @@ def create_app(settings: Settings) -> FastAPI:
         engine.dispose()
 
     app = FastAPI(title="zhub", version=zhub.__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app.state.draining, app.state.looking = threading.Event(), None
     app.state.context = Context(settings, engine, store, open_wakeup(settings.redis_url))
     errors.install(app)
-    for router in (files.router, fine_tuning.router, graders.router, evaluations.router, models.router, chat.router):
-        app.include_router(router)
-
-    @app.middleware("http")
-    async def request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        request.state.request_id = request.headers.get("x-request-id") or f"req_{uuid.uuid4().hex}"
-        response = await call_next(request)
-        response.headers["x-request-id"] = request.state.request_id
-        return response
+    for module in (files, fine_tuning, graders, evaluations, models, chat, observed):
+        app.include_router(module.router)
 
     @app.middleware("http")
     async def one_dialect_prefix(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -75,19 +75,42 @@ def create_app(settings: Settings) -> FastAPI:
             request.scope["path"] = request.scope["path"].removeprefix("/v1")
         return await call_next(request)
 
+    app.add_middleware(observed.Observed)
+
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
-        """This process answers."""
+        """This process answers, also while it drains and while its database is away."""
         return {"status": "ok", "version": zhub.__version__}
 
     @app.get("/readyz")
-    def readyz(context: ContextDep) -> dict[str, Any]:
-        """The database answers; whether a scheduler leads and how many agents were seen lately."""
-        with system_session(context.engine) as session:
-            leading = session.scalar(select(func.count()).select_from(Leader).where(Leader.lease_until > func.now()))
-            agents = session.scalar(
-                select(func.count()).select_from(Agent).where(Agent.seen_at > func.now() - timedelta(seconds=30))
-            )
-        return {"status": "ok", "scheduler": bool(leading), "agents": agents}
+    async def readyz(context: ContextDep) -> JSONResponse:
+        """Whether to send requests here: 503 with a reason while the database is away, and once told to stop.
+
+        ``scheduler`` says whether one leads, ``agents`` how many were seen lately.
+        """
+        if app.state.draining.is_set():
+            return _not_ready("draining", "This process was told to stop and finishes what it has begun.")
+        # One look at a time, however many ask: a database that is frozen must not hold every thread.
+        if app.state.looking is None or app.state.looking.done():
+            app.state.looking = asyncio.create_task(run_in_threadpool(_look, context.engine))
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                leading, agents = await asyncio.shield(app.state.looking)
+        except (TimeoutError, UnavailableError) as exc:
+            log.warning("not ready: %s", exc or "the database does not answer", extra={"action": "database_away"})
+            return _not_ready("unavailable", "The database does not answer.")
+        return JSONResponse({"status": "ok", "scheduler": leading, "agents": agents})
 
     return app
+
+
+def _look(engine: Engine) -> tuple[bool, int]:
+    """Whether a scheduler leads, and how many agents were seen lately."""
+    with system_session(engine) as session:
+        leading = session.scalar(select(func.count()).select_from(Leader).where(Leader.lease_until > func.now()))
+        recent = Agent.seen_at > func.now() - timedelta(seconds=30)
+        return bool(leading), session.scalar(select(func.count()).select_from(Agent).where(recent)) or 0
+
+
+def _not_ready(code: str, reason: str) -> JSONResponse:
+    return JSONResponse(errors.envelope(503, reason, code=code), 503)

@@ -7,9 +7,9 @@ no longer the job's. Time is the database's clock. Functions take a Session and 
 import json
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
@@ -39,6 +39,17 @@ class Claim:
     """Of the attempts that this one may share a worker with, see ``zhub.packing``; None: with none."""
     checkpoint: dict[str, Any] | None = None
     """``{"key_prefix", "digest", "step"}`` of the newest checkpoint, where an earlier attempt left one."""
+    waited_s: float = field(default=0.0, compare=False)
+    """Between its admission and this claim."""
+
+
+class Reaped(NamedTuple):
+    """A job that was taken back, the fence of the attempt that lost it, and its next state."""
+
+    job_id: uuid.UUID
+    org_id: uuid.UUID
+    fence: int
+    state: str
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ def claim(
     ).one_or_none()
     if row is None:
         return None
-    return Claim(row.id, row.org_id, row.fence, row.kind, row.spec, row.pack_key, row.checkpoint)
+    return Claim(row.id, row.org_id, row.fence, row.kind, row.spec, row.pack_key, row.checkpoint, row.waited_s)
 
 
 # One statement, so that a claim is one round trip: the job, its attempt, what its owner is told, and where to go on.
@@ -127,7 +138,8 @@ _CLAIM = """
                       WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
                       ORDER BY priority DESC, admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
            AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
-     RETURNING id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key
+     RETURNING id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key,
+               greatest(0, extract(epoch FROM now() - admitted_at))::float AS waited_s
     ), attempt AS (
         INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
         SELECT cast(:attempt AS uuid), org_id, id, fence, :agent,
@@ -266,8 +278,8 @@ def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
     return str(row.state)
 
 
-def reap(session: Session) -> list[tuple[uuid.UUID, str]]:
-    """Take back every job whose lease has run out; return (job, next state). The leader calls this."""
+def reap(session: Session) -> list[Reaped]:
+    """Take back every job whose lease has run out; return them. The leader calls this."""
     rows = session.execute(
         text(
             f"""
@@ -287,7 +299,7 @@ def reap(session: Session) -> list[tuple[uuid.UUID, str]]:
         message = f"Attempt {row.fence} was lost: its lease ran out."
         _end_attempt(session, row.id, row.fence, "lost", message)
         _report_release(session, row.org_id, row.id, row.fence, row.state, message)
-    return [(row.id, row.state) for row in rows]
+    return [Reaped(*row) for row in rows]
 
 
 def add_event(

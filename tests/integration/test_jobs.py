@@ -69,12 +69,12 @@ def cancel(engine: Engine, caller: Caller, job_id: uuid.UUID) -> str:
 
 def reap(engine: Engine) -> list[tuple[uuid.UUID, str]]:
     with system_session(engine) as session:
-        return jobs.reap(session)
+        return [(job.job_id, job.state) for job in jobs.reap(session)]
 
 
 def admit(engine: Engine) -> set[uuid.UUID]:
     with system_session(engine) as session:
-        return {job_id for job_id, _cluster in admission.admit(session, agent_lost_after_s=30)}
+        return {job.job_id for job in admission.admit(session, agent_lost_after_s=30)}
 
 
 def execute(engine: Engine, statement: str, **values: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from zhub.errors import InvalidRequestError, StoreError, TrainingError, UnavailableError
 from zhub.jobs import Event, Failure
+from zhub.logs import log_fields
 
 log = logging.getLogger("zhub.worker")
 
@@ -171,12 +172,16 @@ class Worker:
             return [(key, running.pack_key) for key, running in self._attempts.items()]
 
     def _run_attempt(self, running: "_Running", attempt: Attempt) -> None:
+        with log_fields(**attempt.key._asdict(), org_id=attempt.org_id):
+            self._run_to_its_end(running, attempt)
+
+    def _run_to_its_end(self, running: "_Running", attempt: Attempt) -> None:
         try:
             running.ended = AttemptStatus("succeeded", 0, [], result=self._run(attempt, running.context))
         except AttemptStoppedError:
             running.ended = AttemptStatus("stopped", 0, [])
         except BaseException as exc:
-            log.exception("attempt %s failed", attempt.key)
+            log.exception("attempt %s failed", attempt.key, extra={"action": "attempt_failed"})
             running.ended = AttemptStatus("failed", 0, [], failure=classify(exc))
 
     def _watch_leases(self) -> None:
@@ -189,7 +194,8 @@ class Worker:
             for key in expired:
                 held[key].context._stop.set()
             if expired and len(expired) == len(held):
-                log.error("the leases of %s ran out, the worker ends", ", ".join(map(str, expired)))
+                attempts = ", ".join(map(str, expired))
+                log.error("the leases of %s ran out, the worker ends", attempts, extra={"action": "leases_expired"})
                 self._exit_process(1)
                 return
 
