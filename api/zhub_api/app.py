@@ -1,6 +1,7 @@
 """The ASGI application."""
 
 import asyncio
+import importlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,6 +21,7 @@ from zhub.errors import InvalidRequestError, UnavailableError, ZhubError
 from zhub.migrate import check_at_head
 from zhub.models import Agent, Leader
 from zhub.store import open_store
+from zhub.tracing import start_tracing
 from zhub.wakeup import open_wakeup
 from zhub_api import chat, errors, evaluations, files, fine_tuning, graders, models, observed
 from zhub_api.context import Context, ContextDep
@@ -76,6 +78,12 @@ def create_app(settings: Settings) -> FastAPI:
         return await call_next(request)
 
     app.add_middleware(observed.Observed)
+    if start_tracing("zhub-api"):
+        # Imported here, because it comes with an extra.
+        instrumentation = importlib.import_module("opentelemetry.instrumentation.fastapi")
+        instrumentation.FastAPIInstrumentor.instrument_app(
+            app, excluded_urls="/healthz$,/readyz$,/metrics$", exclude_spans=["receive", "send"]
+        )
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:

@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub import checkpoints, states
+from zhub import checkpoints, states, tracing
 from zhub.errors import LeaseLostError, NotFoundError
 from zhub.ids import new_id, public_id
 from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
@@ -39,6 +39,9 @@ class Claim:
     """Of the attempts that this one may share a worker with, see ``zhub.packing``; None: with none."""
     checkpoint: dict[str, Any] | None = None
     """``{"key_prefix", "digest", "step"}`` of the newest checkpoint, where an earlier attempt left one."""
+    traceparent: str | None = None
+    queued_s: float = field(default=0.0, compare=False)
+    """Until its admission, since it could have been admitted first; 0 where nobody knows."""
     waited_s: float = field(default=0.0, compare=False)
     """Between its admission and this claim."""
 
@@ -77,9 +80,10 @@ STOPPED_UNASKED = Failure("stopped", "The attempt stopped although nobody had as
 
 
 def enqueue(session: Session, job: Job, message: str) -> None:
-    """Add a job in the state ``queued``, with its first event, in the caller's transaction."""
+    """Add a job in the state ``queued``, with its first event, in the caller's transaction and trace."""
     # A priority is a head start and no more, so that what has a low one is late and never left behind.
     job.ranked_at = func.now() - (job.priority or 0) * PRIORITY_HEAD_START
+    job.traceparent = tracing.traceparent()
     session.add(job)
     session.flush()
     add_event(session, job.org_id, job.id, message)
@@ -125,7 +129,18 @@ def claim(
     ).one_or_none()
     if row is None:
         return None
-    return Claim(row.id, row.org_id, row.fence, row.kind, row.spec, row.pack_key, row.checkpoint, row.waited_s)
+    return Claim(
+        row.id,
+        row.org_id,
+        row.fence,
+        row.kind,
+        row.spec,
+        row.pack_key,
+        row.checkpoint,
+        row.traceparent,
+        row.queued_s,
+        row.waited_s,
+    )
 
 
 # One statement, so that a claim is one round trip: the job, its attempt, what its owner is told, and where to go on.
@@ -139,7 +154,10 @@ _CLAIM = """
                       ORDER BY priority DESC, admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
            AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
      RETURNING id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key,
-               greatest(0, extract(epoch FROM now() - admitted_at))::float AS waited_s
+               traceparent, greatest(0, extract(epoch FROM now() - admitted_at))::float AS waited_s,
+               CASE WHEN fence = 1 OR not_before IS NOT NULL
+                    THEN greatest(0, extract(epoch FROM admitted_at - greatest(created_at, not_before)))::float
+                    ELSE 0 END AS queued_s
     ), attempt AS (
         INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
         SELECT cast(:attempt AS uuid), org_id, id, fence, :agent,

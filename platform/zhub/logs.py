@@ -13,6 +13,8 @@ from typing import Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
+from zhub import tracing
+
 LogFormat = Literal["text", "json"]
 
 _fields: ContextVar[Mapping[str, object]] = ContextVar("zhub_log_fields", default={})  # noqa: B039  # never changed
@@ -47,6 +49,8 @@ def log_fields(**fields: object) -> Iterator[None]:
 
 
 def _add_fields(record: logging.LogRecord) -> bool:
+    if (trace_id := tracing.trace_id()) is not None:
+        record.__dict__.setdefault("trace_id", trace_id)
     for name, value in _fields.get().items():
         record.__dict__.setdefault(name, value)
     return True

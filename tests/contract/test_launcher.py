@@ -43,7 +43,7 @@ def play(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
 class PlayingActor(LightActor):
     """An actor like those of the pools."""
 
-    def __init__(self, _device: str | None) -> None:
+    def __init__(self, _device: str | None, _log_format: str) -> None:
         self._worker = Worker(play)
 
 

@@ -161,6 +161,15 @@ def test_a_claim_says_what_to_run_and_under_which_fence(
     assert claim(system_engine) == Claim(job_id, caller.org_id, 1, "train", {"kind": "train", "seed": 3})
 
 
+def test_a_claim_carries_the_trace_of_the_request_that_made_its_job(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID]
+) -> None:
+    admitted()
+    execute(system_engine, "UPDATE jobs SET traceparent = 'the span'")
+    claimed_job = claim(system_engine)
+    assert claimed_job is not None and claimed_job.traceparent == "the span"
+
+
 def test_two_claimers_never_get_one_job(system_engine: Engine, admitted: Callable[..., uuid.UUID]) -> None:
     made = {admitted() for _ in range(24)}
     barrier = threading.Barrier(4)

@@ -7,6 +7,7 @@ pay for torch, and neither must the worker that validates datasets.
 import importlib
 
 from zhub.logs import LogFormat, configure_logging
+from zhub.tracing import start_tracing
 from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, Worker
 
 
@@ -15,6 +16,7 @@ class LightActor:
 
     def __init__(self, _device: str | None, log_format: LogFormat) -> None:
         configure_logging(log_format)
+        start_tracing("zhub-worker")
         self._worker = Worker(importlib.import_module("zhub_workers.light_worker").run)
 
     def start(self, attempt: Attempt, lease_s: float) -> None:
@@ -38,4 +40,5 @@ class TorchActor(LightActor):
 
     def __init__(self, device: str | None, log_format: LogFormat) -> None:
         configure_logging(log_format)
+        start_tracing("zhub-worker")
         self._worker = Worker(importlib.import_module("zhub_workers.torch_worker").TorchRunner(device))

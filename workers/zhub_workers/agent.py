@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
-from zhub import base_models, datasets, evaluations, jobs, registry, states
+from zhub import base_models, datasets, evaluations, jobs, registry, states, tracing
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
 from zhub.errors import LeaseLostError, UnavailableError
@@ -55,6 +55,7 @@ STALLED = jobs.Failure("stalled", "The attempt made no progress for too long and
 def main() -> None:
     settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
     configure_logging(settings.log_format)
+    tracing.start_tracing("zhub-agent")
     try:
         serve_metrics(settings)
     except UnavailableError as exc:
@@ -160,6 +161,8 @@ class Agent:
     def _start(self, pool: str, claim: jobs.Claim) -> None:
         key = AttemptKey(claim.job_id, claim.fence)
         claimed_at = time.monotonic()
+        tracing.note_span("queue", claim.queued_s, ended_s_ago=claim.waited_s, parent=claim.traceparent)
+        tracing.note_span("pickup", claim.waited_s, parent=claim.traceparent)
         attempt = Attempt(
             key=key,
             org_id=claim.org_id,
@@ -169,9 +172,11 @@ class Agent:
             device=self._settings.device,
             pack_key=claim.pack_key,
             checkpoint=claim.checkpoint,
+            traceparent=claim.traceparent,
         )
         try:
-            name = self._launcher.start(pool, attempt, self._settings.lease_s)
+            with tracing.span("start", parent=claim.traceparent, job_id=str(key.job_id), fence=key.fence):
+                name = self._launcher.start(pool, attempt, self._settings.lease_s)
         except WorkerLostError as exc:
             log.warning("attempt %s: %s", key, exc, extra=_fields("worker_lost", key))
             self._lose(key, "worker_died")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from zhub import tracing
 from zhub.errors import InvalidRequestError, StoreError, TrainingError, UnavailableError
 from zhub.jobs import Event, Failure
 from zhub.logs import log_fields
@@ -49,6 +50,8 @@ class Attempt:
     """Attempts with the same one may share a worker, see ``zhub.packing``; None: it needs a worker of its own."""
     checkpoint: dict[str, Any] | None = None
     """``{"key_prefix", "digest", "step"}`` of what an earlier attempt left to go on from."""
+    traceparent: str | None = None
+    """The span that asked for the job."""
 
     @property
     def key_prefix(self) -> str:
@@ -172,7 +175,11 @@ class Worker:
             return [(key, running.pack_key) for key, running in self._attempts.items()]
 
     def _run_attempt(self, running: "_Running", attempt: Attempt) -> None:
-        with log_fields(**attempt.key._asdict(), org_id=attempt.org_id):
+        about: dict[str, str | int] = {"job_id": str(attempt.key.job_id), "fence": attempt.key.fence}
+        with (
+            tracing.span("attempt", parent=attempt.traceparent, kind=str(attempt.spec.get("kind")), **about),
+            log_fields(**about, org_id=attempt.org_id),
+        ):
             self._run_to_its_end(running, attempt)
 
     def _run_to_its_end(self, running: "_Running", attempt: Attempt) -> None:
@@ -182,6 +189,7 @@ class Worker:
             running.ended = AttemptStatus("stopped", 0, [])
         except BaseException as exc:
             log.exception("attempt %s failed", attempt.key, extra={"action": "attempt_failed"})
+            tracing.note_failure(exc)
             running.ended = AttemptStatus("failed", 0, [], failure=classify(exc))
 
     def _watch_leases(self) -> None:
