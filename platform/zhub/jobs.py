@@ -127,20 +127,7 @@ def claim(
             "event": new_id(),
         },
     ).one_or_none()
-    if row is None:
-        return None
-    return Claim(
-        row.id,
-        row.org_id,
-        row.fence,
-        row.kind,
-        row.spec,
-        row.pack_key,
-        row.checkpoint,
-        row.traceparent,
-        row.queued_s,
-        row.waited_s,
-    )
+    return None if row is None else Claim(*row)
 
 
 # One statement, so that a claim is one round trip: the job, its attempt, what its owner is told, and where to go on.
@@ -169,10 +156,10 @@ _CLAIM = """
         INSERT INTO job_events (id, org_id, job_id, level, type, message)
         SELECT cast(:event AS uuid), org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.' FROM claimed
     )
-    SELECT claimed.*,
+    SELECT id, org_id, fence, kind, spec, pack_key,
            (SELECT jsonb_build_object('key_prefix', c.key_prefix, 'digest', c.digest, 'step', c.step)
               FROM checkpoints c WHERE c.job_id = claimed.id AND c.deleted_at IS NULL
-             ORDER BY c.step DESC LIMIT 1) AS checkpoint
+             ORDER BY c.step DESC LIMIT 1) AS checkpoint, traceparent, queued_s, waited_s
       FROM claimed
 """
 

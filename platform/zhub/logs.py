@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from zhub import tracing
@@ -25,7 +26,12 @@ def configure_logging(log_format: LogFormat) -> None:
     formatter: logging.Formatter
     if log_format == "json":
         names = {"levelname": "level", "name": "logger"}
-        formatter = JsonFormatter(["levelname", "name", "message"], rename_fields=names, timestamp="time")
+        formatter = JsonFormatter(
+            ["levelname", "name", "message"],
+            rename_fields=names,
+            timestamp="time",
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's second message, for terminals
+        )
     else:
         line = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
         formatter = logging.Formatter(line, "%Y-%m-%dT%H:%M:%S")

@@ -39,7 +39,8 @@ from zhub_workers.ray_launcher import RayLauncher, connect, gpus_in_cluster
 from zhub_workers.reconcile import Adopt, Kill, Lose, reconcile
 from zhub_workers.serving import deploy
 
-Recorder = Callable[[Session], object]
+Recorder = Callable[[Session], str]
+"""Writes the end of an attempt and returns its job's next state."""
 # What a worker said lacks its shape, or holds what PostgreSQL cannot store: NUL, NaN, half of a character.
 UNRECORDABLE = (DataError, IntegrityError, ValueError, KeyError)
 
@@ -279,10 +280,10 @@ class Agent:
         """
         try:
             with system_session(self._engine) as session:
-                record(session)
+                state = record(session)
         except LeaseLostError as exc:
             return self._abandon(key, exc)
-        log.info("attempt %s: ended", key, extra=_fields("ended", key))
+        log.info("attempt %s: ended, its job is %s", key, state, extra=_fields("ended", key) | {"state": state})
         self._followed.pop(key, None)
         return True
 
@@ -359,8 +360,8 @@ class Agent:
         self._followed[key] = _Followed(key, seq=seq)
 
 
-def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) -> None:
-    """Write an attempt's result and the end of its job, in the caller's one transaction.
+def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) -> str:
+    """Write an attempt's result and the end of its job, in the caller's one transaction; return the job's state.
 
     Raises:
         LeaseLostError: another attempt owns the job, or it was cancelled; nothing is written.
@@ -369,7 +370,7 @@ def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) ->
     if job.kind == "train":
         manifest = Manifest.model_validate(result["manifest"])
         registry.publish(session, *key, manifest, result["key_prefix"], result["trained_tokens"])
-        return
+        return states.SUCCEEDED
     job = jobs.succeed(session, *key)
     jobs.add_event(session, job.org_id, job.id, "The job has succeeded.")
     if job.kind == "validate":
@@ -378,12 +379,13 @@ def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) ->
         evaluations.finish(session, job, result)
     elif job.base_model_id is not None:
         base_models.finish_decomposition(session, job.base_model_id, result)
+    return states.SUCCEEDED
 
 
-def record_failure(session: Session, key: AttemptKey, failure: jobs.Failure) -> None:
-    """Write an attempt's failure, paid by the budget of whoever caused it."""
+def record_failure(session: Session, key: AttemptKey, failure: jobs.Failure) -> str:
+    """Write an attempt's failure, paid by the budget of whoever caused it; return the job's next state."""
     infra = failure.code in INFRASTRUCTURE
-    jobs.fail(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
+    return jobs.fail(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
 
 
 def _fields(action: str, key: AttemptKey) -> dict[str, object]:
