@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from zhub.ids import parse_id
 from zhub.task_families import sample_rows
 
 pytestmark = pytest.mark.ray
@@ -25,12 +26,15 @@ def test_a_job_is_one_trace_from_its_request_to_its_worker(stack: Any, e2e: Any,
     assert e2e.wait_for_job(stack.client, job.id).status == "succeeded"
 
     def attempt() -> Any:
-        return next((s for s in traces.spans if s.name == "attempt" and s.attributes["zhub.kind"] == "train"), None)
+        attempts = (span for span in traces.spans if span.name == "attempt")
+        mine = parse_id("fine-tuning job", job.id)
+        return next((span for span in attempts if span.attributes["zhub.job_id"] == str(mine)), None)
 
     whole = e2e.until("the attempt's span", attempt, 30)
     spans = [span for span in traces.spans if span.trace_id == whole.trace_id]
     by_id = {span.span_id: span for span in spans}
     root = by_id[whole.parent_id]
+    assert whole.attributes["zhub.kind"] == "train"
     assert (root.service, root.name, root.parent_id) == ("zhub-api", "POST /v1/fine_tuning/jobs", "")
     assert {span.name for span in spans if span.service == "zhub-agent"} == {"queue", "pickup", "start"}
     of_worker = {span.name for span in spans if span.service == "zhub-worker"}
