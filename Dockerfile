@@ -17,7 +17,7 @@ RUN install -d -o zhub -g zhub /var/spool/zhub /var/cache/zhub
 # The wheel, and one list of requirements for each image: so that a change of our code does not install torch again.
 FROM python AS wheel
 COPY pyproject.toml tools/docker/requirements.py ./
-RUN python requirements.py api > /api.txt && python requirements.py workers > /workers.txt
+RUN python requirements.py api otel > /api.txt && python requirements.py workers otel > /workers.txt
 COPY README.md ./
 COPY platform platform
 COPY workers workers

@@ -1,15 +1,19 @@
 """Fixtures on the real parts: a PostgreSQL of the tests' own, a directory as object store, and rows to begin with."""
 
+import http.server
 import itertools
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, select
@@ -224,6 +228,61 @@ def until() -> Callable[..., Any]:
         return answer
 
     return wait
+
+
+@dataclass(frozen=True)
+class ReceivedSpan:
+    """A span as it came over the network; ids are hexadecimal, of a root's parent empty."""
+
+    service: str
+    name: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    failed: bool
+    attributes: dict[str, str]
+
+
+class TraceReceiver(http.server.ThreadingHTTPServer):
+    """An OTLP/HTTP collector that keeps what it gets in memory."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Collect)
+        self.spans: list[ReceivedSpan] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def take(self, body: bytes) -> None:
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            service = next(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
+                    attributes = {a.key: a.value.string_value or str(a.value.int_value) for a in span.attributes}
+                    self.spans.append(ReceivedSpan(service, span.name, *ids, span.status.code == 2, attributes))
+
+
+class _Collect(http.server.BaseHTTPRequestHandler):
+    server: TraceReceiver
+
+    def do_POST(self) -> None:
+        self.server.take(self.rfile.read(int(self.headers["content-length"])))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture(scope="session")
+def traces() -> Iterator[TraceReceiver]:
+    with TraceReceiver() as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        yield receiver
+        receiver.shutdown()
 
 
 def _expert(session: Session, caller: Caller, name: str) -> uuid.UUID:

@@ -1,26 +1,60 @@
 """``python -m zhub_api``: the API on ``ZHUB_HOST``:``ZHUB_PORT``."""
 
+import math
+import signal
 import sys
+import threading
+import time
+from types import FrameType
 
 import uvicorn
 
 from zhub.config import Settings
 from zhub.errors import ZhubError
 from zhub.logs import configure_logging
+from zhub.stopping import GRACE_S, end_after
 from zhub_api.app import create_app
+
+# A stream that a client holds open must not keep the process: it ends after this many seconds.
+STREAM_GRACE_S = 5
 
 
 def main() -> None:
-    configure_logging()
     settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
+    configure_logging(settings.log_format)
     try:
         app = create_app(settings)
     except ZhubError as exc:
         sys.exit(str(exc))
-    # A stream that a client holds open must not keep the process: it ends after this many seconds.
-    uvicorn.run(
-        app, host=settings.host, port=settings.port, log_config=None, access_log=False, timeout_graceful_shutdown=5
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,  # zhub_api.observed logs requests
+        timeout_graceful_shutdown=STREAM_GRACE_S,
     )
+    _Server(config, app.state.draining, drain_s=settings.drain_s).run()
+
+
+class _Server(uvicorn.Server):
+    """Says at ``/readyz`` that it drains, accepts no more ``drain_s`` seconds later, and ends whatever hangs."""
+
+    def __init__(self, config: uvicorn.Config, draining: threading.Event, *, drain_s: float) -> None:
+        super().__init__(config)
+        self._draining = draining
+        self._drain_s = drain_s
+        self._exit_at = math.inf
+        end_after(draining, drain_s + GRACE_S)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        again = self._draining.is_set()
+        self._draining.set()
+        self._exit_at = time.monotonic() + (0 if again else self._drain_s)
+        self.force_exit = again and sig == signal.SIGINT
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or time.monotonic() >= self._exit_at
 
 
 if __name__ == "__main__":

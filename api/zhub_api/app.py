@@ -1,24 +1,27 @@
 """The ASGI application."""
 
 import asyncio
+import importlib
+import logging
 import threading
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
 
 import httpx
 from fastapi import FastAPI, Request, Response
-from sqlalchemy import func, select
+from fastapi.responses import JSONResponse
+from sqlalchemy import Engine, func, select
+from starlette.concurrency import run_in_threadpool
 
 import zhub
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
-from zhub.errors import ZhubError
+from zhub.errors import UnavailableError, ZhubError
 from zhub.migrate import check_at_head
 from zhub.models import Agent, Leader
 from zhub.store import open_store
+from zhub.tracing import start_tracing
 from zhub.wakeup import open_wakeup
 from zhub_api import (
     chat,
@@ -29,11 +32,16 @@ from zhub_api import (
     graders,
     job_events,
     models,
+    observed,
     promotions,
     schedules,
     webhooks,
 )
 from zhub_api.context import Context, ContextDep
+
+log = logging.getLogger("zhub.api")
+
+READY_TIMEOUT_S = 3.0
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -68,20 +76,14 @@ def create_app(settings: Settings) -> FastAPI:
         engine.dispose()
 
     app = FastAPI(title="zhub", version=zhub.__version__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app.state.draining, app.state.looking = threading.Event(), None
     app.state.context = Context(settings, engine, store, open_wakeup(settings.redis_url))
     app.state.streams = job_events.Streams()
     errors.install(app)
     for part in (
-        files, fine_tuning, job_events, graders, evaluations, promotions, schedules, models, chat, webhooks,
+        files, fine_tuning, job_events, graders, evaluations, promotions, schedules, models, chat, webhooks, observed,
     ):  # fmt: skip
         app.include_router(part.router)
-
-    @app.middleware("http")
-    async def request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        request.state.request_id = request.headers.get("x-request-id") or f"req_{uuid.uuid4().hex}"
-        response = await call_next(request)
-        response.headers["x-request-id"] = request.state.request_id
-        return response
 
     @app.middleware("http")
     async def one_dialect_prefix(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -90,19 +92,48 @@ def create_app(settings: Settings) -> FastAPI:
             request.scope["path"] = request.scope["path"].removeprefix("/v1")
         return await call_next(request)
 
+    app.add_middleware(observed.Observed)
+    if start_tracing("zhub-api"):
+        # Imported here, because it comes with an extra.
+        instrumentation = importlib.import_module("opentelemetry.instrumentation.fastapi")
+        instrumentation.FastAPIInstrumentor.instrument_app(
+            app, excluded_urls="/healthz$,/readyz$,/metrics$", exclude_spans=["receive", "send"]
+        )
+
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
-        """This process answers."""
+        """This process answers, also while it drains and while its database is away."""
         return {"status": "ok", "version": zhub.__version__}
 
     @app.get("/readyz")
-    def readyz(context: ContextDep) -> dict[str, Any]:
-        """The database answers; whether a scheduler leads and how many agents were seen lately."""
-        with system_session(context.engine) as session:
-            leading = session.scalar(select(func.count()).select_from(Leader).where(Leader.lease_until > func.now()))
-            agents = session.scalar(
-                select(func.count()).select_from(Agent).where(Agent.seen_at > func.now() - timedelta(seconds=30))
-            )
-        return {"status": "ok", "scheduler": bool(leading), "agents": agents}
+    async def readyz(context: ContextDep) -> JSONResponse:
+        """Whether to send requests here: 503 with a reason while the database is away, and once told to stop.
+
+        ``scheduler`` says whether one leads, ``agents`` how many were seen lately.
+        """
+        if app.state.draining.is_set():
+            return _not_ready("draining", "This process was told to stop and finishes what it has begun.")
+        # One look at a time, however many ask: a database that is frozen must not hold every thread.
+        if app.state.looking is None or app.state.looking.done():
+            app.state.looking = asyncio.create_task(run_in_threadpool(_look, context.engine))
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                leading, agents = await asyncio.shield(app.state.looking)
+        except (TimeoutError, UnavailableError) as exc:
+            log.warning("not ready: %s", exc or "the database does not answer", extra={"action": "database_away"})
+            return _not_ready("unavailable", "The database does not answer.")
+        return JSONResponse({"status": "ok", "scheduler": leading, "agents": agents})
 
     return app
+
+
+def _look(engine: Engine) -> tuple[bool, int]:
+    """Whether a scheduler leads, and how many agents were seen lately."""
+    with system_session(engine) as session:
+        leading = session.scalar(select(func.count()).select_from(Leader).where(Leader.lease_until > func.now()))
+        recent = Agent.seen_at > func.now() - timedelta(seconds=30)
+        return bool(leading), session.scalar(select(func.count()).select_from(Agent).where(recent)) or 0
+
+
+def _not_ready(code: str, reason: str) -> JSONResponse:
+    return JSONResponse(errors.envelope(503, reason, code=code), 503)

@@ -22,6 +22,7 @@ from zhub.specs import BaseModelSource
 from zhub.tenancy import Caller
 from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.errors import envelope
+from zhub_api.observed import CHAT_TOKENS
 
 router = APIRouter(prefix="/v1/chat")
 
@@ -196,6 +197,10 @@ async def _generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> Asy
                 if isinstance(line, Failed) and not begun:
                     raise _as_error(line)
                 begun = True
+                if isinstance(line, Started):
+                    CHAT_TOKENS.labels("prompt").inc(line.prompt_tokens)
+                elif isinstance(line, Ended):
+                    CHAT_TOKENS.labels("completion").inc(line.completion_tokens)
                 yield line
     except httpx.HTTPError as exc:
         raise UnavailableError(

@@ -32,12 +32,14 @@ def context_of(request: Request) -> Context:
 ContextDep = Annotated[Context, Depends(context_of)]
 
 
-def caller_of(context: ContextDep, authorization: Annotated[str | None, Header()] = None) -> Caller:
+def caller_of(request: Request, context: ContextDep, authorization: Annotated[str | None, Header()] = None) -> Caller:
     """Who the bearer token speaks for; its database session is over before the route begins."""
     scheme, _, key = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise AuthenticationError("No API key provided. Send it as 'Authorization: Bearer zhub_…'.")
-    return authenticate(context.engine, key.strip(), secret_key=context.settings.secret_key.get_secret_value())
+    caller = authenticate(context.engine, key.strip(), secret_key=context.settings.secret_key.get_secret_value())
+    request.state.org_id = caller.org_id
+    return caller
 
 
 CallerDep = Annotated[Caller, Depends(caller_of)]

@@ -80,7 +80,8 @@ def install(app: FastAPI) -> None:
     def _zhub_error(request: Request, exc: errors.ZhubError) -> JSONResponse:
         status = status_of(exc)
         if status >= 500:
-            log.error("%s %s: %s", request.method, request.url.path, exc, exc_info=exc)
+            about = {"action": "request_failed", "code": exc.code}
+            log.error("%s %s: %s", request.method, request.url.path, exc, exc_info=exc, extra=about)
         extra = {}
         if isinstance(exc, errors.InvalidDatasetError):
             extra["errors"] = [asdict(problem) for problem in exc.problems]
@@ -116,7 +117,14 @@ def install(app: FastAPI) -> None:
     def _unexpected(request: Request, exc: Exception) -> JSONResponse:
         # Answered outside of every middleware, so the request's id has to be put on here.
         request_id = request.state.request_id
-        log.error("%s %s failed (request %s)", request.method, request.url.path, request_id, exc_info=exc)
+        log.error(
+            "%s %s failed (request %s)",
+            request.method,
+            request.url.path,
+            request_id,
+            exc_info=exc,
+            extra={"action": "request_failed", "code": "internal_error", "request_id": request_id},
+        )
         message = "zhub failed to answer; the error is in the API's log."
         return JSONResponse(envelope(500, message, code="internal_error"), 500, headers={"x-request-id": request_id})
 

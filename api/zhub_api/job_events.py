@@ -154,7 +154,7 @@ async def _messages(
             try:
                 events, job = await run_in_threadpool(_read, context.engine, caller, job_id, cursor)
             except UnavailableError as exc:
-                log.warning("a stream of events waits: %s", exc)
+                log.warning("a stream of events waits: %s", exc, extra={"action": "database_away"})
                 events, job = [], None
             for event in events:
                 cursor = (event.xid, event.position)

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
@@ -25,12 +25,24 @@ MAX_EXPLAINED = 1000  # of each cluster
 
 # What a job takes of its cluster: a place of a worker where it shares one, else as many workers as it asks for, and
 # where the cluster has not as many, all of them.
-_TAKES = """CASE WHEN j.pack_key IS NOT NULL AND j.infra_failures = 0 THEN 1.0 / c.jobs_per_worker
+TAKES = """CASE WHEN j.pack_key IS NOT NULL AND j.infra_failures = 0 THEN 1.0 / c.jobs_per_worker
                  ELSE least(j.workers, c.workers) END"""
-_CLUSTERS = """clusters AS (
+# Since it could have been admitted first. Of a job that was paused nobody knows when it was resumed.
+_WAITED = """CASE WHEN fence = 0 OR not_before IS NOT NULL
+                  THEN extract(epoch FROM now() - greatest(created_at, not_before))::float END"""
+CLUSTERS = """clusters AS (
     SELECT cluster, max(slots) AS workers, max(jobs_per_worker) AS jobs_per_worker FROM agents
      WHERE seen_at > now() - make_interval(secs => :lost) GROUP BY cluster
 )"""
+
+
+class Admitted(NamedTuple):
+    """A job that was admitted, and how many seconds after it could have been; None where nobody knows."""
+
+    job_id: uuid.UUID
+    org_id: uuid.UUID
+    cluster: str
+    waited_s: float | None
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,8 @@ class _Cluster:
         return self.workers - sum(one.workers for one in self.running)
 
 
-def admit(session: Session, *, agent_lost_after_s: float) -> list[tuple[uuid.UUID, str]]:
-    """Admit queued jobs into the workers that live agents have free; return (job, cluster) of each.
+def admit(session: Session, *, agent_lost_after_s: float) -> list[Admitted]:
+    """Admit queued jobs into the workers that live agents have free; return them.
 
     Organisations share a cluster as ``fair_share`` says. Kinds that need no worker are admitted without.
     """
@@ -59,18 +71,18 @@ def admit(session: Session, *, agent_lost_after_s: float) -> list[tuple[uuid.UUI
         ids = [job.id for _, job in chosen]
         admitted += session.execute(
             text(
-                """
+                f"""
                 UPDATE jobs SET state = 'admitted', admitted_at = now() + place * interval '1 microsecond'
                   FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, place)
                  WHERE id = chosen_id AND state = 'queued' AND desired = 'run'
-             RETURNING id, org_id, cluster
+             RETURNING id, org_id, cluster, {_WAITED} AS waited_s
                 """
             ),
             {"ids": ids},
         ).all()
     for row in admitted:
         jobs.add_event(session, row.org_id, row.id, "The job is admitted.")
-    return [(row.id, row.cluster) for row in admitted]
+    return [Admitted(*row) for row in admitted]
 
 
 def explain(session: Session, *, agent_lost_after_s: float) -> None:
@@ -106,28 +118,32 @@ def explain(session: Session, *, agent_lost_after_s: float) -> None:
         )
 
 
-def charge(session: Session) -> None:
-    """Add what attempts took that have ended since to their organisations' usage.
+def charge(session: Session) -> dict[tuple[str, str], int]:
+    """Add what attempts took that have ended since to their organisations' usage; return how many, by (kind, outcome).
 
     Not where they end: all of one organisation would then wait for one row.
     """
-    session.execute(
+    rows = session.execute(
         text(
             """
             WITH ended AS (
                 UPDATE attempts SET charged = true WHERE ended_at IS NOT NULL AND NOT charged
-             RETURNING org_id, job_id, workers * extract(epoch FROM ended_at - created_at) AS worker_seconds
-            )
+             RETURNING org_id, job_id, outcome, workers * extract(epoch FROM ended_at - created_at) AS worker_seconds
+            ), charged AS (
             INSERT INTO usages (id, org_id, cluster, worker_seconds)
                  SELECT gen_random_uuid(), ended.org_id, jobs.cluster, sum(ended.worker_seconds)
                    FROM ended JOIN jobs ON jobs.id = ended.job_id
                   GROUP BY ended.org_id, jobs.cluster HAVING sum(ended.worker_seconds) > 0
             ON CONFLICT (org_id, cluster) DO UPDATE SET at = now(), worker_seconds = excluded.worker_seconds
                 + usages.worker_seconds * power(0.5, extract(epoch FROM now() - usages.at) / :half_life)
+            )
+            SELECT jobs.kind, ended.outcome, count(*) AS attempts
+              FROM ended JOIN jobs ON jobs.id = ended.job_id GROUP BY jobs.kind, ended.outcome
             """
         ),
         {"half_life": HALF_LIFE_S},
     )
+    return {(row.kind, row.outcome): row.attempts for row in rows}
 
 
 def check_queue(session: Session, org_id: uuid.UUID) -> None:
@@ -160,14 +176,14 @@ def _admit_light(session: Session, lost_after_s: float) -> list[Any]:
         session.execute(
             text(
                 f"""
-                WITH {_CLUSTERS}
+                WITH {CLUSTERS}
                 UPDATE jobs SET state = 'admitted', admitted_at = now()
                  WHERE id IN (SELECT j.id FROM jobs j JOIN clusters USING (cluster)
                                WHERE j.state = 'queued' AND j.desired = 'run' AND j.kind IN ({light})
                                  AND coalesce(j.not_before <= now(), true)
                                ORDER BY j.created_at, j.id LIMIT :limit)
                    AND state = 'queued' AND desired = 'run'
-             RETURNING id, org_id, cluster
+             RETURNING id, org_id, cluster, {_WAITED} AS waited_s
                 """
             ),
             {"lost": lost_after_s, "limit": MAX_LIGHT},
@@ -188,7 +204,7 @@ def _clusters(session: Session, lost_after_s: float, heads: int) -> list[_Cluste
         job = Waiting(row.id, float(row.takes), row.expected_s)
         queues.setdefault(row.cluster, {}).setdefault(row.org_id, []).append(job)
     tenants: dict[tuple[str, uuid.UUID], Tenant] = {}
-    for row in session.execute(text(_TENANTS), values):
+    for row in session.execute(text(TENANTS), values):
         key = row.cluster, row.org_id
         cap = float("inf") if row.max_workers is None else row.max_workers
         tenants[key] = Tenant(row.weight, row.used, held.get(key, 0.0), cap)
@@ -200,13 +216,13 @@ def _clusters(session: Session, lost_after_s: float, heads: int) -> list[_Cluste
             {org: tenants[row.cluster, org] for org in queues.get(row.cluster, {})},
             queues.get(row.cluster, {}),
         )
-        for row in session.execute(text(f"WITH {_CLUSTERS} SELECT * FROM clusters ORDER BY cluster"), values)
+        for row in session.execute(text(f"WITH {CLUSTERS} SELECT * FROM clusters ORDER BY cluster"), values)
     ]
 
 
 _HELD = f"""
-    WITH {_CLUSTERS}
-    SELECT j.cluster, j.org_id, {_TAKES} AS takes,
+    WITH {CLUSTERS}
+    SELECT j.cluster, j.org_id, {TAKES} AS takes,
            greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float AS left_s
       FROM (SELECT jobs.*, (SELECT max(a.created_at) FROM attempts a WHERE a.job_id = jobs.id) AS claimed_at
               FROM jobs WHERE state IN ('admitted', 'starting', 'running', 'stopping') AND kind <> ALL(:light)) j
@@ -215,8 +231,8 @@ _HELD = f"""
 
 # For each organisation the first of its jobs, by the index on ranked_at, however many wait.
 _HEADS = f"""
-    WITH {_CLUSTERS}
-    SELECT c.cluster, j.org_id, j.id, j.expected_s, {_TAKES} AS takes
+    WITH {CLUSTERS}
+    SELECT c.cluster, j.org_id, j.id, j.expected_s, {TAKES} AS takes
       FROM clusters c CROSS JOIN organizations o
      CROSS JOIN LATERAL (SELECT * FROM jobs
                           WHERE state = 'queued' AND cluster = c.cluster AND org_id = o.id AND desired = 'run'
@@ -225,8 +241,8 @@ _HEADS = f"""
      ORDER BY c.cluster, j.org_id, j.ranked_at, j.id
 """
 
-_TENANTS = f"""
-    WITH {_CLUSTERS}
+TENANTS = f"""
+    WITH {CLUSTERS}
     SELECT c.cluster, o.id AS org_id, coalesce(q.weight, 1) AS weight, q.max_workers,
            coalesce(u.worker_seconds * power(0.5, extract(epoch FROM now() - u.at) / :half_life), 0)::float AS used
       FROM clusters c CROSS JOIN organizations o
@@ -236,7 +252,7 @@ _TENANTS = f"""
 
 # Queued jobs that no pass looks at, and why. Each of the three has its own index: the queue may be long.
 _ELSEWHERE = f"""
-    WITH RECURSIVE {_CLUSTERS}, queued_in AS (
+    WITH RECURSIVE {CLUSTERS}, queued_in AS (
         SELECT min(cluster) AS cluster FROM jobs WHERE state = 'queued'
          UNION ALL
         SELECT (SELECT min(cluster) FROM jobs WHERE state = 'queued' AND cluster > queued_in.cluster)

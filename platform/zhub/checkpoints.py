@@ -149,7 +149,8 @@ def sweep(engine: Engine, store: ObjectStore, *, after: timedelta = SWEEP_AFTER)
         try:
             _remove(store, store.keys(f"{prefix}/"))
         except StoreError as exc:
-            log.warning("checkpoint %s stays until the next sweep: %s", checkpoint_id, exc)
+            extra = {"action": "sweep_postponed", "checkpoint_id": checkpoint_id}
+            log.warning("checkpoint %s stays until the next sweep: %s", checkpoint_id, exc, extra=extra)
             break
         swept.append(checkpoint_id)
     if swept:

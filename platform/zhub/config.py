@@ -6,6 +6,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from zhub.errors import InvalidRequestError
+from zhub.logs import LogFormat
 
 MIN_SECRET_CHARACTERS = 32
 
@@ -52,6 +53,14 @@ class Settings(BaseSettings):
     stall_s: float = Field(default=600.0, gt=0)
     """An attempt without progress for this long is stopped."""
     leader_lease_s: float = Field(default=15.0, gt=1)
+
+    log_format: LogFormat = "text"
+    """``json``: one JSON object a line."""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where the scheduler and the agent answer Prometheus; None: nowhere. The API does so on its own port."""
+    drain_s: float = Field(default=0.0, ge=0, le=300)
+    """How long a stopped API says at ``/readyz`` that it drains before it accepts no more: what a balancer needs."""
 
     def require_secret_key(self) -> str:
         """The secret key. Raises InvalidRequestError where it is missing or short."""

@@ -7,15 +7,15 @@ no longer the job's. Time is the database's clock. Functions take a Session and 
 import json
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub import checkpoints, states, webhooks
+from zhub import checkpoints, states, tracing, webhooks
 from zhub.errors import LeaseLostError, NotFoundError
 from zhub.ids import new_id, public_id
 from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
@@ -39,6 +39,20 @@ class Claim:
     """Of the attempts that this one may share a worker with, see ``zhub.packing``; None: with none."""
     checkpoint: dict[str, Any] | None = None
     """``{"key_prefix", "digest", "step"}`` of the newest checkpoint, where an earlier attempt left one."""
+    traceparent: str | None = None
+    queued_s: float = field(default=0.0, compare=False)
+    """Until its admission, since it could have been admitted first; 0 where nobody knows."""
+    waited_s: float = field(default=0.0, compare=False)
+    """Between its admission and this claim."""
+
+
+class Reaped(NamedTuple):
+    """A job that was taken back, the fence of the attempt that lost it, and its next state."""
+
+    job_id: uuid.UUID
+    org_id: uuid.UUID
+    fence: int
+    state: str
 
 
 @dataclass(frozen=True)
@@ -66,9 +80,10 @@ STOPPED_UNASKED = Failure("stopped", "The attempt stopped although nobody had as
 
 
 def enqueue(session: Session, job: Job, message: str) -> None:
-    """Add a job in the state ``queued``, with its first event, in the caller's transaction."""
+    """Add a job in the state ``queued``, with its first event, in the caller's transaction and trace."""
     # A priority is a head start and no more, so that what has a low one is late and never left behind.
     job.ranked_at = func.now() - (job.priority or 0) * PRIORITY_HEAD_START
+    job.traceparent = tracing.traceparent()
     session.add(job)
     session.flush()
     add_event(session, job.org_id, job.id, message)
@@ -112,9 +127,7 @@ def claim(
             "event": new_id(),
         },
     ).one_or_none()
-    if row is None:
-        return None
-    return Claim(row.id, row.org_id, row.fence, row.kind, row.spec, row.pack_key, row.checkpoint)
+    return None if row is None else Claim(*row)
 
 
 # One statement, so that a claim is one round trip: the job, its attempt, what its owner is told, and where to go on.
@@ -127,7 +140,11 @@ _CLAIM = """
                       WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
                       ORDER BY admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
            AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
-     RETURNING id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key
+     RETURNING id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key,
+               traceparent, greatest(0, extract(epoch FROM now() - admitted_at))::float AS waited_s,
+               CASE WHEN fence = 1 OR not_before IS NOT NULL
+                    THEN greatest(0, extract(epoch FROM admitted_at - greatest(created_at, not_before)))::float
+                    ELSE 0 END AS queued_s
     ), attempt AS (
         INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
         SELECT cast(:attempt AS uuid), org_id, claimed.id, fence, :agent,
@@ -139,10 +156,10 @@ _CLAIM = """
         INSERT INTO job_events (id, org_id, job_id, level, type, message)
         SELECT cast(:event AS uuid), org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.' FROM claimed
     )
-    SELECT claimed.*,
+    SELECT id, org_id, fence, kind, spec, pack_key,
            (SELECT jsonb_build_object('key_prefix', c.key_prefix, 'digest', c.digest, 'step', c.step)
               FROM checkpoints c WHERE c.job_id = claimed.id AND c.deleted_at IS NULL
-             ORDER BY c.step DESC LIMIT 1) AS checkpoint
+             ORDER BY c.step DESC LIMIT 1) AS checkpoint, traceparent, queued_s, waited_s
       FROM claimed
 """
 
@@ -267,8 +284,8 @@ def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
     return str(row.state)
 
 
-def reap(session: Session) -> list[tuple[uuid.UUID, str]]:
-    """Take back every job whose lease has run out; return (job, next state). The leader calls this."""
+def reap(session: Session) -> list[Reaped]:
+    """Take back every job whose lease has run out; return them. The leader calls this."""
     rows = session.execute(
         text(
             f"""
@@ -288,7 +305,7 @@ def reap(session: Session) -> list[tuple[uuid.UUID, str]]:
         message = f"Attempt {row.fence} was lost: its lease ran out."
         _end_attempt(session, row.id, row.fence, "lost", message)
         _report_release(session, row.org_id, row.id, row.fence, row.state, message)
-    return [(row.id, row.state) for row in rows]
+    return [Reaped(*row) for row in rows]
 
 
 def add_event(

@@ -211,6 +211,8 @@ class Job(TenantOwned, Base):
     user_failures: Mapped[int] = mapped_column(default=0)
     infra_failures: Mapped[int] = mapped_column(default=0)
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    traceparent: Mapped[str | None]
+    """The span that asked for it, see ``zhub.tracing``."""
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("org_id", "project_id", "idempotency_key"),

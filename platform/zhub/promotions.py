@@ -162,7 +162,7 @@ def advance(session: Session) -> bool:
     except DBAPIError:
         raise
     except Exception:  # it must not stand in the way of every other gate
-        log.exception("gate %s", job.id)
+        log.exception("gate %s", job.id, extra={"action": "gate_failed", "org_id": job.org_id, "job_id": job.id})
         _end(session, job, states.FAILED, "zhub failed to decide; its log says why.", code="internal_error")
     return True
 

@@ -44,7 +44,9 @@ async def _relay(engine: Engine, outbound: Outbound, secret_key: str, stopping: 
             for due in await asyncio.to_thread(_claim, engine, list(in_flight.values())):
                 in_flight[asyncio.create_task(_deliver(engine, outbound, secret_key, due))] = due
         except UnavailableError as exc:
-            log.warning("%s", exc)
+            log.warning("%s", exc, extra={"action": "database_away"})
+        except Exception:  # whatever it is, the next look may be better, and the others' webhooks wait for it
+            log.exception("the relay failed", extra={"action": "relay_failed"})
         if not in_flight:
             await asyncio.sleep(POLL_S)
             continue
@@ -53,7 +55,8 @@ async def _relay(engine: Engine, outbound: Outbound, secret_key: str, stopping: 
             due = in_flight.pop(task)
             if failure := task.exception():
                 # Its claim runs out, and it is sent again.
-                log.error("webhook %s was not recorded: %s", due.id, failure, exc_info=failure)
+                extra = {"action": "webhook_unrecorded", "org_id": due.org_id}
+                log.error("webhook %s was not recorded: %s", due.id, failure, exc_info=failure, extra=extra)
 
 
 def _claim(engine: Engine, in_flight: list[Due]) -> list[Due]:
@@ -67,7 +70,9 @@ def _claim(engine: Engine, in_flight: list[Due]) -> list[Due]:
 async def _deliver(engine: Engine, outbound: Outbound, secret_key: str, due: Due) -> None:
     headers = due.headers(secret_key, webhooks.now_utc())
     outcome = await outbound.post(due.url, headers, due.body().encode())
-    log.info("webhook %s to endpoint %s: %s", due.id, due.endpoint_id, outcome.status_code or outcome.error)
+    ended = outcome.status_code or outcome.error
+    extra = {"action": "webhook_sent", "org_id": due.org_id, "status_code": outcome.status_code}
+    log.info("webhook %s to endpoint %s: %s", due.id, due.endpoint_id, ended, extra=extra)
     await asyncio.to_thread(_record, engine, due, outcome)
 
 

@@ -6,15 +6,14 @@ are removed.
 """
 
 import logging
-import signal
 import sys
 import threading
 import time
 import uuid
 from datetime import timedelta
 from functools import partial
-from types import FrameType
 
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from sqlalchemy import Engine, delete, func
 
 from zhub import admission, checkpoints, dependencies, jobs, leadership, promotions, redrive, schedules, wishes
@@ -22,9 +21,12 @@ from zhub.config import Settings
 from zhub.db import make_engine, system_session
 from zhub.errors import DeposedError, InvalidRequestError, UnavailableError
 from zhub.logs import configure_logging
+from zhub.metrics import LEASE_LOST, QUEUE_BUCKETS, database_answers, serve_metrics
 from zhub.models import Agent
 from zhub.outbound import Outbound
+from zhub.queue_metrics import QueueCollector
 from zhub.relay import relay
+from zhub.stopping import stop_event
 from zhub.store import ObjectStore, open_store
 from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 
@@ -36,22 +38,41 @@ AGENT_FORGOTTEN_AFTER = timedelta(days=1)
 
 log = logging.getLogger("zhub.scheduler")
 
+PASS = Histogram("zhub_scheduler_pass_seconds", "Duration of a part of the leader's pass.", ["part"])
+ADMISSION_WAIT = Histogram(
+    "zhub_admission_wait_seconds",
+    "From when a job could have been admitted until it was.",
+    buckets=QUEUE_BUCKETS,
+)
+ATTEMPTS_ENDED = Counter("zhub_attempts_ended_total", "Attempts that have ended.", ["kind", "outcome"])
+SWEPT = Counter("zhub_checkpoints_swept_total", "Deleted checkpoints whose objects were removed.")
+
+
+class _Leading:
+    """The term in which this process leads; None while it does not."""
+
+    def __init__(self) -> None:
+        self.term: int | None = None
+        Gauge("zhub_is_leader", "Whether this scheduler leads.").set_function(lambda: float(self.term is not None))
+        Gauge("zhub_leader_term", "The term in which this scheduler leads; 0 while it does not.").set_function(
+            lambda: float(self.term or 0)
+        )
+
+
+leading = _Leading()
+
 
 def main() -> None:
-    configure_logging()
     settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
+    configure_logging(settings.log_format)
+    stopping = stop_event()
+    engine = make_engine(settings.database_url, pool_size=3)
+    REGISTRY.register(QueueCollector(engine, lambda: leading.term))
     try:
         secret_key = settings.require_secret_key()
-    except InvalidRequestError as exc:
+        serve_metrics(settings)
+    except (InvalidRequestError, UnavailableError) as exc:
         sys.exit(str(exc))
-    stopping = threading.Event()
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        stopping.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    engine = make_engine(settings.database_url, pool_size=3)
     sweeping = partial(sweep, engine, open_store(settings.store_url), stopping)
     threading.Thread(target=sweeping, daemon=True, name="sweep").start()
     threading.Thread(target=partial(follow_up, engine, stopping), daemon=True, name="follow-up").start()
@@ -65,15 +86,13 @@ def main() -> None:
 def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lease_s: float) -> None:
     """Pass after pass until ``stopping`` is set; a database that is away is waited for."""
     holder = uuid.uuid4()
-    leading = False
     tended_at = explained_at = float("-inf")
     while not stopping.is_set():
         try:
             with system_session(engine) as session:
                 term = leadership.elect(session, leadership.SCHEDULER, holder, lease_s=leader_lease_s)
-            if (term is not None) != leading:
-                leading = term is not None
-                log.info("leading, term %s", term) if leading else log.info("another scheduler leads")
+            database_answers.came()
+            _note_leading(term)
             if term is not None:
                 for cluster in schedule(engine, holder, term):
                     wakeup.notify(agent_topic(cluster))
@@ -83,43 +102,68 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
                 if time.monotonic() - explained_at >= EXPLAIN_S:
                     explain(engine, holder, term)
                     explained_at = time.monotonic()
-        except (UnavailableError, DeposedError) as exc:
-            log.warning("%s", exc)
+        except UnavailableError as exc:
+            database_answers.failed()
+            log.warning("%s", exc, extra={"action": "database_away"})
+        except DeposedError as exc:
+            log.warning("%s", exc, extra={"action": "deposed"})
         wakeup.wait(SCHEDULER, POLL_S)
+    leading.term = None
     try:
         with system_session(engine) as session:
             leadership.resign(session, leadership.SCHEDULER, holder)
     except UnavailableError as exc:
-        log.warning("%s", exc)  # the next leader waits for the lease to run out
-    log.info("stopped")
+        # The next leader waits for the lease to run out.
+        log.warning("%s", exc, extra={"action": "database_away"})
+    log.info("stopped", extra={"action": "stopped"})
+
+
+def _note_leading(term: int | None) -> None:
+    if term == leading.term:
+        return
+    leading.term = term
+    if term is None:
+        log.info("another scheduler leads", extra={"action": "following"})
+    else:
+        log.info("leading, term %s", term, extra={"action": "leading", "term": term})
 
 
 def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
     """What somebody waits for, in one transaction; return the clusters whose agents have something new to do."""
-    with system_session(engine) as session:
+    with PASS.labels("schedule").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
         wishes.settle(session)
         redrive.settle(session)
         dependencies.settle(session)
         admitted = admission.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
-    for job_id, cluster in admitted:
-        log.info("job %s: admitted to cluster %s", job_id, cluster)
-    return {cluster for _, cluster in admitted}
+    for job in admitted:
+        log.info(
+            "job %s: admitted to cluster %s", job.job_id, job.cluster, extra={"action": "admitted", **job._asdict()}
+        )
+        if job.waited_s is not None:
+            ADMISSION_WAIT.observe(job.waited_s)
+    return {job.cluster for job in admitted}
 
 
 def tend(engine: Engine, holder: uuid.UUID, term: int) -> None:
     """Take back lost jobs, charge what was used, and forget agents that went away long ago, in one transaction."""
-    with system_session(engine) as session:
+    with PASS.labels("tend").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
-        for job_id, state in jobs.reap(session):
-            log.warning("job %s: lease ran out, now %s", job_id, state)
-        admission.charge(session)
+        reaped = jobs.reap(session)
+        ended = admission.charge(session)
         session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
+    for job in reaped:
+        LEASE_LOST.labels("expired").inc()
+        log.warning(
+            "job %s: lease ran out, now %s", job.job_id, job.state, extra={"action": "lease_expired", **job._asdict()}
+        )
+    for (kind, outcome), count in ended.items():
+        ATTEMPTS_ENDED.labels(kind, outcome).inc(count)
 
 
 def explain(engine: Engine, holder: uuid.UUID, term: int) -> None:
     """Tell every queued job what it waits for, in a transaction of its own: no admission waits for this."""
-    with system_session(engine) as session:
+    with PASS.labels("explain").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
         admission.explain(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
 
@@ -134,7 +178,9 @@ def follow_up(engine: Engine, stopping: threading.Event) -> None:
                     with system_session(engine) as session:
                         more = step(session)
         except UnavailableError as exc:
-            log.warning("%s", exc)
+            log.warning("%s", exc, extra={"action": "database_away"})
+        except Exception:  # whatever it is, the next look may be better, and all schedules wait for it
+            log.exception("following up failed", extra={"action": "follow_up_failed"})
         stopping.wait(POLL_S)
 
 
@@ -142,10 +188,11 @@ def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None
     """Remove deleted checkpoints until ``stopping`` is set; beside the passes, which never wait for the store."""
     while not stopping.is_set():
         try:
-            while checkpoints.sweep(engine, store):
-                log.info("swept deleted checkpoints")
+            while count := checkpoints.sweep(engine, store):
+                SWEPT.inc(count)
+                log.info("swept %d deleted checkpoints", count, extra={"action": "swept", "checkpoints": count})
         except UnavailableError as exc:
-            log.warning("%s", exc)
+            log.warning("%s", exc, extra={"action": "sweep_failed"})
         stopping.wait(SWEEP_S)
 
 

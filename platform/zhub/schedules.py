@@ -148,7 +148,7 @@ def look(session: Session) -> bool:
     except DBAPIError:
         raise
     except Exception as exc:  # it must not stand in the way of every other schedule
-        log.exception("schedule %s", schedule_id)
+        log.exception("schedule %s", schedule_id, extra={"action": "schedule_failed"})
         message = f"zhub failed to fire it ({type(exc).__name__}); its log says why."
         broken = update(Schedule).where(Schedule.id == schedule_id)
         session.execute(broken.values(paused_because=func.coalesce(Schedule.paused_because, message)))
@@ -282,7 +282,8 @@ def _fire_ticks(session: Session, schedule: Schedule, now: datetime) -> None:
     for tick in due.missed:
         _miss(session, schedule, _key(tick))
     if due.missed_count > len(due.missed):
-        log.warning("schedule %s: %d ticks were missed", schedule.id, due.missed_count)
+        extra = {"action": "ticks_missed", "org_id": schedule.org_id, "ticks": due.missed_count}
+        log.warning("schedule %s: %d ticks were missed", schedule.id, due.missed_count, extra=extra)
     for tick in due.fire:
         _fire(session, schedule, _key(tick))
     schedule.next_at = due.next_at
@@ -357,7 +358,8 @@ def _submit(session: Session, schedule: Schedule, tick: ScheduleTick) -> Schedul
         _count(schedule, failed=True, why=str(exc))
     else:
         tick.outcome, tick.message, tick.job_id = "fired", None, job.id
-        log.info("schedule %s: tick %s submitted job %s", schedule.id, tick.key, job.id)
+        extra = {"action": "tick_fired", "org_id": schedule.org_id, "job_id": job.id, "tick": tick.key}
+        log.info("schedule %s: tick %s submitted job %s", schedule.id, tick.key, job.id, extra=extra)
     session.flush()
     return tick
 

@@ -19,6 +19,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from zhub import tracing
 from zhub.errors import DigestMismatchError, InvalidRequestError, ObjectMissingError, StoreError
 from zhub.manifest import CHUNK_BYTES
 
@@ -70,7 +71,7 @@ def open_store(url: str) -> ObjectStore:
 
 
 def put_path(store: ObjectStore, key: str, path: Path) -> None:
-    with path.open("rb") as file:
+    with tracing.span("upload", key=key), path.open("rb") as file:
         store.put(key, file)
 
 
@@ -84,7 +85,7 @@ def fetch(store: ObjectStore, key: str, path: Path, *, sha256: str) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    with _replacing(path) as file:
+    with tracing.span("download", key=key), _replacing(path) as file:
         for chunk in store.open(key):
             digest.update(chunk)
             file.write(chunk)

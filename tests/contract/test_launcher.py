@@ -43,7 +43,7 @@ def play(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
 class PlayingActor(LightActor):
     """An actor like those of the pools."""
 
-    def __init__(self, _device: str | None) -> None:
+    def __init__(self, _device: str | None, _log_format: str) -> None:
         self._worker = Worker(play)
 
 
@@ -65,7 +65,7 @@ def shared(request: pytest.FixtureRequest) -> Launcher:
     if request.param == "threads":
         return ThreadLauncher({"light": play, "torch": play}, jobs_per_worker=2)
     request.getfixturevalue("playing_cluster")
-    return RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0)
+    return RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0, log_format="text")
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ def test_an_attempt_whose_process_dies_is_lost(launcher: Launcher, going_on: Att
 @pytest.mark.ray
 @pytest.mark.parametrize("shared", ["ray"], indirect=True)
 def test_a_new_launcher_adopts_what_the_last_one_started(launcher: Launcher, going_on: Attempt, until: Until) -> None:
-    second = RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0)
+    second = RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0, log_format="text")
     assert second.running() == launcher.running()
     Path(going_on.spec["end"]).touch()
     until(lambda: second.poll(going_on.key, 0, LEASE_S).state == "succeeded")
@@ -367,5 +367,5 @@ def test_a_new_launcher_adopts_a_pack_with_its_key(
     launcher.request_stop(first.key)
     ended(first.key)
     launcher.forget(first.key)
-    successor = RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0)
+    successor = RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0, log_format="text")
     assert (list(successor.running()), successor.packs("torch")) == ([second.key], {"basis"})

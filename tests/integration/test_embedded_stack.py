@@ -24,9 +24,9 @@ from zhub.bootstrap import ensure_project
 from zhub.credentials import Credentials, read_credentials, write_credentials
 from zhub.db import system_session
 from zhub.embedded.__main__ import ORGANIZATION, PROJECT, first_start
-from zhub.embedded.children import Plan, postgres_child, private_dir, valkey_child
+from zhub.embedded.children import Plan, Programs, own_children, postgres_child, private_dir, valkey_child
 from zhub.embedded.data_dir import DataDir, check_free_bytes, load_secrets, locked, open_data_dir
-from zhub.embedded.postgres import Urls, create_roles, prepare_cluster, short_dir_name
+from zhub.embedded.postgres import Cluster, Urls, create_roles, prepare_cluster, short_dir_name
 from zhub.embedded.processes import Child, Supervisor, end_recorded
 from zhub.embedded.stack import Stack, StackAddresses
 from zhub.errors import EmbeddedError
@@ -321,6 +321,17 @@ def _stack(path: Path, *, port: int = 0) -> Stack:
         raise AssertionError("the stack should not have come this far")
 
     return Stack(path, port=port, prepare=prepare)
+
+
+def test_scheduler_and_agent_tell_their_metrics_at_ports_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZHUB_METRICS_PORT", "9464")
+    data_dir = open_data_dir(tmp_path / "data")
+    plan = Plan(data_dir, load_secrets(data_dir), "127.0.0.1", 0, 1, 0, 0, tmp_path)
+    cluster = Cluster(bin_dir=tmp_path, files=tmp_path, socket_dir=tmp_path, user=None)
+    _, scheduler, agent = own_children(plan, cluster, Programs(), has_valkey=False)
+    assert (scheduler.env["ZHUB_METRICS_PORT"], agent.env["ZHUB_METRICS_PORT"]) == ("9464", "9465")
 
 
 @pytest.fixture

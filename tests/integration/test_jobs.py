@@ -70,12 +70,12 @@ def cancel(engine: Engine, caller: Caller, job_id: uuid.UUID) -> str:
 
 def reap(engine: Engine) -> list[tuple[uuid.UUID, str]]:
     with system_session(engine) as session:
-        return jobs.reap(session)
+        return [(job.job_id, job.state) for job in jobs.reap(session)]
 
 
 def admit(engine: Engine) -> set[uuid.UUID]:
     with system_session(engine) as session:
-        return {job_id for job_id, _cluster in admission.admit(session, agent_lost_after_s=30)}
+        return {job.job_id for job in admission.admit(session, agent_lost_after_s=30)}
 
 
 def execute(engine: Engine, statement: str, **values: Any) -> None:
@@ -160,6 +160,15 @@ def test_a_claim_says_what_to_run_and_under_which_fence(
 ) -> None:
     job_id = admitted(spec={"kind": "train", "seed": 3})
     assert claim(system_engine) == Claim(job_id, caller.org_id, 1, "train", {"kind": "train", "seed": 3})
+
+
+def test_a_claim_carries_the_trace_of_the_request_that_made_its_job(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID]
+) -> None:
+    admitted()
+    execute(system_engine, "UPDATE jobs SET traceparent = 'the span'")
+    claimed_job = claim(system_engine)
+    assert claimed_job is not None and claimed_job.traceparent == "the span"
 
 
 def test_two_claimers_never_get_one_job(system_engine: Engine, admitted: Callable[..., uuid.UUID]) -> None:

@@ -152,7 +152,7 @@ class Protocol(RuleBasedStateMachine):
     def admit(self) -> None:
         with system_session(self.engine) as session:
             session.execute(text("UPDATE jobs SET not_before = NULL WHERE state = 'queued'"))
-            admitted = {job_id for job_id, _ in admission.admit(session, agent_lost_after_s=3600)}
+            admitted = {job.job_id for job in admission.admit(session, agent_lost_after_s=3600)}
         used = sum(m.kind == "train" and (m.active or m.state == "admitted") for m in self.models)
         waiting = [m for m in self.models if m.state == "queued" and m.desired == "run"]
         heavy = [m for m in waiting if m.kind == "train"][: max(0, SLOTS - used)]
@@ -329,7 +329,7 @@ class Protocol(RuleBasedStateMachine):
     @rule()
     def reap(self) -> None:
         with system_session(self.engine) as session:
-            reaped = dict(jobs.reap(session))
+            reaped = {job.job_id: job.state for job in jobs.reap(session)}
         expected = [m for m in self.models if m.active and m.expired]
         for model in expected:
             model.release(infra=True, retryable=True)

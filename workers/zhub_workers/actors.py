@@ -6,13 +6,17 @@ pay for torch, and neither must the worker that validates datasets.
 
 import importlib
 
+from zhub.logs import LogFormat, configure_logging
+from zhub.tracing import start_tracing
 from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, Worker
 
 
 class LightActor:
     """Runs what needs no torch."""
 
-    def __init__(self, _device: str | None) -> None:
+    def __init__(self, _device: str | None, log_format: LogFormat) -> None:
+        configure_logging(log_format)
+        start_tracing("zhub-worker")
         self._worker = Worker(importlib.import_module("zhub_workers.light_worker").run)
 
     def start(self, attempt: Attempt, lease_s: float) -> None:
@@ -34,5 +38,7 @@ class LightActor:
 class TorchActor(LightActor):
     """Runs what needs torch, on one device."""
 
-    def __init__(self, device: str | None) -> None:
+    def __init__(self, device: str | None, log_format: LogFormat) -> None:
+        configure_logging(log_format)
+        start_tracing("zhub-worker")
         self._worker = Worker(importlib.import_module("zhub_workers.torch_worker").TorchRunner(device))

@@ -6,14 +6,13 @@ talks to Ray between them, never inside.
 """
 
 import logging
-import signal
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType
 from typing import Any
 
 from sqlalchemy import Engine, func, select, update
@@ -21,15 +20,18 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
-from zhub import base_models, datasets, evaluations, jobs, registry, states
+from zhub import base_models, datasets, evaluations, jobs, registry, states, tracing
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
 from zhub.errors import LeaseLostError, UnavailableError
 from zhub.logs import configure_logging
 from zhub.manifest import Manifest
+from zhub.metrics import LEASE_LOST, database_answers, serve_metrics
 from zhub.models import Agent as AgentRow
 from zhub.models import Job
+from zhub.stopping import stop_event
 from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, job_topic, open_wakeup
+from zhub_workers.agent_metrics import FENCE_REJECTED, FOLLOWED, ORPHANS_KILLED, PICKUP, ROUND, START
 from zhub_workers.attempt import INFRASTRUCTURE, Attempt, AttemptKey, AttemptStatus
 from zhub_workers.gpu_shares import gpu_shares
 from zhub_workers.launcher import POOLS, Launcher, WorkerLostError, WorkerSilentError, kinds_of
@@ -37,7 +39,8 @@ from zhub_workers.ray_launcher import RayLauncher, connect, gpus_in_cluster
 from zhub_workers.reconcile import Adopt, Kill, Lose, reconcile
 from zhub_workers.serving import deploy
 
-Recorder = Callable[[Session], object]
+Recorder = Callable[[Session], str]
+"""Writes the end of an attempt and returns its job's next state."""
 # What a worker said lacks its shape, or holds what PostgreSQL cannot store: NUL, NaN, half of a character.
 UNRECORDABLE = (DataError, IntegrityError, ValueError, KeyError)
 
@@ -51,23 +54,22 @@ STALLED = jobs.Failure("stalled", "The attempt made no progress for too long and
 
 
 def main() -> None:
-    configure_logging()
     settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
-    stopping = threading.Event()
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        stopping.set()
-
+    configure_logging(settings.log_format)
+    tracing.start_tracing("zhub-agent")
+    try:
+        serve_metrics(settings)
+    except UnavailableError as exc:
+        sys.exit(str(exc))
     connect(settings.ray_address)
-    # After connect, which puts handlers of Ray's own in their place.
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    stopping = stop_event()  # after connect, which puts signal handlers of Ray's own in their place
     shares = gpu_shares(0 if settings.device == "cpu" else gpus_in_cluster(), settings.slots)
     launcher = RayLauncher(
         slots=settings.slots,
         jobs_per_worker=settings.jobs_per_worker,
         device=settings.device,
         gpus_per_worker=shares.worker,
+        log_format=settings.log_format,
     )
     agent = Agent(settings, make_engine(settings.database_url, pool_size=2), launcher)
     serving = partial(deploy, settings, stopping, gpus=shares.replica)
@@ -84,6 +86,8 @@ class _Followed:
     progress: int = -1
     progressed_at: float = field(default_factory=time.monotonic)
     stop_asked_at: float | None = None
+    claimed_at: float | None = None
+    """Until its worker has answered; None where an earlier agent claimed it."""
 
 
 class Agent:
@@ -103,14 +107,21 @@ class Agent:
         """Round after round until ``stopping`` is set. Attempts are left running: the next agent adopts them."""
         while not stopping.is_set():
             try:
-                if self.round():
+                with ROUND.time():
+                    ended = self.round()
+                database_answers.came()
+                if ended:
                     wakeup.notify(SCHEDULER)
                 while self._heard_of:
                     wakeup.notify(job_topic(self._heard_of.pop()))
             except UnavailableError as exc:
-                log.warning("%s", exc)
+                database_answers.failed()
+                log.warning("%s", exc, extra={"action": "database_away"})
+            FOLLOWED.set(len(self._followed))
             wakeup.wait(agent_topic(self._settings.cluster), self._settings.poll_s)
-        log.info("stopped; %d attempts go on in their workers", len(self._followed))
+        attempts = len(self._followed)
+        extra = {"action": "stopped", "attempts": attempts}
+        log.info("stopped; %d attempts go on in their workers", attempts, extra=extra)
 
     def round(self) -> bool:
         """One look at everything; True when a job ended, so that the scheduler may admit the next."""
@@ -149,10 +160,14 @@ class Agent:
                     )
                 if claim is None:
                     break
+                PICKUP.observe(claim.waited_s)
                 self._start(pool, claim)
 
     def _start(self, pool: str, claim: jobs.Claim) -> None:
         key = AttemptKey(claim.job_id, claim.fence)
+        claimed_at = time.monotonic()
+        tracing.note_span("queue", claim.queued_s, ended_s_ago=claim.waited_s, parent=claim.traceparent)
+        tracing.note_span("pickup", claim.waited_s, parent=claim.traceparent)
         attempt = Attempt(
             key=key,
             org_id=claim.org_id,
@@ -162,20 +177,23 @@ class Agent:
             device=self._settings.device,
             pack_key=claim.pack_key,
             checkpoint=claim.checkpoint,
+            traceparent=claim.traceparent,
         )
         try:
-            name = self._launcher.start(pool, attempt, self._settings.lease_s)
+            with tracing.span("start", parent=claim.traceparent, job_id=str(key.job_id), fence=key.fence):
+                name = self._launcher.start(pool, attempt, self._settings.lease_s)
         except WorkerLostError as exc:
-            log.warning("attempt %s: %s", key, exc)
-            self._lose(key)
+            log.warning("attempt %s: %s", key, exc, extra=_fields("worker_lost", key))
+            self._lose(key, "worker_died")
             return
         except WorkerSilentError as exc:
             name = "?"  # it may have begun all the same: polling will tell
-            log.warning("attempt %s: %s", key, exc)
+            log.warning("attempt %s: %s", key, exc, extra=_fields("worker_silent", key))
         with system_session(self._engine) as session:
             jobs.note_actor(session, *key, name)
-        self._followed[key] = _Followed(key)
-        log.info("attempt %s: %s started on %s", key, claim.kind, name)
+        self._followed[key] = _Followed(key, claimed_at=claimed_at)
+        about = {"org_id": claim.org_id, "kind": claim.kind, "worker": name}
+        log.info("attempt %s: %s started on %s", key, claim.kind, name, extra=_fields("started", key) | about)
 
     def _follow(self, followed: _Followed) -> bool:
         """Poll one attempt and record what it says; True when it has ended."""
@@ -183,11 +201,11 @@ class Agent:
         try:
             status = self._launcher.poll(key, followed.seq, self._settings.lease_s)
         except WorkerLostError as exc:
-            log.warning("attempt %s: %s", key, exc)
-            return self._lose(key)
+            log.warning("attempt %s: %s", key, exc, extra=_fields("worker_lost", key))
+            return self._lose(key, "worker_died")
         except WorkerSilentError as exc:
             # The lease is not renewed: if the worker stays silent, the leader takes the job back.
-            log.warning("attempt %s: %s", key, exc)
+            log.warning("attempt %s: %s", key, exc, extra=_fields("worker_silent", key))
             return self._check_lease(key)
         progressed = status.progress != followed.progress
         if progressed:
@@ -206,6 +224,9 @@ class Agent:
         except UNRECORDABLE as exc:
             self._launcher.kill(key)
             return self._fail_unrecordable(key, exc)
+        if followed.claimed_at is not None:
+            START.observe(time.monotonic() - followed.claimed_at)
+            followed.claimed_at = None
         if status.events or status.state != "running":
             self._heard_of.add(key.job_id)
         if status.events:
@@ -216,8 +237,11 @@ class Agent:
         if desired != "run" or followed.stop_asked_at is not None:
             self._stop(followed)
         elif time.monotonic() - followed.progressed_at > self._settings.stall_s:
-            log.warning("attempt %s: no progress for %.0f s", key, self._settings.stall_s)
+            log.warning(
+                "attempt %s: no progress for %.0f s", key, self._settings.stall_s, extra=_fields("stalled", key)
+            )
             self._launcher.kill(key)
+            LEASE_LOST.labels("stalled").inc()
             return self._end(key, lambda session: jobs.fail(session, *key, STALLED, outcome="failed_infra"))
         return False
 
@@ -229,7 +253,8 @@ class Agent:
             try:
                 self._launcher.request_stop(followed.key)
             except (WorkerLostError, WorkerSilentError) as exc:
-                log.warning("attempt %s: %s", followed.key, exc)  # the next poll will tell
+                # The next poll will tell.
+                log.warning("attempt %s: %s", followed.key, exc, extra=_fields("stop_unheard", followed.key))
         elif now - followed.stop_asked_at > STOP_GRACE_S:
             self._launcher.kill(followed.key)
             self._end(followed.key, lambda session: jobs.stopped(session, *followed.key))
@@ -250,7 +275,7 @@ class Agent:
         try:
             self._launcher.forget(key)
         except (WorkerLostError, WorkerSilentError) as exc:
-            log.warning("attempt %s: %s", key, exc)
+            log.warning("attempt %s: %s", key, exc, extra=_fields("forget_failed", key))
         return ended
 
     def _end(self, key: AttemptKey, record: Recorder) -> bool:
@@ -261,20 +286,22 @@ class Agent:
         """
         try:
             with system_session(self._engine) as session:
-                record(session)
+                state = record(session)
         except LeaseLostError as exc:
             return self._abandon(key, exc)
-        log.info("attempt %s: ended", key)
+        log.info("attempt %s: ended, its job is %s", key, state, extra=_fields("ended", key) | {"state": state})
         self._followed.pop(key, None)
         return True
 
     def _fail_unrecordable(self, key: AttemptKey, reason: Exception) -> bool:
         """Fail the job of an attempt whose report cannot be stored. It would not be storable next time, either."""
-        log.error("attempt %s: its report cannot be recorded", key, exc_info=reason)
+        extra = _fields("unrecordable", key)
+        log.error("attempt %s: its report cannot be recorded", key, exc_info=reason, extra=extra)
         failure = jobs.Failure("internal_error", f"The attempt's report cannot be recorded ({type(reason).__name__}).")
         return self._end(key, lambda session: record_failure(session, key, failure))
 
-    def _lose(self, key: AttemptKey) -> bool:
+    def _lose(self, key: AttemptKey, reason: str) -> bool:
+        LEASE_LOST.labels(reason).inc()
         return self._end(key, lambda session: jobs.fail(session, *key, LOST, outcome="lost"))
 
     def _abandon(self, key: AttemptKey, reason: LeaseLostError) -> bool:
@@ -284,7 +311,8 @@ class Agent:
             cancelled = job is not None and job.fence == key.fence and job.state in states.ACTIVE
         if cancelled:  # a result that came after its cancellation was accepted
             return self._end(key, lambda session: jobs.stopped(session, *key))
-        log.warning("attempt %s: %s; abandoned", key, reason)
+        FENCE_REJECTED.inc()
+        log.warning("attempt %s: %s; abandoned", key, reason, extra=_fields("abandoned", key))
         self._release(key)
         self._followed.pop(key, None)
         return True
@@ -319,14 +347,16 @@ class Agent:
         held = self._launcher.running().keys()
         for action in reconcile(leased, held, self._followed.keys()):
             key = action.key
-            log.info("attempt %s: %s", key, type(action).__name__.lower())
+            name = type(action).__name__.lower()
+            log.info("attempt %s: %s", key, name, extra=_fields(name, key))
             match action:
                 case Kill():
+                    ORPHANS_KILLED.inc()
                     self._release(key)
                 case Adopt():
                     self._adopt(key)
                 case Lose():
-                    self._lose(key)
+                    self._lose(key, "worker_missing")
 
     def _adopt(self, key: AttemptKey) -> None:
         """Follow an attempt that an earlier agent began, from the event after the last one stored."""
@@ -336,8 +366,8 @@ class Agent:
         self._followed[key] = _Followed(key, seq=seq)
 
 
-def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) -> None:
-    """Write an attempt's result and the end of its job, in the caller's one transaction.
+def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) -> str:
+    """Write an attempt's result and the end of its job, in the caller's one transaction; return the job's state.
 
     Raises:
         LeaseLostError: another attempt owns the job, or it was cancelled; nothing is written.
@@ -346,7 +376,7 @@ def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) ->
     if job.kind == "train":
         manifest = Manifest.model_validate(result["manifest"])
         registry.publish(session, *key, manifest, result["key_prefix"], result["trained_tokens"])
-        return
+        return states.SUCCEEDED
     job = jobs.succeed(session, *key)
     jobs.add_event(session, job.org_id, job.id, "The job has succeeded.")
     if job.kind == "validate":
@@ -355,12 +385,18 @@ def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) ->
         evaluations.finish(session, job, result)
     elif job.base_model_id is not None:
         base_models.finish_decomposition(session, job.base_model_id, result)
+    return states.SUCCEEDED
 
 
-def record_failure(session: Session, key: AttemptKey, failure: jobs.Failure) -> None:
-    """Write an attempt's failure, paid by the budget of whoever caused it."""
+def record_failure(session: Session, key: AttemptKey, failure: jobs.Failure) -> str:
+    """Write an attempt's failure, paid by the budget of whoever caused it; return the job's next state."""
     infra = failure.code in INFRASTRUCTURE
-    jobs.fail(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
+    return jobs.fail(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
+
+
+def _fields(action: str, key: AttemptKey) -> dict[str, object]:
+    """Of a log record about an attempt."""
+    return {"action": action, **key._asdict()}
 
 
 if __name__ == "__main__":

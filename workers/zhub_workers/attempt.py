@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from zhub import tracing
 from zhub.errors import InvalidRequestError, StoreError, TrainingError, UnavailableError
 from zhub.jobs import Event, Failure
+from zhub.logs import log_fields
 
 log = logging.getLogger("zhub.worker")
 
@@ -48,6 +50,8 @@ class Attempt:
     """Attempts with the same one may share a worker, see ``zhub.packing``; None: it needs a worker of its own."""
     checkpoint: dict[str, Any] | None = None
     """``{"key_prefix", "digest", "step"}`` of what an earlier attempt left to go on from."""
+    traceparent: str | None = None
+    """The span that asked for the job."""
 
     @property
     def key_prefix(self) -> str:
@@ -171,12 +175,21 @@ class Worker:
             return [(key, running.pack_key) for key, running in self._attempts.items()]
 
     def _run_attempt(self, running: "_Running", attempt: Attempt) -> None:
+        about: dict[str, str | int] = {"job_id": str(attempt.key.job_id), "fence": attempt.key.fence}
+        with (
+            tracing.span("attempt", parent=attempt.traceparent, kind=str(attempt.spec.get("kind")), **about),
+            log_fields(**about, org_id=attempt.org_id),
+        ):
+            self._run_to_its_end(running, attempt)
+
+    def _run_to_its_end(self, running: "_Running", attempt: Attempt) -> None:
         try:
             running.ended = AttemptStatus("succeeded", 0, [], result=self._run(attempt, running.context))
         except AttemptStoppedError:
             running.ended = AttemptStatus("stopped", 0, [])
         except BaseException as exc:
-            log.exception("attempt %s failed", attempt.key)
+            log.exception("attempt %s failed", attempt.key, extra={"action": "attempt_failed"})
+            tracing.note_failure(exc)
             running.ended = AttemptStatus("failed", 0, [], failure=classify(exc))
 
     def _watch_leases(self) -> None:
@@ -189,7 +202,8 @@ class Worker:
             for key in expired:
                 held[key].context._stop.set()
             if expired and len(expired) == len(held):
-                log.error("the leases of %s ran out, the worker ends", ", ".join(map(str, expired)))
+                attempts = ", ".join(map(str, expired))
+                log.error("the leases of %s ran out, the worker ends", attempts, extra={"action": "leases_expired"})
                 self._exit_process(1)
                 return
 

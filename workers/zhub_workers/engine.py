@@ -86,7 +86,7 @@ class Engine:
             try:
                 self._answer(rows)
             except Exception as exc:
-                log.exception("a batch of %d rows failed", len(rows))
+                log.exception("a batch of %d rows failed", len(rows), extra={"action": "batch_failed"})
                 for row in rows:
                     _fail(row, exc)
 
@@ -286,5 +286,5 @@ def _fail(row: _Row, exc: Exception) -> None:
     if isinstance(exc, ZhubError):
         row.send(Failed(code=exc.code, message=str(exc)))
         return
-    log.error("a request failed", exc_info=exc)
+    log.error("a request failed", exc_info=exc, extra={"action": "request_failed"})
     row.send(Failed(code="internal_error", message=f"{type(exc).__name__}: {exc}"))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from zhub import tracing
 from zhub.errors import InvalidRequestError, PromptTooLongError, TrainingError
 from zhub.graders import Grade, Grader, GradingTools, Sample, grade_all
 from zhub.manifest import Evaluation
@@ -70,6 +71,7 @@ def encode_rows(
     return encoded
 
 
+@tracing.span("evaluate")
 def greedy_grades(
     member: Member, values: Values | None, rows: Sequence[EncodedRow], grading: Grading, *, max_new_tokens: int
 ) -> list[Grade]:
@@ -78,6 +80,7 @@ def greedy_grades(
     return grading([answer.text for answer in answers], rows)
 
 
+@tracing.span("evaluate")
 def preferences(member: Member, values: Values | None, rows: Sequence[EncodedRow]) -> list[float]:
     """1 for each row whose preferred answer is likelier than the rejected one, else 0."""
     prompts = [row.prompt for row in rows for _ in range(2)]

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
+from zhub.logs import LogFormat
 from zhub_workers.actors import LightActor, TorchActor
 from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus
 from zhub_workers.launcher import POOLS, WorkerLostError, WorkerSilentError, has_room
@@ -37,11 +38,14 @@ def connect(address: str | None) -> None:
 class RayLauncher:
     """A pool of ``slots`` actors with torch and one without, in the cluster that this process has joined."""
 
-    def __init__(self, *, slots: int, jobs_per_worker: int, device: str | None, gpus_per_worker: float) -> None:
+    def __init__(
+        self, *, slots: int, jobs_per_worker: int, device: str | None, gpus_per_worker: float, log_format: LogFormat
+    ) -> None:
         self._sizes = {"light": 1, "torch": slots}
         self._jobs_per_worker = jobs_per_worker
         self._device = device
         self._gpus = gpus_per_worker
+        self._log_format = log_format
         self._actors: dict[str, Any] = {}
         self._starting: dict[str, Any] = {}  # name -> the answer that says that it is up
         self._holds: dict[str, dict[AttemptKey, str | None]] = {}  # name -> attempts with their pack keys
@@ -68,10 +72,10 @@ class RayLauncher:
                         num_cpus=0,
                         num_gpus=self._gpus if pool == "torch" else 0,
                     )
-                    .remote(self._device)
+                    .remote(self._device, self._log_format)
                 )
                 self._starting[name] = (actor, actor.held.remote())
-                log.info("worker %s: starting", name)
+                log.info("worker %s: starting", name, extra={"action": "worker_starting", "worker": name})
         for name, (actor, answer) in list(self._starting.items()):
             ready, _ = ray.wait([answer], timeout=0)
             if ready:
@@ -79,10 +83,11 @@ class RayLauncher:
                 try:
                     ray.get(answer)
                 except RayActorError as exc:
-                    log.error("worker %s did not start: %s", name, exc)
+                    extra = {"action": "worker_start_failed", "worker": name}
+                    log.error("worker %s did not start: %s", name, exc, extra=extra)
                     continue
                 self._actors[name], self._holds[name] = actor, {}
-                log.info("worker %s: ready", name)
+                log.info("worker %s: ready", name, extra={"action": "worker_ready", "worker": name})
 
     def free(self, pool: str) -> bool:
         return any(not held for held in self._held(pool).values())
@@ -115,7 +120,8 @@ class RayLauncher:
     def kill(self, key: AttemptKey) -> None:
         name = self.running().get(key)
         if name is not None:
-            log.warning("worker %s: killed with attempt %s", name, key)
+            extra = {"action": "worker_killed", "worker": name, **key._asdict()}
+            log.warning("worker %s: killed with attempt %s", name, key, extra=extra)
             ray.kill(self._actors[name], no_restart=True)
             self._drop(name)
 
@@ -139,11 +145,14 @@ class RayLauncher:
             except (ValueError, RayActorError):
                 continue
             except GetTimeoutError:
-                log.warning("worker %s does not answer; killed", name)
+                extra = {"action": "worker_killed", "worker": name}
+                log.warning("worker %s does not answer; killed", name, extra=extra)
                 ray.kill(actor, no_restart=True)
                 continue
             self._actors[name], self._holds[name] = actor, dict(held)
-            log.info("worker %s: adopted, with %s", name, ", ".join(str(key) for key, _ in held) or "no attempt")
+            attempts = ", ".join(str(key) for key, _ in held) or "no attempt"
+            extra = {"action": "worker_adopted", "worker": name, "attempts": len(held)}
+            log.info("worker %s: adopted, with %s", name, attempts, extra=extra)
 
     def _held(self, pool: str) -> dict[str, dict[AttemptKey, str | None]]:
         return {name: held for name, held in self._holds.items() if name.startswith(_prefix(pool))}

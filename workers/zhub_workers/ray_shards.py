@@ -127,7 +127,8 @@ class RayShards:
         try:
             ray.get(answer)
         except RayActorError as exc:
-            log.error("shard %d did not start: %s", place + 1, exc)
+            extra = {"action": "shard_start_failed", "shard": place + 1}
+            log.error("shard %d did not start: %s", place + 1, exc, extra=extra)
             self._fail(place, "did not start")
             return
         self._actors[place] = actor

@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from zhub.config import Settings
 from zhub.errors import UnavailableError
 from zhub.generation import Ended, Failed, GenerationRequest, Line
+from zhub.logs import LogFormat, configure_logging
 from zhub.store import open_store
 
 log = logging.getLogger("zhub.agent")
@@ -36,7 +37,8 @@ READY_TIMEOUT_S = 300.0
 class Generation:
     """A replica: one engine on one device."""
 
-    def __init__(self, store_url: str, cache_dir: str, device: str | None) -> None:
+    def __init__(self, store_url: str, cache_dir: str, device: str | None, log_format: LogFormat) -> None:
+        configure_logging(log_format)
         # Imported here, in the replica: the agent imports this module too, and must not pay for torch.
         engine = importlib.import_module("zhub_workers.engine")
         self._engine = engine.Engine(open_store(store_url), Path(cache_dir), device)
@@ -76,7 +78,7 @@ def deploy(settings: Settings, stopping: threading.Event, *, gpus: float) -> Non
         http_options=HTTPOptions(host=settings.serving_host, port=settings.serving_port),
     )
     app = Generation.options(ray_actor_options={"num_cpus": 0, "num_gpus": gpus}).bind(  # type: ignore[attr-defined]  # the decorator's type hides what it returns
-        settings.store_url, str(settings.cache_dir), settings.device
+        settings.store_url, str(settings.cache_dir), settings.device, settings.log_format
     )
     serve.run(app, name=APP, route_prefix="/", blocking=False)
     deadline = time.monotonic() + READY_TIMEOUT_S
@@ -84,11 +86,11 @@ def deploy(settings: Settings, stopping: threading.Event, *, gpus: float) -> Non
     while not stopping.is_set() and time.monotonic() < deadline:
         try:
             if httpx.get(url, timeout=2).status_code == 200:
-                log.info("serving at %s", url)
+                log.info("serving at %s", url, extra={"action": "serving"})
                 if settings.ready_file is not None:
                     settings.ready_file.write_text("serving\n")
                 return
         except httpx.HTTPError:
             pass
         stopping.wait(0.2)
-    log.error("serving does not answer at %s", url)
+    log.error("serving does not answer at %s", url, extra={"action": "serving_silent"})

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 import zhub
+from zhub import tracing
 from zhub.graders import Grader, GradingTools, ScoreModelGrader, needs_sandbox
 from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, canonical_json, file_entry
 from zhub.sandbox import Sandbox
@@ -38,6 +39,7 @@ from zhub_workers.evaluation import ROWS_FILE, run_evaluation
 from zhub_workers.model_cache import ModelCache, base_directory, basis_prefix
 from zhub_workers.ray_shards import RayShards, assigned_gpus
 from zhub_workers.sharded import ShardedMember
+from zhub_workers.step_spans import traced_steps
 from zhub_workers.train import TrainResult, train
 from zhub_workers.warm_start import Start
 
@@ -129,6 +131,7 @@ class TorchRunner:
             self._lanes[lane].join(adapter, context.should_stop, token_limit=token_limit) as local,
             self._sharded(local, spec, attempt, context) as member,
             _grading(spec.grader, member, spec.base.name) as grading,
+            traced_steps(context.emit) as on_event,
         ):
             result = train(
                 spec,
@@ -136,7 +139,7 @@ class TorchRunner:
                 grading=grading,
                 training_path=training,
                 validation_path=validation,
-                on_event=context.emit,
+                on_event=on_event,
                 on_checkpoint=checkpoints.write,
                 starts=starts,
                 resumed=resumed,
@@ -207,7 +210,8 @@ class TorchRunner:
             _grading(spec.grader, member, spec.base.name) as grading,
         ):
             try:
-                result = run_evaluation(spec, member, values, grading, rows, Path(directory), on_event=context.emit)
+                with tracing.span("evaluate"):
+                    result = run_evaluation(spec, member, values, grading, rows, Path(directory), on_event=context.emit)
             except Stopped:
                 raise AttemptStoppedError from None
             key = f"{attempt.key_prefix}/{ROWS_FILE}"
@@ -260,7 +264,10 @@ class Checkpoints:
         prefix = (
             f"t/{attempt.org_id.hex}/jobs/{attempt.key.job_id.hex}/checkpoints/{state.step:06d}-f{attempt.key.fence}"
         )
-        with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as name:
+        with (
+            tracing.span("checkpoint", step=state.step),
+            tempfile.TemporaryDirectory(dir=attempt.cache_dir) as name,
+        ):
             directory = Path(name)
             _write_adapter(directory / Z_FILE, spec, state.current)
             write_state(directory / STATE_FILE, state, spec_digest=self._spec_digest)

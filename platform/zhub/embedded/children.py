@@ -146,6 +146,10 @@ def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey
     listen = {"ZHUB_HOST": plan.host, "ZHUB_PORT": str(plan.port)}
     as_api = common | listen | {"ZHUB_DATABASE_URL": urls.api}
     as_system = common | {"ZHUB_DATABASE_URL": urls.system}
+    as_agent = as_system | ray_env(plan)
+    # One machine has one port for each of the two.
+    if (metrics_port := common.get("ZHUB_METRICS_PORT", "")).isdecimal():
+        as_agent["ZHUB_METRICS_PORT"] = str(int(metrics_port) + 1)
     ready_file = plan.data_dir.agent_ready
     return (
         Child("api", programs.api, as_api, ready=lambda: _is_healthy(plan.host, plan.port)),
@@ -153,7 +157,7 @@ def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey
         Child(
             "agent",
             programs.agent,
-            as_system | ray_env(plan) | {"ZHUB_READY_FILE": str(ready_file)},
+            as_agent | {"ZHUB_READY_FILE": str(ready_file)},
             ready=ready_file.exists,
             ready_timeout_s=math.inf,  # it may have to fetch a base model first
             needs="ray",

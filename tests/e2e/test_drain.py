@@ -1,0 +1,58 @@
+"""SIGTERM to an agent in the middle of a job: it hands over within a bound, also while its database is frozen."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+
+from zhub.task_families import sample_rows
+
+pytestmark = pytest.mark.ray
+
+BOUND_S = 20.0  # the promise is ten seconds; the rest is for a machine that is busy
+
+
+@contextmanager
+def frozen_database(stack: Any) -> Iterator[None]:
+    servers = [p for p in psutil.Process(stack.process.pid).children(recursive=True) if p.name() == "postgres"]
+    assert servers
+    for server in servers:
+        server.suspend()
+    try:
+        yield
+    finally:
+        for server in servers:
+            if server.is_running():
+                server.resume()
+
+
+@contextmanager
+def answering_database(_stack: Any) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("database", [answering_database, frozen_database])
+def test_an_agent_that_is_told_to_stop_hands_its_attempts_over(database: Any, stack: Any, e2e: Any) -> None:
+    e2e.until("the shipped base", lambda: "zhub-tiny" in [m.id for m in stack.client.models.list().data], 120)
+    name = database.__name__.replace("_", "-")
+    file_id = e2e.upload(stack.client, sample_rows("sorting", 300, seed=12), name)
+    job = stack.client.fine_tuning.jobs.create(
+        model="zhub-tiny",
+        training_file=file_id,
+        suffix=name,
+        method={
+            "type": "reinforcement",
+            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 60, "max_new_tokens": 16}},
+        },
+    )
+    e2e.wait_for_step(stack.client, job.id)
+    agent = e2e.until("the agent", lambda: stack.pid_of("zhub_workers.agent"), 60)
+    with database(stack):
+        os.kill(agent, signal.SIGTERM)
+        psutil.Process(agent).wait(BOUND_S)
+    job = e2e.wait_for_job(stack.client, job.id)
+    assert (job.status, job.attempts) == ("succeeded", 1)
