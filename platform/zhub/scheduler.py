@@ -51,15 +51,15 @@ def main() -> None:
 def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lease_s: float) -> None:
     """Pass after pass until ``stopping`` is set; a database that is away is waited for."""
     holder = uuid.uuid4()
-    leading = False
+    led: int | None = None
     tended_at = explained_at = float("-inf")
     while not stopping.is_set():
         try:
             with system_session(engine) as session:
                 term = leadership.elect(session, leadership.SCHEDULER, holder, lease_s=leader_lease_s)
-            if (term is not None) != leading:
-                leading = term is not None
-                log.info("leading, term %s", term) if leading else log.info("another scheduler leads")
+            if term != led:  # also from one term of its own to another, when somebody led in between unnoticed
+                led = term
+                log.info("leading, term %s", term) if term is not None else log.info("another scheduler leads")
             if term is not None:
                 for cluster in schedule(engine, holder, term):
                     wakeup.notify(agent_topic(cluster))
