@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from fault_proxy import FaultProxy
 from process_launcher import call
 from sqlalchemy import text
 
-from zhub import history, jobs
+from zhub import history, jobs, states
 from zhub.db import make_engine, system_session
 from zhub.embedded.postgres import (
     ADMIN,
@@ -263,10 +263,21 @@ class Rig:
         elsewhere = "SELECT 1 FROM jobs WHERE id = ANY(:taken) AND finished_at IS NULL AND state <> 'paused'"
         return lambda: not self._attempts(agent) and not self.ask(elsewhere, taken=taken)
 
+    def done_again(self, agent: str, statement: bytes) -> bool:
+        """Whether the job that a statement of this agent is about is another's by now, or has ended without it."""
+        rows = self.ask("SELECT id, agent_id, state FROM jobs WHERE agent_id IS NOT NULL")
+        (job,) = [row for row in rows if any(form in statement for form in (row.id.bytes, row.id.hex.encode()))]
+        if job.state in states.ACTIVE:
+            return bool(job.agent_id != self._agent_id(agent))
+        return job.state in (*states.TERMINAL, states.PAUSED)
+
+    def _agent_id(self, agent: str) -> uuid.UUID:
+        return uuid.UUID((self.home / f"workers-{agent}" / "agent").read_text())
+
     def _attempts(self, agent: str) -> list[Any]:
         """The open attempts of an agent."""
         statement = "SELECT job_id FROM attempts WHERE ended_at IS NULL AND agent_id = :agent"
-        return self.ask(statement, agent=uuid.UUID((self.home / f"workers-{agent}" / "agent").read_text()))
+        return self.ask(statement, agent=self._agent_id(agent))
 
     def settle(self) -> None:
         """Stop the clients, and wait until every job has ended or is paused, and no worker holds anything."""
@@ -285,17 +296,21 @@ class Rig:
         for part in (*self.parts.values(), self.postgres, self.redis, self.s3):
             part.check_alive()
         with system_session(self.engine) as session:
-            assert history.examine(session) == []
-        states = {str(row.id): row.state for row in self.ask("SELECT id, state FROM jobs")}
+            self._none("these rows break a rule of the history", history.examine(session))
+        found = {str(row.id): row.state for row in self.ask("SELECT id, state FROM jobs")}
         told = [json.loads(line) for line in self.journal.read_text().splitlines()]
-        lost = [line for line in told if line["job"] not in states]
-        assert lost == [], "jobs that clients were told to exist are gone"
-        kept = [line for line in told if line["asked"] == "cancel" and states[line["job"]] != "cancelled"]
-        assert kept == [], "jobs whose cancellation was accepted have ended otherwise"
+        self._none("jobs that clients were told to exist are gone", [line for line in told if line["job"] not in found])
+        cancelled = [line for line in told if line["asked"] == "cancel"]
+        kept = [line for line in cancelled if found[line["job"]] != states.CANCELLED]
+        self._none("jobs whose cancellation was accepted have ended otherwise", kept)
         failed = self.ask("SELECT id, infra_failures, user_failures, error FROM jobs WHERE state = 'failed'")
         unexplained = [row for row in failed if not may_fail or row.infra_failures <= jobs.MAX_INFRA_FAILURES]
-        assert unexplained == [], "jobs failed although their budget was not spent"
+        self._none("jobs failed although their budget was not spent", unexplained)
         self._check_objects()
+
+    def _none(self, what: str, found: Sequence[object]) -> None:
+        if found:
+            raise AssertionError(f"{what}: {'; '.join(map(str, found))}. Logs: {self.home}")
 
     def _check_objects(self) -> None:
         """Each version's bytes are in the store, under the digests that its row and its manifest give."""

@@ -34,6 +34,7 @@ class FaultProxy:
     port: int = 0
     commits_swallowed: int = 0
     refused: int = 0
+    held: bytes | None = None
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _connections: set[_Connection] = field(default_factory=set)
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
@@ -41,6 +42,7 @@ class FaultProxy:
     _delay_s: float = 0.0
     _commits_until_swallow: int | None = None
     _every: int | None = None
+    _stall_before: bytes | None = None
 
     def __post_init__(self) -> None:
         self._flows = asyncio.Event()
@@ -62,16 +64,19 @@ class FaultProxy:
 
     def mend(self) -> None:
         """All that was begun is over."""
-        self._away, self._delay_s, self._commits_until_swallow = False, 0.0, None
+        self._away, self._delay_s, self._commits_until_swallow, self._stall_before = False, 0.0, None, None
         self._call(self._flows.set)
 
     def reset(self) -> None:
         """Every connection breaks; new ones are welcome."""
         self._call(self._abort_all)
 
-    def stall(self) -> None:
-        """Nothing comes through in either direction, and nobody is told; it arrives once mended."""
-        self._call(self._flows.clear)
+    def stall(self, *, before: bytes = b"") -> None:
+        """Once a client sends something that contains ``before``, nothing comes through in either direction.
+
+        That piece neither, which is ``held``, and nobody is told; all of it arrives once mended.
+        """
+        self.held, self._stall_before = None, before
 
     def delay(self, seconds: float) -> None:
         """Each piece takes so much longer in each direction."""
@@ -138,6 +143,9 @@ class FaultProxy:
         while piece := await source.read(PIECE):
             if self._delay_s:
                 await asyncio.sleep(self._delay_s)
+            if target is connection.server and self._stall_before is not None and self._stall_before in piece:
+                self.held, self._stall_before = piece, None
+                self._flows.clear()
             await self._flows.wait()
             if target is connection.server:
                 self._note_commit(connection, piece)

@@ -64,12 +64,13 @@ def leader_frozen(rig: Rig, _rng: random.Random) -> Iterator[Done]:
 
 
 @contextmanager
-def agent_cut_off(rig: Rig, _rng: random.Random) -> Iterator[Done]:
-    """What it sends to the database arrives when others have long gone on."""
-    name = rig.agent_at_work()
-    rig.proxies[name].stall()
-    yield rig.taken_over(name)
-    rig.proxies[name].mend()
+def agent_cut_off(rig: Rig, rng: random.Random) -> Iterator[Done]:
+    """In the moment in which it publishes; that arrives when somebody else is doing the job again."""
+    name = rng.choice(rig.agents)
+    proxy = rig.proxies[name]
+    proxy.stall(before=b"succeeded")
+    yield lambda: proxy.held is not None and rig.done_again(name, proxy.held)
+    proxy.mend()
 
 
 @contextmanager

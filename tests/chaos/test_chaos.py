@@ -42,6 +42,7 @@ def wait_for_a_new_job(rig: Rig) -> None:
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_job_ends_as_it_should_despite(rig: Rig, group: str) -> None:
     rng = random.Random(SEED)
+    print(f"ZHUB_CHAOS_SEED={SEED}: {group}", flush=True)
     with working_clients(rig, SEED):
         for fault in GROUPS[group]:
             with fault(rig, rng) as done:

@@ -22,6 +22,7 @@ from zhub_workers import light_worker
 from zhub_workers.attempt import Attempt, AttemptContext, Worker
 
 CHECKPOINT_EVERY = 3
+AGAIN_S = 0.7  # an attempt after the first lasts long enough for the one before it to come back meanwhile
 
 
 def main() -> None:
@@ -63,6 +64,8 @@ def train(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
         place = attempt.cache_dir / "checkpoints" / attempt.key.job_id.hex / str(attempt.key.fence)
         step = int(fetch(store, f"{kept['key_prefix']}/{Z_FILE}", place, sha256=kept["digest"]).read_text())
         context.emit("info", f"Goes on from step {step}.")
+    if attempt.key.fence > 1:
+        time.sleep(AGAIN_S)
     while step < attempt.spec["steps"]:
         context.raise_if_stopped()
         time.sleep(attempt.spec["step_s"])

@@ -10,6 +10,7 @@ import time_machine
 from sqlalchemy import Engine, select, text
 
 from zhub import admission, jobs, registry, tenancy
+from zhub.config import Settings
 from zhub.db import system_session
 from zhub.errors import AuthenticationError
 from zhub.manifest import Manifest
@@ -74,3 +75,12 @@ def test_a_key_expires_by_the_databases_clock(
         assert tenancy.authenticate(api_engine, good, secret_key=secret_key).org_id == caller.org_id
     with clock_off_by(-HOUR), pytest.raises(AuthenticationError, match="expired"):
         tenancy.authenticate(api_engine, expired, secret_key=secret_key)
+
+
+def test_a_process_frozen_within_a_transaction_holds_its_locks_no_longer_than_a_leader_leads(
+    system_engine: Engine,
+) -> None:
+    setting = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'"
+    with system_session(system_engine) as session:
+        allowed_s = session.scalars(text(setting)).one()
+    assert 0 < allowed_s < Settings.model_fields["leader_lease_s"].default
