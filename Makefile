@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+ZHUB_CHAOS_MINUTES ?= 30
 
 help: ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -37,8 +38,8 @@ check: setup ## Lint, formatting, types, and the rules of who imports whom.
 migrate: setup ## Bring the database at ZHUB_OWNER_DATABASE_URL to this release's revision.
 	$(BIN)/zhub db upgrade
 
-chaos: setup ## Kill every part in turn while a job runs.
-	$(BIN)/pytest tests/e2e/test_kill.py $(PYTEST_ARGS)
+chaos: setup ## Harm every process and server for ZHUB_CHAOS_MINUTES (30), then kill each part while a real job runs.
+	ZHUB_CHAOS_MINUTES=$(ZHUB_CHAOS_MINUTES) $(BIN)/pytest -s tests/chaos tests/e2e/test_kill.py $(PYTEST_ARGS)
 
 mutants: setup ## Take the guards of the job protocol away one by one, and see that a test notices each.
 	$(BIN)/python tools/mutants.py

@@ -21,11 +21,14 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 WISH = "desired <> 'run' AND state IN ('waiting', 'queued', 'admitted')"
 ADMITTED, PAUSED = "state = 'admitted'", "state = 'paused'"
+FORGIVEN = ("forgiven_user_failures", "forgiven_infra_failures")
 REDRIVE = "desired = 'redrive' AND state IN ('failed', 'cancelled')"
 RETRY = "state = 'queued' AND not_before IS NOT NULL"
 
 
 def upgrade() -> None:
+    for column in FORGIVEN:
+        op.add_column("jobs", sa.Column(column, sa.Integer(), server_default="0", nullable=False))
     op.drop_constraint("ck_jobs_kind", "jobs")
     op.create_check_constraint(
         op.f("ck_jobs_kind"), "jobs", "kind IN ('validate', 'decompose', 'train', 'evaluate', 'gate')"
@@ -151,6 +154,8 @@ def downgrade() -> None:
     op.create_index(
         "ix_jobs_queued", "jobs", ["created_at", "id"], unique=False, postgresql_where=sa.text("state = 'queued'")
     )
+    for column in FORGIVEN:
+        op.drop_column("jobs", column)
     op.drop_index("ix_jobs_redrive", table_name="jobs")
     op.drop_index("ix_jobs_retry", table_name="jobs")
     op.drop_index("ix_jobs_paused", table_name="jobs")

@@ -6,7 +6,7 @@ The leader calls all of this but ``check_queue``, each in its own transaction.
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import delete, func, select, text
@@ -87,7 +87,7 @@ def admit(session: Session, *, agent_lost_after_s: float) -> list[Admitted]:
 
 def explain(session: Session, *, agent_lost_after_s: float) -> None:
     """Write for every queued job what it waits for, its position, and when it may start."""
-    now = datetime.now(UTC)
+    now = session.scalars(select(func.now())).one()
     found: dict[uuid.UUID, dict[str, Any]] = {}
     for cluster in _clusters(session, agent_lost_after_s, MAX_EXPLAINED):
         ordered = fair_share.order(cluster.tenants, cluster.queues)[:MAX_EXPLAINED]

@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from zhub.errors import UnavailableError
 
-# A frozen process must not hold a row lock for long: the election of the next leader would wait for it.
-SERVER_SETTINGS = "-c statement_timeout=15s -c lock_timeout=5s -c idle_in_transaction_session_timeout=30s"
+# A frozen process must not hold a row lock for long: a leader's would keep the next one out, an agent's the versions
+# of an expert. No longer than a leader's lease, so that being frozen within a transaction costs no more than outside.
+SERVER_SETTINGS = "-c statement_timeout=15s -c lock_timeout=5s -c idle_in_transaction_session_timeout=10s"
 
 
 def make_engine(url: str, *, pool_size: int = 10) -> Engine:

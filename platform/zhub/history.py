@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 MAX_FOUND = 20  # of each rule
 CLOCK_GRACE_S = 1  # a row has the time at which its transaction began
 LEASE_GRACE_S = 60  # after which a lease that ran out should have been taken back
+WISH_GRACE_S = 60  # after which the leader should have settled what an attempt need not be asked for
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,59 @@ RULES: Final[dict[str, str]] = {
     """,
     "a tick that fired has its job": """
         SELECT id, 'tick ' || key FROM schedule_ticks WHERE outcome = 'fired' AND job_id IS NULL
+    """,
+    "a version's manifest names the attempt that made it, and lies where no other writes": """
+        SELECT id, 'fence ' || fence || ', the manifest says job ' || coalesce(manifest->>'job_id', 'none')
+               || ', fence ' || coalesce(manifest->>'fence', 'none') || ', at ' || key_prefix
+          FROM expert_versions
+         WHERE manifest->>'job_id' IS DISTINCT FROM job_id::text OR manifest->>'fence' IS DISTINCT FROM fence::text
+            OR key_prefix <> 't/' || replace(org_id::text, '-', '') || '/jobs/' || replace(job_id::text, '-', '')
+                             || '/attempts/' || fence
+    """,
+    "a job has succeeded exactly if its last attempt has": """
+        SELECT j.id, 'state ' || j.state || ', fence ' || j.fence || ', attempts that succeeded: '
+               || coalesce(string_agg(a.fence::text, ', '), 'none')
+          FROM jobs j LEFT JOIN attempts a ON a.job_id = j.id AND a.outcome = 'succeeded'
+         WHERE j.kind <> 'gate' GROUP BY j.id
+        HAVING count(a.id) <> (j.state = 'succeeded')::int
+            OR max(a.fence) IS DISTINCT FROM CASE WHEN count(a.id) > 0 THEN j.fence END
+    """,
+    "each failure of an attempt counts once against its job's budget": """
+        SELECT j.id, 'counted ' || j.infra_failures + j.forgiven_infra_failures || ' + '
+               || j.user_failures + j.forgiven_user_failures || ', failed '
+               || count(a.id) FILTER (WHERE a.outcome <> 'failed_user') || ' + '
+               || count(a.id) FILTER (WHERE a.outcome = 'failed_user')
+          FROM jobs j LEFT JOIN attempts a ON a.job_id = j.id AND a.outcome IN ('failed_user', 'failed_infra', 'lost')
+         GROUP BY j.id
+        HAVING count(a.id) FILTER (WHERE a.outcome <> 'failed_user') <> j.infra_failures + j.forgiven_infra_failures
+            OR count(a.id) FILTER (WHERE a.outcome = 'failed_user') <> j.user_failures + j.forgiven_user_failures
+    """,
+    # Rows of one transaction have one time.
+    "the beginning and the end of an attempt were told in the transactions that wrote them": """
+        SELECT a.id, 'attempt ' || a.fence || ' began at ' || a.created_at || ', ended at '
+               || coalesce(a.ended_at::text, 'no time')
+          FROM attempts a
+         WHERE NOT EXISTS (SELECT 1 FROM job_events e WHERE e.job_id = a.job_id AND e.created_at = a.created_at)
+            OR a.ended_at IS NOT NULL AND NOT EXISTS
+               (SELECT 1 FROM job_events e WHERE e.job_id = a.job_id AND e.created_at = a.ended_at)
+    """,
+    "what an attempt reported is there without a gap": """
+        SELECT job_id, 'fence ' || fence || ', ' || count(*) || ' reports, the last ' || max(seq)
+          FROM job_events WHERE seq IS NOT NULL GROUP BY job_id, fence HAVING count(*) <> max(seq)
+    """,
+    "nothing happens to a job that has ended": f"""
+        SELECT j.id, j.state || ' at ' || j.finished_at || ', and at ' || max(e.created_at) || ': ' || min(e.message)
+          FROM jobs j JOIN job_events e
+            ON e.job_id = j.id AND e.created_at > j.finished_at + interval '{CLOCK_GRACE_S} seconds'
+         WHERE j.desired <> 'redrive' GROUP BY j.id
+    """,
+    "what is wanted of a job without an attempt is done": f"""
+        SELECT j.id, 'state ' || j.state || ', wanted: ' || j.desired || ', nothing has happened since '
+               || max(e.created_at)
+          FROM jobs j JOIN job_events e ON e.job_id = j.id
+         WHERE j.state IN ('waiting', 'queued', 'admitted') AND j.desired IN ('cancel', 'pause')
+            OR j.state = 'paused' AND j.desired IN ('run', 'cancel')
+         GROUP BY j.id HAVING max(e.created_at) < now() - interval '{WISH_GRACE_S} seconds'
     """,
     "a cluster's agents give out no more workers than they have": """
         SELECT (array_agg(a.job_id ORDER BY a.created_at DESC))[1], 'cluster ' || j.cluster || ' has ' || c.workers

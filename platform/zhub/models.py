@@ -210,6 +210,9 @@ class Job(TenantOwned, Base):
     finished_at: Mapped[datetime | None]
     user_failures: Mapped[int] = mapped_column(default=0)
     infra_failures: Mapped[int] = mapped_column(default=0)
+    forgiven_user_failures: Mapped[int] = mapped_column(default=0, server_default="0")
+    forgiven_infra_failures: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Those before a redrive, which gives the job a new budget."""
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     traceparent: Mapped[str | None]
     """The span that asked for it, see ``zhub.tracing``."""

@@ -159,8 +159,9 @@ def newest_versions(session: Session, project_id: uuid.UUID, base: BaseModel) ->
     for record in versions(session, project_id):
         fits = record.base.id == base.id and record.version.manifest["basis_fingerprint"] == base.basis_fingerprint
         if fits and not record.is_lora:
-            # Numbers grow with time, and the list is newest first: the first one seen of an expert is its newest.
-            newest.setdefault(record.expert.id, record)
+            best = newest.get(record.expert.id)
+            if best is None or record.version.version > best.version.version:
+                newest[record.expert.id] = record
     return [record for record in newest.values() if not record.is_base]
 
 
@@ -318,6 +319,7 @@ def _records(session: Session, *conditions: ColumnElement[bool]) -> list[Version
         .join(Project, Project.id == Expert.project_id)
         .join(BaseModel, BaseModel.id == ExpertVersion.base_model_id)
         .where(*conditions)
-        .order_by(ExpertVersion.id.desc())
+        # Not by id, which begins with the time of whoever published.
+        .order_by(ExpertVersion.created_at.desc(), ExpertVersion.version.desc())
     )
     return [VersionRecord(*row) for row in rows]

@@ -10,9 +10,9 @@ import re
 import secrets
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from zhub.db import key_session, tenant_session
@@ -89,14 +89,16 @@ def authenticate(engine: Engine, key: str, *, secret_key: str) -> Caller:
     if match is None:
         raise AuthenticationError("Incorrect API key provided: it should look like 'zhub_…'.")
     with key_session(engine, match[1]) as session:
-        row = session.scalar(select(ApiKey).where(ApiKey.prefix == match[1]))
-        if row is None or not hmac.compare_digest(row.hash, hash_key(key, secret_key)) or row.revoked_at:
+        # The database's clock, because that of a process may be wrong.
+        found = session.execute(select(ApiKey, func.now()).where(ApiKey.prefix == match[1])).one_or_none()
+        known = found is not None and hmac.compare_digest(found[0].hash, hash_key(key, secret_key))
+        if found is None or not known or found[0].revoked_at:
             raise AuthenticationError(f"Incorrect API key provided: zhub_{match[1]}_… is not known, or was revoked.")
-        if row.expires_at is not None and row.expires_at <= datetime.now(UTC):
+        row, now = found
+        if row.expires_at is not None and row.expires_at <= now:
             raise AuthenticationError(f"The API key zhub_{match[1]}_… expired on {row.expires_at:%Y-%m-%d}.")
     with tenant_session(engine, row.org_id) as session:
         project = session.scalars(select(Project).where(Project.id == row.project_id)).one()
-        now = datetime.now(UTC)
         if row.last_used_at is None or now - row.last_used_at > LAST_USED_GRANULARITY:
             session.execute(update(ApiKey).where(ApiKey.id == row.id).values(last_used_at=now))
         return Caller(row.id, row.org_id, project.id, project.name, frozenset(row.scopes))

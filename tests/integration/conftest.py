@@ -1,9 +1,7 @@
 """The API on a loopback port of its own, in front of a database and a store of the test's own."""
 
-import contextlib
 import hashlib
 import io
-import socket
 import threading
 import time
 import uuid
@@ -15,6 +13,7 @@ import openai
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from fault_proxy import FaultProxy
 from pydantic import SecretStr
 from sqlalchemy import Engine, select, text
 from suites import ROWS, manifest_of
@@ -104,88 +103,10 @@ def client(open_client: Callable[..., openai.OpenAI], make_key: Callable[..., st
     return open_client(make_key())
 
 
-class DatabaseProxy:
-    """A TCP port in front of the test's PostgreSQL that can refuse, cut, and keep back the answer to a commit."""
-
-    def __init__(self, unix_socket: Path) -> None:
-        self._unix_socket = str(unix_socket)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._open: list[socket.socket] = []
-        self._away = threading.Event()
-        self._commits_until_swallow: int | None = None
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    def url(self, through: str) -> str:
-        """The same database as the URL ``through`` a unix socket, behind this proxy."""
-        return through.split("?")[0].replace("@/", f"@127.0.0.1:{self.port}/")
-
-    def cut(self) -> None:
-        """The database is away: every connection breaks and new ones are closed at once."""
-        self._away.set()
-        self._close_all()
-
-    def mend(self) -> None:
-        self._away.clear()
-
-    def swallow_commit(self, *, after: int = 0) -> None:
-        """Pass the COMMIT after so many others on, wait until the server has answered it, and break off instead."""
-        self._commits_until_swallow = after
-
-    def close(self) -> None:
-        self.cut()
-        # A thread blocked in accept() is not woken by close().
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join(timeout=5)
-
-    def _close_all(self) -> None:
-        while self._open:
-            with contextlib.suppress(OSError):
-                self._open.pop().shutdown(socket.SHUT_RDWR)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            if self._away.is_set():
-                client.close()
-                continue
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(self._unix_socket)
-            self._open += [client, server]
-            commit_sent = threading.Event()
-            for pump in (self._pump_up, self._pump_down):
-                self._threads.append(threading.Thread(target=pump, args=(client, server, commit_sent), daemon=True))
-                self._threads[-1].start()
-
-    def _pump_up(self, client: socket.socket, server: socket.socket, commit_sent: threading.Event) -> None:
-        with contextlib.suppress(OSError), contextlib.closing(client):
-            while piece := client.recv(65536):
-                if b"COMMIT" in piece and self._commits_until_swallow is not None:
-                    if self._commits_until_swallow == 0:
-                        commit_sent.set()
-                    left = self._commits_until_swallow - 1
-                    self._commits_until_swallow = left if left >= 0 else None
-                server.sendall(piece)
-        with contextlib.suppress(OSError):
-            server.shutdown(socket.SHUT_RDWR)
-
-    def _pump_down(self, client: socket.socket, server: socket.socket, commit_sent: threading.Event) -> None:
-        with contextlib.suppress(OSError), contextlib.closing(server):
-            while (piece := server.recv(65536)) and not commit_sent.is_set():
-                client.sendall(piece)
-        with contextlib.suppress(OSError):
-            client.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture
-def proxy(postgres: Cluster) -> Iterator[DatabaseProxy]:
-    made = DatabaseProxy(postgres.socket_dir / SOCKET_NAME)
+def proxy(postgres: Cluster) -> Iterator[FaultProxy]:
+    """A port in front of the test's PostgreSQL that can refuse, cut, and keep back the answer to a commit."""
+    made = FaultProxy(postgres.socket_dir / SOCKET_NAME)
     yield made
     made.close()
 

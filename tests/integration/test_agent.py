@@ -890,7 +890,7 @@ def test_a_job_makes_one_version_whichever_acknowledgement_is_lost(
     agent = Agent(house.settings, far_engine, launcher(training))
     agent._announce()
     house.lead()
-    proxy.swallow_commit(after=after)
+    proxy.swallow_commits(after=after)
 
     def succeeded() -> bool:
         with contextlib.suppress(UnavailableError):

@@ -1,5 +1,7 @@
 """The job protocol on real SQL: who owns a job, who may write to it, and that one job makes one version."""
 
+import itertools
+import logging
 import threading
 import uuid
 from collections.abc import Callable
@@ -706,7 +708,7 @@ def test_a_publication_whose_acknowledgement_was_lost_is_found_and_not_repeated(
     engine = make_engine(proxy.url(database.system), pool_size=1)
     with system_session(engine) as session:
         assert registry.published(session, job_id) is None
-    proxy.swallow_commit()
+    proxy.swallow_commits()
     with pytest.raises(UnavailableError):
         publish(engine, job_id, fence)
     with pytest.raises(LeaseLostError):
@@ -1186,6 +1188,33 @@ def test_the_scheduler_resigns_when_it_is_stopped(system_engine: Engine) -> None
 
     scheduler.run(system_engine, StopAtFirstWait(), stopping, leader_lease_s=60)
     assert elect(system_engine, OTHER) == 2
+
+
+def test_a_scheduler_that_leads_again_says_its_new_term(
+    system_engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "zhub.scheduler")
+    stopping, waits = threading.Event(), itertools.count()
+
+    class SomebodyLeadsMeanwhile:
+        """A wake-up during whose first wait another scheduler leads, and its lease runs out."""
+
+        def notify(self, topic: str) -> None:
+            return
+
+        def wait(self, topic: str, timeout_s: float) -> None:
+            if next(waits):
+                stopping.set()
+                return
+            with system_engine.begin() as connection:
+                connection.execute(
+                    text("UPDATE leaders SET holder = :other, term = 2, lease_until = now() - interval '1 second'"),
+                    {"other": OTHER},
+                )
+
+    scheduler.run(system_engine, SomebodyLeadsMeanwhile(), stopping, leader_lease_s=60)
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("leading")]
+    assert said == ["leading, term 1", "leading, term 3"]
 
 
 def test_a_scheduler_that_is_stopped_while_the_database_is_away_ends_quietly(database: Urls, proxy: Any) -> None:
