@@ -119,7 +119,8 @@ def _revive(session: Session, job: Job) -> bool:
             """
             UPDATE jobs SET desired = 'run', error = NULL, finished_at = NULL, started_at = NULL, not_before = NULL,
                    user_failures = 0, forgiven_user_failures = forgiven_user_failures + user_failures,
-                   infra_failures = 0, forgiven_infra_failures = forgiven_infra_failures + infra_failures, ranked_at = now() - priority * cast(:head_start AS interval),
+                   infra_failures = 0, forgiven_infra_failures = forgiven_infra_failures + infra_failures,
+                   ranked_at = now() - priority * cast(:head_start AS interval),
                    state = CASE WHEN kind = 'gate' OR EXISTS (
                        SELECT 1 FROM job_dependencies d JOIN jobs n ON n.id = d.needs_job_id
                         WHERE d.job_id = jobs.id AND n.state <> 'succeeded') THEN 'waiting' ELSE 'queued' END

@@ -16,7 +16,7 @@ from zhub_workers.agent import Agent
 
 def main() -> None:
     folder, owner = Path(sys.argv[1]), int(sys.argv[2])
-    configure_logging()
+    configure_logging("text")
     settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda _signal, _frame: stopping.set())

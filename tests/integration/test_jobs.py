@@ -1196,11 +1196,8 @@ def test_a_scheduler_that_leads_again_says_its_new_term(
     caplog.set_level(logging.INFO, "zhub.scheduler")
     stopping, waits = threading.Event(), itertools.count()
 
-    class SomebodyLeadsMeanwhile:
+    class SomebodyLeadsMeanwhile(PollingWakeup):
         """A wake-up during whose first wait another scheduler leads, and its lease runs out."""
-
-        def notify(self, topic: str) -> None:
-            return
 
         def wait(self, topic: str, timeout_s: float) -> None:
             if next(waits):
