@@ -143,6 +143,7 @@ class Rig:
             "ZHUB_DATABASE_URL": self.proxies[name].url(url),
             "ZHUB_STORE_URL": self.store_url.rpartition(":")[0] + f":{self.store_proxy.port}",
             "ZHUB_REDIS_URL": f"unix://{self.redis_socket}",
+            "ZHUB_SECRET_KEY": "0" * 64,
             "ZHUB_CACHE_DIR": str(self.home / "cache"),
             "ZHUB_LEASE_S": str(LEASE_S),
             "ZHUB_LEADER_LEASE_S": str(LEADER_LEASE_S),
