@@ -5,7 +5,7 @@ The leader calls all of this but ``check_queue``, each in its own transaction.
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, timedelta
 from typing import Any, NamedTuple
 
@@ -13,15 +13,16 @@ from sqlalchemy import delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub import fair_share, jobs, states
+from zhub import budgets, fair_share, jobs, states
 from zhub.errors import QuotaExceededError
-from zhub.fair_share import HALF_LIFE_S, Queues, Running, Tenant, Waiting
+from zhub.fair_share import HALF_LIFE_S, Preemptible, Queues, Running, Tenant, Waiting
 from zhub.ids import new_id
 from zhub.models import Job, QueuePlace, Quota
 
 MAX_HEADS = 200  # of each organisation, that a pass looks at
 MAX_LIGHT = 500  # that a pass admits
 MAX_EXPLAINED = 1000  # of each cluster
+MAX_PREEMPTIONS, SPARED_FOR = 3, "2 hours"  # a job that was preempted so often within this time is left alone
 
 # What a job takes of its cluster: a place of a worker where it shares one, else as many workers as it asks for, and
 # where the cluster has not as many, all of them.
@@ -54,6 +55,11 @@ class _Cluster:
     running: Sequence[Running]
     tenants: Mapping[uuid.UUID, Tenant]
     queues: Queues
+    """Without those of organisations whose budget is used up, which are in ``spent``."""
+    spent: Queues
+    preemptible: Sequence[Preemptible]
+    returning: float
+    """Workers whose jobs have been told to let go of them."""
 
     @property
     def free(self) -> float:
@@ -69,6 +75,7 @@ def admit(session: Session, *, agent_lost_after_s: float) -> list[Admitted]:
     for cluster in _clusters(session, agent_lost_after_s, MAX_HEADS):
         chosen = fair_share.plan(cluster.free, cluster.running, cluster.tenants, cluster.queues)
         ids = [job.id for _, job in chosen]
+        _reclaim(session, cluster, chosen)
         admitted += session.execute(
             text(
                 f"""
@@ -85,9 +92,38 @@ def admit(session: Session, *, agent_lost_after_s: float) -> list[Admitted]:
     return [Admitted(*row) for row in admitted]
 
 
+def _reclaim(session: Session, cluster: _Cluster, admitted: Sequence[tuple[uuid.UUID, Waiting]]) -> None:
+    """Have jobs let go of workers that others are owed."""
+    given: dict[uuid.UUID, float] = {}
+    for org_id, job in admitted:
+        given[org_id] = given.get(org_id, 0.0) + job.workers
+    tenants = {org: replace(one, held=one.held + given.get(org, 0.0)) for org, one in cluster.tenants.items()}
+    chosen = {job.id for _, job in admitted}
+    left = {org: [job for job in queue if job.id not in chosen] for org, queue in cluster.queues.items()}
+    free = cluster.free - sum(given.values()) + cluster.returning
+    victims = fair_share.reclaim(free, cluster.preemptible, tenants, left)
+    rows = session.execute(
+        text(
+            """
+            UPDATE jobs SET desired = 'preempt'
+             WHERE id IN (SELECT id FROM jobs WHERE id = ANY(:ids) AND desired = 'run'
+                             AND state IN ('starting', 'running') ORDER BY id FOR UPDATE)
+         RETURNING id, org_id
+            """
+        ),
+        {"ids": [victim.id for victim in victims]},
+    ).all() if victims else []  # fmt: skip
+    for row in rows:
+        message = (
+            "Another organisation wants a worker back that this job had borrowed: it goes on from a checkpoint later."
+        )
+        jobs.add_event(session, row.org_id, row.id, message, level="warn")
+
+
 def explain(session: Session, *, agent_lost_after_s: float) -> None:
     """Write for every queued job what it waits for, its position, and when it may start."""
     now = session.scalars(select(func.now())).one()
+    budget = budgets.spent(session)
     found: dict[uuid.UUID, dict[str, Any]] = {}
     for cluster in _clusters(session, agent_lost_after_s, MAX_EXPLAINED):
         ordered = fair_share.order(cluster.tenants, cluster.queues)[:MAX_EXPLAINED]
@@ -102,6 +138,10 @@ def explain(session: Session, *, agent_lost_after_s: float) -> None:
                 "reason": _reason(cluster, cluster.tenants[org_id], job, ahead, place - ahead),
                 "starts_at": None if start_s is None else now + timedelta(seconds=start_s),
             }
+        for org_id, queue in cluster.spent.items():
+            reason = f"{budget[org_id].sentence()}: the job waits for the next month, or for a larger budget."
+            waiting = {"org_id": org_id, "position": None, "reason": reason, "starts_at": None}
+            found |= {job.id: waiting for job in queue}
     for row in session.execute(text(_ELSEWHERE), {"lost": agent_lost_after_s, "limit": MAX_EXPLAINED}):
         found[row.id] = {"org_id": row.org_id, "position": None, "reason": _obstacle(row), "starts_at": row.not_before}
     session.execute(delete(QueuePlace).where(QueuePlace.job_id.not_in(list(found))))
@@ -128,7 +168,15 @@ def charge(session: Session) -> dict[tuple[str, str], int]:
             """
             WITH ended AS (
                 UPDATE attempts SET charged = true WHERE ended_at IS NOT NULL AND NOT charged
-             RETURNING org_id, job_id, outcome, workers * extract(epoch FROM ended_at - created_at) AS worker_seconds
+             RETURNING org_id, job_id, outcome, workers * extract(epoch FROM ended_at - created_at) AS worker_seconds,
+                       date_trunc('month', ended_at AT TIME ZONE 'UTC') AS month, workers, created_at, ended_at
+            ), in_month AS (
+            INSERT INTO month_usages (id, org_id, month, worker_seconds)
+                 SELECT gen_random_uuid(), org_id, month::date,
+                        sum(workers * extract(epoch FROM ended_at - greatest(created_at, month AT TIME ZONE 'UTC')))
+                   FROM ended WHERE worker_seconds > 0 GROUP BY org_id, month
+            ON CONFLICT (org_id, month)
+              DO UPDATE SET worker_seconds = month_usages.worker_seconds + excluded.worker_seconds
             ), charged AS (
             INSERT INTO usages (id, org_id, cluster, worker_seconds)
                  SELECT gen_random_uuid(), ended.org_id, jobs.cluster, sum(ended.worker_seconds)
@@ -193,39 +241,54 @@ def _admit_light(session: Session, lost_after_s: float) -> list[Any]:
 
 def _clusters(session: Session, lost_after_s: float, heads: int) -> list[_Cluster]:
     values = {"lost": lost_after_s, "light": list(jobs.LIGHT_KINDS), "half_life": HALF_LIFE_S, "heads": heads}
-    running: dict[str, list[Running]] = {}
-    held: dict[tuple[str, uuid.UUID], float] = {}
+    held: dict[str, list[Any]] = {}
+    by_org: dict[tuple[str, uuid.UUID], float] = {}
     for row in session.execute(text(_HELD), values):
-        running.setdefault(row.cluster, []).append(Running(float(row.takes), row.left_s))
+        held.setdefault(row.cluster, []).append(row)
         key = row.cluster, row.org_id
-        held[key] = held.get(key, 0.0) + float(row.takes)
+        by_org[key] = by_org.get(key, 0.0) + float(row.takes)
     queues: dict[str, dict[uuid.UUID, list[Waiting]]] = {}
     for row in session.execute(text(_HEADS), values):
         job = Waiting(row.id, float(row.takes), row.expected_s)
         queues.setdefault(row.cluster, {}).setdefault(row.org_id, []).append(job)
-    tenants: dict[tuple[str, uuid.UUID], Tenant] = {}
+    tenants: dict[str, dict[uuid.UUID, Tenant]] = {}
     for row in session.execute(text(TENANTS), values):
-        key = row.cluster, row.org_id
         cap = float("inf") if row.max_workers is None else row.max_workers
-        tenants[key] = Tenant(row.weight, row.used, held.get(key, 0.0), cap)
+        tenant = Tenant(row.weight, row.used, by_org.get((row.cluster, row.org_id), 0.0), cap, row.nominal)
+        tenants.setdefault(row.cluster, {})[row.org_id] = tenant
+    spent = budgets.spent(session)
     return [
         _Cluster(
             row.cluster,
             float(row.workers),
-            running.get(row.cluster, []),
-            {org: tenants[row.cluster, org] for org in queues.get(row.cluster, {})},
-            queues.get(row.cluster, {}),
+            [Running(float(one.takes), one.left_s) for one in held.get(row.cluster, [])],
+            tenants.get(row.cluster, {}),
+            {org: queue for org, queue in queues.get(row.cluster, {}).items() if org not in spent},
+            {org: queue for org, queue in queues.get(row.cluster, {}).items() if org in spent},
+            [_preemptible(one) for one in held.get(row.cluster, []) if one.can_stop],
+            sum(float(one.takes) for one in held.get(row.cluster, []) if one.desired != "run"),
         )
         for row in session.execute(text(f"WITH {CLUSTERS} SELECT * FROM clusters ORDER BY cluster"), values)
     ]
 
 
+def _preemptible(row: Any) -> Preemptible:
+    return Preemptible(row.id, row.org_id, float(row.takes), row.ran_s, spared=row.preemptions >= MAX_PREEMPTIONS)
+
+
+# A training can stop, because it goes on from a checkpoint later.
 _HELD = f"""
     WITH {CLUSTERS}
-    SELECT j.cluster, j.org_id, {TAKES} AS takes,
-           greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float AS left_s
-      FROM (SELECT jobs.*, (SELECT max(a.created_at) FROM attempts a WHERE a.job_id = jobs.id) AS claimed_at
-              FROM jobs WHERE state IN ('admitted', 'starting', 'running', 'stopping') AND kind <> ALL(:light)) j
+    SELECT j.id, j.cluster, j.org_id, j.desired, {TAKES} AS takes,
+           greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float AS left_s,
+           j.kind = 'train' AND j.desired = 'run' AND j.state IN ('starting', 'running') AS can_stop,
+           extract(epoch FROM now() - coalesce(j.claimed_at, now()))::float AS ran_s, j.preemptions
+      FROM (SELECT jobs.*, a.claimed_at, a.preemptions
+              FROM jobs LEFT JOIN LATERAL (
+                   SELECT max(created_at) AS claimed_at, count(*) FILTER (
+                          WHERE outcome = 'preempted' AND ended_at > now() - interval '{SPARED_FOR}') AS preemptions
+                     FROM attempts WHERE job_id = jobs.id) a ON true
+             WHERE state IN ('admitted', 'starting', 'running', 'stopping') AND kind <> ALL(:light)) j
       JOIN clusters c USING (cluster)
 """
 
@@ -244,6 +307,7 @@ _HEADS = f"""
 TENANTS = f"""
     WITH {CLUSTERS}
     SELECT c.cluster, o.id AS org_id, coalesce(q.weight, 1) AS weight, q.max_workers,
+           coalesce(q.nominal_workers, 0) AS nominal,
            coalesce(u.worker_seconds * power(0.5, extract(epoch FROM now() - u.at) / :half_life), 0)::float AS used
       FROM clusters c CROSS JOIN organizations o
       LEFT JOIN quotas q ON q.org_id = o.id

@@ -270,16 +270,18 @@ def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
                    state = CASE desired WHEN 'cancel' THEN 'cancelled' WHEN 'pause' THEN 'paused' ELSE 'queued' END,
                    finished_at = CASE WHEN desired = 'cancel' THEN now() END, not_before = NULL,
                    desired = CASE WHEN desired = 'preempt' THEN 'run' ELSE desired END
-             WHERE id = :job AND fence = :fence
+              FROM (SELECT id, desired AS wanted FROM jobs WHERE id = :job FOR UPDATE) was
+             WHERE jobs.id = was.id AND fence = :fence
                AND (state = 'stopping' OR state IN ('starting', 'running') AND desired <> 'run')
-         RETURNING org_id, state
+         RETURNING org_id, state, wanted
             """
         ),
         {"job": job_id, "fence": fence},
     ).one_or_none()
     if row is None:
         return fail(session, job_id, fence, STOPPED_UNASKED, outcome="failed_infra")
-    _end_attempt(session, job_id, fence, "cancelled" if row.state == "cancelled" else "paused", None)
+    outcome = {"cancel": "cancelled", "preempt": "preempted"}.get(row.wanted, "paused")
+    _end_attempt(session, job_id, fence, outcome, None)
     report_state(session, row.org_id, job_id, row.state)
     return str(row.state)
 

@@ -5,7 +5,7 @@ security, so a single-column key would let one tenant point at another's row. Na
 """
 
 import uuid
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -294,6 +294,7 @@ class Attempt(TenantOwned, Base):
         _tenant_fk("job_id", "jobs"),
         _one_of("outcome", states.OUTCOMES),
         CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended"),
+        Index("ix_attempts_open", "org_id", postgresql_where=text("ended_at IS NULL")),
         Index("ix_attempts_charge", "ended_at", postgresql_where=text("ended_at IS NOT NULL AND NOT charged")),
     )
 
@@ -538,6 +539,10 @@ class Quota(TenantOwned, Base):
     """That its jobs may hold in one cluster at a time."""
     max_queued: Mapped[int | None]
     """Jobs that may wait at a time."""
+    nominal_workers: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    """Of each cluster, that it gets back from others as soon as it wants them."""
+    monthly_worker_hours: Mapped[float | None]
+    """That its jobs may use in a calendar month."""
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("org_id"),
@@ -553,6 +558,15 @@ class Usage(TenantOwned, Base):
     worker_seconds: Mapped[float]
     at: Mapped[datetime] = mapped_column(server_default=func.now())
     __table_args__ = (UniqueConstraint("org_id", "id"), UniqueConstraint("org_id", "cluster"))
+
+
+class MonthUsage(TenantOwned, Base):
+    """What an organisation has used in a calendar month (UTC), in all clusters, by attempts that have ended."""
+
+    __tablename__ = "month_usages"
+    month: Mapped[date]
+    worker_seconds: Mapped[float]
+    __table_args__ = (UniqueConstraint("org_id", "id"), UniqueConstraint("org_id", "month"))
 
 
 class QueuePlace(TenantOwned, Base):

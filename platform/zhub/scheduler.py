@@ -16,7 +16,7 @@ from functools import partial
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from sqlalchemy import Engine, delete, func
 
-from zhub import admission, checkpoints, dependencies, jobs, leadership, promotions, redrive, schedules, wishes
+from zhub import admission, budgets, checkpoints, dependencies, jobs, leadership, promotions, redrive, schedules, wishes
 from zhub.config import Settings
 from zhub.db import make_engine, system_session
 from zhub.errors import DeposedError, InvalidRequestError, UnavailableError
@@ -146,11 +146,12 @@ def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
 
 
 def tend(engine: Engine, holder: uuid.UUID, term: int) -> None:
-    """Take back lost jobs, charge what was used, and forget agents that went away long ago, in one transaction."""
+    """Take back lost jobs, charge what was used, hold budgets, and forget agents that went away, in one transaction."""
     with PASS.labels("tend").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
         reaped = jobs.reap(session)
         ended = admission.charge(session)
+        budgets.pause_spent(session)
         session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
     for job in reaped:
         LEASE_LOST.labels("expired").inc()

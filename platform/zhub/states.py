@@ -38,7 +38,7 @@ TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
     CANCELLED: (QUEUED, WAITING),
 }
 
-OUTCOMES: Final = ("succeeded", "failed_user", "failed_infra", "lost", "cancelled", "paused")
+OUTCOMES: Final = ("succeeded", "failed_user", "failed_infra", "lost", "cancelled", "paused", "preempted")
 
 FILE_STATUSES: Final = ("uploaded", "processed", "error")
 BASE_MODEL_STATUSES: Final = ("uploading", "decomposing", "ready", "error")

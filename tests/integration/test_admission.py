@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, select, text
 
-from zhub import admission, jobs
+from zhub import admission, budgets, jobs
 from zhub.cli.database_process import set_quota
 from zhub.db import system_session
 from zhub.embedded.postgres import Urls
@@ -154,11 +154,14 @@ def test_an_operator_sets_a_quota_by_the_organisations_name(
     system_engine: Engine, database: Urls, acme: Caller, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for weight, cap in ((2.0, 4.0), (3.0, None)):
-        set_quota(database.system, "acme", weight=weight, max_workers=cap, max_queued=10)
+        more: Any = {"nominal_workers": 1.0, "monthly_worker_hours": 100.0}
+        set_quota(database.system, "acme", weight=weight, max_workers=cap, max_queued=10, **more)
     with system_session(system_engine) as session:
         (quota,) = session.scalars(select(Quota))
         assert (quota.org_id, quota.weight, quota.max_workers, quota.max_queued) == (acme.org_id, 3.0, None, 10)
-    assert "acme: weight 3, any number of workers in a cluster, 10 jobs waiting" in capsys.readouterr().err
+        assert (quota.nominal_workers, quota.monthly_worker_hours) == (1.0, 100.0)
+    said = "acme: weight 3, 1 workers of a cluster for sure, any number of workers of it at most, 10 jobs waiting"
+    assert f"{said}, 100 worker-hours a month." in capsys.readouterr().err
 
 
 def test_a_quota_for_nobody_is_refused(database: Urls) -> None:
@@ -257,3 +260,119 @@ def test_a_job_that_no_longer_waits_has_no_place(
     make_agent(slots=1)
     admit(system_engine)
     assert places(system_engine) == {}
+
+
+# What was borrowed is taken back
+
+
+def running_for(engine: Engine, caller: Caller, make_job: MakeJob, count: int, **columns: Any) -> list[uuid.UUID]:
+    """So many trainings that have run for an hour."""
+    made = [make_job(caller, **columns) for _ in range(count)]
+    admit(engine)
+    for _ in made:
+        claim(engine)
+    execute(engine, "UPDATE jobs SET state = 'running' WHERE state = 'starting'")
+    execute(engine, "UPDATE attempts SET created_at = now() - interval '1 hour'")
+    return made
+
+
+def wishes_of(engine: Engine, job_ids: list[uuid.UUID]) -> list[str]:
+    with system_session(engine) as session:
+        return [jobs.get_job(session, job_id).desired for job_id in job_ids]
+
+
+def test_a_worker_that_was_lent_is_taken_back_and_goes_to_whose_it_is(
+    system_engine: Engine, make_job: MakeJob, make_agent: Callable[..., uuid.UUID], acme: Caller, globex: Caller
+) -> None:
+    make_agent(slots=2)
+    give(system_engine, Quota(org_id=globex.org_id, nominal_workers=1))
+    borrowers = running_for(system_engine, acme, make_job, 2)
+    owed = make_job(globex)
+    assert admit(system_engine) == []
+    assert sorted(wishes_of(system_engine, borrowers)) == ["preempt", "run"]
+    admit(system_engine)
+    assert sorted(wishes_of(system_engine, borrowers)) == ["preempt", "run"], "one is enough"
+    (victim,) = [job_id for job_id in borrowers if wishes_of(system_engine, [job_id]) == ["preempt"]]
+    with system_session(system_engine) as session:
+        assert jobs.stopped(session, victim, 1) == "queued"
+        (attempt,) = session.scalars(select(Attempt).where(Attempt.job_id == victim))
+        assert attempt.outcome == "preempted"
+        job = jobs.get_job(session, victim)
+        assert (job.desired, job.user_failures, job.infra_failures) == ("run", 0, 0)
+    assert admit(system_engine) == [owed]
+
+
+def test_what_an_organisation_holds_of_its_own_is_not_taken(
+    system_engine: Engine, make_job: MakeJob, make_agent: Callable[..., uuid.UUID], acme: Caller, globex: Caller
+) -> None:
+    make_agent(slots=2)
+    give(system_engine, Quota(org_id=globex.org_id, nominal_workers=1))
+    give(system_engine, Quota(org_id=acme.org_id, nominal_workers=2))
+    own = running_for(system_engine, acme, make_job, 2)
+    make_job(globex)
+    admit(system_engine)
+    assert wishes_of(system_engine, own) == ["run", "run"]
+
+
+def test_a_job_that_was_preempted_often_is_left_alone_for_a_while(
+    system_engine: Engine, make_job: MakeJob, make_agent: Callable[..., uuid.UUID], acme: Caller, globex: Caller
+) -> None:
+    make_agent(slots=1)
+    give(system_engine, Quota(org_id=globex.org_id, nominal_workers=1))
+    (job_id,) = running_for(system_engine, acme, make_job, 1)
+    for fence in range(1, admission.MAX_PREEMPTIONS + 1):
+        past = {"job_id": job_id, "fence": 100 + fence, "agent_id": AGENT, "outcome": "preempted"}
+        give(system_engine, Attempt(org_id=acme.org_id, ended_at=func.now(), created_at=func.now(), **past))
+    execute(system_engine, "UPDATE attempts SET created_at = now() - interval '1 hour'")
+    make_job(globex)
+    admit(system_engine)
+    assert wishes_of(system_engine, [job_id]) == ["run"]
+    execute(system_engine, "UPDATE attempts SET ended_at = now() - interval '3 hours' WHERE ended_at IS NOT NULL")
+    admit(system_engine)
+    assert wishes_of(system_engine, [job_id]) == ["preempt"]
+
+
+# Budgets
+
+
+def test_a_budget_that_is_used_up_pauses_trainings_and_lets_none_begin(
+    system_engine: Engine, make_job: MakeJob, make_agent: Callable[..., uuid.UUID], acme: Caller, globex: Caller
+) -> None:
+    make_agent(slots=4)
+    give(system_engine, Quota(org_id=acme.org_id, monthly_worker_hours=1.5))
+    runs = running_for(system_engine, acme, make_job, 1)
+    with system_session(system_engine) as session:
+        assert budgets.pause_spent(session) == 0
+    more = running_for(system_engine, acme, make_job, 1)
+    with system_session(system_engine) as session:
+        assert budgets.pause_spent(session) == 2
+        assert budgets.pause_spent(session) == 0
+    assert wishes_of(system_engine, [*runs, *more]) == ["pause", "pause"]
+    waiting, theirs = make_job(acme), make_job(globex)
+    assert admit(system_engine) == [theirs]
+    assert "2 of the 1.5 worker-hours" in places(system_engine)[waiting].reason
+    execute(system_engine, "UPDATE quotas SET monthly_worker_hours = 3")
+    assert set(admit(system_engine)) == {theirs, waiting}
+
+
+def test_a_budget_counts_what_has_ended_in_this_month_and_not_what_ended_before(
+    system_engine: Engine, make_job: MakeJob, make_agent: Callable[..., uuid.UUID], acme: Caller
+) -> None:
+    make_agent(slots=1)
+    give(system_engine, Quota(org_id=acme.org_id, monthly_worker_hours=1.0))
+    (job_id,) = running_for(system_engine, acme, make_job, 1)
+    with system_session(system_engine) as session:
+        jobs.fail(session, job_id, 1, jobs.Failure("x", "It broke."))
+    # It began in the month before this one and ended two hours into this one.
+    month = "date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'"
+    execute(
+        system_engine,
+        f"UPDATE attempts SET created_at = {month} - interval '5 h', ended_at = {month} + interval '2 h'",
+    )
+    with system_session(system_engine) as session:
+        admission.charge(session)
+        (found,) = budgets.spent(session).values()
+    assert found.used_h == pytest.approx(2.0)
+    execute(system_engine, "UPDATE month_usages SET month = month - interval '1 month'")
+    with system_session(system_engine) as session:
+        assert budgets.spent(session) == {}

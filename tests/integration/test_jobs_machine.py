@@ -112,8 +112,8 @@ class Protocol(RuleBasedStateMachine):
         self.models, self.history, self.fences, self.reports = [], {}, {}, {}
         # The system's role may delete, not truncate.
         order = (
-            "webhook_deliveries webhook_endpoints queue_places usages checkpoints job_dependencies expert_versions "
-            "job_events attempts jobs experts projects organizations base_models agents"
+            "webhook_deliveries webhook_endpoints queue_places usages month_usages checkpoints job_dependencies "
+            "expert_versions job_events attempts jobs experts projects organizations base_models agents"
         )
         with self.engine.begin() as connection:
             for table in order.split():

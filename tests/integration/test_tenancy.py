@@ -5,7 +5,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -35,6 +35,7 @@ from zhub.models import (
     Job,
     JobDependency,
     JobEvent,
+    MonthUsage,
     Promotion,
     QueuePlace,
     Quota,
@@ -494,6 +495,7 @@ def _fill(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str], uuid.
     session.flush()
     measured = {"base_model_id": base.id, "version_id": version.id, "suite_digest": "d", "suite": {}}
     session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
+    session.add(MonthUsage(month=date(2026, 1, 1), worker_seconds=1.0, **own))
     session.add_all([Quota(**own), Usage(cluster="default", worker_seconds=1.0, **own)])
     session.add(QueuePlace(job_id=jobs[0].id, reason="r", **own))
     session.add(JobDependency(job_id=jobs[0].id, needs_job_id=another.id, **own))

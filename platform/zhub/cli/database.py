@@ -61,11 +61,18 @@ def bootstrap(
 def quota(
     organization: Annotated[str, typer.Argument(help="Its name.")],
     weight: Annotated[float, typer.Option(min=0.01, max=1000, help="Its share of a cluster beside the others'.")] = 1,
+    nominal_workers: Annotated[
+        float, typer.Option(min=0, help="Of each cluster, that it gets back from who borrowed them, by preemption.")
+    ] = 0,
     max_workers: Annotated[
         float | None, typer.Option(min=0, help="That its jobs may hold in one cluster at a time.", show_default="any")
     ] = None,
     max_queued: Annotated[
         int | None, typer.Option(min=0, help="Jobs of it that may wait at a time.", show_default="any")
+    ] = None,
+    monthly_worker_hours: Annotated[
+        float | None,
+        typer.Option(min=0, help="That its jobs may use in a calendar month; then they pause.", show_default="any"),
     ] = None,
     url: Annotated[
         str,
@@ -73,8 +80,10 @@ def quota(
     ] = ...,  # type: ignore[assignment]
 ) -> None:
     """Set what an organisation may use. What is not given is the default again."""
-    limits = ["" if limit is None else str(limit) for limit in (max_workers, max_queued)]
-    run_database_process(["quota", organization, str(weight), *limits], {"ZHUB_DATABASE_URL": url})
+    limits = ["" if limit is None else str(limit) for limit in (max_workers, max_queued, monthly_worker_hours)]
+    run_database_process(
+        ["quota", organization, str(weight), str(nominal_workers), *limits], {"ZHUB_DATABASE_URL": url}
+    )
 
 
 def run_database_process(arguments: list[str], settings: dict[str, str]) -> None:

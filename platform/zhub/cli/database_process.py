@@ -52,13 +52,16 @@ def main() -> None:
             which = DeadLetters(organization, kind, code, within)
             redrive_jobs(os.environ["ZHUB_DATABASE_URL"], which, do_it="--yes" in arguments)
         elif command == "quota":
-            organization, weight, max_workers, max_queued = arguments
+            organization, weight, nominal_workers, *limits = arguments
+            max_workers, max_queued, monthly_hours = (float(limit) if limit else None for limit in limits)
             set_quota(
                 os.environ["ZHUB_DATABASE_URL"],
                 organization,
                 weight=float(weight),
-                max_workers=float(max_workers) if max_workers else None,
-                max_queued=int(max_queued) if max_queued else None,
+                nominal_workers=float(nominal_workers),
+                max_workers=max_workers,
+                max_queued=None if max_queued is None else int(max_queued),
+                monthly_worker_hours=monthly_hours,
             )
         else:
             organization, project = arguments
@@ -111,7 +114,14 @@ def bootstrap(system_url: str, secret_key: str, organization: str, project: str)
 
 
 def set_quota(
-    system_url: str, organization: str, *, weight: float, max_workers: float | None, max_queued: int | None
+    system_url: str,
+    organization: str,
+    *,
+    weight: float = 1.0,
+    nominal_workers: float = 0.0,
+    max_workers: float | None = None,
+    max_queued: int | None = None,
+    monthly_worker_hours: float | None = None,
 ) -> None:
     """Replace an organisation's quota.
 
@@ -122,13 +132,20 @@ def set_quota(
         org_id = session.scalar(select(Organization.id).where(Organization.name == organization))
         if org_id is None:
             raise NotFoundError("organization", organization)
-        limits = {"weight": weight, "max_workers": max_workers, "max_queued": max_queued}
+        limits = {
+            "weight": weight,
+            "nominal_workers": nominal_workers,
+            "max_workers": max_workers,
+            "max_queued": max_queued,
+            "monthly_worker_hours": monthly_worker_hours,
+        }
         statement = insert(Quota).values(id=new_id(), org_id=org_id, **limits)
         session.execute(statement.on_conflict_do_update(index_elements=["org_id"], set_=limits))
     any_ = {name: "any number of" if limit is None else f"{limit:g}" for name, limit in limits.items()}
     note(
-        f"{organization}: weight {weight:g}, {any_['max_workers']} workers in a cluster, {any_['max_queued']} jobs "
-        "waiting. It holds from the scheduler's next pass on."
+        f"{organization}: weight {weight:g}, {nominal_workers:g} workers of a cluster for sure, {any_['max_workers']} "
+        f"workers of it at most, {any_['max_queued']} jobs waiting, {any_['monthly_worker_hours']} worker-hours a "
+        "month. It holds from the scheduler's next pass on."
     )
 
 
