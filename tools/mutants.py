@@ -42,8 +42,18 @@ MUTANTS = (
         "was.id AND fence = :fence AND state",
         "was.id AND :fence = :fence AND state",
     ),
-    Mutant("a success checks its fence", JOBS, "Job.fence == fence, Job.state.in_", "Job.state.in_"),
-    Mutant("a success checks that nobody cancelled", JOBS, ', Job.desired != "cancel")', ")"),
+    Mutant(
+        "a success checks its fence",
+        JOBS,
+        "fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'",
+        ":fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'",
+    ),
+    Mutant(
+        "a success checks that nobody cancelled",
+        JOBS,
+        "'stopping') AND desired <> 'cancel'",
+        "'stopping')",
+    ),
     Mutant(
         "a failure checks its fence",
         JOBS,

@@ -74,22 +74,26 @@ def admit(session: Session, *, agent_lost_after_s: float) -> list[Admitted]:
     admitted = _admit_light(session, agent_lost_after_s)
     for cluster in _clusters(session, agent_lost_after_s, MAX_HEADS):
         chosen = fair_share.plan(cluster.free, cluster.running, cluster.tenants, cluster.queues)
-        ids = [job.id for _, job in chosen]
         _reclaim(session, cluster, chosen)
-        admitted += session.execute(
-            text(
-                f"""
-                UPDATE jobs SET state = 'admitted', admitted_at = now() + place * interval '1 microsecond'
-                  FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, place)
-                 WHERE id = chosen_id AND state = 'queued' AND desired = 'run'
-             RETURNING id, org_id, cluster, {_WAITED} AS waited_s
-                """
-            ),
-            {"ids": ids},
-        ).all()
-    for row in admitted:
-        jobs.add_event(session, row.org_id, row.id, "The job is admitted.")
+        if chosen:
+            admitted += session.execute(text(_ADMIT), {"ids": [job.id for _, job in chosen]}).all()
     return [Admitted(*row) for row in admitted]
+
+
+# Each with its event, in one round trip: somebody waits for the next pass.
+_TELL = """told AS (
+    INSERT INTO job_events (id, org_id, job_id, level, type, message)
+    SELECT gen_random_uuid(), org_id, id, 'info', 'message', 'The job is admitted.' FROM admitted
+)"""
+_ADMIT = f"""
+    WITH admitted AS (
+        UPDATE jobs SET state = 'admitted', admitted_at = now() + place * interval '1 microsecond'
+          FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, place)
+         WHERE id = chosen_id AND state = 'queued' AND desired = 'run'
+     RETURNING id, org_id, cluster, {_WAITED} AS waited_s
+    ), {_TELL}
+    SELECT * FROM admitted
+"""
 
 
 def _reclaim(session: Session, cluster: _Cluster, admitted: Sequence[tuple[uuid.UUID, Waiting]]) -> None:
@@ -224,7 +228,7 @@ def _admit_light(session: Session, lost_after_s: float) -> list[Any]:
         session.execute(
             text(
                 f"""
-                WITH {CLUSTERS}
+                WITH {CLUSTERS}, admitted AS (
                 UPDATE jobs SET state = 'admitted', admitted_at = now()
                  WHERE id IN (SELECT j.id FROM jobs j JOIN clusters USING (cluster)
                                WHERE j.state = 'queued' AND j.desired = 'run' AND j.kind IN ({light})
@@ -232,6 +236,8 @@ def _admit_light(session: Session, lost_after_s: float) -> list[Any]:
                                ORDER BY j.created_at, j.id LIMIT :limit)
                    AND state = 'queued' AND desired = 'run'
              RETURNING id, org_id, cluster, {_WAITED} AS waited_s
+                ), {_TELL}
+                SELECT * FROM admitted
                 """
             ),
             {"lost": lost_after_s, "limit": MAX_LIGHT},
@@ -252,23 +258,27 @@ def _clusters(session: Session, lost_after_s: float, heads: int) -> list[_Cluste
         job = Waiting(row.id, float(row.takes), row.expected_s)
         queues.setdefault(row.cluster, {}).setdefault(row.org_id, []).append(job)
     tenants: dict[str, dict[uuid.UUID, Tenant]] = {}
+    workers: dict[str, float] = {}
+    limited = False
     for row in session.execute(text(TENANTS), values):
+        workers[row.cluster] = float(row.workers)
+        limited = limited or row.monthly_worker_hours is not None
         cap = float("inf") if row.max_workers is None else row.max_workers
         tenant = Tenant(row.weight, row.used, by_org.get((row.cluster, row.org_id), 0.0), cap, row.nominal)
         tenants.setdefault(row.cluster, {})[row.org_id] = tenant
-    spent = budgets.spent(session)
+    spent = budgets.spent(session) if limited else {}
     return [
         _Cluster(
-            row.cluster,
-            float(row.workers),
-            [Running(float(one.takes), one.left_s) for one in held.get(row.cluster, [])],
-            tenants.get(row.cluster, {}),
-            {org: queue for org, queue in queues.get(row.cluster, {}).items() if org not in spent},
-            {org: queue for org, queue in queues.get(row.cluster, {}).items() if org in spent},
-            [_preemptible(one) for one in held.get(row.cluster, []) if one.can_stop],
-            sum(float(one.takes) for one in held.get(row.cluster, []) if one.desired != "run"),
+            name,
+            workers[name],
+            [Running(float(one.takes), one.left_s) for one in held.get(name, [])],
+            tenants[name],
+            {org: queue for org, queue in queues.get(name, {}).items() if org not in spent},
+            {org: queue for org, queue in queues.get(name, {}).items() if org in spent},
+            [_preemptible(one) for one in held.get(name, []) if one.can_stop],
+            sum(float(one.takes) for one in held.get(name, []) if one.desired != "run"),
         )
-        for row in session.execute(text(f"WITH {CLUSTERS} SELECT * FROM clusters ORDER BY cluster"), values)
+        for name in sorted(workers)
     ]
 
 
@@ -306,8 +316,8 @@ _HEADS = f"""
 
 TENANTS = f"""
     WITH {CLUSTERS}
-    SELECT c.cluster, o.id AS org_id, coalesce(q.weight, 1) AS weight, q.max_workers,
-           coalesce(q.nominal_workers, 0) AS nominal,
+    SELECT c.cluster, c.workers, o.id AS org_id, coalesce(q.weight, 1) AS weight, q.max_workers,
+           coalesce(q.nominal_workers, 0) AS nominal, q.monthly_worker_hours,
            coalesce(u.worker_seconds * power(0.5, extract(epoch FROM now() - u.at) / :half_life), 0)::float AS used
       FROM clusters c CROSS JOIN organizations o
       LEFT JOIN quotas q ON q.org_id = o.id

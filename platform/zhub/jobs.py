@@ -46,6 +46,18 @@ class Claim:
     """Between its admission and this claim."""
 
 
+class Succeeded(NamedTuple):
+    """A job that has just succeeded, and what its result belongs to."""
+
+    id: uuid.UUID
+    org_id: uuid.UUID
+    project_id: uuid.UUID
+    kind: str
+    expert_id: uuid.UUID | None
+    base_model_id: uuid.UUID | None
+    dataset_version_id: uuid.UUID | None
+
+
 class Reaped(NamedTuple):
     """A job that was taken back, the fence of the attempt that lost it, and its next state."""
 
@@ -201,23 +213,39 @@ def note_actor(session: Session, job_id: uuid.UUID, fence: int, actor_name: str)
     )
 
 
-def succeed(session: Session, job_id: uuid.UUID, fence: int, *, trained_tokens: int | None = None) -> Job:
+def succeed(session: Session, job_id: uuid.UUID, fence: int, *, trained_tokens: int | None = None) -> Succeeded:
     """Move an attempt's job to ``succeeded``; the caller writes the result in the same transaction.
 
     Raises:
         LeaseLostError: another attempt owns the job, or its cancellation was accepted first.
     """
-    changed = session.scalars(
-        update(Job)
-        .where(Job.id == job_id, Job.fence == fence, Job.state.in_(states.ACTIVE), Job.desired != "cancel")
-        .values(state=states.SUCCEEDED, finished_at=func.now(), lease_until=None, trained_tokens=trained_tokens)
-        .returning(Job)
+    row = session.execute(
+        text(_SUCCEED),
+        {
+            "job": job_id,
+            "fence": fence,
+            "tokens": trained_tokens,
+            "event": new_id(),
+            "tries": webhooks.MAX_TRIES,
+        },
     ).one_or_none()
-    if changed is None:
+    if row is None:
         raise LeaseLostError(job_id, fence)
-    _end_attempt(session, job_id, fence, "succeeded", None)
-    webhooks.announce_job(session, job_id)
-    return changed
+    return Succeeded(*row)
+
+
+# One statement, because most jobs are short and all of an agent's wait for it: the job, its attempt, and who is told.
+_SUCCEED = f"""
+    WITH changed AS (
+        UPDATE jobs SET state = 'succeeded', finished_at = now(), lease_until = NULL, trained_tokens = :tokens
+         WHERE id = :job AND fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'
+     RETURNING *
+    ), ended AS (
+        UPDATE attempts SET outcome = 'succeeded', message = NULL, ended_at = now()
+          FROM changed WHERE attempts.job_id = changed.id AND attempts.fence = changed.fence
+    ), told AS ({webhooks.ANNOUNCE_JOBS.format(jobs="changed")})
+    SELECT id, org_id, project_id, kind, expert_id, base_model_id, dataset_version_id FROM changed
+"""
 
 
 def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, outcome: str = "failed_user") -> str:

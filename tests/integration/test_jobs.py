@@ -62,7 +62,8 @@ def stopped(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
 
 def succeed(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
     with system_session(engine) as session:
-        return jobs.succeed(session, job_id, fence).state
+        jobs.succeed(session, job_id, fence)
+        return jobs.get_job(session, job_id).state
 
 
 def cancel(engine: Engine, caller: Caller, job_id: uuid.UUID) -> str:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from zhub import base_models, datasets, evaluations, jobs, registry, states, tracing
 from zhub.config import Settings
-from zhub.db import make_engine, system_session
+from zhub.db import make_engine, statement_session, system_session
 from zhub.errors import LeaseLostError, UnavailableError
 from zhub.logs import configure_logging
 from zhub.manifest import Manifest
@@ -71,7 +71,7 @@ def main() -> None:
         gpus_per_worker=shares.worker,
         log_format=settings.log_format,
     )
-    agent = Agent(settings, make_engine(settings.database_url, pool_size=2), launcher)
+    agent = Agent(settings, make_engine(settings.database_url, pool_size=2, pre_ping=False), launcher)
     serving = partial(deploy, settings, stopping, gpus=shares.replica)
     threading.Thread(target=serving, daemon=True, name="deploy-serving").start()
     agent.run(open_wakeup(settings.redis_url), stopping)
@@ -149,7 +149,7 @@ class Agent:
     def _claim(self) -> None:
         for pool in POOLS:
             while (free := self._launcher.free(pool)) or self._launcher.packs(pool):
-                with system_session(self._engine) as session:
+                with statement_session(self._engine) as session:
                     claim = jobs.claim(
                         session,
                         self.id,
@@ -372,17 +372,16 @@ def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) ->
     Raises:
         LeaseLostError: another attempt owns the job, or it was cancelled; nothing is written.
     """
-    job = jobs.get_job(session, key.job_id)
-    if job.kind == "train":
+    if jobs.get_job(session, key.job_id).kind == "train":
         manifest = Manifest.model_validate(result["manifest"])
         registry.publish(session, *key, manifest, result["key_prefix"], result["trained_tokens"])
         return states.SUCCEEDED
     job = jobs.succeed(session, *key)
     jobs.add_event(session, job.org_id, job.id, "The job has succeeded.")
-    if job.kind == "validate":
-        datasets.finish_validation(session, job, result["validation"])
+    if job.dataset_version_id is not None and job.kind == "validate":
+        datasets.finish_validation(session, job.dataset_version_id, result["validation"])
     elif job.kind == "evaluate":
-        evaluations.finish(session, job, result)
+        evaluations.finish(session, job.org_id, job.id, result)
     elif job.base_model_id is not None:
         base_models.finish_decomposition(session, job.base_model_id, result)
     return states.SUCCEEDED
