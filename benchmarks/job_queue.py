@@ -40,7 +40,7 @@ from sqlalchemy import Engine, text
 from zhub import admission, jobs, scheduler
 from zhub.bootstrap import ensure_project
 from zhub.config import Settings
-from zhub.db import make_engine, system_session
+from zhub.db import make_engine, statement_session, system_session
 from zhub.embedded.binaries import find_valkey
 from zhub.embedded.postgres import ADMIN, Urls, grant_groups, temporary_postgres
 from zhub.migrate import upgrade
@@ -131,7 +131,7 @@ def paced(enqueue: Callable[[str], None]) -> list[float]:
 
 
 def pickup_ours(urls: Urls, redis_url: str) -> list[float]:
-    engine, stopping = make_engine(urls.system, pool_size=8), threading.Event()
+    engine, stopping = make_engine(urls.system, pool_size=8, pre_ping=False), threading.Event()
     owner = make_owner(engine)
 
     def begin(attempt: Attempt, _context: AttemptContext) -> dict[str, Any]:
@@ -236,12 +236,12 @@ def claims_ours(urls: Urls, agents: int) -> float:
 
 def claim_all(url: str, barrier: Any) -> int:
     """Claim and finish until nothing is left; how many."""
-    engine, agent, count = make_engine(url, pool_size=1), uuid.uuid4(), 0
+    engine, agent, count = make_engine(url, pool_size=1, pre_ping=False), uuid.uuid4(), 0
     with system_session(engine) as session:
         session.execute(text("SELECT 1"))
     barrier.wait()
     while True:
-        with system_session(engine) as session:
+        with statement_session(engine) as session:
             claim = jobs.claim(session, agent, "default", ["decompose"], lease_s=60)
         if claim is None:
             return count

@@ -76,7 +76,7 @@ def admit(session: Session, *, agent_lost_after_s: float) -> list[Admitted]:
         chosen = fair_share.plan(cluster.free, cluster.running, cluster.tenants, cluster.queues)
         _reclaim(session, cluster, chosen)
         if chosen:
-            admitted += session.execute(text(_ADMIT), {"ids": [job.id for _, job in chosen]}).all()
+            admitted += session.execute(_ADMIT, {"ids": [job.id for _, job in chosen]}).all()
     return [Admitted(*row) for row in admitted]
 
 
@@ -85,7 +85,7 @@ _TELL = """told AS (
     INSERT INTO job_events (id, org_id, job_id, level, type, message)
     SELECT gen_random_uuid(), org_id, id, 'info', 'message', 'The job is admitted.' FROM admitted
 )"""
-_ADMIT = f"""
+_ADMIT = text(f"""
     WITH admitted AS (
         UPDATE jobs SET state = 'admitted', admitted_at = now() + place * interval '1 microsecond'
           FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, place)
@@ -93,7 +93,7 @@ _ADMIT = f"""
      RETURNING id, org_id, cluster, {_WAITED} AS waited_s
     ), {_TELL}
     SELECT * FROM admitted
-"""
+""")
 
 
 def _reclaim(session: Session, cluster: _Cluster, admitted: Sequence[tuple[uuid.UUID, Waiting]]) -> None:
@@ -249,18 +249,18 @@ def _clusters(session: Session, lost_after_s: float, heads: int) -> list[_Cluste
     values = {"lost": lost_after_s, "light": list(jobs.LIGHT_KINDS), "half_life": HALF_LIFE_S, "heads": heads}
     held: dict[str, list[Any]] = {}
     by_org: dict[tuple[str, uuid.UUID], float] = {}
-    for row in session.execute(text(_HELD), values):
+    for row in session.execute(_HELD, values):
         held.setdefault(row.cluster, []).append(row)
         key = row.cluster, row.org_id
         by_org[key] = by_org.get(key, 0.0) + float(row.takes)
     queues: dict[str, dict[uuid.UUID, list[Waiting]]] = {}
-    for row in session.execute(text(_HEADS), values):
+    for row in session.execute(_HEADS, values):
         job = Waiting(row.id, float(row.takes), row.expected_s)
         queues.setdefault(row.cluster, {}).setdefault(row.org_id, []).append(job)
     tenants: dict[str, dict[uuid.UUID, Tenant]] = {}
     workers: dict[str, float] = {}
     limited = False
-    for row in session.execute(text(TENANTS), values):
+    for row in session.execute(TENANTS, values):
         workers[row.cluster] = float(row.workers)
         limited = limited or row.monthly_worker_hours is not None
         cap = float("inf") if row.max_workers is None else row.max_workers
@@ -287,7 +287,7 @@ def _preemptible(row: Any) -> Preemptible:
 
 
 # A training can stop, because it goes on from a checkpoint later.
-_HELD = f"""
+_HELD = text(f"""
     WITH {CLUSTERS}
     SELECT j.id, j.cluster, j.org_id, j.desired, {TAKES} AS takes,
            greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float AS left_s,
@@ -300,10 +300,10 @@ _HELD = f"""
                      FROM attempts WHERE job_id = jobs.id) a ON true
              WHERE state IN ('admitted', 'starting', 'running', 'stopping') AND kind <> ALL(:light)) j
       JOIN clusters c USING (cluster)
-"""
+""")
 
 # For each organisation the first of its jobs, by the index on ranked_at, however many wait.
-_HEADS = f"""
+_HEADS = text(f"""
     WITH {CLUSTERS}
     SELECT c.cluster, j.org_id, j.id, j.expected_s, {TAKES} AS takes
       FROM clusters c CROSS JOIN organizations o
@@ -312,9 +312,9 @@ _HEADS = f"""
                             AND kind <> ALL(:light) AND coalesce(not_before <= now(), true)
                           ORDER BY ranked_at, id LIMIT :heads) j
      ORDER BY c.cluster, j.org_id, j.ranked_at, j.id
-"""
+""")
 
-TENANTS = f"""
+TENANTS = text(f"""
     WITH {CLUSTERS}
     SELECT c.cluster, c.workers, o.id AS org_id, coalesce(q.weight, 1) AS weight, q.max_workers,
            coalesce(q.nominal_workers, 0) AS nominal, q.monthly_worker_hours,
@@ -322,7 +322,7 @@ TENANTS = f"""
       FROM clusters c CROSS JOIN organizations o
       LEFT JOIN quotas q ON q.org_id = o.id
       LEFT JOIN usages u ON u.org_id = o.id AND u.cluster = c.cluster
-"""
+""")
 
 # Queued jobs that no pass looks at, and why. Each of the three has its own index: the queue may be long.
 _ELSEWHERE = f"""

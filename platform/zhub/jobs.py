@@ -126,7 +126,7 @@ def claim(
     A job that was lost before shares no more: it may be what brings workers down.
     """
     row = session.execute(
-        text(_CLAIM),
+        _CLAIM,
         {
             "agent": agent_id,
             "lease_s": lease_s,
@@ -143,7 +143,7 @@ def claim(
 
 
 # One statement, so that a claim is one round trip: the job, its attempt, what its owner is told, and where to go on.
-_CLAIM = """
+_CLAIM = text("""
     WITH claimed AS (
         UPDATE jobs SET state = 'starting', fence = fence + 1, agent_id = :agent,
                lease_until = now() + make_interval(secs => :lease_s), progress_at = now(),
@@ -173,7 +173,7 @@ _CLAIM = """
               FROM checkpoints c WHERE c.job_id = claimed.id AND c.deleted_at IS NULL
              ORDER BY c.step DESC LIMIT 1) AS checkpoint, traceparent, queued_s, waited_s
       FROM claimed
-"""
+""")
 
 
 def heartbeat(
@@ -185,17 +185,7 @@ def heartbeat(
         LeaseLostError: the fence is not the job's any more: stop the actor, write nothing.
     """
     row = session.execute(
-        text(
-            """
-            UPDATE jobs SET lease_until = now() + make_interval(secs => :lease_s),
-                   progress_at = CASE WHEN :progressed THEN now() ELSE progress_at END,
-                   state = CASE WHEN desired <> 'run' THEN 'stopping'
-                                WHEN state = 'starting' THEN 'running' ELSE state END
-              FROM (SELECT id, state AS before FROM jobs WHERE id = :job FOR UPDATE) was
-             WHERE jobs.id = was.id AND fence = :fence AND state IN ('starting', 'running', 'stopping')
-         RETURNING desired, org_id, state, before
-            """
-        ),
+        _HEARTBEAT,
         {"lease_s": lease_s, "progressed": progressed, "job": job_id, "fence": fence},
     ).one_or_none()
     if row is None:
@@ -204,6 +194,19 @@ def heartbeat(
         add_event(session, row.org_id, job_id, f"The job is {row.state}.")
     store_events(session, row.org_id, job_id, fence, events)
     return str(row.desired)
+
+
+_HEARTBEAT = text(
+    """
+       UPDATE jobs SET lease_until = now() + make_interval(secs => :lease_s),
+              progress_at = CASE WHEN :progressed THEN now() ELSE progress_at END,
+              state = CASE WHEN desired <> 'run' THEN 'stopping'
+                           WHEN state = 'starting' THEN 'running' ELSE state END
+         FROM (SELECT id, state AS before FROM jobs WHERE id = :job FOR UPDATE) was
+        WHERE jobs.id = was.id AND fence = :fence AND state IN ('starting', 'running', 'stopping')
+    RETURNING desired, org_id, state, before
+"""
+)
 
 
 def note_actor(session: Session, job_id: uuid.UUID, fence: int, actor_name: str) -> None:
@@ -220,7 +223,7 @@ def succeed(session: Session, job_id: uuid.UUID, fence: int, *, trained_tokens: 
         LeaseLostError: another attempt owns the job, or its cancellation was accepted first.
     """
     row = session.execute(
-        text(_SUCCEED),
+        _SUCCEED,
         {
             "job": job_id,
             "fence": fence,
@@ -235,7 +238,7 @@ def succeed(session: Session, job_id: uuid.UUID, fence: int, *, trained_tokens: 
 
 
 # One statement, because most jobs are short and all of an agent's wait for it: the job, its attempt, and who is told.
-_SUCCEED = f"""
+_SUCCEED = text(f"""
     WITH changed AS (
         UPDATE jobs SET state = 'succeeded', finished_at = now(), lease_until = NULL, trained_tokens = :tokens
          WHERE id = :job AND fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'
@@ -245,7 +248,7 @@ _SUCCEED = f"""
           FROM changed WHERE attempts.job_id = changed.id AND attempts.fence = changed.fence
     ), told AS ({webhooks.ANNOUNCE_JOBS.format(jobs="changed")})
     SELECT id, org_id, project_id, kind, expert_id, base_model_id, dataset_version_id FROM changed
-"""
+""")
 
 
 def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, outcome: str = "failed_user") -> str:
