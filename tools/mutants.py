@@ -73,7 +73,7 @@ MUTANTS = (
         "state = 'admitted' AND desired = 'run' AND cluster",
         "state = 'admitted' AND cluster",
     ),
-    Mutant("a claim does not wait for another", JOBS, "LIMIT 1 FOR UPDATE SKIP LOCKED", "LIMIT 1"),
+    Mutant("a claim does not wait for another", JOBS, "LIMIT :limit FOR UPDATE SKIP LOCKED", "LIMIT :limit"),
     Mutant(
         "a lost job runs alone",
         JOBS,
@@ -83,8 +83,8 @@ MUTANTS = (
     Mutant(
         "no job goes before one that needs a worker",
         JOBS,
-        "ORDER BY admitted_at, id LIMIT 1",
-        "ORDER BY (:free OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT 1",
+        "ORDER BY admitted_at, id LIMIT :limit",
+        "ORDER BY (:free OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT :limit",
         ("tests/integration/test_jobs.py",),
     ),
     Mutant(

@@ -118,61 +118,82 @@ def claim(
     lease_s: float,
     packs: Collection[str] | None = None,
 ) -> Claim | None:
-    """Lease the first admitted job of one of these kinds, or return None. Two callers never get the same one.
+    """``claim_up_to`` one job: it, or None."""
+    found = claim_up_to(session, 1, agent_id, cluster, kinds, lease_s=lease_s, packs=packs)
+    return found[0] if found else None
 
-    The caller commits before it starts anything, and renews the lease before ``lease_s`` seconds have passed. With
+
+def claim_up_to(
+    session: Session,
+    limit: int,
+    agent_id: uuid.UUID,
+    cluster: str,
+    kinds: Sequence[str],
+    *,
+    lease_s: float,
+    packs: Collection[str] | None = None,
+) -> list[Claim]:
+    """Lease the first admitted jobs of these kinds, at most ``limit``. Two callers never get the same one.
+
+    The caller commits before it starts anything, and renews each lease before ``lease_s`` seconds have passed. With
     ``packs``, no worker is free and only the packs of these keys have room: the first job is leased if it fits in.
     Otherwise nothing is, also where a later one would fit, so that a job that fits nowhere gets the next free worker.
     A job that was lost before shares no more: it may be what brings workers down.
     """
-    row = session.execute(
+    rows = session.execute(
         _CLAIM,
         {
             "agent": agent_id,
             "lease_s": lease_s,
             "cluster": cluster,
             "kinds": list(kinds),
+            "limit": limit if packs is None else 1,
             "free": packs is None,
             "packs": list(packs or ()),
             "light": list(LIGHT_KINDS),
-            "attempt": new_id(),
-            "event": new_id(),
+            "attempts": [new_id() for _ in range(limit)],
+            "events": [new_id() for _ in range(limit)],
         },
-    ).one_or_none()
-    return None if row is None else Claim(*row)
+    )
+    return [Claim(*row) for row in rows]
 
 
-# One statement, so that a claim is one round trip: the job, its attempt, what its owner is told, and where to go on.
+# One statement, so that claims are one round trip: the jobs, their attempts, what owners are told, and where to go on.
 _CLAIM = text("""
-    WITH claimed AS (
+    WITH picked AS MATERIALIZED (
+        SELECT id, admitted_at FROM jobs
+         WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
+         ORDER BY admitted_at, id LIMIT :limit FOR UPDATE SKIP LOCKED
+    ), placed AS (
+        SELECT id AS picked_id, row_number() OVER (ORDER BY admitted_at, id) AS place FROM picked
+    ), claimed AS (
         UPDATE jobs SET state = 'starting', fence = fence + 1, agent_id = :agent,
                lease_until = now() + make_interval(secs => :lease_s), progress_at = now(),
                started_at = coalesce(started_at, now())
-         WHERE id = (SELECT id FROM jobs
-                      WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
-                      ORDER BY admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
-           AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
-     RETURNING id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key,
+          FROM placed
+         WHERE id = picked_id AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
+     RETURNING place, id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key,
                traceparent, greatest(0, extract(epoch FROM now() - admitted_at))::float AS waited_s,
                CASE WHEN fence = 1 OR not_before IS NOT NULL
                     THEN greatest(0, extract(epoch FROM admitted_at - greatest(created_at, not_before)))::float
                     ELSE 0 END AS queued_s
     ), attempt AS (
         INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
-        SELECT cast(:attempt AS uuid), org_id, claimed.id, fence, :agent,
+        SELECT (cast(:attempts AS uuid[]))[place], org_id, claimed.id, fence, :agent,
                CASE WHEN kind = ANY(:light) THEN 0
                     WHEN pack_key IS NULL THEN least(workers, coalesce(agents.slots, workers))
                     ELSE 1.0 / coalesce(agents.jobs_per_worker, 1) END
           FROM claimed LEFT JOIN agents ON agents.id = :agent
     ), told AS (
         INSERT INTO job_events (id, org_id, job_id, level, type, message)
-        SELECT cast(:event AS uuid), org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.' FROM claimed
+        SELECT (cast(:events AS uuid[]))[place], org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.'
+          FROM claimed
     )
     SELECT id, org_id, fence, kind, spec, pack_key,
            (SELECT jsonb_build_object('key_prefix', c.key_prefix, 'digest', c.digest, 'step', c.step)
               FROM checkpoints c WHERE c.job_id = claimed.id AND c.deleted_at IS NULL
              ORDER BY c.step DESC LIMIT 1) AS checkpoint, traceparent, queued_s, waited_s
-      FROM claimed
+      FROM claimed ORDER BY place
 """)
 
 

@@ -49,6 +49,7 @@ log = logging.getLogger("zhub.agent")
 STOP_GRACE_S = 10.0  # between asking an attempt to stop and killing its worker
 ANNOUNCE_S = 5.0  # the leader counts on an agent for half a minute
 RECONCILE_S = 5.0
+MAX_CLAIMS = 8  # at a time: their leases run while they are started one after the other
 LOST = jobs.Failure("lost", "The attempt's worker died.", retryable=True)
 STALLED = jobs.Failure("stalled", "The attempt made no progress for too long and was stopped.", retryable=True)
 
@@ -150,18 +151,20 @@ class Agent:
         for pool in POOLS:
             while (free := self._launcher.free(pool)) or self._launcher.packs(pool):
                 with statement_session(self._engine) as session:
-                    claim = jobs.claim(
+                    claims = jobs.claim_up_to(
                         session,
+                        min(max(free, 1), MAX_CLAIMS),
                         self.id,
                         self._settings.cluster,
                         kinds_of(pool),
                         lease_s=self._settings.lease_s,
                         packs=None if free else self._launcher.packs(pool),
                     )
-                if claim is None:
+                if not claims:
                     break
-                PICKUP.observe(claim.waited_s)
-                self._start(pool, claim)
+                for claim in claims:
+                    PICKUP.observe(claim.waited_s)
+                    self._start(pool, claim)
 
     def _start(self, pool: str, claim: jobs.Claim) -> None:
         key = AttemptKey(claim.job_id, claim.fence)

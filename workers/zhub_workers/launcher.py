@@ -25,8 +25,8 @@ class Launcher(Protocol):
     def fill_pools(self) -> None:
         """Replace workers that are gone; returns before the new ones are ready."""
 
-    def free(self, pool: str) -> bool:
-        """Whether a worker of this pool is ready and holds nothing."""
+    def free(self, pool: str) -> int:
+        """How many workers of this pool are ready and hold nothing."""
 
     def packs(self, pool: str) -> set[str]:
         """The keys of the packs of this pool that have room for another attempt."""
@@ -93,8 +93,8 @@ class ThreadLauncher:
     def fill_pools(self) -> None:
         return
 
-    def free(self, pool: str) -> bool:
-        return not self._workers[pool].held()
+    def free(self, pool: str) -> int:
+        return 0 if self._workers[pool].held() else 1
 
     def packs(self, pool: str) -> set[str]:
         held = [pack for _, pack in self._workers[pool].held()]

@@ -89,8 +89,8 @@ class RayLauncher:
                 self._actors[name], self._holds[name] = actor, {}
                 log.info("worker %s: ready", name, extra={"action": "worker_ready", "worker": name})
 
-    def free(self, pool: str) -> bool:
-        return any(not held for held in self._held(pool).values())
+    def free(self, pool: str) -> int:
+        return sum(not held for held in self._held(pool).values())
 
     def packs(self, pool: str) -> set[str]:
         return {
