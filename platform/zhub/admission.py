@@ -96,6 +96,27 @@ _ADMIT = text(f"""
 """)
 
 
+def withdraw(session: Session, *, agent_lost_after_s: float) -> list[uuid.UUID]:
+    """Queue admitted jobs again whose cluster has had no agent for as long: who waits is told so, and holds nothing."""
+    rows = session.execute(
+        text(
+            f"""
+            WITH {CLUSTERS}
+            UPDATE jobs SET state = 'queued', admitted_at = NULL
+             WHERE id IN (SELECT id FROM jobs
+                           WHERE state = 'admitted' AND admitted_at < now() - make_interval(secs => :lost)
+                             AND cluster NOT IN (SELECT cluster FROM clusters) ORDER BY id LIMIT :limit FOR UPDATE)
+         RETURNING id, org_id
+            """
+        ),
+        {"lost": agent_lost_after_s, "limit": MAX_LIGHT},
+    ).all()
+    for row in rows:
+        message = "No agent of its cluster is alive: the job is queued again."
+        jobs.add_event(session, row.org_id, row.id, message, level="warn")
+    return [row.id for row in rows]
+
+
 def _reclaim(session: Session, cluster: _Cluster, admitted: Sequence[tuple[uuid.UUID, Waiting]]) -> None:
     """Have jobs let go of workers that others are owed."""
     given: dict[uuid.UUID, float] = {}

@@ -153,14 +153,15 @@ def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
 def tend(engine: Engine, holder: uuid.UUID, term: int) -> None:
     """Everything that may wait a second, in one transaction.
 
-    Settle what users want of jobs without an attempt and what waits for other jobs, take back lost jobs, charge what
-    was used, hold budgets, and forget agents that went away long ago.
+    Settle what users want of jobs without an attempt and what waits for other jobs, take back lost jobs and those that
+    nobody can claim, charge what was used, hold budgets, and forget agents that went away long ago.
     """
     with PASS.labels("tend").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
         wishes.settle(session)
         redrive.settle(session)
         dependencies.settle(session)
+        admission.withdraw(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
         reaped = jobs.reap(session)
         ended = admission.charge(session)
         budgets.pause_spent(session)

@@ -262,6 +262,24 @@ def test_a_job_that_no_longer_waits_has_no_place(
     assert places(system_engine) == {}
 
 
+def test_a_job_that_was_admitted_to_a_cluster_whose_agents_are_gone_is_queued_again(
+    system_engine: Engine, make_job: MakeJob, make_agent: Callable[..., uuid.UUID], acme: Caller
+) -> None:
+    make_agent(slots=2)
+    make_agent(cluster="elsewhere", slots=1)
+    lost, kept, fresh = make_job(acme), make_job(acme, cluster="elsewhere"), make_job(acme)
+    assert len(admit(system_engine)) == 3
+    execute(system_engine, "UPDATE jobs SET admitted_at = now() - interval '1 minute' WHERE id <> :id", id=fresh)
+    with system_session(system_engine) as session:
+        assert admission.withdraw(session, agent_lost_after_s=30) == []
+    execute(system_engine, "UPDATE agents SET seen_at = now() - interval '1 minute' WHERE cluster = 'default'")
+    with system_session(system_engine) as session:
+        assert admission.withdraw(session, agent_lost_after_s=30) == [lost]
+        states = [jobs.get_job(session, job_id).state for job_id in (lost, kept, fresh)]
+    assert states == ["queued", "admitted", "admitted"]
+    assert "No agent of cluster 'default' is alive" in places(system_engine)[lost].reason
+
+
 # What was borrowed is taken back
 
 
