@@ -109,6 +109,13 @@ def get_job(session: Session, job_id: uuid.UUID) -> Job:
     return job
 
 
+def live(session: Session, project_id: uuid.UUID, dedup_key: str) -> Job | None:
+    """The job of the project with this key that has not ended, if there is one."""
+    return session.scalar(
+        select(Job).where(Job.project_id == project_id, Job.dedup_key == dedup_key, Job.state.not_in(states.TERMINAL))
+    )
+
+
 def claim(
     session: Session,
     agent_id: uuid.UUID,

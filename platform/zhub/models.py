@@ -181,6 +181,8 @@ class Job(TenantOwned, Base):
     """What the user asked for, with every "auto" resolved: echoed by the API."""
     request_hash: Mapped[str | None]
     idempotency_key: Mapped[str | None]
+    dedup_key: Mapped[str | None]
+    """No other job of the project that has not ended has the same one."""
     base_model_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("base_models.id"))
     dataset_version_id: Mapped[uuid.UUID | None]
     validation_version_id: Mapped[uuid.UUID | None]
@@ -240,6 +242,13 @@ class Job(TenantOwned, Base):
         ),
         Index(
             "ix_jobs_retry", "not_before", postgresql_where=text("state = 'queued' AND not_before IS NOT NULL")
+        ),
+        Index(
+            "uq_jobs_dedup_key",
+            "project_id",
+            "dedup_key",
+            unique=True,
+            postgresql_where=text("dedup_key IS NOT NULL AND state NOT IN ('succeeded', 'failed', 'cancelled')"),
         ),
         Index("ix_jobs_waiting", "org_id", "id", postgresql_where=text("state = 'waiting'")),
         Index(

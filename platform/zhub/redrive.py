@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from zhub import jobs, states
 from zhub.errors import ConflictError
+from zhub.ids import public_id
 from zhub.models import BaseModel, DatasetVersion, Evaluation, Job, JobDependency, Organization
 
 MAX_LISTED = 1000
@@ -71,7 +72,11 @@ def settle(session: Session) -> int:
     wanted = select(Job).where(text("desired = 'redrive' AND state IN ('failed', 'cancelled')"))
     found = list(session.scalars(wanted.order_by(Job.id).limit(MAX_SETTLED)))
     for job in found:
-        redrive(session, job)
+        try:
+            redrive(session, job)
+        except ConflictError as exc:  # it was possible when it was asked for
+            session.execute(update(Job).where(Job.id == job.id).values(desired="run"))
+            jobs.add_event(session, job.org_id, job.id, f"Not queued again: {exc}", level="warn")
     return len(found)
 
 
@@ -105,6 +110,11 @@ def _check(session: Session, job: Job) -> None:
         raise ConflictError("A gate is not decided again. Ask for another promotion.")
     if job.kind == "evaluate" and not session.scalar(select(exists().where(Evaluation.job_id == job.id))):
         raise ConflictError("The evaluation was asked for again since and has another job.")
+    other = jobs.live(session, job.project_id, job.dedup_key) if job.dedup_key is not None else None
+    if other is not None and other.id != job.id:
+        raise ConflictError(
+            f"The job {public_id('fine-tuning job', other.id)}, which has not ended, has the same dedup_key."
+        )
 
 
 def _not_dead(job: Job) -> ConflictError:

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -184,3 +185,63 @@ def test_an_operator_lists_what_is_dead_before_it_is_redriven(
         redrive.settle(session)
         states = [jobs.get_job(session, job_id).state for job_id in (lost, broken, elsewhere)]
     assert states == ["queued", "failed", "failed"]
+
+
+# Keys that one live job has at a time
+
+
+@pytest.fixture
+def train(client: openai.OpenAI, suite_file: str) -> Callable[..., Any]:
+    def create(dedup_key: str | None, **options: Any) -> Any:
+        method: Any = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
+        return client.fine_tuning.jobs.create(
+            model="tiny", training_file=suite_file, method=method, extra_body={"dedup_key": dedup_key}, **options
+        )
+
+    return create
+
+
+def test_a_job_whose_key_another_live_one_has_is_not_made(train: Callable[..., Any], system_engine: Engine) -> None:
+    first = train("nightly")
+    assert train("nightly", seed=2).id == first.id
+    assert train("another").id != first.id
+    fail(system_engine, uuid.UUID(first.id.removeprefix("ftjob-")))
+    second = train("nightly")
+    assert (second.id != first.id, second.dedup_key) == (True, "nightly")
+
+
+def test_of_requests_at_the_same_time_with_one_key_one_makes_a_job(
+    train: Callable[..., Any], system_engine: Engine
+) -> None:
+    def ask(seed: int) -> str:
+        return str(train("nightly", seed=seed).id)
+
+    with ThreadPoolExecutor(6) as pool:
+        made = {found for found in pool.map(lambda seed: _or_none(ask, seed), range(6)) if found}
+    assert len(made) == 1
+    with system_session(system_engine) as session:
+        assert len(session.scalars(select(Job).where(Job.kind == "train")).all()) == 1
+
+
+def _or_none(ask: Callable[[int], str], seed: int) -> str | None:
+    try:
+        return ask(seed)
+    except openai.ConflictError:  # to be tried again
+        return None
+
+
+def test_a_dead_job_whose_key_a_live_one_has_stays_dead(
+    train: Callable[..., Any], client: openai.OpenAI, system_engine: Engine
+) -> None:
+    dead = train("nightly")
+    job_id = uuid.UUID(dead.id.removeprefix("ftjob-"))
+    fail(system_engine, job_id)
+    with system_session(system_engine) as session:
+        redrive.request(session, jobs.get_job(session, job_id), by="somebody")
+    live = train("nightly")
+    with system_session(system_engine) as session:
+        redrive.settle(session)
+        job = jobs.get_job(session, job_id)
+        assert (job.state, job.desired) == ("failed", "run")
+    with pytest.raises(openai.ConflictError, match=live.id):
+        client.post(f"/fine_tuning/jobs/{dead.id}/redrive", cast_to=object)
