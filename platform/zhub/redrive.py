@@ -71,7 +71,14 @@ def settle(session: Session) -> int:
     wanted = select(Job).where(text("desired = 'redrive' AND state IN ('failed', 'cancelled')"))
     found = list(session.scalars(wanted.order_by(Job.id).limit(MAX_SETTLED)))
     for job in found:
-        redrive(session, job)
+        if job.state not in DEAD:
+            continue  # it waited for one that was before it, and has come back with that
+        try:
+            redrive(session, job)
+        except ConflictError as exc:
+            # It could be when it was asked for. What cannot be done must not keep the leader from all else.
+            session.execute(update(Job).where(Job.id == job.id).values(desired="run"))
+            jobs.add_event(session, job.org_id, job.id, f"It is not queued again. {exc}", level="warn")
     return len(found)
 
 

@@ -113,6 +113,42 @@ def test_what_waited_for_the_job_waits_again(system_engine: Engine, make_job: Ma
     assert states == ["queued", "waiting", "waiting"]
 
 
+def test_jobs_that_wait_for_each_other_may_be_asked_for_at_once(
+    system_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    first, second = make_job(caller), make_job(caller, state="waiting")
+    with system_session(system_engine) as session:
+        dependencies.add(session, jobs.get_job(session, second), [first])
+    fail(system_engine, first)
+    with system_session(system_engine) as session:
+        dependencies.settle(session)
+        for job_id in (first, second):
+            redrive.request(session, jobs.get_job(session, job_id), by="somebody")
+    with system_session(system_engine) as session:
+        redrive.settle(session)
+        states = [jobs.get_job(session, job_id).state for job_id in (first, second)]
+    assert states == ["queued", "waiting"]
+
+
+def test_a_redrive_that_has_become_impossible_is_declined_and_keeps_no_other_from_its_turn(
+    system_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    gone, other = make_job(caller, kind="evaluate"), make_job(caller)
+    fail(system_engine, gone, kind="evaluate")
+    fail(system_engine, other)
+    with system_session(system_engine) as session:
+        for job_id in (gone, other):
+            # As it was asked for while the evaluation still was this job's.
+            jobs.get_job(session, job_id).desired = "redrive"
+    for _ in range(2):
+        with system_session(system_engine) as session:
+            redrive.settle(session)
+    with system_session(system_engine) as session:
+        assert [jobs.get_job(session, job_id).state for job_id in (gone, other)] == ["failed", "queued"]
+        told = select(JobEvent.message).where(JobEvent.job_id == gone).order_by(JobEvent.position.desc()).limit(1)
+        assert "asked for again since" in session.scalars(told).one()
+
+
 def test_a_file_whose_check_failed_is_being_checked_again(
     system_engine: Engine, make_file: Callable[..., str], caller: Caller
 ) -> None:
