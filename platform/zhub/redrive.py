@@ -69,7 +69,7 @@ def request(session: Session, job: Job, *, by: str) -> None:
 def settle(session: Session) -> int:
     """Queue the jobs again that somebody asked for. The leader calls this."""
     wanted = select(Job).where(text("desired = 'redrive' AND state IN ('failed', 'cancelled')"))
-    found = list(session.scalars(wanted.order_by(Job.id).limit(MAX_SETTLED)))
+    found = list(session.scalars(wanted.order_by(Job.id).limit(MAX_SETTLED).with_for_update()))
     for job in found:
         if job.state not in DEAD:
             continue  # it waited for one that was before it, and has come back with that

@@ -75,6 +75,21 @@ def test_a_cancelled_job_is_queued_again_and_wanted(system_engine: Engine, make_
     assert (job.state, job.desired) == ("queued", "run")
 
 
+def test_a_cancellation_takes_back_a_redrive_that_has_not_happened_yet(
+    system_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    job_id = make_job(caller)
+    with system_session(system_engine) as session:
+        wishes.request_cancel(session, job_id)
+        wishes.settle(session)
+    with system_session(system_engine) as session:
+        redrive.request(session, jobs.get_job(session, job_id), by="somebody")
+        wishes.request_cancel(session, job_id)
+    with system_session(system_engine) as session:
+        assert redrive.settle(session) == 0
+        assert jobs.get_job(session, job_id).state == "cancelled"
+
+
 @pytest.mark.parametrize("state", ["queued", "paused", "waiting"])
 def test_a_job_that_has_not_ended_is_left_alone(
     system_engine: Engine, make_job: MakeJob, caller: Caller, state: str
