@@ -369,6 +369,11 @@ _ELSEWHERE = f"""
 
 
 def _reason(cluster: _Cluster, tenant: Tenant, job: Waiting, own_ahead: int, others_ahead: int) -> str:
+    if job.workers > tenant.cap + fair_share.ROUNDING:
+        return (
+            f"It needs {_workers(job.workers)}, and your organisation's quota is {_workers(tenant.cap)}: it cannot run "
+            "unless the platform's operator allows more."
+        )
     if not tenant.may_hold(job.workers):
         return (
             f"Your organisation holds {_workers(tenant.held)}, and its quota is {_workers(tenant.cap)}: "

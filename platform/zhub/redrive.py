@@ -70,13 +70,16 @@ def request(session: Session, job: Job, *, by: str) -> None:
 def settle(session: Session) -> int:
     """Queue the jobs again that somebody asked for. The leader calls this."""
     wanted = select(Job).where(text("desired = 'redrive' AND state IN ('failed', 'cancelled')"))
-    found = list(session.scalars(wanted.order_by(Job.id).limit(MAX_SETTLED)))
+    found = list(session.scalars(wanted.order_by(Job.id).limit(MAX_SETTLED).with_for_update()))
     for job in found:
+        if job.state not in DEAD:
+            continue  # it waited for one that was before it, and has come back with that
         try:
             redrive(session, job)
-        except ConflictError as exc:  # it was possible when it was asked for
+        except ConflictError as exc:
+            # It could be when it was asked for. What cannot be done must not keep the leader from all else.
             session.execute(update(Job).where(Job.id == job.id).values(desired="run"))
-            jobs.add_event(session, job.org_id, job.id, f"Not queued again: {exc}", level="warn")
+            jobs.add_event(session, job.org_id, job.id, f"It is not queued again. {exc}", level="warn")
     return len(found)
 
 

@@ -150,6 +150,16 @@ def test_no_organisation_holds_more_than_its_quota(
     assert "its quota is 2 workers" in places(system_engine)[made[2]].reason
 
 
+def test_a_job_that_is_larger_than_its_organisations_quota_is_told_that_it_cannot_run(
+    system_engine: Engine, make_agent: Any, make_job: MakeJob, acme: Caller
+) -> None:
+    make_agent(slots=4)
+    give(system_engine, Quota(org_id=acme.org_id, max_workers=2.0))
+    made = make_job(acme, workers=3)
+    assert admit(system_engine) == []
+    assert "cannot run unless the platform's operator allows more" in places(system_engine)[made].reason
+
+
 def test_an_operator_sets_a_quota_by_the_organisations_name(
     system_engine: Engine, database: Urls, acme: Caller, capsys: pytest.CaptureFixture[str]
 ) -> None:

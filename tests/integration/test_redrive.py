@@ -76,6 +76,21 @@ def test_a_cancelled_job_is_queued_again_and_wanted(system_engine: Engine, make_
     assert (job.state, job.desired) == ("queued", "run")
 
 
+def test_a_cancellation_takes_back_a_redrive_that_has_not_happened_yet(
+    system_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    job_id = make_job(caller)
+    with system_session(system_engine) as session:
+        wishes.request_cancel(session, job_id)
+        wishes.settle(session)
+    with system_session(system_engine) as session:
+        redrive.request(session, jobs.get_job(session, job_id), by="somebody")
+        wishes.request_cancel(session, job_id)
+    with system_session(system_engine) as session:
+        assert redrive.settle(session) == 0
+        assert jobs.get_job(session, job_id).state == "cancelled"
+
+
 @pytest.mark.parametrize("state", ["queued", "paused", "waiting"])
 def test_a_job_that_has_not_ended_is_left_alone(
     system_engine: Engine, make_job: MakeJob, caller: Caller, state: str
@@ -112,6 +127,42 @@ def test_what_waited_for_the_job_waits_again(system_engine: Engine, make_job: Ma
         dependencies.settle(session)
         states = [jobs.get_job(session, job_id).state for job_id in (first, second, third)]
     assert states == ["queued", "waiting", "waiting"]
+
+
+def test_jobs_that_wait_for_each_other_may_be_asked_for_at_once(
+    system_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    first, second = make_job(caller), make_job(caller, state="waiting")
+    with system_session(system_engine) as session:
+        dependencies.add(session, jobs.get_job(session, second), [first])
+    fail(system_engine, first)
+    with system_session(system_engine) as session:
+        dependencies.settle(session)
+        for job_id in (first, second):
+            redrive.request(session, jobs.get_job(session, job_id), by="somebody")
+    with system_session(system_engine) as session:
+        redrive.settle(session)
+        states = [jobs.get_job(session, job_id).state for job_id in (first, second)]
+    assert states == ["queued", "waiting"]
+
+
+def test_a_redrive_that_has_become_impossible_is_declined_and_keeps_no_other_from_its_turn(
+    system_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    gone, other = make_job(caller, kind="evaluate"), make_job(caller)
+    fail(system_engine, gone, kind="evaluate")
+    fail(system_engine, other)
+    with system_session(system_engine) as session:
+        for job_id in (gone, other):
+            # As it was asked for while the evaluation still was this job's.
+            jobs.get_job(session, job_id).desired = "redrive"
+    for _ in range(2):
+        with system_session(system_engine) as session:
+            redrive.settle(session)
+    with system_session(system_engine) as session:
+        assert [jobs.get_job(session, job_id).state for job_id in (gone, other)] == ["failed", "queued"]
+        told = select(JobEvent.message).where(JobEvent.job_id == gone).order_by(JobEvent.position.desc()).limit(1)
+        assert "asked for again since" in session.scalars(told).one()
 
 
 def test_a_file_whose_check_failed_is_being_checked_again(

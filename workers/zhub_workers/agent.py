@@ -340,6 +340,8 @@ class Agent:
         return False if owned else self._abandon(key, LeaseLostError(*key))
 
     def _reconcile(self) -> None:
+        # Workers first, rows second: what another agent starts in between is then not taken for one that nobody owns.
+        held = self._launcher.running().keys()
         with system_session(self._engine) as session:
             rows = session.execute(
                 select(Job.id, Job.fence, Job.agent_id).where(
@@ -347,7 +349,6 @@ class Agent:
                 )
             ).all()
         leased = {AttemptKey(row.id, row.fence): row.agent_id == self.id for row in rows}
-        held = self._launcher.running().keys()
         for action in reconcile(leased, held, self._followed.keys()):
             key = action.key
             name = type(action).__name__.lower()
