@@ -48,8 +48,8 @@ class ProcessLauncher:
             self._started.append(self._starting.pop(name))
         self._started = [process for process in self._started if process.poll() is None]
 
-    def free(self, pool: str) -> bool:
-        return any(not held for held in self._held(pool).values())
+    def free(self, pool: str) -> int:
+        return sum(not held for held in self._held(pool).values())
 
     def packs(self, pool: str) -> set[str]:
         return {

@@ -212,9 +212,9 @@ class SimulatedLauncher:
         self._ask("fill_pools")
         self._cluster.fill()
 
-    def free(self, pool: str) -> bool:
+    def free(self, pool: str) -> int:
         self._ask("free")
-        return any(not worker.courses for worker in self._ready(pool))
+        return sum(not worker.courses for worker in self._ready(pool))
 
     def packs(self, pool: str) -> set[str]:
         return {

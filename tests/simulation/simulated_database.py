@@ -139,6 +139,10 @@ class SimulatedDatabase:
                 raise psycopg.OperationalError("server closed the connection unexpectedly")
             told[0].committed()
 
+        def stay(_connection: object, _level: object) -> None:
+            """A statement that commits by itself is a transaction of one statement, with a time and a fault as well."""
+
+        engine.dialect.set_isolation_level = stay  # type: ignore[method-assign,assignment]
         # There is an event before a commit, and none after it.
         engine.dialect.do_commit = commit  # type: ignore[method-assign,assignment]
         return engine, told
