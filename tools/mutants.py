@@ -31,6 +31,17 @@ ON_SCHEDULES, ON_PROMOTIONS = ("tests/integration/test_schedules.py",), ("tests/
 ON_ADMISSION = ("tests/unit/test_fair_share.py", "tests/integration/test_admission.py", *ON_JOBS)
 
 
+_LOOK_AT_WORKERS = "        held = self._launcher.running().keys()\n"
+_LOOK_AT_ROWS = """\
+        with system_session(self._engine) as session:
+            rows = session.execute(
+                select(Job.id, Job.fence, Job.agent_id).where(
+                    Job.state.in_(states.ACTIVE), Job.cluster == self._settings.cluster
+                )
+            ).all()
+"""
+
+
 @dataclass(frozen=True)
 class Mutant:
     """What is taken away: ``old`` becomes ``new``, which is there once."""
@@ -152,12 +163,14 @@ MUTANTS = (
         DEPENDENCIES,
         "HAVING bool_and(n.state = 'succeeded')",
         "HAVING bool_or(n.state = 'succeeded')",
+        ON_PROMOTIONS,
     ),
     Mutant(
         "what needs a job that did not succeed never runs",
         DEPENDENCIES,
         "CASE WHEN lost THEN 'cancelled' ELSE 'queued' END",
         "'queued'",
+        ON_PROMOTIONS,
     ),
     Mutant("gates are left to decide", DEPENDENCIES, " AND j.kind <> 'gate'", "", ON_PROMOTIONS),
     Mutant(
@@ -240,8 +253,8 @@ MUTANTS = (
     Mutant(
         "an agent looks at the workers before the rows",
         "workers/zhub_workers/agent.py",
-        "reconcile(leased, held, self._followed.keys())",
-        "reconcile(leased, self._launcher.running().keys(), self._followed.keys())",
+        _LOOK_AT_WORKERS + _LOOK_AT_ROWS,
+        _LOOK_AT_ROWS + _LOOK_AT_WORKERS,
         ("tests/integration/test_agent.py", "-k", "looks_around or adopts"),
     ),
     Mutant(

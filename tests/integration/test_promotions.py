@@ -377,6 +377,16 @@ def test_a_training_with_a_gate_is_measured_and_promoted_by_itself(
     assert messages(system_engine, "gate")[-1] == "main.summer@v1 is @prod now."
 
 
+def test_a_gate_whose_training_has_ended_is_left_to_decide(
+    ask: Ask, train: Ask, suite_file: str, system_engine: Engine
+) -> None:
+    job = train(promotion={"suites": [{"file": suite_file, "grader": GRADER}]})
+    publish_job(system_engine, job.id, "aa")
+    with system_session(system_engine) as session:
+        assert dependencies.settle(session) == 0
+    assert ask("get", f"/promotions/{job.promotion}")["status"] == "waiting"
+
+
 def test_a_training_that_failed_promotes_nothing(ask: Ask, train: Ask, suite_file: str, system_engine: Engine) -> None:
     job = train(promotion={"suites": [{"file": suite_file, "grader": GRADER}]})
     ask("post", f"/fine_tuning/jobs/{job.id}/cancel")
@@ -398,6 +408,17 @@ def test_a_job_waits_until_what_it_needs_has_succeeded(
     publish_job(system_engine, first.id, "aa")
     advance(system_engine)
     assert state_of(system_engine, second.id) == "queued"
+
+
+def test_a_job_waits_for_all_that_it_needs(train: Ask, system_engine: Engine) -> None:
+    first, second = train(), train()
+    third = train(depends_on=[first.id, second.id])
+    publish_job(system_engine, first.id, "aa")
+    advance(system_engine)
+    assert state_of(system_engine, third.id) == "waiting"
+    publish_job(system_engine, second.id, "bb")
+    advance(system_engine)
+    assert state_of(system_engine, third.id) == "queued"
 
 
 def test_a_job_is_cancelled_with_what_it_needs_and_says_why(ask: Ask, train: Ask, system_engine: Engine) -> None:

@@ -129,6 +129,32 @@ def test_what_waited_for_the_job_waits_again(system_engine: Engine, make_job: Ma
     assert states == ["queued", "waiting", "waiting"]
 
 
+def test_what_somebody_cancelled_stays_cancelled_when_what_it_waited_for_comes_back(
+    system_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    first, second = make_job(caller), make_job(caller, state="waiting")
+    with system_session(system_engine) as session:
+        dependencies.add(session, jobs.get_job(session, second), [first])
+        wishes.request_cancel(session, second)
+        wishes.settle(session)
+    fail(system_engine, first)
+    again(system_engine, first)
+    with system_session(system_engine) as session:
+        assert jobs.get_job(session, second).state == "cancelled"
+
+
+@pytest.mark.parametrize("state", ["queued", "admitted", "succeeded"])
+def test_a_job_that_is_not_dead_is_not_redriven(
+    system_engine: Engine, make_job: MakeJob, caller: Caller, state: str
+) -> None:
+    ended = text("now()") if state == "succeeded" else None
+    job_id = make_job(caller, state=state, finished_at=ended)
+    with system_session(system_engine) as session, pytest.raises(ConflictError):
+        redrive.redrive(session, jobs.get_job(session, job_id))
+    with system_session(system_engine) as session:
+        assert jobs.get_job(session, job_id).state == state
+
+
 def test_jobs_that_wait_for_each_other_may_be_asked_for_at_once(
     system_engine: Engine, make_job: MakeJob, caller: Caller
 ) -> None:

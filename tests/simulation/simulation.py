@@ -39,6 +39,7 @@ class Harm:
     cut: float = 0.0
     """Of each transaction."""
     lost_wakeup: float = 0.0
+    """Of each hint."""
     silence: float = 0.0
     """At each question to a worker."""
     node_loss_s: float = 0.0
@@ -46,7 +47,7 @@ class Harm:
 
     @classmethod
     def drawn(cls, rng: random.Random) -> "Harm":
-        most = {"crash": 0.004, "freeze": 0.006, "cut": 0.06, "lost_wakeup": 1.0, "silence": 0.08, "node_loss_s": 60.0}
+        most = {"crash": 0.004, "freeze": 0.006, "cut": 0.06, "lost_wakeup": 0.5, "silence": 0.08, "node_loss_s": 60.0}
         return cls(**{name: value if rng.random() < 0.6 else 0.0 for name, value in most.items()})
 
 
@@ -268,7 +269,7 @@ class Simulation:
         self._driver.switch()
 
     def notify(self, topic: str) -> None:
-        if self.rng.random() < self.harm.lost_wakeup / 2:
+        if self.rng.random() < self.harm.lost_wakeup:
             return
         for process in self.processes:
             for task in process.tasks:
