@@ -74,7 +74,7 @@ MUTANTS = (
         "no job goes before one that needs a worker",
         JOBS,
         "ORDER BY admitted_at, id LIMIT 1",
-        "ORDER BY (:free OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT 1",
+        "ORDER BY (:free > 0 OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT 1",
         ("tests/integration/test_jobs.py",),
     ),
     Mutant(

@@ -35,6 +35,8 @@ class Claim:
     fence: int
     kind: str
     spec: dict[str, Any]
+    workers: int = 1
+    """How many it is given: those that it asks for, or all that its agent has."""
     pack_key: str | None = None
     """Of the attempts that this one may share a worker with, see ``zhub.packing``; None: with none."""
     checkpoint: dict[str, Any] | None = None
@@ -76,6 +78,7 @@ class Failure:
     param: str | None = None
 
 
+LOST = Failure("lost", "The attempt's worker died.", retryable=True)
 STOPPED_UNASKED = Failure("stopped", "The attempt stopped although nobody had asked it to.", retryable=True)
 
 
@@ -104,14 +107,15 @@ def claim(
     kinds: Sequence[str],
     *,
     lease_s: float,
-    packs: Collection[str] | None = None,
+    free: int = 1,
+    packs: Collection[str] = (),
 ) -> Claim | None:
     """Lease the first admitted job of one of these kinds, or return None. Two callers never get the same one.
 
-    The caller commits before it starts anything, and renews the lease before ``lease_s`` seconds have passed. With
-    ``packs``, no worker is free and only the packs of these keys have room: the first job is leased if it fits in.
-    Otherwise nothing is, also where a later one would fit, so that a job that fits nowhere gets the next free worker.
-    A job that was lost before shares no more: it may be what brings workers down.
+    The caller commits before it starts anything, and renews the lease before ``lease_s`` seconds have passed. ``free``
+    workers hold nothing, and the packs of the keys ``packs`` have room: the first job is leased if it fits in.
+    Otherwise nothing is, also where a later one would fit, so that a job that fits nowhere gets the next free workers:
+    all that it takes, at once. A job that was lost before shares no more: it may be what brings workers down.
     """
     row = session.execute(
         text(_CLAIM),
@@ -120,8 +124,8 @@ def claim(
             "lease_s": lease_s,
             "cluster": cluster,
             "kinds": list(kinds),
-            "free": packs is None,
-            "packs": list(packs or ()),
+            "free": free,
+            "packs": list(packs),
             "light": list(LIGHT_KINDS),
             "attempt": new_id(),
             "event": new_id(),
@@ -139,9 +143,12 @@ _CLAIM = """
          WHERE id = (SELECT id FROM jobs
                       WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
                       ORDER BY admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
-           AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
-     RETURNING id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key,
-               traceparent, greatest(0, extract(epoch FROM now() - admitted_at))::float AS waited_s,
+           AND state = 'admitted'
+           AND (:free >= least(workers, (SELECT slots FROM agents WHERE id = :agent))
+                OR infra_failures = 0 AND pack_key = ANY(:packs))
+     RETURNING id, org_id, fence, kind, spec, least(workers, (SELECT slots FROM agents WHERE id = :agent)) AS workers,
+               CASE infra_failures WHEN 0 THEN pack_key END AS pack_key, traceparent,
+               greatest(0, extract(epoch FROM now() - admitted_at))::float AS waited_s,
                CASE WHEN fence = 1 OR not_before IS NOT NULL
                     THEN greatest(0, extract(epoch FROM admitted_at - greatest(created_at, not_before)))::float
                     ELSE 0 END AS queued_s
@@ -149,14 +156,14 @@ _CLAIM = """
         INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
         SELECT cast(:attempt AS uuid), org_id, claimed.id, fence, :agent,
                CASE WHEN kind = ANY(:light) THEN 0
-                    WHEN pack_key IS NULL THEN least(workers, coalesce(agents.slots, workers))
+                    WHEN pack_key IS NULL THEN workers
                     ELSE 1.0 / coalesce(agents.jobs_per_worker, 1) END
           FROM claimed LEFT JOIN agents ON agents.id = :agent
     ), told AS (
         INSERT INTO job_events (id, org_id, job_id, level, type, message)
         SELECT cast(:event AS uuid), org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.' FROM claimed
     )
-    SELECT id, org_id, fence, kind, spec, pack_key,
+    SELECT id, org_id, fence, kind, spec, workers, pack_key,
            (SELECT jsonb_build_object('key_prefix', c.key_prefix, 'digest', c.digest, 'step', c.step)
               FROM checkpoints c WHERE c.job_id = claimed.id AND c.deleted_at IS NULL
              ORDER BY c.step DESC LIMIT 1) AS checkpoint, traceparent, queued_s, waited_s
@@ -252,6 +259,32 @@ def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, o
     _end_attempt(session, job_id, fence, outcome, failure.message)
     _report_release(session, row.org_id, job_id, fence, row.state, failure.message)
     return str(row.state)
+
+
+def lose(session: Session, job_id: uuid.UUID, fence: int) -> str:
+    """End an attempt whose worker is gone, and return the job's next state.
+
+    One that had been asked to leave its worker has left it, and pays nothing.
+
+    Raises:
+        LeaseLostError: another attempt owns the job.
+    """
+    statement = select(Job.desired).where(Job.id == job_id, Job.fence == fence)
+    if session.scalar(statement) == "preempt":
+        return stopped(session, job_id, fence)
+    return fail(session, job_id, fence, LOST, outcome="lost")
+
+
+def preempt(session: Session, job_id: uuid.UUID, fence: int, message: str) -> None:
+    """Ask an attempt to leave its worker with a checkpoint, where nothing else is wanted of its job."""
+    org_id = session.scalar(
+        update(Job)
+        .where(Job.id == job_id, Job.fence == fence, Job.state.in_(states.ACTIVE), Job.desired == "run")
+        .values(desired="preempt")
+        .returning(Job.org_id)
+    )
+    if org_id is not None:
+        add_event(session, org_id, job_id, message, level="warn")
 
 
 def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:

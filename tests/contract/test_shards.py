@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,12 @@ from zhub.task_families import sample_rows
 from zhub_workers import ray_shards
 from zhub_workers.adapted import AdaptedModel
 from zhub_workers.adapters import make_adapter
+from zhub_workers.attempt import AttemptKey
 from zhub_workers.base_model import load_base_model, weights_fingerprint
 from zhub_workers.basis import decompose_base, load_basis
 from zhub_workers.compute_group import ComputeGroup, Stopped
 from zhub_workers.evaluate import Grading
+from zhub_workers.flavour import Flavour
 from zhub_workers.ray_shards import RayShards
 from zhub_workers.sharded import ShardedMember
 from zhub_workers.train import TrainResult, train
@@ -48,11 +51,13 @@ class Job:
     def shards(self, count: int) -> RayShards:
         return RayShards(
             count,
+            AttemptKey(uuid.uuid4(), 1),
             self.spec,
             self.store.root.as_uri(),
             self.root / "cache",
             device="cpu",
-            gpus=0,
+            flavour=Flavour(),
+            check=lambda: None,
             on_change=self.events.append,
         )
 
@@ -74,7 +79,7 @@ class Job:
 
 
 @pytest.fixture
-def job(tmp_path: Path, ray_cluster: None) -> Job:
+def job(tmp_path: Path, ray_head: str) -> Job:
     store = DirectoryStore(tmp_path / "store")
     files = []
     for path in SHIPPED.iterdir():

@@ -232,7 +232,7 @@ def test_a_claim_takes_the_one_admitted_first_whatever_its_priority(
 
 def claim_into(engine: Engine, *packs: str) -> Claim | None:
     with system_session(engine) as session:
-        return jobs.claim(session, AGENT, "default", ["train"], lease_s=60, packs=packs)
+        return jobs.claim(session, AGENT, "default", ["train"], lease_s=60, free=0, packs=packs)
 
 
 def test_a_claim_for_a_pack_takes_a_job_of_that_pack(system_engine: Engine, admitted: Callable[..., uuid.UUID]) -> None:
