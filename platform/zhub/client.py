@@ -269,6 +269,7 @@ class TrainingRequest(TypedDict, total=False):
     seed: int | None
     depends_on: Sequence[str]
     promotion: Mapping[str, Any] | None
+    cluster: str
 
 
 class Jobs:

@@ -253,7 +253,7 @@ def add_node(ray_head: str, until: Callable[..., Any]) -> Iterator[Callable[...,
     until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1, timeout_s=60)  # type: ignore[no-untyped-call]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def playing_cluster(ray_head: str) -> Iterator[None]:
     """The tests' Ray, whose workers play."""
     patched = pytest.MonkeyPatch()
