@@ -6,6 +6,7 @@ The nodes are real raylets on this machine. A worker takes one ``place``; the he
 import logging
 import os
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ import ray  # noqa: TID251
 from pydantic import SecretStr
 from ray._private.node import Node  # noqa: TID251
 from ray.util import placement_group  # noqa: TID251
-from ray_nodes import drain, kill_node
+from ray_nodes import drain, groups, kill_node
 from sqlalchemy import Engine, select, text
 
 from zhub import leadership, scheduler
@@ -235,6 +236,45 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(
 # Nodes that drain
 
 
+def test_a_head_that_does_not_answer_keeps_no_attempt_from_being_polled(
+    make_launcher: MakeLauncher, flavour: Flavour, attempt: Callable[..., Attempt], come_to: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch, until: Until, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    launcher = make_launcher(replace(flavour, resources={}))
+    come_to(launcher, 1)
+    made = attempt()
+    launcher.start("torch", made, LEASE_S)
+    answer = threading.Event()
+    monkeypatch.setattr(ray_launcher, "LOOK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(ray_cluster, "placement_group_table", lambda: answer.wait(60) and {})
+    launcher.tidy()
+    assert "Ray's head does not answer" in caplog.text
+    assert launcher.poll(made.key, 0, LEASE_S).state == "running"
+    answer.set()
+
+    def answers() -> bool:
+        caplog.clear()
+        launcher.tidy()
+        return not caplog.text
+
+    until(answers)
+    monkeypatch.delattr(ray_cluster, "placement_group_table")
+    launcher.tidy()
+    assert "NameError" in caplog.text
+    assert launcher.poll(made.key, 0, LEASE_S).state == "running"
+
+
+def test_a_pool_that_becomes_smaller_ends_free_workers_and_none_that_is_busy(
+    make_launcher: MakeLauncher, flavour: Flavour, attempt: Callable[..., Attempt], come_to: Callable[..., None]
+) -> None:
+    launcher = make_launcher(replace(flavour, resources={}), slots=2)
+    come_to(launcher, 2)
+    made = attempt()
+    launcher.start("torch", made, LEASE_S)
+    smaller = make_launcher(replace(flavour, resources={}))
+    assert (set(smaller.running()), smaller.free("torch"), smaller.slots()) == ({made.key}, 0, 1)
+
+
 def test_a_node_that_drains_takes_no_attempt_loses_its_free_workers_and_says_which_attempts_leave(
     ray_head: str, add_node: AddNode, make_launcher: MakeLauncher, flavour: Flavour,
     attempt: Callable[..., Attempt], come_to: Callable[..., None],
@@ -313,12 +353,10 @@ def test_shards_and_groups_of_attempts_that_no_worker_holds_are_removed_and_no_o
         placement_group([{"CPU": 0.01}], name=ray_cluster.group_name(*owner), lifetime="detached").wait(10)
     launcher.tidy()
     until(lambda: set(ray_cluster.names()) & set(shards) == {shards[0], shards[2]})
-    until(lambda: set(ray_cluster.groups(flavour.cluster)) == {held.key})
-    assert set(ray_cluster.groups(elsewhere)) == {gone.key}
+    until(lambda: groups(flavour.cluster) == {held.key})
+    assert groups(elsewhere) == {gone.key}
     ray_cluster.kill_all([shards[0], shards[2]])
-    for cluster in (flavour.cluster, elsewhere):
-        for name in ray_cluster.groups(cluster).values():
-            ray_cluster.remove_group(name)
+    ray_cluster.remove_groups([ray_cluster.group_name(*owner) for owner in owners])
 
 
 def test_free_workers_make_way_for_the_shards_of_a_job_and_come_back_after_it(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import ray  # noqa: TID251
 import torch
+from ray_nodes import groups
 
 from zhub.errors import UnavailableError
 from zhub.manifest import sha256_file
@@ -242,12 +243,12 @@ def test_the_places_of_all_shards_are_reserved_before_the_job_begins_and_given_b
     job: Job, flavour: Flavour, until: Until
 ) -> None:
     with job.shards(2, flavour) as shards:
-        assert ray_cluster.groups(flavour.cluster).keys() == {KEY}
+        assert groups(flavour.cluster) == {KEY}
         until(lambda: free_cpus() == 1.0, timeout_s=30)
         up(shards, 2, until)
         assert {ray_cluster.attempt_of_shard(name, flavour.cluster) for name in ray_cluster.names()} >= {KEY}
     until(lambda: free_cpus() == 2.0, timeout_s=30)
-    assert ray_cluster.groups(flavour.cluster) == {}
+    assert groups(flavour.cluster) == set()
 
 
 def test_a_shard_that_died_comes_back_to_its_place(job: Job, flavour: Flavour, until: Until) -> None:
@@ -267,7 +268,7 @@ def test_a_job_whose_shards_have_no_room_together_begins_with_none_and_keeps_no_
     monkeypatch.setattr(ray_shards, "GROUP_TIMEOUT_S", 2.0)
     with pytest.raises(UnavailableError, match="no room for 5 more processes.*0.5 CPU"), job.shards(5, flavour):
         pass
-    until(lambda: ray_cluster.groups(flavour.cluster) == {} and free_cpus() == 2.0, timeout_s=30)
+    until(lambda: groups(flavour.cluster) == set() and free_cpus() == 2.0, timeout_s=30)
 
 
 def test_a_job_that_waits_for_room_stops_when_it_is_told_to(job: Job, flavour: Flavour) -> None:
@@ -276,7 +277,7 @@ def test_a_job_that_waits_for_room_stops_when_it_is_told_to(job: Job, flavour: F
 
     with pytest.raises(AttemptStoppedError), job.shards(5, flavour, check=stop):
         pass
-    assert ray_cluster.groups(flavour.cluster) == {}
+    assert groups(flavour.cluster) == set()
 
 
 def test_a_worker_that_dies_takes_its_shards_and_their_places_along(job: Job, flavour: Flavour, until: Until) -> None:
@@ -302,9 +303,9 @@ def test_a_worker_that_dies_takes_its_shards_and_their_places_along(job: Job, fl
         return "2 of 2 processes share the rows." in [event.message for event in status.events]
 
     until(together, timeout_s=90)
-    assert (set(ray_cluster.groups(flavour.cluster)), launcher.free("torch")) == ({key}, 0)
+    assert (groups(flavour.cluster), launcher.free("torch")) == ({key}, 0)
     launcher.kill(key)
-    until(lambda: not ray_cluster.groups(flavour.cluster), timeout_s=30)
+    until(lambda: not groups(flavour.cluster), timeout_s=30)
     until(lambda: all(ray_cluster.attempt_of_shard(name, flavour.cluster) is None for name in ray_cluster.names()))
     until(free, timeout_s=90)
     ray_cluster.kill_all([name for name in ray_cluster.names() if ray_cluster.pool_of(name, flavour.cluster)])

@@ -8,6 +8,9 @@ from ray._private.node import Node  # noqa: TID251
 from ray._private.parameter import RayParams  # noqa: TID251
 from ray.core.generated import autoscaler_pb2  # noqa: TID251
 
+from zhub_workers import ray_cluster
+from zhub_workers.attempt import AttemptKey
+
 
 def start_node(address: str, **parameters: Any) -> Node:
     """Add a node to the cluster whose head is at ``address``, with one CPU unless said otherwise."""
@@ -42,3 +45,8 @@ def drain(address: str, node_id: str) -> None:
         time.time_ns() // 1_000_000 + 60_000,
     )
     assert accepted, why
+
+
+def groups(cluster: str) -> set[AttemptKey]:
+    """The attempts that have placement groups under a cluster name."""
+    return set(ray_cluster.attempts_of_groups(ray_cluster.look().groups, cluster).values())

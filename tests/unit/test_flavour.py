@@ -11,9 +11,8 @@ from pydantic import ValidationError
 
 from zhub.config import Settings
 from zhub_workers import ray_cluster
-from zhub_workers.agent import flavour_of
 from zhub_workers.attempt import AttemptKey
-from zhub_workers.flavour import Flavour
+from zhub_workers.flavour import Flavour, flavour_of
 from zhub_workers.gpu_shares import GpuShares
 
 KEY = AttemptKey(uuid.UUID(int=7), 3)

@@ -33,8 +33,8 @@ from zhub.stopping import stop_event
 from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, job_topic, open_wakeup
 from zhub_workers.agent_metrics import FENCE_REJECTED, FOLLOWED, ORPHANS_KILLED, PICKUP, ROUND, START
 from zhub_workers.attempt import INFRASTRUCTURE, Attempt, AttemptKey, AttemptStatus
-from zhub_workers.flavour import Flavour
-from zhub_workers.gpu_shares import GpuShares, gpu_shares
+from zhub_workers.flavour import flavour_of
+from zhub_workers.gpu_shares import gpu_shares
 from zhub_workers.launcher import POOLS, Launcher, WorkerLostError, WorkerSilentError, kinds_of
 from zhub_workers.ray_cluster import connect, gpus_in_cluster
 from zhub_workers.ray_launcher import RayLauncher
@@ -79,18 +79,6 @@ def main() -> None:
         serving = partial(deploy, settings, stopping, gpus=shares.replica)
         threading.Thread(target=serving, daemon=True, name="deploy-serving").start()
     agent.run(open_wakeup(settings.redis_url), stopping)
-
-
-def flavour_of(settings: Settings, shares: GpuShares) -> Flavour:
-    """The workers that an agent with these settings keeps."""
-    return Flavour(
-        cluster=settings.cluster,
-        cpus=settings.worker_cpus,
-        gpus=shares.worker,
-        memory_gib=settings.worker_memory_gib,
-        resources=settings.worker_resources,
-        labels=settings.worker_labels,
-    )
 
 
 @dataclass

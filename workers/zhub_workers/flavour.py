@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from zhub.config import Settings
+from zhub_workers.gpu_shares import GpuShares
+
 GIB = 2**30
 
 
@@ -43,3 +46,15 @@ class Flavour:
         amounts += [f"{self.memory_gib:g} GiB of memory"] if self.memory_gib else []
         asked = ", ".join(amounts) or "nothing"
         return asked + "".join(f", on a node with {name}={value}" for name, value in self.labels.items())
+
+
+def flavour_of(settings: Settings, shares: GpuShares) -> Flavour:
+    """The workers that an agent with these settings keeps."""
+    return Flavour(
+        cluster=settings.cluster,
+        cpus=settings.worker_cpus,
+        gpus=shares.worker,
+        memory_gib=settings.worker_memory_gib,
+        resources=settings.worker_resources,
+        labels=settings.worker_labels,
+    )

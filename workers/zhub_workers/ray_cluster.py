@@ -4,10 +4,11 @@ Where Ray has no public way to ask, its private one is used here and nowhere els
 changes it.
 """
 
+import contextlib
 import re
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Set
+from typing import Any, NamedTuple
 
 import ray
 from ray.util import get_placement_group, list_named_actors, placement_group_table, remove_placement_group
@@ -17,6 +18,23 @@ from zhub_workers.launcher import POOLS
 
 NAMESPACE = "zhub"
 _ATTEMPT = re.compile(r"([0-9a-f]{32})-f(\d+)")
+
+
+class View(NamedTuple):
+    """What Ray's head says, of every cluster name."""
+
+    names: Set[str]
+    """Of zhub's actors that live or are about to."""
+    draining: Set[str]
+    """Nodes that are about to go away, by id: idle ones of the autoscaler's, and those with a notice of preemption."""
+    groups: Set[str]
+    """Of placement groups that are not removed."""
+
+
+def look() -> View:
+    """Ask Ray's head. Takes a minute where it is away, and raises what Ray does then."""
+    found = placement_group_table().values()
+    return View(names(), draining_nodes(), {entry["name"] for entry in found if entry["state"] != "REMOVED"})
 
 
 def connect(address: str | None) -> None:
@@ -37,7 +55,6 @@ def gpus_in_cluster() -> float:
 
 
 def draining_nodes() -> set[str]:
-    """Nodes that are about to go away, by id: idle ones of the autoscaler's, and those with a notice of preemption."""
     # The state API needs Ray's dashboard; Ray Train asks the same way.
     return set(ray._private.state.state.get_draining_nodes())
 
@@ -64,9 +81,8 @@ def _is_counted(resource: str) -> bool:
     return not resource.startswith("node:") and resource not in ("memory", "object_store_memory")
 
 
-def names() -> list[str]:
-    """The named actors of zhub's that live or are about to, of every cluster name."""
-    return [entry["name"] for entry in list_named_actors(all_namespaces=True) if entry["namespace"] == NAMESPACE]
+def names() -> set[str]:
+    return {entry["name"] for entry in list_named_actors(all_namespaces=True) if entry["namespace"] == NAMESPACE}
 
 
 def worker_name(pool: str, cluster: str) -> str:
@@ -92,25 +108,24 @@ def group_name(cluster: str, key: AttemptKey) -> str:
     return f"pg-{cluster}-{key.job_id.hex}-f{key.fence}"
 
 
-def groups(cluster: str) -> dict[AttemptKey, str]:
-    """The attempts that have placement groups under this cluster name, with the groups' names."""
-    found = [entry["name"] for entry in placement_group_table().values() if entry["state"] != "REMOVED"]
-    keys = [(_attempt(name, f"pg-{cluster}-"), name) for name in found]
-    return {key: name for key, name in keys if key is not None}
+def attempts_of_groups(found: Set[str], cluster: str) -> Mapping[str, AttemptKey]:
+    """Of the groups under this cluster name, whose shards they are for."""
+    keys = {name: _attempt(name, f"pg-{cluster}-") for name in found}
+    return {name: key for name, key in keys.items() if key is not None}
 
 
-def remove_group(name: str) -> None:
-    """Give the places of a group back; what runs in them ends."""
-    remove_placement_group(get_placement_group(name))
+def remove_groups(found: Iterable[str]) -> None:
+    """Give the places of groups back; what runs in them ends. One that is gone already is no error."""
+    for name in found:
+        with contextlib.suppress(ValueError):
+            remove_placement_group(get_placement_group(name))
 
 
-def kill_all(found: Sequence[str]) -> None:
+def kill_all(found: Iterable[str]) -> None:
     """End actors by their names; one that is gone already is no error."""
     for name in found:
-        try:
+        with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
-        except ValueError:
-            continue
 
 
 def _attempt(name: str, prefix: str) -> AttemptKey | None:

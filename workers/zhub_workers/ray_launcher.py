@@ -7,6 +7,8 @@ retries. Actors are detached, so training survives a restart of the agent, which
 
 import logging
 import time
+from collections.abc import Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +22,13 @@ from zhub_workers.agent_metrics import UNPLACED
 from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
 from zhub_workers.flavour import Flavour
 from zhub_workers.launcher import POOLS, WorkerLostError, WorkerSilentError, has_room, open_packs
-from zhub_workers.ray_cluster import NAMESPACE
+from zhub_workers.ray_cluster import NAMESPACE, View
 
 log = logging.getLogger("zhub.agent")
 
 CALL_TIMEOUT_S = 10.0
 IMPATIENT_S = 1.0  # for a call while another worker is silent: a node that is cut off takes all of its workers along
+LOOK_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 300.0  # until a worker that has not started is a failure; a new node takes minutes
 ACTORS = {"light": LightActor, "torch": TorchActor}
 
@@ -69,6 +72,8 @@ class RayLauncher:
         self._workers: dict[str, _Worker] = {}
         self._starting: dict[str, _Start] = {}
         self._draining: set[str] = set()
+        self._looks = ThreadPoolExecutor(1, thread_name_prefix="ray-head")
+        self._looking: Future[View] | None = None
         self._adopt(ray_cluster.names())
         answers = [start.answer for start in self._starting.values()]
         if answers:
@@ -93,17 +98,19 @@ class RayLauncher:
 
     def tidy(self) -> None:
         """See ``Launcher``: take over strangers, drop the dead, end leftovers, and leave nodes that drain."""
-        names = ray_cluster.names()
-        for name in self._workers.keys() - set(names):
+        view = self._look()
+        if view is None:
+            return
+        for name in self._workers.keys() - view.names:
             self._lose(name)
-        self._adopt(names)
-        self._draining = ray_cluster.draining_nodes()
+        self._adopt(view.names)
+        self._draining = set(view.draining)
         for name, worker in list(self._workers.items()):
             if worker.node in self._draining and not worker.holds:
                 self._end(name, "its node will go away")
         # What a worker holds that has not answered yet is not known.
         if not any(start.adopted for start in self._starting.values()):
-            self._remove_leftovers(names)
+            self._remove_leftovers(view)
 
     def slots(self) -> int:
         torch = [one for one in self._workers.values() if one.pool == "torch"]
@@ -206,7 +213,19 @@ class RayLauncher:
         asked = self._flavour if start.pool == "torch" else "nothing"
         log.error(message, name, START_TIMEOUT_S, asked, ray_cluster.nodes(), extra=extra)
 
-    def _adopt(self, names: list[str]) -> None:
+    def _look(self) -> View | None:
+        """Ask Ray's head; None while it does not answer, which must not keep attempts from being polled."""
+        self._looking = self._looking or self._looks.submit(ray_cluster.look)
+        try:
+            return self._looking.result(LOOK_TIMEOUT_S)
+        except Exception as exc:
+            log.warning("Ray's head does not answer: %r", exc, extra={"action": "ray_head_silent"})
+            return None
+        finally:
+            if self._looking.done():
+                self._looking = None
+
+    def _adopt(self, names: Set[str]) -> None:
         """Ask the workers that an earlier agent left what they hold."""
         for name in names:
             pool = ray_cluster.pool_of(name, self._flavour.cluster)
@@ -218,17 +237,16 @@ class RayLauncher:
                 continue
             self._starting[name] = _Start(pool, actor, actor.__ray_call__.remote(_introduce), adopted=True)
 
-    def _remove_leftovers(self, names: list[str]) -> None:
+    def _remove_leftovers(self, view: View) -> None:
         """End shards and groups of attempts that no worker holds: Ray ends them with their worker, or should."""
         running, cluster = self.running(), self._flavour.cluster
-        shards = [(name, ray_cluster.attempt_of_shard(name, cluster)) for name in names]
-        leaked = [name for name, key in shards if key is not None and key not in running]
-        ray_cluster.kill_all(leaked)
-        for key, name in ray_cluster.groups(cluster).items():
-            if key not in running:
-                ray_cluster.remove_group(name)
-                leaked.append(name)
-        for name in leaked:
+        keys = {name: ray_cluster.attempt_of_shard(name, cluster) for name in view.names}
+        shards = [name for name, key in keys.items() if key is not None and key not in running]
+        of_groups = ray_cluster.attempts_of_groups(view.groups, cluster)
+        groups = [name for name, key in of_groups.items() if key not in running]
+        ray_cluster.kill_all(shards)
+        ray_cluster.remove_groups(groups)
+        for name in [*shards, *groups]:
             log.warning("%s: left over, removed", name, extra={"action": "leftover_removed", "worker": name})
 
     def _size(self, pool: str) -> int:
