@@ -12,6 +12,7 @@ import platform
 import statistics
 import tempfile
 import time
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -28,10 +29,12 @@ from zhub.store import DirectoryStore, put_path
 from zhub.task_families import sample_rows
 from zhub_workers.adapted import AdaptedModel
 from zhub_workers.adapters import make_adapter
+from zhub_workers.attempt import AttemptKey
 from zhub_workers.base_model import load_base_model, weights_fingerprint
 from zhub_workers.basis import decompose_base, load_basis
 from zhub_workers.compute_group import ComputeGroup, Member
-from zhub_workers.ray_launcher import connect
+from zhub_workers.flavour import Flavour
+from zhub_workers.ray_cluster import connect
 from zhub_workers.ray_shards import RayShards
 from zhub_workers.sharded import Ask, ShardedMember
 
@@ -80,7 +83,17 @@ def main() -> None:
         root = Path(name)
         spec, adapted, store = prepare(root)
         adapter = make_adapter(adapted, spec.hyperparameters)
-        shards = RayShards(1, spec, store, root / "cache", device="cpu", gpus=0, on_change=console.print)
+        shards = RayShards(
+            1,
+            AttemptKey(uuid.uuid4(), 1),
+            spec,
+            store,
+            root / "cache",
+            device="cpu",
+            flavour=Flavour(),
+            check=lambda: None,
+            on_change=console.print,
+        )
         times: dict[int, list[float]] = {1: [], 2: []}
         z: dict[int, dict[str, torch.Tensor]] = {}
         with shards, ComputeGroup().join(adapter, lambda: False) as local:

@@ -102,7 +102,7 @@ MUTANTS = (
         "no job goes before one that needs a worker",
         JOBS,
         "ORDER BY admitted_at, id LIMIT :limit",
-        "ORDER BY (:free OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT :limit",
+        "ORDER BY (:free > 0 OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT :limit",
         ("tests/integration/test_jobs.py",),
     ),
     Mutant(

@@ -270,6 +270,7 @@ class TrainingRequest(TypedDict, total=False):
     depends_on: Sequence[str]
     dedup_key: str | None
     promotion: Mapping[str, Any] | None
+    cluster: str
 
 
 class Jobs:

@@ -1,8 +1,9 @@
 """Settings of a zhub process: one URL for each part it stands on, read from the environment once in ``main()``."""
 
 from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from zhub.errors import InvalidRequestError
@@ -35,10 +36,20 @@ class Settings(BaseSettings):
     serving_port: int = 8461
 
     ray_address: str | None = None
-    cluster: str = "default"
-    """Name of the Ray cluster that an agent drives."""
+    cluster: str = Field(default="default", pattern="^[a-z0-9][a-z0-9-]{0,62}$")
+    """Name of the workers that an agent drives; agents of several names may share one Ray cluster."""
     slots: int = Field(default=1, ge=1)
-    """How many workers with torch the agent's cluster has."""
+    """How many workers with torch the agent keeps, where Ray has nodes for them."""
+    worker_cpus: float = Field(default=0.0, ge=0)
+    worker_gpus: float | None = Field(default=None, ge=0, le=1)
+    """What Ray reserves for each; None: the GPUs of the whole Ray cluster are divided between the workers."""
+    worker_memory_gib: float = Field(default=0.0, ge=0)
+    worker_resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom resources of Ray's that each worker takes: ``{"fast-disk": 1}``."""
+    worker_labels: dict[str, str] = {}
+    """The nodes that workers may be on, a label selector of Ray's: ``{"ray.io/accelerator-type": "H100"}``."""
+    serve: bool = True
+    """Whether the agent runs the Serve app; of several on one Ray cluster one does."""
     jobs_per_worker: int = Field(default=4, ge=1)
     """How many small training jobs on one base a worker runs together; 1: each alone, bit for bit reproducible."""
     device: str | None = None
@@ -61,6 +72,15 @@ class Settings(BaseSettings):
     """Where the scheduler and the agent answer Prometheus; None: nowhere. The API does so on its own port."""
     drain_s: float = Field(default=0.0, ge=0, le=300)
     """How long a stopped API says at ``/readyz`` that it drains before it accepts no more: what a balancer needs."""
+
+    @model_validator(mode="after")
+    def _know_the_gpus_of_labelled_nodes(self) -> Self:
+        if self.worker_labels and self.worker_gpus is None:
+            raise ValueError(
+                "ZHUB_WORKER_LABELS needs ZHUB_WORKER_GPUS: how many GPUs the nodes with these labels have is not "
+                "known. Say what each worker takes, 0 to 1."
+            )
+        return self
 
     def require_secret_key(self) -> str:
         """The secret key. Raises InvalidRequestError where it is missing or short."""

@@ -35,6 +35,8 @@ class Claim:
     fence: int
     kind: str
     spec: dict[str, Any]
+    workers: int = 1
+    """How many it is given: those that it asks for, or all that its agent has."""
     pack_key: str | None = None
     """Of the attempts that this one may share a worker with, see ``zhub.packing``; None: with none."""
     checkpoint: dict[str, Any] | None = None
@@ -88,6 +90,7 @@ class Failure:
     param: str | None = None
 
 
+LOST = Failure("lost", "The attempt's worker died.", retryable=True)
 STOPPED_UNASKED = Failure("stopped", "The attempt stopped although nobody had asked it to.", retryable=True)
 
 
@@ -123,10 +126,11 @@ def claim(
     kinds: Sequence[str],
     *,
     lease_s: float,
-    packs: Collection[str] | None = None,
+    free: int = 1,
+    packs: Collection[str] = (),
 ) -> Claim | None:
     """``claim_up_to`` one job: it, or None."""
-    found = claim_up_to(session, 1, agent_id, cluster, kinds, lease_s=lease_s, packs=packs)
+    found = claim_up_to(session, 1, agent_id, cluster, kinds, lease_s=lease_s, free=free, packs=packs)
     return found[0] if found else None
 
 
@@ -138,14 +142,16 @@ def claim_up_to(
     kinds: Sequence[str],
     *,
     lease_s: float,
-    packs: Collection[str] | None = None,
+    free: int = 1,
+    packs: Collection[str] = (),
 ) -> list[Claim]:
     """Lease the first admitted jobs of these kinds, at most ``limit``. Two callers never get the same one.
 
-    The caller commits before it starts anything, and renews each lease before ``lease_s`` seconds have passed. With
-    ``packs``, no worker is free and only the packs of these keys have room: the first job is leased if it fits in.
-    Otherwise nothing is, also where a later one would fit, so that a job that fits nowhere gets the next free worker.
-    A job that was lost before shares no more: it may be what brings workers down.
+    The caller commits before it starts anything, and renews each lease before ``lease_s`` seconds have passed. ``free``
+    workers hold nothing, and the packs of the keys ``packs`` have room: jobs are leased in their order as far as they
+    fit in. Where the first does not, nothing is, also where a later one would, so that a job that fits nowhere gets the
+    next free workers: all that it takes, at once. A job that was lost before shares no more: it may be what brings
+    workers down.
     """
     rows = session.execute(
         _CLAIM,
@@ -154,9 +160,9 @@ def claim_up_to(
             "lease_s": lease_s,
             "cluster": cluster,
             "kinds": list(kinds),
-            "limit": limit if packs is None else 1,
-            "free": packs is None,
-            "packs": list(packs or ()),
+            "limit": limit,
+            "free": free,
+            "packs": list(packs),
             "light": list(LIGHT_KINDS),
             "attempts": [new_id() for _ in range(limit)],
             "events": [new_id() for _ in range(limit)],
@@ -168,19 +174,22 @@ def claim_up_to(
 # One statement, so that claims are one round trip: the jobs, their attempts, what owners are told, and where to go on.
 _CLAIM = text("""
     WITH picked AS MATERIALIZED (
-        SELECT id, admitted_at FROM jobs
+        SELECT id, admitted_at, least(workers, (SELECT slots FROM agents WHERE id = :agent)) AS takes FROM jobs
          WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
          ORDER BY admitted_at, id LIMIT :limit FOR UPDATE SKIP LOCKED
     ), placed AS (
-        SELECT id AS picked_id, row_number() OVER (ORDER BY admitted_at, id) AS place FROM picked
+        SELECT id AS picked_id, takes, row_number() OVER up_to AS place, sum(takes) OVER up_to AS taken
+          FROM picked WINDOW up_to AS (ORDER BY admitted_at, id)
     ), claimed AS (
         UPDATE jobs SET state = 'starting', fence = fence + 1, agent_id = :agent,
                lease_until = now() + make_interval(secs => :lease_s), progress_at = now(),
                started_at = coalesce(started_at, now())
           FROM placed
-         WHERE id = picked_id AND state = 'admitted' AND (:free OR infra_failures = 0 AND pack_key = ANY(:packs))
-     RETURNING place, id, org_id, fence, kind, spec, workers, CASE infra_failures WHEN 0 THEN pack_key END AS pack_key,
-               traceparent, greatest(0, extract(epoch FROM now() - admitted_at))::float AS waited_s,
+         WHERE id = picked_id AND state = 'admitted'
+           AND (taken <= :free OR place = 1 AND infra_failures = 0 AND pack_key = ANY(:packs))
+     RETURNING place, id, org_id, fence, kind, spec, takes AS workers,
+               CASE infra_failures WHEN 0 THEN pack_key END AS pack_key, traceparent,
+               greatest(0, extract(epoch FROM now() - admitted_at))::float AS waited_s,
                CASE WHEN fence = 1 OR not_before IS NOT NULL
                     THEN greatest(0, extract(epoch FROM admitted_at - greatest(created_at, not_before)))::float
                     ELSE 0 END AS queued_s
@@ -188,7 +197,7 @@ _CLAIM = text("""
         INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
         SELECT (cast(:attempts AS uuid[]))[place], org_id, claimed.id, fence, :agent,
                CASE WHEN kind = ANY(:light) THEN 0
-                    WHEN pack_key IS NULL THEN least(workers, coalesce(agents.slots, workers))
+                    WHEN pack_key IS NULL THEN workers
                     ELSE 1.0 / coalesce(agents.jobs_per_worker, 1) END
           FROM claimed LEFT JOIN agents ON agents.id = :agent
     ), told AS (
@@ -196,7 +205,7 @@ _CLAIM = text("""
         SELECT (cast(:events AS uuid[]))[place], org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.'
           FROM claimed
     )
-    SELECT id, org_id, fence, kind, spec, pack_key,
+    SELECT id, org_id, fence, kind, spec, workers, pack_key,
            (SELECT jsonb_build_object('key_prefix', c.key_prefix, 'digest', c.digest, 'step', c.step)
               FROM checkpoints c WHERE c.job_id = claimed.id AND c.deleted_at IS NULL
              ORDER BY c.step DESC LIMIT 1) AS checkpoint, traceparent, queued_s, waited_s
@@ -311,6 +320,32 @@ def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, o
     _end_attempt(session, job_id, fence, outcome, failure.message)
     _report_release(session, row.org_id, job_id, fence, row.state, failure.message)
     return str(row.state)
+
+
+def lose(session: Session, job_id: uuid.UUID, fence: int) -> str:
+    """End an attempt whose worker is gone, and return the job's next state.
+
+    One that had been asked to leave its worker has left it, and pays nothing.
+
+    Raises:
+        LeaseLostError: another attempt owns the job.
+    """
+    statement = select(Job.desired).where(Job.id == job_id, Job.fence == fence)
+    if session.scalar(statement) == "preempt":
+        return stopped(session, job_id, fence)
+    return fail(session, job_id, fence, LOST, outcome="lost")
+
+
+def preempt(session: Session, job_id: uuid.UUID, fence: int, message: str) -> None:
+    """Ask an attempt to leave its worker with a checkpoint, where nothing else is wanted of its job."""
+    org_id = session.scalar(
+        update(Job)
+        .where(Job.id == job_id, Job.fence == fence, Job.state.in_(states.ACTIVE), Job.desired == "run")
+        .values(desired="preempt")
+        .returning(Job.org_id)
+    )
+    if org_id is not None:
+        add_event(session, org_id, job_id, message, level="warn")
 
 
 def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:

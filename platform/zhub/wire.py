@@ -62,6 +62,7 @@ class FineTuningJob(_Answer):
     seed: int
     suffix: str | None
     attempts: int
+    cluster: str
 
     @property
     def steps(self) -> int:

@@ -13,8 +13,8 @@ from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
 
-from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus
-from zhub_workers.launcher import POOLS, WorkerLostError, WorkerSilentError, has_room
+from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
+from zhub_workers.launcher import POOLS, WorkerLostError, WorkerSilentError, has_room, open_packs
 
 CALL_TIMEOUT_S = 2.0
 JOBS_PER_WORKER = 2
@@ -29,7 +29,7 @@ class ProcessLauncher:
         self._owner = owner
         self._starting: dict[str, subprocess.Popen[bytes]] = {}
         self._started: list[subprocess.Popen[bytes]] = []
-        self._holds: dict[str, dict[AttemptKey, str | None]] = {}
+        self._holds: dict[str, dict[AttemptKey, HeldAttempt]] = {}
         for path in folder.glob("zhub-*.pid"):
             self._adopt(path.stem)
         self.fill_pools()
@@ -48,20 +48,22 @@ class ProcessLauncher:
             self._started.append(self._starting.pop(name))
         self._started = [process for process in self._started if process.poll() is None]
 
+    def tidy(self) -> None:
+        return
+
+    def slots(self) -> int:
+        return 1
+
     def free(self, pool: str) -> int:
         return sum(not held for held in self._held(pool).values())
 
     def packs(self, pool: str) -> set[str]:
-        return {
-            pack
-            for held in self._held(pool).values()
-            for pack in held.values()
-            if pack and has_room(held.values(), pack, jobs_per_worker=JOBS_PER_WORKER)
-        }
+        held = (held.values() for held in self._held(pool).values())
+        return open_packs(held, jobs_per_worker=JOBS_PER_WORKER)
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
         name = self.running().get(attempt.key) or self._place(pool, attempt.pack_key)
-        self._holds[name][attempt.key] = attempt.pack_key
+        self._holds[name][attempt.key] = HeldAttempt(attempt.key, attempt.pack_key, attempt.workers)
         self._call(name, "start", attempt, lease_s)
         return name
 
@@ -91,10 +93,13 @@ class ProcessLauncher:
     def running(self) -> dict[AttemptKey, str]:
         return {key: name for name, held in self._holds.items() for key in held}
 
+    def leaving(self) -> set[AttemptKey]:
+        return set()
+
     def _adopt(self, name: str) -> None:
         self._holds[name] = {}
         try:
-            self._holds[name] = dict(self._call(name, "held"))
+            self._holds[name] = {one.key: one for one in self._call(name, "held")}
         except WorkerLostError:
             return
         except WorkerSilentError:
@@ -102,7 +107,7 @@ class ProcessLauncher:
                 os.kill(int((self._folder / f"{name}.pid").read_text()), signal.SIGKILL)
             self._drop(name)
 
-    def _held(self, pool: str) -> dict[str, dict[AttemptKey, str | None]]:
+    def _held(self, pool: str) -> dict[str, dict[AttemptKey, HeldAttempt]]:
         return {name: held for name, held in self._holds.items() if _pool(name) == pool}
 
     def _place(self, pool: str, pack_key: str | None) -> str:

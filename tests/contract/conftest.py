@@ -10,16 +10,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
+import playing
 import pytest
 import ray  # noqa: TID251
+import suites
+from ray import cloudpickle  # noqa: TID251
 from ray._private import ray_constants  # noqa: TID251
+from ray._private.node import Node  # noqa: TID251
+from ray_nodes import kill_node, start_node
 
 from zhub.embedded.binaries import find_valkey
 from zhub.embedded.children import free_ports
 from zhub.embedded.processes import spawn
-from zhub_workers import ray_launcher
+from zhub_workers import ray_cluster, ray_launcher
 
 SERVE_S3 = Path(__file__).parents[2] / "tools" / "s3" / "serve.sh"
 S3_PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool", "curl")
@@ -185,8 +191,8 @@ def unused_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A Ray of the tests' own on the loopback interface, joined by this process."""
+def ray_head() -> Iterator[str]:
+    """The head of a Ray of the tests' own on the loopback interface, joined by this process; its address."""
     temp_dir = Path(tempfile.mkdtemp(prefix="zhub-ray-"))  # short: it holds unix sockets
     port, client, dashboard, metrics = free_ports(4)
     environment = {
@@ -194,6 +200,11 @@ def ray_cluster() -> Iterator[None]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # A node that was killed is noticed within a second or two instead of fifteen.
+        "RAY_health_check_initial_delay_ms": "500",
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_timeout_ms": "5000",
+        "RAY_health_check_failure_threshold": "3",
     }
     argv = [
         *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"),
@@ -215,8 +226,8 @@ def ray_cluster() -> Iterator[None]:
         while not raylet.exists():
             assert head.poll() is None and time.monotonic() < give_up, (temp_dir / "log").read_text()[-3000:]
             time.sleep(0.05)
-        ray_launcher.connect(f"127.0.0.1:{port}")
-        yield
+        ray_cluster.connect(f"127.0.0.1:{port}")
+        yield f"127.0.0.1:{port}"
     finally:
         ray.shutdown()
         head.send_signal(signal.SIGTERM)
@@ -224,3 +235,32 @@ def ray_cluster() -> Iterator[None]:
         log.close()
         patched.undo()
         shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+@pytest.fixture
+def add_node(ray_head: str, until: Callable[..., Any]) -> Iterator[Callable[..., Node]]:
+    """Start another node of the tests' Ray; all of them are gone after the test."""
+    added: list[Node] = []
+
+    def add(**parameters: Any) -> Node:
+        added.append(start_node(ray_head, **parameters))
+        return added[-1]
+
+    yield add
+    for node in added:
+        kill_node(node)
+    # Until Ray has noticed, it gives places on them to the workers of the next test.
+    until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1, timeout_s=60)  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="module")
+def playing_cluster(ray_head: str) -> Iterator[None]:
+    """The tests' Ray, whose workers play."""
+    patched = pytest.MonkeyPatch()
+    patched.setattr(ray_launcher, "ACTORS", {"light": playing.PlayingActor, "torch": playing.PlayingActor})
+    for module in (playing, suites):
+        cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]  # workers cannot import a test's
+    yield
+    for module in (playing, suites):
+        cloudpickle.unregister_pickle_by_value(module)  # type: ignore[no-untyped-call]
+    patched.undo()

@@ -5,7 +5,6 @@ Each test runs once on threads and once on Ray, both with the same stand-in for 
 
 import os
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,49 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray import cloudpickle  # noqa: TID251
+from playing import play
 
-from zhub.errors import PromptTooLongError
-from zhub_workers import ray_launcher
-from zhub_workers.actors import LightActor
-from zhub_workers.attempt import Attempt, AttemptContext, AttemptKey, AttemptStatus, Worker
+from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus
+from zhub_workers.flavour import Flavour
 from zhub_workers.launcher import Launcher, ThreadLauncher, WorkerLostError, WorkerSilentError
 from zhub_workers.ray_launcher import RayLauncher
 
 LEASE_S = 60.0
 Until = Callable[..., Any]
-
-
-def play(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
-    """Do what the spec says: succeed, fail, or go on until told to stop or until a file is there."""
-    context.emit("info", "begun", {"pid": os.getpid()})
-    if attempt.spec["do"] == "fail":
-        raise PromptTooLongError(3, 900, 512)
-    if attempt.spec["do"] == "go on":
-        while not Path(attempt.spec["end"]).exists():
-            context.raise_if_stopped()
-            time.sleep(0.002)
-    context.emit("info", "done")
-    return {"job": str(attempt.key.job_id)}
-
-
-class PlayingActor(LightActor):
-    """An actor like those of the pools."""
-
-    def __init__(self, _device: str | None, _log_format: str) -> None:
-        self._worker = Worker(play)
-
-
-@pytest.fixture(scope="module")
-def playing_cluster(ray_cluster: None) -> Iterator[None]:
-    """The tests' Ray, whose workers play."""
-    patched = pytest.MonkeyPatch()
-    patched.setattr(ray_launcher, "ACTORS", {"light": PlayingActor, "torch": PlayingActor})
-    this_module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(this_module)  # type: ignore[no-untyped-call]  # workers cannot import a test
-    yield
-    cloudpickle.unregister_pickle_by_value(this_module)  # type: ignore[no-untyped-call]
-    patched.undo()
 
 
 @pytest.fixture(scope="module", params=["threads", pytest.param("ray", marks=pytest.mark.ray)])
@@ -65,7 +30,7 @@ def shared(request: pytest.FixtureRequest) -> Launcher:
     if request.param == "threads":
         return ThreadLauncher({"light": play, "torch": play}, jobs_per_worker=2)
     request.getfixturevalue("playing_cluster")
-    return RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0, log_format="text")
+    return RayLauncher(Flavour(), slots=1, jobs_per_worker=2, device="cpu", log_format="text")
 
 
 @pytest.fixture
@@ -74,7 +39,7 @@ def launcher(shared: Launcher, until: Until) -> Iterator[Launcher]:
 
     def ready() -> int:
         shared.fill_pools()
-        return shared.free("torch")
+        return shared.free("torch") > 0
 
     until(ready, timeout_s=90)
     yield shared
@@ -118,7 +83,8 @@ def test_a_result_comes_back(launcher: Launcher, attempt: Callable[[str], Attemp
     made = attempt("succeed")
     launcher.start("torch", made, LEASE_S)
     status = ended(made.key)
-    assert (status.state, status.result, status.failure) == ("succeeded", {"job": str(made.key.job_id)}, None)
+    assert (status.state, status.failure) == ("succeeded", None)
+    assert status.result is not None and status.result["key_prefix"] == made.key_prefix
 
 
 def test_a_failure_comes_back_with_its_cause(
@@ -167,7 +133,7 @@ def test_a_worker_that_was_killed_is_replaced(
 
     def free() -> int:
         launcher.fill_pools()
-        return launcher.free("torch")
+        return launcher.free("torch") > 0
 
     until(free, timeout_s=90)
     made = attempt("succeed")
@@ -184,7 +150,7 @@ def test_the_lease_of_a_killed_worker_does_not_end_its_replacement(
 
     def free() -> int:
         launcher.fill_pools()
-        return launcher.free("torch")
+        return launcher.free("torch") > 0
 
     until(free, timeout_s=90)
     launcher.start("torch", second, LEASE_S)
@@ -221,7 +187,7 @@ def test_a_worker_is_busy_until_the_end_of_its_attempt_is_recorded(
     ended(made.key)
     before = launcher.free("torch")
     launcher.forget(made.key)
-    assert (before, launcher.free("torch"), launcher.running()) == (False, True, {})
+    assert (before, launcher.free("torch"), launcher.running()) == (0, 1, {})
 
 
 def test_an_attempt_that_goes_on_is_not_forgotten(launcher: Launcher, going_on: Attempt) -> None:
@@ -266,7 +232,7 @@ def test_an_attempt_whose_process_dies_is_lost(launcher: Launcher, going_on: Att
 @pytest.mark.ray
 @pytest.mark.parametrize("shared", ["ray"], indirect=True)
 def test_a_new_launcher_adopts_what_the_last_one_started(launcher: Launcher, going_on: Attempt, until: Until) -> None:
-    second = RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0, log_format="text")
+    second = RayLauncher(Flavour(), slots=1, jobs_per_worker=2, device="cpu", log_format="text")
     assert second.running() == launcher.running()
     Path(going_on.spec["end"]).touch()
     until(lambda: second.poll(going_on.key, 0, LEASE_S).state == "succeeded")
@@ -367,5 +333,5 @@ def test_a_new_launcher_adopts_a_pack_with_its_key(
     launcher.request_stop(first.key)
     ended(first.key)
     launcher.forget(first.key)
-    successor = RayLauncher(slots=1, jobs_per_worker=2, device="cpu", gpus_per_worker=0, log_format="text")
+    successor = RayLauncher(Flavour(), slots=1, jobs_per_worker=2, device="cpu", log_format="text")
     assert (list(successor.running()), successor.packs("torch")) == ([second.key], {"basis"})

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +14,23 @@ from typing import Any
 import pytest
 import ray  # noqa: TID251
 import torch
+from ray_nodes import groups
 
+from zhub.errors import UnavailableError
 from zhub.manifest import sha256_file
 from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
 from zhub.store import DirectoryStore, put_path
 from zhub.task_families import sample_rows
-from zhub_workers import ray_shards
+from zhub_workers import ray_cluster, ray_shards
 from zhub_workers.adapted import AdaptedModel
 from zhub_workers.adapters import make_adapter
+from zhub_workers.attempt import Attempt, AttemptKey, AttemptStoppedError
 from zhub_workers.base_model import load_base_model, weights_fingerprint
 from zhub_workers.basis import decompose_base, load_basis
 from zhub_workers.compute_group import ComputeGroup, Stopped
 from zhub_workers.evaluate import Grading
+from zhub_workers.flavour import Flavour
+from zhub_workers.ray_launcher import RayLauncher
 from zhub_workers.ray_shards import RayShards
 from zhub_workers.sharded import ShardedMember
 from zhub_workers.train import TrainResult, train
@@ -32,6 +38,8 @@ from zhub_workers.train import TrainResult, train
 pytestmark = pytest.mark.ray
 
 SHIPPED = Path(__file__).parents[2] / "workers" / "zhub_workers" / "shipped_base"
+FREE = Flavour()
+KEY = AttemptKey(uuid.uuid4(), 1)
 Until = Callable[..., Any]
 
 
@@ -45,14 +53,18 @@ class Job:
     root: Path
     events: list[str] = field(default_factory=list)
 
-    def shards(self, count: int) -> RayShards:
+    def shards(
+        self, count: int, flavour: Flavour = FREE, key: AttemptKey = KEY, check: Callable[[], None] = lambda: None
+    ) -> RayShards:
         return RayShards(
             count,
+            key,
             self.spec,
             self.store.root.as_uri(),
             self.root / "cache",
             device="cpu",
-            gpus=0,
+            flavour=flavour,
+            check=check,
             on_change=self.events.append,
         )
 
@@ -74,7 +86,7 @@ class Job:
 
 
 @pytest.fixture
-def job(tmp_path: Path, ray_cluster: None) -> Job:
+def job(tmp_path: Path, ray_head: str) -> Job:
     store = DirectoryStore(tmp_path / "store")
     files = []
     for path in SHIPPED.iterdir():
@@ -210,3 +222,90 @@ def test_a_shard_that_dies_again_and_again_is_given_up(job: Job, until: Until) -
             assert len(member.generate(None, [[1, 2, 3]] * 8, max_new_tokens=2)) == 8
         assert shards.ready() == []
     assert job.events[-1] == "Process 2 of 2 was lost, and the others compute its rows: given up."
+
+
+# Places
+
+
+def free_cpus() -> float:
+    """Of the head, which has two."""
+    found: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return found.get("CPU", 0.0)
+
+
+@pytest.fixture
+def flavour() -> Flavour:
+    """Whose workers take half of one of the head's two CPUs each."""
+    return Flavour(cluster=f"c{uuid.uuid4().hex[:8]}", cpus=0.5)
+
+
+def test_the_places_of_all_shards_are_reserved_before_the_job_begins_and_given_back_after_it(
+    job: Job, flavour: Flavour, until: Until
+) -> None:
+    with job.shards(2, flavour) as shards:
+        assert groups(flavour.cluster) == {KEY}
+        until(lambda: free_cpus() == 1.0, timeout_s=30)
+        up(shards, 2, until)
+        assert {ray_cluster.attempt_of_shard(name, flavour.cluster) for name in ray_cluster.names()} >= {KEY}
+    until(lambda: free_cpus() == 2.0, timeout_s=30)
+    assert groups(flavour.cluster) == set()
+
+
+def test_a_shard_that_died_comes_back_to_its_place(job: Job, flavour: Flavour, until: Until) -> None:
+    with job.shards(1, flavour) as shards:
+        up(shards, 1, until)
+        (pid,) = pids(shards)
+        os.kill(pid, signal.SIGKILL)
+        with ComputeGroup().join(make_adapter(job.adapted, job.spec.hyperparameters), lambda: False) as local:
+            ShardedMember(local, shards).generate(None, [[1, 2, 3]] * 8, max_new_tokens=2)
+        up(shards, 1, until)
+        assert pids(shards) != [pid]
+
+
+def test_a_job_whose_shards_have_no_room_together_begins_with_none_and_keeps_no_place(
+    job: Job, flavour: Flavour, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_shards, "GROUP_TIMEOUT_S", 2.0)
+    with pytest.raises(UnavailableError, match="no room for 5 more processes.*0.5 CPU"), job.shards(5, flavour):
+        pass
+    until(lambda: groups(flavour.cluster) == set() and free_cpus() == 2.0, timeout_s=30)
+
+
+def test_a_job_that_waits_for_room_stops_when_it_is_told_to(job: Job, flavour: Flavour) -> None:
+    def stop() -> None:
+        raise AttemptStoppedError
+
+    with pytest.raises(AttemptStoppedError), job.shards(5, flavour, check=stop):
+        pass
+    assert groups(flavour.cluster) == set()
+
+
+def test_a_worker_that_dies_takes_its_shards_and_their_places_along(job: Job, flavour: Flavour, until: Until) -> None:
+    launcher = RayLauncher(flavour, slots=2, jobs_per_worker=1, device="cpu", log_format="text")
+
+    def free() -> bool:
+        launcher.fill_pools()
+        return launcher.free("torch") == 2
+
+    until(free, timeout_s=90)
+    rows = job.root / "rows"
+    put_path(job.store, "rows", rows)
+    spec = job.spec.model_dump(mode="json")
+    spec["training_file"] |= {"key": "rows", "sha256": sha256_file(rows), "size_bytes": rows.stat().st_size}
+    spec["hyperparameters"] |= {"data_parallel": 2, "n_steps": 500}
+    key = AttemptKey(uuid.uuid4(), 1)
+    attempt = Attempt(key, uuid.uuid4(), spec, job.store.root.as_uri(), job.root / "cache", "cpu", workers=2)
+    launcher.start("torch", attempt, 60)
+
+    def together() -> bool:
+        status = launcher.poll(key, 0, 60)
+        assert status.failure is None, status.failure
+        return "2 of 2 processes share the rows." in [event.message for event in status.events]
+
+    until(together, timeout_s=90)
+    assert (groups(flavour.cluster), launcher.free("torch")) == ({key}, 0)
+    launcher.kill(key)
+    until(lambda: not groups(flavour.cluster), timeout_s=30)
+    until(lambda: all(ray_cluster.attempt_of_shard(name, flavour.cluster) is None for name in ray_cluster.names()))
+    until(free, timeout_s=90)
+    ray_cluster.kill_all([name for name in ray_cluster.names() if ray_cluster.pool_of(name, flavour.cluster)])

@@ -692,6 +692,27 @@ def test_a_job_expects_to_run_as_long_as_those_of_its_size_did(
     assert expected(batch_size=16) == pytest.approx(3 * (120 + 200) / 2, rel=0.01)
 
 
+def test_a_job_names_the_cluster_that_trains_it_among_those_that_agents_offered_within_a_day(
+    client: Client, checked_file: str, system_engine: Engine, make_agent: Callable[..., uuid.UUID]
+) -> None:
+    body: dict[str, Any] = {"model": "tiny", "training_file": checked_file, "method": reinforcement()}
+
+    def create(**cluster: str) -> Any:
+        return client.post("/fine_tuning/jobs", body=body | cluster, cast_to=object)
+
+    assert create()["cluster"] == "default"
+    with pytest.raises(openai.BadRequestError, match="none has been seen"):
+        create(cluster="h100")
+    for name in ("h100", "a10", "gone"):
+        make_agent(cluster=name)
+    with system_engine.begin() as connection:
+        connection.execute(text("UPDATE agents SET seen_at = now() - interval '25 hours' WHERE cluster = 'gone'"))
+    assert create(cluster="h100")["cluster"] == "h100"
+    with pytest.raises(openai.BadRequestError, match="give one of: a10, h100") as refused:
+        create(cluster="gone")
+    assert refused.value.param == "cluster"
+
+
 def test_an_estimate_says_what_a_job_would_be_and_leaves_nothing_behind(
     client: Client, checked_file: str, system_engine: Engine
 ) -> None:

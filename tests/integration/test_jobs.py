@@ -60,6 +60,18 @@ def stopped(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
         return jobs.stopped(session, job_id, fence)
 
 
+def lose(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
+    with system_session(engine) as session:
+        return jobs.lose(session, job_id, fence)
+
+
+def preempt(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
+    """Ask the attempt to leave; return what is wanted of its job then."""
+    with system_session(engine) as session:
+        jobs.preempt(session, job_id, fence, "Its node goes away.")
+        return jobs.get_job(session, job_id).desired
+
+
 def succeed(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
     with system_session(engine) as session:
         jobs.succeed(session, job_id, fence)
@@ -254,7 +266,7 @@ def test_an_agent_with_several_free_workers_claims_for_all_of_them_at_once(
 
 def claim_into(engine: Engine, *packs: str) -> Claim | None:
     with system_session(engine) as session:
-        return jobs.claim(session, AGENT, "default", ["train"], lease_s=60, packs=packs)
+        return jobs.claim(session, AGENT, "default", ["train"], lease_s=60, free=0, packs=packs)
 
 
 def test_a_claim_for_a_pack_takes_a_job_of_that_pack(system_engine: Engine, admitted: Callable[..., uuid.UUID]) -> None:
@@ -271,6 +283,30 @@ def test_a_claim_for_a_pack_takes_nothing_while_a_job_that_does_not_fit_is_first
     admitted(**first)
     admitted(pack_key="basis")
     assert claim_into(system_engine, "basis") is None
+
+
+@pytest.mark.parametrize(("free", "given"), [(2, None), (3, 3), (4, 3)])
+def test_a_job_that_takes_several_workers_is_claimed_once_they_are_all_free_and_holds_up_what_comes_after(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID], make_agent: Callable[..., uuid.UUID],
+    free: int, given: int | None,
+) -> None:  # fmt: skip
+    admitted(workers=3)
+    admitted()
+    agent = make_agent(slots=4)
+    with system_session(system_engine) as session:
+        found = jobs.claim(session, agent, "default", ["train"], lease_s=60, free=free)
+    assert (found and found.workers) == given
+
+
+def test_a_job_that_asks_for_more_workers_than_there_are_is_given_all_of_them(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID], make_agent: Callable[..., uuid.UUID]
+) -> None:
+    job_id = admitted(workers=8)
+    agent = make_agent(slots=2)
+    with system_session(system_engine) as session:
+        found = jobs.claim(session, agent, "default", ["train"], lease_s=60, free=2)
+        charged = session.scalar(select(Attempt.workers).where(Attempt.job_id == job_id))
+    assert found is not None and (found.workers, charged) == (2, 2)
 
 
 def test_a_job_that_was_lost_shares_with_none(system_engine: Engine, admitted: Callable[..., uuid.UUID]) -> None:
@@ -314,6 +350,7 @@ WRITES: dict[str, Callable[[Engine, uuid.UUID, int], Any]] = {
     "fail for a retry": fail,
     "fail for good": lambda engine, job_id, fence: fail(engine, job_id, fence, WRONG, "failed_user"),
     "stopped": stopped,
+    "lose": lose,
 }
 
 
@@ -331,6 +368,43 @@ def test_a_worker_that_lost_its_lease_to_another_writes_nothing(
     with pytest.raises(LeaseLostError):
         WRITES[write](system_engine, job_id, stale)
     assert everything(system_engine) == before
+
+
+def test_an_attempt_that_lost_its_lease_has_its_successor_preempted_by_nobody(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID]
+) -> None:
+    job_id = admitted()
+    stale = claimed(system_engine).fence
+    expire_leases(system_engine)
+    reap(system_engine)
+    readmit(system_engine)
+    claimed(system_engine)
+    assert preempt(system_engine, job_id, stale) == "run"
+
+
+@pytest.mark.parametrize("wish", ["pause", "cancel"])
+def test_a_wish_is_not_replaced_by_a_preemption(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID], wish: str
+) -> None:
+    job_id = admitted()
+    fence = claimed(system_engine).fence
+    execute(system_engine, "UPDATE jobs SET desired = :wish WHERE id = :id", wish=wish, id=job_id)
+    assert preempt(system_engine, job_id, fence) == wish
+
+
+@pytest.mark.parametrize(("asked_to_leave", "outcome", "paid"), [(True, "preempted", 0), (False, "lost", 1)])
+def test_an_attempt_whose_worker_is_gone_pays_unless_it_had_been_asked_to_leave(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID], asked_to_leave: bool, outcome: str, paid: int
+) -> None:
+    job_id = admitted()
+    fence = claimed(system_engine).fence
+    if asked_to_leave:
+        preempt(system_engine, job_id, fence)
+    assert lose(system_engine, job_id, fence) == "queued"
+    with system_session(system_engine) as session:
+        job = jobs.get_job(session, job_id)
+        ended = session.scalar(select(Attempt.outcome).where(Attempt.job_id == job_id))
+        assert (ended, job.infra_failures, job.desired) == (outcome, paid, "run")
 
 
 @pytest.mark.parametrize("wish", ["pause", "cancel", "preempt"])

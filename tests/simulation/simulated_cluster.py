@@ -16,8 +16,8 @@ from suites import manifest_of
 from zhub.checkpoints import job_prefix
 from zhub.jobs import Event, Failure
 from zhub.manifest import FileEntry
-from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus
-from zhub_workers.launcher import WorkerLostError, WorkerSilentError, has_room
+from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
+from zhub_workers.launcher import WorkerLostError, WorkerSilentError, has_room, open_packs
 
 SLOTS = 2
 JOBS_PER_WORKER = 2
@@ -64,8 +64,9 @@ class FakeWorker:
     dead: bool = False
 
     @property
-    def packs(self) -> list[str | None]:
-        return [course.attempt.pack_key for course in self.courses.values()]
+    def holds(self) -> list[HeldAttempt]:
+        attempts = [course.attempt for course in self.courses.values()]
+        return [HeldAttempt(attempt.key, attempt.pack_key, attempt.workers) for attempt in attempts]
 
 
 class SimulatedCluster:
@@ -212,24 +213,28 @@ class SimulatedLauncher:
         self._ask("fill_pools")
         self._cluster.fill()
 
+    def tidy(self) -> None:
+        return
+
+    def slots(self) -> int:
+        return SLOTS
+
+    def leaving(self) -> set[AttemptKey]:
+        return set()
+
     def free(self, pool: str) -> int:
         self._ask("free")
         return sum(not worker.courses for worker in self._ready(pool))
 
     def packs(self, pool: str) -> set[str]:
-        return {
-            pack
-            for worker in self._ready(pool)
-            for pack in worker.packs
-            if pack and has_room(worker.packs, pack, jobs_per_worker=JOBS_PER_WORKER)
-        }
+        return open_packs((worker.holds for worker in self._ready(pool)), jobs_per_worker=JOBS_PER_WORKER)
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
         self._ask(f"start {attempt.key}")
         if (holder := self._holder(attempt.key)) is not None:
             return holder.name
         for worker in sorted(self._ready(pool), key=lambda worker: len(worker.courses)):
-            if has_room(worker.packs, attempt.pack_key, jobs_per_worker=JOBS_PER_WORKER):
+            if has_room(worker.holds, attempt.pack_key, jobs_per_worker=JOBS_PER_WORKER):
                 if self._falls_silent(worker) and self._cluster.rng.random() < 0.5:
                     raise WorkerSilentError(f"{worker.name} has not heard of it")
                 self._cluster.begin(worker, attempt, lease_s)

@@ -65,6 +65,7 @@ JOB = {
     "seed": 1,
     "suffix": "sorting",
     "attempts": 1,
+    "cluster": "default",
 }
 
 

@@ -179,6 +179,15 @@ def test_submitting_sends_the_grader_and_the_settings(api: Any, double: Any, zhu
     assert sent["method"]["reinforcement"]["grader"]["reference"] == "{{item.answer}}"
 
 
+@pytest.mark.parametrize(("options", "sent"), [((), None), (("--cluster", "h100"), "h100")])
+def test_submitting_names_a_cluster_only_where_one_is_asked_for(
+    api: Any, double: Any, zhub: Run, options: tuple[str, ...], sent: str | None
+) -> None:
+    api.add("POST", "/v1/fine_tuning/jobs", double.JOB)
+    assert zhub("submit", "file-1", "--base", "zhub-tiny", *options) == 0
+    assert json.loads(api.requests[-1].content).get("cluster") == sent
+
+
 @pytest.mark.parametrize("wish", ["pause", "resume", "cancel"])
 def test_a_wish_is_sent_and_the_job_shown(
     wish: str, api: Any, double: Any, zhub: Run, capsys: pytest.CaptureFixture[str]

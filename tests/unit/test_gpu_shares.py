@@ -26,5 +26,10 @@ def test_a_cluster_without_gpus_asks_for_none() -> None:
     assert gpu_shares(0, 2) == (0, 0)
 
 
+@pytest.mark.parametrize(("worker", "replica"), [(1.0, 1.0), (0.5, 0.25), (0.0, 0.0)])
+def test_a_share_that_is_given_holds_whatever_the_cluster_has_now(worker: float, replica: float) -> None:
+    assert gpu_shares(0, 8, worker) == gpu_shares(64, 8, worker) == (worker, replica)
+
+
 def test_shares_are_numbers_that_ray_can_add_up() -> None:
     assert all(math.isclose(share * 100, round(share * 100)) for share in gpu_shares(1, 3))

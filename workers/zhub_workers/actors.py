@@ -8,13 +8,14 @@ import importlib
 
 from zhub.logs import LogFormat, configure_logging
 from zhub.tracing import start_tracing
-from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, Worker
+from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt, Worker
+from zhub_workers.flavour import Flavour
 
 
 class LightActor:
     """Runs what needs no torch."""
 
-    def __init__(self, _device: str | None, log_format: LogFormat) -> None:
+    def __init__(self, _device: str | None, log_format: LogFormat, _flavour: Flavour) -> None:
         configure_logging(log_format)
         start_tracing("zhub-worker")
         self._worker = Worker(importlib.import_module("zhub_workers.light_worker").run)
@@ -31,14 +32,14 @@ class LightActor:
     def forget(self, key: AttemptKey) -> bool:
         return self._worker.forget(key)
 
-    def held(self) -> list[tuple[AttemptKey, str | None]]:
+    def held(self) -> list[HeldAttempt]:
         return self._worker.held()
 
 
 class TorchActor(LightActor):
     """Runs what needs torch, on one device."""
 
-    def __init__(self, device: str | None, log_format: LogFormat) -> None:
+    def __init__(self, device: str | None, log_format: LogFormat, flavour: Flavour) -> None:
         configure_logging(log_format)
         start_tracing("zhub-worker")
-        self._worker = Worker(importlib.import_module("zhub_workers.torch_worker").TorchRunner(device))
+        self._worker = Worker(importlib.import_module("zhub_workers.torch_worker").TorchRunner(device, flavour))

@@ -33,9 +33,11 @@ from zhub.stopping import stop_event
 from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, job_topic, open_wakeup
 from zhub_workers.agent_metrics import FENCE_REJECTED, FOLLOWED, ORPHANS_KILLED, PICKUP, ROUND, START
 from zhub_workers.attempt import INFRASTRUCTURE, Attempt, AttemptKey, AttemptStatus
+from zhub_workers.flavour import flavour_of
 from zhub_workers.gpu_shares import gpu_shares
 from zhub_workers.launcher import POOLS, Launcher, WorkerLostError, WorkerSilentError, kinds_of
-from zhub_workers.ray_launcher import RayLauncher, connect, gpus_in_cluster
+from zhub_workers.ray_cluster import connect, gpus_in_cluster
+from zhub_workers.ray_launcher import RayLauncher
 from zhub_workers.reconcile import Adopt, Kill, Lose, reconcile
 from zhub_workers.serving import deploy
 
@@ -50,7 +52,7 @@ STOP_GRACE_S = 10.0  # between asking an attempt to stop and killing its worker
 ANNOUNCE_S = 5.0  # the leader counts on an agent for half a minute
 RECONCILE_S = 5.0
 MAX_CLAIMS = 8  # at a time: their leases run while they are started one after the other
-LOST = jobs.Failure("lost", "The attempt's worker died.", retryable=True)
+LEAVING = "The node of the job's worker will go away: the job goes on from a checkpoint on another."
 STALLED = jobs.Failure("stalled", "The attempt made no progress for too long and was stopped.", retryable=True)
 
 
@@ -64,17 +66,19 @@ def main() -> None:
         sys.exit(str(exc))
     connect(settings.ray_address)
     stopping = stop_event()  # after connect, which puts signal handlers of Ray's own in their place
-    shares = gpu_shares(0 if settings.device == "cpu" else gpus_in_cluster(), settings.slots)
+    gpus = 0 if settings.device == "cpu" else gpus_in_cluster()
+    shares = gpu_shares(gpus, settings.slots, settings.worker_gpus)
     launcher = RayLauncher(
+        flavour_of(settings, shares),
         slots=settings.slots,
         jobs_per_worker=settings.jobs_per_worker,
         device=settings.device,
-        gpus_per_worker=shares.worker,
         log_format=settings.log_format,
     )
     agent = Agent(settings, make_engine(settings.database_url, pool_size=2, pre_ping=False), launcher)
-    serving = partial(deploy, settings, stopping, gpus=shares.replica)
-    threading.Thread(target=serving, daemon=True, name="deploy-serving").start()
+    if settings.serve:
+        serving = partial(deploy, settings, stopping, gpus=shares.replica)
+        threading.Thread(target=serving, daemon=True, name="deploy-serving").start()
     agent.run(open_wakeup(settings.redis_url), stopping)
 
 
@@ -141,15 +145,21 @@ class Agent:
 
     def _announce(self) -> None:
         settings = self._settings
-        row = {"id": self.id, "cluster": settings.cluster, "slots": settings.slots}
+        # None ready yet is no cluster without any: the first job may be admitted, and waits for the first worker.
+        slots = max(1, self._launcher.slots())
+        row = {"id": self.id, "cluster": settings.cluster, "slots": slots}
         row |= {"jobs_per_worker": settings.jobs_per_worker}
+        now = {"seen_at": func.now(), "slots": slots}
         with system_session(self._engine) as session:
             statement = insert(AgentRow).values(row)
-            session.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now()}))
+            session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=now))
 
     def _claim(self) -> None:
         for pool in POOLS:
-            while (free := self._launcher.free(pool)) or self._launcher.packs(pool):
+            while True:
+                free, packs = self._launcher.free(pool), self._launcher.packs(pool)
+                if not free and not packs:
+                    break
                 with statement_session(self._engine) as session:
                     claims = jobs.claim_up_to(
                         session,
@@ -158,7 +168,8 @@ class Agent:
                         self._settings.cluster,
                         kinds_of(pool),
                         lease_s=self._settings.lease_s,
-                        packs=None if free else self._launcher.packs(pool),
+                        free=free,
+                        packs=packs,
                     )
                 if not claims:
                     break
@@ -181,6 +192,7 @@ class Agent:
             pack_key=claim.pack_key,
             checkpoint=claim.checkpoint,
             traceparent=claim.traceparent,
+            workers=claim.workers,
         )
         try:
             with tracing.span("start", parent=claim.traceparent, job_id=str(key.job_id), fence=key.fence):
@@ -236,6 +248,10 @@ class Agent:
             followed.seq = status.events[-1].seq
         if status.state != "running":
             return self._record_end(key, status)
+        if desired == "run" and key in self._launcher.leaving():
+            with system_session(self._engine) as session:
+                jobs.preempt(session, *key, LEAVING)
+            desired = "preempt"
         # Once asked it goes on stopping, also when its job is wanted again: the next attempt begins anew.
         if desired != "run" or followed.stop_asked_at is not None:
             self._stop(followed)
@@ -273,7 +289,7 @@ class Agent:
             case "stopped":
                 ended = self._end(key, lambda session: jobs.stopped(session, *key))
             case _:
-                failure = status.failure or LOST
+                failure = status.failure or jobs.LOST
                 ended = self._end(key, lambda session: record_failure(session, key, failure))
         try:
             self._launcher.forget(key)
@@ -305,7 +321,7 @@ class Agent:
 
     def _lose(self, key: AttemptKey, reason: str) -> bool:
         LEASE_LOST.labels(reason).inc()
-        return self._end(key, lambda session: jobs.fail(session, *key, LOST, outcome="lost"))
+        return self._end(key, lambda session: jobs.lose(session, *key))
 
     def _abandon(self, key: AttemptKey, reason: LeaseLostError) -> bool:
         """Somebody else owns the job, or it has ended: stop the worker's attempt and write nothing."""
@@ -340,6 +356,7 @@ class Agent:
         return False if owned else self._abandon(key, LeaseLostError(*key))
 
     def _reconcile(self) -> None:
+        self._launcher.tidy()
         # Workers first, rows second: what another agent starts in between is then not taken for one that nobody owns.
         held = self._launcher.running().keys()
         with system_session(self._engine) as session:

@@ -20,3 +20,4 @@ FENCE_REJECTED = Counter(
 ORPHANS_KILLED = Counter(
     "zhub_orphan_workers_killed_total", "Workers freed because they ran an attempt that no row leases to this cluster."
 )
+UNPLACED = Gauge("zhub_workers_unplaced", "Workers for which Ray has had no place for minutes: nodes are missing.")

@@ -36,6 +36,14 @@ class AttemptKey(NamedTuple):
         return f"{self.job_id} f{self.fence}"
 
 
+class HeldAttempt(NamedTuple):
+    """An attempt that a worker holds, the key of its pack, and how many workers it takes with its shards."""
+
+    key: AttemptKey
+    pack_key: str | None
+    workers: int
+
+
 @dataclass(frozen=True)
 class Attempt:
     """All that a worker needs to run an attempt."""
@@ -52,6 +60,8 @@ class Attempt:
     """``{"key_prefix", "digest", "step"}`` of what an earlier attempt left to go on from."""
     traceparent: str | None = None
     """The span that asked for the job."""
+    workers: int = 1
+    """How many workers' places it was given: its own and those of its shards."""
 
     @property
     def key_prefix(self) -> str:
@@ -134,7 +144,7 @@ class Worker:
             for key, other in self._attempts.items():
                 if attempt.pack_key is None or attempt.pack_key != other.pack_key:
                     raise RuntimeError(f"the worker still holds {key}")
-            running = _Running(attempt.pack_key, time.monotonic() + lease_s)
+            running = _Running(attempt.pack_key, attempt.workers, time.monotonic() + lease_s)
             self._attempts[attempt.key] = running
         threading.Thread(target=self._run_attempt, args=(running, attempt), name="attempt", daemon=True).start()
 
@@ -169,10 +179,10 @@ class Worker:
             self._attempts.pop(key, None)
             return True
 
-    def held(self) -> list[tuple[AttemptKey, str | None]]:
-        """The attempts that are here, running or ended but not forgotten, with their pack keys."""
+    def held(self) -> list[HeldAttempt]:
+        """The attempts that are here, running or ended but not forgotten."""
         with self._lock:
-            return [(key, running.pack_key) for key, running in self._attempts.items()]
+            return [HeldAttempt(key, one.pack_key, one.workers) for key, one in self._attempts.items()]
 
     def _run_attempt(self, running: "_Running", attempt: Attempt) -> None:
         about: dict[str, str | int] = {"job_id": str(attempt.key.job_id), "fence": attempt.key.fence}
@@ -211,6 +221,7 @@ class Worker:
 @dataclass
 class _Running:
     pack_key: str | None
+    workers: int
     lease_deadline: float
     context: AttemptContext = field(default_factory=AttemptContext)
     ended: AttemptStatus | None = None

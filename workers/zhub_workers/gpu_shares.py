@@ -12,13 +12,15 @@ class GpuShares(NamedTuple):
     replica: float
 
 
-def gpu_shares(gpus: float, slots: int) -> GpuShares:
-    """Divide ``gpus`` between ``slots`` training workers and one serving replica.
+def gpu_shares(gpus: float, slots: int, worker: float | None = None) -> GpuShares:
+    """Divide ``gpus`` between ``slots`` training workers and one serving replica, or as ``worker`` says.
 
     Each gets a GPU of its own where there are enough. Otherwise serving takes a quarter of one and the workers share
     the rest evenly. Ray hides every GPU from an actor that asks for none, so both must ask. Shares are bookkeeping:
     they do not bound memory.
     """
+    if worker is not None:
+        return GpuShares(worker, 1 if worker == 1 else SERVING_SHARE if worker else 0)
     if gpus < 1:
         return GpuShares(0, 0)
     if gpus >= slots + 1:

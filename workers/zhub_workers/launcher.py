@@ -4,11 +4,11 @@ Two implementations: detached Ray actors (``ray_launcher``), and threads of this
 """
 
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from zhub.jobs import LIGHT_KINDS
-from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, Runner, Worker
+from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt, Runner, Worker
 
 
 class WorkerLostError(Exception):
@@ -25,8 +25,14 @@ class Launcher(Protocol):
     def fill_pools(self) -> None:
         """Replace workers that are gone; returns before the new ones are ready."""
 
+    def tidy(self) -> None:
+        """Look for what nobody told: workers of an earlier agent, leftovers of attempts, nodes that will go away."""
+
+    def slots(self) -> int:
+        """How many workers with torch there are or will be soon, with the places that shards take instead."""
+
     def free(self, pool: str) -> int:
-        """How many workers of this pool are ready and hold nothing."""
+        """How many workers of this pool are ready, will stay, and hold nothing."""
 
     def packs(self, pool: str) -> set[str]:
         """The keys of the packs of this pool that have room for another attempt."""
@@ -34,7 +40,8 @@ class Launcher(Protocol):
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
         """Begin an attempt on a free worker, or else in its pack, and return the worker's name.
 
-        Again for one that has begun, nothing happens and its worker's name is returned.
+        Free workers make way for its shards, as many as the attempt takes workers beside its own. Again for one that
+        has begun, nothing happens and its worker's name is returned.
 
         Raises:
             WorkerLostError: no worker is free and no pack has room, or it died.
@@ -56,6 +63,9 @@ class Launcher(Protocol):
     def running(self) -> dict[AttemptKey, str]:
         """Every attempt that some worker holds, with the worker's name."""
 
+    def leaving(self) -> set[AttemptKey]:
+        """The attempts whose worker will go away soon, with its node."""
+
 
 POOLS = ("light", "torch")
 
@@ -70,13 +80,20 @@ def kinds_of(pool: str) -> list[str]:
     return list(LIGHT_KINDS) if pool == "light" else ["decompose", "train", "evaluate"]
 
 
-Held = Collection[str | None]
-"""The pack keys of the attempts that one worker holds."""
-
-
-def has_room(held: Held, pack_key: str | None, *, jobs_per_worker: int) -> bool:
+def has_room(held: Iterable[HeldAttempt], pack_key: str | None, *, jobs_per_worker: int) -> bool:
     """Whether a worker may take an attempt with this pack key: it is free, or holds some of the same pack."""
-    return not held or (pack_key is not None and set(held) == {pack_key} and len(held) < jobs_per_worker)
+    packs = [one.pack_key for one in held]
+    return not packs or (pack_key is not None and set(packs) == {pack_key} and len(packs) < jobs_per_worker)
+
+
+def open_packs(held: Iterable[Iterable[HeldAttempt]], *, jobs_per_worker: int) -> set[str]:
+    """The keys of the packs that have room, where each worker holds one of ``held``."""
+    return {
+        one.pack_key
+        for attempts in map(list, held)
+        for one in attempts
+        if one.pack_key and has_room(attempts, one.pack_key, jobs_per_worker=jobs_per_worker)
+    }
 
 
 class ThreadLauncher:
@@ -93,18 +110,23 @@ class ThreadLauncher:
     def fill_pools(self) -> None:
         return
 
+    def tidy(self) -> None:
+        return
+
+    def slots(self) -> int:
+        return 1
+
     def free(self, pool: str) -> int:
         return 0 if self._workers[pool].held() else 1
 
     def packs(self, pool: str) -> set[str]:
-        held = [pack for _, pack in self._workers[pool].held()]
-        return {pack for pack in held if pack and has_room(held, pack, jobs_per_worker=self._jobs_per_worker)}
+        return open_packs([self._workers[pool].held()], jobs_per_worker=self._jobs_per_worker)
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
         worker = self._workers[pool]
-        held = dict(worker.held())
-        room = has_room(held.values(), attempt.pack_key, jobs_per_worker=self._jobs_per_worker)
-        if attempt.key not in held and not room:
+        held = worker.held()
+        room = has_room(held, attempt.pack_key, jobs_per_worker=self._jobs_per_worker)
+        if attempt.key not in [one.key for one in held] and not room:
             raise WorkerLostError(f"no worker of pool {pool} is free")
         worker.start(attempt, lease_s)
         return f"thread-{pool}"
@@ -122,7 +144,7 @@ class ThreadLauncher:
 
     def kill(self, key: AttemptKey) -> None:
         for pool, worker in list(self._workers.items()):
-            held = dict(worker.held())
+            held = [one.key for one in worker.held()]
             if key in held:
                 for other in held:
                     worker.request_stop(other)
@@ -133,7 +155,10 @@ class ThreadLauncher:
             worker.forget(key)
 
     def running(self) -> dict[AttemptKey, str]:
-        return {key: f"thread-{pool}" for pool, worker in self._workers.items() for key, _ in worker.held()}
+        return {one.key: f"thread-{pool}" for pool, worker in self._workers.items() for one in worker.held()}
+
+    def leaving(self) -> set[AttemptKey]:
+        return set()
 
     def _replace(self, pool: str, gone: Worker | None) -> None:
         # A worker that was replaced already must not take its replacement along when its leases run out.

@@ -1,7 +1,8 @@
-"""The shards of one job as Ray actors, each with a share of GPUs like that of the worker whose job it is.
+"""The shards of one job as Ray actors, each with a place like that of the worker whose job it is.
 
-They belong to the worker: Ray ends them when it ends, however that is. One that Ray has no room for yet, that died, or
-that stands still is left out until it, or another in its place, is up.
+Their places are reserved together, in a placement group, before the job begins; where a worker reserves nothing, there
+is nothing to reserve for them. They and their group belong to the worker: Ray ends them when it ends, however that is.
+One that is not up yet, that died, or that stands still is left out until it, or another in its place, is up.
 """
 
 import logging
@@ -16,16 +17,24 @@ from typing import Any, Self
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError
+from ray.util import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from zhub.errors import UnavailableError
 from zhub.specs import TrainSpec
 from zhub.store import open_store
+from zhub_workers import ray_cluster
 from zhub_workers.adapters import make_adapter
+from zhub_workers.attempt import AttemptKey
+from zhub_workers.flavour import Flavour
 from zhub_workers.model_cache import ModelCache
 from zhub_workers.sharded import Ask, Shard, ShardLostError
 
 log = logging.getLogger("zhub.worker")
 
 LOOK_S = 1.0
+GROUP_TIMEOUT_S = 120.0  # until a job whose shards have no room gives its worker back
 SILENT_S = 120.0  # a shard that gets on with nothing for so long is lost
 MAX_FAILURES = 3  # in a row, of one shard: to start, or to answer
 
@@ -57,22 +66,31 @@ class ShardActor:
 
 
 class RayShards:
-    """``count`` shards of a job, for as long as the context lasts. See ``Shards``."""
+    """``count`` shards of an attempt, for as long as the context lasts. See ``Shards``.
+
+    Entering waits for their places, calls ``check`` meanwhile, which may raise, and raises UnavailableError where there
+    is no room for all of them.
+    """
 
     def __init__(
         self,
         count: int,
+        key: AttemptKey,
         spec: TrainSpec,
         store_url: str,
         cache_dir: Path,
         *,
         device: str,
-        gpus: float,
+        flavour: Flavour,
+        check: Callable[[], None],
         on_change: Callable[[str], None],
     ) -> None:
         self._count = count
+        self._key = key
         self._made_of = (spec, store_url, cache_dir, device)
-        self._gpus = gpus
+        self._flavour = flavour
+        self._check = check
+        self._group: PlacementGroup | None = None
         self._on_change = on_change
         self._actors: dict[int, Any] = {}  # by place, those that are up
         self._starting: dict[int, tuple[Any, Any]] = {}  # with the answer that says that they are
@@ -82,6 +100,8 @@ class RayShards:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="shards")
 
     def __enter__(self) -> Self:
+        if self._flavour.bundle:
+            self._group = self._reserve()
         with self._lock:
             self._fill()
         return self
@@ -91,6 +111,8 @@ class RayShards:
             for actor in [*self._actors.values(), *(actor for actor, _ in self._starting.values())]:
                 ray.kill(actor, no_restart=True)
             self._actors, self._starting = {}, {}
+        if self._group is not None:
+            remove_placement_group(self._group)
         self._threads.shutdown(wait=False)
 
     def ready(self) -> Sequence[Ask]:
@@ -105,6 +127,28 @@ class RayShards:
     def pulse(self) -> int:
         return self._beats
 
+    def _reserve(self) -> PlacementGroup:
+        # Not detached: it ends with the worker that asks for it, which is, and which outlives the agent.
+        group: PlacementGroup = placement_group(
+            [self._flavour.bundle] * self._count,
+            strategy="PACK",
+            name=ray_cluster.group_name(self._flavour.cluster, self._key),
+            bundle_label_selector=[dict(self._flavour.labels)] * self._count if self._flavour.labels else None,
+        )
+        give_up = time.monotonic() + GROUP_TIMEOUT_S
+        try:
+            while not group.wait(LOOK_S):
+                self._check()
+                if time.monotonic() > give_up:
+                    raise UnavailableError(
+                        f"There was no room for {self._count} more processes within {GROUP_TIMEOUT_S:.0f} s. Each asks "
+                        f"for {self._flavour}."
+                    )
+        except BaseException:
+            remove_placement_group(group)
+            raise
+        return group
+
     def _fill(self) -> None:
         for place in range(self._count):
             absent = place not in self._actors and place not in self._starting
@@ -112,16 +156,20 @@ class RayShards:
                 actor: Any = (
                     ray.remote(ShardActor)
                     .options(
+                        name=ray_cluster.shard_name(self._flavour.cluster, self._key),
+                        namespace=ray_cluster.NAMESPACE,
                         max_restarts=0,
                         max_task_retries=0,
                         max_concurrency=2,  # a pulse while it computes
-                        scheduling_strategy="SPREAD",
-                        num_cpus=0,
-                        num_gpus=self._gpus,
+                        scheduling_strategy=self._strategy(place),
+                        **self._flavour.options,
                     )
                     .remote(*self._made_of)
                 )
                 self._starting[place] = (actor, actor.pulse.remote())
+
+    def _strategy(self, place: int) -> str | PlacementGroupSchedulingStrategy:
+        return "SPREAD" if self._group is None else PlacementGroupSchedulingStrategy(self._group, place)
 
     def _settle(self, place: int, actor: Any, answer: Any) -> None:
         try:
@@ -171,9 +219,3 @@ class RayShards:
         self._failures[place] += 1
         given_up = ": given up" if self._failures[place] == MAX_FAILURES else ""
         self._on_change(f"Process {place + 2} of {self._count + 1} {what}{given_up}.")
-
-
-def assigned_gpus() -> float:
-    """The share of GPUs that Ray has given to the actor that this runs in."""
-    resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-    return resources.get("GPU", 0.0)

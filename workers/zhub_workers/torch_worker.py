@@ -36,8 +36,9 @@ from zhub_workers.checkpoint import TrainState, read_state, write_state
 from zhub_workers.compute_group import ComputeGroup, Member, Stopped
 from zhub_workers.evaluate import Grading
 from zhub_workers.evaluation import ROWS_FILE, run_evaluation
+from zhub_workers.flavour import Flavour
 from zhub_workers.model_cache import ModelCache, base_directory, basis_prefix
-from zhub_workers.ray_shards import RayShards, assigned_gpus
+from zhub_workers.ray_shards import RayShards
 from zhub_workers.sharded import ShardedMember
 from zhub_workers.step_spans import traced_steps
 from zhub_workers.train import TrainResult, train
@@ -53,7 +54,8 @@ class TorchRunner:
     A pack is divided between lanes: groups that compute side by side on twins of the model. A GPU is filled by one.
     """
 
-    def __init__(self, device: str | None) -> None:
+    def __init__(self, device: str | None, flavour: Flavour) -> None:
+        self._flavour = flavour
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._models = ModelCache(self.device, capacity=1)
         self._lanes = [ComputeGroup() for _ in range(lane_count(self.device))]
@@ -171,9 +173,15 @@ class TorchRunner:
 
     @contextmanager
     def _sharded(self, local: Member, spec: TrainSpec, attempt: Attempt, context: AttemptContext) -> Iterator[Member]:
-        """The member with as many shards as the job asks for beside it, itself where it asks for none."""
-        others = spec.hyperparameters.data_parallel - 1
-        if not others:
+        """The member with as many shards as the job asks for beside it, itself where it asks for none.
+
+        Where shards need places there are no more of them than the job was given.
+        """
+        asked = spec.hyperparameters.data_parallel
+        processes = min(asked, attempt.workers) if self._flavour.bundle else asked
+        if processes < asked:
+            context.emit("warn", f"The cluster has room for {processes} of the {asked} processes asked for.")
+        if processes == 1:
             yield local
             return
 
@@ -181,12 +189,14 @@ class TorchRunner:
             context.emit("info", message)
 
         with RayShards(
-            others,
+            processes - 1,
+            attempt.key,
             spec,
             attempt.store_url,
             attempt.cache_dir,
             device=str(self.device),
-            gpus=assigned_gpus(),
+            flavour=self._flavour,
+            check=context.raise_if_stopped,
             on_change=tell,
         ) as shards:
             yield ShardedMember(local, shards)

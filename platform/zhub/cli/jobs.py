@@ -175,6 +175,7 @@ def show_job(job: FineTuningJob, as_json: bool) -> None:
                 ("created", moment(job.created_at)),
                 ("finished", moment(job.finished_at) if job.finished_at else "-"),
                 ("attempts", str(job.attempts)),
+                ("cluster", job.cluster),
             ]
         )
     )

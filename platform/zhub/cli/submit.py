@@ -49,6 +49,9 @@ def submit(
     gate: Annotated[
         Path | None, typer.Option(help="A JSON file with the gate that the version must pass to get an alias.")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Which workers train it, where there are several kinds.", show_default="default")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the request and say what the job would take; train nothing.")
     ] = False,
@@ -61,6 +64,8 @@ def submit(
     asked["method"] = training_method(method, grader, settings or [])
     if gate is not None:
         asked["promotion"] = read_json(gate, "gate")
+    if cluster is not None:
+        asked["cluster"] = cluster
     with connect(data_dir) as client:
         asked["training_file"] = file_id(client, dataset)
         if dry_run:
