@@ -254,7 +254,7 @@ def claim_all(url: str, barrier: Any, *, end: Session = statement_session) -> in
     barrier.wait()
     while True:
         with statement_session(engine) as session:
-            claims = jobs.claim_up_to(session, MAX_CLAIMS, agent, "default", ["decompose"], lease_s=60)
+            claims = jobs.claim_up_to(session, MAX_CLAIMS, agent, "default", ["decompose"], lease_s=60, free=MAX_CLAIMS)
         if not claims:
             return count
         for claim in claims:

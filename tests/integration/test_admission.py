@@ -49,7 +49,7 @@ def give(engine: Engine, row: Any) -> None:
 
 def claim(engine: Engine) -> jobs.Claim:
     with system_session(engine) as session:
-        found = jobs.claim(session, AGENT, "default", ["train"], lease_s=60)
+        found = jobs.claim(session, AGENT, "default", ["train"], lease_s=60, free=8)
     assert found is not None
     return found
 

@@ -255,9 +255,9 @@ def test_an_agent_with_several_free_workers_claims_for_all_of_them_at_once(
             place=place,
         )
     with system_session(system_engine) as session:
-        first = jobs.claim_up_to(session, 3, AGENT, "default", ["train"], lease_s=60)
+        first = jobs.claim_up_to(session, 3, AGENT, "default", ["train"], lease_s=60, free=3)
     with system_session(system_engine) as session:
-        rest = jobs.claim_up_to(session, 3, AGENT, "default", ["train"], lease_s=60)
+        rest = jobs.claim_up_to(session, 3, AGENT, "default", ["train"], lease_s=60, free=3)
     assert [claim.job_id for claim in (*first, *rest)] == made and len(first) == 3
     with system_session(system_engine) as session:
         attempts = session.scalars(select(Attempt)).all()
