@@ -1,12 +1,13 @@
 # The commands of this repository; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check migrate chaos mutants compose-test clean
+.PHONY: help setup demo up test check migrate simulate chaos mutants compose-test clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 ZHUB_CHAOS_MINUTES ?= 30
+ZHUB_SIMULATION_SEEDS ?= 1000
 
 help: ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -37,6 +38,9 @@ check: setup ## Lint, formatting, types, and the rules of who imports whom.
 
 migrate: setup ## Bring the database at ZHUB_OWNER_DATABASE_URL to this release's revision.
 	$(BIN)/zhub db upgrade
+
+simulate: setup ## Play ZHUB_SIMULATION_SEEDS (1000) histories of the queue in virtual time, each with its own harm.
+	ZHUB_SIMULATION_SEEDS=$(ZHUB_SIMULATION_SEEDS) $(BIN)/pytest -s tests/simulation $(PYTEST_ARGS)
 
 chaos: setup ## Harm every process and server for ZHUB_CHAOS_MINUTES (30), then kill each part while a real job runs.
 	ZHUB_CHAOS_MINUTES=$(ZHUB_CHAOS_MINUTES) $(BIN)/pytest -s tests/chaos tests/e2e/test_kill.py $(PYTEST_ARGS)

@@ -40,7 +40,7 @@ from zhub_workers.checkpoint import TrainState
 from zhub_workers.compute_group import ComputeGroup
 
 JOBS = 8
-STEPS = 10
+STEPS = 100
 GROUP_SIZE = 8
 BARS = {256: 1.5, 64: 3.0}
 Job = tuple[Path, TrainSpec]

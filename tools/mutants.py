@@ -15,12 +15,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPIED = ("platform", "workers", "api", "migrations", "tests", "pyproject.toml")
 JOBS, WISHES, LEADERSHIP = "platform/zhub/jobs.py", "platform/zhub/wishes.py", "platform/zhub/leadership.py"
+DEPENDENCIES, REDRIVE, SCHEDULES = (
+    "platform/zhub/dependencies.py",
+    "platform/zhub/redrive.py",
+    "platform/zhub/schedules.py",
+)
 ADMISSION, SHARES, BASELINE = (
     "platform/zhub/admission.py",
     "platform/zhub/fair_share.py",
     "migrations/versions/0001_baseline.py",
 )
 ON_JOBS = ("tests/integration/test_jobs.py", "tests/integration/test_jobs_machine.py")
+ON_REDRIVE = ("tests/integration/test_redrive.py", "tests/integration/test_jobs_machine.py")
+ON_SCHEDULES, ON_PROMOTIONS = ("tests/integration/test_schedules.py",), ("tests/integration/test_promotions.py",)
 ON_ADMISSION = ("tests/unit/test_fair_share.py", "tests/integration/test_admission.py", *ON_JOBS)
 
 
@@ -42,8 +49,18 @@ MUTANTS = (
         "was.id AND fence = :fence AND state",
         "was.id AND :fence = :fence AND state",
     ),
-    Mutant("a success checks its fence", JOBS, "Job.fence == fence, Job.state.in_", "Job.state.in_"),
-    Mutant("a success checks that nobody cancelled", JOBS, ', Job.desired != "cancel")', ")"),
+    Mutant(
+        "a success checks its fence",
+        JOBS,
+        "fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'",
+        ":fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'",
+    ),
+    Mutant(
+        "a success checks that nobody cancelled",
+        JOBS,
+        "'stopping') AND desired <> 'cancel'",
+        "'stopping')",
+    ),
     Mutant(
         "a failure checks its fence",
         JOBS,
@@ -63,7 +80,7 @@ MUTANTS = (
         "state = 'admitted' AND desired = 'run' AND cluster",
         "state = 'admitted' AND cluster",
     ),
-    Mutant("a claim does not wait for another", JOBS, "LIMIT 1 FOR UPDATE SKIP LOCKED", "LIMIT 1"),
+    Mutant("a claim does not wait for another", JOBS, "LIMIT :limit FOR UPDATE SKIP LOCKED", "LIMIT :limit"),
     Mutant(
         "a lost job runs alone",
         JOBS,
@@ -73,8 +90,8 @@ MUTANTS = (
     Mutant(
         "no job goes before one that needs a worker",
         JOBS,
-        "ORDER BY admitted_at, id LIMIT 1",
-        "ORDER BY (:free > 0 OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT 1",
+        "ORDER BY admitted_at, id LIMIT :limit",
+        "ORDER BY (:free > 0 OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT :limit",
         ("tests/integration/test_jobs.py",),
     ),
     Mutant(
@@ -129,6 +146,103 @@ MUTANTS = (
         "if fits and (reserved is None or reserved.leaves_room(job)):",
         "if fits:",
         ON_ADMISSION,
+    ),
+    Mutant(
+        "a job waits for all that it needs",
+        DEPENDENCIES,
+        "HAVING bool_and(n.state = 'succeeded')",
+        "HAVING bool_or(n.state = 'succeeded')",
+    ),
+    Mutant(
+        "what needs a job that did not succeed never runs",
+        DEPENDENCIES,
+        "CASE WHEN lost THEN 'cancelled' ELSE 'queued' END",
+        "'queued'",
+    ),
+    Mutant("gates are left to decide", DEPENDENCIES, " AND j.kind <> 'gate'", "", ON_PROMOTIONS),
+    Mutant(
+        "a redrive takes dead jobs alone",
+        REDRIVE,
+        "WHERE id = :job AND state IN ('failed', 'cancelled') RETURNING",
+        "WHERE id = :job RETURNING",
+        ON_REDRIVE,
+    ),
+    Mutant(
+        "a redrive keeps the fence",
+        REDRIVE,
+        "SET desired = 'run', error = NULL, finished_at = NULL",
+        "SET desired = 'run', fence = 0, error = NULL, finished_at = NULL",
+        ON_REDRIVE,
+    ),
+    Mutant(
+        "a redrive waits for what the job needs",
+        REDRIVE,
+        "AND n.state <> 'succeeded') THEN 'waiting'",
+        "AND n.state = 'none') THEN 'waiting'",
+        ON_REDRIVE,
+    ),
+    Mutant(
+        "a redrive brings back what was cancelled with the job and nothing else",
+        REDRIVE,
+        '            Job.error["code"].astext == "dependency_failed",\n',
+        "",
+        ON_REDRIVE,
+    ),
+    Mutant(
+        "one redrive that is impossible stops no other",
+        REDRIVE,
+        "except ConflictError as exc:",
+        "except ZeroDivisionError as exc:",
+        ON_REDRIVE,
+    ),
+    Mutant(
+        "a gate moves an alias only from where it looked",
+        "platform/zhub/aliases.py",
+        "if expected is not None and expected.version_id != before:",
+        "if False:",
+        ON_PROMOTIONS,
+    ),
+    Mutant(
+        "no scheduler waits for another's gate",
+        "platform/zhub/promotions.py",
+        ".with_for_update(skip_locked=True)",
+        ".with_for_update()",
+        ON_PROMOTIONS,
+    ),
+    Mutant(
+        "no scheduler waits for another's schedule",
+        SCHEDULES,
+        "LIMIT 1 FOR UPDATE SKIP LOCKED",
+        "LIMIT 1 FOR UPDATE",
+        ON_SCHEDULES,
+    ),
+    Mutant(
+        "one scheduler looks after a schedule at a time",
+        SCHEDULES,
+        "LIMIT 1 FOR UPDATE SKIP LOCKED",
+        "LIMIT 1",
+        ON_SCHEDULES,
+    ),
+    Mutant(
+        "a tick that has an outcome gets no other",
+        SCHEDULES,
+        "is not None:\n        return earlier",
+        "is not None and False:\n        return earlier",
+        ON_SCHEDULES,
+    ),
+    Mutant(
+        "a tick has one row",
+        "migrations/versions/0006_schedules.py",
+        'sa.UniqueConstraint("schedule_id", "key", name=op.f("uq_schedule_ticks_schedule_id_key")),',
+        "",
+        ON_SCHEDULES,
+    ),
+    Mutant(
+        "an agent looks at the workers before the rows",
+        "workers/zhub_workers/agent.py",
+        "reconcile(leased, held, self._followed.keys())",
+        "reconcile(leased, self._launcher.running().keys(), self._followed.keys())",
+        ("tests/integration/test_agent.py", "-k", "looks_around or adopts"),
     ),
     Mutant(
         "a reader of events stops at the oldest open transaction",

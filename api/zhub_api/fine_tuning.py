@@ -222,6 +222,7 @@ def job_objects(session: Session, found: Sequence[Job]) -> list[dict[str, Any]]:
             "cluster": job.cluster,
             "depends_on": [public_id("fine-tuning job", needed.id) for needed in needs.get(job.id, [])],
             "promotion": public_id("promotion", gates[job.id]) if job.id in gates else None,
+            "dedup_key": job.dedup_key,
         }
         for job in found
     ]

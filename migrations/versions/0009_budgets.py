@@ -1,4 +1,4 @@
-"""Nominal shares that are taken back by preemption, and monthly budgets."""
+"""Nominal shares that are taken back by preemption, monthly budgets, and keys that one live job has at a time."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,14 @@ depends_on: str | Sequence[str] | None = None
 
 OUTCOMES = "'succeeded', 'failed_user', 'failed_infra', 'lost', 'cancelled', 'paused'"
 
+LIVE = "dedup_key IS NOT NULL AND state NOT IN ('succeeded', 'failed', 'cancelled')"
+
 
 def upgrade() -> None:
+    op.add_column("jobs", sa.Column("dedup_key", sa.Text(), nullable=True))
+    op.create_index(
+        "uq_jobs_dedup_key", "jobs", ["project_id", "dedup_key"], unique=True, postgresql_where=sa.text(LIVE)
+    )
     op.drop_constraint("ck_attempts_outcome", "attempts")
     op.create_check_constraint(op.f("ck_attempts_outcome"), "attempts", f"outcome IN ({OUTCOMES}, 'preempted')")
     op.create_index(
@@ -43,6 +49,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_index("uq_jobs_dedup_key", table_name="jobs")
+    op.drop_column("jobs", "dedup_key")
     op.drop_table("month_usages")
     op.drop_column("quotas", "monthly_worker_hours")
     op.drop_column("quotas", "nominal_workers")

@@ -74,22 +74,47 @@ def admit(session: Session, *, agent_lost_after_s: float) -> list[Admitted]:
     admitted = _admit_light(session, agent_lost_after_s)
     for cluster in _clusters(session, agent_lost_after_s, MAX_HEADS):
         chosen = fair_share.plan(cluster.free, cluster.running, cluster.tenants, cluster.queues)
-        ids = [job.id for _, job in chosen]
         _reclaim(session, cluster, chosen)
-        admitted += session.execute(
-            text(
-                f"""
-                UPDATE jobs SET state = 'admitted', admitted_at = now() + place * interval '1 microsecond'
-                  FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, place)
-                 WHERE id = chosen_id AND state = 'queued' AND desired = 'run'
-             RETURNING id, org_id, cluster, {_WAITED} AS waited_s
-                """
-            ),
-            {"ids": ids},
-        ).all()
-    for row in admitted:
-        jobs.add_event(session, row.org_id, row.id, "The job is admitted.")
+        if chosen:
+            admitted += session.execute(_ADMIT, {"ids": [job.id for _, job in chosen]}).all()
     return [Admitted(*row) for row in admitted]
+
+
+# Each with its event, in one round trip: somebody waits for the next pass.
+_TELL = """told AS (
+    INSERT INTO job_events (id, org_id, job_id, level, type, message)
+    SELECT gen_random_uuid(), org_id, id, 'info', 'message', 'The job is admitted.' FROM admitted
+)"""
+_ADMIT = text(f"""
+    WITH admitted AS (
+        UPDATE jobs SET state = 'admitted', admitted_at = now() + place * interval '1 microsecond'
+          FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, place)
+         WHERE id = chosen_id AND state = 'queued' AND desired = 'run'
+     RETURNING id, org_id, cluster, {_WAITED} AS waited_s
+    ), {_TELL}
+    SELECT * FROM admitted
+""")
+
+
+def withdraw(session: Session, *, agent_lost_after_s: float) -> list[uuid.UUID]:
+    """Queue admitted jobs again whose cluster has had no agent for as long: who waits is told so, and holds nothing."""
+    rows = session.execute(
+        text(
+            f"""
+            WITH {CLUSTERS}
+            UPDATE jobs SET state = 'queued', admitted_at = NULL
+             WHERE id IN (SELECT id FROM jobs
+                           WHERE state = 'admitted' AND admitted_at < now() - make_interval(secs => :lost)
+                             AND cluster NOT IN (SELECT cluster FROM clusters) ORDER BY id LIMIT :limit FOR UPDATE)
+         RETURNING id, org_id
+            """
+        ),
+        {"lost": agent_lost_after_s, "limit": MAX_LIGHT},
+    ).all()
+    for row in rows:
+        message = "No agent of its cluster is alive: the job is queued again."
+        jobs.add_event(session, row.org_id, row.id, message, level="warn")
+    return [row.id for row in rows]
 
 
 def _reclaim(session: Session, cluster: _Cluster, admitted: Sequence[tuple[uuid.UUID, Waiting]]) -> None:
@@ -224,7 +249,7 @@ def _admit_light(session: Session, lost_after_s: float) -> list[Any]:
         session.execute(
             text(
                 f"""
-                WITH {CLUSTERS}
+                WITH {CLUSTERS}, admitted AS (
                 UPDATE jobs SET state = 'admitted', admitted_at = now()
                  WHERE id IN (SELECT j.id FROM jobs j JOIN clusters USING (cluster)
                                WHERE j.state = 'queued' AND j.desired = 'run' AND j.kind IN ({light})
@@ -232,6 +257,8 @@ def _admit_light(session: Session, lost_after_s: float) -> list[Any]:
                                ORDER BY j.created_at, j.id LIMIT :limit)
                    AND state = 'queued' AND desired = 'run'
              RETURNING id, org_id, cluster, {_WAITED} AS waited_s
+                ), {_TELL}
+                SELECT * FROM admitted
                 """
             ),
             {"lost": lost_after_s, "limit": MAX_LIGHT},
@@ -243,32 +270,36 @@ def _clusters(session: Session, lost_after_s: float, heads: int) -> list[_Cluste
     values = {"lost": lost_after_s, "light": list(jobs.LIGHT_KINDS), "half_life": HALF_LIFE_S, "heads": heads}
     held: dict[str, list[Any]] = {}
     by_org: dict[tuple[str, uuid.UUID], float] = {}
-    for row in session.execute(text(_HELD), values):
+    for row in session.execute(_HELD, values):
         held.setdefault(row.cluster, []).append(row)
         key = row.cluster, row.org_id
         by_org[key] = by_org.get(key, 0.0) + float(row.takes)
     queues: dict[str, dict[uuid.UUID, list[Waiting]]] = {}
-    for row in session.execute(text(_HEADS), values):
+    for row in session.execute(_HEADS, values):
         job = Waiting(row.id, float(row.takes), row.expected_s)
         queues.setdefault(row.cluster, {}).setdefault(row.org_id, []).append(job)
     tenants: dict[str, dict[uuid.UUID, Tenant]] = {}
-    for row in session.execute(text(TENANTS), values):
+    workers: dict[str, float] = {}
+    limited = False
+    for row in session.execute(TENANTS, values):
+        workers[row.cluster] = float(row.workers)
+        limited = limited or row.monthly_worker_hours is not None
         cap = float("inf") if row.max_workers is None else row.max_workers
         tenant = Tenant(row.weight, row.used, by_org.get((row.cluster, row.org_id), 0.0), cap, row.nominal)
         tenants.setdefault(row.cluster, {})[row.org_id] = tenant
-    spent = budgets.spent(session)
+    spent = budgets.spent(session) if limited else {}
     return [
         _Cluster(
-            row.cluster,
-            float(row.workers),
-            [Running(float(one.takes), one.left_s) for one in held.get(row.cluster, [])],
-            tenants.get(row.cluster, {}),
-            {org: queue for org, queue in queues.get(row.cluster, {}).items() if org not in spent},
-            {org: queue for org, queue in queues.get(row.cluster, {}).items() if org in spent},
-            [_preemptible(one) for one in held.get(row.cluster, []) if one.can_stop],
-            sum(float(one.takes) for one in held.get(row.cluster, []) if one.desired != "run"),
+            name,
+            workers[name],
+            [Running(float(one.takes), one.left_s) for one in held.get(name, [])],
+            tenants[name],
+            {org: queue for org, queue in queues.get(name, {}).items() if org not in spent},
+            {org: queue for org, queue in queues.get(name, {}).items() if org in spent},
+            [_preemptible(one) for one in held.get(name, []) if one.can_stop],
+            sum(float(one.takes) for one in held.get(name, []) if one.desired != "run"),
         )
-        for row in session.execute(text(f"WITH {CLUSTERS} SELECT * FROM clusters ORDER BY cluster"), values)
+        for name in sorted(workers)
     ]
 
 
@@ -277,7 +308,7 @@ def _preemptible(row: Any) -> Preemptible:
 
 
 # A training can stop, because it goes on from a checkpoint later.
-_HELD = f"""
+_HELD = text(f"""
     WITH {CLUSTERS}
     SELECT j.id, j.cluster, j.org_id, j.desired, {TAKES} AS takes,
            greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float AS left_s,
@@ -290,10 +321,10 @@ _HELD = f"""
                      FROM attempts WHERE job_id = jobs.id) a ON true
              WHERE state IN ('admitted', 'starting', 'running', 'stopping') AND kind <> ALL(:light)) j
       JOIN clusters c USING (cluster)
-"""
+""")
 
 # For each organisation the first of its jobs, by the index on ranked_at, however many wait.
-_HEADS = f"""
+_HEADS = text(f"""
     WITH {CLUSTERS}
     SELECT c.cluster, j.org_id, j.id, j.expected_s, {TAKES} AS takes
       FROM clusters c CROSS JOIN organizations o
@@ -302,17 +333,17 @@ _HEADS = f"""
                             AND kind <> ALL(:light) AND coalesce(not_before <= now(), true)
                           ORDER BY ranked_at, id LIMIT :heads) j
      ORDER BY c.cluster, j.org_id, j.ranked_at, j.id
-"""
+""")
 
-TENANTS = f"""
+TENANTS = text(f"""
     WITH {CLUSTERS}
-    SELECT c.cluster, o.id AS org_id, coalesce(q.weight, 1) AS weight, q.max_workers,
-           coalesce(q.nominal_workers, 0) AS nominal,
+    SELECT c.cluster, c.workers, o.id AS org_id, coalesce(q.weight, 1) AS weight, q.max_workers,
+           coalesce(q.nominal_workers, 0) AS nominal, q.monthly_worker_hours,
            coalesce(u.worker_seconds * power(0.5, extract(epoch FROM now() - u.at) / :half_life), 0)::float AS used
       FROM clusters c CROSS JOIN organizations o
       LEFT JOIN quotas q ON q.org_id = o.id
       LEFT JOIN usages u ON u.org_id = o.id AND u.cluster = c.cluster
-"""
+""")
 
 # Queued jobs that no pass looks at, and why. Each of the three has its own index: the queue may be long.
 _ELSEWHERE = f"""
@@ -338,6 +369,11 @@ _ELSEWHERE = f"""
 
 
 def _reason(cluster: _Cluster, tenant: Tenant, job: Waiting, own_ahead: int, others_ahead: int) -> str:
+    if job.workers > tenant.cap + fair_share.ROUNDING:
+        return (
+            f"It needs {_workers(job.workers)}, and your organisation's quota is {_workers(tenant.cap)}: it cannot run "
+            "unless the platform's operator allows more."
+        )
     if not tenant.may_hold(job.workers):
         return (
             f"Your organisation holds {_workers(tenant.held)}, and its quota is {_workers(tenant.cap)}: "

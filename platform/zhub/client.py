@@ -268,6 +268,7 @@ class TrainingRequest(TypedDict, total=False):
     suffix: str | None
     seed: int | None
     depends_on: Sequence[str]
+    dedup_key: str | None
     promotion: Mapping[str, Any] | None
     cluster: str
 

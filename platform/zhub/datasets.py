@@ -116,12 +116,12 @@ def delete(session: Session, project_id: uuid.UUID, version_id: uuid.UUID) -> No
     session.execute(update(DatasetVersion).where(DatasetVersion.id == version.id).values(deleted_at=func.now()))
 
 
-def finish_validation(session: Session, job: Job, found: dict[str, Any]) -> None:
+def finish_validation(session: Session, version_id: uuid.UUID, found: dict[str, Any]) -> None:
     """Write what the validation job found beside the file, and decide its status."""
     ok = found["problem_count"] == 0
     session.execute(
         update(DatasetVersion)
-        .where(DatasetVersion.id == job.dataset_version_id)
+        .where(DatasetVersion.id == version_id)
         .values(
             validation=found,
             status="processed" if ok else "error",

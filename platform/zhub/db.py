@@ -19,11 +19,14 @@ from zhub.errors import UnavailableError
 SERVER_SETTINGS = "-c statement_timeout=15s -c lock_timeout=5s -c idle_in_transaction_session_timeout=10s"
 
 
-def make_engine(url: str, *, pool_size: int = 10) -> Engine:
-    """An engine for a ``postgresql://`` URL (psycopg 3), whose waits all have an end."""
+def make_engine(url: str, *, pool_size: int = 10, pre_ping: bool = True) -> Engine:
+    """An engine for a ``postgresql://`` URL (psycopg 3), whose waits all have an end.
+
+    ``pre_ping`` asks each connection whether it still is one before it is used: a round trip, for who cannot try again.
+    """
     return create_engine(
         url,
-        pool_pre_ping=True,
+        pool_pre_ping=pre_ping,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=10,
@@ -57,6 +60,13 @@ def key_session(engine: Engine, prefix: str) -> Iterator[Session]:
 def system_session(engine: Engine) -> Iterator[Session]:
     """One transaction of the scheduler or the agent; sees every tenant only if the login is in ``zhub_system``."""
     with _transaction(engine, {}) as session:
+        yield session
+
+
+@contextmanager
+def statement_session(engine: Engine) -> Iterator[Session]:
+    """One statement of the scheduler or the agent, committed by itself: a third of a transaction's round trips."""
+    with _transaction(engine.execution_options(isolation_level="AUTOCOMMIT"), {}) as session:
         yield session
 
 

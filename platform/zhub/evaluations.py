@@ -143,7 +143,7 @@ def measure(session: Session, caller: Caller, request: EvaluationRequest) -> lis
     return list(made.values())
 
 
-def finish(session: Session, job: Job, report: Mapping[str, Any]) -> None:
+def finish(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, report: Mapping[str, Any]) -> None:
     """Write what an evaluation found, in the transaction that ends its job.
 
     Raises:
@@ -152,7 +152,7 @@ def finish(session: Session, job: Job, report: Mapping[str, Any]) -> None:
     found = EvaluationReport.model_validate(report)
     if len(found.parsed) != len(found.rewards):
         raise ValueError(f"{len(found.rewards)} rewards and {len(found.parsed)} marks of what was parsed")
-    if not found.rows_key.startswith(f"t/{job.org_id.hex}/jobs/{job.id.hex}/"):
+    if not found.rows_key.startswith(f"t/{org_id.hex}/jobs/{job_id.hex}/"):
         raise ValueError(f"the rows lie at '{found.rows_key}', not within their job")
     results = accuracy(found.rewards).model_dump() | {
         "parse_failures": found.parsed.count(False),
@@ -160,7 +160,7 @@ def finish(session: Session, job: Job, report: Mapping[str, Any]) -> None:
     }
     session.execute(
         update(Evaluation)
-        .where(Evaluation.job_id == job.id)
+        .where(Evaluation.job_id == job_id)
         .values(results=results, rewards=found.rewards, rows_key=found.rows_key)
     )
 

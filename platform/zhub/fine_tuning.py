@@ -62,6 +62,8 @@ class JobRequest(Schema):
     integrations: list[Any] | None = None
     depends_on: Annotated[list[str], Field(max_length=dependencies.MAX_NEEDED)] = []
     """Not in the dialect: fine-tuning jobs that must have succeeded before this one is queued."""
+    dedup_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """Not in the dialect: while a job of the project with this key has not ended, the answer is that one."""
     promotion: promotions.Gate | None = None
     """Not in the dialect: the gate that the version must pass to get an alias."""
     cluster: str = DEFAULT_CLUSTER
@@ -85,18 +87,20 @@ def create(
     request_hash = _hash(request)
     if earlier := _earlier(session, caller, request_hash, idempotency_key, is_retry):
         return earlier
+    if request.dedup_key is not None and (live := jobs.live(session, caller.project_id, request.dedup_key)):
+        return live
     admission.check_queue(session, caller.org_id)
     job, expert = prepare(session, caller, request)
-    job.request_hash, job.idempotency_key = request_hash, idempotency_key
+    job.request_hash, job.idempotency_key, job.dedup_key = request_hash, idempotency_key, request.dedup_key
     needs = dependencies.needed(session, caller.project_id, request.depends_on, param="depends_on")
     job.state = states.WAITING if needs else states.QUEUED
     try:
         jobs.enqueue(session, job, f"Created fine-tuning job for expert {caller.project}.{expert.name}.")
     except IntegrityError as exc:
-        if idempotency_key is None:
+        if idempotency_key is None and request.dedup_key is None:
             raise
         # Nothing else about a job is unique: a request with this key was committed after we looked for one.
-        raise NotReadyError("A request with this Idempotency-Key is being answered; try again.") from exc
+        raise NotReadyError("A request with this Idempotency-Key or dedup_key is being answered; try again.") from exc
     dependencies.add(session, job, [needed.id for needed in needs])
     if request.promotion is not None:
         promotions.create_for_training(session, caller, request.promotion, job)

@@ -155,8 +155,10 @@ RULES: Final[dict[str, str]] = {
         SELECT j.id, 'state ' || j.state || ', wanted: ' || j.desired || ', nothing has happened since '
                || max(e.created_at)
           FROM jobs j JOIN job_events e ON e.job_id = j.id
-         WHERE j.state IN ('waiting', 'queued', 'admitted') AND j.desired IN ('cancel', 'pause')
+         WHERE j.state IN ('queued', 'admitted') AND j.desired IN ('cancel', 'pause')
             OR j.state = 'paused' AND j.desired IN ('run', 'cancel')
+            -- One that waits for others is not paused before it is queued: it would forget what it waits for.
+            OR j.state = 'waiting' AND j.desired = 'cancel'
          GROUP BY j.id HAVING max(e.created_at) < now() - interval '{WISH_GRACE_S} seconds'
     """,
     "a cluster's agents give out no more workers than they have": """

@@ -48,6 +48,18 @@ class Claim:
     """Between its admission and this claim."""
 
 
+class Succeeded(NamedTuple):
+    """A job that has just succeeded, and what its result belongs to."""
+
+    id: uuid.UUID
+    org_id: uuid.UUID
+    project_id: uuid.UUID
+    kind: str
+    expert_id: uuid.UUID | None
+    base_model_id: uuid.UUID | None
+    dataset_version_id: uuid.UUID | None
+
+
 class Reaped(NamedTuple):
     """A job that was taken back, the fence of the attempt that lost it, and its next state."""
 
@@ -100,6 +112,13 @@ def get_job(session: Session, job_id: uuid.UUID) -> Job:
     return job
 
 
+def live(session: Session, project_id: uuid.UUID, dedup_key: str) -> Job | None:
+    """The job of the project with this key that has not ended, if there is one."""
+    return session.scalar(
+        select(Job).where(Job.project_id == project_id, Job.dedup_key == dedup_key, Job.state.not_in(states.TERMINAL))
+    )
+
+
 def claim(
     session: Session,
     agent_id: uuid.UUID,
@@ -107,46 +126,68 @@ def claim(
     kinds: Sequence[str],
     *,
     lease_s: float,
-    free: int = 1,
+    free: int | None = None,
     packs: Collection[str] = (),
 ) -> Claim | None:
-    """Lease the first admitted job of one of these kinds, or return None. Two callers never get the same one.
+    """``claim_up_to`` one job: it, or None."""
+    found = claim_up_to(session, 1, agent_id, cluster, kinds, lease_s=lease_s, free=free, packs=packs)
+    return found[0] if found else None
 
-    The caller commits before it starts anything, and renews the lease before ``lease_s`` seconds have passed. ``free``
-    workers hold nothing, and the packs of the keys ``packs`` have room: the first job is leased if it fits in.
-    Otherwise nothing is, also where a later one would fit, so that a job that fits nowhere gets the next free workers:
-    all that it takes, at once. A job that was lost before shares no more: it may be what brings workers down.
+
+def claim_up_to(
+    session: Session,
+    limit: int,
+    agent_id: uuid.UUID,
+    cluster: str,
+    kinds: Sequence[str],
+    *,
+    lease_s: float,
+    free: int | None = None,
+    packs: Collection[str] = (),
+) -> list[Claim]:
+    """Lease the first admitted jobs of these kinds, at most ``limit``. Two callers never get the same one.
+
+    The caller commits before it starts anything, and renews each lease before ``lease_s`` seconds have passed. ``free``
+    workers hold nothing (``limit`` where not said), and the packs of the keys ``packs`` have room: jobs are leased as
+    long as all the workers that each takes are free, or else the first alone if it fits into a pack. Otherwise none is,
+    also where a later one would fit, so that a job that fits nowhere gets the next free workers. A job that was lost
+    before shares no more: it may be what brings workers down.
     """
-    row = session.execute(
-        text(_CLAIM),
+    rows = session.execute(
+        _CLAIM,
         {
             "agent": agent_id,
             "lease_s": lease_s,
             "cluster": cluster,
             "kinds": list(kinds),
-            "free": free,
+            "limit": limit,
+            "free": limit if free is None else free,
             "packs": list(packs),
             "light": list(LIGHT_KINDS),
-            "attempt": new_id(),
-            "event": new_id(),
+            "attempts": [new_id() for _ in range(limit)],
+            "events": [new_id() for _ in range(limit)],
         },
-    ).one_or_none()
-    return None if row is None else Claim(*row)
+    )
+    return [Claim(*row) for row in rows]
 
 
-# One statement, so that a claim is one round trip: the job, its attempt, what its owner is told, and where to go on.
-_CLAIM = """
-    WITH claimed AS (
+# One statement, so that claims are one round trip: the jobs, their attempts, what owners are told, and where to go on.
+_CLAIM = text("""
+    WITH picked AS MATERIALIZED (
+        SELECT id, admitted_at, least(workers, (SELECT slots FROM agents WHERE id = :agent)) AS takes FROM jobs
+         WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
+         ORDER BY admitted_at, id LIMIT :limit FOR UPDATE SKIP LOCKED
+    ), placed AS (
+        SELECT id AS picked_id, takes, row_number() OVER earlier AS place, sum(takes) OVER earlier AS upto
+          FROM picked WINDOW earlier AS (ORDER BY admitted_at, id)
+    ), claimed AS (
         UPDATE jobs SET state = 'starting', fence = fence + 1, agent_id = :agent,
                lease_until = now() + make_interval(secs => :lease_s), progress_at = now(),
                started_at = coalesce(started_at, now())
-         WHERE id = (SELECT id FROM jobs
-                      WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
-                      ORDER BY admitted_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
-           AND state = 'admitted'
-           AND (:free >= least(workers, (SELECT slots FROM agents WHERE id = :agent))
-                OR infra_failures = 0 AND pack_key = ANY(:packs))
-     RETURNING id, org_id, fence, kind, spec, least(workers, (SELECT slots FROM agents WHERE id = :agent)) AS workers,
+          FROM placed
+         WHERE id = picked_id AND state = 'admitted'
+           AND (upto <= :free OR place = 1 AND infra_failures = 0 AND pack_key = ANY(:packs))
+     RETURNING place, id, org_id, fence, kind, spec, takes AS workers,
                CASE infra_failures WHEN 0 THEN pack_key END AS pack_key, traceparent,
                greatest(0, extract(epoch FROM now() - admitted_at))::float AS waited_s,
                CASE WHEN fence = 1 OR not_before IS NOT NULL
@@ -154,21 +195,22 @@ _CLAIM = """
                     ELSE 0 END AS queued_s
     ), attempt AS (
         INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
-        SELECT cast(:attempt AS uuid), org_id, claimed.id, fence, :agent,
+        SELECT (cast(:attempts AS uuid[]))[place], org_id, claimed.id, fence, :agent,
                CASE WHEN kind = ANY(:light) THEN 0
                     WHEN pack_key IS NULL THEN workers
                     ELSE 1.0 / coalesce(agents.jobs_per_worker, 1) END
           FROM claimed LEFT JOIN agents ON agents.id = :agent
     ), told AS (
         INSERT INTO job_events (id, org_id, job_id, level, type, message)
-        SELECT cast(:event AS uuid), org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.' FROM claimed
+        SELECT (cast(:events AS uuid[]))[place], org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.'
+          FROM claimed
     )
     SELECT id, org_id, fence, kind, spec, workers, pack_key,
            (SELECT jsonb_build_object('key_prefix', c.key_prefix, 'digest', c.digest, 'step', c.step)
               FROM checkpoints c WHERE c.job_id = claimed.id AND c.deleted_at IS NULL
              ORDER BY c.step DESC LIMIT 1) AS checkpoint, traceparent, queued_s, waited_s
-      FROM claimed
-"""
+      FROM claimed ORDER BY place
+""")
 
 
 def heartbeat(
@@ -180,17 +222,7 @@ def heartbeat(
         LeaseLostError: the fence is not the job's any more: stop the actor, write nothing.
     """
     row = session.execute(
-        text(
-            """
-            UPDATE jobs SET lease_until = now() + make_interval(secs => :lease_s),
-                   progress_at = CASE WHEN :progressed THEN now() ELSE progress_at END,
-                   state = CASE WHEN desired <> 'run' THEN 'stopping'
-                                WHEN state = 'starting' THEN 'running' ELSE state END
-              FROM (SELECT id, state AS before FROM jobs WHERE id = :job FOR UPDATE) was
-             WHERE jobs.id = was.id AND fence = :fence AND state IN ('starting', 'running', 'stopping')
-         RETURNING desired, org_id, state, before
-            """
-        ),
+        _HEARTBEAT,
         {"lease_s": lease_s, "progressed": progressed, "job": job_id, "fence": fence},
     ).one_or_none()
     if row is None:
@@ -201,6 +233,19 @@ def heartbeat(
     return str(row.desired)
 
 
+_HEARTBEAT = text(
+    """
+       UPDATE jobs SET lease_until = now() + make_interval(secs => :lease_s),
+              progress_at = CASE WHEN :progressed THEN now() ELSE progress_at END,
+              state = CASE WHEN desired <> 'run' THEN 'stopping'
+                           WHEN state = 'starting' THEN 'running' ELSE state END
+         FROM (SELECT id, state AS before FROM jobs WHERE id = :job FOR UPDATE) was
+        WHERE jobs.id = was.id AND fence = :fence AND state IN ('starting', 'running', 'stopping')
+    RETURNING desired, org_id, state, before
+"""
+)
+
+
 def note_actor(session: Session, job_id: uuid.UUID, fence: int, actor_name: str) -> None:
     """Record which actor runs an attempt."""
     session.execute(
@@ -208,23 +253,39 @@ def note_actor(session: Session, job_id: uuid.UUID, fence: int, actor_name: str)
     )
 
 
-def succeed(session: Session, job_id: uuid.UUID, fence: int, *, trained_tokens: int | None = None) -> Job:
+def succeed(session: Session, job_id: uuid.UUID, fence: int, *, trained_tokens: int | None = None) -> Succeeded:
     """Move an attempt's job to ``succeeded``; the caller writes the result in the same transaction.
 
     Raises:
         LeaseLostError: another attempt owns the job, or its cancellation was accepted first.
     """
-    changed = session.scalars(
-        update(Job)
-        .where(Job.id == job_id, Job.fence == fence, Job.state.in_(states.ACTIVE), Job.desired != "cancel")
-        .values(state=states.SUCCEEDED, finished_at=func.now(), lease_until=None, trained_tokens=trained_tokens)
-        .returning(Job)
+    row = session.execute(
+        _SUCCEED,
+        {
+            "job": job_id,
+            "fence": fence,
+            "tokens": trained_tokens,
+            "event": new_id(),
+            "tries": webhooks.MAX_TRIES,
+        },
     ).one_or_none()
-    if changed is None:
+    if row is None:
         raise LeaseLostError(job_id, fence)
-    _end_attempt(session, job_id, fence, "succeeded", None)
-    webhooks.announce_job(session, job_id)
-    return changed
+    return Succeeded(*row)
+
+
+# One statement, because most jobs are short and all of an agent's wait for it: the job, its attempt, and who is told.
+_SUCCEED = text(f"""
+    WITH changed AS (
+        UPDATE jobs SET state = 'succeeded', finished_at = now(), lease_until = NULL, trained_tokens = :tokens
+         WHERE id = :job AND fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'
+     RETURNING *
+    ), ended AS (
+        UPDATE attempts SET outcome = 'succeeded', message = NULL, ended_at = now()
+          FROM changed WHERE attempts.job_id = changed.id AND attempts.fence = changed.fence
+    ), told AS ({webhooks.ANNOUNCE_JOBS.format(jobs="changed")})
+    SELECT id, org_id, project_id, kind, expert_id, base_model_id, dataset_version_id FROM changed
+""")
 
 
 def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, outcome: str = "failed_user") -> str:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from zhub import jobs, states
 from zhub.errors import ConflictError
+from zhub.ids import public_id
 from zhub.models import BaseModel, DatasetVersion, Evaluation, Job, JobDependency, Organization
 
 MAX_LISTED = 1000
@@ -69,9 +70,16 @@ def request(session: Session, job: Job, *, by: str) -> None:
 def settle(session: Session) -> int:
     """Queue the jobs again that somebody asked for. The leader calls this."""
     wanted = select(Job).where(text("desired = 'redrive' AND state IN ('failed', 'cancelled')"))
-    found = list(session.scalars(wanted.order_by(Job.id).limit(MAX_SETTLED)))
+    found = list(session.scalars(wanted.order_by(Job.id).limit(MAX_SETTLED).with_for_update()))
     for job in found:
-        redrive(session, job)
+        if job.state not in DEAD:
+            continue  # it waited for one that was before it, and has come back with that
+        try:
+            redrive(session, job)
+        except ConflictError as exc:
+            # It could be when it was asked for. What cannot be done must not keep the leader from all else.
+            session.execute(update(Job).where(Job.id == job.id).values(desired="run"))
+            jobs.add_event(session, job.org_id, job.id, f"It is not queued again. {exc}", level="warn")
     return len(found)
 
 
@@ -105,6 +113,11 @@ def _check(session: Session, job: Job) -> None:
         raise ConflictError("A gate is not decided again. Ask for another promotion.")
     if job.kind == "evaluate" and not session.scalar(select(exists().where(Evaluation.job_id == job.id))):
         raise ConflictError("The evaluation was asked for again since and has another job.")
+    other = jobs.live(session, job.project_id, job.dedup_key) if job.dedup_key is not None else None
+    if other is not None and other.id != job.id:
+        raise ConflictError(
+            f"The job {public_id('fine-tuning job', other.id)}, which has not ended, has the same dedup_key."
+        )
 
 
 def _not_dead(job: Job) -> ConflictError:

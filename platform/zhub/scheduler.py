@@ -18,7 +18,7 @@ from sqlalchemy import Engine, delete, func
 
 from zhub import admission, budgets, checkpoints, dependencies, jobs, leadership, promotions, redrive, schedules, wishes
 from zhub.config import Settings
-from zhub.db import make_engine, system_session
+from zhub.db import make_engine, statement_session, system_session
 from zhub.errors import DeposedError, InvalidRequestError, UnavailableError
 from zhub.logs import configure_logging
 from zhub.metrics import LEASE_LOST, QUEUE_BUCKETS, database_answers, serve_metrics
@@ -66,7 +66,7 @@ def main() -> None:
     settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
     configure_logging(settings.log_format)
     stopping = stop_event()
-    engine = make_engine(settings.database_url, pool_size=3)
+    engine = make_engine(settings.database_url, pool_size=3, pre_ping=False)
     REGISTRY.register(QueueCollector(engine, lambda: leading.term))
     try:
         secret_key = settings.require_secret_key()
@@ -78,7 +78,9 @@ def main() -> None:
     threading.Thread(target=partial(follow_up, engine, stopping), daemon=True, name="follow-up").start()
     # Connections of its own: a hundred webhooks that end at once must not keep a pass waiting.
     outbound = Outbound(allow_private=settings.webhook_allow_private)
-    relaying = partial(relay, make_engine(settings.database_url, pool_size=2), outbound, secret_key, stopping)
+    relaying = partial(
+        relay, make_engine(settings.database_url, pool_size=2, pre_ping=False), outbound, secret_key, stopping
+    )
     threading.Thread(target=relaying, daemon=True, name="relay").start()
     run(engine, open_wakeup(settings.redis_url), stopping, leader_lease_s=settings.leader_lease_s)
 
@@ -86,12 +88,15 @@ def main() -> None:
 def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lease_s: float) -> None:
     """Pass after pass until ``stopping`` is set; a database that is away is waited for."""
     holder = uuid.uuid4()
-    tended_at = explained_at = float("-inf")
+    term: int | None = None
+    elected_at = tended_at = explained_at = float("-inf")
     while not stopping.is_set():
         try:
-            with system_session(engine) as session:
-                term = leadership.elect(session, leadership.SCHEDULER, holder, lease_s=leader_lease_s)
-            database_answers.came()
+            if term is None or time.monotonic() - elected_at >= leader_lease_s / 3:
+                began = time.monotonic()
+                with statement_session(engine) as session:
+                    term = leadership.elect(session, leadership.SCHEDULER, holder, lease_s=leader_lease_s)
+                elected_at = began
             _note_leading(term)
             if term is not None:
                 for cluster in schedule(engine, holder, term):
@@ -102,11 +107,14 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
                 if time.monotonic() - explained_at >= EXPLAIN_S:
                     explain(engine, holder, term)
                     explained_at = time.monotonic()
+            database_answers.came()
         except UnavailableError as exc:
             database_answers.failed()
             log.warning("%s", exc, extra={"action": "database_away"})
         except DeposedError as exc:
             log.warning("%s", exc, extra={"action": "deposed"})
+            term = None
+            continue  # it may be that nobody leads any more
         wakeup.wait(SCHEDULER, POLL_S)
     leading.term = None
     try:
@@ -129,12 +137,9 @@ def _note_leading(term: int | None) -> None:
 
 
 def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
-    """What somebody waits for, in one transaction; return the clusters whose agents have something new to do."""
+    """Admit, in one transaction; return the clusters whose agents have something new to do. Somebody waits for this."""
     with PASS.labels("schedule").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
-        wishes.settle(session)
-        redrive.settle(session)
-        dependencies.settle(session)
         admitted = admission.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
     for job in admitted:
         log.info(
@@ -146,9 +151,17 @@ def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
 
 
 def tend(engine: Engine, holder: uuid.UUID, term: int) -> None:
-    """Take back lost jobs, charge what was used, hold budgets, and forget agents that went away, in one transaction."""
+    """Everything that may wait a second, in one transaction.
+
+    Settle what users want of jobs without an attempt and what waits for other jobs, take back lost jobs and those that
+    nobody can claim, charge what was used, hold budgets, and forget agents that went away long ago.
+    """
     with PASS.labels("tend").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
+        wishes.settle(session)
+        redrive.settle(session)
+        dependencies.settle(session)
+        admission.withdraw(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
         reaped = jobs.reap(session)
         ended = admission.charge(session)
         budgets.pause_spent(session)

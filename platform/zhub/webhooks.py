@@ -202,25 +202,25 @@ def announce(session: Session, org_id: uuid.UUID, project_id: uuid.UUID, event_t
 def announce_job(session: Session, job_id: uuid.UUID) -> None:
     """The same for the state that a job has now; nothing for jobs that no event type speaks of."""
     # One statement beside the change of state, also where nobody listens: it finds no endpoint and writes nothing.
-    session.execute(
-        text(
-            """
-            INSERT INTO webhook_deliveries (id, org_id, endpoint_id, event_id, type, data, tries_left)
-            SELECT gen_random_uuid(), e.org_id, e.id, :event, told.type, jsonb_build_object('id', told.id), :tries
-              FROM jobs j
-              LEFT JOIN evaluations v ON v.job_id = j.id
-             CROSS JOIN LATERAL (
-                   SELECT CASE j.kind WHEN 'train' THEN 'fine_tuning.job.' ELSE 'evaluation.' END || j.state AS type,
-                          CASE j.kind WHEN 'train' THEN 'ftjob-' || replace(cast(j.id AS text), '-', '')
-                                      ELSE 'eval-' || replace(cast(v.id AS text), '-', '') END AS id) told
-              JOIN webhook_endpoints e
-                ON e.org_id = j.org_id AND e.project_id = j.project_id AND e.status = 'enabled'
-               AND e.deleted_at IS NULL AND e.event_types @> to_jsonb(told.type)
-             WHERE j.id = :job AND j.kind IN ('train', 'evaluate')
-            """
-        ),
-        {"event": new_id(), "tries": MAX_TRIES, "job": job_id},
-    )
+    statement = ANNOUNCE_JOBS.format(jobs="(SELECT * FROM jobs WHERE id = :job)")
+    session.execute(text(statement), {"job": job_id, "event": new_id(), "tries": MAX_TRIES})
+
+
+# For all of ``jobs``, rows of the table with the state that is to be told. Needs :event and :tries.
+ANNOUNCE_JOBS = """
+    INSERT INTO webhook_deliveries (id, org_id, endpoint_id, event_id, type, data, tries_left)
+    SELECT gen_random_uuid(), e.org_id, e.id, :event, told.type, jsonb_build_object('id', told.id), :tries
+      FROM {jobs} j
+      LEFT JOIN evaluations v ON v.job_id = j.id
+     CROSS JOIN LATERAL (
+           SELECT CASE j.kind WHEN 'train' THEN 'fine_tuning.job.' ELSE 'evaluation.' END || j.state AS type,
+                  CASE j.kind WHEN 'train' THEN 'ftjob-' || replace(cast(j.id AS text), '-', '')
+                              ELSE 'eval-' || replace(cast(v.id AS text), '-', '') END AS id) told
+      JOIN webhook_endpoints e
+        ON e.org_id = j.org_id AND e.project_id = j.project_id AND e.status = 'enabled'
+       AND e.deleted_at IS NULL AND e.event_types @> to_jsonb(told.type)
+     WHERE j.kind IN ('train', 'evaluate')
+"""
 
 
 def send_test(session: Session, endpoint: WebhookEndpoint, event_type: str) -> WebhookDelivery:

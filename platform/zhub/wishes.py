@@ -17,11 +17,18 @@ MAX_SETTLED = 500  # in one pass of the leader
 
 
 def request_cancel(session: Session, job_id: uuid.UUID) -> Job:
-    """Ask for a job to be cancelled. Asking again is no error; asking a finished job is.
+    """Ask for a job to be cancelled, or for a cancelled one not to be queued again after all.
+
+    Asking again is no error; asking a finished job is.
 
     Raises:
         ConflictError: the job has ended otherwise.
     """
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.state == states.CANCELLED, Job.desired == "redrive")
+        .values(desired="cancel")
+    )
     job = _wish(session, job_id, "cancel", instead_of=("run", "pause", "preempt"), message="Cancellation requested.")
     if job.state in (states.SUCCEEDED, states.FAILED):
         raise ConflictError(f"The job has already {job.state}; it cannot be cancelled.")

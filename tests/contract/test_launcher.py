@@ -37,7 +37,7 @@ def shared(request: pytest.FixtureRequest) -> Launcher:
 def launcher(shared: Launcher, until: Until) -> Iterator[Launcher]:
     """The launcher, with its worker free."""
 
-    def ready() -> bool:
+    def ready() -> int:
         shared.fill_pools()
         return shared.free("torch") > 0
 
@@ -131,7 +131,7 @@ def test_a_worker_that_was_killed_is_replaced(
 ) -> None:
     launcher.kill(going_on.key)
 
-    def free() -> bool:
+    def free() -> int:
         launcher.fill_pools()
         return launcher.free("torch") > 0
 
@@ -148,7 +148,7 @@ def test_the_lease_of_a_killed_worker_does_not_end_its_replacement(
     launcher.start("torch", first, 0.001)
     launcher.kill(first.key)
 
-    def free() -> bool:
+    def free() -> int:
         launcher.fill_pools()
         return launcher.free("torch") > 0
 

@@ -15,14 +15,13 @@ import uvicorn
 from fastapi import FastAPI
 from fault_proxy import FaultProxy
 from pydantic import SecretStr
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, text
 from suites import ROWS, manifest_of
 
 from zhub import datasets, jobs, registry
 from zhub.config import Settings
 from zhub.db import system_session
 from zhub.embedded.postgres import SOCKET_NAME, Cluster, Urls
-from zhub.models import Job
 from zhub.rows import validate
 from zhub.store import DirectoryStore
 from zhub.tenancy import Caller
@@ -122,8 +121,7 @@ def make_file(system_engine: Engine, store: DirectoryStore) -> Callable[..., str
             version = datasets.register(
                 session, caller, filename=name, purpose="fine-tune", size_bytes=len(content), sha256=sha256
             )
-            job = session.scalars(select(Job).where(Job.dataset_version_id == version.id)).one()
-            datasets.finish_validation(session, job, datasets.validation_report(validate(io.BytesIO(content))))
+            datasets.finish_validation(session, version.id, datasets.validation_report(validate(io.BytesIO(content))))
         return f"file-{version.id.hex}"
 
     return make

@@ -150,6 +150,16 @@ def test_no_organisation_holds_more_than_its_quota(
     assert "its quota is 2 workers" in places(system_engine)[made[2]].reason
 
 
+def test_a_job_that_is_larger_than_its_organisations_quota_is_told_that_it_cannot_run(
+    system_engine: Engine, make_agent: Any, make_job: MakeJob, acme: Caller
+) -> None:
+    make_agent(slots=4)
+    give(system_engine, Quota(org_id=acme.org_id, max_workers=2.0))
+    made = make_job(acme, workers=3)
+    assert admit(system_engine) == []
+    assert "cannot run unless the platform's operator allows more" in places(system_engine)[made].reason
+
+
 def test_an_operator_sets_a_quota_by_the_organisations_name(
     system_engine: Engine, database: Urls, acme: Caller, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,6 +270,24 @@ def test_a_job_that_no_longer_waits_has_no_place(
     make_agent(slots=1)
     admit(system_engine)
     assert places(system_engine) == {}
+
+
+def test_a_job_that_was_admitted_to_a_cluster_whose_agents_are_gone_is_queued_again(
+    system_engine: Engine, make_job: MakeJob, make_agent: Callable[..., uuid.UUID], acme: Caller
+) -> None:
+    make_agent(slots=2)
+    make_agent(cluster="elsewhere", slots=1)
+    lost, kept, fresh = make_job(acme), make_job(acme, cluster="elsewhere"), make_job(acme)
+    assert len(admit(system_engine)) == 3
+    execute(system_engine, "UPDATE jobs SET admitted_at = now() - interval '1 minute' WHERE id <> :id", id=fresh)
+    with system_session(system_engine) as session:
+        assert admission.withdraw(session, agent_lost_after_s=30) == []
+    execute(system_engine, "UPDATE agents SET seen_at = now() - interval '1 minute' WHERE cluster = 'default'")
+    with system_session(system_engine) as session:
+        assert admission.withdraw(session, agent_lost_after_s=30) == [lost]
+        states = [jobs.get_job(session, job_id).state for job_id in (lost, kept, fresh)]
+    assert states == ["queued", "admitted", "admitted"]
+    assert "No agent of cluster 'default' is alive" in places(system_engine)[lost].reason
 
 
 # What was borrowed is taken back

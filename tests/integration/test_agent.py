@@ -668,6 +668,28 @@ def test_the_next_agent_adopts_what_the_last_one_began(
     assert house.attempts(job_id) == [(1, "succeeded")]
 
 
+def test_an_agent_that_looks_around_leaves_alone_what_another_begins_meanwhile(
+    house: House, job_id: uuid.UUID, training: Training
+) -> None:
+    class Busy(ThreadLauncher):
+        """Between two looks of one agent at it, another has begun something."""
+
+        def running(self) -> dict[AttemptKey, str]:
+            if not training.runs:
+                other.round()
+            return super().running()
+
+    workers = Busy({"light": light_worker.run, "torch": training})
+    looking, other = house.agent(workers), house.agent(workers)
+    other._reconciled_at = float("inf")
+    other._announce()
+    house.lead()
+    looking._reconcile()
+    training.finish.set()
+    house.drive(other, job_id, "succeeded")
+    assert house.attempts(job_id) == [(1, "succeeded")]
+
+
 def test_no_event_is_lost_or_repeated_when_the_agent_changes(
     house: House, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher], training: Training
 ) -> None:

@@ -77,7 +77,10 @@ def check_files(system_engine: Engine, store: DirectoryStore) -> Callable[[], No
             while claim := jobs.claim(session, uuid.uuid4(), "default", ["validate"], lease_s=60):
                 job = jobs.succeed(session, claim.job_id, claim.fence)
                 content = io.BytesIO(b"".join(store.open(claim.spec["file"]["key"])))
-                datasets.finish_validation(session, job, datasets.validation_report(validate(content)))
+                assert job.dataset_version_id is not None
+                datasets.finish_validation(
+                    session, job.dataset_version_id, datasets.validation_report(validate(content))
+                )
 
     return check
 

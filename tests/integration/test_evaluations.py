@@ -288,6 +288,6 @@ def test_a_report_that_cannot_be_right_is_refused(
     key = f"t/{job.org_id.hex}/jobs/{job.id.hex}/rows.jsonl"
     report = {"rewards": [1.0], "parsed": [True], "pass_at_k": None, "rows_key": key} | changed
     with pytest.raises(ValueError), system_session(system_engine) as session:
-        evaluations.finish(session, job, report)
+        evaluations.finish(session, job.org_id, job.id, report)
     with system_session(system_engine) as session:
         assert session.scalars(select(Evaluation.results)).one() is None

@@ -99,6 +99,14 @@ def test_a_sound_history_is_sound(system_engine: Engine, past: uuid.UUID) -> Non
     assert examine(system_engine) == set()
 
 
+def test_a_job_that_waits_for_others_may_be_paused_for_as_long_as_it_waits(
+    system_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    make_job(caller, state="waiting", desired="pause")
+    execute(system_engine, "UPDATE job_events SET created_at = now() - interval '2 minutes'")
+    assert examine(system_engine) == set()
+
+
 HARM: dict[str, tuple[str, str]] = {
     "a failure with a version": (
         "a job makes at most one version, and only by succeeding",

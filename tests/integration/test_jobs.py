@@ -74,7 +74,8 @@ def preempt(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
 
 def succeed(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
     with system_session(engine) as session:
-        return jobs.succeed(session, job_id, fence).state
+        jobs.succeed(session, job_id, fence)
+        return jobs.get_job(session, job_id).state
 
 
 def cancel(engine: Engine, caller: Caller, job_id: uuid.UUID) -> str:
@@ -240,6 +241,27 @@ def test_a_claim_takes_the_one_admitted_first_whatever_its_priority(
     late, early = admitted(priority=1), admitted()
     execute(system_engine, "UPDATE jobs SET admitted_at = now() - interval '1 hour' WHERE id = :id", id=early)
     assert [claimed(system_engine).job_id for _ in range(2)] == [early, late]
+
+
+def test_an_agent_with_several_free_workers_claims_for_all_of_them_at_once(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID]
+) -> None:
+    made = [admitted() for _ in range(4)]
+    for place, job_id in enumerate(made):
+        execute(
+            system_engine,
+            "UPDATE jobs SET admitted_at = now() + :place * interval '1 ms' WHERE id = :id",
+            id=job_id,
+            place=place,
+        )
+    with system_session(system_engine) as session:
+        first = jobs.claim_up_to(session, 3, AGENT, "default", ["train"], lease_s=60)
+    with system_session(system_engine) as session:
+        rest = jobs.claim_up_to(session, 3, AGENT, "default", ["train"], lease_s=60)
+    assert [claim.job_id for claim in (*first, *rest)] == made and len(first) == 3
+    with system_session(system_engine) as session:
+        attempts = session.scalars(select(Attempt)).all()
+        assert {attempt.job_id for attempt in attempts} == set(made) and len(attempts) == 4
 
 
 def claim_into(engine: Engine, *packs: str) -> Claim | None:

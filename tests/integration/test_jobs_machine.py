@@ -1,12 +1,30 @@
 """Any order of submissions, claims, heartbeats, results, failures, wishes and lost leases keeps the protocol.
 
-Hypothesis plays users, agents that freeze and come back, and the leader against the real SQL. After every move the
-rows are compared with a model of a few lines, and with what must hold of any history.
+Hypothesis plays users, agents that freeze and come back, and two schedulers against the real SQL. After every move the
+rows are compared with a model of a few lines, and with what must hold of any history; the history's own rules are asked
+at the end. Which of the protocol's invariants is held where:
+
+ 1. A fence never decreases and has one attempt: ``fences_only_grow``, ``every_fence_has_one_attempt…``.
+ 2. An ended job changes by a redrive alone: ``every_state_was_reached_by_a_legal_move``; ``finished_at``: a CHECK.
+ 3. A lease exactly while a job is active: a CHECK.
+ 4. One version for each job, numbered without a gap, 5. of the fence that owned it, 6. none after a cancellation:
+    ``a_version_stands_for_each_success_and_for_nothing_else``, with ``publish``.
+ 7. No more workers are given out than there are, nor than the quota: ``workers_are_never_given_out_twice``, ``admit``.
+ 8. Every change has its event: ``what_a_user_should_know_has_its_event``; its deliveries: tests/integration/
+    test_webhooks.py.
+ 9. A tick fires once, and never while paused: test_schedules.py and, under harm, tests/simulation.
+10. Who is owed a worker gets it back in time: tests/unit/test_fair_share.py.
+11. Every job ends or rests: ``teardown`` and, by the real loops, tests/simulation and tests/chaos.
+12. What lost its lease is stopped: tests/unit/test_reconcile.py, tests/simulation.
+13. A version's objects are whole: tests/simulation, tests/chaos.
+
+A leader that was deposed changes nothing: ``pass_of_a_deposed_leader``.
 """
 
 import contextlib
+import itertools
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -26,21 +44,37 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import Engine, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
 
-from zhub import admission, checkpoints, history, jobs, registry, states, wishes
+from zhub import (
+    admission,
+    checkpoints,
+    dependencies,
+    history,
+    jobs,
+    leadership,
+    redrive,
+    registry,
+    scheduler,
+    states,
+    wishes,
+)
 from zhub.db import system_session
-from zhub.errors import ConflictError, LeaseLostError
+from zhub.errors import ConflictError, DeposedError, LeaseLostError
 from zhub.manifest import Manifest
-from zhub.models import Agent, BaseModel, Checkpoint, Expert, Job, Organization, Project
+from zhub.models import Agent, BaseModel, Checkpoint, Expert, Job, Organization, Project, Quota
 from zhub.store import DirectoryStore
 
 SLOTS = 2
+MAX_JOBS = 7
+SCHEDULERS = [uuid.UUID(int=n) for n in (11, 12)]
 AGENTS = [uuid.UUID(int=n) for n in (1, 2)]
 KINDS = ["train", "validate"]
 Attempt = tuple[int, int]  # number of the job, fence
 
 
-@dataclass
+@dataclass(eq=False)
 class Model:
     """What a job's row should say."""
 
@@ -51,6 +85,13 @@ class Model:
     fence: int = 0
     user_failures: int = 0
     infra_failures: int = 0
+    needs: list["Model"] = field(default_factory=list)
+    rank: int = 0
+    """Its place among those that are queued."""
+    forgiven: tuple[int, int] = (0, 0)
+    """Failures of users and of infrastructure before the last redrive."""
+    lost_with_another: bool = False
+    """It was cancelled because something that it waited for did not succeed."""
     expired: bool = False
     published: bool = False
     checkpoints: list[int] = field(default_factory=list)
@@ -62,6 +103,21 @@ class Model:
 
     def owns(self, fence: int) -> bool:
         return self.active and self.fence == fence
+
+    @property
+    def dead(self) -> bool:
+        return self.state in redrive.DEAD
+
+    @property
+    def rests(self) -> bool:
+        """It has ended, or somebody paused it or what it waits for."""
+        if self.state == "waiting":
+            return self.desired != "cancel" and any(need.rests for need in self.needs if not need.ended)
+        return (self.ended and self.desired != "redrive") or self.state == "paused"
+
+    @property
+    def ended(self) -> bool:
+        return self.state in states.TERMINAL
 
     def beat(self) -> None:
         self.expired = False
@@ -105,15 +161,22 @@ class Protocol(RuleBasedStateMachine):
         self.models: list[Model] = []
         self.history: dict[uuid.UUID, list[str]] = {}
         self.fences: dict[uuid.UUID, int] = {}
+        self.born: dict[uuid.UUID, str] = {}
+        self.ranks = itertools.count(1)
+        self.cap: float | None = None
+        self.terms: dict[uuid.UUID, int] = {}
+        """In which each scheduler believes that it leads."""
+        self.leader: uuid.UUID | None = None
         self.reports: dict[Attempt, list[int]] = {}
         """The steps whose checkpoints an attempt has reported, in their order."""
 
     def _begin(self) -> None:
         self.models, self.history, self.fences, self.reports = [], {}, {}, {}
+        self.born, self.cap, self.terms, self.leader = {}, None, {}, None
         # The system's role may delete, not truncate.
         order = (
             "webhook_deliveries webhook_endpoints queue_places usages month_usages checkpoints job_dependencies "
-            "expert_versions job_events attempts jobs experts projects organizations base_models agents"
+            "expert_versions job_events attempts jobs experts projects quotas organizations base_models agents leaders"
         )
         with self.engine.begin() as connection:
             for table in order.split():
@@ -131,38 +194,133 @@ class Protocol(RuleBasedStateMachine):
             session.flush()
             self.owner = {"org_id": organization.id, "project_id": project.id}
             self.made_of = {"expert_id": expert.id, "base_model_id": base.id}
+        self.elect(SCHEDULERS[0])
 
     @initialize(target=numbers)
     def begin_with_jobs(self) -> Any:
         self._begin()
         return multiple(*(self._submit(kind) for kind in ("train", "train", "validate")))
 
-    @precondition(lambda self: len(self.models) < 6)
+    @precondition(lambda self: len(self.models) < MAX_JOBS)
     @rule(target=numbers, kind=st.sampled_from(KINDS))
     def submit(self, kind: str) -> int:
         return self._submit(kind)
 
-    def _submit(self, kind: str) -> int:
+    @precondition(lambda self: len(self.models) < MAX_JOBS)
+    @rule(target=numbers, needed=st.lists(numbers, min_size=1, max_size=2, unique=True))
+    def submit_what_waits(self, needed: list[int]) -> int:
+        return self._submit("train", [self.models[number] for number in needed])
+
+    def _submit(self, kind: str, needs: Sequence[Model] = ()) -> int:
+        state = "waiting" if needs else "queued"
         with system_session(self.engine) as session:
-            job = Job(kind=kind, spec={}, **self.owner, **(self.made_of if kind == "train" else {}))
+            job = Job(kind=kind, spec={}, state=state, **self.owner, **(self.made_of if kind == "train" else {}))
             jobs.enqueue(session, job, "Enqueued.")
-        self.models.append(Model(job.id, kind))
+            dependencies.add(session, job, [need.id for need in needs])
+        self.models.append(Model(job.id, kind, state, needs=list(needs), rank=next(self.ranks)))
+        self.born[job.id] = state
         return len(self.models) - 1
+
+    @rule(cap=st.sampled_from([None, 1.0, 2.0]))
+    def set_quota(self, cap: float | None) -> None:
+        with system_session(self.engine) as session:
+            quota = insert(Quota).values(id=uuid.uuid4(), org_id=self.owner["org_id"], max_workers=cap)
+            session.execute(quota.on_conflict_do_update(index_elements=["org_id"], set_={"max_workers": cap}))
+        self.cap = cap
+
+    @rule(scheduler_id=st.sampled_from(SCHEDULERS))
+    def elect(self, scheduler_id: uuid.UUID) -> None:
+        """A scheduler asks to lead: it does if it did, or if nobody does."""
+        with system_session(self.engine) as session:
+            term = leadership.elect(session, leadership.SCHEDULER, scheduler_id, lease_s=3600)
+        assert (term is not None) == (self.leader in (None, scheduler_id))
+        if term is not None:
+            assert term >= max(self.terms.values(), default=0)
+            self.leader, self.terms[scheduler_id] = scheduler_id, term
+
+    @rule(other=st.sampled_from(SCHEDULERS))
+    def freeze_the_leader(self, other: uuid.UUID) -> None:
+        """Its lease runs out, and another leads, or it again."""
+        with self.engine.begin() as connection:
+            connection.execute(text("UPDATE leaders SET lease_until = now() - interval '1 second'"))
+        self.leader = None
+        self.elect(other)
+
+    @precondition(lambda self: len(self.terms) == len(SCHEDULERS))
+    @rule(part=st.sampled_from([scheduler.schedule, scheduler.tend, scheduler.explain]))
+    def pass_of_a_deposed_leader(self, part: Callable[[Engine, uuid.UUID, int], object]) -> None:
+        """It thaws, believes that it still leads, and changes nothing."""
+        (deposed,) = set(SCHEDULERS) - {self.leader}
+        with pytest.raises(DeposedError):
+            part(self.engine, deposed, self.terms[deposed])
+
+    @contextlib.contextmanager
+    def leading(self) -> Iterator[Session]:
+        """A transaction of the leader's."""
+        assert self.leader is not None
+        with system_session(self.engine) as session:
+            leadership.check_leading(session, leadership.SCHEDULER, self.leader, self.terms[self.leader])
+            yield session
+
+    @precondition(lambda self: self._any("waiting"))
+    @rule()
+    def settle_dependencies(self) -> None:
+        with self.leading() as session:
+            dependencies.settle(session)
+        due = [(m, [need.state for need in m.needs]) for m in self.models if m.state == "waiting"]
+        rank = next(self.ranks)
+        for model, found in due:
+            if {"failed", "cancelled"} & set(found):
+                model.state, model.lost_with_another, model.rank = "cancelled", True, rank
+            elif set(found) == {"succeeded"}:
+                model.state, model.rank = "queued", rank
+
+    @precondition(lambda self: any(model.dead for model in self.models))
+    @rule(number=numbers)
+    def ask_for_redrive(self, number: int) -> None:
+        model = self.models[number]
+        refused = contextlib.nullcontext() if model.dead else pytest.raises(ConflictError)
+        with refused, system_session(self.engine) as session:
+            redrive.request(session, jobs.get_job(session, model.id), by="test")
+        if model.dead:
+            model.desired = "redrive"
+
+    @precondition(lambda self: any(model.desired == "redrive" for model in self.models))
+    @rule()
+    def settle_redrives(self) -> None:
+        asked = sorted((m for m in self.models if m.desired == "redrive"), key=lambda m: m.id)
+        with self.leading() as session:
+            redrive.settle(session)
+        rank = next(self.ranks)
+        for model in asked:
+            if model.dead:  # not one that came back with another
+                self._revive(model, rank)
+
+    def _revive(self, model: Model, rank: int) -> None:
+        waits = any(need.state != "succeeded" for need in model.needs)
+        model.state, model.desired, model.rank = "waiting" if waits else "queued", "run", rank
+        model.forgiven = model.forgiven[0] + model.user_failures, model.forgiven[1] + model.infra_failures
+        model.user_failures = model.infra_failures = 0
+        model.lost_with_another = False
+        for other in sorted(self.models, key=lambda m: m.id):
+            if model in other.needs and other.state == "cancelled" and other.lost_with_another:
+                self._revive(other, rank)
 
     @precondition(lambda self: self._any("queued"))
     @rule()
     def admit(self) -> None:
-        with system_session(self.engine) as session:
+        with self.leading() as session:
             session.execute(text("UPDATE jobs SET not_before = NULL WHERE state = 'queued'"))
             admitted = {job.job_id for job in admission.admit(session, agent_lost_after_s=3600)}
         used = sum(m.kind == "train" and (m.active or m.state == "admitted") for m in self.models)
+        room = SLOTS if self.cap is None else min(SLOTS, int(self.cap))
         waiting = [m for m in self.models if m.state == "queued" and m.desired == "run"]
-        heavy = [m for m in waiting if m.kind == "train"][: max(0, SLOTS - used)]
-        expected = [*heavy, *(m for m in waiting if m.kind == "validate")]
+        ranked = sorted((m for m in waiting if m.kind == "train"), key=lambda m: (m.rank, m.id))
+        expected = [*ranked[: max(0, room - used)], *(m for m in waiting if m.kind == "validate")]
         assert admitted == {m.id for m in expected}
         for model in expected:
             model.state = "admitted"
-        with system_session(self.engine) as session:
+        with self.leading() as session:
             admission.explain(session, agent_lost_after_s=3600)
         told = {row.job_id for row in self._rows("SELECT job_id FROM queue_places")}
         assert told == {m.id for m in self.models if m.state == "queued" and (m.kind == "train" or m.desired != "run")}
@@ -289,7 +447,7 @@ class Protocol(RuleBasedStateMachine):
         refused = pytest.raises(ConflictError) if model.state in ("succeeded", "failed") else contextlib.nullcontext()
         with refused, system_session(self.engine) as session:
             wishes.request_cancel(session, model.id)
-        if model.state not in states.TERMINAL:
+        if not model.ended or (model.state == "cancelled" and model.desired == "redrive"):
             model.desired = "cancel"
 
     @rule(number=numbers)
@@ -337,7 +495,7 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: any(model.expired for model in self.models))
     @rule()
     def reap(self) -> None:
-        with system_session(self.engine) as session:
+        with self.leading() as session:
             reaped = {job.job_id: job.state for job in jobs.reap(session)}
         expected = [m for m in self.models if m.active and m.expired]
         for model in expected:
@@ -347,9 +505,11 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self._any("paused") or any(model.desired != "run" for model in self.models))
     @rule()
     def settle(self) -> None:
-        with system_session(self.engine) as session:
+        with self.leading() as session:
             wishes.settle(session)
         for model in self.models:
+            if model.state == "waiting" and model.desired == "cancel":
+                model.state = "cancelled"
             if model.state in ("queued", "admitted", "paused"):
                 settled = {"cancel": "cancelled", "pause": "paused"}.get(model.desired)
                 resumed = "queued" if model.state == "paused" else model.state
@@ -358,16 +518,15 @@ class Protocol(RuleBasedStateMachine):
     @invariant()
     def the_rows_say_what_the_model_says(self) -> None:
         fields = ("state", "desired", "fence", "user_failures", "infra_failures")
-        found = {
-            row.id: tuple(getattr(row, field) for field in fields)
-            for row in self._rows("SELECT id, state, desired, fence, user_failures, infra_failures FROM jobs")
-        }
-        assert found == {m.id: tuple(getattr(m, field) for field in fields) for m in self.models}
+        forgiven = ("forgiven_user_failures", "forgiven_infra_failures")
+        rows = self._rows(f"SELECT id, {', '.join(fields + forgiven)} FROM jobs")
+        found = {row.id: tuple(row)[1:] for row in rows}
+        assert found == {m.id: (*(getattr(m, field) for field in fields), *m.forgiven) for m in self.models}
 
     @invariant()
     def every_state_was_reached_by_a_legal_move(self) -> None:
         for model in self.models:
-            seen = self.history.setdefault(model.id, ["queued"])
+            seen = self.history.setdefault(model.id, [self.born[model.id]])
             if seen[-1] != model.state:
                 # One move of the machine is one transaction, so no state in between is missed.
                 assert model.state in states.TRANSITIONS[seen[-1]], seen
@@ -395,8 +554,10 @@ class Protocol(RuleBasedStateMachine):
         assert {(row.job_id, row.fence) for row in found} == {(m.id, m.fence) for m in self.models if m.published}
 
     @invariant()
-    def slots_are_never_given_out_twice(self) -> None:
+    def workers_are_never_given_out_twice(self) -> None:
         assert sum(m.kind == "train" and (m.active or m.state == "admitted") for m in self.models) <= SLOTS
+        (taken,) = self._rows("SELECT coalesce(sum(workers), 0) AS n FROM attempts WHERE ended_at IS NULL")
+        assert taken.n == sum(m.kind == "train" and m.active for m in self.models)
 
     @invariant()
     def what_a_user_should_know_has_its_event(self) -> None:
@@ -414,11 +575,13 @@ class Protocol(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When the harm stops, every job comes to an end, or rests because somebody paused it."""
         for _ in range(60):
-            if all(m.state in (*states.TERMINAL, "paused") for m in self.models):
+            if all(model.rests for model in self.models):
                 with system_session(self.engine) as session:
                     assert history.examine(session) == []
                 return
             self.settle()
+            self.settle_redrives()
+            self.settle_dependencies()
             self.admit()
             for model in self.models:
                 if model.active:

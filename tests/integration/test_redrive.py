@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -75,6 +76,21 @@ def test_a_cancelled_job_is_queued_again_and_wanted(system_engine: Engine, make_
     assert (job.state, job.desired) == ("queued", "run")
 
 
+def test_a_cancellation_takes_back_a_redrive_that_has_not_happened_yet(
+    system_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    job_id = make_job(caller)
+    with system_session(system_engine) as session:
+        wishes.request_cancel(session, job_id)
+        wishes.settle(session)
+    with system_session(system_engine) as session:
+        redrive.request(session, jobs.get_job(session, job_id), by="somebody")
+        wishes.request_cancel(session, job_id)
+    with system_session(system_engine) as session:
+        assert redrive.settle(session) == 0
+        assert jobs.get_job(session, job_id).state == "cancelled"
+
+
 @pytest.mark.parametrize("state", ["queued", "paused", "waiting"])
 def test_a_job_that_has_not_ended_is_left_alone(
     system_engine: Engine, make_job: MakeJob, caller: Caller, state: str
@@ -111,6 +127,42 @@ def test_what_waited_for_the_job_waits_again(system_engine: Engine, make_job: Ma
         dependencies.settle(session)
         states = [jobs.get_job(session, job_id).state for job_id in (first, second, third)]
     assert states == ["queued", "waiting", "waiting"]
+
+
+def test_jobs_that_wait_for_each_other_may_be_asked_for_at_once(
+    system_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    first, second = make_job(caller), make_job(caller, state="waiting")
+    with system_session(system_engine) as session:
+        dependencies.add(session, jobs.get_job(session, second), [first])
+    fail(system_engine, first)
+    with system_session(system_engine) as session:
+        dependencies.settle(session)
+        for job_id in (first, second):
+            redrive.request(session, jobs.get_job(session, job_id), by="somebody")
+    with system_session(system_engine) as session:
+        redrive.settle(session)
+        states = [jobs.get_job(session, job_id).state for job_id in (first, second)]
+    assert states == ["queued", "waiting"]
+
+
+def test_a_redrive_that_has_become_impossible_is_declined_and_keeps_no_other_from_its_turn(
+    system_engine: Engine, make_job: MakeJob, caller: Caller
+) -> None:
+    gone, other = make_job(caller, kind="evaluate"), make_job(caller)
+    fail(system_engine, gone, kind="evaluate")
+    fail(system_engine, other)
+    with system_session(system_engine) as session:
+        for job_id in (gone, other):
+            # As it was asked for while the evaluation still was this job's.
+            jobs.get_job(session, job_id).desired = "redrive"
+    for _ in range(2):
+        with system_session(system_engine) as session:
+            redrive.settle(session)
+    with system_session(system_engine) as session:
+        assert [jobs.get_job(session, job_id).state for job_id in (gone, other)] == ["failed", "queued"]
+        told = select(JobEvent.message).where(JobEvent.job_id == gone).order_by(JobEvent.position.desc()).limit(1)
+        assert "asked for again since" in session.scalars(told).one()
 
 
 def test_a_file_whose_check_failed_is_being_checked_again(
@@ -184,3 +236,63 @@ def test_an_operator_lists_what_is_dead_before_it_is_redriven(
         redrive.settle(session)
         states = [jobs.get_job(session, job_id).state for job_id in (lost, broken, elsewhere)]
     assert states == ["queued", "failed", "failed"]
+
+
+# Keys that one live job has at a time
+
+
+@pytest.fixture
+def train(client: openai.OpenAI, suite_file: str) -> Callable[..., Any]:
+    def create(dedup_key: str | None, **options: Any) -> Any:
+        method: Any = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
+        return client.fine_tuning.jobs.create(
+            model="tiny", training_file=suite_file, method=method, extra_body={"dedup_key": dedup_key}, **options
+        )
+
+    return create
+
+
+def test_a_job_whose_key_another_live_one_has_is_not_made(train: Callable[..., Any], system_engine: Engine) -> None:
+    first = train("nightly")
+    assert train("nightly", seed=2).id == first.id
+    assert train("another").id != first.id
+    fail(system_engine, uuid.UUID(first.id.removeprefix("ftjob-")))
+    second = train("nightly")
+    assert (second.id != first.id, second.dedup_key) == (True, "nightly")
+
+
+def test_of_requests_at_the_same_time_with_one_key_one_makes_a_job(
+    train: Callable[..., Any], system_engine: Engine
+) -> None:
+    def ask(seed: int) -> str:
+        return str(train("nightly", seed=seed).id)
+
+    with ThreadPoolExecutor(6) as pool:
+        made = {found for found in pool.map(lambda seed: _or_none(ask, seed), range(6)) if found}
+    assert len(made) == 1
+    with system_session(system_engine) as session:
+        assert len(session.scalars(select(Job).where(Job.kind == "train")).all()) == 1
+
+
+def _or_none(ask: Callable[[int], str], seed: int) -> str | None:
+    try:
+        return ask(seed)
+    except openai.ConflictError:  # to be tried again
+        return None
+
+
+def test_a_dead_job_whose_key_a_live_one_has_stays_dead(
+    train: Callable[..., Any], client: openai.OpenAI, system_engine: Engine
+) -> None:
+    dead = train("nightly")
+    job_id = uuid.UUID(dead.id.removeprefix("ftjob-"))
+    fail(system_engine, job_id)
+    with system_session(system_engine) as session:
+        redrive.request(session, jobs.get_job(session, job_id), by="somebody")
+    live = train("nightly")
+    with system_session(system_engine) as session:
+        redrive.settle(session)
+        job = jobs.get_job(session, job_id)
+        assert (job.state, job.desired) == ("failed", "run")
+    with pytest.raises(openai.ConflictError, match=live.id):
+        client.post(f"/fine_tuning/jobs/{dead.id}/redrive", cast_to=object)

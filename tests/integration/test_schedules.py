@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 from sqlalchemy import Engine, func, select, text
+from sqlalchemy.exc import IntegrityError
 from suites import GRADER, ROWS
 
 from zhub import jobs, schedules, wishes
@@ -185,6 +186,34 @@ def test_schedulers_at_the_same_time_fire_a_tick_once(schedule: Ask, system_engi
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(look_once, range(6))) >= 1
     assert outcomes(system_engine) == ["fired"] and len(trainings(system_engine)) == 1
+
+
+def test_a_schedule_that_another_scheduler_looks_after_is_not_waited_for(schedule: Ask, system_engine: Engine) -> None:
+    schedule()
+    is_due(system_engine)
+    with system_session(system_engine) as one, system_session(system_engine) as other:
+        assert schedules.look(one) is True
+        assert schedules.look(other) is False
+
+
+def test_a_tick_that_comes_again_has_fired_already(schedule: Ask, look: Ask, system_engine: Engine) -> None:
+    schedule(overlap="allow", cron="0 3 * * *", catch_up_s=172800)
+    for _ in range(2):
+        with system_session(system_engine) as session:
+            session.execute(text("UPDATE schedules SET next_at = now() - interval '25 hours', fires_at = now()"))
+        assert look() == 1
+    assert outcomes(system_engine).count("fired") == len(trainings(system_engine)) == 1
+
+
+def test_no_tick_has_two_rows(schedule: Ask, look: Ask, system_engine: Engine) -> None:
+    schedule()
+    is_due(system_engine)
+    look()
+    with system_session(system_engine) as session:
+        fired = session.scalars(select(ScheduleTick)).one()
+    again = ScheduleTick(org_id=fired.org_id, schedule_id=fired.schedule_id, key=fired.key, outcome="fired")
+    with pytest.raises(IntegrityError), system_session(system_engine) as session:
+        session.add(again)
 
 
 def test_a_scheduler_that_dies_before_it_commits_loses_no_tick_and_fires_none_twice(

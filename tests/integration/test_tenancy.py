@@ -48,12 +48,12 @@ from zhub.models import (
 from zhub.tenancy import SCOPES, Caller
 
 FENCED = (*TENANT_OWNED, "organizations")
-REFERENCES = [
+REFERENCES = sorted(
     (table.name, constraint.column_keys[1], constraint.referred_table.name)
     for table in Base.metadata.sorted_tables
     for constraint in table.foreign_key_constraints
     if constraint.column_keys[0] == "org_id" and len(constraint.column_keys) == 2
-]
+)
 
 
 @dataclass(frozen=True)

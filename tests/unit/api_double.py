@@ -145,6 +145,65 @@ EVALUATION = {
     ],
 }
 
+PROMOTION = {
+    "id": "promo-1",
+    "object": "promotion",
+    "created_at": 1_700_000_300,
+    "finished_at": 1_700_000_400,
+    "status": "succeeded",
+    "error": None,
+    "model": EXPERT,
+    "training_job": None,
+    "alias": "prod",
+    "gate": {"alias": "prod", "rule": "better", "suites": [{"file": "file-1", "grader": {}, "min_mean": None}]},
+    "promoted": False,
+    "findings": [
+        {"file": "suite.jsonl", "passed": False, "sentences": ["The difference to zhub-tiny is inside the noise."]}
+    ],
+}
+ALIAS = {
+    "id": "default.sorting@prod",
+    "object": "expert.alias",
+    "alias": "prod",
+    "version": EXPERT,
+    "moved_at": 1_700_000_400,
+}
+MOVE = {
+    "id": "move-1",
+    "created_at": 1_700_000_400,
+    "from": None,
+    "to": EXPERT,
+    "by": "promo-1",
+    "reason": "passed its gate",
+}
+SCHEDULE = {
+    "id": "sched-1",
+    "object": "schedule",
+    "created_at": 1_700_000_500,
+    "name": "weekly",
+    "dataset": "rows",
+    "training": {"model": "zhub-tiny", "method": {"type": "reinforcement"}, "promotion": {"rule": "better"}},
+    "cron": "0 3 * * 1",
+    "timezone": "Europe/Paris",
+    "on_new_data": True,
+    "misfire": "fire_once",
+    "overlap": "buffer_one",
+    "jitter_s": 0,
+    "failures": 3,
+    "max_failures": 3,
+    "status": "paused",
+    "paused_because": "3 runs in a row failed, the last one: It broke.",
+    "next_runs": [],
+}
+TICK = {
+    "id": "tick-1",
+    "created_at": 1_700_000_600,
+    "tick": "2023-11-20T02:00:00Z",
+    "outcome": "fired",
+    "message": None,
+    "job": "ftjob-1",
+}
+
 
 class Api:
     """Answers by (method, path). An answer is JSON, bytes, a whole response, or a function of the request."""
@@ -158,6 +217,16 @@ class Api:
         self.add("GET", "/v1/evaluations", page([{k: v for k, v in EVALUATION.items() if k != "others"}]))
         self.add("GET", "/v1/evaluations/eval-1", EVALUATION)
         self.add("POST", "/v1/evaluations", EVALUATION)
+        self.add("GET", "/v1/promotions", page([PROMOTION]))
+        self.add("GET", "/v1/promotions/promo-1", PROMOTION)
+        self.add("POST", "/v1/promotions", PROMOTION)
+        self.add("GET", "/v1/aliases", page([ALIAS]))
+        self.add("GET", "/v1/experts/default.sorting/aliases/prod", ALIAS | {"moves": [MOVE]})
+        self.add("PUT", "/v1/experts/default.sorting/aliases/prod", ALIAS)
+        self.add("GET", "/v1/schedules", page([SCHEDULE]))
+        self.add("GET", "/v1/schedules/sched-1/ticks", page([TICK]))
+        self.add("POST", "/v1/schedules", SCHEDULE)
+        self.add("POST", "/v1/schedules/sched-1/run", TICK)
         self.add("GET", "/v1/webhook_event_types", {"object": "list", "data": ENDPOINT["event_types"]})
         self.add("GET", "/v1/webhook_endpoints", page([ENDPOINT]))
         self.add("POST", "/v1/webhook_endpoints", ENDPOINT | {"signing_secret": SECRET})

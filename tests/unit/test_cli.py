@@ -369,3 +369,86 @@ def test_metrics_are_shown_with_their_course(zhub: Run, api: Any, capsys: pytest
     api.add("GET", "/v1/fine_tuning/jobs/ftjob-1/metrics", {"series": series})
     assert zhub("jobs", "metrics", "ftjob-1") == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["train_loss", "900", "2", "3", "1", "3", "▅▁█"]
+
+
+# Promotions and schedules
+
+
+def bodies(api: Any, method: str, path: str) -> list[Any]:
+    """What was sent there."""
+    return [json.loads(one.content) for one in api.requests if (one.method, one.url.path) == (method, path)]
+
+
+def test_a_promotion_that_did_not_pass_says_why_and_exits_with_7(
+    zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        "promotions",
+        "create",
+        "default.sorting@v1",
+        "file-1",
+        "--rule",
+        "better",
+        "--min-mean",
+        "0.8",
+        "--wait",
+    )
+    assert zhub(*arguments) == 7
+    out = capsys.readouterr().out
+    assert "not promoted" in out and "inside the noise" in out
+    (body,) = bodies(api, "POST", "/v1/promotions")
+    assert (body["model"], body["alias"], body["rule"]) == ("default.sorting@v1", "prod", "better")
+    assert (body["suites"][0]["file"], body["suites"][0]["min_mean"]) == ("file-1", 0.8)
+
+
+def test_promotions_are_listed_by_what_was_decided(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("promotions", "ls") == 0
+    assert "not promoted" in capsys.readouterr().out
+
+
+def test_an_alias_shows_its_moves_and_is_moved_by_hand(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("experts", "aliases") == 0
+    assert zhub("experts", "moves", "default.sorting@prod") == 0
+    out = capsys.readouterr().out
+    assert out.count("default.sorting@v1") == 2 and "passed its gate" in out
+    assert zhub("experts", "promote", "default.sorting@v1", "--reason", "back") == 0
+    assert bodies(api, "PUT", "/v1/experts/default.sorting/aliases/prod") == [
+        {"version": "default.sorting@v1", "reason": "back"}
+    ]
+
+
+def test_a_move_is_shown_as_json_under_the_names_of_the_api(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("experts", "moves", "default.sorting@prod", "--json") == 0
+    assert "from" in json.loads(capsys.readouterr().out)["moves"][0]
+
+
+def test_a_schedule_is_made_with_its_training_and_gate(zhub: Run, api: Any, tmp_path: Path) -> None:
+    gate = tmp_path / "gate.json"
+    gate.write_text('{"rule": "better", "suites": []}')
+    options = ("--base", "zhub-tiny", "--cron", "0 3 * * 1", "--timezone", "Europe/Paris", "--set", "n_steps=5")
+    assert zhub("schedules", "add", "weekly", "rows", *options, "--gate", str(gate)) == 0
+    (body,) = bodies(api, "POST", "/v1/schedules")
+    assert (body["name"], body["dataset"], body["cron"]) == ("weekly", "rows", "0 3 * * 1")
+    assert body["training"]["method"]["reinforcement"]["hyperparameters"] == {"n_steps": 5}
+    assert body["training"]["promotion"] == {"rule": "better", "suites": []}
+
+
+def test_a_gate_that_is_no_json_is_one_line(zhub: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gate = tmp_path / "gate.json"
+    gate.write_text("{")
+    assert zhub("schedules", "add", "weekly", "rows", "--base", "zhub-tiny", "--gate", str(gate)) == 1
+    err = capsys.readouterr().err
+    assert "the gate is not JSON" in err and len(err.splitlines()) == 1
+
+
+def test_a_paused_schedule_says_why_and_shows_its_ticks(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("schedules", "show", "weekly") == 0
+    out = capsys.readouterr().out
+    for said in ("It broke.", "0 3 * * 1 (Europe/Paris) and new data", "better, to get @prod", "fired", "ftjob-1"):
+        assert said in out
+
+
+def test_a_schedule_is_fired_by_its_name(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("schedules", "run", "weekly") == 0
+    assert "jobs watch ftjob-1" in capsys.readouterr().err
+    assert bodies(api, "POST", "/v1/schedules/sched-1/run") == [{}]

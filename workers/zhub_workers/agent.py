@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from zhub import base_models, datasets, evaluations, jobs, registry, states, tracing
 from zhub.config import Settings
-from zhub.db import make_engine, system_session
+from zhub.db import make_engine, statement_session, system_session
 from zhub.errors import LeaseLostError, UnavailableError
 from zhub.logs import configure_logging
 from zhub.manifest import Manifest
@@ -51,6 +51,7 @@ log = logging.getLogger("zhub.agent")
 STOP_GRACE_S = 10.0  # between asking an attempt to stop and killing its worker
 ANNOUNCE_S = 5.0  # the leader counts on an agent for half a minute
 RECONCILE_S = 5.0
+MAX_CLAIMS = 8  # at a time: their leases run while they are started one after the other
 LEAVING = "The node of the job's worker will go away: the job goes on from a checkpoint on another."
 STALLED = jobs.Failure("stalled", "The attempt made no progress for too long and was stopped.", retryable=True)
 
@@ -74,7 +75,7 @@ def main() -> None:
         device=settings.device,
         log_format=settings.log_format,
     )
-    agent = Agent(settings, make_engine(settings.database_url, pool_size=2), launcher)
+    agent = Agent(settings, make_engine(settings.database_url, pool_size=2, pre_ping=False), launcher)
     if settings.serve:
         serving = partial(deploy, settings, stopping, gpus=shares.replica)
         threading.Thread(target=serving, daemon=True, name="deploy-serving").start()
@@ -129,10 +130,10 @@ class Agent:
 
     def round(self) -> bool:
         """One look at everything; True when a job ended, so that the scheduler may admit the next."""
+        self._launcher.fill_pools()  # before the announcement, which counts workers that have died and are replaced
         if time.monotonic() - self._announced_at >= ANNOUNCE_S:
             self._announce()
             self._announced_at = time.monotonic()
-        self._launcher.fill_pools()
         self._claim()  # first, because what was admitted waits for nothing else
         if time.monotonic() - self._reconciled_at >= RECONCILE_S:
             self._reconcile()
@@ -159,9 +160,10 @@ class Agent:
                 free, packs = self._launcher.free(pool), self._launcher.packs(pool)
                 if not free and not packs:
                     break
-                with system_session(self._engine) as session:
-                    claim = jobs.claim(
+                with statement_session(self._engine) as session:
+                    claims = jobs.claim_up_to(
                         session,
+                        min(max(free, 1), MAX_CLAIMS),
                         self.id,
                         self._settings.cluster,
                         kinds_of(pool),
@@ -169,10 +171,11 @@ class Agent:
                         free=free,
                         packs=packs,
                     )
-                if claim is None:
+                if not claims:
                     break
-                PICKUP.observe(claim.waited_s)
-                self._start(pool, claim)
+                for claim in claims:
+                    PICKUP.observe(claim.waited_s)
+                    self._start(pool, claim)
 
     def _start(self, pool: str, claim: jobs.Claim) -> None:
         key = AttemptKey(claim.job_id, claim.fence)
@@ -354,6 +357,8 @@ class Agent:
 
     def _reconcile(self) -> None:
         self._launcher.tidy()
+        # Workers first, rows second: what another agent starts in between is then not taken for one that nobody owns.
+        held = self._launcher.running().keys()
         with system_session(self._engine) as session:
             rows = session.execute(
                 select(Job.id, Job.fence, Job.agent_id).where(
@@ -361,7 +366,6 @@ class Agent:
                 )
             ).all()
         leased = {AttemptKey(row.id, row.fence): row.agent_id == self.id for row in rows}
-        held = self._launcher.running().keys()
         for action in reconcile(leased, held, self._followed.keys()):
             key = action.key
             name = type(action).__name__.lower()
@@ -389,17 +393,16 @@ def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) ->
     Raises:
         LeaseLostError: another attempt owns the job, or it was cancelled; nothing is written.
     """
-    job = jobs.get_job(session, key.job_id)
-    if job.kind == "train":
+    if jobs.get_job(session, key.job_id).kind == "train":
         manifest = Manifest.model_validate(result["manifest"])
         registry.publish(session, *key, manifest, result["key_prefix"], result["trained_tokens"])
         return states.SUCCEEDED
     job = jobs.succeed(session, *key)
     jobs.add_event(session, job.org_id, job.id, "The job has succeeded.")
-    if job.kind == "validate":
-        datasets.finish_validation(session, job, result["validation"])
+    if job.dataset_version_id is not None and job.kind == "validate":
+        datasets.finish_validation(session, job.dataset_version_id, result["validation"])
     elif job.kind == "evaluate":
-        evaluations.finish(session, job, result)
+        evaluations.finish(session, job.org_id, job.id, result)
     elif job.base_model_id is not None:
         base_models.finish_decomposition(session, job.base_model_id, result)
     return states.SUCCEEDED

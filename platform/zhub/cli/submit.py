@@ -43,6 +43,9 @@ def submit(
     after: Annotated[
         list[str] | None, typer.Option(metavar="JOB", help="Wait until this job has succeeded; may be repeated.")
     ] = None,
+    dedup_key: Annotated[
+        str | None, typer.Option(help="While a job with this key has not ended, show that one and submit nothing.")
+    ] = None,
     gate: Annotated[
         Path | None, typer.Option(help="A JSON file with the gate that the version must pass to get an alias.")
     ] = None,
@@ -57,7 +60,7 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Train an expert on a dataset."""
-    asked: Any = {"model": base, "suffix": suffix, "seed": seed, "depends_on": after or []}
+    asked: Any = {"model": base, "suffix": suffix, "seed": seed, "depends_on": after or [], "dedup_key": dedup_key}
     asked["method"] = training_method(method, grader, settings or [])
     if gate is not None:
         asked["promotion"] = read_json(gate, "gate")

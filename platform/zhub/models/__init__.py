@@ -1,0 +1,60 @@
+"""The tables. Everything a tenant owns carries ``org_id`` and is fenced by row-level security.
+
+Foreign keys between tenant-owned tables are composite, ``(org_id, x_id)``: foreign-key checks bypass row-level
+security, so a single-column key would let one tenant point at another's row. Names are never keys.
+"""
+
+from zhub.models.base import Base, TenantOwned
+from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
+from zhub.models.registry import (
+    Alias,
+    AliasMove,
+    BaseModel,
+    Checkpoint,
+    Dataset,
+    DatasetVersion,
+    Evaluation,
+    Expert,
+    ExpertVersion,
+    Promotion,
+)
+from zhub.models.schedules import Schedule, ScheduleTick
+from zhub.models.tenancy import ApiKey, MonthUsage, Organization, Project, Quota, Usage
+from zhub.models.webhooks import WebhookDelivery, WebhookEndpoint
+
+__all__ = [
+    "Agent",
+    "Alias",
+    "AliasMove",
+    "ApiKey",
+    "Attempt",
+    "Base",
+    "BaseModel",
+    "Checkpoint",
+    "Dataset",
+    "DatasetVersion",
+    "Evaluation",
+    "Expert",
+    "ExpertVersion",
+    "Job",
+    "JobDependency",
+    "JobEvent",
+    "Leader",
+    "MonthUsage",
+    "Organization",
+    "Project",
+    "Promotion",
+    "QueuePlace",
+    "Quota",
+    "Schedule",
+    "ScheduleTick",
+    "TENANT_OWNED",
+    "TenantOwned",
+    "Usage",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+]
+
+TENANT_OWNED = tuple(
+    sorted(str(mapper.local_table) for mapper in Base.registry.mappers if issubclass(mapper.class_, TenantOwned))
+)

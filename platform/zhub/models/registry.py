@@ -1,0 +1,238 @@
+"""Base models, datasets, experts with their versions, and what was found out about these."""
+
+import uuid
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from zhub import states
+from zhub.ids import new_id
+from zhub.models.base import Base, TenantOwned, one_of, tenant_fk
+
+
+class BaseModel(Base):
+    """A frozen base model. Owned by the platform: every organisation may train on it and serve from it."""
+
+    __tablename__ = "base_models"
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    status: Mapped[str] = mapped_column(default="uploading")
+    error: Mapped[str | None]
+    source: Mapped[dict[str, Any]]
+    weights_fingerprint: Mapped[str | None]
+    basis_fingerprint: Mapped[str | None]
+    basis_key_prefix: Mapped[str | None]
+    details: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    """Found at decomposition: architecture, parameters, adapted matrices, z values, context length."""
+    is_default: Mapped[bool] = mapped_column(Boolean, default=False)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    __table_args__ = (
+        one_of("status", states.BASE_MODEL_STATUSES),
+        CheckConstraint("(status = 'ready') <= (basis_fingerprint IS NOT NULL)", name="ready_has_basis"),
+        Index("uq_base_models_default", "is_default", unique=True, postgresql_where=text("is_default")),
+    )
+
+
+class Dataset(TenantOwned, Base):
+    """A named line of dataset versions; ``last_version`` is the counter that keeps their numbers gapless."""
+
+    __tablename__ = "datasets"
+    project_id: Mapped[uuid.UUID]
+    name: Mapped[str]
+    last_version: Mapped[int] = mapped_column(default=0)
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("org_id", "project_id", "name"),
+        tenant_fk("project_id", "projects"),
+    )
+
+
+class DatasetVersion(TenantOwned, Base):
+    """An uploaded file, immutable, named by its digest. The OpenAI dialect calls it a file."""
+
+    __tablename__ = "dataset_versions"
+    project_id: Mapped[uuid.UUID]
+    dataset_id: Mapped[uuid.UUID]
+    version: Mapped[int]
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    key: Mapped[str]
+    status: Mapped[str] = mapped_column(default="uploaded")
+    status_details: Mapped[str | None]
+    validation: Mapped[dict[str, Any] | None]
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("dataset_id", "version"),
+        tenant_fk("project_id", "projects"),
+        tenant_fk("dataset_id", "datasets"),
+        one_of("status", states.FILE_STATUSES),
+    )
+
+
+class Expert(TenantOwned, Base):
+    """A named line of versions; ``last_version`` keeps their numbers gapless. Each version names its base model."""
+
+    __tablename__ = "experts"
+    project_id: Mapped[uuid.UUID]
+    name: Mapped[str]
+    last_version: Mapped[int] = mapped_column(default=0)
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("org_id", "project_id", "name"),
+        tenant_fk("project_id", "projects"),
+    )
+
+
+class ExpertVersion(TenantOwned, Base):
+    """An immutable version: at most one for each job, and made under the fence that the job had then."""
+
+    __tablename__ = "expert_versions"
+    expert_id: Mapped[uuid.UUID]
+    base_model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("base_models.id"))
+    version: Mapped[int]
+    job_id: Mapped[uuid.UUID] = mapped_column(unique=True)
+    fence: Mapped[int] = mapped_column(BigInteger)
+    digest: Mapped[str]
+    manifest: Mapped[dict[str, Any]]
+    key_prefix: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("expert_id", "version"),
+        tenant_fk("expert_id", "experts"),
+        tenant_fk("job_id", "jobs"),
+    )
+
+
+class Alias(TenantOwned, Base):
+    """A name for the version of an expert that it stands on now, ``@prod`` say. Every move has a row of its own."""
+
+    __tablename__ = "aliases"
+    expert_id: Mapped[uuid.UUID]
+    name: Mapped[str]
+    version_id: Mapped[uuid.UUID]
+    moved_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("expert_id", "name"),
+        tenant_fk("expert_id", "experts"),
+        tenant_fk("version_id", "expert_versions"),
+    )
+
+
+class AliasMove(TenantOwned, Base):
+    """One move of an alias, append-only. The first has no version before it."""
+
+    __tablename__ = "alias_moves"
+    alias_id: Mapped[uuid.UUID]
+    position: Mapped[int] = mapped_column(BigInteger, Identity())
+    """Given under the lock on the alias, so the moves of one alias are in order."""
+    from_version_id: Mapped[uuid.UUID | None]
+    to_version_id: Mapped[uuid.UUID]
+    by: Mapped[str]
+    """Who moved it: the id of a key or of a promotion."""
+    reason: Mapped[str | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        tenant_fk("alias_id", "aliases"),
+        tenant_fk("from_version_id", "expert_versions"),
+        tenant_fk("to_version_id", "expert_versions"),
+        Index("ix_alias_moves_alias", "alias_id", "position"),
+    )
+
+
+class Checkpoint(TenantOwned, Base):
+    """A point that a training job can go on from. ``deleted_at`` hides it; the sweep then removes objects and row."""
+
+    __tablename__ = "checkpoints"
+    job_id: Mapped[uuid.UUID]
+    fence: Mapped[int] = mapped_column(BigInteger)
+    step: Mapped[int]
+    key_prefix: Mapped[str]
+    digest: Mapped[str]
+    """SHA-256 of its ``manifest.json``."""
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    z: Mapped[dict[str, Any]]
+    """``{"name", "size_bytes", "sha256"}`` of the file that serving reads."""
+    metrics: Mapped[dict[str, Any]]
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("job_id", "step"),
+        tenant_fk("job_id", "jobs"),
+        Index("ix_checkpoints_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+    )
+
+
+class Evaluation(TenantOwned, Base):
+    """One subject, a base or a version, measured on one suite: never twice. Its status is that of its job.
+
+    What makes two suites equal is ``suite_digest``; ``version_id`` is null where the base itself is the subject.
+    """
+
+    __tablename__ = "evaluations"
+    project_id: Mapped[uuid.UUID]
+    job_id: Mapped[uuid.UUID]
+    base_model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("base_models.id"))
+    version_id: Mapped[uuid.UUID | None]
+    suite_digest: Mapped[str]
+    suite: Mapped[dict[str, Any]]
+    results: Mapped[dict[str, Any] | None]
+    rewards: Mapped[list[float] | None] = mapped_column(JSONB)
+    """Of the greedy answer to each row, in the file's order: what paired comparisons are made of."""
+    rows_key: Mapped[str | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint(
+            "project_id", "base_model_id", "version_id", "suite_digest",
+            name="uq_evaluations_subject_suite", postgresql_nulls_not_distinct=True,
+        ),
+        tenant_fk("project_id", "projects"),
+        tenant_fk("job_id", "jobs"),
+        tenant_fk("version_id", "expert_versions"),
+        Index("ix_evaluations_job", "job_id"),
+    )  # fmt: skip
+
+
+class Promotion(TenantOwned, Base):
+    """A version that shall get an alias if it passes its gate. Its status is that of its job, of the kind ``gate``.
+
+    ``version_id`` is null until the training ``training_job_id`` has published.
+    """
+
+    __tablename__ = "promotions"
+    project_id: Mapped[uuid.UUID]
+    job_id: Mapped[uuid.UUID] = mapped_column(unique=True)
+    training_job_id: Mapped[uuid.UUID | None]
+    version_id: Mapped[uuid.UUID | None]
+    alias: Mapped[str]
+    gate: Mapped[dict[str, Any]]
+    promoted: Mapped[bool | None]
+    findings: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
+    """What the gate decided by: for each suite whether it passed, and the sentences that say why."""
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        tenant_fk("project_id", "projects"),
+        tenant_fk("job_id", "jobs"),
+        tenant_fk("training_job_id", "jobs"),
+        tenant_fk("version_id", "expert_versions"),
+        Index("ix_promotions_project", "org_id", "project_id", "id"),
+        Index("ix_promotions_training", "training_job_id"),
+    )

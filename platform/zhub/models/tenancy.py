@@ -1,0 +1,82 @@
+"""Organisations, projects and keys, and what an organisation may use and has used."""
+
+import uuid
+from datetime import date, datetime
+
+from sqlalchemy import CheckConstraint, UniqueConstraint, Uuid, func
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from zhub.ids import new_id
+from zhub.models.base import Base, TenantOwned, tenant_fk
+
+
+class Organization(Base):
+    """A tenant. Its own row is fenced like everything it owns, on ``id``."""
+
+    __tablename__ = "organizations"
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Project(TenantOwned, Base):
+    """Where a team's datasets, jobs and experts live."""
+
+    __tablename__ = "projects"
+    name: Mapped[str]
+    __table_args__ = (UniqueConstraint("org_id", "id"), UniqueConstraint("org_id", "name"))
+
+
+class ApiKey(TenantOwned, Base):
+    """A key of one project: ``prefix`` finds the row, ``hash`` (HMAC-SHA-256) proves the secret, shown once."""
+
+    __tablename__ = "api_keys"
+    project_id: Mapped[uuid.UUID]
+    name: Mapped[str]
+    prefix: Mapped[str] = mapped_column(unique=True)
+    hash: Mapped[str]
+    scopes: Mapped[list[str]] = mapped_column(JSONB)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    __table_args__ = (UniqueConstraint("org_id", "id"), tenant_fk("project_id", "projects"))
+
+
+class Quota(TenantOwned, Base):
+    """What an organisation may use, where it is not the default: an equal share, and no limit."""
+
+    __tablename__ = "quotas"
+    weight: Mapped[float] = mapped_column(default=1.0, server_default="1")
+    max_workers: Mapped[float | None]
+    """That its jobs may hold in one cluster at a time."""
+    max_queued: Mapped[int | None]
+    """Jobs that may wait at a time."""
+    nominal_workers: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    """Of each cluster, that it gets back from others as soon as it wants them."""
+    monthly_worker_hours: Mapped[float | None]
+    """That its jobs may use in a calendar month."""
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("org_id"),
+        CheckConstraint("weight > 0", name="weight"),
+    )
+
+
+class Usage(TenantOwned, Base):
+    """What an organisation has used of a cluster: worker-seconds until ``at``, of which half is left a day later."""
+
+    __tablename__ = "usages"
+    cluster: Mapped[str]
+    worker_seconds: Mapped[float]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    __table_args__ = (UniqueConstraint("org_id", "id"), UniqueConstraint("org_id", "cluster"))
+
+
+class MonthUsage(TenantOwned, Base):
+    """What an organisation has used in a calendar month (UTC), in all clusters, by attempts that have ended."""
+
+    __tablename__ = "month_usages"
+    month: Mapped[date]
+    worker_seconds: Mapped[float]
+    __table_args__ = (UniqueConstraint("org_id", "id"), UniqueConstraint("org_id", "month"))
