@@ -130,10 +130,10 @@ class Agent:
 
     def round(self) -> bool:
         """One look at everything; True when a job ended, so that the scheduler may admit the next."""
+        self._launcher.fill_pools()  # before the announcement, which counts workers that have died and are replaced
         if time.monotonic() - self._announced_at >= ANNOUNCE_S:
             self._announce()
             self._announced_at = time.monotonic()
-        self._launcher.fill_pools()
         self._claim()  # first, because what was admitted waits for nothing else
         if time.monotonic() - self._reconciled_at >= RECONCILE_S:
             self._reconcile()
