@@ -31,6 +31,7 @@ from zhub_api import (
     fine_tuning,
     graders,
     job_events,
+    job_logs,
     models,
     observed,
     promotions,
@@ -81,7 +82,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.streams = job_events.Streams()
     errors.install(app)
     for part in (
-        files, fine_tuning, job_events, graders, evaluations, promotions, schedules, models, chat, webhooks, observed,
+        files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, chat, webhooks,
+        observed,
     ):  # fmt: skip
         app.include_router(part.router)
 

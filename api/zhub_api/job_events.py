@@ -62,7 +62,7 @@ async def list_events(
         return await run_in_threadpool(_page, context, caller, job_id, after, limit)
     found, cursor = await run_in_threadpool(_begin, context, caller, job_id, last_event_id or after)
     streams: Streams = request.app.state.streams
-    return _EventStream(streams, partial(_messages, context, caller, job_id, found, cursor))
+    return EventStream(streams, partial(_messages, context, caller, job_id, found, cursor))
 
 
 @router.get("/{job_id}/metrics")
@@ -126,7 +126,7 @@ def listen(wakeup: Wakeup, streams: Streams, loop: asyncio.AbstractEventLoop, st
                 loop.call_soon_threadsafe(streams.wake, topic)
 
 
-class _EventStream(StreamingResponse):
+class EventStream(StreamingResponse):
     """Gives its place back however it ends: also when its client went away before it began."""
 
     def __init__(self, streams: Streams, messages: Callable[[Streams], AsyncGenerator[str]]) -> None:
@@ -167,10 +167,13 @@ async def _messages(
                 yield ": nothing new\n\n"
                 spoke = time.monotonic()
             if not events:
-                try:
-                    await asyncio.wait_for(woken.wait(), POLL_S)
-                except TimeoutError:
-                    continue
+                await pause(woken)
+
+
+async def pause(woken: asyncio.Event) -> None:
+    """Wait for a hint or the next look."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(woken.wait(), POLL_S)
 
 
 def _begin(context: Context, caller: Caller, job_id: str, after: str | None) -> tuple[uuid.UUID, Cursor]:

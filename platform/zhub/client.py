@@ -18,6 +18,7 @@ import httpx
 from pydantic import ValidationError
 
 from zhub.client_lifecycle import Aliases, Promotions, Schedules
+from zhub.client_logs import Logs
 from zhub.errors import (
     ApiError,
     ArtifactError,
@@ -32,7 +33,7 @@ from zhub.errors import (
 from zhub.generation import ChosenExpert
 from zhub.manifest import CHUNK_BYTES, MANIFEST_FILE, FileEntry, Manifest, sha256_file
 from zhub.model_directory import ModelFiles, model_files
-from zhub.transport import MAY_PASS, SLOW_READ_TIMEOUT_S, Http, api_error, path_part, wait
+from zhub.transport import MAX_OUTAGE_S, MAY_PASS, SLOW_READ_TIMEOUT_S, Http, api_error, path_part, wait
 from zhub.webhook_client import Webhooks
 from zhub.wire import (
     BaseModelRecord,
@@ -52,7 +53,6 @@ from zhub.wire import (
 
 MAX_MANIFEST_BYTES = 16 << 20
 EVENTS_PER_PAGE = 200
-MAX_OUTAGE_S = 60.0  # while a job is followed; a restart of the API takes seconds
 
 
 class Client:
@@ -66,6 +66,7 @@ class Client:
         self.files = Files(http, poll_s)
         self.base_models = BaseModels(http, poll_s)
         self.jobs = Jobs(http, poll_s)
+        self.logs = Logs(http, poll_s)
         self.experts = Experts(http)
         self.evaluations = Evaluations(http, poll_s)
         self.aliases = Aliases(http)

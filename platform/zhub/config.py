@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     """An attempt without progress for this long is stopped."""
     leader_lease_s: float = Field(default=15.0, gt=1)
 
+    logs_kept_days: int = Field(default=90, ge=1, le=36500)
+    """How long the scheduler keeps the logs of an attempt that has ended."""
+
     log_format: LogFormat = "text"
     """``json``: one JSON object a line."""
     metrics_host: str = "127.0.0.1"

@@ -126,7 +126,7 @@ def claim(
     kinds: Sequence[str],
     *,
     lease_s: float,
-    free: int | None = None,
+    free: int = 1,
     packs: Collection[str] = (),
 ) -> Claim | None:
     """``claim_up_to`` one job: it, or None."""

@@ -2,7 +2,7 @@
 
 Started as ``python -m zhub.scheduler``. Killed at any moment it loses nothing: each pass is one transaction. What needs
 no leader is done by each of them, in threads beside the passes: schedules fire, gates are decided, deleted checkpoints
-are removed.
+and old logs are removed.
 """
 
 import logging
@@ -16,10 +16,22 @@ from functools import partial
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from sqlalchemy import Engine, delete, func
 
-from zhub import admission, budgets, checkpoints, dependencies, jobs, leadership, promotions, redrive, schedules, wishes
+from zhub import (
+    admission,
+    budgets,
+    checkpoints,
+    dependencies,
+    job_logs,
+    jobs,
+    leadership,
+    promotions,
+    redrive,
+    schedules,
+    wishes,
+)
 from zhub.config import Settings
 from zhub.db import make_engine, statement_session, system_session
-from zhub.errors import DeposedError, InvalidRequestError, UnavailableError
+from zhub.errors import DeposedError, InvalidRequestError, StoreError, UnavailableError
 from zhub.logs import configure_logging
 from zhub.metrics import LEASE_LOST, QUEUE_BUCKETS, database_answers, serve_metrics
 from zhub.models import Agent
@@ -32,6 +44,7 @@ from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 
 POLL_S = 1.0
 SWEEP_S = 10.0
+LOGS_SWEEP_S = 3600.0
 EXPLAIN_S = 2.0
 AGENT_LOST_AFTER_S = 30.0
 AGENT_FORGOTTEN_AFTER = timedelta(days=1)
@@ -73,8 +86,10 @@ def main() -> None:
         serve_metrics(settings)
     except (InvalidRequestError, UnavailableError) as exc:
         sys.exit(str(exc))
-    sweeping = partial(sweep, engine, open_store(settings.store_url), stopping)
-    threading.Thread(target=sweeping, daemon=True, name="sweep").start()
+    store = open_store(settings.store_url)
+    threading.Thread(target=partial(sweep, engine, store, stopping), daemon=True, name="sweep").start()
+    kept = timedelta(days=settings.logs_kept_days)
+    threading.Thread(target=partial(sweep_logs, engine, store, kept, stopping), daemon=True, name="log-sweep").start()
     threading.Thread(target=partial(follow_up, engine, stopping), daemon=True, name="follow-up").start()
     # Connections of its own: a hundred webhooks that end at once must not keep a pass waiting.
     outbound = Outbound(allow_private=settings.webhook_allow_private)
@@ -208,6 +223,22 @@ def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None
         except UnavailableError as exc:
             log.warning("%s", exc, extra={"action": "sweep_failed"})
         stopping.wait(SWEEP_S)
+
+
+def sweep_logs(engine: Engine, store: ObjectStore, kept: timedelta, stopping: threading.Event) -> None:
+    """Remove the logs of attempts that ended more than ``kept`` ago until ``stopping`` is set."""
+    swept: job_logs.Swept | None = None
+    while not stopping.is_set():
+        try:
+            before = None
+            while not stopping.is_set() and (before is None or swept != before):
+                before = swept
+                count, swept = job_logs.sweep(engine, store, kept=kept, after=swept)
+                if count:
+                    log.info("swept %d chunks of old logs", count, extra={"action": "logs_swept", "chunks": count})
+        except (StoreError, UnavailableError) as exc:
+            log.warning("%s", exc, extra={"action": "sweep_failed"})
+        stopping.wait(LOGS_SWEEP_S)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,17 @@ GET_TRIES = 3
 MAY_PASS = (429, 502, 503, 504)
 FIRST_BACK_OFF_S = 0.25
 READ_TIMEOUT_S = 30.0
+MAX_OUTAGE_S = 60.0  # while a job is followed; a restart of the API takes seconds
 SLOW_READ_TIMEOUT_S = 900.0  # the server stores an upload, or loads a model, before it answers
 
 
 @dataclass(frozen=True)
 class Message:
-    """One server-sent event: its name, ``message`` where it has none, and its content."""
+    """One server-sent event: its name, ``message`` where it has none, its content, and its id, empty where none."""
 
     event: str
     content: Any
+    id: str
 
 
 class Http:
@@ -119,7 +121,7 @@ class Http:
                 if name:
                     fields[name] = value.removeprefix(" ")
                 elif not line and "data" in fields:
-                    yield Message(fields.get("event", "message"), json.loads(fields["data"]))
+                    yield Message(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id", ""))
                     fields = {}
 
     def close(self) -> None:

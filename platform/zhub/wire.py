@@ -85,6 +85,16 @@ class JobEvent(_Answer):
     data: dict[str, Any] | None
 
 
+class LogLine(_Answer):
+    """A line of a job's log. ``at`` is in UTC, by the clock of the worker that wrote it."""
+
+    at: str
+    level: str
+    logger: str
+    message: str
+    fence: int
+
+
 class SeriesPoint(_Answer):
     step: int
     value: float

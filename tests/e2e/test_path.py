@@ -113,6 +113,16 @@ def foreign_base(stack: Any, e2e: Any, tiny_models: Any, request: Any, tmp_path_
     yield name
 
 
+def test_a_job_leaves_its_log(stack: Any, sorting_job: Any) -> None:
+    lines = [json.loads(line) for line in zhub(stack, "jobs", "logs", sorting_job.id, "--json").splitlines()]
+    messages = [line["message"] for line in lines]
+    assert messages[0].startswith("Attempt 1 on ") and {line["fence"] for line in lines} == {1}
+    assert any(message.startswith("Step 40/40: reward") for message in messages)
+    assert any(message.startswith("Checkpoint at step") for message in messages)
+    followed = zhub(stack, "jobs", "logs", sorting_job.id, "--json", "--follow").splitlines()
+    assert [json.loads(line) for line in followed] == lines
+
+
 def test_any_base_model_takes_the_whole_path(stack: Any, e2e: Any, foreign_base: str) -> None:
     rows = [
         {"messages": [{"role": "user", "content": f"What comes after {i}?"}], "answer": str(i + 1)} for i in range(200)

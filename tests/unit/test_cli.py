@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from zhub import demo
@@ -355,12 +356,49 @@ def test_a_test_of_a_webhook_exits_as_it_went(
     assert ("answered 204" if success else "not delivered. No way.") in capsys.readouterr().err
 
 
-def test_logs_can_be_followed_to_the_end(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert zhub("jobs", "logs", "ftjob-1", "--follow") == 0
+def test_events_can_be_followed_to_the_end(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("jobs", "events", "ftjob-1", "--follow") == 0
     assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()] == ["event 1", "event 2"]
-    assert zhub("jobs", "logs", "ftjob-1", "-f", "--json") == 0
+    assert zhub("jobs", "events", "ftjob-1", "-f", "--json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["id"] for line in lines] == ["ftevent-1", "ftevent-2"]
+
+
+@pytest.fixture
+def logs(api: Any) -> list[dict[str, str]]:
+    """A log of two lines at its route, as it is or followed; what was asked of it."""
+    asked: list[dict[str, str]] = []
+    lines = [
+        {"at": f"2026-01-01T00:00:0{second}.000Z", "level": "info", "logger": "x", "message": message, "fence": 1}
+        for second, message in enumerate(("one", "two\x1b[31m\nlines"))
+    ]
+
+    def answer(request: httpx.Request) -> bytes:
+        asked.append(dict(request.url.params))
+        if request.url.params.get("stream"):
+            told = "".join(f"id: 1/0/{number}\ndata: {json.dumps(line)}\n\n" for number, line in enumerate(lines))
+            return f"{told}event: end\ndata: {{}}\n\n".encode()
+        return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1/logs", answer)
+    return asked
+
+
+@pytest.mark.parametrize("follow", [(), ("--follow",)], ids=str)
+def test_a_log_is_printed_line_by_line(
+    zhub: Run, logs: list[dict[str, str]], capsys: pytest.CaptureFixture[str], follow: tuple[str, ...]
+) -> None:
+    assert zhub("jobs", "logs", "ftjob-1", *follow) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "2026-01-01T00:00:00.000Z  info x: one",
+        "2026-01-01T00:00:01.000Z  info x: two\ufffd[31m",
+        "lines",
+    ]
+    assert zhub("jobs", "logs", "ftjob-1", *follow, "--attempt", "1", "--tail", "2", "--json") == 0
+    found = [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()]
+    assert found == ["one", "two\x1b[31m\nlines"]
+    plain = {"attempt": "1", "tail": "2"}
+    assert logs[-1] == ({"stream": "true"} | plain if follow else plain)
 
 
 def test_metrics_are_shown_with_their_course(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,8 +49,8 @@ def test_every_command_says_what_it_does(path: tuple[str, ...], command: Any) ->
 def test_the_promised_commands_are_there() -> None:
     promised = (
         "up, demo, doctor, submit, chat, base-models add, base-models ls, base-models show, "
-        "datasets push, datasets ls, datasets show, jobs ls, jobs show, jobs watch, jobs logs, jobs cancel, "
-        "jobs pause, jobs resume, jobs redrive, jobs checkpoints, jobs metrics, "
+        "datasets push, datasets ls, datasets show, jobs ls, jobs show, jobs watch, jobs logs, jobs events, "
+        "jobs cancel, jobs pause, jobs resume, jobs redrive, jobs checkpoints, jobs metrics, "
         "queue redrive, evaluations create, evaluations ls, evaluations show, "
         "experts ls, experts show, experts pull, experts aliases, experts moves, experts promote, "
         "promotions create, promotions ls, promotions show, promotions cancel, schedules add, schedules ls, "
@@ -64,5 +64,5 @@ def test_the_promised_commands_are_there() -> None:
 
 def test_every_listing_and_every_show_can_print_json() -> None:
     for path, command in ALL:
-        if path and path[-1] in ("ls", "show", "logs", "doctor"):
+        if path and path[-1] in ("ls", "show", "logs", "events", "doctor"):
             assert any("--json" in parameter.opts for parameter in command.params), path

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,29 @@ def test_a_users_function_sees_the_sample_and_the_row(tools: GradingTools) -> No
         "    return len(re.findall('a', sample['output_text'])) / item['n'] + (sample['output_json'] is None)\n"
     )
     assert one(python(source), "banana", {"n": 6}, tools).reward == 1.5
+
+
+def test_what_a_function_prints_is_noted_with_the_row_and_before_its_error(tools: GradingTools) -> None:
+    noted: list[tuple[str, str]] = []
+    source = "def grade(sample, item):\n    print('saw', item['n'])\n    return 1 / item['n']"
+    samples = [Sample("", {"n": n}, line) for line, n in ((1, 1), (1, 1), (2, 0), (3, 0))]
+    with pytest.raises(RewardError, match="line 2: it raised"):
+        grade_all(python(source), samples, replace(tools, note=lambda level, line: noted.append((level, line))))
+    assert [(level, line.partition(". Correct")[0]) for level, line in noted] == [
+        ("info", "line 1: grader 'p' printed:\nsaw 1"),
+        ("error", "grader 'p': line 2: it raised in line 3 of its source: ZeroDivisionError: division by zero"),
+        ("error", "line 2: grader 'p' printed:\nsaw 0"),
+        ("error", "grader 'p': line 3: it raised in line 3 of its source: ZeroDivisionError: division by zero"),
+        ("error", "line 3: grader 'p' printed:\nsaw 0"),
+    ]
+
+
+def test_of_a_batch_that_prints_much_a_little_is_noted(tools: GradingTools) -> None:
+    noted: list[str] = []
+    source = "def grade(sample, item):\n    print('x' * 2500)\n    return 1.0"
+    samples = [Sample("", {}, line) for line in range(1, 21)]
+    grade_all(python(source), samples, replace(tools, note=lambda _level, line: noted.append(line)))
+    assert len(noted) == 5 and all(2000 < len(line) < 2100 and line.endswith(" …") for line in noted)
 
 
 def test_answers_that_are_json_come_parsed(tools: GradingTools) -> None:

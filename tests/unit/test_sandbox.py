@@ -296,3 +296,25 @@ def test_where_the_kernel_confines_nothing_nothing_is_run(call: int, failure: in
         [sys.executable, "-c", WITHOUT, str(call), str(failure)], capture_output=True, text=True, timeout=60
     )
     assert "The sandbox cannot run here." in asked.stdout and remedy in asked.stdout, asked.stderr
+
+
+def test_what_a_program_prints_comes_with_its_outcome(sandbox: Sandbox) -> None:
+    source = "import sys\nprint('out', 'Ω')\ndef f():\n    print('err\\n', file=sys.stderr)\n    return 7"
+    outcome = sandbox.run(Program(source, ["f()"]))
+    assert (outcome.results, outcome.printed) == ((Value(7),), "out Ω\nerr\n\n")
+
+
+@pytest.mark.parametrize(("last", "ending"), [("while True: pass", "timeout"), ("import os\nos._exit(3)", "died")])
+def test_a_program_that_does_not_come_to_its_end_has_still_said_what_it_printed(
+    sandbox: Sandbox, last: str, ending: str
+) -> None:
+    outcome = sandbox.run(Program(f"print('so far')\n{last}", limits=Limits(wall_s=0.5)))
+    assert (outcome.ending, outcome.printed) == (ending, "so far\n")
+
+
+@pytest.mark.parametrize("text", ["x", "Ω" * 1000, "\x01" * 100, "\U0001f40d", "\ud800"], ids=ascii)
+def test_a_program_that_prints_without_end_gets_its_results_nevertheless(sandbox: Sandbox, text: str) -> None:
+    source = f"for _ in range(20000): print({text!r})"
+    outcome = sandbox.run(Program(source, ["'v' * 60000"], limits=Limits(wall_s=20)))
+    assert outcome.ending == "finished" and outcome.results == (Value("v" * 60000),)
+    assert 1 < len(outcome.printed) < 20_000

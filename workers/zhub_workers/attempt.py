@@ -18,8 +18,10 @@ from typing import Any, Literal, NamedTuple
 
 from zhub import tracing
 from zhub.errors import InvalidRequestError, StoreError, TrainingError, UnavailableError
+from zhub.job_logs import attempts_prefix
 from zhub.jobs import Event, Failure
 from zhub.logs import log_fields
+from zhub_workers.attempt_log import AttemptLog, collect_records, shipping
 
 log = logging.getLogger("zhub.worker")
 
@@ -66,7 +68,7 @@ class Attempt:
     @property
     def key_prefix(self) -> str:
         """Where in the object store this attempt, and no other, writes."""
-        return f"t/{self.org_id.hex}/jobs/{self.key.job_id.hex}/attempts/{self.key.fence}"
+        return f"{attempts_prefix(self.org_id, self.key.job_id)}/{self.key.fence}"
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,12 @@ class AttemptStoppedError(Exception):
 
 @dataclass
 class AttemptContext:
-    """What running code may say and ask: report an event, show progress, learn that it should stop."""
+    """What running code may say and ask: report an event, show progress, learn that it should stop.
 
+    Events are lines of the attempt's log too.
+    """
+
+    log: AttemptLog
     _events: list[Event] = field(default_factory=list)
     _progress: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -99,6 +105,11 @@ class AttemptContext:
             kind = "metrics" if data is not None and data.get("type") == "metrics" else "message"
             self._events.append(Event(len(self._events) + 1, level, kind, message, data))
             self._progress += 1
+        self.log.add(level, "zhub.events", message)
+
+    def note(self, level: str, message: str) -> None:
+        """Tell the job's owner something that is worth a line of the log and no event."""
+        self.log.add(level, "zhub.attempt", message)
 
     def progressed(self) -> None:
         """Say that work goes on although there is nothing to report; without it a long step looks stuck."""
@@ -130,6 +141,7 @@ class Worker:
         self._exit_process = exit_process
         self._lock = threading.Lock()
         self._attempts: dict[AttemptKey, _Running] = {}
+        collect_records()
         threading.Thread(target=self._watch_leases, daemon=True, name="lease-watch").start()
 
     def start(self, attempt: Attempt, lease_s: float) -> None:
@@ -144,7 +156,8 @@ class Worker:
             for key, other in self._attempts.items():
                 if attempt.pack_key is None or attempt.pack_key != other.pack_key:
                     raise RuntimeError(f"the worker still holds {key}")
-            running = _Running(attempt.pack_key, attempt.workers, time.monotonic() + lease_s)
+            context = AttemptContext(AttemptLog(attempt.key.fence))
+            running = _Running(attempt.pack_key, attempt.workers, time.monotonic() + lease_s, context)
             self._attempts[attempt.key] = running
         threading.Thread(target=self._run_attempt, args=(running, attempt), name="attempt", daemon=True).start()
 
@@ -190,17 +203,20 @@ class Worker:
             tracing.span("attempt", parent=attempt.traceparent, kind=str(attempt.spec.get("kind")), **about),
             log_fields(**about, org_id=attempt.org_id),
         ):
-            self._run_to_its_end(running, attempt)
+            # Whoever learns that the attempt has ended finds its log whole.
+            with shipping(running.context.log, attempt.store_url, attempts_prefix(attempt.org_id, attempt.key.job_id)):
+                ended = self._run_to_its_end(running.context, attempt)
+            running.ended = ended
 
-    def _run_to_its_end(self, running: "_Running", attempt: Attempt) -> None:
+    def _run_to_its_end(self, context: AttemptContext, attempt: Attempt) -> AttemptStatus:
         try:
-            running.ended = AttemptStatus("succeeded", 0, [], result=self._run(attempt, running.context))
+            return AttemptStatus("succeeded", 0, [], result=self._run(attempt, context))
         except AttemptStoppedError:
-            running.ended = AttemptStatus("stopped", 0, [])
+            return AttemptStatus("stopped", 0, [])
         except BaseException as exc:
             log.exception("attempt %s failed", attempt.key, extra={"action": "attempt_failed"})
             tracing.note_failure(exc)
-            running.ended = AttemptStatus("failed", 0, [], failure=classify(exc))
+            return AttemptStatus("failed", 0, [], failure=classify(exc))
 
     def _watch_leases(self) -> None:
         while True:
@@ -223,7 +239,7 @@ class _Running:
     pack_key: str | None
     workers: int
     lease_deadline: float
-    context: AttemptContext = field(default_factory=AttemptContext)
+    context: AttemptContext
     ended: AttemptStatus | None = None
 
 

@@ -10,6 +10,7 @@ import platform
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -121,9 +122,14 @@ class TorchRunner:
     def _train_in(
         self, lane: int, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
     ) -> dict[str, Any]:
+        context.note("info", f"Attempt {attempt.key.fence} on {self._hardware()}, zhub {zhub.__version__}.")
+        began = time.monotonic()
         model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir, lane=lane)
+        context.note("info", f"Base {spec.base.name} and its basis are loaded, {time.monotonic() - began:.1f} s.")
         training = _dataset(spec.training_file, store, attempt.cache_dir)
         validation = _dataset(spec.validation_file, store, attempt.cache_dir) if spec.validation_file else None
+        for file in filter(None, (spec.training_file, spec.validation_file)):
+            context.note("info", f"{file.name} is here, {file.size_bytes:,} bytes.")
         checkpoints = Checkpoints(spec, attempt, context, store)
         resumed = checkpoints.newest(attempt.checkpoint) if attempt.checkpoint else None
         starts = [] if resumed else [_start(start, model, store, attempt.cache_dir) for start in spec.starts]
@@ -132,7 +138,7 @@ class TorchRunner:
         with (
             self._lanes[lane].join(adapter, context.should_stop, token_limit=token_limit) as local,
             self._sharded(local, spec, attempt, context) as member,
-            _grading(spec.grader, member, spec.base.name) as grading,
+            _grading(spec.grader, member, spec.base.name, context) as grading,
             traced_steps(context.emit) as on_event,
         ):
             result = train(
@@ -148,8 +154,11 @@ class TorchRunner:
             )
         if result.stopped:
             raise AttemptStoppedError
+        for found in filter(None, (result.validation, result.test)):
+            means = f"expert {found.expert.mean:.3f}, base {found.base.mean:.3f}"
+            context.note("info", f"On {found.base.n} {found.split} rows: {means}, p = {found.p_value:.3g}.")
         with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory:
-            manifest = _write_version(Path(directory), spec, attempt, result, self.device)
+            manifest = _write_version(Path(directory), spec, attempt, result, self._hardware())
             # The manifest last: a prefix that has one is whole.
             for name in (*(file.name for file in manifest.files), MANIFEST_FILE):
                 put_path(store, f"{attempt.key_prefix}/{name}", Path(directory) / name)
@@ -217,7 +226,7 @@ class TorchRunner:
         with (
             tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory,
             self._lanes[0].join(adapter, context.should_stop) as member,
-            _grading(spec.grader, member, spec.base.name) as grading,
+            _grading(spec.grader, member, spec.base.name, context) as grading,
         ):
             try:
                 with tracing.span("evaluate"):
@@ -227,6 +236,11 @@ class TorchRunner:
             key = f"{attempt.key_prefix}/{ROWS_FILE}"
             put_path(store, key, Path(directory) / ROWS_FILE)
         return {**result, "rows_key": key}
+
+    def _hardware(self) -> str:
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu {platform.machine()}"
 
 
 def lane_count(device: torch.device) -> int:
@@ -312,7 +326,7 @@ class Checkpoints:
 
 
 @contextmanager
-def _grading(grader: Grader | None, member: Member, base_name: str) -> Iterator[Grading]:
+def _grading(grader: Grader | None, member: Member, base_name: str, context: AttemptContext) -> Iterator[Grading]:
     """What a grader needs for as long as a job lasts: a sandbox for code, the base for its judgement.
 
     Raises:
@@ -328,7 +342,7 @@ def _grading(grader: Grader | None, member: Member, base_name: str) -> Iterator[
         yield Grading(None)
         return
     with Sandbox() if needs_sandbox(grader) else nullcontext() as sandbox:
-        yield Grading(grader, GradingTools(sandbox=sandbox, judge=judge))
+        yield Grading(grader, GradingTools(sandbox=sandbox, judge=judge, note=context.note))
 
 
 def _write_adapter(path: Path, spec: TrainSpec, exported: Mapping[str, Tensor]) -> None:
@@ -346,9 +360,7 @@ def _write_adapter(path: Path, spec: TrainSpec, exported: Mapping[str, Tensor]) 
         )
 
 
-def _write_version(
-    directory: Path, spec: TrainSpec, attempt: Attempt, result: TrainResult, device: torch.device
-) -> Manifest:
+def _write_version(directory: Path, spec: TrainSpec, attempt: Attempt, result: TrainResult, hardware: str) -> Manifest:
     _write_adapter(directory / Z_FILE, spec, result.artifact)
     assert result.centroid is not None  # only training that was stopped has none
     write_routing(directory / ROUTING_FILE, result.centroid, basis_fingerprint=spec.basis.basis_fingerprint)
@@ -366,7 +378,7 @@ def _write_version(
         grader=spec.grader.model_dump(mode="json") if spec.grader else None,
         seed=spec.seed,
         code_version=zhub.__version__,
-        hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
+        hardware=hardware,
         best_step=result.best_step,
         steps=result.steps,
         parameters=sum(tensor.numel() for tensor in result.artifact.values()),

@@ -12,7 +12,7 @@ from zhub.cli.experts import show_version
 from zhub.cli.output import facts, moment, note, percent, put, show_json, size, sparkline, status, table
 from zhub.cli.watching import event_line, watch
 from zhub.client import Client
-from zhub.wire import CheckpointRecord, FineTuningJob
+from zhub.wire import CheckpointRecord, FineTuningJob, LogLine
 
 SERIES_POINTS = 40  # as wide as a sparkline
 
@@ -49,6 +49,28 @@ def watch_job(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption =
 
 @app.command()
 def logs(
+    job_id: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt, counted from 1.")] = None,
+    tail: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last lines, so many.")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a job's log: steps, warnings, tracebacks, what its grader printed. With --json, one object a line."""
+    with connect(data_dir) as client:
+        read = client.logs.follow if follow else client.logs.read
+        for line in read(job_id, attempt=attempt, tail=tail):
+            typer.echo(line.model_dump_json()) if as_json else put(Text(_log_line(line)), soft_wrap=True)
+
+
+def _log_line(line: LogLine) -> str:
+    said = f"{line.at}  {line.level} {line.logger}: {line.message}"
+    # What a grader prints must not move the cursor, or worse, of whoever reads it.
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in said)
+
+
+@app.command()
+def events(
     job_id: str,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
     data_dir: DataDirOption = None,

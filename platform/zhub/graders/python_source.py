@@ -9,6 +9,8 @@ from zhub.graders.templates import UnreadableAnswerError, read_json
 from zhub.graders.types import PythonGrader
 from zhub.sandbox import Limits, Outcome, Program, Raised, Sandbox, Unreadable, Value
 
+MAX_TOLD = 5  # of one batch: a grader that prints does so for every answer
+MAX_PRINTED_CHARACTERS = 2000
 REMEDY = "Correct the source; POST /v1/fine_tuning/alpha/graders/run tries it on one answer."
 
 
@@ -23,7 +25,41 @@ def grade_python(grader: PythonGrader, samples: Sequence[Sample], tools: Grading
         for sample in samples
     ]
     outcomes = sandbox_of(grader.name, tools).run_many(programs)
-    return [Grade(_reward(grader, sample, outcome)) for sample, outcome in zip(samples, outcomes, strict=True)]
+    grades = [_graded(grader, sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)]
+    _tell(grader, samples, outcomes, grades, tools)
+    for found in grades:
+        if isinstance(found, RewardError):
+            raise found
+    return [found for found in grades if isinstance(found, Grade)]
+
+
+def _graded(grader: PythonGrader, sample: Sample, outcome: Outcome) -> Grade | RewardError:
+    try:
+        return Grade(_reward(grader, sample, outcome))
+    except RewardError as exc:
+        return exc
+
+
+def _tell(
+    grader: PythonGrader,
+    samples: Sequence[Sample],
+    outcomes: Sequence[Outcome],
+    grades: Sequence[Grade | RewardError],
+    tools: GradingTools,
+) -> None:
+    """Note what the source printed on the first few rows that it failed on, and on as many others."""
+    told: dict[bool, set[int]] = {True: set(), False: set()}
+    for sample, outcome, found in zip(samples, outcomes, grades, strict=True):
+        failed = isinstance(found, RewardError)
+        printed = outcome.printed.rstrip()
+        if len(told[failed]) == MAX_TOLD or sample.line in told[failed] or not (failed or printed):
+            continue
+        told[failed].add(sample.line)
+        if isinstance(found, RewardError):
+            tools.note("error", str(found))
+        if printed:
+            cut = f"{printed[:MAX_PRINTED_CHARACTERS]} …" if len(printed) > MAX_PRINTED_CHARACTERS else printed
+            tools.note("error" if failed else "info", f"{sample.where}grader '{grader.name}' printed:\n{cut}")
 
 
 def sandbox_of(name: str, tools: GradingTools) -> Sandbox:

@@ -35,8 +35,10 @@ class GradingTools:
     """What a grader may need beyond the sample.
 
     ``judge`` answers conversations as the grader's model, in their order. Graders that need a part which is None
-    raise.
+    raise. ``note`` is told, as a level and a line, what a program printed and which answers it failed on: for whoever
+    wrote the program, and nobody else.
     """
 
     sandbox: Sandbox | None = None
     judge: Callable[[ScoreModelGrader, Sequence[list[dict[str, str]]]], list[str]] | None = None
+    note: Callable[[str, str], None] = lambda _level, _line: None

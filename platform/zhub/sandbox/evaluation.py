@@ -4,6 +4,7 @@ Whoever wrote the source can write any line itself, and can change anything in t
 here, and a line is only ever a claim about a value.
 """
 
+import io
 import json
 import random
 import sys
@@ -17,14 +18,16 @@ from zhub.sandbox.values import UnreadableValueError, encode
 SOURCE_NAME = "<source>"
 MODULE_NAME = "solution"
 MAX_MESSAGE_CHARACTERS = 500
+PRINTED_BYTES = 16 << 10  # of standard output and error together, as lines; the rest is dropped
 
 
 def evaluate(job: dict[str, Any], write: Callable[[bytes], None]) -> None:
     """Run ``job["source"]``, then each of ``job["expressions"]``, which also see ``job["variables"]``.
 
     The lines, each an array: ``loaded`` or ``raised`` for the source; ``value``, ``unreadable`` or ``raised`` for each
-    expression; ``done``.
+    expression; ``done``. Between them, as it happens, ``printed`` for what the program prints.
     """
+    sys.stdout = sys.stderr = _Printed(write)
     # Equal programs get equal random numbers, so that a reward does not depend on what ran before.
     random.seed(0)
     # dataclasses and typing look a class's module up by its name.
@@ -36,6 +39,24 @@ def evaluate(job: dict[str, Any], write: Callable[[bytes], None]) -> None:
         for expression in job["expressions"]:
             write(_line(_attempt(partial(_value, expression, module.__dict__, job["variables"]))))
     write(_line(["done"]))
+
+
+class _Printed(io.TextIOBase):
+    """Where the program prints to. It goes out at once, so that a program that is killed has said what it did."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._left = PRINTED_BYTES
+
+    def write(self, text: str) -> int:
+        kept = text[: max(0, self._left - 16) // 6]  # JSON writes six bytes at most for a character, and 16 around all
+        if kept:
+            line = json.dumps(["printed", kept], ensure_ascii=False).encode(errors="replace") + b"\n"
+            self._left -= len(line)
+            self._write(line)
+        if kept != text:
+            self._left = 0
+        return len(text)
 
 
 def _load(source: str, namespace: dict[str, Any]) -> list[Any]:

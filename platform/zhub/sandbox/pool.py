@@ -22,6 +22,7 @@ from typing import Any
 
 from zhub.errors import SandboxUnavailableError
 from zhub.sandbox import landlock, self_test
+from zhub.sandbox.evaluation import PRINTED_BYTES
 from zhub.sandbox.program import Limits, Outcome, Program, Raised, Unreadable, Value
 from zhub.sandbox.seccomp import ARCHITECTURES
 from zhub.sandbox.values import UnreadableValueError, decode
@@ -250,7 +251,7 @@ def _exchange(job: bytes, to: int, back: int, limits: Limits) -> tuple[list[byte
             found += piece
             if not piece:
                 break
-            if len(found) > limits.output_bytes:
+            if len(found) > limits.output_bytes + PRINTED_BYTES:
                 stopped = "output"
                 break
     # What follows the last line feed was cut off.
@@ -266,6 +267,8 @@ def _outcome(lines: list[bytes], stopped: str, status: int) -> Outcome:
         )
     failure = None
     results: list[Value | Unreadable | Raised] = []
+    printed = "".join(claim[1] for claim in claims if _is_printed(claim))
+    claims = [claim for claim in claims if not _is_printed(claim)]
     for index, claim in enumerate(claims):
         match claim:
             case ["raised", str(message), int() | None as line]:
@@ -283,19 +286,24 @@ def _outcome(lines: list[bytes], stopped: str, status: int) -> Outcome:
             case ["loaded"] | ["done"]:
                 pass
             case _:
-                return Outcome("died", tuple(results), failure, "it wrote into the channel of its results")
+                return Outcome("died", tuple(results), failure, "it wrote into the channel of its results", printed)
     if stopped == "timeout":
-        return Outcome("timeout", tuple(results), failure)
+        return Outcome("timeout", tuple(results), failure, "", printed)
     if stopped == "output":
-        return Outcome("output", tuple(results), failure)
+        return Outcome("output", tuple(results), failure, "", printed)
     if claims and claims[-1] == ["done"]:
-        return Outcome("finished", tuple(results), failure)
+        return Outcome("finished", tuple(results), failure, "", printed)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         # Killed by us, after it had closed its results.
         told = "it closed its results" if number == signal.SIGKILL else f"killed by {signal.Signals(number).name}"
-        return Outcome("died", tuple(results), failure, told)
-    return Outcome("died", tuple(results), failure, f"it left with exit code {os.waitstatus_to_exitcode(status)}")
+        return Outcome("died", tuple(results), failure, told, printed)
+    told = f"it left with exit code {os.waitstatus_to_exitcode(status)}"
+    return Outcome("died", tuple(results), failure, told, printed)
+
+
+def _is_printed(claim: list[Any]) -> bool:
+    return len(claim) == 2 and claim[0] == "printed" and isinstance(claim[1], str)
 
 
 def _claim(line: bytes) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use. ``output_bytes`` is the text of all its values together."""
+    """What one run may use. ``output_bytes`` is the text of all its values together; what it prints comes on top."""
 
     wall_s: float = 5.0
     memory_bytes: int = 512 << 20
@@ -56,10 +56,11 @@ class Outcome:
 
     ``results`` has one for each expression that was reached, in order; ``failure`` is what the source itself raised.
     ``ending``: ``finished`` of itself; ``timeout``; ``output``, more than it may write; ``died``, by a signal or an
-    exit, as ``detail`` says.
+    exit, as ``detail`` says. ``printed`` is the beginning of what it wrote to standard output and error.
     """
 
     ending: Literal["finished", "timeout", "output", "died"]
     results: tuple[Value | Unreadable | Raised, ...] = ()
     failure: Raised | None = None
     detail: str = ""
+    printed: str = ""
