@@ -1,0 +1,136 @@
+"""A synchronous client of zhub's HTTP API: what the command line and the demo stand on.
+
+Programs may as well use the ``openai`` package; this client adds what that dialect lacks (base models, experts)
+and checks every byte it pulls.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from zhub.client.experts import Evaluations, Experts
+from zhub.client.lifecycle import Aliases, Promotions, Schedules
+from zhub.client.logs import Logs
+from zhub.client.training import BaseModels, Files, Jobs
+from zhub.client.webhooks import Webhooks
+from zhub.errors import UnavailableError
+from zhub.generation import ChosenExpert
+from zhub.transport import SLOW_READ_TIMEOUT_S, Http, api_error
+from zhub.wire import ChatPiece, ModelRecord, Routing
+
+
+class Client:
+    """One connection to one project of one zhub. Close it, or use it as a context manager."""
+
+    def __init__(
+        self, base_url: str, api_key: str, *, transport: httpx.BaseTransport | None = None, poll_s: float = 0.5
+    ) -> None:
+        http = Http(base_url, api_key, transport)
+        self.base_url = base_url
+        self.files = Files(http, poll_s)
+        self.base_models = BaseModels(http, poll_s)
+        self.jobs = Jobs(http, poll_s)
+        self.logs = Logs(http, poll_s)
+        self.experts = Experts(http)
+        self.evaluations = Evaluations(http, poll_s)
+        self.aliases = Aliases(http)
+        self.promotions = Promotions(http, poll_s)
+        self.schedules = Schedules(http)
+        self.webhooks = Webhooks(http)
+        self._http = http
+
+    def models(self) -> list[ModelRecord]:
+        """Everything that a request may name as its model."""
+        return [ModelRecord.model_validate(found) for found in self._http.get("/v1/models")["data"]]
+
+    def health(self) -> dict[str, Any]:
+        """That the API's process answers, and its ``version``. Needs no key."""
+        answer = self._http.get("/healthz")
+        assert isinstance(answer, dict)
+        return answer
+
+    def readiness(self) -> dict[str, Any]:
+        """Whether a scheduler leads, and how many agents were seen lately. Needs no key."""
+        answer = self._http.get("/readyz")
+        assert isinstance(answer, dict)
+        return answer
+
+    def chat(
+        self,
+        model: str,
+        message: str,
+        *,
+        mixture: Mapping[str, float] | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> ChatPiece:
+        """Ask one question and return the whole answer. ``mixture`` maps experts to their weights."""
+        body = _chat_body(model, message, mixture, temperature, max_tokens)
+        answer = self._http.post("/v1/chat/completions", body, read_timeout_s=SLOW_READ_TIMEOUT_S)
+        return _piece(answer, answer["choices"][0]["message"]["content"])
+
+    def chat_stream(
+        self,
+        model: str,
+        message: str,
+        *,
+        mixture: Mapping[str, float] | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> Iterator[ChatPiece]:
+        """Ask one question and yield the answer as it is made.
+
+        Raises:
+            ApiError, UnavailableError: also in the middle of an answer.
+        """
+        body = _chat_body(model, message, mixture, temperature, max_tokens) | {"stream": True}
+        with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+            for line in response.iter_lines():
+                if not line.startswith("data:"):
+                    continue
+                content = line.removeprefix("data:").strip()
+                if content == "[DONE]":
+                    return
+                chunk = json.loads(content)
+                if "error" in chunk:
+                    raise api_error(503, chunk, response)
+                for choice in chunk["choices"]:
+                    yield _piece(chunk, choice["delta"].get("content") or "")
+        raise UnavailableError("The answer broke off; ask again.")
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _chat_body(
+    model: str,
+    message: str,
+    mixture: Mapping[str, float] | None,
+    temperature: float | None,
+    max_tokens: int | None,
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": message}],
+        "experts": [{"model": name, "weight": weight} for name, weight in (mixture or {}).items()],
+        "temperature": temperature,
+        "max_completion_tokens": max_tokens,
+    }
+
+
+def _piece(answer: Mapping[str, Any], text: str) -> ChatPiece:
+    return ChatPiece(
+        text,
+        [ChosenExpert.model_validate(chosen) for chosen in answer["experts"]],
+        Routing.model_validate(answer["routing"]),
+        answer["choices"][0]["finish_reason"],
+    )

@@ -1,0 +1,159 @@
+"""The client's side of what training made: experts, and evaluations of them."""
+
+import hashlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from zhub.errors import (
+    ArtifactError,
+    ConflictError,
+    DigestMismatchError,
+)
+from zhub.manifest import CHUNK_BYTES, MANIFEST_FILE, FileEntry, Manifest, sha256_file
+from zhub.transport import Http, path_part, wait
+from zhub.wire import (
+    EvaluationRecord,
+    ExpertVersion,
+)
+
+MAX_MANIFEST_BYTES = 16 << 20
+
+
+class Evaluations:
+    """How good models are on a file, and whether a difference is real."""
+
+    def __init__(self, http: "Http", poll_s: float) -> None:
+        self._http = http
+        self._poll_s = poll_s
+
+    def create(
+        self,
+        *,
+        model: str,
+        file: str,
+        grader: Mapping[str, Any],
+        compare_with: Sequence[str] = (),
+        max_new_tokens: int | None = None,
+        k: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+    ) -> EvaluationRecord:
+        """Measure a model, its base and ``compare_with``; what was measured on this suite before is not run again."""
+        body: dict[str, Any] = {"model": model, "file": file, "grader": grader, "compare_with": list(compare_with)}
+        settings = {"max_new_tokens": max_new_tokens, "k": k, "temperature": temperature, "seed": seed}
+        body |= {name: value for name, value in settings.items() if value is not None}
+        return EvaluationRecord.model_validate(self._http.post("/v1/evaluations", body))
+
+    def get(self, evaluation_id: str) -> EvaluationRecord:
+        return EvaluationRecord.model_validate(self._http.get(f"/v1/evaluations/{path_part(evaluation_id)}"))
+
+    def list(self) -> list[EvaluationRecord]:
+        """Every evaluation of the project, newest first."""
+        return [EvaluationRecord.model_validate(found) for found in self._http.pages("/v1/evaluations", limit=100)]
+
+    def rows(self, evaluation_id: str) -> Iterator[dict[str, Any]]:
+        """Each row of the suite with the greedy answer to it and its reward."""
+        with self._http.stream("GET", f"/v1/evaluations/{path_part(evaluation_id)}/rows") as response:
+            for line in response.iter_lines():
+                yield json.loads(line)
+
+    def wait_settled(self, evaluation_id: str, *, timeout_s: float = 3600.0) -> EvaluationRecord:
+        """Return the evaluation once it and the others of its suite have ended.
+
+        Raises:
+            UnavailableError: they had not within ``timeout_s``.
+        """
+        give_up = time.monotonic() + timeout_s
+        while not (found := self.get(evaluation_id)).settled:
+            wait(self._poll_s, give_up, f"{evaluation_id} had not ended within {timeout_s:g} s")
+        return found
+
+
+class Experts:
+    """Expert versions."""
+
+    def __init__(self, http: "Http") -> None:
+        self._http = http
+
+    def list(self) -> list[ExpertVersion]:
+        """Every version of the project, newest first."""
+        return [ExpertVersion.model_validate(found) for found in self._http.get("/v1/experts")["data"]]
+
+    def get(self, name: str) -> ExpertVersion:
+        """The version ``<project>.<expert>@v<number>``."""
+        return ExpertVersion.model_validate(self._http.get(f"/v1/experts/{path_part(name)}"))
+
+    def pull(self, name: str, directory: Path) -> ExpertVersion:
+        """Download a version's files into a new directory, every byte checked against the version's digest.
+
+        A directory that holds the version already is left as it is.
+
+        Raises:
+            DigestMismatchError: bytes that are not the version's; nothing is left behind.
+            ConflictError: the directory holds something else.
+        """
+        version = self.get(name)
+        if directory.is_dir() and any(directory.iterdir()):
+            if _holds(directory, version.digest):
+                return version
+            raise ConflictError(f"{directory} is not empty. Remove it, or choose another directory.")
+        unfinished = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
+        unfinished.mkdir(parents=True)
+        try:
+            manifest_path = unfinished / MANIFEST_FILE
+            digest = self._download(name, manifest_path, limit_bytes=MAX_MANIFEST_BYTES)
+            _check(f"{name}/{MANIFEST_FILE}", version.digest, digest)
+            for entry in _read_manifest(name, manifest_path):
+                digest = self._download(name, unfinished / entry.name, limit_bytes=entry.size_bytes)
+                _check(f"{name}/{entry.name}", entry.sha256, digest)
+            unfinished.rename(directory)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        return version
+
+    def _download(self, name: str, path: Path, *, limit_bytes: int) -> str:
+        """Write one file and return its SHA-256. Stops reading one byte past the limit: the digest is wrong by then."""
+        digest = hashlib.sha256()
+        left = limit_bytes
+        url = f"/v1/experts/{path_part(name)}/files/{path_part(path.name)}"
+        with self._http.stream("GET", url) as response, path.open("xb") as file:
+            for piece in response.iter_bytes(CHUNK_BYTES):
+                kept = piece[: left + 1]
+                file.write(kept)
+                digest.update(kept)
+                left -= len(kept)
+                if left < 0:
+                    break
+        return digest.hexdigest()
+
+
+def _read_manifest(name: str, path: Path) -> list[FileEntry]:
+    try:
+        files = Manifest.model_validate_json(path.read_bytes()).files
+    except ValidationError as exc:
+        raise ArtifactError(f"{name}: this release cannot read its manifest; use a newer zhub. {exc}") from exc
+    for entry in files:
+        if Path(entry.name).name != entry.name or entry.name == MANIFEST_FILE:
+            raise ArtifactError(f"{name}: its manifest names a file '{entry.name}', which cannot lie beside it.")
+    return files
+
+
+def _check(key: str, expected: str, actual: str) -> None:
+    if expected != actual:
+        raise DigestMismatchError(key, expected=expected, actual=actual)
+
+
+def _holds(directory: Path, digest: str) -> bool:
+    manifest = directory / MANIFEST_FILE
+    if not manifest.is_file() or sha256_file(manifest) != digest:
+        return False
+    files = _read_manifest(str(directory), manifest)
+    return all((path := directory / f.name).is_file() and sha256_file(path) == f.sha256 for f in files)

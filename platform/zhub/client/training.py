@@ -1,0 +1,251 @@
+"""The client's side of what experts are made of and made by: files, base models and fine-tuning jobs."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Required, TypedDict, Unpack
+
+from zhub.errors import (
+    ApiError,
+    InvalidDatasetError,
+    InvalidRequestError,
+    RowProblem,
+    UnavailableError,
+    UnsupportedModelError,
+)
+from zhub.model_directory import ModelFiles, model_files
+from zhub.transport import MAX_OUTAGE_S, MAY_PASS, Http, path_part, wait
+from zhub.wire import (
+    BaseModelRecord,
+    CheckpointRecord,
+    DatasetFile,
+    EstimateRecord,
+    FineTuningJob,
+    JobEvent,
+    QueueRecord,
+    SeriesRecord,
+)
+
+EVENTS_PER_PAGE = 200
+
+
+class Files:
+    """Dataset files."""
+
+    def __init__(self, http: "Http", poll_s: float) -> None:
+        self._http = http
+        self._poll_s = poll_s
+
+    def upload(self, path: Path) -> DatasetFile:
+        """Send a JSONL file, read from disk in pieces; its rows are checked afterwards, see ``wait_processed``."""
+        if not path.is_file():
+            raise InvalidRequestError(f"{path}: expected a JSONL file, found {_kind(path)}.", param="file")
+        with path.open("rb") as file:
+            answer = self._http.post_form("/v1/files", {"purpose": "fine-tune"}, {"file": (path.name, file)})
+        return DatasetFile.model_validate(answer)
+
+    def get(self, file_id: str) -> DatasetFile:
+        return DatasetFile.model_validate(self._http.get(f"/v1/files/{path_part(file_id)}"))
+
+    def list(self) -> list[DatasetFile]:
+        """Every file of the project, newest first."""
+        return [DatasetFile.model_validate(found) for found in self._http.pages("/v1/files", limit=1000)]
+
+    def first_bytes(self, file_id: str) -> bytes:
+        """The beginning of a file's content: the object store answers."""
+        with self._http.stream("GET", f"/v1/files/{path_part(file_id)}/content") as response:
+            return next(response.iter_bytes(1024), b"")
+
+    def wait_processed(
+        self, file_id: str, *, progress: Callable[[DatasetFile], None] = lambda _file: None, timeout_s: float = 600.0
+    ) -> DatasetFile:
+        """Return the file once its rows have been checked; ``progress`` is called at every look.
+
+        Raises:
+            InvalidDatasetError: rows that break the schema, by their lines.
+            UnavailableError: nobody checked them within ``timeout_s``.
+        """
+        give_up = time.monotonic() + timeout_s
+        while True:
+            file = self.get(file_id)
+            progress(file)
+            if file.status == "processed":
+                return file
+            if file.status == "error":
+                problems = [RowProblem(**problem) for problem in (file.validation or {}).get("problems", [])]
+                raise InvalidDatasetError(f"{file.filename} did not pass validation.\n{file.status_details}", problems)
+            wait(self._poll_s, give_up, f"{file.filename} was not checked within {timeout_s:g} s")
+
+
+class BaseModels:
+    """Base models: frozen weights that experts adapt."""
+
+    def __init__(self, http: "Http", poll_s: float) -> None:
+        self._http = http
+        self._poll_s = poll_s
+
+    def add_directory(
+        self,
+        name: str,
+        path: Path,
+        *,
+        chat_template: Path | None = None,
+        started: Callable[[ModelFiles], None] = lambda _files: None,
+        progress: Callable[[str, int], None] = lambda _name, _sent_bytes: None,
+    ) -> BaseModelRecord:
+        """Upload a Hugging Face directory and have it decomposed, see ``wait_ready``.
+
+        ``started`` learns which files are sent and which are not, ``progress`` how much of each has been sent.
+
+        Raises:
+            InvalidRequestError, UnsupportedModelError: the directory lacks something; nothing was sent.
+        """
+        files = model_files(path, chat_template)
+        self._http.post("/v1/base_models", {"name": name})
+        started(files)
+        for filename, source in files.uploads.items():
+            self._http.put_file(f"/v1/base_models/{path_part(name)}/files/{path_part(filename)}", source, progress)
+        return self._complete(name)
+
+    def add_hub(self, name: str, hub_id: str, revision: str) -> BaseModelRecord:
+        """Add a model of the Hugging Face hub at a commit, which the workers fetch, and have it decomposed."""
+        self._http.post("/v1/base_models", {"name": name, "hub_id": hub_id, "hub_revision": revision})
+        return self._complete(name)
+
+    def get(self, name: str) -> BaseModelRecord:
+        return BaseModelRecord.model_validate(self._http.get(f"/v1/base_models/{path_part(name)}"))
+
+    def list(self) -> list[BaseModelRecord]:
+        return [BaseModelRecord.model_validate(found) for found in self._http.get("/v1/base_models")["data"]]
+
+    def wait_ready(
+        self,
+        name: str,
+        *,
+        progress: Callable[[BaseModelRecord], None] = lambda _base: None,
+        timeout_s: float = 3600.0,
+    ) -> BaseModelRecord:
+        """Return the base model once it is decomposed; ``progress`` is called at every look.
+
+        Raises:
+            UnsupportedModelError: it cannot be adapted.
+            UnavailableError: it was not ready within ``timeout_s``.
+        """
+        give_up = time.monotonic() + timeout_s
+        while True:
+            base = self.get(name)
+            progress(base)
+            if base.status == "ready":
+                return base
+            if base.status == "error":
+                raise UnsupportedModelError(f"The base model '{name}' cannot be used: {base.error}")
+            wait(self._poll_s, give_up, f"The base model '{name}' was not ready within {timeout_s:g} s")
+
+    def _complete(self, name: str) -> BaseModelRecord:
+        return BaseModelRecord.model_validate(self._http.post(f"/v1/base_models/{path_part(name)}/complete", {}))
+
+
+class TrainingRequest(TypedDict, total=False):
+    """What a fine-tuning job is asked for with; the API's documentation says what each field means."""
+
+    model: Required[str]
+    training_file: Required[str]
+    method: Required[Mapping[str, Any]]
+    suffix: str | None
+    seed: int | None
+    depends_on: Sequence[str]
+    dedup_key: str | None
+    promotion: Mapping[str, Any] | None
+    cluster: str
+
+
+class Jobs:
+    """Fine-tuning jobs."""
+
+    def __init__(self, http: "Http", poll_s: float) -> None:
+        self._http = http
+        self._poll_s = poll_s
+
+    def create(self, **request: Unpack[TrainingRequest]) -> FineTuningJob:
+        return FineTuningJob.model_validate(self._http.post("/v1/fine_tuning/jobs", request))
+
+    def estimate(self, **request: Unpack[TrainingRequest]) -> EstimateRecord:
+        """What ``create`` would make, and what it may take; nothing is made."""
+        return EstimateRecord.model_validate(self._http.post("/v1/fine_tuning/jobs/estimate", request))
+
+    def get(self, job_id: str) -> FineTuningJob:
+        return FineTuningJob.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}"))
+
+    def list(self) -> list[FineTuningJob]:
+        """Every fine-tuning job of the project, newest first."""
+        return [FineTuningJob.model_validate(found) for found in self._http.pages("/v1/fine_tuning/jobs", limit=100)]
+
+    def cancel(self, job_id: str) -> FineTuningJob:
+        return self._wish(job_id, "cancel")
+
+    def pause(self, job_id: str) -> FineTuningJob:
+        """Have the job write a checkpoint and let go of its worker."""
+        return self._wish(job_id, "pause")
+
+    def resume(self, job_id: str) -> FineTuningJob:
+        """Queue a paused job again, to go on from its newest checkpoint."""
+        return self._wish(job_id, "resume")
+
+    def redrive(self, job_id: str) -> FineTuningJob:
+        """Queue a job again that failed or was cancelled."""
+        return self._wish(job_id, "redrive")
+
+    def queue(self, job_id: str) -> QueueRecord:
+        """What the job waits for."""
+        return QueueRecord.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}/queue"))
+
+    def checkpoints(self, job_id: str) -> Sequence[CheckpointRecord]:
+        """The checkpoints that the job keeps, newest first."""
+        found = self._http.pages(f"/v1/fine_tuning/jobs/{path_part(job_id)}/checkpoints", limit=100)
+        return [CheckpointRecord.model_validate(entry) for entry in found]
+
+    def _wish(self, job_id: str, wish: str) -> FineTuningJob:
+        return FineTuningJob.model_validate(self._http.post(f"/v1/fine_tuning/jobs/{path_part(job_id)}/{wish}", {}))
+
+    def events(self, job_id: str, *, after: str | None = None) -> Sequence[JobEvent]:
+        """What happened to the job, oldest first: everything, or only what followed the event ``after``."""
+        found = []
+        for entry in self._http.pages(f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", limit=EVENTS_PER_PAGE):
+            if entry["id"] == after:
+                break
+            found.append(JobEvent.model_validate(entry))
+        return found[::-1]
+
+    def metrics(self, job_id: str, *, points: int) -> Sequence[SeriesRecord]:
+        """A series for each metric of the job, of at most ``points`` points (4 to 2000)."""
+        answer = self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}/metrics", points=points)
+        return [SeriesRecord.model_validate(series) for series in answer["series"]]
+
+    def follow(self, job_id: str) -> Iterator[tuple[FineTuningJob, Sequence[JobEvent]]]:
+        """Yield the job with each event as it happens, until it has ended; an outage of a minute is survived."""
+        last: dict[str, str] = {}
+        give_up = time.monotonic() + MAX_OUTAGE_S
+        while True:
+            try:
+                job = self.get(job_id)
+                for message in self._http.messages(
+                    f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", stream="true", **last
+                ):
+                    give_up = time.monotonic() + MAX_OUTAGE_S
+                    if message.event == "end":
+                        yield FineTuningJob.model_validate(message.content), []
+                        return
+                    event = JobEvent.model_validate(message.content)
+                    if event.type == "message":
+                        job = self.get(job_id)  # what has a message may have a new status
+                    last = {"after": event.id}
+                    yield job, [event]
+            except (UnavailableError, ApiError) as exc:
+                may_pass = isinstance(exc, UnavailableError) or exc.status in MAY_PASS
+                if not may_pass or time.monotonic() > give_up:
+                    raise
+            time.sleep(self._poll_s)
+
+
+def _kind(path: Path) -> str:
+    return "a directory" if path.is_dir() else "nothing"
