@@ -222,6 +222,8 @@ def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None
                 log.info("swept %d deleted checkpoints", count, extra={"action": "swept", "checkpoints": count})
         except UnavailableError as exc:
             log.warning("%s", exc, extra={"action": "sweep_failed"})
+        except Exception:  # whatever it is, nobody else sweeps
+            log.exception("sweeping failed", extra={"action": "sweep_failed"})
         stopping.wait(SWEEP_S)
 
 
@@ -238,6 +240,8 @@ def sweep_logs(engine: Engine, store: ObjectStore, kept: timedelta, stopping: th
                     log.info("swept %d chunks of old logs", count, extra={"action": "logs_swept", "chunks": count})
         except (StoreError, UnavailableError) as exc:
             log.warning("%s", exc, extra={"action": "sweep_failed"})
+        except Exception:
+            log.exception("sweeping logs failed", extra={"action": "sweep_failed"})
         stopping.wait(LOGS_SWEEP_S)
 
 

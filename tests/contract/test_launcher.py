@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray  # noqa: TID251
 from playing import play
 
+from zhub_workers import ray_cluster
 from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus
 from zhub_workers.flavour import Flavour
 from zhub_workers.launcher import Launcher, ThreadLauncher, WorkerLostError, WorkerSilentError
@@ -139,6 +141,22 @@ def test_a_worker_that_was_killed_is_replaced(
     made = attempt("succeed")
     launcher.start("torch", made, LEASE_S)
     assert ended(made.key).state == "succeeded"
+
+
+def test_a_worker_that_another_agent_has_given_something_to_meanwhile_refuses_and_is_kept(
+    launcher: Launcher, attempt: Callable[[str], Attempt]
+) -> None:
+    if not isinstance(launcher, RayLauncher):
+        pytest.skip("no other process reaches the workers of this one")
+    (name,) = [name for name in ray_cluster.names() if ray_cluster.pool_of(name, "default") == "torch"]
+    theirs, ours = attempt("go on"), attempt("succeed")
+    worker: Any = ray.get_actor(name, namespace=ray_cluster.NAMESPACE)
+    ray.get(worker.start.remote(theirs, LEASE_S))
+    with pytest.raises(WorkerLostError, match="refused to start"):
+        launcher.start("torch", ours, LEASE_S)
+    assert launcher.running() == {}
+    assert [held.key for held in ray.get(worker.held.remote())] == [theirs.key]
+    ray.kill(worker, no_restart=True)
 
 
 def test_the_lease_of_a_killed_worker_does_not_end_its_replacement(

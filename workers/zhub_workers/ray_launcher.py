@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from zhub.logs import LogFormat
 from zhub_workers import ray_cluster
@@ -129,7 +129,12 @@ class RayLauncher:
         name = self.running().get(attempt.key) or self._place(pool, attempt.pack_key)
         self._workers[name].holds[attempt.key] = HeldAttempt(attempt.key, attempt.pack_key, attempt.workers)
         self._shrink(pool)
-        self._call(name, "start", attempt, lease_s)
+        try:
+            self._call(name, "start", attempt, lease_s)
+        except WorkerLostError:
+            if name in self._workers:
+                del self._workers[name].holds[attempt.key]
+            raise
         return name
 
     def poll(self, key: AttemptKey, after_seq: int, lease_s: float) -> AttemptStatus:
@@ -305,6 +310,11 @@ class RayLauncher:
         except RayActorError as exc:
             self._lose(name)
             raise WorkerLostError(f"worker {name} died") from exc
+        except RayTaskError as exc:
+            # It lives and will not: it holds what another agent of this cluster gave it, which we have not seen yet.
+            extra = {"action": "worker_refused", "worker": name}
+            log.error("worker %s refused to %s: %s", name, method, exc.cause, extra=extra)
+            raise WorkerLostError(f"worker {name} refused to {method}") from exc
 
     def _end(self, name: str, why: str) -> None:
         log.info("worker %s: ended, %s", name, why, extra={"action": "worker_killed", "worker": name})
