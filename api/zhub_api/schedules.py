@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session
 from zhub import cron, schedules
 from zhub.db import tenant_session
 from zhub.ids import parse_id, public_id
-from zhub.models import Dataset, Schedule, ScheduleTick
+from zhub.models import Alias, Dataset, Schedule, ScheduleTick
 from zhub.tenancy import Caller
 from zhub.wakeup import SCHEDULER
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
+from zhub_api.promotions import alias_objects
 
 router = APIRouter(prefix="/v1/schedules")
 SHOWN_RUNS = 5
@@ -119,6 +120,9 @@ def _own(session: Session, caller: Caller, schedule_id: str, *, lock: bool = Fal
 def schedule_objects(session: Session, found: Sequence[Schedule]) -> list[dict[str, Any]]:
     ids = {schedule.dataset_id for schedule in found}
     names = dict(session.execute(select(Dataset.id, Dataset.name).where(Dataset.id.in_(ids))).all())
+    watched = [one.watched_alias_id for one in found if one.watched_alias_id is not None]
+    shown = alias_objects(session, list(session.scalars(select(Alias).where(Alias.id.in_(watched)).order_by(Alias.id))))
+    aliases = dict(zip(sorted(set(watched)), (alias["id"] for alias in shown), strict=True))
     return [
         {
             "id": public_id("schedule", one.id),
@@ -130,6 +134,7 @@ def schedule_objects(session: Session, found: Sequence[Schedule]) -> list[dict[s
             "cron": one.cron,
             "timezone": one.timezone,
             "on_new_data": one.on_new_data,
+            "on_regression": aliases[one.watched_alias_id] if one.watched_alias_id is not None else None,
             "misfire": one.misfire,
             "overlap": one.overlap,
             "catch_up_s": one.catch_up_s,

@@ -34,8 +34,17 @@ def upgrade() -> None:
         sa.Column("next_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("fires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("seen_version_id", sa.Uuid(), nullable=True),
+        sa.Column("watched_alias_id", sa.Uuid(), nullable=True),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
-        *_own("schedules", {"project_id": "projects", "dataset_id": "datasets", "seen_version_id": "dataset_versions"}),
+        *_own(
+            "schedules",
+            {
+                "project_id": "projects",
+                "dataset_id": "datasets",
+                "seen_version_id": "dataset_versions",
+                "watched_alias_id": "aliases",
+            },
+        ),
         sa.CheckConstraint("misfire IN ('skip', 'fire_once', 'backfill')", name=op.f("ck_schedules_misfire")),
         sa.CheckConstraint(
             "overlap IN ('skip', 'buffer_one', 'allow', 'cancel_running')", name=op.f("ck_schedules_overlap")
@@ -67,7 +76,7 @@ def upgrade() -> None:
         *_own("schedule_ticks", {"schedule_id": "schedules", "job_id": "jobs"}),
         sa.UniqueConstraint("schedule_id", "key", name=op.f("uq_schedule_ticks_schedule_id_key")),
         sa.CheckConstraint(
-            "outcome IN ('fired', 'buffered', 'skipped_overlap', 'skipped_misfire', 'refused')",
+            "outcome IN ('fired', 'buffered', 'skipped_overlap', 'skipped_misfire', 'refused', 'no_regression')",
             name=op.f("ck_schedule_ticks_outcome"),
         ),
     )

@@ -17,12 +17,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from zhub import cron, datasets, fine_tuning, states, wishes
+from zhub import aliases, cron, datasets, evaluations, fine_tuning, registry, states, wishes
 from zhub.cron import MAX_CATCH_UP_S, Misfire
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError, ZhubError
 from zhub.fine_tuning import JobRequest
 from zhub.ids import new_id, parse_id, public_id
-from zhub.models import Dataset, DatasetVersion, Job, Project, Schedule, ScheduleTick
+from zhub.models import Alias, Dataset, DatasetVersion, Evaluation, Job, Project, Schedule, ScheduleTick
 from zhub.tenancy import Caller, check_name
 
 MAX_SCHEDULES = 100  # of one project
@@ -45,6 +45,8 @@ class ScheduleRequest(Schema):
     timezone: str = "UTC"
     on_new_data: bool = False
     """Also train when a new version of the dataset has been checked."""
+    on_regression: str | None = None
+    """An alias, ``<project>.<expert>@<alias>``: also train when an evaluation finds its version worse than the base."""
     misfire: Misfire = "fire_once"
     overlap: Overlap = "skip"
     catch_up_s: Annotated[int, Field(strict=True, ge=0, le=MAX_CATCH_UP_S)] = 86400
@@ -144,6 +146,7 @@ def look(session: Session) -> bool:
             _count_ended(session, schedule)
             _fire_buffered(session, schedule)
             _fire_new_data(session, schedule)
+            _fire_regressions(session, schedule)
             _fire_ticks(session, schedule, _now(session))
     except DBAPIError:
         raise
@@ -156,8 +159,20 @@ def look(session: Session) -> bool:
     return True
 
 
-# A schedule with a job to count, or which is not paused and has a tick, a buffered one whose way is free, or new data.
-_DUE = """
+# Evaluations of what the alias of schedule ``s`` stands on, with those of its base on the same suite, without a tick.
+_MEASURED = """
+    SELECT e.id, b.id AS base_id FROM aliases a
+      JOIN evaluations e ON e.version_id = a.version_id AND e.project_id = s.project_id AND e.rewards IS NOT NULL
+      JOIN evaluations b ON b.project_id = e.project_id AND b.base_model_id = e.base_model_id AND b.version_id IS NULL
+                        AND b.suite_digest = e.suite_digest AND b.rewards IS NOT NULL
+     WHERE a.id = s.watched_alias_id AND NOT EXISTS (
+           SELECT 1 FROM schedule_ticks t
+            WHERE t.schedule_id = s.id AND t.key = 'regression:' || replace(e.id::text, '-', ''))
+"""
+# A schedule with a job to count, or which is not paused and has a tick, a buffered one whose way is free, new data, or
+# something measured.
+_DUE = (
+    """
     SELECT s.id FROM schedules s
      WHERE s.deleted_at IS NULL AND (
            EXISTS (SELECT 1 FROM schedule_ticks t JOIN jobs j ON j.id = t.job_id
@@ -170,14 +185,20 @@ _DUE = """
         OR s.on_new_data AND s.seen_version_id IS DISTINCT FROM
            (SELECT v.id FROM dataset_versions v
              WHERE v.dataset_id = s.dataset_id AND v.status = 'processed' AND v.deleted_at IS NULL
-             ORDER BY v.version DESC LIMIT 1)))
+             ORDER BY v.version DESC LIMIT 1)
+        OR s.watched_alias_id IS NOT NULL AND EXISTS (SELECT 1 FROM ("""
+    + _MEASURED
+    + """) m)))
      ORDER BY s.id LIMIT 1 FOR UPDATE SKIP LOCKED
 """
+)
 
 
 def _set(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest) -> None:
-    if request.cron is None and not request.on_new_data:
-        raise InvalidRequestError("A schedule needs 'cron', or 'on_new_data': true, or both.", param="cron")
+    if request.cron is None and not request.on_new_data and request.on_regression is None:
+        raise InvalidRequestError(
+            "A schedule needs 'cron', 'on_new_data': true, 'on_regression', or several of these.", param="cron"
+        )
     if request.cron is not None:
         cron.check_cron(request.cron, request.timezone)
     dataset = _dataset(session, caller, request.dataset)
@@ -186,7 +207,8 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     schedule.name = check_name(request.name, "schedule", param="name")
     schedule.dataset_id = dataset.id
     schedule.request = request.training
-    for column, value in request.model_dump(exclude={"name", "dataset", "training"}).items():
+    schedule.watched_alias_id = _alias(session, caller, request.on_regression).id if request.on_regression else None
+    for column, value in request.model_dump(exclude={"name", "dataset", "training", "on_regression"}).items():
         setattr(schedule, column, value)
     schedule.seen_version_id = newest.id if newest else None
     _arm(session, schedule, _now(session))
@@ -306,6 +328,27 @@ def _fire_new_data(session: Session, schedule: Schedule) -> None:
     # An older one comes to the fore when the newest is deleted.
     if newest is not None and (seen is None or newest.version > seen.version):
         _fire(session, schedule, f"data:{newest.id.hex}")
+
+
+def _fire_regressions(session: Session, schedule: Schedule) -> None:
+    if schedule.watched_alias_id is None or schedule.paused_because:
+        return
+    measured = text(
+        f"SELECT m.* FROM schedules s CROSS JOIN LATERAL ({_MEASURED}) m WHERE s.id = :schedule ORDER BY m.id"
+    )
+    for row in session.execute(measured, {"schedule": schedule.id}).all():
+        own, base = session.get_one(Evaluation, row.id), session.get_one(Evaluation, row.base_id)
+        found = evaluations.compare(tuple(own.rewards or ()), tuple(base.rewards or ()))
+        key = f"regression:{row.id.hex}"
+        if found.verdict == "worse":
+            _fire(session, schedule, key)
+        else:
+            _note(session, schedule, key, "no_regression", f"Against its base: {found.verdict}.")
+
+
+def _alias(session: Session, caller: Caller, name: str) -> Alias:
+    expert, _, alias = name.partition("@")
+    return aliases.get(session, registry.expert(session, caller, expert), alias)
 
 
 def _fire_buffered(session: Session, schedule: Schedule) -> None:

@@ -325,6 +325,7 @@ class ScheduleRecord(_Answer):
     cron: str | None
     timezone: str
     on_new_data: bool
+    on_regression: str | None
     misfire: str
     overlap: str
     jitter_s: int

@@ -10,12 +10,13 @@ import openai
 import pytest
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import IntegrityError
-from suites import GRADER, ROWS
+from suites import GRADER, ROWS, right_in, run
 
 from zhub import jobs, schedules, wishes
 from zhub.db import system_session
 from zhub.jobs import Failure
 from zhub.models import Job, Schedule, ScheduleTick
+from zhub.store import DirectoryStore
 from zhub.tenancy import Caller
 
 Client = openai.OpenAI
@@ -403,3 +404,50 @@ def test_a_full_queue_refuses_a_run_and_not_the_schedule(
     assert tick["outcome"] == "refused" and "quota" in tick["message"]
     with system_session(system_engine) as session:
         assert session.scalars(select(Schedule.failures)).one() == 1
+
+
+# Regressions
+
+
+def test_a_version_that_an_evaluation_finds_worse_than_its_base_is_trained_anew_once(
+    ask: Ask,
+    schedule: Ask,
+    look: Ask,
+    publish_version: Ask,
+    suite_file: str,
+    system_engine: Engine,
+    store: DirectoryStore,
+) -> None:
+    name = publish_version()
+    ask("put", "/experts/main.summer/aliases/prod", {"version": name})
+    made = schedule(cron=None, on_regression="main.summer@prod")
+    assert made["on_regression"] == "main.summer@prod"
+    ask("post", "/evaluations", {"model": name, "file": suite_file, "grader": GRADER})
+    assert look() == 0, "nothing is measured yet"
+    run(system_engine, store, lambda spec: right_in(30 if spec.z is None else 5))
+    assert look() == 1 and look() == 0
+    (tick,) = ask("get", f"/schedules/{made['id']}/ticks")["data"]
+    assert tick["outcome"] == "fired" and tick["tick"].startswith("regression:")
+
+
+def test_a_version_that_is_not_worse_is_left_alone(
+    ask: Ask,
+    schedule: Ask,
+    look: Ask,
+    publish_version: Ask,
+    suite_file: str,
+    system_engine: Engine,
+    store: DirectoryStore,
+) -> None:
+    name = publish_version()
+    ask("put", "/experts/main.summer/aliases/prod", {"version": name})
+    schedule(cron=None, on_regression="main.summer@prod")
+    ask("post", "/evaluations", {"model": name, "file": suite_file, "grader": GRADER})
+    run(system_engine, store, lambda spec: right_in(20 if spec.z is None else 19))
+    assert look() == 1 and look() == 0
+    assert outcomes(system_engine) == ["no_regression"]
+
+
+def test_what_is_not_watched_is_refused(schedule: Ask) -> None:
+    with pytest.raises(openai.NotFoundError, match=r"main\.none"):
+        schedule(on_regression="main.none@prod")

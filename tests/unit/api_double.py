@@ -186,6 +186,7 @@ SCHEDULE = {
     "cron": "0 3 * * 1",
     "timezone": "Europe/Paris",
     "on_new_data": True,
+    "on_regression": None,
     "misfire": "fire_once",
     "overlap": "buffer_one",
     "jitter_s": 0,

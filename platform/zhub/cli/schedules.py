@@ -26,6 +26,12 @@ def add(
     on_new_data: Annotated[
         bool, typer.Option("--on-new-data", help="Whenever a new version of the dataset has been checked.")
     ] = False,
+    on_regression: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ALIAS", help="When what this alias (project.expert@prod) stands on is worse than its base."
+        ),
+    ] = None,
     method: Annotated[Literal["reinforcement", "supervised", "dpo"], typer.Option()] = "reinforcement",
     grader: Annotated[
         Path | None,
@@ -62,6 +68,7 @@ def add(
             cron=cron,
             timezone=timezone,
             on_new_data=on_new_data,
+            on_regression=on_regression,
             misfire=misfire,
             overlap=overlap,
             jitter_s=jitter_s,
@@ -127,7 +134,8 @@ def rm(name: str, data_dir: DataDirOption = None) -> None:
 
 def when(schedule: ScheduleRecord) -> str:
     parts = [f"{schedule.cron} ({schedule.timezone})"] if schedule.cron else []
-    return " and ".join([*parts, *["new data"] * schedule.on_new_data])
+    parts += ["new data"] * schedule.on_new_data
+    return " and ".join([*parts, *([f"a regression of {schedule.on_regression}"] if schedule.on_regression else [])])
 
 
 def gate_line(gate: Mapping[str, Any] | None) -> str:

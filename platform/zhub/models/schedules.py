@@ -36,6 +36,8 @@ class Schedule(TenantOwned, Base):
     fires_at: Mapped[datetime | None]
     seen_version_id: Mapped[uuid.UUID | None]
     """The newest version of the dataset that it has fired for, or found when it was made."""
+    watched_alias_id: Mapped[uuid.UUID | None]
+    """It fires when an evaluation finds the version that this alias stands on worse than its base."""
     deleted_at: Mapped[datetime | None]
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
@@ -43,6 +45,7 @@ class Schedule(TenantOwned, Base):
         tenant_fk("project_id", "projects"),
         tenant_fk("dataset_id", "datasets"),
         tenant_fk("seen_version_id", "dataset_versions"),
+        tenant_fk("watched_alias_id", "aliases"),
         one_of("misfire", states.MISFIRES),
         one_of("overlap", states.OVERLAPS),
         CheckConstraint("(cron IS NULL) = (fires_at IS NULL)", name="fires"),
