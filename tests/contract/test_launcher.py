@@ -144,19 +144,20 @@ def test_a_worker_that_was_killed_is_replaced(
 
 
 def test_a_worker_that_another_agent_has_given_something_to_meanwhile_refuses_and_is_kept(
-    launcher: Launcher, attempt: Callable[[str], Attempt]
+    launcher: Launcher, attempt: Callable[[str], Attempt], until: Until
 ) -> None:
     if not isinstance(launcher, RayLauncher):
         pytest.skip("no other process reaches the workers of this one")
     (name,) = [name for name in ray_cluster.names() if ray_cluster.pool_of(name, "default") == "torch"]
-    theirs, ours = attempt("go on"), attempt("succeed")
+    theirs, ours = attempt("succeed"), attempt("succeed")
     worker: Any = ray.get_actor(name, namespace=ray_cluster.NAMESPACE)
     ray.get(worker.start.remote(theirs, LEASE_S))
     with pytest.raises(WorkerLostError, match="refused to start"):
         launcher.start("torch", ours, LEASE_S)
     assert launcher.running() == {}
     assert [held.key for held in ray.get(worker.held.remote())] == [theirs.key]
-    ray.kill(worker, no_restart=True)
+    until(lambda: ray.get(worker.poll.remote(theirs.key, 0, LEASE_S)).state == "succeeded")
+    ray.get(worker.forget.remote(theirs.key))
 
 
 def test_the_lease_of_a_killed_worker_does_not_end_its_replacement(
