@@ -1,5 +1,6 @@
 """``kill -9`` of any part in the middle of a job: the job ends with exactly one version."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,12 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("part", PARTS)
+# ``tests/chaos`` kills the scheduler and the API as well, with workers that only play.
+AT_LENGTH = pytest.mark.skipif("ZHUB_CHAOS_MINUTES" not in os.environ, reason="one of the long ones: make chaos")
+LONG = ("the scheduler", "the API")
+
+
+@pytest.mark.parametrize("part", [pytest.param(part, marks=AT_LENGTH if part in LONG else ()) for part in PARTS])
 def test_a_job_survives_the_death_of(part: str, stack: Any, e2e: Any) -> None:
     name = part.replace(" ", "-").lower()
     e2e.until("the shipped base", lambda: "zhub-tiny" in [m.id for m in stack.client.models.list().data], 120)
