@@ -232,10 +232,10 @@ def sweep_logs(engine: Engine, store: ObjectStore, kept: timedelta, stopping: th
     swept: job_logs.Swept | None = None
     while not stopping.is_set():
         try:
-            before = None
-            while not stopping.is_set() and (before is None or swept != before):
-                before = swept
-                count, swept = job_logs.sweep(engine, store, kept=kept, after=swept)
+            more = True
+            while more and not stopping.is_set():
+                count, reached = job_logs.sweep(engine, store, kept=kept, after=swept)
+                more, swept = reached != swept, reached
                 if count:
                     log.info("swept %d chunks of old logs", count, extra={"action": "logs_swept", "chunks": count})
         except (StoreError, UnavailableError) as exc:

@@ -28,7 +28,7 @@ AGAIN_S = 0.7  # an attempt after the first lasts long enough for the one before
 def main() -> None:
     path, pool, owner = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     threading.Thread(target=end_with, args=(owner,), daemon=True).start()
-    worker = Worker({"light": light_worker.run, "torch": train}[pool])
+    worker = Worker({"light": light_worker.run, "torch": train}[pool], exit_process=os._exit)
     with Listener(str(path), backlog=64) as listener:
         # Last: the file says that somebody listens.
         path.with_name(f"{path.name}.pid").write_text(str(os.getpid()))

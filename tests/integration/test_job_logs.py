@@ -317,3 +317,23 @@ def test_the_scheduler_sweeps_logs_until_it_stops(
         stopping.set()
         thread.join(timeout=15)
     assert not thread.is_alive()
+
+
+class _StopsWhenItWaits(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        self.set()
+        return True
+
+
+@pytest.mark.parametrize("how_many", ["attempts_that_ended", "job_id"])
+def test_a_scheduler_with_no_more_logs_to_sweep_waits(
+    system_engine: Engine, store: DirectoryStore, how_many: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(how_many)
+    arguments = (system_engine, store, timedelta(days=90), stopping := _StopsWhenItWaits())
+    thread = threading.Thread(target=scheduler.sweep_logs, args=arguments, daemon=True)
+    thread.start()
+    thread.join(timeout=15)
+    waited = stopping.is_set()
+    stopping.set()
+    assert waited

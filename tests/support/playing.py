@@ -34,7 +34,7 @@ class PlayingActor(LightActor):
     """An actor like those of the pools."""
 
     def __init__(self, _device: str | None, _log_format: str, _flavour: Flavour) -> None:
-        self._worker = Worker(play)
+        self._worker = Worker(play, exit_process=os._exit)
 
 
 class StuckActor(PlayingActor):

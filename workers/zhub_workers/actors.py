@@ -5,6 +5,7 @@ pay for torch, and neither must the worker that validates datasets.
 """
 
 import importlib
+import os
 
 from zhub.logs import LogFormat, configure_logging
 from zhub.tracing import start_tracing
@@ -18,7 +19,7 @@ class LightActor:
     def __init__(self, _device: str | None, log_format: LogFormat, _flavour: Flavour) -> None:
         configure_logging(log_format)
         start_tracing("zhub-worker")
-        self._worker = Worker(importlib.import_module("zhub_workers.light_worker").run)
+        self._worker = Worker(importlib.import_module("zhub_workers.light_worker").run, exit_process=os._exit)
 
     def start(self, attempt: Attempt, lease_s: float) -> None:
         self._worker.start(attempt, lease_s)
@@ -42,4 +43,5 @@ class TorchActor(LightActor):
     def __init__(self, device: str | None, log_format: LogFormat, flavour: Flavour) -> None:
         configure_logging(log_format)
         start_tracing("zhub-worker")
-        self._worker = Worker(importlib.import_module("zhub_workers.torch_worker").TorchRunner(device, flavour))
+        run = importlib.import_module("zhub_workers.torch_worker").TorchRunner(device, flavour)
+        self._worker = Worker(run, exit_process=os._exit)

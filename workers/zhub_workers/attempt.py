@@ -6,7 +6,6 @@ of it.
 """
 
 import logging
-import os
 import threading
 import time
 import traceback
@@ -136,7 +135,7 @@ class Worker:
     alone runs out is asked to stop.
     """
 
-    def __init__(self, run: Runner, *, exit_process: Callable[[int], None] = os._exit) -> None:
+    def __init__(self, run: Runner, *, exit_process: Callable[[int], None]) -> None:
         self._run = run
         self._exit_process = exit_process
         self._lock = threading.Lock()
