@@ -195,7 +195,7 @@ def grade(sample, item):
 
 def test_a_paused_job_frees_its_worker_and_goes_on_from_its_checkpoint(stack: Any, e2e: Any) -> None:
     file_id = e2e.upload(stack.client, sample_rows("sorting", 300, seed=11), "paused")
-    hyperparameters = {"n_steps": 60, "max_new_tokens": 16, "eval_interval": 1000, "checkpoint_interval": 5}
+    hyperparameters = {"n_steps": 30, "max_new_tokens": 16, "eval_interval": 1000, "checkpoint_interval": 5}
     grader = {"type": "python", "name": "contains", "source": CONTAINS}
     jobs = stack.client.fine_tuning.jobs
     job = jobs.create(

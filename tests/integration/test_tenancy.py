@@ -300,7 +300,7 @@ def test_a_key_proves_who_is_asking(api_engine: Engine, make_key: Callable[..., 
 
 
 def test_a_key_is_stored_nowhere(make_key: Callable[..., str], system_engine: Engine) -> None:
-    secret = make_key().rpartition("_")[2]
+    secret = make_key().split("_", 2)[2]  # it may have a _ of its own
     with system_engine.connect() as connection:
         rows = connection.scalars(text("SELECT to_jsonb(api_keys)::text FROM api_keys")).all()
     assert len(rows) == 1 and secret not in rows[0]
