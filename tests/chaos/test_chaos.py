@@ -50,7 +50,6 @@ def test_every_job_ends_as_it_should_despite(rig: Rig, group: str) -> None:
             wait_for_a_new_job(rig)
 
 
-@pytest.mark.skipif(not MINUTES, reason="mixes faults for ZHUB_CHAOS_MINUTES: make chaos")
 def test_every_job_ends_as_it_should_whatever_comes_together(rig: Rig) -> None:
     give_up = time.monotonic() + 60 * MINUTES
     for seed in itertools.count(SEED):
