@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 
@@ -31,7 +32,7 @@ from zhub import (
 )
 from zhub.config import Settings
 from zhub.db import make_engine, statement_session, system_session
-from zhub.errors import DeposedError, InvalidRequestError, StoreError, UnavailableError
+from zhub.errors import DeposedError, InvalidRequestError, UnavailableError
 from zhub.logs import configure_logging
 from zhub.metrics import LEASE_LOST, QUEUE_BUCKETS, database_answers, serve_metrics
 from zhub.models import Agent
@@ -199,50 +200,62 @@ def explain(engine: Engine, holder: uuid.UUID, term: int) -> None:
 
 def follow_up(engine: Engine, stopping: threading.Event) -> None:
     """Fire schedules and decide gates until ``stopping`` is set, each in a transaction of its own."""
-    while not stopping.is_set():
-        try:
-            for step in (schedules.look, promotions.advance):
-                more = True
-                while more and not stopping.is_set():
-                    with system_session(engine) as session:
-                        more = step(session)
-        except UnavailableError as exc:
-            log.warning("%s", exc, extra={"action": "database_away"})
-        except Exception:  # whatever it is, the next look may be better, and all schedules wait for it
-            log.exception("following up failed", extra={"action": "follow_up_failed"})
-        stopping.wait(POLL_S)
+
+    def look() -> bool:
+        more = False
+        for step in (schedules.look, promotions.advance):
+            with system_session(engine) as session:
+                more |= step(session)
+        return more
+
+    _again_and_again(look, POLL_S, stopping, "following up", away="database_away", failed="follow_up_failed")
 
 
 def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None:
     """Remove deleted checkpoints until ``stopping`` is set; beside the passes, which never wait for the store."""
-    while not stopping.is_set():
-        try:
-            while count := checkpoints.sweep(engine, store):
-                SWEPT.inc(count)
-                log.info("swept %d deleted checkpoints", count, extra={"action": "swept", "checkpoints": count})
-        except UnavailableError as exc:
-            log.warning("%s", exc, extra={"action": "sweep_failed"})
-        except Exception:  # whatever it is, nobody else sweeps
-            log.exception("sweeping failed", extra={"action": "sweep_failed"})
-        stopping.wait(SWEEP_S)
+
+    def look() -> bool:
+        count = checkpoints.sweep(engine, store)
+        if count:
+            SWEPT.inc(count)
+            log.info("swept %d deleted checkpoints", count, extra={"action": "swept", "checkpoints": count})
+        return count > 0
+
+    _again_and_again(look, SWEEP_S, stopping, "sweeping", away="sweep_failed", failed="sweep_failed")
 
 
 def sweep_logs(engine: Engine, store: ObjectStore, kept: timedelta, stopping: threading.Event) -> None:
     """Remove the logs of attempts that ended more than ``kept`` ago until ``stopping`` is set."""
     swept: job_logs.Swept | None = None
+
+    def look() -> bool:
+        nonlocal swept
+        before = swept
+        count, swept = job_logs.sweep(engine, store, kept=kept, after=before)
+        if count:
+            log.info("swept %d chunks of old logs", count, extra={"action": "logs_swept", "chunks": count})
+        return swept != before
+
+    _again_and_again(look, LOGS_SWEEP_S, stopping, "sweeping logs", away="sweep_failed", failed="sweep_failed")
+
+
+def _again_and_again(
+    look: Callable[[], bool], every_s: float, stopping: threading.Event, what: str, *, away: str, failed: str
+) -> None:
+    """Look every ``every_s`` seconds until ``stopping`` is set, and at once again while there is more.
+
+    ``away`` and ``failed`` are the actions of what is logged where a part does not answer, and where something else is
+    wrong. Whatever it is, the next look may be better, and nobody else looks.
+    """
     while not stopping.is_set():
         try:
-            more = True
-            while more and not stopping.is_set():
-                count, reached = job_logs.sweep(engine, store, kept=kept, after=swept)
-                more, swept = reached != swept, reached
-                if count:
-                    log.info("swept %d chunks of old logs", count, extra={"action": "logs_swept", "chunks": count})
-        except (StoreError, UnavailableError) as exc:
-            log.warning("%s", exc, extra={"action": "sweep_failed"})
+            while look() and not stopping.is_set():
+                pass
+        except UnavailableError as exc:
+            log.warning("%s", exc, extra={"action": away})
         except Exception:
-            log.exception("sweeping logs failed", extra={"action": "sweep_failed"})
-        stopping.wait(LOGS_SWEEP_S)
+            log.exception("%s failed", what, extra={"action": failed})
+        stopping.wait(every_s)
 
 
 if __name__ == "__main__":
