@@ -17,7 +17,7 @@ from zhub.manifest import CHUNK_BYTES
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 GET_TRIES = 3
-MAY_PASS = (429, 502, 503, 504)
+STATUSES_THAT_PASS = (429, 502, 503, 504)
 FIRST_BACK_OFF_S = 0.25
 READ_TIMEOUT_S = 30.0
 MAX_OUTAGE_S = 60.0  # while a job is followed; a restart of the API takes seconds
@@ -53,8 +53,7 @@ class Http:
                 return self._send("GET", path, params=params)
             except (UnavailableError, ApiError) as exc:
                 refused = isinstance(exc.__cause__, httpx.ConnectError)
-                may_pass = isinstance(exc, UnavailableError) or exc.status in MAY_PASS
-                if tried == GET_TRIES or refused or not may_pass:
+                if tried == GET_TRIES or refused or not may_pass(exc):
                     raise
             time.sleep(FIRST_BACK_OFF_S * 2 ** (tried - 1))
         raise AssertionError("unreachable: the last try returns or raises")
@@ -136,6 +135,11 @@ class Http:
             return response.json()
         except ValueError as exc:
             raise _not_zhub(response) from exc
+
+
+def may_pass(error: UnavailableError | ApiError) -> bool:
+    """Whether the same request may succeed a little later."""
+    return isinstance(error, UnavailableError) or error.status in STATUSES_THAT_PASS
 
 
 def path_part(text: str) -> str:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 from zhub.errors import ApiError, UnavailableError
-from zhub.transport import MAX_OUTAGE_S, MAY_PASS, Http, path_part
+from zhub.transport import MAX_OUTAGE_S, Http, may_pass, path_part
 from zhub.wire import LogLine
 
 
@@ -34,8 +34,7 @@ class Logs:
                     params["after"] = message.id
                     yield LogLine.model_validate(message.content)
             except (UnavailableError, ApiError) as exc:
-                may_pass = isinstance(exc, UnavailableError) or exc.status in MAY_PASS
-                if not may_pass or time.monotonic() > give_up:
+                if not may_pass(exc) or time.monotonic() > give_up:
                     raise
             time.sleep(self._poll_s)
 

@@ -14,7 +14,7 @@ from zhub.errors import (
     UnsupportedModelError,
 )
 from zhub.model_directory import ModelFiles, model_files
-from zhub.transport import MAX_OUTAGE_S, MAY_PASS, Http, path_part, wait
+from zhub.transport import MAX_OUTAGE_S, Http, may_pass, path_part, wait
 from zhub.wire import (
     BaseModelRecord,
     CheckpointRecord,
@@ -241,8 +241,7 @@ class Jobs:
                     last = {"after": event.id}
                     yield job, [event]
             except (UnavailableError, ApiError) as exc:
-                may_pass = isinstance(exc, UnavailableError) or exc.status in MAY_PASS
-                if not may_pass or time.monotonic() > give_up:
+                if not may_pass(exc) or time.monotonic() > give_up:
                     raise
             time.sleep(self._poll_s)
 
