@@ -1,6 +1,5 @@
 """``zhub evaluations``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +8,7 @@ from rich.text import Text
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, status, table
-from zhub.cli.submit import ANSWER_GRADER, file_id, read_json
+from zhub.cli.submit import GraderOption, file_id, read_grader
 from zhub.manifest import Accuracy
 from zhub.wire import EvaluationComparison, EvaluationRecord, EvaluationResults
 
@@ -22,10 +21,7 @@ app = typer.Typer(
 def create(
     model: Annotated[str, typer.Argument(help="An expert version or a base model.")],
     dataset: Annotated[str, typer.Argument(help="A JSONL file, uploaded first, or the id of one that was (file-…).")],
-    grader: Annotated[
-        Path | None,
-        typer.Option(help="A JSON file with a grader.", show_default="the answer equals the row's column 'answer'"),
-    ] = None,
+    grader: GraderOption = None,
     compare_with: Annotated[
         list[str] | None, typer.Option(metavar="MODEL", help="Another model to measure; may be repeated.")
     ] = None,
@@ -42,7 +38,7 @@ def create(
         found = client.evaluations.create(
             model=model,
             file=file_id(client, dataset),
-            grader=ANSWER_GRADER if grader is None else read_json(grader, "grader"),
+            grader=read_grader(grader),
             compare_with=compare_with or [],
             max_new_tokens=max_new_tokens,
             k=k,

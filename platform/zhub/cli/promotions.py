@@ -1,6 +1,5 @@
 """``zhub promotions``."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -8,7 +7,7 @@ import typer
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, moment, note, put, show_json, status, table
-from zhub.cli.submit import ANSWER_GRADER, file_id, read_json
+from zhub.cli.submit import GraderOption, file_id, read_grader
 from zhub.wire import PromotionRecord
 
 app = typer.Typer(help="Promotions: a version gets an alias if it passes its gate.", no_args_is_help=True)
@@ -18,10 +17,7 @@ app = typer.Typer(help="Promotions: a version gets an alias if it passes its gat
 def create(
     model: Annotated[str, typer.Argument(help="An expert version (project.expert@v1).")],
     dataset: Annotated[str, typer.Argument(help="What to measure on: a JSONL file, or the id of one (file-…).")],
-    grader: Annotated[
-        Path | None,
-        typer.Option(help="A JSON file with a grader.", show_default="the answer equals the row's column 'answer'"),
-    ] = None,
+    grader: GraderOption = None,
     alias: Annotated[str, typer.Option(help="The alias that the version shall get.")] = "prod",
     rule: Annotated[
         Literal["not_worse", "better"], typer.Option(help="Than what the alias stands on, beyond the noise.")
@@ -37,7 +33,7 @@ def create(
     with connect(data_dir) as client:
         suite = {
             "file": file_id(client, dataset),
-            "grader": ANSWER_GRADER if grader is None else read_json(grader, "grader"),
+            "grader": read_grader(grader),
             "min_mean": min_mean,
         }
         found = client.promotions.create(model=model, gate={"alias": alias, "rule": rule, "suites": [suite]})

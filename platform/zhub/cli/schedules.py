@@ -8,7 +8,15 @@ import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, note, put, show_json, status, table
-from zhub.cli.submit import file_id, read_json, training_method
+from zhub.cli.submit import (
+    GraderOption,
+    MethodOption,
+    SettingsOption,
+    SuffixOption,
+    file_id,
+    read_json,
+    training_method,
+)
 from zhub.wire import ScheduleRecord, TickRecord
 
 SHOWN_TICKS = 10
@@ -32,15 +40,10 @@ def add(
             metavar="ALIAS", help="When what this alias (project.expert@prod) stands on is worse than its base."
         ),
     ] = None,
-    method: Annotated[Literal["reinforcement", "supervised", "dpo"], typer.Option()] = "reinforcement",
-    grader: Annotated[
-        Path | None,
-        typer.Option(help="A JSON file with a grader.", show_default="the answer equals the row's column 'answer'"),
-    ] = None,
-    suffix: Annotated[str | None, typer.Option(help="The expert's name.", show_default="the file's name")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter; may be repeated.")
-    ] = None,
+    method: MethodOption = "reinforcement",
+    grader: GraderOption = None,
+    suffix: SuffixOption = None,
+    settings: SettingsOption = None,
     gate: Annotated[
         Path | None, typer.Option(help="A JSON file with the gate that each version must pass to get an alias.")
     ] = None,

@@ -23,19 +23,24 @@ ANSWER_GRADER = {
     "operation": "eq",
 }
 
+MethodOption = Annotated[Literal["reinforcement", "supervised", "dpo"], typer.Option()]
+GraderOption = Annotated[
+    Path | None,
+    typer.Option(help="A JSON file with a grader.", show_default="the answer equals the row's column 'answer'"),
+]
+SuffixOption = Annotated[str | None, typer.Option(help="The expert's name.", show_default="the file's name")]
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter; may be repeated.")
+]
+
 
 def submit(
     dataset: Annotated[str, typer.Argument(help="A JSONL file, uploaded first, or the id of one that was (file-…).")],
     base: Annotated[str, typer.Option(help="The base model to train on, or an expert version to go on from.")],
-    method: Annotated[Literal["reinforcement", "supervised", "dpo"], typer.Option()] = "reinforcement",
-    grader: Annotated[
-        Path | None,
-        typer.Option(help="A JSON file with a grader.", show_default="the answer equals the row's column 'answer'"),
-    ] = None,
-    suffix: Annotated[str | None, typer.Option(help="The expert's name.", show_default="the file's name")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter; may be repeated.")
-    ] = None,
+    method: MethodOption = "reinforcement",
+    grader: GraderOption = None,
+    suffix: SuffixOption = None,
+    settings: SettingsOption = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Repeat a training, up to rounding where jobs share a worker.", show_default="random"),
@@ -100,10 +105,15 @@ def training_method(method: str, grader: Path | None, settings: list[str]) -> di
     """The ``method`` of a request, from what the command line says."""
     body: dict[str, Any] = {"hyperparameters": parse_settings(settings)}
     if method == "reinforcement":
-        body["grader"] = ANSWER_GRADER if grader is None else read_json(grader, "grader")
+        body["grader"] = read_grader(grader)
     elif grader is not None:
         raise typer.BadParameter("a grader goes with --method reinforcement", param_hint="--grader")
     return {"type": method, method: body}
+
+
+def read_grader(path: Path | None) -> Any:
+    """The grader in a file; without one, that the answer equals the row's column ``answer``."""
+    return ANSWER_GRADER if path is None else read_json(path, "grader")
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:
