@@ -13,7 +13,7 @@ from sqlalchemy import delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub import budgets, fair_share, jobs, states
+from zhub import budgets, db, fair_share, jobs, states
 from zhub.errors import QuotaExceededError
 from zhub.fair_share import HALF_LIFE_S, Preemptible, Queues, Running, Tenant, Waiting
 from zhub.ids import new_id
@@ -147,7 +147,7 @@ def _reclaim(session: Session, cluster: _Cluster, admitted: Sequence[tuple[uuid.
 
 def explain(session: Session, *, agent_lost_after_s: float) -> None:
     """Write for every queued job what it waits for, its position, and when it may start."""
-    now = session.scalars(select(func.now())).one()
+    now = db.now(session)
     budget = budgets.spent(session)
     found: dict[uuid.UUID, dict[str, Any]] = {}
     for cluster in _clusters(session, agent_lost_after_s, MAX_EXPLAINED):

@@ -7,8 +7,9 @@ connection never carries one tenant into the next. Without it every tenant-owned
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -68,6 +69,12 @@ def statement_session(engine: Engine) -> Iterator[Session]:
     """One statement of the scheduler or the agent, committed by itself: a third of a transaction's round trips."""
     with _transaction(engine.execution_options(isolation_level="AUTOCOMMIT"), {}) as session:
         yield session
+
+
+def now(session: Session) -> datetime:
+    """When the session's transaction began, by the database's clock, which is everybody's."""
+    began: datetime = session.scalars(select(func.now())).one()
+    return began
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from zhub import aliases, cron, datasets, evaluations, fine_tuning, registry, states, wishes
+from zhub import aliases, cron, datasets, db, evaluations, fine_tuning, registry, states, wishes
 from zhub.cron import MAX_CATCH_UP_S, Misfire
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError, ZhubError
 from zhub.fine_tuning import JobRequest
@@ -108,7 +108,7 @@ def list_ticks(session: Session, schedule: Schedule, *, limit: int) -> list[Sche
 
 def delete(session: Session, schedule: Schedule) -> None:
     """Let it fire no more, and hide it. Its jobs stay."""
-    schedule.deleted_at = _now(session)
+    schedule.deleted_at = db.now(session)
     session.flush()
 
 
@@ -123,7 +123,7 @@ def resume(session: Session, schedule: Schedule) -> None:
     if schedule.paused_because is None:
         return
     schedule.paused_because, schedule.failures = None, 0
-    _arm(session, schedule, _now(session))
+    _arm(session, schedule, db.now(session))
     if schedule.on_new_data:
         newest = _newest(session, schedule.dataset_id)
         schedule.seen_version_id = newest.id if newest else None
@@ -147,7 +147,7 @@ def look(session: Session) -> bool:
             _fire_buffered(session, schedule)
             _fire_new_data(session, schedule)
             _fire_regressions(session, schedule)
-            _fire_ticks(session, schedule, _now(session))
+            _fire_ticks(session, schedule, db.now(session))
     except DBAPIError:
         raise
     except Exception as exc:  # it must not stand in the way of every other schedule
@@ -211,7 +211,7 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     for column, value in request.model_dump(exclude={"name", "dataset", "training", "on_regression"}).items():
         setattr(schedule, column, value)
     schedule.seen_version_id = newest.id if newest else None
-    _arm(session, schedule, _now(session))
+    _arm(session, schedule, db.now(session))
 
 
 def _check_training(session: Session, caller: Caller, training: dict[str, Any], newest: DatasetVersion | None) -> None:
@@ -271,11 +271,6 @@ def _flush(session: Session, name: str) -> None:
         session.flush()
     except IntegrityError as exc:
         raise ConflictError(f"The project has a schedule '{name}' already. Choose another name.") from exc
-
-
-def _now(session: Session) -> datetime:
-    now: datetime = session.scalars(select(func.now())).one()
-    return now
 
 
 def _arm(session: Session, schedule: Schedule, after: datetime) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.orm import Session
 from standardwebhooks import Webhook
 
+from zhub import db
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError
 from zhub.ids import new_id, public_id
 from zhub.models import WebhookDelivery, WebhookEndpoint
@@ -337,7 +338,7 @@ def record(session: Session, due: Due, outcome: Outcome) -> None:
     # None by now where the endpoint was disabled or deleted while this was on its way.
     ended = delivered or delivery.tries_left <= 0 or delivery.next_try_at is None
     delay_s = None if ended else _back_off_s(delivery.tries_left)
-    now = session.scalars(select(func.now())).one()
+    now = db.now(session)
     delivery.next_try_at = None if delay_s is None else now + timedelta(seconds=delay_s)
     attempt = {
         "at": int(now.timestamp()),
