@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from zhub import jobs, states
+from zhub import jobs, states, webhooks
 from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.ids import parse_id, public_id
 from zhub.models import Job, JobDependency
@@ -96,6 +96,7 @@ def settle(session: Session) -> int:
             jobs.add_event(session, row.org_id, row.id, "All that it waited for has succeeded. The job is queued.")
         else:
             jobs.add_event(session, row.org_id, row.id, row.error["message"], level="error")
+            webhooks.announce_job(session, row.id)
     return len(rows)
 
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from openai import InvalidWebhookSignatureError
 from sqlalchemy import Engine, func, select, text, update
 
-from zhub import jobs, registry, relay, webhooks, wishes
+from zhub import dependencies, jobs, registry, relay, webhooks, wishes
 from zhub.config import Settings
 from zhub.db import system_session, tenant_session
 from zhub.ids import public_id
@@ -142,6 +142,24 @@ def test_what_the_leader_settles_is_in_the_outbox(
         request_it(session, job_id)
         wishes.settle(session)
     assert events() == [(f"fine_tuning.job.{state}", public_id("fine-tuning job", job_id))]
+
+
+def test_a_job_that_is_cancelled_with_what_it_needs_is_in_the_outbox(
+    system_engine: Engine, caller: Caller, make_job: MakeJob, make_endpoint: MakeEndpoint,
+    start: Callable[[uuid.UUID], int], events: Callable[[], Any],
+) -> None:  # fmt: skip
+    make_endpoint()
+    needed, waiting = make_job(caller), make_job(caller, state="waiting")
+    with system_session(system_engine) as session:
+        dependencies.add(session, jobs.get_job(session, waiting), [needed])
+    fence = start(needed)
+    with system_session(system_engine) as session:
+        jobs.fail(session, needed, fence, jobs.Failure("x", "It failed."))
+        dependencies.settle(session)
+    assert events() == [
+        ("fine_tuning.job.failed", public_id("fine-tuning job", needed)),
+        ("fine_tuning.job.cancelled", public_id("fine-tuning job", waiting)),
+    ]
 
 
 def test_a_job_that_was_lost_too_often_is_in_the_outbox(
