@@ -99,6 +99,20 @@ MUTANTS = (
         "pack_key",
     ),
     Mutant(
+        "a worker that died with its node was not brought down by its job",
+        JOBS,
+        "AND died_on = ANY(:nodes) AND",
+        "AND (died_on = ANY(:nodes) OR died_on IS NOT NULL) AND",
+        ("tests/integration/test_poison.py",),
+    ),
+    Mutant(
+        "a worker that ended with its lease was not brought down by its job",
+        JOBS,
+        "died_on is not None and in_time and",
+        "died_on is not None and",
+        ("tests/integration/test_poison.py",),
+    ),
+    Mutant(
         "no job goes before one that needs a worker",
         JOBS,
         "ORDER BY admitted_at, id LIMIT :limit",

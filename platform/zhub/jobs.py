@@ -23,6 +23,8 @@ from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
 MAX_USER_FAILURES = 2  # retries of an unexpected error in the recipe itself
 MAX_INFRA_FAILURES = 5  # retries after lost actors, lost agents, an unreachable store
 PRIORITY_HEAD_START = timedelta(minutes=10)
+POISON_NODES = 2  # nodes that must live on after a job alone has lost its worker there, to blame the job
+ALONE_FOR = timedelta(minutes=10)  # before and after a loss: what nothing else was lost in, the job did
 LIGHT_KINDS = ("validate",)  # need no slot: they run beside training on a CPU worker
 
 
@@ -91,6 +93,12 @@ class Failure:
 
 
 LOST = Failure("lost", "The attempt's worker died.", retryable=True)
+POISON = Failure(
+    "poison",
+    f"The job's worker died on {POISON_NODES} nodes that live on, and no other job's did: the job brings its worker "
+    "down. Most often it needs more memory than a worker has: lower batch_size or group_size. If something else was to "
+    "blame, redrive the job.",
+)
 STOPPED_UNASKED = Failure("stopped", "The attempt stopped although nobody had asked it to.", retryable=True)
 
 
@@ -322,18 +330,45 @@ def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, o
     return str(row.state)
 
 
-def lose(session: Session, job_id: uuid.UUID, fence: int) -> str:
+def lose(
+    session: Session, job_id: uuid.UUID, fence: int, *, died_on: str | None = None, nodes: Collection[str] = ()
+) -> str:
     """End an attempt whose worker is gone, and return the job's next state.
 
-    One that had been asked to leave its worker has left it, and pays nothing.
+    One that had been asked to leave its worker has left it, and pays nothing. ``died_on`` is the node where the worker
+    was seen to die, ``nodes`` are those that live: a job that brings down one worker after another is not tried again.
 
     Raises:
         LeaseLostError: another attempt owns the job.
     """
-    statement = select(Job.desired).where(Job.id == job_id, Job.fence == fence)
-    if session.scalar(statement) == "preempt":
+    # A worker whose leases have run out ends by itself.
+    leased = select(Job.desired, Job.lease_until > func.now()).where(Job.id == job_id, Job.fence == fence)
+    desired, in_time = session.execute(leased).one_or_none() or (None, False)
+    if desired == "preempt":
         return stopped(session, job_id, fence)
+    if died_on is not None and in_time and _is_poison(session, job_id, fence, died_on, nodes):
+        return fail(session, job_id, fence, POISON)
     return fail(session, job_id, fence, LOST, outcome="lost")
+
+
+def _is_poison(session: Session, job_id: uuid.UUID, fence: int, died_on: str, nodes: Collection[str]) -> bool:
+    """Note where the attempt's worker died; whether its job has brought down too many by now."""
+    session.execute(update(Attempt).where(Attempt.job_id == job_id, Attempt.fence == fence).values(died_on=died_on))
+    counted = {"job": job_id, "nodes": list(nodes), "alone_for": ALONE_FOR}
+    return bool(session.execute(_DIED_ALONE_ON, counted).scalar_one() >= POISON_NODES)
+
+
+# Only attempts since the job was made or redriven, and of those the ones that got no further than their checkpoint: a
+# job that gets on between two losses is no poison. A node that has died is what the worker died of.
+_DIED_ALONE_ON = text("""
+    SELECT count(DISTINCT died_on) FROM attempts a JOIN jobs j ON j.id = a.job_id
+     WHERE a.job_id = :job AND died_on = ANY(:nodes) AND a.created_at >= j.started_at
+       AND a.fence >= coalesce((SELECT max(c.fence) FROM checkpoints c WHERE c.job_id = a.job_id), 0)
+       AND NOT EXISTS (
+           SELECT FROM attempts other WHERE other.died_on = a.died_on AND other.job_id <> a.job_id
+              AND other.ended_at BETWEEN coalesce(a.ended_at, now()) - cast(:alone_for AS interval)
+                                     AND coalesce(a.ended_at, now()) + cast(:alone_for AS interval))
+""")
 
 
 def preempt(session: Session, job_id: uuid.UUID, fence: int, message: str) -> None:

@@ -96,6 +96,12 @@ class ProcessLauncher:
     def leaving(self) -> set[AttemptKey]:
         return set()
 
+    def died_on(self, key: AttemptKey) -> str | None:
+        return None
+
+    def nodes(self) -> set[str]:
+        return set()
+
     def _adopt(self, name: str) -> None:
         self._holds[name] = {}
         try:

@@ -56,9 +56,9 @@ def make_launcher() -> Iterator[MakeLauncher]:
     """Make launchers whose workers are gone after the test."""
     clusters: set[str] = set()
 
-    def make(flavour: Flavour, *, slots: int = 1) -> RayLauncher:
+    def make(flavour: Flavour, *, slots: int = 1, jobs_per_worker: int = 1) -> RayLauncher:
         clusters.add(flavour.cluster)
-        return RayLauncher(flavour, slots=slots, jobs_per_worker=1, device="cpu", log_format="text")
+        return RayLauncher(flavour, slots=slots, jobs_per_worker=jobs_per_worker, device="cpu", log_format="text")
 
     yield make
     names = ray_cluster.names()
@@ -123,8 +123,11 @@ def test_workers_are_spread_and_those_of_a_node_that_dies_are_lost_alone_and_rep
     for made in (first, second):
         launcher.start("torch", made, LEASE_S)
     assert {node_of(launcher, first.key), node_of(launcher, second.key)} == nodes.keys()
-    kill_node(nodes[node_of(launcher, first.key)])
+    gone, stays = node_of(launcher, first.key), node_of(launcher, second.key)
+    kill_node(nodes[gone])
     until(lambda: is_lost(launcher, first.key), timeout_s=60)
+    assert (launcher.died_on(first.key), launcher.died_on(second.key)) == (gone, None)
+    assert stays in launcher.nodes() and gone not in launcher.nodes()
     launcher.fill_pools()
     assert launcher.poll(second.key, 0, LEASE_S).state == "running"
     assert launcher.free("torch") == 0
@@ -136,12 +139,16 @@ def test_an_attempt_whose_worker_is_killed_for_want_of_memory_is_lost_and_its_wo
     make_launcher: MakeLauncher, flavour: Flavour, attempt: Callable[..., Attempt], come_to: Callable[..., None],
     until: Until,
 ) -> None:  # fmt: skip
-    launcher = make_launcher(replace(flavour, resources={}))
+    launcher = make_launcher(replace(flavour, resources={}), jobs_per_worker=2)
     come_to(launcher, 1)
-    made = attempt("die")
-    launcher.start("torch", made, LEASE_S)
+    made, beside = (attempt("die", pack_key="pack") for _ in range(2))
+    for one in (made, beside):
+        launcher.start("torch", one, LEASE_S)
+    node = node_of(launcher, made.key)
     Path(made.spec["end"]).touch()
-    until(lambda: is_lost(launcher, made.key), timeout_s=60)
+    until(lambda: is_lost(launcher, made.key) and is_lost(launcher, beside.key), timeout_s=60)
+    assert [launcher.died_on(one.key) for one in (made, beside, made)] == [node, node, None]
+    assert node in launcher.nodes()
     come_to(launcher, 1)
 
 

@@ -7,6 +7,7 @@ detached actors, workers belong to no agent: any agent of the cluster finds them
 
 import hashlib
 import itertools
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
 from zhub_workers.launcher import WorkerLostError, WorkerSilentError, has_room, open_packs
 
 SLOTS = 2
+NODES = 2
 JOBS_PER_WORKER = 2
 REWARDS = [[float(row < right) for row in range(8)] for right in (1, 4, 8)]
 """Of an evaluation: few, because comparing two takes a while, once."""
@@ -57,6 +59,7 @@ class Course:
 class FakeWorker:
     name: str
     pool: str
+    node: str
     ready_us: int
     outlives_leases: bool
     courses: dict[AttemptKey, Course] = field(default_factory=dict)
@@ -78,7 +81,12 @@ class SimulatedCluster:
         self.workers: list[FakeWorker] = []
         self.objects: dict[str, str] = {}
         """Prefix -> digest of what is whole there."""
+        self.died_on: dict[AttemptKey, str] = {}
+        """Attempts that nobody has missed yet, and the node where their worker died."""
+        self.poisoned: dict[uuid.UUID, set[str]] = {}
+        """Jobs that have brought workers down, and on which nodes."""
         self._numbers = itertools.count()
+        self.nodes = [f"node-{next(self._numbers)}" for _ in range(NODES)]
         self.fill()
 
     def launcher(self, agent: str) -> "SimulatedLauncher":
@@ -90,20 +98,24 @@ class SimulatedCluster:
             for _ in range(count - sum(worker.pool == pool for worker in self.workers)):
                 ready_us = self.simulation.now_us + self.rng.randrange(3 * SECOND)
                 name = f"{pool}-{next(self._numbers)}"
-                self.workers.append(FakeWorker(name, pool, ready_us, self.rng.random() < 0.3))
+                node = min(self.nodes, key=lambda node: sum(worker.node == node for worker in self.workers))
+                self.workers.append(FakeWorker(name, pool, node, ready_us, self.rng.random() < 0.3))
 
     def lose_node(self) -> None:
-        """Every worker dies at once."""
+        """A node dies with its workers, and another comes."""
         if self.simulation.harm.node_loss_s and not self.simulation.calm:
-            self.simulation.note("cluster", "loses its node")
-            for worker in list(self.workers):
+            gone = self.rng.choice(self.nodes)
+            self.simulation.note("cluster", f"loses {gone}")
+            for worker in [worker for worker in self.workers if worker.node == gone]:
                 self.bury(worker)
+            self.nodes[self.nodes.index(gone)] = f"node-{next(self._numbers)}"
             self.simulation.after(self.rng.expovariate(1 / self.simulation.harm.node_loss_s), self.lose_node)
 
     def bury(self, worker: FakeWorker) -> None:
         worker.dead = True
-        self.simulation.note(worker.name, "dies")
+        self.simulation.note(worker.name, f"dies on {worker.node}")
         self.workers.remove(worker)
+        self.died_on |= dict.fromkeys(worker.courses, worker.node)
 
     def begin(self, worker: FakeWorker, attempt: Attempt, lease_s: float) -> None:
         """Draw the course of an attempt."""
@@ -148,6 +160,7 @@ class SimulatedCluster:
         if course.stop_at_us is not None and course.stop_at_us < course.ends_us:
             course.ended = "stopped"
         elif course.ending == "kills its worker":
+            self.poisoned.setdefault(course.attempt.key.job_id, set()).add(worker.node)
             self.bury(worker)
         elif course.ending != "hangs":
             course.ended = course.ending
@@ -222,6 +235,12 @@ class SimulatedLauncher:
     def leaving(self) -> set[AttemptKey]:
         return set()
 
+    def died_on(self, key: AttemptKey) -> str | None:
+        return self._cluster.died_on.pop(key, None)
+
+    def nodes(self) -> set[str]:
+        return set(self._cluster.nodes)
+
     def free(self, pool: str) -> int:
         self._ask("free")
         return sum(not worker.courses for worker in self._ready(pool))
@@ -261,6 +280,8 @@ class SimulatedLauncher:
         if holder is not None:
             self._check_worth_killing(holder, key)
             self._cluster.bury(holder)
+            for one in holder.courses:
+                self._cluster.died_on.pop(one, None)
 
     def forget(self, key: AttemptKey) -> None:
         self._ask(f"forget {key}")

@@ -129,7 +129,10 @@ class World:
         self._check_told()
         for row in self.database.rows("SELECT * FROM jobs WHERE state = 'failed' AND kind <> 'gate'"):
             spent = row["infra_failures"] > jobs.MAX_INFRA_FAILURES or row["user_failures"] > jobs.MAX_USER_FAILURES
-            if not spent and row["error"]["code"] not in FINAL_CODES:
+            poison = row["error"]["code"] == jobs.POISON.code
+            if poison and len(self.cluster.poisoned.get(row["id"], ())) < jobs.POISON_NODES:
+                fail(f"a job is called poison that has not killed workers on several nodes: {row}")
+            if not spent and not poison and row["error"]["code"] not in FINAL_CODES:
                 fail(f"a job has failed with retries left: {row}")
         for column in self.database.outside(at(0), at(self.simulation.now_us)):
             fail(f"{column} has a time that is not virtual")

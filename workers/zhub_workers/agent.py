@@ -321,7 +321,9 @@ class Agent:
 
     def _lose(self, key: AttemptKey, reason: str) -> bool:
         LEASE_LOST.labels(reason).inc()
-        return self._end(key, lambda session: jobs.lose(session, *key))
+        died_on = self._launcher.died_on(key)
+        nodes = self._launcher.nodes() if died_on is not None else ()
+        return self._end(key, lambda session: jobs.lose(session, *key, died_on=died_on, nodes=nodes))
 
     def _abandon(self, key: AttemptKey, reason: LeaseLostError) -> bool:
         """Somebody else owns the job, or it has ended: stop the worker's attempt and write nothing."""

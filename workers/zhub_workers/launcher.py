@@ -4,7 +4,7 @@ Two implementations: detached Ray actors (``ray_launcher``), and threads of this
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Protocol
 
 from zhub.jobs import LIGHT_KINDS
@@ -65,6 +65,12 @@ class Launcher(Protocol):
 
     def leaving(self) -> set[AttemptKey]:
         """The attempts whose worker will go away soon, with its node."""
+
+    def died_on(self, key: AttemptKey) -> str | None:
+        """Where the attempt's worker was seen to die. Said once; None: it was not seen."""
+
+    def nodes(self) -> Set[str]:
+        """The nodes that live, as far as known."""
 
 
 POOLS = ("light", "torch")
@@ -158,6 +164,12 @@ class ThreadLauncher:
         return {one.key: f"thread-{pool}" for pool, worker in self._workers.items() for one in worker.held()}
 
     def leaving(self) -> set[AttemptKey]:
+        return set()
+
+    def died_on(self, key: AttemptKey) -> str | None:
+        return None
+
+    def nodes(self) -> Set[str]:
         return set()
 
     def _replace(self, pool: str, gone: Worker | None) -> None:

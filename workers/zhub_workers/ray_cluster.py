@@ -29,12 +29,15 @@ class View(NamedTuple):
     """Nodes that are about to go away, by id: idle ones of the autoscaler's, and those with a notice of preemption."""
     groups: Set[str]
     """Of placement groups that are not removed."""
+    nodes: Set[str]
+    """Those that live, by id."""
 
 
 def look() -> View:
     """Ask Ray's head. Takes a minute where it is away, and raises what Ray does then."""
     found = placement_group_table().values()
-    return View(names(), draining_nodes(), {entry["name"] for entry in found if entry["state"] != "REMOVED"})
+    groups = {entry["name"] for entry in found if entry["state"] != "REMOVED"}
+    return View(names(), draining_nodes(), groups, {node["NodeID"] for node in _living_nodes()})
 
 
 def connect(address: str | None) -> None:
@@ -72,9 +75,12 @@ def nodes() -> str:
             [f"{amount:g} {name}" for name, amount in node["Resources"].items() if _is_counted(name)]
             + [f"{name}={value}" for name, value in node["Labels"].items() if name != "ray.io/node-id"]
         )
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"]
+        for node in _living_nodes()
     )
+
+
+def _living_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _is_counted(resource: str) -> bool:

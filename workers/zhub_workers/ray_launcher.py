@@ -72,6 +72,7 @@ class RayLauncher:
         self._workers: dict[str, _Worker] = {}
         self._starting: dict[str, _Start] = {}
         self._draining: set[str] = set()
+        self._died_on: dict[AttemptKey, str] = {}
         self._looks = ThreadPoolExecutor(1, thread_name_prefix="ray-head")
         self._looking: Future[View] | None = None
         self._adopt(ray_cluster.names())
@@ -163,6 +164,13 @@ class RayLauncher:
 
     def leaving(self) -> set[AttemptKey]:
         return {key for one in self._workers.values() if one.node in self._draining for key in one.holds}
+
+    def died_on(self, key: AttemptKey) -> str | None:
+        return self._died_on.pop(key, None)
+
+    def nodes(self) -> Set[str]:
+        view = self._look()
+        return set() if view is None else view.nodes
 
     def _begin(self, pool: str) -> None:
         name = ray_cluster.worker_name(pool, self._flavour.cluster)
@@ -323,7 +331,8 @@ class RayLauncher:
 
     def _lose(self, name: str) -> None:
         log.warning("worker %s: died", name, extra={"action": "worker_died", "worker": name})
-        del self._workers[name]
+        worker = self._workers.pop(name)
+        self._died_on |= dict.fromkeys(worker.holds, worker.node)
 
 
 def _introduce(worker: LightActor) -> tuple[str, list[HeldAttempt]]:

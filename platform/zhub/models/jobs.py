@@ -146,6 +146,8 @@ class Attempt(TenantOwned, Base):
     """What it takes: a part of a worker where it shares one."""
     charged: Mapped[bool] = mapped_column(default=False, server_default="false")
     """Whether its organisation's usage has it."""
+    died_on: Mapped[str | None]
+    """The node, as its cluster names it, where the worker was seen to die under the attempt."""
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     message: Mapped[str | None]
@@ -156,6 +158,7 @@ class Attempt(TenantOwned, Base):
         one_of("outcome", states.OUTCOMES),
         CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended"),
         Index("ix_attempts_open", "org_id", postgresql_where=text("ended_at IS NULL")),
+        Index("ix_attempts_died_on", "died_on", "ended_at", postgresql_where=text("died_on IS NOT NULL")),
         Index("ix_attempts_charge", "ended_at", postgresql_where=text("ended_at IS NOT NULL AND NOT charged")),
     )
 
