@@ -204,6 +204,7 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     dataset = _dataset(session, caller, request.dataset)
     newest = _newest(session, dataset.id)
     _check_training(session, caller, request.training, newest)
+    now = db.now(session)  # asked first: a query writes what is half changed
     schedule.name = check_name(request.name, "schedule", param="name")
     schedule.dataset_id = dataset.id
     schedule.request = request.training
@@ -211,7 +212,7 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     for column, value in request.model_dump(exclude={"name", "dataset", "training", "on_regression"}).items():
         setattr(schedule, column, value)
     schedule.seen_version_id = newest.id if newest else None
-    _arm(session, schedule, db.now(session))
+    _arm(session, schedule, now)
 
 
 def _check_training(session: Session, caller: Caller, training: dict[str, Any], newest: DatasetVersion | None) -> None:

@@ -159,6 +159,15 @@ def test_a_schedule_can_be_changed_and_deleted(ask: Ask, schedule: Ask, look: As
     assert len(trainings(system_engine)) == 1
 
 
+def test_a_schedule_can_be_changed_from_times_to_what_happens_and_back(ask: Ask, schedule: Ask) -> None:
+    made = schedule()
+    body = {"name": "weekly", "dataset": "suite", "training": TRAINING}
+    changed = ask("put", f"/schedules/{made['id']}", body | {"on_new_data": True})
+    assert (changed["cron"], changed["on_new_data"], changed["next_runs"]) == (None, True, [])
+    back = ask("put", f"/schedules/{made['id']}", body | {"cron": made["cron"]})
+    assert (back["on_new_data"], back["next_runs"]) == (False, made["next_runs"])
+
+
 # Ticks
 
 
