@@ -27,6 +27,7 @@ from zhub_api import (
     chat,
     errors,
     evaluations,
+    feedback,
     files,
     fine_tuning,
     graders,
@@ -82,8 +83,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.streams = job_events.Streams()
     errors.install(app)
     for part in (
-        files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, chat, webhooks,
-        observed,
+        files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, chat, feedback,
+        webhooks, observed,
     ):  # fmt: skip
         app.include_router(part.router)
 

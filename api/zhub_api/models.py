@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from zhub import base_models, registry
+from zhub import base_models, feedback, registry
 from zhub.db import tenant_session
 from zhub.errors import NotFoundError
 from zhub.ids import public_id
@@ -55,7 +55,9 @@ def retrieve_model(caller: CallerDep, context: ContextDep, model: str) -> dict[s
 def list_experts(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = [_version_object(record) for record in registry.versions(session, caller.project_id)]
+        records = registry.versions(session, caller.project_id)
+        said = feedback.summaries(session, [record.version.id for record in records])
+        found = [_version_object(record, said[record.version.id]) for record in records]
     return page(found, has_more=False)
 
 
@@ -64,7 +66,9 @@ def retrieve_version(caller: CallerDep, context: ContextDep, name: str) -> dict[
     """One version, by ``<project>.<expert>@v<number>``, with its manifest."""
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        return _version_object(registry.version(session, caller.project_id, name))
+        record = registry.version(session, caller.project_id, name)
+        said = feedback.summaries(session, [record.version.id])
+        return _version_object(record, said[record.version.id])
 
 
 @router.get("/experts/{name}/files/{filename}")
@@ -178,7 +182,7 @@ def _base_model_model(base: BaseModel) -> dict[str, Any]:
     }
 
 
-def _version_object(record: registry.VersionRecord) -> dict[str, Any]:
+def _version_object(record: registry.VersionRecord, said: feedback.Summary) -> dict[str, Any]:
     version = record.version
     return {
         "id": record.name,
@@ -191,6 +195,7 @@ def _version_object(record: registry.VersionRecord) -> dict[str, Any]:
         "size_bytes": version.size_bytes,
         "job": public_id("fine-tuning job", version.job_id),
         "uri": version.key_prefix,
+        "feedback": {"count": said.count, "mean_score": said.mean_score},
         "manifest": version.manifest,
     }
 

@@ -22,6 +22,7 @@ PREFIXES = {
     "schedule tick": "tick",
     "expert": "expert",
     "expert version": "ver",
+    "feedback": "fb",
     "base model": "base",
     "webhook endpoint": "whe",
     "webhook delivery": "whd",

@@ -1,8 +1,8 @@
 """The scheduler process: several may run, one leads. It admits jobs, takes back lost ones, settles what users want.
 
 Started as ``python -m zhub.scheduler``. Killed at any moment it loses nothing: each pass is one transaction. What needs
-no leader is done by each of them, in threads beside the passes: schedules fire, gates are decided, deleted checkpoints
-and old logs are removed.
+no leader is done by each of them, in threads beside the passes: schedules fire, gates are decided, deleted checkpoints,
+deleted feedback and old logs are removed.
 """
 
 import logging
@@ -22,6 +22,7 @@ from zhub import (
     budgets,
     checkpoints,
     dependencies,
+    feedback,
     job_logs,
     jobs,
     leadership,
@@ -212,14 +213,15 @@ def follow_up(engine: Engine, stopping: threading.Event) -> None:
 
 
 def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None:
-    """Remove deleted checkpoints until ``stopping`` is set; beside the passes, which never wait for the store."""
+    """Remove deleted checkpoints and feedback until ``stopping`` is set; beside the passes, which wait for no store."""
 
     def look() -> bool:
         count = checkpoints.sweep(engine, store)
         if count:
             SWEPT.inc(count)
             log.info("swept %d deleted checkpoints", count, extra={"action": "swept", "checkpoints": count})
-        return count > 0
+        with system_session(engine) as session:
+            return feedback.sweep(session) > 0 or count > 0
 
     _again_and_again(look, SWEEP_S, stopping, "sweeping", away="sweep_failed", failed="sweep_failed")
 

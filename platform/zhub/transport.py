@@ -58,11 +58,11 @@ class Http:
             time.sleep(FIRST_BACK_OFF_S * 2 ** (tried - 1))
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def pages(self, path: str, *, limit: int) -> Iterator[dict[str, Any]]:
+    def pages(self, path: str, *, limit: int, **params: Any) -> Iterator[dict[str, Any]]:
         """The entries of a list, page after page."""
         cursor: dict[str, str] = {}
         while True:
-            page = self.get(path, limit=limit, **cursor)
+            page = self.get(path, limit=limit, **params, **cursor)
             yield from page["data"]
             if not page["has_more"]:
                 return

@@ -246,6 +246,13 @@ class EvaluationRecord(_Answer):
         return all(status in ENDED for status in (self.status, *(other.status for other in self.others)))
 
 
+class FeedbackSummary(_Answer):
+    """How much feedback there is on a version; ``mean_score``, in [-1, 1], is None where there is none."""
+
+    count: int
+    mean_score: float | None
+
+
 class ExpertVersion(_Answer):
     """One version of an expert; ``digest`` is the SHA-256 of its ``manifest.json``."""
 
@@ -258,12 +265,26 @@ class ExpertVersion(_Answer):
     size_bytes: int
     job: str
     uri: str
+    feedback: FeedbackSummary
     manifest: dict[str, Any]
 
     def evaluation(self, split: str) -> Evaluation | None:
         """How base and expert did on the same rows of this split."""
         found = [entry for entry in self.manifest["evaluations"] if entry["split"] == split]
         return Evaluation.model_validate(found[0]) if found else None
+
+
+class FeedbackRecord(_Answer):
+    """How good one answer of a version was: ``score`` in [-1, 1]; ``reference`` would have been right."""
+
+    id: str
+    created_at: int
+    model: str
+    messages: list[dict[str, str]]
+    completion: str
+    score: float
+    reference: str | None
+    comment: str | None
 
 
 class AliasMoveRecord(_Answer):

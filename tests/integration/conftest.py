@@ -137,8 +137,8 @@ def suite_file(make_file: Callable[..., str], make_base_model: Callable[..., uui
 def publish_version(system_engine: Engine, make_job: Callable[..., uuid.UUID], caller: Caller) -> Callable[..., str]:
     """Make a version of an expert; return its name."""
 
-    def make(expert: str = "summer", **changed: Any) -> str:
-        job_id = make_job(caller, expert=expert, state="admitted", admitted_at=text("now()"))
+    def make(expert: str = "summer", *, owner: Caller = caller, **changed: Any) -> str:
+        job_id = make_job(owner, expert=expert, state="admitted", admitted_at=text("now()"))
         with system_session(system_engine) as session:
             claim = jobs.claim(session, uuid.uuid4(), "default", ["train"], lease_s=60)
             assert claim is not None and claim.job_id == job_id

@@ -928,6 +928,11 @@ def with_method(inside: str) -> bytes:
     return b'{"model": "tiny", "training_file": "file-0", "method": {"type": "x", "x": %s}}' % inside.encode()
 
 
+def with_answer(text: str) -> bytes:
+    asked = '"messages": [{"role": "user", "content": "x"}], "score": 1'
+    return f'{{"model": "main.summer@v1", {asked}, "completion": "{text}"}}'.encode()
+
+
 BAD_REQUESTS: dict[str, tuple[int, str, str, dict[str, Any]]] = {
     "unknown route": (404, "GET", "/v1/nothing", {}),
     "wrong method": (405, "DELETE", "/v1/models", {}),
@@ -939,6 +944,7 @@ BAD_REQUESTS: dict[str, tuple[int, str, str, dict[str, Any]]] = {
     "deeply nested value": (400, "POST", CREATE, {"content": with_method("[" * 400 + "]" * 400), "headers": JSON}),
     "huge number": (400, "POST", CREATE, {"content": with_seed("1" * 5000), "headers": JSON}),
     "half a character": (400, "POST", CREATE, {"content": with_method('{"a": "\\ud800"}'), "headers": JSON}),
+    "half a character in feedback": (400, "POST", "/v1/feedback", {"content": with_answer("\\ud800"), "headers": JSON}),
     "form instead of JSON": (400, "POST", CREATE, {"data": {"model": "tiny"}}),
     "no file": (400, "POST", "/v1/files", {"data": {"purpose": "fine-tune"}}),
     "file that is text": (400, "POST", "/v1/files", {"data": {"purpose": "fine-tune", "file": "x"}}),
@@ -1028,6 +1034,7 @@ PLACES = {
     "delivery_id": "whd-0",
     "endpoint_id": "whe-0",
     "evaluation_id": "eval-0",
+    "feedback_id": "fb-0",
     "file_id": "file-0",
     "job_id": "ftjob-0",
     "model": "tiny",
@@ -1052,6 +1059,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/chat/completions"): {"json": CHAT},
     ("post", "/v1/evaluations"): {"json": {"model": "tiny", "file": "file-0", "grader": GRADER}},
     ("post", "/v1/base_models"): {"json": {"name": "new"}},
+    ("post", "/v1/feedback"): {"json": CHAT | {"completion": "y", "score": 1}},
     ("put", "/v1/experts/{expert}/aliases/{alias}"): {"json": {"version": "main.summer@v1"}},
     ("post", "/v1/promotions"): {"json": {"model": "main.summer@v1", "suites": [{"file": "file-0", "grader": GRADER}]}},
     ("post", "/v1/schedules"): {"json": SCHEDULE},

@@ -32,6 +32,7 @@ from zhub.models import (
     Evaluation,
     Expert,
     ExpertVersion,
+    Feedback,
     Job,
     JobDependency,
     JobEvent,
@@ -495,13 +496,21 @@ def _fill(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str], uuid.
     session.flush()
     measured = {"base_model_id": base.id, "version_id": version.id, "suite_digest": "d", "suite": {}}
     session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
+    session.add(Feedback(version_id=version.id, messages=[], completion="c", score=1.0, **within))
     session.add(MonthUsage(month=date(2026, 1, 1), worker_seconds=1.0, **own))
     session.add_all([Quota(**own), Usage(cluster="default", worker_seconds=1.0, **own)])
     session.add(QueuePlace(job_id=jobs[0].id, reason="r", **own))
     session.add(JobDependency(job_id=jobs[0].id, needs_job_id=another.id, **own))
     alias, next_one = (Alias(expert_id=experts[0].id, name=n, version_id=version.id, **own) for n in ("prod", "next"))
     timed = {"timezone": "UTC", "on_new_data": True, "misfire": "skip", "overlap": "skip", "catch_up_s": 0}
-    timed |= {"max_backfill": 1, "jitter_s": 0, "max_failures": 1, "request": {}}
+    timed |= {
+        "on_feedback": 1,
+        "feedback_expert_id": experts[0].id,
+        "max_backfill": 1,
+        "jitter_s": 0,
+        "max_failures": 1,
+        "request": {},
+    }
     weekly, daily = (Schedule(name=n, dataset_id=datasets[0].id, **timed, **within) for n in ("weekly", "daily"))
     session.add_all([alias, next_one, weekly, daily, Promotion(job_id=jobs[0].id, alias="prod", gate={}, **within)])
     session.flush()

@@ -145,6 +145,18 @@ EVALUATION = {
     ],
 }
 
+FEEDBACK = {
+    "id": "fb-1",
+    "object": "feedback",
+    "created_at": 1_700_000_250,
+    "model": EXPERT,
+    "messages": [{"role": "user", "content": 'Sort the letters of "ba".'}],
+    "completion": "ba",
+    "score": -1.0,
+    "reference": "ab",
+    "comment": None,
+}
+
 PROMOTION = {
     "id": "promo-1",
     "object": "promotion",
@@ -218,6 +230,9 @@ class Api:
         self.add("GET", "/v1/evaluations", page([{k: v for k, v in EVALUATION.items() if k != "others"}]))
         self.add("GET", "/v1/evaluations/eval-1", EVALUATION)
         self.add("POST", "/v1/evaluations", EVALUATION)
+        self.add("GET", "/v1/feedback", page([FEEDBACK]))
+        self.add("POST", "/v1/feedback", FEEDBACK)
+        self.add("DELETE", "/v1/feedback/fb-1", {"id": "fb-1", "deleted": True})
         self.add("GET", "/v1/promotions", page([PROMOTION]))
         self.add("GET", "/v1/promotions/promo-1", PROMOTION)
         self.add("POST", "/v1/promotions", PROMOTION)
@@ -256,6 +271,7 @@ class Api:
             "size_bytes": 10,
             "job": "ftjob-1",
             "uri": "experts/1",
+            "feedback": {"count": 3, "mean_score": -0.25},
             "manifest": manifest.model_dump(mode="json"),
         }
         self.add("GET", f"/v1/experts/{EXPERT}", version)

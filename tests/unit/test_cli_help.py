@@ -52,6 +52,7 @@ def test_the_promised_commands_are_there() -> None:
         "datasets push, datasets ls, datasets show, jobs ls, jobs show, jobs watch, jobs logs, jobs events, "
         "jobs cancel, jobs pause, jobs resume, jobs redrive, jobs checkpoints, jobs metrics, "
         "queue redrive, evaluations create, evaluations ls, evaluations show, "
+        "feedback add, feedback ls, feedback export, feedback rm, "
         "experts ls, experts show, experts pull, experts aliases, experts moves, experts promote, "
         "promotions create, promotions ls, promotions show, promotions cancel, schedules add, schedules ls, "
         "schedules show, schedules run, schedules pause, schedules resume, schedules rm, "

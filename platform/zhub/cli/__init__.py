@@ -21,6 +21,7 @@ from zhub.cli import (
     doctor,
     evaluations,
     experts,
+    feedback,
     jobs,
     promotions,
     queue,
@@ -52,6 +53,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(queue.app, name="queue")
 app.add_typer(experts.app, name="experts")
 app.add_typer(evaluations.app, name="evaluations")
+app.add_typer(feedback.app, name="feedback")
 app.add_typer(promotions.app, name="promotions")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(webhooks.app, name="webhooks")

@@ -8,7 +8,7 @@ import typer
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
 from zhub.manifest import Evaluation
-from zhub.wire import ExpertVersion
+from zhub.wire import ExpertVersion, FeedbackSummary
 
 app = typer.Typer(help="Experts: what training made.", no_args_is_help=True)
 
@@ -21,9 +21,13 @@ def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         return show_json(found)
     rows = [
-        (v.id, v.base_model, *_accuracies(v.evaluation("test")), v.digest[:12], moment(v.created_at)) for v in found
-    ]
-    put(table(("NAME", "BASE", "BASE ACC.", "EXPERT ACC.", "DIGEST", "CREATED"), rows, whole=1))
+        (
+            v.id, v.base_model, *_accuracies(v.evaluation("test")), liked(v.feedback), v.digest[:12],
+            moment(v.created_at),
+        )
+        for v in found
+    ]  # fmt: skip
+    put(table(("NAME", "BASE", "BASE ACC.", "EXPERT ACC.", "FEEDBACK", "DIGEST", "CREATED"), rows, whole=1))
 
 
 @app.command()
@@ -109,6 +113,7 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
                 ("made by", f"zhub {manifest['code_version']} on {manifest['hardware']}"),
                 ("parent", manifest["parent_digest"] or "none: trained from the base"),
                 ("size", f"{manifest['parameters']:,} numbers, {size(version.size_bytes)}"),
+                ("feedback", liked(version.feedback)),
             ]
         )
     )
@@ -123,6 +128,11 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
     put()
     files = [(file["name"], size(file["size_bytes"]), file["sha256"]) for file in manifest["files"]]
     put(table(("FILE", "SIZE", "SHA-256"), files, whole=2))
+
+
+def liked(feedback: FeedbackSummary) -> str:
+    """The mean score of a version's feedback, and how many pieces that is."""
+    return "-" if feedback.mean_score is None else f"{feedback.mean_score:+.2f} ({feedback.count:,})"
 
 
 def _accuracies(found: Evaluation | None) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import httpx
 
-from zhub.client.experts import Evaluations, Experts
+from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.lifecycle import Aliases, Promotions, Schedules
 from zhub.client.logs import Logs
 from zhub.client.training import BaseModels, Files, Jobs
@@ -36,6 +36,7 @@ class Client:
         self.logs = Logs(http, poll_s)
         self.experts = Experts(http)
         self.evaluations = Evaluations(http, poll_s)
+        self.feedback = Feedback(http)
         self.aliases = Aliases(http)
         self.promotions = Promotions(http, poll_s)
         self.schedules = Schedules(http)

@@ -1,4 +1,4 @@
-"""The client's side of what training made: experts, and evaluations of them."""
+"""The client's side of what training made: experts, evaluations of them, and feedback on their answers."""
 
 import hashlib
 import json
@@ -21,6 +21,7 @@ from zhub.transport import Http, path_part, wait
 from zhub.wire import (
     EvaluationRecord,
     ExpertVersion,
+    FeedbackRecord,
 )
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -133,6 +134,36 @@ class Experts:
                 if left < 0:
                     break
         return digest.hexdigest()
+
+
+class Feedback:
+    """How good the answers of experts were, said by whoever uses them."""
+
+    def __init__(self, http: "Http") -> None:
+        self._http = http
+
+    def create(
+        self,
+        *,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        completion: str,
+        score: float,
+        reference: str | None = None,
+        comment: str | None = None,
+    ) -> FeedbackRecord:
+        """Say how good an answer of a version was; ``score`` in [-1, 1]. An alias is what it stands on now."""
+        body = {"model": model, "messages": list(messages), "completion": completion, "score": score}
+        body |= {"reference": reference, "comment": comment}
+        return FeedbackRecord.model_validate(self._http.post("/v1/feedback", body))
+
+    def list(self, model: str | None = None) -> Iterator[FeedbackRecord]:
+        """The project's feedback, newest first, asked for as it is read: all, that on an expert, or on one version."""
+        params = {} if model is None else {"model": model}
+        return (FeedbackRecord.model_validate(found) for found in self._http.pages("/v1/feedback", limit=100, **params))
+
+    def delete(self, feedback_id: str) -> None:
+        self._http.delete(f"/v1/feedback/{path_part(feedback_id)}")
 
 
 def _read_manifest(name: str, path: Path) -> list[FileEntry]:

@@ -16,6 +16,7 @@ from zhub.models.registry import (
     Evaluation,
     Expert,
     ExpertVersion,
+    Feedback,
     Promotion,
 )
 from zhub.models.schedules import Schedule, ScheduleTick
@@ -36,6 +37,7 @@ __all__ = [
     "Evaluation",
     "Expert",
     "ExpertVersion",
+    "Feedback",
     "Job",
     "JobDependency",
     "JobEvent",

@@ -93,6 +93,8 @@ class Expert(TenantOwned, Base):
     project_id: Mapped[uuid.UUID]
     name: Mapped[str]
     last_version: Mapped[int] = mapped_column(default=0)
+    feedback_count: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """How many pieces of feedback have come on its versions, those included that were deleted since."""
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("org_id", "project_id", "name"),
@@ -155,6 +157,35 @@ class AliasMove(TenantOwned, Base):
         tenant_fk("from_version_id", "expert_versions"),
         tenant_fk("to_version_id", "expert_versions"),
         Index("ix_alias_moves_alias", "alias_id", "position"),
+    )
+
+
+class Feedback(TenantOwned, Base):
+    """What somebody said of one answer of a version. ``deleted_at`` hides it; the sweep then removes the row."""
+
+    __tablename__ = "feedback"
+    project_id: Mapped[uuid.UUID]
+    version_id: Mapped[uuid.UUID]
+    messages: Mapped[list[dict[str, str]]] = mapped_column(JSONB)
+    """The prompt, as rows of a dataset have it."""
+    completion: Mapped[str]
+    score: Mapped[float]
+    """From -1, as bad as can be, to 1."""
+    reference: Mapped[str | None]
+    """The answer that would have been right."""
+    comment: Mapped[str | None]
+    request_hash: Mapped[str | None]
+    idempotency_key: Mapped[str | None]
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("org_id", "project_id", "idempotency_key"),
+        tenant_fk("project_id", "projects"),
+        tenant_fk("version_id", "expert_versions"),
+        CheckConstraint("score BETWEEN -1 AND 1", name="score"),
+        Index("ix_feedback_project", "project_id", "id"),
+        Index("ix_feedback_version", "version_id", "id"),
+        Index("ix_feedback_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
     )
 
 

@@ -4,7 +4,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Index, UniqueConstraint, text
+from sqlalchemy import BigInteger, CheckConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from zhub import states
@@ -38,6 +38,11 @@ class Schedule(TenantOwned, Base):
     """The newest version of the dataset that it has fired for, or found when it was made."""
     watched_alias_id: Mapped[uuid.UUID | None]
     """It fires when an evaluation finds the version that this alias stands on worse than its base."""
+    on_feedback: Mapped[int | None]
+    """It fires when so many pieces of feedback have come on this expert, the one it trains, since ``feedback_seen``."""
+    feedback_expert_id: Mapped[uuid.UUID | None]
+    feedback_seen: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """``feedback_count`` of that expert when it last fired for it, or was made, changed or resumed."""
     deleted_at: Mapped[datetime | None]
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
@@ -46,9 +51,11 @@ class Schedule(TenantOwned, Base):
         tenant_fk("dataset_id", "datasets"),
         tenant_fk("seen_version_id", "dataset_versions"),
         tenant_fk("watched_alias_id", "aliases"),
+        tenant_fk("feedback_expert_id", "experts"),
         one_of("misfire", states.MISFIRES),
         one_of("overlap", states.OVERLAPS),
         CheckConstraint("(cron IS NULL) = (fires_at IS NULL)", name="fires"),
+        CheckConstraint("(on_feedback IS NULL) = (feedback_expert_id IS NULL)", name="feedback"),
         Index("ix_schedules_fires", "fires_at", postgresql_where=text("paused_because IS NULL")),
     )
 

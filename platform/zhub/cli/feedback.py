@@ -1,0 +1,115 @@
+"""``zhub feedback``."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.output import moment, note, put, show_json, table
+from zhub.cli.submit import read_json
+
+SHOWN_CHARACTERS = 40
+
+app = typer.Typer(help="Feedback: how good the answers of experts were.", no_args_is_help=True)
+
+WhichArgument = Annotated[
+    str | None,
+    typer.Argument(help="An expert (project.expert), or one version of it.", show_default="those of the project"),
+]
+
+
+@app.command()
+def add(
+    model: Annotated[str, typer.Argument(help="The version that answered (project.expert@v1), or an alias.")],
+    completion: Annotated[str, typer.Option(help="The answer that was given.")],
+    score: Annotated[float, typer.Option(min=-1, max=1, help="1 is as good as can be, -1 as bad.")],
+    prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
+    messages: Annotated[
+        Path | None, typer.Option(help="A JSON file with the messages before the answer, instead of --prompt.")
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="The answer that would have been right.")] = None,
+    comment: Annotated[str | None, typer.Option(help="Anything else, for those who look later.")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how good an answer of an expert was."""
+    if (prompt is None) == (messages is None):
+        raise typer.BadParameter("give either --prompt or --messages", param_hint="--prompt")
+    asked: Any = [{"role": "user", "content": prompt}]
+    if messages is not None:
+        asked = read_json(messages, "list of messages")
+    with connect(data_dir) as client:
+        made = client.feedback.create(
+            model=model, messages=asked, completion=completion, score=score, reference=reference, comment=comment
+        )
+    if as_json:
+        return show_json(made)
+    note(f"Kept as {made.id}, on {made.model}.")
+
+
+@app.command()
+def ls(
+    model: WhichArgument = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many, from the newest on.")] = 20,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the newest feedback. `zhub experts ls` has the mean score of each version."""
+    with connect(data_dir) as client:
+        found = list(itertools.islice(client.feedback.list(model), limit))
+    if as_json:
+        return show_json(found)
+    rows = [
+        (
+            one.id,
+            one.model,
+            f"{one.score:+.2f}",
+            *map(_short, (one.messages[-1]["content"], one.completion, one.reference or "-")),
+            moment(one.created_at),
+        )
+        for one in found
+    ]
+    put(table(("ID", "MODEL", "SCORE", "PROMPT", "COMPLETION", "REFERENCE", "CREATED"), rows, whole=3))
+
+
+@app.command()
+def export(
+    model: WhichArgument = None,
+    column: Annotated[str, typer.Option(help="The column that the right answer goes to.")] = "answer",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also prompts whose right answer nobody said, without the column.")
+    ] = False,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Print prompts with their right answers as rows of a dataset, to append to its file. Equal rows come once."""
+    written: set[str] = set()
+    left_out = 0
+    with connect(data_dir) as client:
+        for piece in client.feedback.list(model):
+            if piece.reference is None and not everything:
+                left_out += 1
+                continue
+            row: dict[str, Any] = {"messages": piece.messages}
+            if piece.reference is not None:
+                row[column] = piece.reference
+            line = json.dumps(row, ensure_ascii=False)
+            if line not in written:
+                written.add(line)
+                typer.echo(line)
+    note(f"{len(written):,} rows; {left_out:,} pieces of feedback say no right answer and were left out.")
+
+
+@app.command()
+def rm(feedback_id: str, data_dir: DataDirOption = None) -> None:
+    """Take a piece of feedback back."""
+    with connect(data_dir) as client:
+        client.feedback.delete(feedback_id)
+    note(f"{feedback_id} is gone.")
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[: SHOWN_CHARACTERS - 1]}…"
