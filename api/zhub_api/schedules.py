@@ -25,7 +25,7 @@ SHOWN_RUNS = 5
 
 @router.post("")
 def create_schedule(caller: CallerDep, context: ContextDep, request: schedules.ScheduleRequest) -> dict[str, Any]:
-    """Train on the newest version of a dataset at the times of a cron expression, or whenever there is a new one."""
+    """Train on the newest version of a dataset: at the times of a cron expression, or when something has happened."""
     _require(caller, request)
     with tenant_session(context.engine, caller.org_id) as session:
         return schedule_objects(session, [schedules.create(session, caller, request)])[0]
@@ -135,6 +135,8 @@ def schedule_objects(session: Session, found: Sequence[Schedule]) -> list[dict[s
             "timezone": one.timezone,
             "on_new_data": one.on_new_data,
             "on_regression": aliases[one.watched_alias_id] if one.watched_alias_id is not None else None,
+            "on_feedback": one.on_feedback,
+            "new_feedback": schedules.new_feedback(session, one),
             "misfire": one.misfire,
             "overlap": one.overlap,
             "catch_up_s": one.catch_up_s,

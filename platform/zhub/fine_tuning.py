@@ -139,7 +139,7 @@ def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job,
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
     seed = request.seed if request.seed is not None else random.SystemRandom().randrange(2**31)
-    expert = registry.expert_for(session, caller, request.suffix, training.filename.rpartition(".")[0])
+    expert = registry.expert_for(session, caller, request.suffix, training.filename)
     spec = TrainSpec(
         expert=expert.name,
         base=BaseModelSource.model_validate(base.source),

@@ -90,9 +90,9 @@ class ResolvedModel:
     candidates: Sequence[VersionRecord] | None = None
 
 
-def expert_for(session: Session, caller: Caller, suffix: str | None, fallback: str) -> Expert:
-    """The expert that a job's ``suffix`` names, made if it is new."""
-    name = slugify(suffix) if suffix is not None else slugify(fallback) or "expert"
+def expert_for(session: Session, caller: Caller, suffix: str | None, filename: str) -> Expert:
+    """The expert that a training's ``suffix`` names, or else its file without the ending; made if it is new."""
+    name = slugify(suffix) if suffix is not None else slugify(filename.rpartition(".")[0]) or "expert"
     name = check_name(name, "expert", param="suffix")
     session.execute(
         insert(Expert)

@@ -1,4 +1,4 @@
-"""Schedules: trainings that are submitted by themselves, at times of a cron expression or when there is new data.
+"""Schedules: trainings that are submitted by themselves, at times of a cron expression or when something has happened.
 
 A tick trains on the newest version of the schedule's dataset. Whatever becomes of it, it gets a row: the unique key of
 that row is what lets no tick fire twice, whichever scheduler looks, and however often. A schedule is looked at under a
@@ -22,7 +22,7 @@ from zhub.cron import MAX_CATCH_UP_S, Misfire
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError, ZhubError
 from zhub.fine_tuning import JobRequest
 from zhub.ids import new_id, parse_id, public_id
-from zhub.models import Alias, Dataset, DatasetVersion, Evaluation, Job, Project, Schedule, ScheduleTick
+from zhub.models import Alias, Dataset, DatasetVersion, Evaluation, Expert, Job, Project, Schedule, ScheduleTick
 from zhub.tenancy import Caller, check_name
 
 MAX_SCHEDULES = 100  # of one project
@@ -47,6 +47,8 @@ class ScheduleRequest(Schema):
     """Also train when a new version of the dataset has been checked."""
     on_regression: str | None = None
     """An alias, ``<project>.<expert>@<alias>``: also train when an evaluation finds its version worse than the base."""
+    on_feedback: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+    """Also train when so many pieces of feedback have come on the expert that it trains, since it last did for them."""
     misfire: Misfire = "fire_once"
     overlap: Overlap = "skip"
     catch_up_s: Annotated[int, Field(strict=True, ge=0, le=MAX_CATCH_UP_S)] = 86400
@@ -127,7 +129,16 @@ def resume(session: Session, schedule: Schedule) -> None:
     if schedule.on_new_data:
         newest = _newest(session, schedule.dataset_id)
         schedule.seen_version_id = newest.id if newest else None
+    if schedule.feedback_expert_id is not None:
+        schedule.feedback_seen = session.get_one(Expert, schedule.feedback_expert_id).feedback_count
     session.flush()
+
+
+def new_feedback(session: Session, schedule: Schedule) -> int | None:
+    """How many pieces have come of the ``on_feedback`` that it fires for; None where it does not fire for any."""
+    if schedule.feedback_expert_id is None:
+        return None
+    return session.get_one(Expert, schedule.feedback_expert_id).feedback_count - schedule.feedback_seen
 
 
 def run_now(session: Session, schedule: Schedule) -> ScheduleTick:
@@ -147,6 +158,7 @@ def look(session: Session) -> bool:
             _fire_buffered(session, schedule)
             _fire_new_data(session, schedule)
             _fire_regressions(session, schedule)
+            _fire_feedback(session, schedule)
             _fire_ticks(session, schedule, db.now(session))
     except DBAPIError:
         raise
@@ -169,8 +181,8 @@ _MEASURED = """
            SELECT 1 FROM schedule_ticks t
             WHERE t.schedule_id = s.id AND t.key = 'regression:' || replace(e.id::text, '-', ''))
 """
-# A schedule with a job to count, or which is not paused and has a tick, a buffered one whose way is free, new data, or
-# something measured.
+# A schedule with a job to count, or which is not paused and has a tick, a buffered one whose way is free, new data,
+# something measured, or enough feedback. That is counted where it comes, on the expert: never here.
 _DUE = (
     """
     SELECT s.id FROM schedules s
@@ -186,6 +198,8 @@ _DUE = (
            (SELECT v.id FROM dataset_versions v
              WHERE v.dataset_id = s.dataset_id AND v.status = 'processed' AND v.deleted_at IS NULL
              ORDER BY v.version DESC LIMIT 1)
+        OR EXISTS (SELECT 1 FROM experts e
+                    WHERE e.id = s.feedback_expert_id AND e.feedback_count >= s.feedback_seen + s.on_feedback)
         OR s.watched_alias_id IS NOT NULL AND EXISTS (SELECT 1 FROM ("""
     + _MEASURED
     + """) m)))
@@ -195,15 +209,17 @@ _DUE = (
 
 
 def _set(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest) -> None:
-    if request.cron is None and not request.on_new_data and request.on_regression is None:
+    if not (request.cron or request.on_new_data or request.on_regression or request.on_feedback):
         raise InvalidRequestError(
-            "A schedule needs 'cron', 'on_new_data': true, 'on_regression', or several of these.", param="cron"
+            "A schedule needs 'cron', 'on_new_data': true, 'on_regression', 'on_feedback', or several of these.",
+            param="cron",
         )
     if request.cron is not None:
         cron.check_cron(request.cron, request.timezone)
     dataset = _dataset(session, caller, request.dataset)
     newest = _newest(session, dataset.id)
-    _check_training(session, caller, request.training, newest)
+    suffix = _check_training(session, caller, request.training, newest).suffix
+    expert = _trained(session, caller, suffix, newest) if request.on_feedback is not None else None
     now = db.now(session)  # asked first: a query writes what is half changed
     schedule.name = check_name(request.name, "schedule", param="name")
     schedule.dataset_id = dataset.id
@@ -211,14 +227,18 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     schedule.watched_alias_id = _alias(session, caller, request.on_regression).id if request.on_regression else None
     for column, value in request.model_dump(exclude={"name", "dataset", "training", "on_regression"}).items():
         setattr(schedule, column, value)
+    schedule.feedback_expert_id = expert.id if expert else None
+    schedule.feedback_seen = expert.feedback_count if expert else 0
     schedule.seen_version_id = newest.id if newest else None
     _arm(session, schedule, now)
 
 
-def _check_training(session: Session, caller: Caller, training: dict[str, Any], newest: DatasetVersion | None) -> None:
+def _check_training(
+    session: Session, caller: Caller, training: dict[str, Any], newest: DatasetVersion | None
+) -> JobRequest:
     request = _job_request(training, newest.id if newest else new_id())
     if newest is None:
-        return
+        return request
     with session.begin_nested() as trial:
         try:
             fine_tuning.create(session, caller, request, idempotency_key=None, is_retry=False)
@@ -227,6 +247,18 @@ def _check_training(session: Session, caller: Caller, training: dict[str, Any], 
         except InvalidRequestError as exc:
             raise InvalidRequestError(f"training: {exc}", param=f"training.{exc.param}", code=exc.code) from exc
         trial.rollback()
+    return request
+
+
+def _trained(session: Session, caller: Caller, suffix: str | None, newest: DatasetVersion | None) -> Expert:
+    """The expert that the runs of a schedule train; made here if it is new, so that there is something to count on."""
+    if suffix is None and newest is None:
+        raise InvalidRequestError(
+            "on_feedback: feedback on which expert? Name it as training.suffix: the dataset has no version yet that "
+            "passed its check, whose file would name it.",
+            param="training.suffix",
+        )
+    return registry.expert_for(session, caller, suffix, newest.filename if newest else "")
 
 
 def _job_request(training: dict[str, Any], version_id: uuid.UUID) -> JobRequest:
@@ -340,6 +372,17 @@ def _fire_regressions(session: Session, schedule: Schedule) -> None:
             _fire(session, schedule, key)
         else:
             _note(session, schedule, key, "no_regression", f"Against its base: {found.verdict}.")
+
+
+def _fire_feedback(session: Session, schedule: Schedule) -> None:
+    if schedule.on_feedback is None or schedule.paused_because:
+        return
+    expert = session.get_one(Expert, schedule.feedback_expert_id)
+    if expert.feedback_count < schedule.feedback_seen + schedule.on_feedback:
+        return
+    schedule.feedback_seen = expert.feedback_count
+    # With the expert, because the counts of another, which it may train later, are numbers as well.
+    _fire(session, schedule, f"feedback:{expert.name}:{expert.feedback_count}")
 
 
 def _alias(session: Session, caller: Caller, name: str) -> Alias:

@@ -347,6 +347,9 @@ class ScheduleRecord(_Answer):
     timezone: str
     on_new_data: bool
     on_regression: str | None
+    on_feedback: int | None
+    new_feedback: int | None
+    """How many of the ``on_feedback`` pieces that fire it have come."""
     misfire: str
     overlap: str
     jitter_s: int

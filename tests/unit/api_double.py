@@ -199,6 +199,8 @@ SCHEDULE = {
     "timezone": "Europe/Paris",
     "on_new_data": True,
     "on_regression": None,
+    "on_feedback": 100,
+    "new_feedback": 37,
     "misfire": "fire_once",
     "overlap": "buffer_one",
     "jitter_s": 0,

@@ -473,6 +473,12 @@ def test_a_schedule_is_made_with_its_training_and_gate(zhub: Run, api: Any, tmp_
     assert body["training"]["promotion"] == {"rule": "better", "suites": []}
 
 
+def test_a_schedule_by_feedback_says_how_much_of_it(zhub: Run, api: Any) -> None:
+    assert zhub("schedules", "add", "weekly", "rows", "--base", "zhub-tiny", "--on-feedback", "100") == 0
+    (body,) = bodies(api, "POST", "/v1/schedules")
+    assert (body["cron"], body["on_feedback"]) == (None, 100)
+
+
 def test_a_gate_that_is_no_json_is_one_line(zhub: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gate = tmp_path / "gate.json"
     gate.write_text("{")
@@ -486,7 +492,7 @@ def test_a_paused_schedule_says_why_and_shows_its_ticks(zhub: Run, capsys: pytes
     out = capsys.readouterr().out
     for said in (
         "It broke.",
-        "0 3 * * 1 (Europe/Paris) and new data",
+        "0 3 * * 1 (Europe/Paris) and new data and feedback, at 37 of 100",
         "better, to get @prod",
         "fired",
         "ftjob-1",

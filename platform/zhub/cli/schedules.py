@@ -40,6 +40,9 @@ def add(
             metavar="ALIAS", help="When what this alias (project.expert@prod) stands on is worse than its base."
         ),
     ] = None,
+    on_feedback: Annotated[
+        int | None, typer.Option(help="When so many new pieces of feedback have come on the expert that it trains.")
+    ] = None,
     method: MethodOption = "reinforcement",
     grader: GraderOption = None,
     suffix: SuffixOption = None,
@@ -72,6 +75,7 @@ def add(
             timezone=timezone,
             on_new_data=on_new_data,
             on_regression=on_regression,
+            on_feedback=on_feedback,
             misfire=misfire,
             overlap=overlap,
             jitter_s=jitter_s,
@@ -138,7 +142,9 @@ def rm(name: str, data_dir: DataDirOption = None) -> None:
 def when(schedule: ScheduleRecord) -> str:
     parts = [f"{schedule.cron} ({schedule.timezone})"] if schedule.cron else []
     parts += ["new data"] * schedule.on_new_data
-    return " and ".join([*parts, *([f"a regression of {schedule.on_regression}"] if schedule.on_regression else [])])
+    parts += [f"a regression of {schedule.on_regression}"] if schedule.on_regression else []
+    parts += [f"feedback, at {schedule.new_feedback} of {schedule.on_feedback}"] if schedule.on_feedback else []
+    return " and ".join(parts)
 
 
 def gate_line(gate: Mapping[str, Any] | None) -> str:
