@@ -318,3 +318,13 @@ def test_an_evaluation_is_waited_for_until_the_others_of_its_suite_have_ended(
     api.add("GET", "/v1/evaluations/eval-1", lambda _request: next(answers))
     assert client.evaluations.wait_settled("eval-1").others[0].status == "succeeded"
     assert next(answers, None) is None
+
+
+def test_the_feedback_on_one_expert_is_read_page_after_page(api: Any, client: Client, double: Any) -> None:
+    pieces = [double.FEEDBACK | {"id": f"fb-{number}"} for number in range(3)]
+
+    answers = iter((double.page(pieces[:2], has_more=True), double.page(pieces[2:])))
+    api.add("GET", "/v1/feedback", lambda _request: next(answers))
+    assert [piece.id for piece in client.feedback.list("default.sorting")] == ["fb-0", "fb-1", "fb-2"]
+    asked = [dict(request.url.params) for request in api.requests]
+    assert asked == [{"model": "default.sorting", "limit": "100", **cursor} for cursor in ({}, {"after": "fb-1"})]

@@ -22,7 +22,7 @@ def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
         return show_json(found)
     rows = [
         (
-            v.id, v.base_model, *_accuracies(v.evaluation("test")), liked(v.feedback), v.digest[:12],
+            v.id, v.base_model, *_accuracies(v.evaluation("test")), _liked(v.feedback), v.digest[:12],
             moment(v.created_at),
         )
         for v in found
@@ -113,7 +113,7 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
                 ("made by", f"zhub {manifest['code_version']} on {manifest['hardware']}"),
                 ("parent", manifest["parent_digest"] or "none: trained from the base"),
                 ("size", f"{manifest['parameters']:,} numbers, {size(version.size_bytes)}"),
-                ("feedback", liked(version.feedback)),
+                ("feedback", _liked(version.feedback)),
             ]
         )
     )
@@ -130,7 +130,7 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
     put(table(("FILE", "SIZE", "SHA-256"), files, whole=2))
 
 
-def liked(feedback: FeedbackSummary) -> str:
+def _liked(feedback: FeedbackSummary) -> str:
     """The mean score of a version's feedback, and how many pieces that is."""
     return "-" if feedback.mean_score is None else f"{feedback.mean_score:+.2f} ({feedback.count:,})"
 
