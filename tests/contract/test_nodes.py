@@ -413,6 +413,10 @@ class Rows:
             statement = select(AttemptRow.outcome).where(AttemptRow.job_id == job).order_by(AttemptRow.fence)
             return list(session.scalars(statement))
 
+    def died_on(self, job: uuid.UUID) -> set[str | None]:
+        with system_session(self._engine) as session:
+            return set(session.scalars(select(AttemptRow.died_on).where(AttemptRow.job_id == job)))
+
     def infra_failures(self, job: uuid.UUID) -> int:
         with system_session(self._engine) as session:
             return session.scalars(select(Job.infra_failures).where(Job.id == job)).one()
@@ -424,11 +428,11 @@ def rows(system_engine: Engine) -> Rows:
 
 
 @pytest.fixture
-def two_jobs(
+def on_two_nodes(
     add_node: AddNode, make_launcher: MakeLauncher, flavour: Flavour, database: Urls, system_engine: Engine,
-    tmp_path: Path, rows: Rows, make_job: Callable[..., uuid.UUID], caller: Caller, until: Until,
-) -> tuple[Agent, RayLauncher, dict[uuid.UUID, Node]]:  # fmt: skip
-    """An agent, and a job that runs on each of two nodes."""
+    tmp_path: Path,
+) -> tuple[Agent, RayLauncher, dict[str, Node]]:  # fmt: skip
+    """An agent with a worker on each of two nodes."""
     nodes = {node.node_id: node for node in (add_node(resources=PLACE), add_node(resources=PLACE))}
     launcher = make_launcher(flavour, slots=2)
     settings = Settings(
@@ -438,7 +442,16 @@ def two_jobs(
         cache_dir=tmp_path / "cache",
         cluster=flavour.cluster,
     )
-    agent = Agent(settings, system_engine, launcher)
+    return Agent(settings, system_engine, launcher), launcher, nodes
+
+
+@pytest.fixture
+def two_jobs(
+    on_two_nodes: tuple[Agent, RayLauncher, dict[str, Node]], flavour: Flavour, tmp_path: Path, rows: Rows,
+    make_job: Callable[..., uuid.UUID], caller: Caller, until: Until,
+) -> tuple[Agent, RayLauncher, dict[uuid.UUID, Node]]:  # fmt: skip
+    """An agent, and a job that runs on each of two nodes."""
+    agent, launcher, nodes = on_two_nodes
     spec = {"do": "go on", "end": str(tmp_path / "end")}
     jobs = [make_job(caller, spec=spec, cluster=flavour.cluster, expert=f"e{n}") for n in range(2)]
 
@@ -489,3 +502,22 @@ def test_a_job_on_a_node_that_drains_leaves_it_without_paying_and_finishes_elsew
     assert (rows.outcomes(hit), rows.outcomes(spared)) == (["preempted", "succeeded"], ["succeeded"])
     assert rows.infra_failures(hit) == 0
     assert nodes[hit].node_id not in {worker.node for worker in launcher._usable("torch").values()}
+
+
+def test_a_job_that_brings_down_its_worker_on_two_nodes_is_not_tried_again(
+    on_two_nodes: tuple[Agent, RayLauncher, dict[str, Node]], flavour: Flavour, tmp_path: Path, rows: Rows,
+    make_job: Callable[..., uuid.UUID], caller: Caller, until: Until, come_to: Callable[..., None],
+) -> None:  # fmt: skip
+    agent, launcher, nodes = on_two_nodes
+    come_to(launcher, 2)
+    (tmp_path / "end").touch()
+    job = make_job(caller, spec={"do": "die", "end": str(tmp_path / "end")}, cluster=flavour.cluster)
+
+    def ended() -> bool:
+        agent.round()
+        rows.lead()
+        return rows.states([job]) == ["failed"]
+
+    until(ended, timeout_s=90)
+    assert rows.outcomes(job)[-2:] == ["lost", "failed_user"]
+    assert rows.died_on(job) == nodes.keys()
