@@ -211,6 +211,7 @@ def _delivery(context: Context, caller: Caller, endpoint_id: str, delivery_id: u
 
 
 def endpoint_object(context: Context, endpoint: WebhookEndpoint) -> dict[str, Any]:
+    asked = endpoint.not_before
     return {
         "id": public_id("webhook endpoint", endpoint.id),
         "object": "webhook_endpoint",
@@ -220,6 +221,7 @@ def endpoint_object(context: Context, endpoint: WebhookEndpoint) -> dict[str, An
         "event_types": endpoint.event_types,
         "status": endpoint.status,
         "status_details": endpoint.status_details,
+        "not_before": int(asked.timestamp()) if asked is not None and asked > webhooks.now_utc() else None,
         "signing_secret_hint": f"whsec_…{_secret(context, endpoint)[-HINT_CHARACTERS:]}",
     }
 

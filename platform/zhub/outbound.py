@@ -39,6 +39,8 @@ class Outcome:
     status_code: int | None
     error: str | None
     duration_s: float
+    retry_after: str | None = None
+    """The answer's header of this name, as it came."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -68,10 +70,10 @@ class Outbound:
     ) -> Outcome:
         """Send a body. Raises nothing: what went wrong is in the outcome. Redirects are not followed."""
         began = time.monotonic()
-        status = error = None
+        status = error = retry_after = None
         try:
             async with asyncio.timeout(deadline_s):
-                status = await self._post(check_url(url, allow_private=self._allow_private), headers, body)
+                status, retry_after = await self._post(check_url(url, allow_private=self._allow_private), headers, body)
         except TimeoutError:
             error = f"No whole answer within {deadline_s:g} s."
         except InvalidRequestError as exc:
@@ -81,9 +83,9 @@ class Outbound:
             error = f"{type(exc).__name__}: what came back is no answer by HTTP."
         except (httpcore.NetworkError, httpcore.TimeoutException) as exc:
             error = f"{type(exc).__name__}: {exc}"[:300]
-        return Outcome(status, error, round(time.monotonic() - began, 3))
+        return Outcome(status, error, round(time.monotonic() - began, 3), retry_after)
 
-    async def _post(self, url: httpx.URL, headers: Mapping[str, str], body: bytes) -> int:
+    async def _post(self, url: httpx.URL, headers: Mapping[str, str], body: bytes) -> tuple[int, str | None]:
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         # Ours, because httpcore's lacks the brackets of an IPv6 address.
         own = {"Host": url.netloc.decode("ascii")}
@@ -96,7 +98,8 @@ class Outbound:
                 left -= len(piece)
                 if left < 0:
                     break
-            return response.status
+            found = [value for name, value in response.headers if name.lower() == b"retry-after"]
+            return response.status, found[0].decode("latin-1") if found else None
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from sqlalchemy import delete, func, select, text, update
@@ -45,6 +46,7 @@ EXAMPLE_IDS = {
 # Between one try and the next: the schedule that Standard Webhooks gives as its example, about three days in all.
 BACK_OFFS_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 MAX_TRIES = len(BACK_OFFS_S) + 1
+MAX_RETRY_AFTER_S = BACK_OFFS_S[-1]  # a receiver may put us off by as much as we do ourselves, and no more
 JITTER = 0.1  # of a back-off, either way: what failed together does not come back together
 CLAIM_S = 60.0  # longer than a request may take
 MAX_ENDPOINTS = 20  # of a project
@@ -149,17 +151,20 @@ def update_endpoint(
     enable: bool,
     allow_private: bool,
 ) -> None:
-    """Change what is not None; ``enable`` lets a disabled endpoint get events again. Raises as ``create_endpoint``."""
+    """Change what is not None; ``enable`` lets a disabled endpoint get events again. Raises as ``create_endpoint``.
+
+    What the receiver asked for by Retry-After holds no longer at another URL, nor once it is enabled.
+    """
     if name is not None:
         endpoint.name = name
     if url is not None:
         check_url(url, allow_private=allow_private)
-        endpoint.url = url
+        endpoint.url, endpoint.not_before = url, None
     if event_types is not None:
         _check_types(event_types)
         endpoint.event_types = list(dict.fromkeys(event_types))
     if enable:
-        endpoint.status, endpoint.status_details = "enabled", None
+        endpoint.status, endpoint.status_details, endpoint.not_before = "enabled", None, None
     session.flush()
 
 
@@ -225,7 +230,7 @@ ANNOUNCE_JOBS = """
 
 
 def send_test(session: Session, endpoint: WebhookEndpoint, event_type: str) -> WebhookDelivery:
-    """Put an example of an event into the endpoint's outbox, to be tried once.
+    """Put an example of an event into the endpoint's outbox, to be tried once, whatever its receiver asked for.
 
     Raises:
         ConflictError: the endpoint is disabled.
@@ -233,6 +238,7 @@ def send_test(session: Session, endpoint: WebhookEndpoint, event_type: str) -> W
     """
     _check_types([event_type], param="event_type")
     _require_enabled(endpoint)
+    endpoint.not_before = None
     example = {"id": EXAMPLE_IDS[event_type.partition(".")[0]], "test": True}
     made = WebhookDelivery(
         org_id=endpoint.org_id,
@@ -268,8 +274,9 @@ def get_delivery(session: Session, endpoint: WebhookEndpoint, delivery_id: uuid.
 
 
 def replay(session: Session, endpoint: WebhookEndpoint, delivery: WebhookDelivery) -> None:
-    """Send an event again, under its old id, with as many tries as a new one. Raises ConflictError if disabled."""
+    """Send an event again, now, under its old id, with as many tries as a new one. Raises ConflictError if disabled."""
     _require_enabled(endpoint)
+    endpoint.not_before = None
     delivery.next_try_at, delivery.tries_left, delivery.delivered_at = func.now(), MAX_TRIES, None
     session.flush()
     session.refresh(delivery)
@@ -279,6 +286,8 @@ def claim(session: Session, *, in_flight: Collection[Due], room: int, room_of_or
     """Take what is due and keep it from others for ``CLAIM_S``: at most ``room``, and one for each endpoint.
 
     What is ``in_flight`` already counts against the one of its endpoint and the ``room_of_org`` of its organisation.
+    Of an endpoint what was tried most goes first: where the receiver grants one try a day, one event after the other
+    has its tries, and an endpoint that takes nothing is noticed.
     """
     rows = session.execute(
         text(
@@ -293,8 +302,9 @@ def claim(session: Session, *, in_flight: Collection[Due], room: int, room_of_or
                         CROSS JOIN LATERAL (
                               SELECT id, next_try_at FROM webhook_deliveries
                                WHERE endpoint_id = w.id AND next_try_at <= now()
-                               ORDER BY next_try_at, event_id LIMIT 1 FOR UPDATE SKIP LOCKED) first
+                               ORDER BY tries_left, next_try_at, event_id LIMIT 1 FOR UPDATE SKIP LOCKED) first
                         WHERE w.status = 'enabled' AND w.deleted_at IS NULL
+                          AND coalesce(w.not_before <= now(), true)
                           AND w.id <> ALL(cast(:endpoints AS uuid[]))) due
                     WHERE place + cardinality(array_positions(cast(:orgs AS uuid[]), org_id)) <= :room_of_org
                     ORDER BY next_try_at LIMIT :room)
@@ -337,8 +347,10 @@ def record(session: Session, due: Due, outcome: Outcome) -> None:
     delivery.tries_left -= 1
     # None by now where the endpoint was disabled or deleted while this was on its way.
     ended = delivered or delivery.tries_left <= 0 or delivery.next_try_at is None
-    delay_s = None if ended else _back_off_s(delivery.tries_left)
     now = db.now(session)
+    asked_s = 0.0 if delivered else _asked_s(outcome.retry_after, now)
+    # Never sooner than without the header: its tries are counted, and must last for three days.
+    delay_s = None if ended else max(_back_off_s(delivery.tries_left), asked_s)
     delivery.next_try_at = None if delay_s is None else now + timedelta(seconds=delay_s)
     attempt = {
         "at": int(now.timestamp()),
@@ -351,7 +363,7 @@ def record(session: Session, due: Due, outcome: Outcome) -> None:
     if delivered:
         delivery.delivered_at = now
         of_endpoint = WebhookEndpoint.id == due.endpoint_id
-        session.execute(update(WebhookEndpoint).where(of_endpoint).values(last_success_at=now))
+        session.execute(update(WebhookEndpoint).where(of_endpoint).values(last_success_at=now, not_before=None))
     elif outcome.status_code == GONE:
         _disable(session, due.endpoint_id, "It answered 410 Gone.")
     elif delay_s is None and len(delivery.attempts) >= MAX_TRIES:
@@ -361,6 +373,10 @@ def record(session: Session, due: Due, outcome: Outcome) -> None:
             f"It took nothing since {delivery.created_at:%Y-%m-%d %H:%M} UTC, in {MAX_TRIES} tries.",
             unless_success_since=delivery.created_at,
         )
+    if asked_s:
+        # The receiver speaks of itself, not of this event: nothing else is sent to it meanwhile.
+        of_endpoint = WebhookEndpoint.id == due.endpoint_id
+        session.execute(update(WebhookEndpoint).where(of_endpoint).values(not_before=now + timedelta(seconds=asked_s)))
     session.flush()
 
 
@@ -378,6 +394,24 @@ def now_utc() -> datetime:
 
 def _back_off_s(tries_left: int) -> float:
     return BACK_OFFS_S[MAX_TRIES - 1 - tries_left] * random.uniform(1 - JITTER, 1 + JITTER)
+
+
+def _asked_s(retry_after: str | None, now: datetime) -> float:
+    """How long, in seconds, a receiver wants to be left alone; 0 where it does not say so in a way that makes sense.
+
+    ``retry_after`` is a number of seconds or a date, as RFC 9110 has it.
+    """
+    if retry_after is None:
+        return 0.0
+    if retry_after.isascii() and retry_after.isdigit():
+        asked_s = float(retry_after)
+    else:
+        try:
+            until = parsedate_to_datetime(retry_after)
+        except (ValueError, OverflowError):
+            return 0.0
+        asked_s = ((until if until.tzinfo else until.replace(tzinfo=UTC)) - now).total_seconds()
+    return min(max(asked_s, 0.0), MAX_RETRY_AFTER_S) * random.uniform(1, 1 + JITTER)
 
 
 def _disable(

@@ -144,7 +144,10 @@ class CheckpointRecord(_Answer):
 
 
 class EndpointRecord(_Answer):
-    """A webhook endpoint. ``signing_secret`` is given only when it was just made or rotated."""
+    """A webhook endpoint. ``signing_secret`` is given only when it was just made or rotated.
+
+    ``not_before``: until when, in seconds of Unix time, its receiver asked to be left alone.
+    """
 
     id: str
     created_at: int
@@ -153,6 +156,7 @@ class EndpointRecord(_Answer):
     event_types: list[str]
     status: str
     status_details: str | None
+    not_before: int | None = None
     signing_secret_hint: str
     signing_secret: str | None = None
 

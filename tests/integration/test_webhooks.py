@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from email.utils import format_datetime
 from typing import Any, Final
 
 import httpx
@@ -273,6 +274,7 @@ def hurry(system_engine: Engine) -> Callable[[], None]:
     def make_due() -> None:
         with system_session(system_engine) as session:
             session.execute(text("UPDATE webhook_deliveries SET next_try_at = now() WHERE next_try_at IS NOT NULL"))
+            session.execute(update(WebhookEndpoint).values(not_before=None))
 
     return make_due
 
@@ -386,6 +388,142 @@ def test_what_fails_is_tried_again_for_three_days_and_then_given_up(
     assert 3 * 86_400 * 0.9 <= sum(waits) <= 3.2 * 86_400 * 1.1
     assert [attempt["status_code"] for attempt in delivery.attempts] == [503] * webhooks.MAX_TRIES
     assert endpoint_of(system_engine, endpoint_id).status == "disabled"
+
+
+def refusal(retry_after: str | None, status: int = 429) -> Outcome:
+    return Outcome(status, None, 0.01, retry_after)
+
+
+def wait_of(delivery: WebhookDelivery) -> float:
+    attempt = delivery.attempts[-1]
+    return float(attempt["next_try_at"] - attempt["at"])
+
+
+@pytest.mark.parametrize("status", [307, 404, 429, 500, 503])
+@pytest.mark.parametrize("as_date", [False, True])
+def test_a_receiver_is_asked_again_when_it_wants_to_be(
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]],
+    record: Callable[..., WebhookDelivery], status: int, as_date: bool,
+) -> None:  # fmt: skip
+    make_endpoint()
+    enqueue()
+    (due,) = claim()
+    moment = format_datetime(webhooks.now_utc() + timedelta(seconds=3600), usegmt=True)
+    delivery = record(due, refusal(moment if as_date else "3600", status))
+    assert 3600 - 60 * as_date <= wait_of(delivery) <= 3600 * (1 + webhooks.JITTER) + 1
+
+
+def test_its_other_events_wait_as_well_and_other_receivers_do_not(
+    system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
+    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery],
+) -> None:  # fmt: skip
+    busy, free = make_endpoint([SUCCEEDED]), make_endpoint()
+    for job in ("ftjob-1", "ftjob-2"):
+        enqueue(job=job)
+    first = {due.endpoint_id: due for due in claim()}
+    record(first[busy], refusal("60"))
+    record(first[free], OK)
+    enqueue(job="ftjob-3")
+    (other,) = claim()
+    assert (other.endpoint_id, other.data["id"]) == (free, "ftjob-2")
+    record(other, OK)
+    with system_session(system_engine) as session:
+        session.execute(update(WebhookEndpoint).values(not_before=WebhookEndpoint.not_before - timedelta(seconds=66)))
+    assert {due.endpoint_id: due.data["id"] for due in claim()} == {busy: "ftjob-2", free: "ftjob-3"}
+
+
+@pytest.mark.parametrize("soon", ["0", "1", "Fri, 31 Dec 1999 23:59:59 GMT"])
+def test_a_receiver_is_never_asked_sooner_than_without_its_wish(
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]],
+    record: Callable[..., WebhookDelivery], hurry: Callable[[], None], soon: str,
+) -> None:  # fmt: skip
+    make_endpoint()
+    enqueue()
+    for planned in webhooks.BACK_OFFS_S:
+        hurry()
+        (due,) = claim()
+        assert wait_of(record(due, refusal(soon))) >= planned * (1 - webhooks.JITTER) - 1
+
+
+@pytest.mark.parametrize("late", ["86401", "9" * 500, "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_receiver_puts_off_by_a_day_and_no_more(
+    system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
+    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery], late: str,
+) -> None:  # fmt: skip
+    endpoint_id = make_endpoint()
+    enqueue()
+    (due,) = claim()
+    delivery = record(due, refusal(late))
+    assert 86_400 <= wait_of(delivery) <= 86_400 * (1 + webhooks.JITTER) + 1
+    assert endpoint_of(system_engine, endpoint_id).not_before == delivery.next_try_at
+
+
+@pytest.mark.parametrize("given", ["", "-5", "1.5", "soon", "٣", "12 h", "Wed, 99 Foo 2030 00:00:00 GMT", "\xff", None])
+def test_a_wish_that_makes_no_sense_is_ignored(
+    system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
+    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery], given: str | None,
+) -> None:  # fmt: skip
+    endpoint_id = make_endpoint()
+    enqueue()
+    (due,) = claim()
+    assert wait_of(record(due, refusal(given))) <= webhooks.BACK_OFFS_S[0] * (1 + webhooks.JITTER) + 1
+    assert endpoint_of(system_engine, endpoint_id).not_before is None
+
+
+def test_an_answer_of_success_puts_nothing_off(
+    system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
+    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery],
+) -> None:  # fmt: skip
+    endpoint_id = make_endpoint()
+    enqueue()
+    (due,) = claim()
+    assert record(due, refusal("3600", 200)).delivered_at is not None
+    assert endpoint_of(system_engine, endpoint_id).not_before is None
+
+
+def test_a_receiver_that_grants_one_try_at_a_time_for_ever_is_disabled_however_much_waits(
+    system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
+    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery],
+) -> None:  # fmt: skip
+    endpoint_id = make_endpoint()
+    for number in range(5):
+        enqueue(job=f"ftjob-{number}")
+    tried = []
+    for _ in range(webhooks.MAX_TRIES):
+        (due,) = claim()
+        tried.append(due.data["id"])
+        record(due, refusal("86400"))
+        with system_session(system_engine) as session:
+            later = timedelta(seconds=86_400 * 1.2)
+            session.execute(update(WebhookDelivery).values(next_try_at=WebhookDelivery.next_try_at - later))
+            session.execute(update(WebhookEndpoint).values(not_before=WebhookEndpoint.not_before - later))
+    assert set(tried) == {"ftjob-0"}
+    assert endpoint_of(system_engine, endpoint_id).status == "disabled"
+
+
+@pytest.mark.parametrize("how", ["test", "replay", "enable", "url"])
+def test_whoever_knows_better_does_not_wait_for_what_the_receiver_asked_for(
+    api_engine: Engine, caller: Caller, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
+    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery], how: str,
+) -> None:  # fmt: skip
+    endpoint_id = make_endpoint()
+    for _ in range(2):
+        enqueue()
+    (due,) = claim()
+    delivery = record(due, refusal("3600"))
+    assert claim() == []
+    with tenant_session(api_engine, caller.org_id) as session:
+        endpoint = webhooks.get_endpoint(session, caller, endpoint_id)
+        if how == "test":
+            webhooks.send_test(session, endpoint, SUCCEEDED)
+        elif how == "replay":
+            webhooks.replay(session, endpoint, webhooks.get_delivery(session, endpoint, delivery.id))
+        else:
+            url = "https://other.example.com/" if how == "url" else None
+            webhooks.update_endpoint(
+                session, endpoint, name=None, url=url, event_types=None, enable=how == "enable", allow_private=False
+            )
+    assert [found.endpoint_id for found in claim()] == [endpoint_id]
 
 
 def test_an_endpoint_that_took_something_meanwhile_is_not_disabled(
@@ -514,6 +652,7 @@ class Hooks:
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.statuses: dict[str, int] = {}
+        self.retry_after: bytes | None = None
         self.hanging: set[str] = set()
         self.url = ""
 
@@ -530,7 +669,9 @@ class Hooks:
         if scope["path"] in self.hanging:
             await receive()  # until the client goes away
             return
-        await send({"type": "http.response.start", "status": self.statuses.get(scope["path"], 204), "headers": []})
+        status, asked = self.statuses.get(scope["path"], 204), self.retry_after
+        given = [(b"retry-after", asked)] if asked is not None else []
+        await send({"type": "http.response.start", "status": status, "headers": given})
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -603,6 +744,19 @@ def test_a_receiver_that_hangs_delays_no_other(
         enqueue(job=f"ftjob-{number}")
     until(lambda: [path for path, *_ in hooks.requests].count("/fast") == 5)
     assert [path for path, *_ in hooks.requests].count("/slow") == 1
+
+
+def test_the_owner_of_an_endpoint_sees_what_its_receiver_asked_for(
+    client: Client, hooks: Hooks, relaying: None, enqueue: Callable[..., None], until: Until
+) -> None:
+    hooks.statuses["/hook"], hooks.retry_after = 503, b"3600"
+    made = add(client, f"{hooks.url}/hook")
+    assert made.to_dict()["not_before"] is None
+    enqueue()
+    (delivery,) = until(lambda: [d for d in deliveries(client, made.id) if d["attempts"]])
+    (attempt,) = delivery["attempts"]
+    assert attempt["at"] + 3600 <= attempt["next_try_at"] == delivery["next_try_at"]
+    assert client.webhooks.retrieve(made.id).to_dict()["not_before"] == delivery["next_try_at"]
 
 
 def test_a_test_is_sent_the_way_of_real_events_and_says_what_came_back(

@@ -347,6 +347,23 @@ def test_webhooks_are_listed_removed_and_replayed(zhub: Run, arguments: tuple[st
     assert zhub("webhooks", *arguments) == 0
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        ({"not_before": 1_700_000_000}, "Its receiver asked for nothing before"),
+        ({"not_before": 1_700_000_000, "status": "disabled", "status_details": "It answered 410 Gone."}, "410 Gone"),
+    ],
+)
+def test_a_list_of_webhooks_says_why_nothing_is_sent(
+    zhub: Run, api: Any, double: Any, capsys: pytest.CaptureFixture[str], endpoint: dict[str, Any], shown: str
+) -> None:
+    api.add("GET", "/v1/webhook_endpoints", double.page([double.ENDPOINT | endpoint]))
+    assert zhub("webhooks", "ls", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["not_before"] == 1_700_000_000
+    assert zhub("webhooks", "ls") == 0
+    assert shown in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(("success", "code"), [(True, 0), (False, 1)])
 def test_a_test_of_a_webhook_exits_as_it_went(
     zhub: Run, api: Any, capsys: pytest.CaptureFixture[str], success: bool, code: int

@@ -208,6 +208,21 @@ def test_a_redirect_is_an_answer_and_not_followed(status: int) -> None:
         assert (outcome.status_code, len(receiver.requests)) == (status, 1)
 
 
+@pytest.mark.parametrize("status", [200, 429, 503])
+@pytest.mark.parametrize("given", ["120", "Fri, 31 Dec 1999 23:59:59 GMT", None])
+def test_an_outcome_has_what_the_answer_says_of_asking_again(status: int, given: str | None) -> None:
+    def answer(handler: Any) -> None:
+        handler.send_response(status)
+        if given is not None:
+            handler.send_header("Retry-After", given)
+        handler.send_header("content-length", "0")
+        handler.end_headers()
+
+    for receiver in serve(answer):
+        outcome = post(Outbound(allow_private=True), f"http://127.0.0.1:{receiver.port}/")
+        assert (outcome.status_code, outcome.retry_after) == (status, given)
+
+
 def test_a_receiver_that_never_answers_costs_no_more_than_the_deadline() -> None:
     release = threading.Event()
 

@@ -40,8 +40,7 @@ def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         return show_json(found)
     rows = [
-        (one.id, status(one.status), one.url, one.name or "-", ", ".join(one.event_types), one.status_details or "")
-        for one in found
+        (one.id, status(one.status), one.url, one.name or "-", ", ".join(one.event_types), _why(one)) for one in found
     ]
     put(table(("ID", "STATUS", "URL", "NAME", "EVENTS", "WHY"), rows, whole=2))
 
@@ -145,6 +144,12 @@ def show_secret(endpoint: EndpointRecord, as_json: bool) -> None:
             ]
         )
     )
+
+
+def _why(endpoint: EndpointRecord) -> str:
+    if endpoint.status_details is None and endpoint.not_before is not None:
+        return f"Its receiver asked for nothing before {moment(endpoint.not_before)}."
+    return endpoint.status_details or ""
 
 
 def _last(delivery: DeliveryRecord) -> str:

@@ -28,6 +28,8 @@ class WebhookEndpoint(TenantOwned, Base):
     old_secret_until: Mapped[datetime | None]
     """Until when the secret before the last rotation signs as well."""
     last_success_at: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
+    """Until when its receiver asked to be left alone."""
     deleted_at: Mapped[datetime | None]
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
