@@ -16,7 +16,7 @@ from zhub.ids import parse_id, public_id
 from zhub.models import Evaluation, Job
 from zhub.wakeup import SCHEDULER
 from zhub_api.context import CallerDep, ContextDep
-from zhub_api.fine_tuning import status_of
+from zhub_api.fine_tuning import queue_object, status_of
 from zhub_api.pages import page
 
 router = APIRouter(prefix="/v1/evaluations")
@@ -53,6 +53,16 @@ def retrieve_evaluation(caller: CallerDep, context: ContextDep, evaluation_id: s
         return compared_object(session, found)
 
 
+@router.get("/{evaluation_id}/queue")
+def explain_wait(caller: CallerDep, context: ContextDep, evaluation_id: str) -> dict[str, Any]:
+    """What the evaluation waits for, as of a fine-tuning job."""
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        found = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
+        job = session.get_one(Job, found.job_id)
+        return queue_object(session, job, "evaluation", public_id("evaluation", found.id))
+
+
 @router.get("/{evaluation_id}/rows")
 def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) -> StreamingResponse:
     """Each row with the greedy answer to it, one JSON object a line: line, prompt, answer, reward, parsed."""
@@ -75,6 +85,7 @@ def evaluation_objects(session: Session, found: Sequence[Evaluation]) -> list[di
             "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,
             "status": status_of(job),
             "error": job.error,
+            "cluster": job.cluster,
             "model": names[one.id],
             "file": public_id("file", job.dataset_version_id) if job.dataset_version_id else None,
             "suite": one.suite,

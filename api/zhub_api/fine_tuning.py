@@ -131,11 +131,7 @@ def explain_wait(caller: CallerDep, context: ContextDep, job_id: str) -> dict[st
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
-        if job.state == states.WAITING:
-            needs = dependencies.of(session, [job.id]).get(job.id, [])
-            return queue_object(job, None, dependencies.reason(needs))
-        place = session.scalar(select(QueuePlace).where(QueuePlace.job_id == job.id))
-        return queue_object(job, place, "It has just been queued; the scheduler looks at it within seconds.")
+        return queue_object(session, job, "fine_tuning.job", public_id("fine-tuning job", job.id))
 
 
 @router.get("/{job_id}/checkpoints")
@@ -246,22 +242,25 @@ def checkpoint_objects(session: Session, job: Job, found: Sequence[Checkpoint]) 
     ]
 
 
-def queue_object(job: Job, place: QueuePlace | None, otherwise: str) -> dict[str, Any]:
-    waits = job.state in (states.WAITING, states.QUEUED)
-    if not waits:
+def queue_object(session: Session, job: Job, kind: str, shown_id: str) -> dict[str, Any]:
+    """What a job waits for that is shown as an object of this kind, under this id."""
+    place = None
+    if job.state == states.WAITING:
+        reason = dependencies.reason(dependencies.of(session, [job.id]).get(job.id, []))
+    elif job.state == states.QUEUED:
+        place = session.scalar(select(QueuePlace).where(QueuePlace.job_id == job.id))
+        reason = place.reason if place else "It has just been queued; the scheduler looks at it within seconds."
+    else:
         reason = {
             states.ADMITTED: "It is admitted, and the next worker takes it.",
             states.PAUSED: "It is paused, until somebody resumes it.",
         }.get(job.state, "It does not wait: it has begun." if job.state in states.ACTIVE else "It has ended.")
-    else:
-        reason = place.reason if place else otherwise
-    known = place if waits else None
     return {
-        "object": "fine_tuning.job.queue",
-        "job_id": public_id("fine-tuning job", job.id),
+        "object": f"{kind}.queue",
+        "job_id": shown_id,
         "status": status_of(job),
-        "position": known.position if known else None,
+        "position": place.position if place else None,
         "reason": reason,
-        "estimated_start": int(known.starts_at.timestamp()) if known and known.starts_at else None,
+        "estimated_start": int(place.starts_at.timestamp()) if place and place.starts_at else None,
         "expected_seconds": job.expected_s,
     }

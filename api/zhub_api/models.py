@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from zhub import base_models, feedback, registry
+from zhub import admission, base_models, feedback, registry
 from zhub.db import tenant_session
 from zhub.errors import NotFoundError
 from zhub.ids import public_id
@@ -18,6 +18,7 @@ from zhub.models import BaseModel
 from zhub.specs import StoredFile
 from zhub.wakeup import SCHEDULER
 from zhub_api.context import CallerDep, ContextDep
+from zhub_api.fine_tuning import queue_object
 from zhub_api.pages import page
 from zhub_api.uploads import MAX_MODEL_FILE_BYTES, spool
 
@@ -91,6 +92,8 @@ class BaseModelRequest(Schema):
     name: str
     hub_id: str | None = None
     hub_revision: str | None = None
+    cluster: str = admission.DEFAULT_CLUSTER
+    """Which workers decompose it, by the name of their agent's cluster."""
 
 
 @router.post("/base_models")
@@ -98,7 +101,7 @@ def create_base_model(caller: CallerDep, context: ContextDep, request: BaseModel
     """Begin to add a base model; PUT its files, then POST ``/complete``."""
     caller.require("base_models:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        base = base_models.create(session, request.name, hub_id=request.hub_id, hub_revision=request.hub_revision)
+        base = base_models.create(session, **request.model_dump())
         session.refresh(base)
         return base_model_object(base)
 
@@ -145,6 +148,15 @@ def retrieve_base_model(caller: CallerDep, context: ContextDep, name: str) -> di
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return base_model_object(base_models.get(session, name))
+
+
+@router.get("/base_models/{name}/queue")
+def explain_decomposition(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
+    """What the decomposition waits for, as of a fine-tuning job; only for the organisation that added the base."""
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = base_models.decomposition(session, base_models.get(session, name))
+        return queue_object(session, job, "base_model", name)
 
 
 def _version_model(record: registry.VersionRecord) -> dict[str, Any]:
@@ -208,6 +220,7 @@ def base_model_object(base: BaseModel) -> dict[str, Any]:
         "status": base.status,
         "error": base.error,
         "is_default": base.is_default,
+        "cluster": base.cluster,
         "files": [file["name"] for file in base.source["files"]],
         "hub_id": base.source["hub_id"],
         "hub_revision": base.source["hub_revision"],

@@ -1,6 +1,6 @@
 """Which queued jobs may be claimed, what was used, and what the others are told.
 
-The leader calls all of this but ``check_queue``, each in its own transaction.
+The leader calls all of this but what checks a request, each in its own transaction.
 """
 
 import uuid
@@ -14,11 +14,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from zhub import budgets, db, fair_share, jobs, states
-from zhub.errors import QuotaExceededError
+from zhub.errors import InvalidRequestError, QuotaExceededError
 from zhub.fair_share import HALF_LIFE_S, Preemptible, Queues, Running, Tenant, Waiting
 from zhub.ids import new_id
-from zhub.models import Job, QueuePlace, Quota
+from zhub.models import Agent, Job, QueuePlace, Quota
 
+DEFAULT_CLUSTER = "default"
+OFFERED_FOR = timedelta(days=1)  # a cluster that was seen so lately may come back
 MAX_HEADS = 200  # of each organisation, that a pass looks at
 MAX_LIGHT = 500  # that a pass admits
 MAX_EXPLAINED = 1000  # of each cluster
@@ -69,7 +71,8 @@ class _Cluster:
 def admit(session: Session, *, agent_lost_after_s: float) -> list[Admitted]:
     """Admit queued jobs into the workers that live agents have free; return them.
 
-    Organisations share a cluster as ``fair_share`` says. Kinds that need no worker are admitted without.
+    Organisations share a cluster as ``fair_share`` says. Kinds that need no worker are admitted without, and to another
+    cluster where theirs has no live agent.
     """
     admitted = _admit_light(session, agent_lost_after_s)
     for cluster in _clusters(session, agent_lost_after_s, MAX_HEADS):
@@ -167,7 +170,8 @@ def explain(session: Session, *, agent_lost_after_s: float) -> None:
             reason = f"{budget[org_id].sentence()}: the job waits for the next month, or for a larger budget."
             waiting = {"org_id": org_id, "position": None, "reason": reason, "starts_at": None}
             found |= {job.id: waiting for job in queue}
-    for row in session.execute(text(_ELSEWHERE), {"lost": agent_lost_after_s, "limit": MAX_EXPLAINED}):
+    values = {"lost": agent_lost_after_s, "limit": MAX_EXPLAINED, "light": list(jobs.LIGHT_KINDS)}
+    for row in session.execute(text(_ELSEWHERE), values):
         found[row.id] = {"org_id": row.org_id, "position": None, "reason": _obstacle(row), "starts_at": row.not_before}
     session.execute(delete(QueuePlace).where(QueuePlace.job_id.not_in(list(found))))
     if found:
@@ -242,6 +246,25 @@ def check_queue(session: Session, org_id: uuid.UUID) -> None:
         )
 
 
+def check_cluster(session: Session, cluster: str, *, param: str) -> None:
+    """Refuse a cluster that no agent has offered lately.
+
+    Raises:
+        InvalidRequestError: with this ``param``, and the clusters that there are.
+    """
+    # Where nobody chooses, the job may wait for the first agent ever.
+    if cluster == DEFAULT_CLUSTER:
+        return
+    lately = Agent.seen_at > func.now() - OFFERED_FOR
+    offered = list(session.scalars(select(Agent.cluster).where(lately).distinct().order_by(Agent.cluster)))
+    if cluster not in offered:
+        raise InvalidRequestError(
+            f"No agent has offered a cluster '{cluster}' within a day. Leave 'cluster' out, or give one of: "
+            f"{', '.join(offered) or 'none has been seen'}.",
+            param=param,
+        )
+
+
 def _admit_light(session: Session, lost_after_s: float) -> list[Any]:
     # Written out, for the partial index on them.
     light = ", ".join(f"'{kind}'" for kind in jobs.LIGHT_KINDS)
@@ -250,10 +273,12 @@ def _admit_light(session: Session, lost_after_s: float) -> list[Any]:
             text(
                 f"""
                 WITH {CLUSTERS}, admitted AS (
-                UPDATE jobs SET state = 'admitted', admitted_at = now()
-                 WHERE id IN (SELECT j.id FROM jobs j JOIN clusters USING (cluster)
+                UPDATE jobs SET state = 'admitted', admitted_at = now(),
+                       cluster = CASE WHEN cluster IN (SELECT cluster FROM clusters) THEN cluster
+                                      ELSE (SELECT min(cluster) FROM clusters) END
+                 WHERE id IN (SELECT j.id FROM jobs j
                                WHERE j.state = 'queued' AND j.desired = 'run' AND j.kind IN ({light})
-                                 AND coalesce(j.not_before <= now(), true)
+                                 AND EXISTS (SELECT FROM clusters) AND coalesce(j.not_before <= now(), true)
                                ORDER BY j.created_at, j.id LIMIT :limit)
                    AND state = 'queued' AND desired = 'run'
              RETURNING id, org_id, cluster, {_WAITED} AS waited_s
@@ -360,10 +385,13 @@ _ELSEWHERE = f"""
          UNION
         SELECT j.id FROM queued_in CROSS JOIN LATERAL
                (SELECT id FROM jobs WHERE state = 'queued' AND cluster = queued_in.cluster
+                   AND (kind <> ALL(:light) OR NOT EXISTS (SELECT FROM clusters))
                  ORDER BY org_id, ranked_at, id LIMIT :limit) j
          WHERE queued_in.cluster NOT IN (SELECT cluster FROM clusters)
     )
-    SELECT j.id, j.org_id, j.cluster, j.desired, j.not_before, c.cluster IS NULL AS no_agent
+    SELECT j.id, j.org_id, j.cluster, j.desired, j.not_before,
+           c.cluster IS NULL AND (j.kind <> ALL(:light) OR NOT EXISTS (SELECT FROM clusters)) AS no_agent,
+           (SELECT string_agg(cluster, ', ' ORDER BY cluster) FROM clusters) AS alive
       FROM elsewhere JOIN jobs j USING (id) LEFT JOIN clusters c USING (cluster)
 """
 
@@ -393,7 +421,8 @@ def _reason(cluster: _Cluster, tenant: Tenant, job: Waiting, own_ahead: int, oth
 
 def _obstacle(row: Any) -> str:
     if row.no_agent:
-        return f"No agent of cluster '{row.cluster}' is alive: nothing runs there until one is started."
+        alive = f"Agents are alive of: {row.alive}." if row.alive else "Nor is one of any other cluster."
+        return f"No agent of cluster '{row.cluster}' is alive: nothing runs there until one is started. {alive}"
     if row.desired != "run":
         return f"It is about to be {'cancelled' if row.desired == 'cancel' else 'paused'}."
     return f"An attempt failed; the next one may begin at {row.not_before.astimezone(UTC):%H:%M:%S} UTC."

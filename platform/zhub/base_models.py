@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from zhub import jobs
+from zhub import admission, jobs
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, UnsupportedModelError
 from zhub.model_directory import FILE_SUFFIXES, REFUSED_SUFFIXES
 from zhub.models import BaseModel, Job
@@ -27,11 +27,11 @@ def base_file_key(sha256: str) -> str:
     return f"bases/files/sha256/{sha256}"
 
 
-def create(session: Session, name: str, *, hub_id: str | None, hub_revision: str | None) -> BaseModel:
-    """Add a base model; its files follow, unless it comes from the hub.
+def create(session: Session, name: str, *, hub_id: str | None, hub_revision: str | None, cluster: str) -> BaseModel:
+    """Add a base model that ``cluster`` shall decompose; its files follow, unless it comes from the hub.
 
     Raises:
-        InvalidRequestError: a bad name, or a hub id without a full commit hash.
+        InvalidRequestError: a bad name, a hub id without a full commit hash, or a cluster that no agent has offered.
         ConflictError: the name is taken.
     """
     if not NAME.fullmatch(name) or name in RESERVED:
@@ -44,18 +44,18 @@ def create(session: Session, name: str, *, hub_id: str | None, hub_revision: str
         raise InvalidRequestError(
             f"A hub model is added at a commit, so that it never changes: '{hub_id}@<40 hex digits>'.", param="hub"
         )
+    admission.check_cluster(session, cluster, param="cluster")
     existing = session.scalar(select(BaseModel).where(BaseModel.name == name))
     if existing is not None and existing.status in ("ready", "decomposing"):
         raise ConflictError(f"The base model '{name}' exists already. Choose another name.")
     source = BaseModelSource(name=name, hub_id=hub_id, hub_revision=hub_revision).model_dump(mode="json")
     if existing is not None:  # an upload that broke off, or a model that was refused: begin again
-        session.execute(
-            update(BaseModel).where(BaseModel.id == existing.id).values(status="uploading", source=source, error=None)
-        )
+        again = {"status": "uploading", "source": source, "error": None, "cluster": cluster}
+        session.execute(update(BaseModel).where(BaseModel.id == existing.id).values(again))
         session.refresh(existing)
         return existing
     first = session.scalar(select(func.count()).select_from(BaseModel)) == 0
-    base = BaseModel(name=name, source=source, is_default=first)
+    base = BaseModel(name=name, source=source, is_default=first, cluster=cluster)
     session.add(base)
     session.flush()
     return base
@@ -109,6 +109,7 @@ def complete(session: Session, caller: Caller, name: str) -> BaseModel:
         kind="decompose",
         spec=DecomposeSpec(base=source).model_dump(mode="json"),
         base_model_id=base.id,
+        cluster=base.cluster,
     )
     jobs.enqueue(session, job, f"Decomposition of base model {name} enqueued.")
     return base
@@ -122,6 +123,15 @@ def get(session: Session, name: str, *, for_update: bool = False) -> BaseModel:
         known = ", ".join(sorted(session.scalars(select(BaseModel.name)))) or "none yet"
         raise NotFoundError("base model", name, f"Base models: {known}. Add one with `zhub base-models add`.")
     return base
+
+
+def decomposition(session: Session, base: BaseModel) -> Job:
+    """The newest job that decomposes a base, for the organisation that added it. Raises NotFoundError."""
+    of_base = select(Job).where(Job.kind == "decompose", Job.base_model_id == base.id)
+    job = session.scalar(of_base.order_by(Job.id.desc()).limit(1))
+    if job is None:
+        raise NotFoundError("decomposition", base.name, "Its files are not complete, or another organisation added it.")
+    return job
 
 
 def require_ready(base: BaseModel) -> BasisReference:

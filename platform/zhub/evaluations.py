@@ -47,6 +47,8 @@ class EvaluationRequest(Schema):
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**62)] = 0
     compare_with: Annotated[list[str], Field(max_length=MAX_COMPARED)] = []
+    cluster: str | None = None
+    """Which workers measure, by the name of their agent's cluster; None: ``default``, or where it waits already."""
 
 
 class EvaluationReport(Schema):
@@ -106,6 +108,8 @@ def create(session: Session, caller: Caller, request: EvaluationRequest) -> list
         QuotaExceededError: as many jobs of the organisation wait as may.
     """
     admission.check_queue(session, caller.org_id)
+    if request.cluster is not None:
+        admission.check_cluster(session, request.cluster, param="cluster")
     return measure(session, caller, request)
 
 
@@ -115,7 +119,7 @@ def check_suite(session: Session, caller: Caller, file_id: str, grader: dict[str
 
 
 def measure(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
-    """What ``create`` does, however long the queue is."""
+    """What ``create`` does, however long the queue is, and whether or not the cluster has an agent."""
     file = _file(session, caller, request.file)
     grader = _grader(request.grader, file)
     named = [_subject(session, caller, request.model, "model")]
@@ -139,7 +143,7 @@ def measure(session: Session, caller: Caller, request: EvaluationRequest) -> lis
     for subject in named:
         key = subject.base.id, subject.version_id
         if key not in made:
-            made[key] = _evaluation(session, caller, subject, file, suite, digest)
+            made[key] = _evaluation(session, caller, subject, file, suite, digest, request.cluster)
     return list(made.values())
 
 
@@ -220,7 +224,13 @@ def warnings(evaluation: Evaluation, record: registry.VersionRecord | None) -> l
 
 
 def _evaluation(
-    session: Session, caller: Caller, subject: _Subject, file: DatasetVersion, suite: dict[str, Any], digest: str
+    session: Session,
+    caller: Caller,
+    subject: _Subject,
+    file: DatasetVersion,
+    suite: dict[str, Any],
+    digest: str,
+    cluster: str | None,
 ) -> Evaluation:
     """The evaluation of a subject on a suite, with a job that has not failed."""
     row = session.execute(
@@ -236,8 +246,11 @@ def _evaluation(
     earlier: Evaluation | None = row.Evaluation if row is not None else None
     state = row.state if row is not None else None
     if earlier is not None and state not in (states.FAILED, states.CANCELLED):
+        if cluster is not None:
+            _move(session, earlier.job_id, cluster)
         return earlier
     job = _job(caller, subject, file, suite)
+    job.cluster = cluster or admission.DEFAULT_CLUSTER
     name = subject.record.name if subject.record else subject.base.name
     jobs.enqueue(session, job, f"Evaluation of {name} on {file.filename} enqueued.")
     if earlier is not None:
@@ -257,6 +270,14 @@ def _evaluation(
     session.flush()
     session.refresh(made)
     return made
+
+
+def _move(session: Session, job_id: uuid.UUID, cluster: str) -> None:
+    """Have a job that is still queued wait for another cluster: there is one job, and where it waits may be nobody."""
+    elsewhere = (Job.id == job_id, Job.state == states.QUEUED, Job.cluster != cluster)
+    org_id = session.scalar(update(Job).where(*elsewhere).values(cluster=cluster).returning(Job.org_id))
+    if org_id is not None:
+        jobs.add_event(session, org_id, job_id, f"It was asked for on cluster '{cluster}', and waits there now.")
 
 
 def _job(caller: Caller, subject: _Subject, file: DatasetVersion, suite: dict[str, Any]) -> Job:

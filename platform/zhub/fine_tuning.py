@@ -25,7 +25,7 @@ from zhub.errors import (
 from zhub.graders import Grader, check_templates, judge_models, parse_grader
 from zhub.ids import parse_id
 from zhub.manifest import ROUTING_FILE, Z_FILE, canonical_json
-from zhub.models import Agent, BaseModel, DatasetVersion, Expert, Job
+from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.packing import pack_key
 from zhub.specs import (
     BaseModelSource,
@@ -43,8 +43,6 @@ MIN_PROMPTS = 10
 MAX_STARTS = 64  # the newest: a worker fetches them all
 GRADER = "method.reinforcement.grader"
 RETRY_WINDOW = timedelta(minutes=10)
-DEFAULT_CLUSTER = "default"
-OFFERED_FOR = timedelta(days=1)  # a cluster that was seen so lately may come back
 
 
 class JobRequest(Schema):
@@ -66,7 +64,7 @@ class JobRequest(Schema):
     """Not in the dialect: while a job of the project with this key has not ended, the answer is that one."""
     promotion: promotions.Gate | None = None
     """Not in the dialect: the gate that the version must pass to get an alias."""
-    cluster: str = DEFAULT_CLUSTER
+    cluster: str = admission.DEFAULT_CLUSTER
     """Not in the dialect: which workers train it, by the name of their agent's cluster."""
 
 
@@ -135,7 +133,7 @@ def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job,
     resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=_distinct_rows(training))
     if parent is not None:
         _check_parent(parent, resolved, basis)
-    _check_cluster(session, request.cluster)
+    admission.check_cluster(session, request.cluster, param="cluster")
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
     seed = request.seed if request.seed is not None else random.SystemRandom().randrange(2**31)
@@ -177,20 +175,6 @@ def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job,
         expected_s=estimates.expected_seconds(session, base.id, recipe, resolved),
     )
     return job, expert
-
-
-def _check_cluster(session: Session, cluster: str) -> None:
-    # Where nobody chooses, the job may wait for the first agent ever.
-    if cluster == DEFAULT_CLUSTER:
-        return
-    lately = Agent.seen_at > func.now() - OFFERED_FOR
-    offered = list(session.scalars(select(Agent.cluster).where(lately).distinct().order_by(Agent.cluster)))
-    if cluster not in offered:
-        raise InvalidRequestError(
-            f"No agent has offered a cluster '{cluster}' within a day. Leave 'cluster' out, or give one of: "
-            f"{', '.join(offered) or 'none has been seen'}.",
-            param="cluster",
-        )
 
 
 def _check_parent(parent: registry.VersionRecord, hyper: Hyperparameters, basis: BasisReference) -> None:

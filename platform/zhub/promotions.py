@@ -19,7 +19,7 @@ from sqlalchemy import exists, func, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
-from zhub import aliases, dependencies, evaluations, jobs, registry, states, wishes
+from zhub import admission, aliases, dependencies, evaluations, jobs, registry, states, wishes
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, ZhubError
 from zhub.evaluations import Comparison, EvaluationRequest
 from zhub.ids import public_id
@@ -56,6 +56,8 @@ class Gate(Schema):
     alias: str = "prod"
     rule: Rule = "not_worse"
     suites: Annotated[list[Suite], Field(min_length=1, max_length=MAX_SUITES)]
+    cluster: str | None = None
+    """Which workers measure, as in an evaluation; None: those that trained, where the gate came with a training."""
 
 
 class PromotionRequest(Gate):
@@ -96,6 +98,7 @@ def create_for_training(session: Session, caller: Caller, gate: Gate, training: 
         InvalidRequestError, NotFoundError, NotReadyError: a file or a grader is not usable.
     """
     _check(session, caller, gate, "promotion.")
+    gate = gate.model_copy(update={"cluster": gate.cluster or training.cluster})
     return _add(session, caller, gate, training_job_id=training.id)
 
 
@@ -187,6 +190,8 @@ def decide(
 
 def _check(session: Session, caller: Caller, gate: Gate, prefix: str) -> None:
     aliases.check_alias(gate.alias, param=f"{prefix}alias")
+    if gate.cluster is not None:
+        admission.check_cluster(session, gate.cluster, param=f"{prefix}cluster")
     for i, suite in enumerate(gate.suites):
         try:
             evaluations.check_suite(session, caller, suite.file, suite.grader)
@@ -240,7 +245,7 @@ def _step(session: Session, job: Job, promotion: Promotion) -> None:
     gate = Gate.model_validate(promotion.gate)
     standing_id = aliases.current(session, record.expert.id, gate.alias)
     standing = registry.versions_by_id(session, [standing_id])[standing_id] if standing_id else None
-    measured = [_measure(session, job, record, standing, suite) for suite in gate.suites]
+    measured = [_measure(session, job, record, standing, suite, gate.cluster) for suite in gate.suites]
     evaluating = {one.job_id for found in measured for one in found}
     dependencies.add(session, job, sorted(evaluating - {needed.id for needed in needs}))
     if session.scalar(select(Job.id).where(Job.id.in_(evaluating), Job.finished_at.is_(None)).limit(1)):
@@ -252,7 +257,12 @@ def _step(session: Session, job: Job, promotion: Promotion) -> None:
 
 
 def _measure(
-    session: Session, job: Job, record: VersionRecord, standing: VersionRecord | None, suite: Suite
+    session: Session,
+    job: Job,
+    record: VersionRecord,
+    standing: VersionRecord | None,
+    suite: Suite,
+    cluster: str | None,
 ) -> list[Evaluation]:
     """Evaluations of the version, of its base, and of what the alias stands on, made where they are missing."""
     request = EvaluationRequest(
@@ -261,6 +271,7 @@ def _measure(
         grader=suite.grader,
         max_new_tokens=suite.max_new_tokens,
         compare_with=[standing.name] if standing is not None else [],
+        cluster=cluster,
     )
     project = session.scalars(select(Project).where(Project.id == job.project_id)).one()
     # The gate speaks for whoever asked for it, within the one project.

@@ -38,6 +38,7 @@ class BaseModelRecord(_Answer):
     status: str
     error: str | None
     is_default: bool
+    cluster: str
     files: list[str]
     hub_id: str | None
     hub_revision: str | None
@@ -121,7 +122,10 @@ class EstimateRecord(_Answer):
 
 
 class QueueRecord(_Answer):
-    """What a job waits for. ``estimated_start`` and ``expected_seconds``, its run time, are None where nobody knows."""
+    """What a job waits for, or what else ``job_id`` names: an evaluation, a base.
+
+    ``estimated_start`` and ``expected_seconds``, its run time, are None where nobody knows.
+    """
 
     job_id: str
     status: str
@@ -236,6 +240,7 @@ class EvaluationRecord(_Answer):
     finished_at: int | None
     status: str
     error: dict[str, Any] | None
+    cluster: str
     model: str
     file: str | None
     suite: dict[str, Any]

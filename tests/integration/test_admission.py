@@ -290,6 +290,64 @@ def test_a_job_that_was_admitted_to_a_cluster_whose_agents_are_gone_is_queued_ag
     assert "No agent of cluster 'default' is alive" in places(system_engine)[lost].reason
 
 
+def validations(engine: Engine) -> dict[uuid.UUID, tuple[str, str]]:
+    """State and cluster of each."""
+    with system_session(engine) as session:
+        found = session.execute(text("SELECT id, state, cluster FROM jobs WHERE kind = 'validate'"))
+        return {row.id: (row.state, row.cluster) for row in found}
+
+
+def test_a_file_is_validated_by_another_cluster_where_its_own_has_no_agent(
+    system_engine: Engine, make_job: MakeJob, make_agent: Callable[..., uuid.UUID], acme: Caller
+) -> None:
+    make_agent(cluster="h100")
+    made = make_job(acme, kind="validate")
+    with system_session(system_engine) as session:
+        (admitted,) = admission.admit(session, agent_lost_after_s=30)
+        assert (admitted.job_id, admitted.cluster) == (made, "h100")  # the agent that is woken
+        claimed = jobs.claim(session, AGENT, "h100", jobs.LIGHT_KINDS, lease_s=60)
+        assert claimed is not None and claimed.job_id == made
+
+
+def test_a_file_is_validated_by_its_own_cluster_where_that_has_an_agent(
+    system_engine: Engine, make_job: MakeJob, make_agent: Callable[..., uuid.UUID], acme: Caller
+) -> None:
+    for cluster in ("a10", "default"):
+        make_agent(cluster=cluster)
+    made = make_job(acme, kind="validate")
+    admit(system_engine)
+    assert validations(system_engine)[made] == ("admitted", "default")
+
+
+def test_a_validation_whose_cluster_goes_away_is_done_by_another(
+    system_engine: Engine, make_job: MakeJob, make_agent: Callable[..., uuid.UUID], acme: Caller
+) -> None:
+    make_agent(cluster="a10")
+    made = make_job(acme, kind="validate")
+    admit(system_engine)
+    execute(system_engine, "UPDATE jobs SET admitted_at = now() - interval '1 minute'")
+    execute(system_engine, "UPDATE agents SET seen_at = now() - interval '1 minute'")
+    make_agent(cluster="h100")
+    with system_session(system_engine) as session:
+        assert admission.withdraw(session, agent_lost_after_s=30) == [made]
+    admit(system_engine)
+    assert validations(system_engine)[made] == ("admitted", "h100")
+
+
+def test_a_validation_waits_for_any_agent_and_is_told_so(
+    system_engine: Engine, make_job: MakeJob, make_agent: Callable[..., uuid.UUID], acme: Caller
+) -> None:
+    made = make_job(acme, kind="validate")
+    assert admit(system_engine) == []
+    assert places(system_engine)[made].reason == (
+        "No agent of cluster 'default' is alive: nothing runs there until one is started. Nor is one of any other "
+        "cluster."
+    )
+    make_agent(cluster="h100")
+    assert made not in places(system_engine)  # the next pass admits it
+    assert admit(system_engine) == [made]
+
+
 # What was borrowed is taken back
 
 

@@ -713,6 +713,32 @@ def test_a_job_names_the_cluster_that_trains_it_among_those_that_agents_offered_
     assert refused.value.param == "cluster"
 
 
+def test_a_base_is_decomposed_on_the_cluster_that_is_asked_for(
+    client: Client, open_client: OpenClient, make_key: MakeKey, system_engine: Engine, make_agent: Callable[..., Any]
+) -> None:
+    for name in ("a10", "h100"):
+        make_agent(cluster=name)
+    hub = {"name": "big", "hub_id": "org/big", "hub_revision": "0" * 40}
+    with pytest.raises(openai.BadRequestError, match="give one of: a10, h100") as refused:
+        client.post("/base_models", body=hub | {"cluster": "b200"}, cast_to=object)
+    assert refused.value.param == "cluster"
+    for cluster in ("a10", "h100"):  # what was begun is begun again
+        made: Any = client.post("/base_models", body=hub | {"cluster": cluster}, cast_to=object)
+        assert made["cluster"] == cluster
+    with pytest.raises(openai.NotFoundError, match="not complete"):
+        client.get("/base_models/big/queue", cast_to=object)
+    client.post("/base_models/big/complete", cast_to=object)
+    with system_session(system_engine) as session:
+        assert list(session.scalars(select(Job.cluster).where(Job.kind == "decompose"))) == ["h100"]
+        session.execute(text("UPDATE agents SET seen_at = now() - interval '1 minute'"))
+        admission.explain(session, agent_lost_after_s=30)
+    found: Any = client.get("/base_models/big/queue", cast_to=object)
+    assert (found["object"], found["job_id"]) == ("base_model.queue", "big")
+    assert "No agent of cluster 'h100' is alive" in found["reason"]
+    with pytest.raises(openai.NotFoundError, match="another organisation"):
+        open_client(make_key("globex")).get("/base_models/big/queue", cast_to=object)
+
+
 def test_an_estimate_says_what_a_job_would_be_and_leaves_nothing_behind(
     client: Client, checked_file: str, system_engine: Engine
 ) -> None:
@@ -1126,7 +1152,8 @@ def test_what_a_project_owns_is_not_there_for_anybody_else(
     hook: Any = client.post("/webhook_endpoints", body=WEBHOOK, cast_to=object)
     places["endpoint_id"] = hook["id"]
     ours, theirs = make_key(), make_key(*other)
-    shared = {"/v1/base_models/{name}"}  # base models belong to the platform
+    # Base models belong to the platform, and their decomposition to who added them.
+    shared = {"/v1/base_models/{name}", "/v1/base_models/{name}/queue"}
     for method, path in routes(app):
         if "{" in path and method == "get" and path not in shared:
             with subtests.test(route=path):

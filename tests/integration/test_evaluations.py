@@ -8,20 +8,21 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, func, select, text, update
 from suites import GRADER, N, right_in, run
 
-from zhub import evaluations, jobs
+from zhub import admission, evaluations, jobs
 from zhub.db import system_session, tenant_session
 from zhub.evaluations import EvaluationRequest
 from zhub.jobs import Failure
-from zhub.models import DatasetVersion, Evaluation, Job
+from zhub.models import DatasetVersion, Evaluation, Job, JobEvent
 from zhub.specs import EvaluateSpec
 from zhub.statistics import paired_bootstrap, paired_p_value
 from zhub.store import DirectoryStore
 from zhub.tenancy import Caller
 
 Client = openai.OpenAI
+Ask = Callable[..., Any]
 
 
 @pytest.fixture
@@ -130,6 +131,73 @@ def test_requests_at_the_same_time_run_a_suite_once(
     with ThreadPoolExecutor(6) as pool:
         assert len(set(pool.map(ask, range(6)))) == 1
     assert len(queued(system_engine)) == 1
+
+
+# Where it is run
+
+
+def test_evaluations_go_to_the_cluster_that_is_asked_for_and_otherwise_to_the_default(
+    create: Callable[..., Any], publish_version: Callable[..., str], make_agent: Ask, system_engine: Engine
+) -> None:
+    make_agent(cluster="h100")
+    assert create(publish_version(), cluster="h100")["cluster"] == "h100"
+    assert [job.cluster for job in queued(system_engine)] == ["h100", "h100"]
+    assert create(k=2)["cluster"] == "default"
+
+
+def test_the_cluster_makes_no_other_suite_and_a_queued_evaluation_moves_where_it_is_asked_for(
+    create: Callable[..., Any], make_agent: Ask, system_engine: Engine
+) -> None:
+    make_agent(cluster="h100")
+    first = create()
+    moved = create(cluster="h100")
+    assert (moved["id"], moved["cluster"]) == (first["id"], "h100")
+    # Who does not care where leaves it there.
+    assert create()["cluster"] == "h100"
+    with system_session(system_engine) as session:
+        told = session.scalars(select(JobEvent.message).order_by(JobEvent.position.desc()).limit(1)).one()
+    assert told == "It was asked for on cluster 'h100', and waits there now."
+
+
+@pytest.mark.parametrize("state", ["admitted", "running", "succeeded"])
+def test_an_evaluation_that_has_left_the_queue_stays_where_it_is(
+    create: Callable[..., Any], make_agent: Ask, system_engine: Engine, state: str
+) -> None:
+    make_agent(cluster="h100")
+    create()
+    with system_session(system_engine) as session:
+        columns = {"state": state, "lease_until": func.now() if state == "running" else None}
+        ended = {"finished_at": func.now()} if state == "succeeded" else {}
+        session.execute(update(Job).where(Job.kind == "evaluate").values(**columns, **ended))
+    assert create(cluster="h100")["cluster"] == "default"
+
+
+def test_a_cluster_that_nobody_offers_is_refused_and_leaves_nothing(
+    create: Callable[..., Any], make_agent: Ask, system_engine: Engine
+) -> None:
+    make_agent(cluster="a10")
+    with pytest.raises(openai.BadRequestError, match="'h100' within a day.* give one of: a10") as refused:
+        create(cluster="h100")
+    assert refused.value.param == "cluster" and queued(system_engine) == []
+
+
+def test_an_evaluation_whose_cluster_is_away_says_so_and_which_are_there(
+    create: Callable[..., Any], client: Client, make_agent: Ask, system_engine: Engine
+) -> None:
+    for cluster in ("a10", "default", "h100"):
+        make_agent(cluster=cluster)
+    made = create(cluster="h100")
+    path = f"/evaluations/{made['id']}/queue"
+    before: Any = client.get(path, cast_to=object)
+    assert (before["object"], before["job_id"], before["status"]) == ("evaluation.queue", made["id"], "queued")
+    with system_session(system_engine) as session:
+        session.execute(text("UPDATE agents SET seen_at = now() - interval '1 minute' WHERE cluster = 'h100'"))
+        admission.explain(session, agent_lost_after_s=30)
+    after: Any = client.get(path, cast_to=object)
+    assert after["reason"] == (
+        "No agent of cluster 'h100' is alive: nothing runs there until one is started. "
+        "Agents are alive of: a10, default."
+    )
 
 
 @pytest.mark.parametrize(

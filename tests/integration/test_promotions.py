@@ -354,12 +354,12 @@ def train(client: Client, suite_file: str) -> Ask:
     return create
 
 
-def publish_job(engine: Engine, job_id: str, sha256: str) -> None:
+def publish_job(engine: Engine, job_id: str, sha256: str, cluster: str = "default") -> None:
     """Do what a worker does with a training."""
     with system_session(engine) as session:
         found = uuid.UUID(job_id.removeprefix("ftjob-"))
         session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE id = :id"), {"id": found})
-        claim = jobs.claim(session, uuid.uuid4(), "default", ["train"], lease_s=60)
+        claim = jobs.claim(session, uuid.uuid4(), cluster, ["train"], lease_s=60)
         assert claim is not None and claim.job_id == found
         registry.publish(session, found, claim.fence, manifest_of(found, **z(sha256)), "k", 7)
 
@@ -375,6 +375,62 @@ def test_a_training_with_a_gate_is_measured_and_promoted_by_itself(
     found = ask("get", f"/promotions/{job.promotion}")
     assert (found["promoted"], found["model"], stands_on(ask)) == (True, "main.summer@v1", "main.summer@v1")
     assert messages(system_engine, "gate")[-1] == "main.summer@v1 is @prod now."
+
+
+def clusters_of_evaluations(engine: Engine) -> set[str]:
+    with system_session(engine) as session:
+        return set(session.scalars(select(Job.cluster).where(Job.kind == "evaluate")))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"), [({}, "h100"), ({"cluster": "a10"}, "a10"), ({"cluster": "default"}, "default")]
+)
+def test_the_gate_of_a_training_measures_where_it_was_trained_unless_it_names_another_cluster(
+    ask: Ask, train: Ask, suite_file: str, system_engine: Engine, make_agent: Ask, wanted: Any, found: str
+) -> None:
+    for cluster in ("a10", "h100"):
+        make_agent(cluster=cluster)
+    job = train(cluster="h100", promotion={"suites": [{"file": suite_file, "grader": GRADER}]} | wanted)
+    assert ask("get", f"/promotions/{job.promotion}")["gate"]["cluster"] == found
+    publish_job(system_engine, job.id, "aa", "h100")
+    advance(system_engine)
+    assert clusters_of_evaluations(system_engine) == {found}
+
+
+def test_a_promotion_is_measured_where_it_is_asked_to_be_and_otherwise_on_the_default(
+    promote: Ask, publish_version: Ask, system_engine: Engine, make_agent: Ask
+) -> None:
+    name = publish_version()
+    promote(name)
+    advance(system_engine)
+    assert clusters_of_evaluations(system_engine) == {"default"}
+    make_agent(cluster="h100")
+    promote(name, cluster="h100")
+    advance(system_engine)
+    assert clusters_of_evaluations(system_engine) == {"h100"}
+
+
+def test_a_gate_on_a_cluster_that_nobody_offers_is_refused_where_it_is_asked_for(
+    promote: Ask, train: Ask, publish_version: Ask, suite_file: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="none has been seen") as refused:
+        promote(publish_version(), cluster="h100")
+    assert refused.value.param == "cluster"
+    with pytest.raises(openai.BadRequestError, match="none has been seen") as refused:
+        train(promotion={"suites": [{"file": suite_file, "grader": GRADER}], "cluster": "h100"})
+    assert refused.value.param == "promotion.cluster"
+
+
+def test_a_gate_waits_for_a_cluster_that_has_been_away_for_long(
+    ask: Ask, promote: Ask, publish_version: Ask, system_engine: Engine, make_agent: Ask
+) -> None:
+    make_agent(cluster="h100")
+    made = promote(publish_version(), cluster="h100")
+    with system_session(system_engine) as session:
+        session.execute(text("UPDATE agents SET seen_at = now() - interval '3 days'"))
+    advance(system_engine)
+    assert clusters_of_evaluations(system_engine) == {"h100"}
+    assert ask("get", f"/promotions/{made['id']}")["status"] == "waiting"
 
 
 def test_a_gate_whose_training_has_ended_is_left_to_decide(

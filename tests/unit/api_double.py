@@ -112,6 +112,7 @@ EVALUATION = {
     "finished_at": 1_700_000_300,
     "status": "succeeded",
     "error": None,
+    "cluster": "default",
     "model": EXPERT,
     "file": "file-1",
     "suite": {

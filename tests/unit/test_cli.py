@@ -200,18 +200,26 @@ def test_a_wish_is_sent_and_the_job_shown(
     assert "paused" in capsys.readouterr().out
 
 
-def test_a_jobs_wait_is_explained(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [
+        ("ftjob-1", "/v1/fine_tuning/jobs/ftjob-1/queue"),
+        ("eval-1", "/v1/evaluations/eval-1/queue"),
+        ("eval", "/v1/base_models/eval/queue"),
+    ],
+)
+def test_a_wait_is_explained(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str], asked: str, path: str) -> None:
     place = {
         "object": "fine_tuning.job.queue",
-        "job_id": "ftjob-1",
+        "job_id": asked,
         "status": "queued",
         "position": 3,
         "reason": "2 jobs are served before it: 2 of others'.",
         "estimated_start": None,
         "expected_seconds": 99.0,
     }
-    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1/queue", place)
-    assert zhub("queue", "explain", "ftjob-1") == 0
+    api.add("GET", path, place)
+    assert zhub("queue", "explain", asked) == 0
     shown = capsys.readouterr().out
     assert "2 jobs are served before it" in shown and "nobody can tell yet" in shown and "1 min 39 s" in shown
 
@@ -245,6 +253,17 @@ def test_creating_an_evaluation_sends_what_was_said_and_leaves_the_rest_to_the_s
         "k": 2,
     }
     assert set(sent) == {"model", "file", "compare_with", "k", "grader"}
+
+
+@pytest.mark.parametrize("wanted", ["h100", None])
+@pytest.mark.parametrize("kind", ["evaluations", "promotions"])
+def test_what_is_measured_goes_to_the_cluster_that_is_named(
+    api: Any, double: Any, zhub: Run, kind: str, wanted: str | None
+) -> None:
+    option = ["--cluster", wanted] if wanted else []
+    assert zhub(kind, "create", double.EXPERT, "file-1", *option) == 0
+    (sent,) = [json.loads(request.content) for request in api.requests if request.method == "POST"]
+    assert sent.get("cluster") == wanted
 
 
 def test_waiting_for_an_evaluation_that_failed_exits_with_seven(api: Any, double: Any, zhub: Run) -> None:

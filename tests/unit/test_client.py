@@ -260,7 +260,8 @@ def test_a_stream_that_fails_or_breaks_off_raises(end: list[Any], api: Any, clie
 def test_only_the_files_of_a_model_are_uploaded(api: Any, client: Client, model: Path) -> None:
     base = {
         "id": "m", "created_at": 1, "status": "decomposing", "error": None, "is_default": True, "files": [],
-        "hub_id": None, "hub_revision": None, "weights_fingerprint": None, "basis_fingerprint": None, "details": None,
+        "cluster": "h100", "hub_id": None, "hub_revision": None, "weights_fingerprint": None,
+        "basis_fingerprint": None, "details": None,
     }  # fmt: skip
     api.add("POST", "/v1/base_models", base)
     api.add("POST", "/v1/base_models/m/complete", base)
@@ -268,8 +269,9 @@ def test_only_the_files_of_a_model_are_uploaded(api: Any, client: Client, model:
     for name in sent:
         api.add("PUT", f"/v1/base_models/m/files/{name}", base)
     skipped = []
-    client.base_models.add_directory("m", model, started=lambda files: skipped.extend(files.skipped))
+    client.base_models.add_directory("m", model, cluster="h100", started=lambda files: skipped.extend(files.skipped))
     assert [request.url.path.split("/")[-1] for request in api.requests] == ["base_models", *sent, "complete"]
+    assert json.loads(api.requests[0].content) == {"name": "m", "cluster": "h100"}
     assert api.requests[2].content == b"weights"
     assert api.requests[2].headers["content-length"] == "7"
     assert skipped == [".gitattributes", "training_args.bin"]

@@ -21,6 +21,9 @@ def add(
     path: Annotated[Path | None, typer.Option(help="A directory as save_pretrained() writes it.")] = None,
     hub: Annotated[str | None, typer.Option(metavar="ID@REVISION", help="A model of the hub at a commit.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A Jinja file, for models without a template.")] = None,
+    cluster: Annotated[
+        str, typer.Option(help="Which workers decompose it, where there are several kinds.")
+    ] = "default",
     wait: Annotated[bool, typer.Option(help="Wait until it is decomposed.")] = True,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -32,10 +35,10 @@ def add(
         raise typer.BadParameter("it goes with --path, as a hub model has its own", param_hint="--chat-template")
     with connect(data_dir) as client:
         if path is not None:
-            base = _add_directory(client, name, path, chat_template)
+            base = _add_directory(client, name, path, chat_template, cluster)
         else:
             hub_id, _, revision = (hub or "").partition("@")
-            base = client.base_models.add_hub(name, hub_id, revision)
+            base = client.base_models.add_hub(name, hub_id, revision, cluster=cluster)
         if wait:
             with stderr().status(f"{name}: {base.status}") as spinner:
                 base = client.base_models.wait_ready(name, progress=lambda b: spinner.update(f"{name}: {b.status}"))
@@ -63,7 +66,7 @@ def show(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False)
         _show(client.base_models.get(name), as_json)
 
 
-def _add_directory(client: Client, name: str, path: Path, chat_template: Path | None) -> BaseModelRecord:
+def _add_directory(client: Client, name: str, path: Path, chat_template: Path | None, cluster: str) -> BaseModelRecord:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     console = stderr()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
@@ -79,7 +82,7 @@ def _add_directory(client: Client, name: str, path: Path, chat_template: Path | 
             bars.update(tasks[filename], completed=sent_bytes)
 
         return client.base_models.add_directory(
-            name, path, chat_template=chat_template, started=started, progress=progress
+            name, path, chat_template=chat_template, cluster=cluster, started=started, progress=progress
         )
 
 

@@ -29,6 +29,9 @@ def create(
     k: Annotated[int | None, typer.Option("-k", help="Also sample, and estimate pass@k.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of what is sampled for pass@k.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of what is sampled for pass@k.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Which workers measure, where there are several kinds.", show_default="default")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the results; exit with 7 if it fails.")] = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -44,6 +47,7 @@ def create(
             k=k,
             temperature=temperature,
             seed=seed,
+            cluster=cluster,
         )
         if wait:
             note(f"Waiting for {found.id} and {len(found.others)} others of its suite.")
@@ -88,6 +92,7 @@ def show_evaluation(found: EvaluationRecord, as_json: bool) -> None:
                 *([("error", str(found.error["message"]))] if found.error else []),
                 ("file", f"{suite['file']['name']} (sha256:{suite['file']['sha256'][:12]})"),
                 ("grader", f"{suite['grader']['type']} '{suite['grader']['name']}'"),
+                ("cluster", found.cluster),
                 ("answers", f"greedy, at most {suite['max_new_tokens']} tokens{sampled}"),
                 *(("warning", warning) for warning in found.warnings),
             ]

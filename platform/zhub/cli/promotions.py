@@ -23,6 +23,9 @@ def create(
         Literal["not_worse", "better"], typer.Option(help="Than what the alias stands on, beyond the noise.")
     ] = "not_worse",
     min_mean: Annotated[float | None, typer.Option(help="The mean reward that the version must reach.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Which workers measure, where there are several kinds.", show_default="default")
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the decision; exit with 7 if it does not pass.")
     ] = False,
@@ -36,7 +39,8 @@ def create(
             "grader": read_grader(grader),
             "min_mean": min_mean,
         }
-        found = client.promotions.create(model=model, gate={"alias": alias, "rule": rule, "suites": [suite]})
+        gate = {"alias": alias, "rule": rule, "suites": [suite], "cluster": cluster}
+        found = client.promotions.create(model=model, gate=gate)
         if wait:
             note(f"Waiting for {found.id}.")
             found = client.promotions.wait_ended(found.id)

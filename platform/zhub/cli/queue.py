@@ -13,10 +13,16 @@ app = typer.Typer(help="The queue: who waits for what, and whether its history i
 
 
 @app.command()
-def explain(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+def explain(
+    waiting: Annotated[
+        str, typer.Argument(metavar="ID", help="ftjob-…, eval-…, or the name of a base to be decomposed.")
+    ],
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Say what a job waits for, its position, and when it may start."""
     with connect(data_dir) as client:
-        found = client.jobs.queue(job_id)
+        found = client.jobs.queue(waiting)
     if as_json:
         return show_json(found)
     start = moment(found.estimated_start) if found.estimated_start else "nobody can tell yet"

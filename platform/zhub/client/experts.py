@@ -45,11 +45,15 @@ class Evaluations:
         k: int | None = None,
         temperature: float | None = None,
         seed: int | None = None,
+        cluster: str | None = None,
     ) -> EvaluationRecord:
-        """Measure a model, its base and ``compare_with``; what was measured on this suite before is not run again."""
+        """Measure a model, its base and ``compare_with``; what was measured on this suite before is not run again.
+
+        ``cluster``: which workers do it, where there are several kinds.
+        """
         body: dict[str, Any] = {"model": model, "file": file, "grader": grader, "compare_with": list(compare_with)}
         settings = {"max_new_tokens": max_new_tokens, "k": k, "temperature": temperature, "seed": seed}
-        body |= {name: value for name, value in settings.items() if value is not None}
+        body |= {name: value for name, value in (settings | {"cluster": cluster}).items() if value is not None}
         return EvaluationRecord.model_validate(self._http.post("/v1/evaluations", body))
 
     def get(self, evaluation_id: str) -> EvaluationRecord:

@@ -90,26 +90,29 @@ class BaseModels:
         path: Path,
         *,
         chat_template: Path | None = None,
+        cluster: str = "default",
         started: Callable[[ModelFiles], None] = lambda _files: None,
         progress: Callable[[str, int], None] = lambda _name, _sent_bytes: None,
     ) -> BaseModelRecord:
         """Upload a Hugging Face directory and have it decomposed, see ``wait_ready``.
 
-        ``started`` learns which files are sent and which are not, ``progress`` how much of each has been sent.
+        ``cluster``: which workers decompose it. ``started`` learns which files are sent and which are not, ``progress``
+        how much of each has been sent.
 
         Raises:
             InvalidRequestError, UnsupportedModelError: the directory lacks something; nothing was sent.
         """
         files = model_files(path, chat_template)
-        self._http.post("/v1/base_models", {"name": name})
+        self._http.post("/v1/base_models", {"name": name, "cluster": cluster})
         started(files)
         for filename, source in files.uploads.items():
             self._http.put_file(f"/v1/base_models/{path_part(name)}/files/{path_part(filename)}", source, progress)
         return self._complete(name)
 
-    def add_hub(self, name: str, hub_id: str, revision: str) -> BaseModelRecord:
+    def add_hub(self, name: str, hub_id: str, revision: str, *, cluster: str = "default") -> BaseModelRecord:
         """Add a model of the Hugging Face hub at a commit, which the workers fetch, and have it decomposed."""
-        self._http.post("/v1/base_models", {"name": name, "hub_id": hub_id, "hub_revision": revision})
+        source = {"hub_id": hub_id, "hub_revision": revision}
+        self._http.post("/v1/base_models", {"name": name, "cluster": cluster, **source})
         return self._complete(name)
 
     def get(self, name: str) -> BaseModelRecord:
@@ -195,9 +198,11 @@ class Jobs:
         """Queue a job again that failed or was cancelled."""
         return self._wish(job_id, "redrive")
 
-    def queue(self, job_id: str) -> QueueRecord:
-        """What the job waits for."""
-        return QueueRecord.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}/queue"))
+    def queue(self, waiting: str) -> QueueRecord:
+        """What a job (``ftjob-…``) waits for, an evaluation (``eval-…``), or a base, by name, to be decomposed."""
+        kinds = {"ftjob-": "fine_tuning/jobs", "eval-": "evaluations"}
+        kind = next((kind for prefix, kind in kinds.items() if waiting.startswith(prefix)), "base_models")
+        return QueueRecord.model_validate(self._http.get(f"/v1/{kind}/{path_part(waiting)}/queue"))
 
     def checkpoints(self, job_id: str) -> Sequence[CheckpointRecord]:
         """The checkpoints that the job keeps, newest first."""

@@ -39,6 +39,8 @@ class BaseModel(Base):
     details: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     """Found at decomposition: architecture, parameters, adapted matrices, z values, context length."""
     is_default: Mapped[bool] = mapped_column(Boolean, default=False)
+    cluster: Mapped[str] = mapped_column(default="default", server_default="default")
+    """Which workers decompose it."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     __table_args__ = (
         one_of("status", states.BASE_MODEL_STATUSES),
