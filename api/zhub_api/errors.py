@@ -31,6 +31,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.UnavailableError: 503,
     errors.SandboxUnavailableError: 503,
     errors.StoreError: 503,
+    errors.StoreAwayError: 503,
     errors.ObjectMissingError: 500,
     errors.DigestMismatchError: 500,
     errors.SchemaVersionError: 503,

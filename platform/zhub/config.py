@@ -20,7 +20,8 @@ class Settings(BaseSettings):
     database_url: str
     """PostgreSQL. The API's login is a member of ``zhub_app``, the scheduler's and the agent's of ``zhub_system``."""
     store_url: str
-    """``file:///directory`` or ``s3://bucket/prefix?endpoint_url=…&region=…``."""
+    """``file:///directory`` (made by the first write, though none above it) or
+    ``s3://bucket/prefix?endpoint_url=…&region=…``."""
     redis_url: str | None = None
     """Hints only; without it every wait is a poll."""
     secret_key: SecretStr = SecretStr("")

@@ -17,6 +17,7 @@
     ├── UnavailableError                           a part that zhub needs does not answer; try again
     │   ├── SandboxUnavailableError                programs cannot be confined here, so none is run
     │   └── StoreError             (key)
+    │       ├── StoreAwayError             (directory)
     │       ├── ObjectMissingError
     │       └── DigestMismatchError (expected, actual)
     ├── ApiError                   (status, code, param, request_id)  the API's own refusal, seen by its client
@@ -176,6 +177,20 @@ class StoreError(UnavailableError):
     def __init__(self, message: str, *, key: str) -> None:
         super().__init__(message)
         self.key = key
+
+
+class StoreAwayError(StoreError):
+    """The directory that holds the objects is away, with all of them, as when its disk is not mounted."""
+
+    code = "store_away"
+
+    def __init__(self, directory: str, *, key: str) -> None:
+        super().__init__(
+            f"{key}: the object store '{directory}' is not there, or no longer the one that was written to. Mount its "
+            "disk again; for a new store, make the directory above it.",
+            key=key,
+        )
+        self.directory = directory
 
 
 class ObjectMissingError(StoreError):

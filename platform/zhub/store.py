@@ -20,12 +20,13 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from zhub import tracing
-from zhub.errors import DigestMismatchError, InvalidRequestError, ObjectMissingError, StoreError
+from zhub.errors import DigestMismatchError, InvalidRequestError, ObjectMissingError, StoreAwayError, StoreError
 from zhub.manifest import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
+MARK = ".zhub-store"  # in the directory of a store that was written to
 PART_BYTES = 16 << 20  # S3 wants 5 MiB or more for all parts but the last, and at most 10,000 parts
 
 
@@ -95,14 +96,25 @@ def fetch(store: ObjectStore, key: str, path: Path, *, sha256: str) -> Path:
 
 
 class DirectoryStore:
-    """Objects as files below one directory of this machine, written to the side and renamed."""
+    """Objects as files below one directory of this machine, written to the side and renamed.
+
+    The first put makes the directory, though none above it, and marks it. Where the mark was seen and is gone, or where
+    there is nothing above, the disk is away: a StoreAwayError, and neither a store without objects nor a place to
+    write to. A process that begins while it is away can only tell by what is above.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        # Not Path.exists, which raises where a disk fails: who uses the store is told of it, not who opens it.
+        self._marked = os.path.exists(root / MARK)  # noqa: PTH110
 
     def put(self, key: str, file: BinaryIO) -> None:
         path = self._path(key)
         with self._translated(key):
+            if not self._marked:
+                self.root.mkdir(exist_ok=True)
+                (self.root / MARK).touch()
+                self._marked = True
             path.parent.mkdir(parents=True, exist_ok=True)
             with _replacing(path) as target:
                 shutil.copyfileobj(file, target, CHUNK_BYTES)
@@ -123,10 +135,13 @@ class DirectoryStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         top = self._path(prefix.rpartition("/")[0]) if "/" in prefix else self.root
-        for path in top.rglob("*"):
-            key = path.relative_to(self.root).as_posix()
-            if path.is_file() and key.startswith(prefix) and not path.name.startswith(".writing-"):
-                yield key
+        with self._translated(prefix):
+            for path in top.rglob("*"):
+                key = path.relative_to(self.root).as_posix()
+                if path.is_file() and key.startswith(prefix) and key != MARK and not path.name.startswith(".writing-"):
+                    yield key
+            # What goes away meanwhile ends a listing early, and without an error of its own.
+            self._check_there(prefix)
 
     def delete(self, key: str) -> None:
         with self._translated(key):
@@ -137,12 +152,22 @@ class DirectoryStore:
             raise StoreError(f"'{key}' is not a key", key=key)
         return self.root / key
 
+    def _check_there(self, key: str) -> None:
+        seen = self._marked  # before the look at the disk: another thread may be making the mark
+        marked = (self.root / MARK).exists()
+        if seen and not marked or not self.root.parent.is_dir():
+            raise StoreAwayError(str(self.root), key=key)
+        self._marked = seen or marked
+
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
         try:
-            yield
-        except FileNotFoundError as exc:
-            raise ObjectMissingError(key) from exc
+            self._check_there(key)
+            try:
+                yield
+            except FileNotFoundError as exc:
+                self._check_there(key)  # it may have gone away meanwhile
+                raise ObjectMissingError(key) from exc
         except OSError as exc:
             raise StoreError(f"{self.root / key}: {exc.strerror or exc}", key=key) from exc
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from zhub.errors import DigestMismatchError, ObjectMissingError, StoreError
+from zhub.errors import DigestMismatchError, ObjectMissingError, StoreAwayError, StoreError
 from zhub.store import DirectoryStore, ObjectStore, fetch, open_store, put_path
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -220,6 +220,70 @@ def test_a_directory_refuses_what_is_no_path_below_it(tmp_path: Path, verb: str,
 def test_a_directory_lists_nothing_outside_of_it(tmp_path: Path, prefix: str) -> None:
     (tmp_path / "outside").write_bytes(b"x")
     failure_of("keys", DirectoryStore(tmp_path / "store"), prefix)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("left", ["nothing", "an empty mount point"])
+def test_a_directory_that_is_away_is_an_error_and_not_an_empty_store(tmp_path: Path, verb: str, left: str) -> None:
+    disk = tmp_path / "disk"
+    store = DirectoryStore(disk)
+    store.put("a/key", io.BytesIO(b"x"))
+    disk.rename(tmp_path / "unmounted")
+    if left != "nothing":
+        disk.mkdir()
+    failure = failure_of(verb, store, "a/key")
+    assert isinstance(failure, StoreAwayError) and (failure.key, failure.directory) == ("a/key", str(disk))
+    if left != "nothing":
+        assert list(disk.iterdir()) == []
+        disk.rmdir()
+    (tmp_path / "unmounted").rename(disk)
+    assert content(store, "a/key") == b"x"
+    assert list(store.keys("")) == ["a/key"]
+
+
+@pytest.mark.parametrize("seen", ["when it was opened", "later"])
+def test_who_has_seen_a_directory_notices_that_it_goes_away(tmp_path: Path, seen: str) -> None:
+    early, writer = DirectoryStore(tmp_path / "disk"), DirectoryStore(tmp_path / "disk")
+    writer.put("key", io.BytesIO(b"x"))
+    reader = DirectoryStore(tmp_path / "disk") if seen == "when it was opened" else early
+    if seen == "later":
+        assert reader.size("key") == 1
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    for verb in VERBS:
+        assert isinstance(failure_of(verb, reader, "key"), StoreAwayError)
+    assert not (tmp_path / "disk").exists()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_directory_with_nothing_above_it_is_away_also_for_who_looks_first(tmp_path: Path, verb: str) -> None:
+    store = DirectoryStore(tmp_path / "mount point" / "zhub" / "store")
+    (tmp_path / "mount point").mkdir()
+    assert isinstance(failure_of(verb, store, "key"), StoreAwayError)
+    assert list((tmp_path / "mount point").iterdir()) == []
+
+
+def test_a_listing_that_loses_its_directory_is_no_short_listing(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "disk")
+    for name in ("a", "b"):
+        store.put(name, io.BytesIO(b"x"))
+    listing = store.keys("")
+    next(listing)
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    with pytest.raises(StoreAwayError):
+        list(listing)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_directory_that_nobody_has_written_to_is_an_empty_store(tmp_path: Path, made: bool) -> None:
+    if made:
+        (tmp_path / "new").mkdir()
+    store = DirectoryStore(tmp_path / "new")
+    assert list(store.keys("")) == []
+    store.delete("key")
+    for verb in ("open", "size"):
+        assert isinstance(failure_of(verb, store, "key"), ObjectMissingError)
+    store.put("key", io.BytesIO(b"x"))
+    assert content(DirectoryStore(tmp_path / "new"), "key") == b"x"
 
 
 def test_an_unreachable_server_is_an_error_that_names_the_key_and_comes_in_time(unused_port: int) -> None:

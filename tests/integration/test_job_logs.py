@@ -159,12 +159,10 @@ def test_a_key_without_the_scope_reads_nothing(ask: Callable[..., httpx.Response
 
 @contextlib.contextmanager
 def away(store: DirectoryStore, tmp_path: Path) -> Iterator[None]:
-    """The store answers with errors: a file is where its directory was."""
+    """The store's directory is not there, as if its disk had been unmounted."""
     kept = tmp_path / "kept"
     store.root.rename(kept)
-    store.root.write_text("")
     yield
-    store.root.unlink()
     kept.rename(store.root)
 
 

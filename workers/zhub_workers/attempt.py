@@ -242,7 +242,7 @@ class _Running:
     ended: AttemptStatus | None = None
 
 
-INFRASTRUCTURE = ("unavailable", "store_error", "object_missing", "digest_mismatch")
+INFRASTRUCTURE = ("unavailable", "store_error", "store_away", "object_missing", "digest_mismatch")
 
 
 def classify(error: BaseException) -> Failure:
