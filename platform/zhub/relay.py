@@ -18,7 +18,7 @@ from zhub.errors import UnavailableError
 from zhub.outbound import Outbound, Outcome
 from zhub.webhooks import Due
 
-MAX_IN_FLIGHT = 64
+MAX_IN_FLIGHT = 64  # of this process, as the next two: what they guard are its own places
 MAX_IN_FLIGHT_OF_ORG = 8  # an organisation whose receivers all hang keeps the places of the others free
 THREADS = 32  # a look-up of a name holds one, also after its deadline
 POLL_S = 1.0

@@ -70,6 +70,8 @@ class Due:
     url: str
     rotations: Sequence[int]
     """Of the secrets that sign, the newest first."""
+    sending_until: datetime
+    """Until when the endpoint is this claim's, and nobody else sends to it."""
 
     def body(self) -> str:
         """The same bytes at every try."""
@@ -283,38 +285,49 @@ def replay(session: Session, endpoint: WebhookEndpoint, delivery: WebhookDeliver
 
 
 def claim(session: Session, *, in_flight: Collection[Due], room: int, room_of_org: int) -> list[Due]:
-    """Take what is due and keep it from others for ``CLAIM_S``: at most ``room``, and one for each endpoint.
+    """Take what is due and keep it, with its endpoint, from everybody for ``CLAIM_S``: at most ``room``.
 
-    What is ``in_flight`` already counts against the one of its endpoint and the ``room_of_org`` of its organisation.
+    An endpoint is claimed by one relay at a time, for one delivery, so that events come in their order also from
+    several relays. What this one has ``in_flight`` counts against its ``room_of_org`` for an organisation.
     Of an endpoint what was tried most goes first: where the receiver grants one try a day, one event after the other
     has its tries, and an endpoint that takes nothing is noticed.
     """
     rows = session.execute(
         text(
             """
-            UPDATE webhook_deliveries d SET next_try_at = now() + make_interval(secs => :claim_s)
-              FROM webhook_endpoints e
-             WHERE e.id = d.endpoint_id AND d.id IN (
-                   SELECT id FROM (
-                       SELECT first.id, first.next_try_at, w.org_id,
-                              row_number() OVER (PARTITION BY w.org_id ORDER BY first.next_try_at) AS place
-                         FROM webhook_endpoints w
-                        CROSS JOIN LATERAL (
-                              SELECT id, next_try_at FROM webhook_deliveries
-                               WHERE endpoint_id = w.id AND next_try_at <= now()
-                               ORDER BY tries_left, next_try_at, event_id LIMIT 1 FOR UPDATE SKIP LOCKED) first
-                        WHERE w.status = 'enabled' AND w.deleted_at IS NULL
-                          AND coalesce(w.not_before <= now(), true)
-                          AND w.id <> ALL(cast(:endpoints AS uuid[]))) due
-                    WHERE place + cardinality(array_positions(cast(:orgs AS uuid[]), org_id)) <= :room_of_org
-                    ORDER BY next_try_at LIMIT :room)
+            WITH free AS MATERIALIZED (
+                SELECT id, org_id FROM webhook_endpoints e
+                 WHERE status = 'enabled' AND deleted_at IS NULL
+                   AND coalesce(not_before <= now(), true) AND coalesce(sending_until <= now(), true)
+                   AND EXISTS (SELECT FROM webhook_deliveries WHERE endpoint_id = e.id AND next_try_at <= now())
+                   FOR NO KEY UPDATE SKIP LOCKED
+            ), due AS (
+                SELECT first.id, first.next_try_at, free.id AS endpoint_id, free.org_id,
+                       row_number() OVER (PARTITION BY free.org_id ORDER BY first.next_try_at) AS place
+                  FROM free
+                 CROSS JOIN LATERAL (
+                       SELECT id, next_try_at FROM webhook_deliveries
+                        WHERE endpoint_id = free.id AND next_try_at <= now()
+                        ORDER BY tries_left, next_try_at, event_id LIMIT 1 FOR UPDATE SKIP LOCKED) first
+            ), chosen AS MATERIALIZED (
+                SELECT id, endpoint_id FROM due
+                 WHERE place + cardinality(array_positions(cast(:orgs AS uuid[]), org_id)) <= :room_of_org
+                 ORDER BY next_try_at LIMIT :room
+            ), sending AS (
+                UPDATE webhook_endpoints e SET sending_until = now() + make_interval(secs => :claim_s)
+                  FROM chosen WHERE e.id = chosen.endpoint_id
+             RETURNING e.id, e.url, e.rotation, e.sending_until,
+                       e.rotation > 0 AND coalesce(e.old_secret_until > now(), false) AS keep_old
+            )
+            UPDATE webhook_deliveries d SET next_try_at = e.sending_until
+              FROM chosen JOIN sending e ON e.id = chosen.endpoint_id
+             WHERE d.id = chosen.id
          RETURNING d.id, d.org_id, d.endpoint_id, d.event_id, d.type, d.data, d.created_at, e.url, e.rotation,
-                   e.rotation > 0 AND coalesce(e.old_secret_until > now(), false) AS keep_old
+                   e.keep_old, e.sending_until
             """
         ),
         {
             "claim_s": CLAIM_S,
-            "endpoints": [due.endpoint_id for due in in_flight],
             "orgs": [due.org_id for due in in_flight],
             "room_of_org": room_of_org,
             "room": room,
@@ -331,6 +344,7 @@ def claim(session: Session, *, in_flight: Collection[Due], room: int, room_of_or
             created_at=row.created_at,
             url=row.url,
             rotations=[row.rotation, row.rotation - 1] if row.keep_old else [row.rotation],
+            sending_until=row.sending_until,
         )
         for row in rows
     ]
@@ -338,6 +352,13 @@ def claim(session: Session, *, in_flight: Collection[Due], room: int, room_of_or
 
 def record(session: Session, due: Due, outcome: Outcome) -> None:
     """Write down how a try ended, and when the next one is; disable an endpoint that is gone or always fails."""
+    # Before the delivery, as a claim and a removal lock them: else one would wait for the other.
+    of_endpoint = select(WebhookEndpoint).where(WebhookEndpoint.id == due.endpoint_id)
+    endpoint = session.scalars(of_endpoint.with_for_update(key_share=True)).one_or_none()
+    if endpoint is None:
+        return
+    if endpoint.sending_until == due.sending_until:  # otherwise this comes late, and another claim has it
+        endpoint.sending_until = None
     delivery = session.scalars(
         select(WebhookDelivery).where(WebhookDelivery.id == due.id).with_for_update()
     ).one_or_none()
@@ -361,9 +382,8 @@ def record(session: Session, due: Due, outcome: Outcome) -> None:
     }
     delivery.attempts = [*delivery.attempts, attempt][-MAX_ATTEMPTS_KEPT:]
     if delivered:
-        delivery.delivered_at = now
-        of_endpoint = WebhookEndpoint.id == due.endpoint_id
-        session.execute(update(WebhookEndpoint).where(of_endpoint).values(last_success_at=now, not_before=None))
+        delivery.delivered_at = endpoint.last_success_at = now
+        endpoint.not_before = None
     elif outcome.status_code == GONE:
         _disable(session, due.endpoint_id, "It answered 410 Gone.")
     elif delay_s is None and len(delivery.attempts) >= MAX_TRIES:
@@ -375,8 +395,7 @@ def record(session: Session, due: Due, outcome: Outcome) -> None:
         )
     if asked_s:
         # The receiver speaks of itself, not of this event: nothing else is sent to it meanwhile.
-        of_endpoint = WebhookEndpoint.id == due.endpoint_id
-        session.execute(update(WebhookEndpoint).where(of_endpoint).values(not_before=now + timedelta(seconds=asked_s)))
+        endpoint.not_before = now + timedelta(seconds=asked_s)
     session.flush()
 
 

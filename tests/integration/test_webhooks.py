@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from email.utils import format_datetime
 from typing import Any, Final
@@ -274,7 +275,7 @@ def hurry(system_engine: Engine) -> Callable[[], None]:
     def make_due() -> None:
         with system_session(system_engine) as session:
             session.execute(text("UPDATE webhook_deliveries SET next_try_at = now() WHERE next_try_at IS NOT NULL"))
-            session.execute(update(WebhookEndpoint).values(not_before=None))
+            session.execute(update(WebhookEndpoint).values(not_before=None, sending_until=None))
 
     return make_due
 
@@ -329,6 +330,13 @@ def test_what_is_being_sent_is_nobody_elses(
     assert (len(claim()), claim()) == (1, [])
 
 
+def claims_run_out(engine: Engine) -> None:
+    with system_session(engine) as session:
+        later = timedelta(seconds=webhooks.CLAIM_S)
+        session.execute(update(WebhookDelivery).values(next_try_at=WebhookDelivery.next_try_at - later))
+        session.execute(update(WebhookEndpoint).values(sending_until=WebhookEndpoint.sending_until - later))
+
+
 def test_what_a_relay_forgot_by_dying_is_sent_again(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
     claim: Callable[..., list[webhooks.Due]],
@@ -336,21 +344,54 @@ def test_what_a_relay_forgot_by_dying_is_sent_again(
     make_endpoint()
     enqueue()
     (before,) = claim()
-    with system_session(system_engine) as session:
-        later = timedelta(seconds=webhooks.CLAIM_S)
-        session.execute(update(WebhookDelivery).values(next_try_at=WebhookDelivery.next_try_at - later))
+    claims_run_out(system_engine)
     assert [due.event_id for due in claim()] == [before.event_id]
 
 
-def test_an_endpoint_gets_one_event_at_a_time_and_the_oldest_first(
-    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]]
-) -> None:
+def test_an_endpoint_gets_one_event_at_a_time_and_the_oldest_first_whoever_sends(
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]],
+    record: Callable[..., WebhookDelivery],
+) -> None:  # fmt: skip
     make_endpoint()
     for job in ("ftjob-1", "ftjob-2"):
         enqueue(job=job)
-    first = claim()
-    assert [due.data["id"] for due in first] == ["ftjob-1"]
-    assert claim(first) == []
+    (first,) = claim()
+    assert first.data["id"] == "ftjob-1"
+    assert claim() == []  # as another relay, with nothing of its own in flight
+    record(first, OK)
+    assert [due.data["id"] for due in claim()] == ["ftjob-2"]
+
+
+def test_of_relays_that_claim_at_the_same_time_one_gets_an_endpoint(
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]],
+    record: Callable[..., WebhookDelivery],
+) -> None:  # fmt: skip
+    make_endpoint()
+    for number in range(4):
+        enqueue(job=f"ftjob-{number}")
+    sent = []
+    with ThreadPoolExecutor(6) as pool:
+        while found := [due for some in pool.map(lambda _: claim(), range(6)) for due in some]:
+            (due,) = found
+            sent.append(due.data["id"])
+            record(due, OK)
+    assert sent == [f"ftjob-{number}" for number in range(4)]
+
+
+def test_a_try_that_is_recorded_late_does_not_free_the_endpoint_for_a_third(
+    system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
+    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery],
+) -> None:  # fmt: skip
+    make_endpoint()
+    for job in ("ftjob-1", "ftjob-2", "ftjob-3"):
+        enqueue(job=job)
+    (slow,) = claim()
+    claims_run_out(system_engine)
+    (second,) = claim()
+    record(slow, OK)
+    assert (slow.data["id"], second.data["id"], claim()) == ("ftjob-1", "ftjob-2", [])
+    record(second, OK)
+    assert [due.data["id"] for due in claim()] == ["ftjob-3"]
 
 
 def test_an_organisation_whose_receivers_hang_leaves_room_for_others(

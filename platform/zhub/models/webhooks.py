@@ -30,6 +30,8 @@ class WebhookEndpoint(TenantOwned, Base):
     last_success_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
     """Until when its receiver asked to be left alone."""
+    sending_until: Mapped[datetime | None]
+    """Until when whoever sends to it now has it alone; None: nobody sends."""
     deleted_at: Mapped[datetime | None]
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
