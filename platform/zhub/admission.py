@@ -74,27 +74,37 @@ def admit(session: Session, *, agent_lost_after_s: float) -> list[Admitted]:
     Organisations share a cluster as ``fair_share`` says. Kinds that need no worker are admitted without, and to another
     cluster where theirs has no live agent.
     """
-    admitted = _admit_light(session, agent_lost_after_s)
+    ids: list[uuid.UUID] = []
     for cluster in _clusters(session, agent_lost_after_s, MAX_HEADS):
         chosen = fair_share.plan(cluster.free, cluster.running, cluster.tenants, cluster.queues)
         _reclaim(session, cluster, chosen)
-        if chosen:
-            admitted += session.execute(_ADMIT, {"ids": [job.id for _, job in chosen]}).all()
-    return [Admitted(*row) for row in admitted]
+        ids += [job.id for _, job in chosen]
+    values = {"ids": ids, "lost": agent_lost_after_s, "limit": MAX_LIGHT}
+    return [Admitted(*row) for row in session.execute(_ADMIT, values)]
 
 
-# Each with its event, in one round trip: somebody waits for the next pass.
-_TELL = """told AS (
-    INSERT INTO job_events (id, org_id, job_id, level, type, message)
-    SELECT gen_random_uuid(), org_id, id, 'info', 'message', 'The job is admitted.' FROM admitted
-)"""
+# The chosen, in their order, and those that need no worker; each with its event, and all in one round trip, because
+# somebody waits for the next pass. The kinds are written out, for the partial index on them.
 _ADMIT = text(f"""
-    WITH admitted AS (
-        UPDATE jobs SET state = 'admitted', admitted_at = now() + place * interval '1 microsecond'
-          FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, place)
-         WHERE id = chosen_id AND state = 'queued' AND desired = 'run'
+    WITH {CLUSTERS}, light AS (
+        SELECT id FROM jobs
+         WHERE state = 'queued' AND desired = 'run' AND kind IN ({", ".join(f"'{kind}'" for kind in jobs.LIGHT_KINDS)})
+           AND EXISTS (SELECT FROM clusters) AND coalesce(not_before <= now(), true)
+         ORDER BY created_at, id LIMIT :limit
+    ), chosen AS (
+        SELECT * FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, place)
+         UNION ALL
+        SELECT id, 0 FROM light
+    ), admitted AS (
+        UPDATE jobs SET state = 'admitted', admitted_at = now() + place * interval '1 microsecond',
+               cluster = CASE WHEN cluster IN (SELECT cluster FROM clusters) THEN cluster
+                              ELSE (SELECT min(cluster) FROM clusters) END
+          FROM chosen WHERE id = chosen_id AND state = 'queued' AND desired = 'run'
      RETURNING id, org_id, cluster, {_WAITED} AS waited_s
-    ), {_TELL}
+    ), told AS (
+        INSERT INTO job_events (id, org_id, job_id, level, type, message)
+        SELECT gen_random_uuid(), org_id, id, 'info', 'message', 'The job is admitted.' FROM admitted
+    )
     SELECT * FROM admitted
 """)
 
@@ -265,76 +275,70 @@ def check_cluster(session: Session, cluster: str, *, param: str) -> None:
         )
 
 
-def _admit_light(session: Session, lost_after_s: float) -> list[Any]:
-    # Written out, for the partial index on them.
-    light = ", ".join(f"'{kind}'" for kind in jobs.LIGHT_KINDS)
-    return list(
-        session.execute(
-            text(
-                f"""
-                WITH {CLUSTERS}, admitted AS (
-                UPDATE jobs SET state = 'admitted', admitted_at = now(),
-                       cluster = CASE WHEN cluster IN (SELECT cluster FROM clusters) THEN cluster
-                                      ELSE (SELECT min(cluster) FROM clusters) END
-                 WHERE id IN (SELECT j.id FROM jobs j
-                               WHERE j.state = 'queued' AND j.desired = 'run' AND j.kind IN ({light})
-                                 AND EXISTS (SELECT FROM clusters) AND coalesce(j.not_before <= now(), true)
-                               ORDER BY j.created_at, j.id LIMIT :limit)
-                   AND state = 'queued' AND desired = 'run'
-             RETURNING id, org_id, cluster, {_WAITED} AS waited_s
-                ), {_TELL}
-                SELECT * FROM admitted
-                """
-            ),
-            {"lost": lost_after_s, "limit": MAX_LIGHT},
-        ).all()
-    )
-
-
 def _clusters(session: Session, lost_after_s: float, heads: int) -> list[_Cluster]:
     values = {"lost": lost_after_s, "light": list(jobs.LIGHT_KINDS), "half_life": HALF_LIFE_S, "heads": heads}
-    held: dict[str, list[Any]] = {}
+    found = session.execute(_FOUND, values).one()
+    held: dict[str, list[_Held]] = {}
     by_org: dict[tuple[str, uuid.UUID], float] = {}
-    for row in session.execute(_HELD, values):
-        held.setdefault(row.cluster, []).append(row)
-        key = row.cluster, row.org_id
-        by_org[key] = by_org.get(key, 0.0) + float(row.takes)
+    for one in map(_Held.of, found.held):
+        held.setdefault(one.cluster, []).append(one)
+        key = one.cluster, one.org_id
+        by_org[key] = by_org.get(key, 0.0) + one.takes
     queues: dict[str, dict[uuid.UUID, list[Waiting]]] = {}
-    for row in session.execute(_HEADS, values):
-        job = Waiting(row.id, float(row.takes), row.expected_s)
-        queues.setdefault(row.cluster, {}).setdefault(row.org_id, []).append(job)
+    for head in found.heads:
+        job = Waiting(uuid.UUID(head["id"]), float(head["takes"]), head["expected_s"])
+        queues.setdefault(head["cluster"], {}).setdefault(uuid.UUID(head["org_id"]), []).append(job)
     tenants: dict[str, dict[uuid.UUID, Tenant]] = {}
     workers: dict[str, float] = {}
     limited = False
-    for row in session.execute(TENANTS, values):
-        workers[row.cluster] = float(row.workers)
-        limited = limited or row.monthly_worker_hours is not None
-        cap = float("inf") if row.max_workers is None else row.max_workers
-        tenant = Tenant(row.weight, row.used, by_org.get((row.cluster, row.org_id), 0.0), cap, row.nominal)
-        tenants.setdefault(row.cluster, {})[row.org_id] = tenant
+    for row in found.tenants:
+        name, org_id = row["cluster"], uuid.UUID(row["org_id"])
+        workers[name] = float(row["workers"])
+        limited = limited or row["monthly_worker_hours"] is not None
+        cap = float("inf") if row["max_workers"] is None else row["max_workers"]
+        tenant = Tenant(row["weight"], row["used"], by_org.get((name, org_id), 0.0), cap, row["nominal"])
+        tenants.setdefault(name, {})[org_id] = tenant
     spent = budgets.spent(session) if limited else {}
     return [
         _Cluster(
             name,
             workers[name],
-            [Running(float(one.takes), one.left_s) for one in held.get(name, [])],
+            [Running(one.takes, one.left_s) for one in held.get(name, [])],
             tenants[name],
             {org: queue for org, queue in queues.get(name, {}).items() if org not in spent},
             {org: queue for org, queue in queues.get(name, {}).items() if org in spent},
-            [_preemptible(one) for one in held.get(name, []) if one.can_stop],
-            sum(float(one.takes) for one in held.get(name, []) if one.desired != "run"),
+            [one.preemptible() for one in held.get(name, []) if one.can_stop],
+            sum(one.takes for one in held.get(name, []) if one.desired != "run"),
         )
         for name in sorted(workers)
     ]
 
 
-def _preemptible(row: Any) -> Preemptible:
-    return Preemptible(row.id, row.org_id, float(row.takes), row.ran_s, spared=row.preemptions >= MAX_PREEMPTIONS)
+@dataclass(frozen=True)
+class _Held:
+    """A job that takes something of its cluster."""
+
+    id: uuid.UUID
+    org_id: uuid.UUID
+    cluster: str
+    desired: str
+    takes: float
+    left_s: float | None
+    ran_s: float
+    can_stop: bool
+    preemptions: int
+
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> "_Held":
+        ids = {"id": uuid.UUID(row["id"]), "org_id": uuid.UUID(row["org_id"])}
+        return _Held(**{**row, **ids, "takes": float(row["takes"])})
+
+    def preemptible(self) -> Preemptible:
+        return Preemptible(self.id, self.org_id, self.takes, self.ran_s, spared=self.preemptions >= MAX_PREEMPTIONS)
 
 
 # A training can stop, because it goes on from a checkpoint later.
-_HELD = text(f"""
-    WITH {CLUSTERS}
+_HELD = f"""
     SELECT j.id, j.cluster, j.org_id, j.desired, {TAKES} AS takes,
            greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float AS left_s,
            j.kind = 'train' AND j.desired = 'run' AND j.state IN ('starting', 'running') AS can_stop,
@@ -346,11 +350,10 @@ _HELD = text(f"""
                      FROM attempts WHERE job_id = jobs.id) a ON true
              WHERE state IN ('admitted', 'starting', 'running', 'stopping') AND kind <> ALL(:light)) j
       JOIN clusters c USING (cluster)
-""")
+"""
 
 # For each organisation the first of its jobs, by the index on ranked_at, however many wait.
-_HEADS = text(f"""
-    WITH {CLUSTERS}
+_HEADS = f"""
     SELECT c.cluster, j.org_id, j.id, j.expected_s, {TAKES} AS takes
       FROM clusters c CROSS JOIN organizations o
      CROSS JOIN LATERAL (SELECT * FROM jobs
@@ -358,16 +361,23 @@ _HEADS = text(f"""
                             AND kind <> ALL(:light) AND coalesce(not_before <= now(), true)
                           ORDER BY ranked_at, id LIMIT :heads) j
      ORDER BY c.cluster, j.org_id, j.ranked_at, j.id
-""")
+"""
 
-TENANTS = text(f"""
-    WITH {CLUSTERS}
+TENANTS = """
     SELECT c.cluster, c.workers, o.id AS org_id, coalesce(q.weight, 1) AS weight, q.max_workers,
            coalesce(q.nominal_workers, 0) AS nominal, q.monthly_worker_hours,
            coalesce(u.worker_seconds * power(0.5, extract(epoch FROM now() - u.at) / :half_life), 0)::float AS used
       FROM clusters c CROSS JOIN organizations o
       LEFT JOIN quotas q ON q.org_id = o.id
       LEFT JOIN usages u ON u.org_id = o.id AND u.cluster = c.cluster
+"""
+
+# In one statement: all as of one moment, and one round trip.
+_FOUND = text(f"""
+    WITH {CLUSTERS}, held AS ({_HELD}), heads AS ({_HEADS}), tenants AS ({TENANTS})
+    SELECT coalesce((SELECT jsonb_agg(held) FROM held), '[]') AS held,
+           coalesce((SELECT jsonb_agg(heads) FROM heads), '[]') AS heads,
+           coalesce((SELECT jsonb_agg(tenants) FROM tenants), '[]') AS tenants
 """)
 
 # Queued jobs that no pass looks at, and why. Each of the three has its own index: the queue may be long.

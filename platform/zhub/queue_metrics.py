@@ -74,7 +74,7 @@ def read_queue(session: Session) -> QueueState:
         shares.hold(row.cluster, row.org_id, row.reserved)
     for row in queued:
         shares.wait(row.cluster, row.org_id, row.kind, row.jobs)
-    for row in session.execute(TENANTS, values):
+    for row in session.execute(text(f"WITH {CLUSTERS} {TENANTS}"), values):
         shares.use(row.cluster, row.org_id, row.weight, row.used)
     label = shares.labels()
     depth: dict[tuple[str, str], int] = {}

@@ -155,7 +155,7 @@ class SimulatedCluster:
         for step, step_us in enumerate(course.steps_us, start=1):
             if step_us <= min(now_us, reached) and course.ended is None and not self._has(course, step):
                 self._report(course, step)
-        if course.ended is not None or now_us < reached:
+        if course.ended is not None or worker.dead or now_us < reached:
             return
         if course.stop_at_us is not None and course.stop_at_us < course.ends_us:
             course.ended = "stopped"

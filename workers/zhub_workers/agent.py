@@ -160,10 +160,11 @@ class Agent:
                 free, packs = self._launcher.free(pool), self._launcher.packs(pool)
                 if not free and not packs:
                     break
+                limit = min(max(free, 1), MAX_CLAIMS)
                 with statement_session(self._engine) as session:
                     claims = jobs.claim_up_to(
                         session,
-                        min(max(free, 1), MAX_CLAIMS),
+                        limit,
                         self.id,
                         self._settings.cluster,
                         kinds_of(pool),
@@ -171,11 +172,11 @@ class Agent:
                         free=free,
                         packs=packs,
                     )
-                if not claims:
-                    break
                 for claim in claims:
                     PICKUP.observe(claim.waited_s)
                     self._start(pool, claim)
+                if len(claims) < limit:
+                    break
 
     def _start(self, pool: str, claim: jobs.Claim) -> None:
         key = AttemptKey(claim.job_id, claim.fence)

@@ -73,7 +73,7 @@ class Launcher(Protocol):
         """The nodes that live, as far as known."""
 
 
-POOLS = ("light", "torch")
+POOLS = ("torch", "light")  # in the order in which an agent asks for jobs
 
 
 def pool_of(kind: str) -> str:

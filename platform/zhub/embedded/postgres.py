@@ -167,18 +167,20 @@ def grant_groups(admin_url: str) -> None:
 
 
 @contextmanager
-def temporary_postgres() -> Iterator[Cluster]:
-    """A running server with the roles and the database ``zhub``, in memory where possible, gone afterwards.
+def temporary_postgres(*, durable: bool = False) -> Iterator[Cluster]:
+    """A running server with the roles and the database ``zhub``, gone afterwards.
 
-    Call it from the main thread: on Linux the server dies with the thread that started it.
+    In memory where possible and not durable, or, as in daily work, on disk and durable. Call it from the main thread:
+    on Linux the server dies with the thread that started it.
     """
     memory = Path("/dev/shm")
-    home = Path(tempfile.mkdtemp(prefix="zhub-pg-", dir=memory if os.access(memory, os.W_OK) else None))
+    in_memory = not durable and os.access(memory, os.W_OK)
+    home = Path(tempfile.mkdtemp(prefix="zhub-pg-", dir=memory if in_memory else None))
     try:
         cluster = prepare_cluster(home)
         log = home / "server.log"
         server = spawn(
-            cluster.throwaway_argv(),
+            cluster.argv() if durable else cluster.throwaway_argv(),
             env=server_env(),
             log=log,
             user=cluster.user,
