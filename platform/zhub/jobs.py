@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub import checkpoints, states, tracing, webhooks
+from zhub import checkpoints, poison, states, tracing, webhooks
 from zhub.errors import LeaseLostError, NotFoundError
 from zhub.ids import new_id, public_id
 from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
@@ -23,8 +23,6 @@ from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
 MAX_USER_FAILURES = 2  # retries of an unexpected error in the recipe itself
 MAX_INFRA_FAILURES = 5  # retries after lost actors, lost agents, an unreachable store
 PRIORITY_HEAD_START = timedelta(minutes=10)
-POISON_NODES = 2  # nodes that must live on after a job alone has lost its worker there, to blame the job
-ALONE_FOR = timedelta(minutes=10)  # before and after a loss: what nothing else was lost in, the job did
 LIGHT_KINDS = ("validate",)  # need no slot: they run beside training on a CPU worker
 
 
@@ -95,7 +93,7 @@ class Failure:
 LOST = Failure("lost", "The attempt's worker died.", retryable=True)
 POISON = Failure(
     "poison",
-    f"The job's worker died on {POISON_NODES} nodes that live on, and no other job's did: the job brings its worker "
+    f"The job's worker died on {poison.NODES} nodes that live on, and no other job's did: the job brings its worker "
     "down. Most often it needs more memory than a worker has: lower batch_size or group_size. If something else was to "
     "blame, redrive the job.",
 )
@@ -346,29 +344,9 @@ def lose(
     desired, in_time = session.execute(leased).one_or_none() or (None, False)
     if desired == "preempt":
         return stopped(session, job_id, fence)
-    if died_on is not None and in_time and _is_poison(session, job_id, fence, died_on, nodes):
+    if died_on is not None and in_time and poison.found(session, job_id, fence, died_on, nodes):
         return fail(session, job_id, fence, POISON)
     return fail(session, job_id, fence, LOST, outcome="lost")
-
-
-def _is_poison(session: Session, job_id: uuid.UUID, fence: int, died_on: str, nodes: Collection[str]) -> bool:
-    """Note where the attempt's worker died; whether its job has brought down too many by now."""
-    session.execute(update(Attempt).where(Attempt.job_id == job_id, Attempt.fence == fence).values(died_on=died_on))
-    counted = {"job": job_id, "nodes": list(nodes), "alone_for": ALONE_FOR}
-    return bool(session.execute(_DIED_ALONE_ON, counted).scalar_one() >= POISON_NODES)
-
-
-# Only attempts since the job was made or redriven, and of those the ones that got no further than their checkpoint: a
-# job that gets on between two losses is no poison. A node that has died is what the worker died of.
-_DIED_ALONE_ON = text("""
-    SELECT count(DISTINCT died_on) FROM attempts a JOIN jobs j ON j.id = a.job_id
-     WHERE a.job_id = :job AND died_on = ANY(:nodes) AND a.created_at >= j.started_at
-       AND a.fence >= coalesce((SELECT max(c.fence) FROM checkpoints c WHERE c.job_id = a.job_id), 0)
-       AND NOT EXISTS (
-           SELECT FROM attempts other WHERE other.died_on = a.died_on AND other.job_id <> a.job_id
-              AND other.ended_at BETWEEN coalesce(a.ended_at, now()) - cast(:alone_for AS interval)
-                                     AND coalesce(a.ended_at, now()) + cast(:alone_for AS interval))
-""")
 
 
 def preempt(session: Session, job_id: uuid.UUID, fence: int, message: str) -> None:

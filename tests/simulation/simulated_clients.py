@@ -93,6 +93,8 @@ class Team:
             except REFUSALS as exc:
                 answer = f"refused: {type(exc).__name__}"
             except UnavailableError:
+                if what == "redrive":
+                    self._doubt_cancellations()  # it may be done, and is refused when it is asked again
                 self._simulation.wait(1, None)
                 continue
             self._simulation.note(self._name, f"{what}: {answer}")
@@ -106,8 +108,11 @@ class Team:
         elif what == "cancel":
             self.told[job_id] = "cancel"
         elif what == "redrive":
-            # What was cancelled with it comes back as well.
-            self.told = dict.fromkeys(self.told, "redrive")
+            self._doubt_cancellations()
+
+    def _doubt_cancellations(self) -> None:
+        """After a redrive: what was cancelled with a job comes back with it."""
+        self.told = dict.fromkeys(self.told, "redrive")
 
     def _new_key(self) -> str:
         return uuid.UUID(int=self._rng.getrandbits(128)).hex

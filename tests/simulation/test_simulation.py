@@ -18,7 +18,7 @@ from simulated_cluster import JOBS_PER_WORKER, SLOTS, SimulatedCluster
 from simulated_database import SimulatedDatabase, at
 from simulation import Process, Simulation
 
-from zhub import history, jobs, scheduler, states
+from zhub import history, jobs, poison, scheduler, states
 from zhub.config import Settings
 from zhub.db import system_session
 from zhub.embedded.postgres import Urls
@@ -129,10 +129,10 @@ class World:
         self._check_told()
         for row in self.database.rows("SELECT * FROM jobs WHERE state = 'failed' AND kind <> 'gate'"):
             spent = row["infra_failures"] > jobs.MAX_INFRA_FAILURES or row["user_failures"] > jobs.MAX_USER_FAILURES
-            poison = row["error"]["code"] == jobs.POISON.code
-            if poison and len(self.cluster.poisoned.get(row["id"], ())) < jobs.POISON_NODES:
+            is_poison = row["error"]["code"] == jobs.POISON.code
+            if is_poison and len(self.cluster.poisoned.get(row["id"], ())) < poison.NODES:
                 fail(f"a job is called poison that has not killed workers on several nodes: {row}")
-            if not spent and not poison and row["error"]["code"] not in FINAL_CODES:
+            if not spent and not is_poison and row["error"]["code"] not in FINAL_CODES:
                 fail(f"a job has failed with retries left: {row}")
         for column in self.database.outside(at(0), at(self.simulation.now_us)):
             fail(f"{column} has a time that is not virtual")

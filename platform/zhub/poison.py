@@ -1,0 +1,36 @@
+"""Poison: whether a job brings its workers down, or something else does (decision 0017)."""
+
+import uuid
+from collections.abc import Collection
+from datetime import timedelta
+
+from sqlalchemy import text, update
+from sqlalchemy.orm import Session
+
+from zhub.models import Attempt
+
+NODES = 2  # that live on after a worker of the job alone has died there, before the job is to blame
+ALONE_FOR = timedelta(minutes=10)  # before and after a loss, in which no other job may have lost a worker there
+
+
+def found(session: Session, job_id: uuid.UUID, fence: int, died_on: str, nodes: Collection[str]) -> bool:
+    """Note the node where an attempt's worker died; whether its job has brought down workers on ``NODES`` by now.
+
+    ``nodes`` are those that live. The attempt has not ended yet.
+    """
+    session.execute(update(Attempt).where(Attempt.job_id == job_id, Attempt.fence == fence).values(died_on=died_on))
+    counted = {"job": job_id, "nodes": list(nodes), "alone_for": ALONE_FOR}
+    return bool(session.execute(_DIED_ALONE_ON, counted).scalar_one() >= NODES)
+
+
+# Only attempts since the job was made or redriven, and of those the ones that got no further than their checkpoint: a
+# job that gets on between two losses is no poison. A node that has died is what the worker died of.
+_DIED_ALONE_ON = text("""
+    SELECT count(DISTINCT died_on) FROM attempts a JOIN jobs j ON j.id = a.job_id
+     WHERE a.job_id = :job AND died_on = ANY(:nodes) AND a.created_at >= j.started_at
+       AND a.fence >= coalesce((SELECT max(c.fence) FROM checkpoints c WHERE c.job_id = a.job_id), 0)
+       AND NOT EXISTS (
+           SELECT FROM attempts other WHERE other.died_on = a.died_on AND other.job_id <> a.job_id
+              AND other.ended_at BETWEEN coalesce(a.ended_at, now()) - cast(:alone_for AS interval)
+                                     AND coalesce(a.ended_at, now()) + cast(:alone_for AS interval))
+""")
