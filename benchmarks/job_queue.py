@@ -340,8 +340,7 @@ def wal_ours(urls: Urls) -> float:
                 session.merge(AgentRow(id=agent, cluster="default", slots=8))
                 admission.admit(session, agent_lost_after_s=60)
             with system_session(engine) as session:
-                claim = jobs.claim(session, agent, "default", ["decompose"], lease_s=60)
-            assert claim is not None
+                (claim,) = jobs.claim_up_to(session, 1, agent, "default", ["decompose"], lease_s=60)
             with system_session(engine) as session:
                 jobs.heartbeat(session, claim.job_id, claim.fence, lease_s=60, progressed=True)
             with system_session(engine) as session:
@@ -394,8 +393,7 @@ def backlog_cost(urls: Urls, waiting: int) -> float:
         found = []
         for _ in range(8):
             with system_session(engine) as session:
-                claim = jobs.claim(session, agent, "default", ["decompose"], lease_s=60)
-            assert claim is not None
+                (claim,) = jobs.claim_up_to(session, 1, agent, "default", ["decompose"], lease_s=60)
             found.append(claim)
         seconds.append((time.perf_counter() - began) / 8)
         for claim in found:

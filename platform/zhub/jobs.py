@@ -125,21 +125,6 @@ def live(session: Session, project_id: uuid.UUID, dedup_key: str) -> Job | None:
     )
 
 
-def claim(
-    session: Session,
-    agent_id: uuid.UUID,
-    cluster: str,
-    kinds: Sequence[str],
-    *,
-    lease_s: float,
-    free: int = 1,
-    packs: Collection[str] = (),
-) -> Claim | None:
-    """``claim_up_to`` one job: it, or None."""
-    found = claim_up_to(session, 1, agent_id, cluster, kinds, lease_s=lease_s, free=free, packs=packs)
-    return found[0] if found else None
-
-
 def claim_up_to(
     session: Session,
     limit: int,

@@ -15,6 +15,7 @@ import pytest
 import ray  # noqa: TID251
 import torch
 from ray_nodes import groups
+from suites import GRADER
 
 from zhub.errors import UnavailableError
 from zhub.manifest import sha256_file
@@ -110,13 +111,7 @@ def job(tmp_path: Path, ray_head: str) -> Job:
             "validation_file": None,
             "recipe": "reinforcement",
             "hyperparameters": resolve_hyperparameters("reinforcement", asked | {"max_new_tokens": 8}, train_rows=100),
-            "grader": {
-                "type": "string_check",
-                "name": "exact",
-                "operation": "eq",
-                "input": "{{sample.output_text}}",
-                "reference": "{{item.answer}}",
-            },
+            "grader": GRADER,
             "seed": 1,
         }
     )

@@ -1,6 +1,5 @@
 """One embedded stack for all end-to-end tests: real PostgreSQL, Valkey, Ray and Serve, and the openai client."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -17,15 +16,9 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from suites import GRADER
 
 START_TIMEOUT_S = 240
-GRADER = {
-    "type": "string_check",
-    "name": "exact",
-    "operation": "eq",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-}
 
 
 def until(what: str, question: Callable[[], Any], timeout_s: float) -> Any:
@@ -97,38 +90,31 @@ def stop_stack(stack: RunningStack) -> None:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, traces: Any) -> Iterator[RunningStack]:
+    """The stack, with its shipped base decomposed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", traces.url)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
         patch.setenv("ZHUB_LOG_FORMAT", "json")
         running = start_stack(tmp_path_factory.mktemp("stack"))
-    yield running
-    stop_stack(running)
+    try:
+        until("the shipped base", lambda: "zhub-tiny" in [m.id for m in running.client.models.list().data], 120)
+        yield running
+    finally:
+        stop_stack(running)
 
 
 @pytest.fixture(scope="session")
 def e2e() -> Any:
     """The functions of this file; tests are not packages, so they cannot import it."""
     return SimpleNamespace(
-        GRADER=GRADER,
         until=until,
         upload=upload,
+        train=train,
         wait_for_job=wait_for_job,
         wait_for_step=wait_for_step,
         start_stack=start_stack,
         stop_stack=stop_stack,
     )
-
-
-@pytest.fixture(scope="session")
-def tiny_models() -> Any:
-    """The module that makes tiny models of several architectures, shared with the unit tests."""
-    path = Path(__file__).parents[1] / "unit" / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def upload(client: openai.OpenAI, rows: list[dict[str, Any]], name: str) -> str:
@@ -138,6 +124,23 @@ def upload(client: openai.OpenAI, rows: list[dict[str, Any]], name: str) -> str:
     file = client.files.wait_for_processing(file.id, poll_interval=0.2, max_wait_seconds=120)
     assert file.status == "processed", file.status_details
     return file.id
+
+
+def train(
+    client: openai.OpenAI,
+    rows: list[dict[str, Any]],
+    name: str,
+    *,
+    model: str = "zhub-tiny",
+    grader: Any = GRADER,
+    **hyperparameters: Any,
+) -> Any:
+    """Upload rows and create a job that trains an expert of this name on them, with answers of up to 16 tokens."""
+    settings = {"grader": grader, "hyperparameters": {"max_new_tokens": 16} | hyperparameters}
+    method: Any = {"type": "reinforcement", "reinforcement": settings}
+    return client.fine_tuning.jobs.create(
+        model=model, training_file=upload(client, rows, name), suffix=name, seed=1, method=method
+    )
 
 
 def wait_for_job(client: openai.OpenAI, job_id: str, timeout_s: float = 240) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 import openai
 import pytest
+from suites import GRADER
 
 from zhub.client import Client
 from zhub.task_families import sample_rows
@@ -138,7 +139,7 @@ def expert(compose: Compose, client: openai.OpenAI, e2e: Any) -> str:
     file_id = e2e.upload(client, sample_rows("sorting", 600, seed=7), "sorting")
     method: Any = {
         "type": "reinforcement",
-        "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 10, "max_new_tokens": 16}},
+        "reinforcement": {"grader": GRADER, "hyperparameters": {"n_steps": 10, "max_new_tokens": 16}},
     }
     job = client.fine_tuning.jobs.create(
         model="zhub-tiny", training_file=file_id, suffix="sorting", seed=1, method=method

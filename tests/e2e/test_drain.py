@@ -37,18 +37,8 @@ def answering_database(_stack: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize("database", [answering_database, frozen_database])
 def test_an_agent_that_is_told_to_stop_hands_its_attempts_over(database: Any, stack: Any, e2e: Any) -> None:
-    e2e.until("the shipped base", lambda: "zhub-tiny" in [m.id for m in stack.client.models.list().data], 120)
     name = database.__name__.replace("_", "-")
-    file_id = e2e.upload(stack.client, sample_rows("sorting", 300, seed=12), name)
-    job = stack.client.fine_tuning.jobs.create(
-        model="zhub-tiny",
-        training_file=file_id,
-        suffix=name,
-        method={
-            "type": "reinforcement",
-            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 60, "max_new_tokens": 16}},
-        },
-    )
+    job = e2e.train(stack.client, sample_rows("sorting", 300, seed=12), name, n_steps=60)
     e2e.wait_for_step(stack.client, job.id)
     agent = e2e.until("the agent", lambda: stack.pid_of("zhub_workers.agent"), 60)
     with database(stack):

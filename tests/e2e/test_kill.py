@@ -30,17 +30,7 @@ LONG = ("the scheduler", "the API")
 @pytest.mark.parametrize("part", [pytest.param(part, marks=AT_LENGTH if part in LONG else ()) for part in PARTS])
 def test_a_job_survives_the_death_of(part: str, stack: Any, e2e: Any) -> None:
     name = part.replace(" ", "-").lower()
-    e2e.until("the shipped base", lambda: "zhub-tiny" in [m.id for m in stack.client.models.list().data], 120)
-    file_id = e2e.upload(stack.client, sample_rows("sorting", 300, seed=11), name)
-    job = stack.client.fine_tuning.jobs.create(
-        model="zhub-tiny",
-        training_file=file_id,
-        suffix=name,
-        method={
-            "type": "reinforcement",
-            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 25, "max_new_tokens": 16}},
-        },
-    )
+    job = e2e.train(stack.client, sample_rows("sorting", 300, seed=11), name, n_steps=25)
     e2e.wait_for_step(stack.client, job.id)
     stack.kill(PARTS[part])
     job = e2e.wait_for_job(stack.client, job.id)

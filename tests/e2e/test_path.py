@@ -9,6 +9,8 @@ from typing import Any
 
 import openai
 import pytest
+from suites import GRADER
+from tiny_models import save_tiny
 
 from zhub.manifest import MANIFEST_FILE, Manifest, sha256_file
 from zhub.task_families import sample_rows
@@ -33,19 +35,7 @@ def zhub(stack: Any, *arguments: str) -> str:
 @pytest.fixture(scope="session")
 def sorting_job(stack: Any, e2e: Any) -> Any:
     """A finished job that trained an expert for one task family of the shipped base."""
-    e2e.until("the shipped base", lambda: "zhub-tiny" in [m.id for m in stack.client.models.list().data], 120)
-    family = "sorting"
-    file_id = e2e.upload(stack.client, sample_rows(family, 600, seed=7), "sorting")
-    job = stack.client.fine_tuning.jobs.create(
-        model="zhub-tiny",
-        training_file=file_id,
-        suffix="sorting",
-        seed=1,
-        method={
-            "type": "reinforcement",
-            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 40, "max_new_tokens": 16}},
-        },
-    )
+    job = e2e.train(stack.client, sample_rows("sorting", 600, seed=7), "sorting", n_steps=40)
     return e2e.wait_for_job(stack.client, job.id)
 
 
@@ -104,10 +94,10 @@ def test_a_pulled_expert_verifies(stack: Any, sorting_job: Any, tmp_path: Path) 
 
 
 @pytest.fixture(scope="session", params=["gpt2", "neox"])
-def foreign_base(stack: Any, e2e: Any, tiny_models: Any, request: Any, tmp_path_factory: Any) -> Iterator[str]:
+def foreign_base(stack: Any, e2e: Any, request: Any, tmp_path_factory: Any) -> Iterator[str]:
     """A base model of another architecture, with its own tokenizer and chat template, added by the command line."""
     name = f"tiny-{request.param}"
-    directory = tiny_models.save_tiny(tmp_path_factory.mktemp(name), request.param)
+    directory = save_tiny(tmp_path_factory.mktemp(name), request.param)
     zhub(stack, "base-models", "add", name, "--path", str(directory))
     e2e.until(f"base model {name}", lambda: name in [m.id for m in stack.client.models.list().data], 120)
     yield name
@@ -127,20 +117,9 @@ def test_any_base_model_takes_the_whole_path(stack: Any, e2e: Any, foreign_base:
     rows = [
         {"messages": [{"role": "user", "content": f"What comes after {i}?"}], "answer": str(i + 1)} for i in range(200)
     ]
-    file_id = e2e.upload(stack.client, rows, f"next-{foreign_base}")
-    job = stack.client.fine_tuning.jobs.create(
-        model=foreign_base,
-        training_file=file_id,
-        suffix=f"next-{foreign_base}",
-        method={
-            "type": "reinforcement",
-            "reinforcement": {
-                "grader": e2e.GRADER,
-                # A random model is never right, so every reward is the same.
-                "hyperparameters": {"n_steps": 3, "max_new_tokens": 4, "preflight_prompts": 0},
-            },
-        },
-    )
+    # A random model is never right, so every reward is the same.
+    hyperparameters = {"n_steps": 3, "max_new_tokens": 4, "preflight_prompts": 0}
+    job = e2e.train(stack.client, rows, f"next-{foreign_base}", model=foreign_base, **hyperparameters)
     job = e2e.wait_for_job(stack.client, job.id)
     assert job.status == "succeeded", job.error
     answer = stack.client.chat.completions.create(
@@ -168,16 +147,7 @@ def test_supervised_training_publishes_a_version_too(stack: Any, e2e: Any) -> No
 
 
 def test_a_running_job_is_cancelled_and_leaves_no_version(stack: Any, e2e: Any) -> None:
-    file_id = e2e.upload(stack.client, sample_rows("sorting", 300, seed=5), "cancelled")
-    job = stack.client.fine_tuning.jobs.create(
-        model="zhub-tiny",
-        training_file=file_id,
-        suffix="cancelled",
-        method={
-            "type": "reinforcement",
-            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 2000, "max_new_tokens": 16}},
-        },
-    )
+    job = e2e.train(stack.client, sample_rows("sorting", 300, seed=5), "cancelled", n_steps=2000)
     e2e.wait_for_step(stack.client, job.id)
     stack.client.fine_tuning.jobs.cancel(job.id)
     job = e2e.wait_for_job(stack.client, job.id, timeout_s=30)
@@ -194,16 +164,10 @@ def grade(sample, item):
 
 
 def test_a_paused_job_frees_its_worker_and_goes_on_from_its_checkpoint(stack: Any, e2e: Any) -> None:
-    file_id = e2e.upload(stack.client, sample_rows("sorting", 300, seed=11), "paused")
-    hyperparameters = {"n_steps": 30, "max_new_tokens": 16, "eval_interval": 1000, "checkpoint_interval": 5}
+    hyperparameters = {"n_steps": 30, "eval_interval": 1000, "checkpoint_interval": 5}
     grader = {"type": "python", "name": "contains", "source": CONTAINS}
     jobs = stack.client.fine_tuning.jobs
-    job = jobs.create(
-        model="zhub-tiny",
-        training_file=file_id,
-        suffix="paused",
-        method={"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": hyperparameters}},
-    )
+    job = e2e.train(stack.client, sample_rows("sorting", 300, seed=11), "paused", grader=grader, **hyperparameters)
     e2e.until("a checkpoint", lambda: jobs.checkpoints.list(job.id).data, 120)
     jobs.pause(job.id)
     e2e.until("the job to pause", lambda: jobs.retrieve(job.id).status == "paused", 30)
@@ -223,19 +187,7 @@ def test_a_paused_job_frees_its_worker_and_goes_on_from_its_checkpoint(stack: An
 def test_a_lora_differs_from_an_expert_in_one_word_and_is_measured_beside_it(
     stack: Any, e2e: Any, sorting_job: Any
 ) -> None:
-    file_id = e2e.upload(stack.client, sample_rows("sorting", 300, seed=13), "lora")
-    job = stack.client.fine_tuning.jobs.create(
-        model="zhub-tiny",
-        training_file=file_id,
-        suffix="lora",
-        method={
-            "type": "reinforcement",
-            "reinforcement": {
-                "grader": e2e.GRADER,
-                "hyperparameters": {"adapter": "lora", "n_steps": 10, "max_new_tokens": 16},
-            },
-        },
-    )
+    job = e2e.train(stack.client, sample_rows("sorting", 300, seed=13), "lora", adapter="lora", n_steps=10)
     job = e2e.wait_for_job(stack.client, job.id)
     assert job.status == "succeeded", job.error
     with pytest.raises(openai.BadRequestError, match="is a LoRA"):
@@ -244,7 +196,7 @@ def test_a_lora_differs_from_an_expert_in_one_word_and_is_measured_beside_it(
     asked = {
         "model": sorting_job.fine_tuned_model,
         "file": held_out,
-        "grader": e2e.GRADER,
+        "grader": GRADER,
         "max_new_tokens": 16,
         "compare_with": [job.fine_tuned_model],
     }

@@ -12,17 +12,7 @@ pytestmark = pytest.mark.ray
 
 
 def test_a_job_is_one_trace_from_its_request_to_its_worker(stack: Any, e2e: Any, traces: Any) -> None:
-    e2e.until("the shipped base", lambda: "zhub-tiny" in [m.id for m in stack.client.models.list().data], 120)
-    file_id = e2e.upload(stack.client, sample_rows("sorting", 200, seed=3), "traced")
-    job = stack.client.fine_tuning.jobs.create(
-        model="zhub-tiny",
-        training_file=file_id,
-        suffix="traced",
-        method={
-            "type": "reinforcement",
-            "reinforcement": {"grader": e2e.GRADER, "hyperparameters": {"n_steps": 12, "max_new_tokens": 8}},
-        },
-    )
+    job = e2e.train(stack.client, sample_rows("sorting", 200, seed=3), "traced", n_steps=12, max_new_tokens=8)
     assert e2e.wait_for_job(stack.client, job.id).status == "succeeded"
 
     def attempt() -> Any:

@@ -12,13 +12,14 @@ from typing import Any
 import openai
 import pytest
 import uvicorn
+from claims import claim_one
 from fastapi import FastAPI
 from fault_proxy import FaultProxy
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
 from suites import ROWS, manifest_of
 
-from zhub import datasets, jobs, registry
+from zhub import datasets, registry
 from zhub.config import Settings
 from zhub.db import system_session
 from zhub.embedded.postgres import SOCKET_NAME, Cluster, Urls
@@ -103,6 +104,16 @@ def client(open_client: Callable[..., openai.OpenAI], make_key: Callable[..., st
 
 
 @pytest.fixture
+def ask(client: openai.OpenAI) -> Callable[..., Any]:
+    """Send a request beside the dialect, and return its answer."""
+
+    def send(method: str, path: str, body: Any = None) -> Any:
+        return getattr(client, method)(path, cast_to=object, **({"body": body} if body is not None else {}))
+
+    return send
+
+
+@pytest.fixture
 def proxy(postgres: Cluster) -> Iterator[FaultProxy]:
     """A port in front of the test's PostgreSQL that can refuse, cut, and keep back the answer to a commit."""
     made = FaultProxy(postgres.socket_dir / SOCKET_NAME)
@@ -140,7 +151,7 @@ def publish_version(system_engine: Engine, make_job: Callable[..., uuid.UUID], c
     def make(expert: str = "summer", *, owner: Caller = caller, **changed: Any) -> str:
         job_id = make_job(owner, expert=expert, state="admitted", admitted_at=text("now()"))
         with system_session(system_engine) as session:
-            claim = jobs.claim(session, uuid.uuid4(), "default", ["train"], lease_s=60)
+            claim = claim_one(session, "train")
             assert claim is not None and claim.job_id == job_id
             version = registry.publish(session, job_id, claim.fence, manifest_of(job_id, **changed), "k", 7)
             return f"main.{expert}@v{version.version}"

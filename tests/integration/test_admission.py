@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from claims import AGENT, admit_queued, claim_one
 from sqlalchemy import Engine, func, select, text
 
 from zhub import admission, budgets, jobs
@@ -18,7 +19,6 @@ from zhub.models import Attempt, QueuePlace, Quota, Usage
 from zhub.tenancy import Caller
 
 MakeJob = Callable[..., uuid.UUID]
-AGENT = uuid.UUID(int=1)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def give(engine: Engine, row: Any) -> None:
 
 def claim(engine: Engine) -> jobs.Claim:
     with system_session(engine) as session:
-        found = jobs.claim(session, AGENT, "default", ["train"], lease_s=60, free=8)
+        found = claim_one(session, "train", free=8)
     assert found is not None
     return found
 
@@ -114,7 +114,8 @@ def test_an_attempt_that_ends_is_charged_by_its_time_and_what_it_took(
     execute(system_engine, "UPDATE agents SET id = :id, jobs_per_worker = 4", id=AGENT)
     for columns in ({"pack_key": "basis"}, {"workers": 2}):
         make_job(acme, **columns)
-        execute(system_engine, "UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'")
+        with system_session(system_engine) as session:
+            admit_queued(session)
         found = claim(system_engine)
         execute(system_engine, "UPDATE attempts SET created_at = now() - interval '100 seconds' WHERE ended_at IS NULL")
         with system_session(system_engine) as session:
@@ -133,7 +134,7 @@ def test_a_validation_is_not_charged(system_engine: Engine, make_agent: Any, mak
     make_job(acme, kind="validate")
     admit(system_engine)
     with system_session(system_engine) as session:
-        found = jobs.claim(session, AGENT, "default", ["validate"], lease_s=60)
+        found = claim_one(session, "validate")
         assert found is not None
         jobs.fail(session, found.job_id, found.fence, jobs.Failure("x", "x"))
         admission.charge(session)
@@ -305,7 +306,7 @@ def test_a_file_is_validated_by_another_cluster_where_its_own_has_no_agent(
     with system_session(system_engine) as session:
         (admitted,) = admission.admit(session, agent_lost_after_s=30)
         assert (admitted.job_id, admitted.cluster) == (made, "h100")  # the agent that is woken
-        claimed = jobs.claim(session, AGENT, "h100", jobs.LIGHT_KINDS, lease_s=60)
+        claimed = claim_one(session, *jobs.LIGHT_KINDS, cluster="h100")
         assert claimed is not None and claimed.job_id == made
 
 

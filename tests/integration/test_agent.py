@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from claims import claim_one
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from sqlalchemy import Engine, func, select, text
+from suites import manifest_of
 
 from zhub import checkpoints, datasets, jobs, leadership, scheduler, wishes
 from zhub.config import Settings
 from zhub.db import make_engine, system_session, tenant_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import PromptTooLongError, StoreError, UnavailableError
-from zhub.manifest import Manifest
 from zhub.models import Attempt as AttemptRow
 from zhub.models import DatasetVersion, ExpertVersion, Job, JobEvent
 from zhub.store import DirectoryStore
@@ -39,28 +40,7 @@ Report = dict[str, Any]
 
 def result_of(attempt: Attempt) -> Report:
     """What training returns."""
-    manifest = Manifest(
-        base_model="tiny",
-        base_source="made here",
-        weights_fingerprint="w",
-        basis_fingerprint="b",
-        dataset_digest="d",
-        validation_digest=None,
-        job_id=str(attempt.key.job_id),
-        fence=attempt.key.fence,
-        recipe="supervised",
-        hyperparameters={},
-        grader=None,
-        seed=1,
-        code_version="0",
-        hardware="cpu",
-        best_step=1,
-        steps=1,
-        parameters=1,
-        evaluations=[],
-        parent_digest=None,
-        files=[],
-    )
+    manifest = manifest_of(attempt.key.job_id, fence=attempt.key.fence)
     return {"manifest": manifest.model_dump(mode="json"), "key_prefix": attempt.key_prefix, "trained_tokens": 7}
 
 
@@ -757,7 +737,7 @@ def test_a_claim_whose_worker_never_began_is_given_back(house: House, job_id: uu
     agent._announce()
     house.lead()
     with system_session(house.engine) as session:  # claimed, and then the agent was interrupted
-        assert jobs.claim(session, agent.id, "default", ["train"], lease_s=60) is not None
+        assert claim_one(session, "train", agent=agent.id) is not None
     training.finish.set()
     house.drive(agent, job_id, "succeeded")
     assert house.attempts(job_id) == [(1, "lost"), (2, "succeeded")]

@@ -19,15 +19,17 @@ import httpx
 import openai
 import psutil
 import pytest
+from claims import admit_queued, claim_one
 from fastapi import FastAPI
 from sqlalchemy import Engine, func, select, text
+from suites import GRADER, METHOD, manifest_of
 
 from zhub import admission, datasets, jobs, registry, scheduler, wishes
 from zhub.config import Settings
 from zhub.db import system_session
 from zhub.embedded.children import free_ports
 from zhub.embedded.postgres import Urls
-from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, FileEntry, Manifest
+from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, FileEntry
 from zhub.models import Expert, Job, JobEvent, Quota
 from zhub.rows import validate
 from zhub.specs import DEFAULT_STEPS
@@ -47,20 +49,13 @@ ROWS = b"".join(
     json.dumps({"messages": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)}).encode() + b"\n"
     for n in range(20)
 )
-GRADER = {
-    "type": "string_check",
-    "name": "exact",
-    "operation": "eq",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-}
 JUDGE = {
     "type": "score_model",
     "name": "judge",
     "model": "tiny",
     "input": [{"role": "user", "content": "Is this right? {{sample.output_text}}"}],
 }
-METHOD: Any = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
+FILES = [FileEntry(name=name, size_bytes=1, sha256=name) for name in (Z_FILE, ROUTING_FILE)]
 
 
 def upload(client: Client, name: str = "sums.jsonl", content: bytes = ROWS) -> Any:
@@ -73,8 +68,8 @@ def check_files(system_engine: Engine, store: DirectoryStore) -> Callable[[], No
 
     def check() -> None:
         with system_session(system_engine) as session:
-            session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
-            while claim := jobs.claim(session, uuid.uuid4(), "default", ["validate"], lease_s=60):
+            admit_queued(session)
+            while claim := claim_one(session, "validate"):
                 job = jobs.succeed(session, claim.job_id, claim.fence)
                 content = io.BytesIO(b"".join(store.open(claim.spec["file"]["key"])))
                 assert job.dataset_version_id is not None
@@ -113,10 +108,11 @@ def publish(system_engine: Engine, store: DirectoryStore, train: Callable[..., A
     def make(suffix: str = "summer", **manifest_fields: Any) -> str:
         train(suffix=suffix)
         with system_session(system_engine) as session:
-            session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
-            claim = jobs.claim(session, uuid.uuid4(), "default", ["train"], lease_s=60)
+            admit_queued(session)
+            claim = claim_one(session, "train")
             assert claim is not None
-            manifest = manifest_of(claim.job_id, claim.fence).model_copy(update=manifest_fields)
+            fields = {"recipe": "reinforcement", "files": FILES} | manifest_fields
+            manifest = manifest_of(claim.job_id, fence=claim.fence, **fields)
             prefix = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}"
             store.put(f"{prefix}/{MANIFEST_FILE}", io.BytesIO(manifest.canonical()))
             version = registry.publish(session, claim.job_id, claim.fence, manifest, prefix, 7)
@@ -133,8 +129,8 @@ def evaluate(client: Client, system_engine: Engine, store: DirectoryStore, check
         body = {"model": "tiny", "file": checked_file, "grader": GRADER}
         answer: Any = client.post("/evaluations", body=body, cast_to=object)
         with system_session(system_engine) as session:
-            session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
-            claim = jobs.claim(session, uuid.uuid4(), "default", ["evaluate"], lease_s=60)
+            admit_queued(session)
+            claim = claim_one(session, "evaluate")
             assert claim is not None
             key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/rows.jsonl"
             store.put(key, io.BytesIO(b"{}\n"))
@@ -172,31 +168,6 @@ def workers(system_engine: Engine, database: Urls, settings: Settings) -> Iterat
     stopping.set()
     for thread in threads:
         thread.join(timeout=15)
-
-
-def manifest_of(job_id: uuid.UUID, fence: int) -> Manifest:
-    return Manifest(
-        base_model="tiny",
-        base_source="made here",
-        weights_fingerprint="w",
-        basis_fingerprint="b" * 64,
-        dataset_digest="d",
-        validation_digest=None,
-        job_id=str(job_id),
-        fence=fence,
-        recipe="reinforcement",
-        hyperparameters={},
-        grader=None,
-        seed=1,
-        code_version="0",
-        hardware="cpu",
-        best_step=1,
-        steps=1,
-        parameters=1,
-        evaluations=[],
-        parent_digest=None,
-        files=[FileEntry(name=name, size_bytes=1, sha256=name) for name in (Z_FILE, ROUTING_FILE)],
-    )
 
 
 # Files

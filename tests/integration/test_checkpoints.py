@@ -10,6 +10,7 @@ from typing import Any
 
 import openai
 import pytest
+from claims import admit_queued, claim_one
 from sqlalchemy import Engine, func, select, text
 
 from zhub import checkpoints, jobs, registry, scheduler
@@ -22,7 +23,6 @@ from zhub.store import DirectoryStore
 from zhub.tenancy import Caller
 
 Client = openai.OpenAI
-AGENT = uuid.UUID(int=1)
 FILES = ("manifest.json", "state.safetensors", "z.safetensors")
 
 
@@ -47,8 +47,8 @@ def claim(system_engine: Engine, make_job: Callable[..., uuid.UUID], caller: Cal
 
 def claim_again(engine: Engine) -> Claim:
     with system_session(engine) as session:
-        session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
-        found = jobs.claim(session, AGENT, "default", ["train"], lease_s=60)
+        admit_queued(session)
+        found = claim_one(session, "train")
     assert found is not None
     return found
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import time_machine
+from claims import admit_queued, claim_one
 from sqlalchemy import Engine, select, text
+from suites import manifest_of
 
-from zhub import admission, jobs, registry, tenancy
+from zhub import admission, registry, tenancy
 from zhub.config import Settings
 from zhub.db import system_session
 from zhub.errors import AuthenticationError
-from zhub.manifest import Manifest
 from zhub.models import BaseModel, QueuePlace
 from zhub.tenancy import Caller
 
@@ -26,20 +27,11 @@ def clock_off_by(offset: timedelta) -> Any:
 
 
 def publish(engine: Engine, job_id: uuid.UUID) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
-    fields: dict[str, Any] = dict.fromkeys(Manifest.model_fields, "b" * 64) | {
-        "hyperparameters": {},
-        "grader": None,
-        "parent_digest": None,
-        "evaluations": [],
-        "files": [],
-    }
-    fields |= dict.fromkeys(("schema_version", "fence", "seed", "best_step", "steps", "parameters"), 1)
     with system_session(engine) as session:
-        claim = jobs.claim(session, uuid.UUID(int=1), "default", ["train"], lease_s=60)
+        admit_queued(session)
+        claim = claim_one(session, "train")
         assert claim is not None and claim.job_id == job_id
-        registry.publish(session, job_id, claim.fence, Manifest.model_validate(fields), "k", 1)
+        registry.publish(session, job_id, claim.fence, manifest_of(job_id), "k", 1)
 
 
 def test_the_newest_version_is_the_last_one_published_by_whichever_clock(

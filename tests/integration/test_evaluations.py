@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from claims import admit_queued, claim_one
 from sqlalchemy import Engine, func, select, text, update
 from suites import GRADER, N, right_in, run
 
@@ -109,8 +110,8 @@ def test_an_evaluation_that_failed_is_run_again_under_its_id(
 ) -> None:
     first = create()
     with system_session(system_engine) as session:
-        session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
-        claim = jobs.claim(session, uuid.uuid4(), "default", ["evaluate"], lease_s=60)
+        admit_queued(session)
+        claim = claim_one(session, "evaluate")
         assert claim is not None
         jobs.fail(session, claim.job_id, claim.fence, Failure("x", "It broke."), outcome="failed_user")
     failed = fetch(client, first["id"])

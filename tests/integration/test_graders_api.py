@@ -7,19 +7,13 @@ import openai
 import psutil
 import pytest
 from fastapi import FastAPI
+from suites import GRADER
 
-STRING = {
-    "type": "string_check",
-    "name": "exact",
-    "operation": "eq",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-}
 PYTHON = {"type": "python", "name": "own", "source": "def grade(sample, item):\n    return 1 / item['n']\n"}
 MULTI = {
     "type": "multi",
     "name": "both",
-    "graders": {"exact": STRING, "own": PYTHON},
+    "graders": {"exact": GRADER, "own": PYTHON},
     "calculate_output": "0.5 * exact + own",
 }
 
@@ -41,8 +35,8 @@ def test_a_grader_is_checked_and_comes_back_complete(client: openai.OpenAI) -> N
 @pytest.mark.parametrize(
     ("grader", "param"),
     [
-        (STRING | {"type": "strin_check"}, "grader.type"),
-        (STRING | {"input": "{{item.answer}}"}, "grader.input"),
+        (GRADER | {"type": "strin_check"}, "grader.type"),
+        (GRADER | {"input": "{{item.answer}}"}, "grader.input"),
         (PYTHON | {"source": "def grade(sample): return 1"}, "grader.source"),
         (MULTI | {"calculate_output": "own + other"}, "grader"),
     ],
@@ -55,7 +49,7 @@ def test_a_grader_that_cannot_work_is_refused_with_its_field(client: openai.Open
 
 @pytest.mark.parametrize(("answer", "reward"), [("4", 1.0), ("5", 0.0)])
 def test_an_answer_is_graded(run: Callable[..., Any], answer: str, reward: float) -> None:
-    found = run(STRING, answer, answer="4")
+    found = run(GRADER, answer, answer="4")
     assert (found.reward, found.sub_rewards) == (reward, {})
     assert (found.metadata.name, found.metadata.type) == ("exact", "string_check")
     assert not any(value for name, value in found.metadata.errors.to_dict().items())
@@ -77,8 +71,8 @@ def test_a_users_code_is_run_and_combined(run: Callable[..., Any]) -> None:
             "unresponsive_reward_error",
             "longer than 0.3 s",
         ),
-        (STRING, {}, "invalid_variable_error", "no column 'item.answer'"),
-        (STRING | {"input": "{{sample.output_json.a}}"}, {"answer": "4"}, "sample_parse_error", "output_json"),
+        (GRADER, {}, "invalid_variable_error", "no column 'item.answer'"),
+        (GRADER | {"input": "{{sample.output_json.a}}"}, {"answer": "4"}, "sample_parse_error", "output_json"),
     ],
 )
 def test_a_grader_that_fails_says_how(
@@ -106,7 +100,7 @@ def test_a_judge_that_is_away_is_told(run: Callable[..., Any], make_base_model: 
 
 def test_an_answer_that_is_too_long_is_refused(run: Callable[..., Any]) -> None:
     with pytest.raises(openai.BadRequestError, match="model_sample"):
-        run(STRING, "x" * 100_001, answer="4")
+        run(GRADER, "x" * 100_001, answer="4")
 
 
 def test_graders_need_the_scope_of_jobs(
@@ -114,7 +108,7 @@ def test_graders_need_the_scope_of_jobs(
 ) -> None:
     client = open_client(make_key(scopes=["files:read"]))
     with pytest.raises(openai.PermissionDeniedError):
-        client.fine_tuning.alpha.graders.validate(grader=STRING)  # type: ignore[arg-type]
+        client.fine_tuning.alpha.graders.validate(grader=GRADER)  # type: ignore[arg-type]
 
 
 def test_the_sandbox_starts_when_it_is_needed_and_ends_with_the_api(
@@ -127,7 +121,7 @@ def test_the_sandbox_starts_when_it_is_needed_and_ends_with_the_api(
         return sum("zhub.sandbox" in " ".join(child.cmdline()) for child in psutil.Process().children())
 
     before = sandboxes()
-    run(STRING, answer="4")
+    run(GRADER, answer="4")
     assert sandboxes() == before
     run(PYTHON, n=1)
     assert sandboxes() > before

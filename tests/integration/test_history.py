@@ -5,17 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from claims import admit_queued, claim_one
 from sqlalchemy import Engine, text
+from suites import manifest_of
 
 from zhub import aliases, dependencies, history, jobs, registry
 from zhub.cli.database_process import examine_history
 from zhub.db import system_session
 from zhub.embedded.postgres import Urls
-from zhub.manifest import Manifest
 from zhub.models import Dataset, Promotion, Schedule, ScheduleTick
 from zhub.tenancy import Caller
 
-AGENT = uuid.UUID(int=1)
 REPORTS = [jobs.Event(seq, "info", "message", f"Step {seq}.") for seq in (1, 2)]
 MakeJob = Callable[..., uuid.UUID]
 
@@ -31,9 +31,9 @@ def examine(engine: Engine) -> set[str]:
 
 
 def claim(engine: Engine) -> jobs.Claim:
-    execute(engine, "UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'")
     with system_session(engine) as session:
-        found = jobs.claim(session, AGENT, "default", ["train"], lease_s=60)
+        admit_queued(session)
+        found = claim_one(session, "train")
     assert found is not None
     return found
 
@@ -53,24 +53,11 @@ def past(system_engine: Engine, make_job: MakeJob, make_agent: Any, caller: Call
         execute(system_engine, f"UPDATE {table} SET created_at = created_at - interval '10 seconds'")
     execute(system_engine, "UPDATE attempts SET ended_at = ended_at - interval '10 seconds'")
     again = claim(system_engine)
-    fields: dict[str, Any] = dict.fromkeys(Manifest.model_fields, "x") | {
-        "schema_version": 1,
-        "job_id": str(made),
-        "fence": again.fence,
-        "hyperparameters": {},
-        "seed": 1,
-        "best_step": 1,
-        "steps": 1,
-        "parameters": 1,
-        "evaluations": [],
-        "files": [],
-        "grader": None,
-    }
     with system_session(system_engine) as session:
         jobs.heartbeat(session, made, again.fence, lease_s=60, progressed=True, events=REPORTS)
     with system_session(system_engine) as session:
         prefix = f"t/{caller.org_id.hex}/jobs/{made.hex}/attempts/{again.fence}"
-        version = registry.publish(session, made, again.fence, Manifest.model_validate(fields), prefix, 1)
+        version = registry.publish(session, made, again.fence, manifest_of(made, fence=again.fence), prefix, 1)
         record = registry.versions_by_id(session, [version.id])[version.id]
         aliases.move(session, "prod", record, by="test")
     own = {"org_id": caller.org_id, "project_id": caller.project_id}

@@ -9,29 +9,29 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from claims import AGENT, admit_queued, claim_one
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import IntegrityError
+from suites import manifest_of
 
 from zhub import admission, datasets, jobs, leadership, registry, scheduler, wishes
 from zhub.db import make_engine, system_session, tenant_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import ConflictError, DeposedError, LeaseLostError, UnavailableError
 from zhub.jobs import Claim, Event, Failure
-from zhub.manifest import Manifest
 from zhub.models import Agent, Attempt, BaseModel, DatasetVersion, Expert, ExpertVersion, Job, JobEvent
 from zhub.tenancy import Caller
 from zhub.wakeup import PollingWakeup
 
 MakeJob = Callable[..., uuid.UUID]
 
-AGENT = uuid.UUID(int=1)
 LOST = Failure("lost", "The worker died.", retryable=True)
 WRONG = Failure("training_error", "It cannot work.")
 
 
 def claim(engine: Engine, *kinds: str, agent: uuid.UUID = AGENT, cluster: str = "default") -> Claim | None:
     with system_session(engine) as session:
-        return jobs.claim(session, agent, cluster, kinds or ("train", "validate", "decompose"), lease_s=60)
+        return claim_one(session, *(kinds or ("train", "validate", "decompose")), agent=agent, cluster=cluster)
 
 
 def claimed(engine: Engine) -> Claim:
@@ -47,7 +47,7 @@ def heartbeat(engine: Engine, job_id: uuid.UUID, fence: int, **options: Any) -> 
 
 def publish(engine: Engine, job_id: uuid.UUID, fence: int) -> int:
     with system_session(engine) as session:
-        return registry.publish(session, job_id, fence, manifest_of(job_id, fence), "prefix", 7).version
+        return registry.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7).version
 
 
 def fail(engine: Engine, job_id: uuid.UUID, fence: int, failure: Failure = LOST, outcome: str = "failed_infra") -> str:
@@ -104,7 +104,8 @@ def expire_leases(engine: Engine) -> None:
 
 def readmit(engine: Engine) -> None:
     """What back-off and admission do, without the wait."""
-    execute(engine, "UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'")
+    with system_session(engine) as session:
+        admit_queued(session)
 
 
 def row(engine: Engine, job_id: uuid.UUID) -> Job:
@@ -119,31 +120,6 @@ def everything(engine: Engine) -> dict[str, Any]:
         return {
             table: connection.scalars(text(f"SELECT to_jsonb(t) FROM {table} t ORDER BY id")).all() for table in tables
         }
-
-
-def manifest_of(job_id: uuid.UUID, fence: int) -> Manifest:
-    return Manifest(
-        base_model="tiny",
-        base_source="made here",
-        weights_fingerprint="w",
-        basis_fingerprint="b",
-        dataset_digest="d",
-        validation_digest=None,
-        job_id=str(job_id),
-        fence=fence,
-        recipe="supervised",
-        hyperparameters={},
-        grader=None,
-        seed=1,
-        code_version="0",
-        hardware="cpu",
-        best_step=1,
-        steps=1,
-        parameters=1,
-        evaluations=[],
-        parent_digest=None,
-        files=[],
-    )
 
 
 @pytest.fixture
@@ -207,7 +183,7 @@ def test_a_claim_passes_over_a_job_that_another_claim_holds_uncommitted(
 ) -> None:
     first, second = admitted(), admitted()
     with system_session(system_engine) as session:
-        held = jobs.claim(session, AGENT, "default", ["train"], lease_s=60)
+        held = claim_one(session, "train")
         other = claim(system_engine)
         assert claim(system_engine) is None
     assert held is not None and other is not None
@@ -219,7 +195,7 @@ def test_a_claim_that_is_rolled_back_leaves_the_job_to_be_claimed_under_the_same
 ) -> None:
     admitted()
     with system_session(system_engine) as session:
-        jobs.claim(session, AGENT, "default", ["train"], lease_s=60)
+        claim_one(session, "train")
         session.rollback()
     assert claimed(system_engine).fence == 1
 
@@ -266,7 +242,7 @@ def test_an_agent_with_several_free_workers_claims_for_all_of_them_at_once(
 
 def claim_into(engine: Engine, *packs: str) -> Claim | None:
     with system_session(engine) as session:
-        return jobs.claim(session, AGENT, "default", ["train"], lease_s=60, free=0, packs=packs)
+        return claim_one(session, "train", free=0, packs=packs)
 
 
 def test_a_claim_for_a_pack_takes_a_job_of_that_pack(system_engine: Engine, admitted: Callable[..., uuid.UUID]) -> None:
@@ -294,7 +270,7 @@ def test_a_job_that_takes_several_workers_is_claimed_once_they_are_all_free_and_
     admitted()
     agent = make_agent(slots=4)
     with system_session(system_engine) as session:
-        found = jobs.claim(session, agent, "default", ["train"], lease_s=60, free=free)
+        found = claim_one(session, "train", agent=agent, free=free)
     assert (found and found.workers) == given
 
 
@@ -304,7 +280,7 @@ def test_a_job_that_asks_for_more_workers_than_there_are_is_given_all_of_them(
     job_id = admitted(workers=8)
     agent = make_agent(slots=2)
     with system_session(system_engine) as session:
-        found = jobs.claim(session, agent, "default", ["train"], lease_s=60, free=2)
+        found = claim_one(session, "train", agent=agent, free=2)
         charged = session.scalar(select(Attempt.workers).where(Attempt.job_id == job_id))
     assert found is not None and (found.workers, charged) == (2, 2)
 
@@ -683,7 +659,7 @@ def test_a_version_carries_the_fence_that_its_job_had(
     publish(system_engine, job_id, claimed(system_engine).fence)
     with system_session(system_engine) as session:
         version = session.scalars(select(ExpertVersion)).one()
-    assert (version.job_id, version.fence, version.digest) == (job_id, 2, manifest_of(job_id, 2).digest)
+    assert (version.job_id, version.fence, version.digest) == (job_id, 2, manifest_of(job_id, fence=2).digest)
 
 
 def test_a_cancellation_that_was_accepted_wins_over_a_result(
@@ -731,7 +707,7 @@ def test_a_cancellation_that_meets_a_publication_in_flight_waits_and_is_refused(
     fence = claimed(system_engine).fence
     with ThreadPoolExecutor(1) as pool:
         with system_session(system_engine) as session:
-            registry.publish(session, job_id, fence, manifest_of(job_id, fence), "prefix", 7)
+            registry.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
             cancelling = pool.submit(cancel, api_engine, caller, job_id)
             wait_until_blocked(system_engine, until)
         with pytest.raises(ConflictError):
@@ -767,8 +743,8 @@ def test_versions_of_concurrent_publications_are_numbered_without_a_gap(
     def race(index: int) -> None:
         barrier.wait(timeout=10)
         with system_session(system_engine) as session:
-            key = got[index].job_id, got[index].fence
-            registry.publish(session, *key, manifest_of(*key), "prefix", 7)
+            job_id, fence = got[index].job_id, got[index].fence
+            registry.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
             if index % 3 == 0:  # a commit that never happens must not use up a number
                 session.rollback()
 
@@ -821,7 +797,7 @@ def test_a_publication_that_breaks_before_its_commit_may_be_repeated(
     job_id = admitted()
     fence = claimed(system_engine).fence
     with system_session(system_engine) as session:
-        registry.publish(session, job_id, fence, manifest_of(job_id, fence), "prefix", 7)
+        registry.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
         session.rollback()
     assert publish(system_engine, job_id, fence) == 1
 
@@ -1050,7 +1026,7 @@ def test_a_pause_that_meets_a_publication_in_flight_waits_and_is_refused(
     fence = claimed(system_engine).fence
     with ThreadPoolExecutor(1) as pool:
         with system_session(system_engine) as session:
-            registry.publish(session, job_id, fence, manifest_of(job_id, fence), "prefix", 7)
+            registry.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
             pausing = pool.submit(pause, api_engine, caller, job_id)
             wait_until_blocked(system_engine, until)
         with pytest.raises(ConflictError, match="already succeeded"):

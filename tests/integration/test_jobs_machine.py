@@ -46,6 +46,7 @@ from hypothesis.stateful import (
 from sqlalchemy import Engine, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
+from suites import manifest_of
 
 from zhub import (
     admission,
@@ -62,7 +63,6 @@ from zhub import (
 )
 from zhub.db import system_session
 from zhub.errors import ConflictError, DeposedError, LeaseLostError
-from zhub.manifest import Manifest
 from zhub.models import Agent, BaseModel, Checkpoint, Expert, Job, Organization, Project, Quota
 from zhub.store import DirectoryStore
 
@@ -137,15 +137,6 @@ class Model:
             self.infra_failures += 1
         else:
             self.user_failures += 1
-
-
-def manifest_of(job_id: uuid.UUID, fence: int) -> Manifest:
-    texts = "base_model base_source weights_fingerprint basis_fingerprint dataset_digest recipe code_version hardware"
-    numbers = "seed best_step steps parameters"
-    fields: dict[str, Any] = dict.fromkeys(texts.split(), "x") | dict.fromkeys(numbers.split(), 1)
-    fields |= dict.fromkeys(("validation_digest", "grader", "parent_digest"))
-    fields |= {"evaluations": [], "files": [], "hyperparameters": {}, "job_id": str(job_id), "fence": fence}
-    return Manifest(**fields)
 
 
 class Protocol(RuleBasedStateMachine):
@@ -329,11 +320,12 @@ class Protocol(RuleBasedStateMachine):
     @rule(target=attempts, agent=st.sampled_from(AGENTS), kinds=st.sampled_from([KINDS, ["train"], ["validate"]]))
     def claim(self, agent: uuid.UUID, kinds: list[str]) -> Any:
         with system_session(self.engine) as session:
-            claim = jobs.claim(session, agent, "default", kinds, lease_s=3600)
+            found = jobs.claim_up_to(session, 1, agent, "default", kinds, lease_s=3600)
         ready = [m for m in self.models if m.state == "admitted" and m.desired == "run" and m.kind in kinds]
-        assert (claim is None) == (not ready)
-        if claim is None:
+        assert bool(found) == bool(ready)
+        if not found:
             return multiple()
+        (claim,) = found
         (model,) = [m for m in ready if m.id == claim.job_id]
         model.state, model.fence, model.expired = "starting", model.fence + 1, False
         assert claim.fence == model.fence
@@ -410,7 +402,7 @@ class Protocol(RuleBasedStateMachine):
         with self.by_the_owner_only(attempt, unless_cancelled=True) as model:
             with system_session(self.engine) as session:
                 if model.kind == "train":
-                    manifest = manifest_of(model.id, attempt[1])
+                    manifest = manifest_of(model.id, fence=attempt[1])
                     prefix = f"t/{self.owner['org_id'].hex}/jobs/{model.id.hex}/attempts/{attempt[1]}"
                     registry.publish(session, model.id, attempt[1], manifest, prefix, 1)
                 else:

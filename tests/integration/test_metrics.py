@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from claims import claim_one
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, text
@@ -85,7 +86,7 @@ def test_the_leader_tells_the_queue_the_workers_and_the_shares(
         make_job(acme)
     scheduler.schedule(system_engine, LEADER, lead)
     with system_session(system_engine) as session:
-        assert jobs.claim(session, agent, "default", ["train"], lease_s=60) is not None
+        assert claim_one(session, "train", agent=agent) is not None
     make_job(acme, kind="evaluate")
     make_job(umbrella)
     make_job(umbrella)
@@ -201,7 +202,7 @@ def test_the_leader_counts_waits_ends_and_lost_leases(
     assert counted("zhub_admission_wait_seconds_count") - waits[1] == 2
     assert counted("zhub_admission_wait_seconds_sum") - waits[0] == pytest.approx(240, abs=30)
     with system_session(system_engine) as session:
-        first, second = (jobs.claim(session, agent, "default", ["train"], lease_s=60) for _ in range(2))
+        first, second = (claim_one(session, "train", agent=agent) for _ in range(2))
         assert first is not None and second is not None
         jobs.fail(session, second.job_id, second.fence, jobs.Failure("bad", "It was bad."))
         expire = text("UPDATE jobs SET lease_until = now() - interval '1 second' WHERE id = :id")
@@ -221,7 +222,7 @@ def test_a_claim_says_how_long_the_job_waited_for_it(
     scheduler.schedule(system_engine, LEADER, lead)
     with system_session(system_engine) as session:
         session.execute(text("UPDATE jobs SET admitted_at = now() - interval '90 seconds'"))
-        claim = jobs.claim(session, agent, "default", ["train"], lease_s=60)
+        claim = claim_one(session, "train", agent=agent)
     assert claim is not None and claim.waited_s == pytest.approx(90, abs=10)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import openai
 import pytest
+from claims import admit_queued, claim_one
 from sqlalchemy import Engine, select, text
-from suites import GRADER, manifest_of, right_in, run
+from suites import GRADER, METHOD, manifest_of, right_in, run
 
 from zhub import aliases, dependencies, jobs, promotions, registry, wishes
 from zhub.db import system_session
@@ -22,16 +23,6 @@ from zhub.tenancy import Caller
 
 Client = openai.OpenAI
 Ask = Callable[..., Any]
-
-
-@pytest.fixture
-def ask(client: Client) -> Ask:
-    """Send a request beside the dialect, and return its answer."""
-
-    def send(method: str, path: str, body: Any = None) -> Any:
-        return getattr(client, method)(path, cast_to=object, **({"body": body} if body is not None else {}))
-
-    return send
 
 
 @pytest.fixture
@@ -268,8 +259,8 @@ def test_a_gate_whose_evaluation_failed_says_so_and_promotes_nothing(
     made = promote(publish_version())
     advance(system_engine)
     with system_session(system_engine) as session:
-        session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
-        while claim := jobs.claim(session, uuid.uuid4(), "default", ["evaluate"], lease_s=60):
+        admit_queued(session)
+        while claim := claim_one(session, "evaluate"):
             jobs.fail(session, claim.job_id, claim.fence, Failure("x", "It broke."), outcome="failed_user")
     advance(system_engine)
     found = ask("get", f"/promotions/{made['id']}")
@@ -346,9 +337,8 @@ def test_what_cannot_be_promoted_is_refused_at_once(
 @pytest.fixture
 def train(client: Client, suite_file: str) -> Ask:
     def create(**options: Any) -> Any:
-        method: Any = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
         return client.fine_tuning.jobs.create(
-            model="tiny", training_file=suite_file, method=method, suffix="summer", extra_body=options
+            model="tiny", training_file=suite_file, method=METHOD, suffix="summer", extra_body=options
         )
 
     return create
@@ -359,7 +349,7 @@ def publish_job(engine: Engine, job_id: str, sha256: str, cluster: str = "defaul
     with system_session(engine) as session:
         found = uuid.UUID(job_id.removeprefix("ftjob-"))
         session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE id = :id"), {"id": found})
-        claim = jobs.claim(session, uuid.uuid4(), cluster, ["train"], lease_s=60)
+        claim = claim_one(session, "train", cluster=cluster)
         assert claim is not None and claim.job_id == found
         registry.publish(session, found, claim.fence, manifest_of(found, **z(sha256)), "k", 7)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+from claims import claim_one
 from sqlalchemy import Engine, select, text
 from suites import GRADER
 
@@ -28,7 +29,7 @@ def fail(engine: Engine, job_id: uuid.UUID, kind: str = "train", code: str = "x"
     """Let a job fail for good; the fence of its attempt."""
     with system_session(engine) as session:
         session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE id = :id"), {"id": job_id})
-        claim = jobs.claim(session, uuid.uuid4(), "default", [kind], lease_s=60)
+        claim = claim_one(session, kind)
         assert claim is not None and claim.job_id == job_id
         jobs.fail(session, job_id, claim.fence, Failure(code, "It broke."))
         return claim.fence

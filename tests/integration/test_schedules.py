@@ -1,6 +1,5 @@
 """Schedules: every tick has one outcome, whoever looks and however often, and repeated failure ends them."""
 
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -8,9 +7,10 @@ from typing import Any
 
 import openai
 import pytest
+from claims import admit_queued, claim_one
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import IntegrityError
-from suites import GRADER, ROWS, right_in, run
+from suites import GRADER, METHOD, ROWS, right_in, run
 
 from zhub import jobs, schedules, wishes
 from zhub.db import system_session
@@ -23,17 +23,9 @@ Client = openai.OpenAI
 Ask = Callable[..., Any]
 TRAINING = {
     "model": "tiny",
-    "method": {"type": "reinforcement", "reinforcement": {"grader": GRADER}},
+    "method": METHOD,
     "suffix": "summer",
 }
-
-
-@pytest.fixture
-def ask(client: Client) -> Ask:
-    def send(method: str, path: str, body: Any = None) -> Any:
-        return getattr(client, method)(path, cast_to=object, **({"body": body} if body is not None else {}))
-
-    return send
 
 
 @pytest.fixture
@@ -88,8 +80,8 @@ def trainings(engine: Engine) -> list[Job]:
 def end(engine: Engine, *, well: bool) -> None:
     """Let every training end."""
     with system_session(engine) as session:
-        session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
-        while claim := jobs.claim(session, uuid.uuid4(), "default", ["train"], lease_s=60):
+        admit_queued(session)
+        while claim := claim_one(session, "train"):
             if well:
                 jobs.succeed(session, claim.job_id, claim.fence)
             else:

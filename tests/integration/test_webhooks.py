@@ -11,15 +11,16 @@ from typing import Any, Final
 import httpx
 import openai
 import pytest
+from claims import claim_one
 from fastapi import FastAPI
 from openai import InvalidWebhookSignatureError
 from sqlalchemy import Engine, func, select, text, update
+from suites import manifest_of
 
 from zhub import dependencies, jobs, registry, relay, webhooks, wishes
 from zhub.config import Settings
 from zhub.db import system_session, tenant_session
 from zhub.ids import public_id
-from zhub.manifest import ROUTING_FILE, Z_FILE, FileEntry, Manifest
 from zhub.models import Evaluation, Job, WebhookDelivery, WebhookEndpoint
 from zhub.outbound import Outbound, Outcome
 from zhub.tenancy import Caller
@@ -78,22 +79,11 @@ def start(system_engine: Engine) -> Callable[[uuid.UUID], int]:
                 .where(Job.id == job_id)
                 .values(state="admitted", admitted_at=func.now(), cluster=str(job_id))
             )
-            claimed = jobs.claim(session, uuid.uuid4(), str(job_id), ["train", "evaluate", "validate"], lease_s=60)
+            claimed = claim_one(session, "train", "evaluate", "validate", cluster=str(job_id))
             assert claimed is not None
             return claimed.fence
 
     return begin
-
-
-def manifest_of(job_id: uuid.UUID, fence: int) -> Manifest:
-    fields: dict[str, Any] = {
-        **dict.fromkeys(("base_model", "base_source", "weights_fingerprint", "dataset_digest", "code_version"), "x"),
-        **dict.fromkeys(("validation_digest", "grader", "parent_digest")),
-        **{"basis_fingerprint": "b" * 64, "recipe": "reinforcement", "hardware": "cpu", "hyperparameters": {}},
-        **{"seed": 1, "best_step": 1, "steps": 1, "parameters": 1, "evaluations": []},
-    }
-    files = [FileEntry(name=name, size_bytes=1, sha256=name) for name in (Z_FILE, ROUTING_FILE)]
-    return Manifest(job_id=str(job_id), fence=fence, files=files, **fields)
 
 
 # What is written
@@ -185,7 +175,7 @@ def test_a_publication_is_in_the_outbox_beside_its_jobs_end(
     job_id = make_job(caller)
     fence = start(job_id)
     with system_session(system_engine) as session:
-        registry.publish(session, job_id, fence, manifest_of(job_id, fence), "t/x", 7)
+        registry.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "t/x", 7)
     published = (webhooks.PUBLISHED, "main.summer@v1")
     assert sorted(events()) == [published, (SUCCEEDED, public_id("fine-tuning job", job_id))]
 

@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Engine, text
+from claims import admit_queued, claim_one
+from sqlalchemy import Engine
 
-from zhub import jobs
 from zhub.db import system_session
 from zhub.manifest import FileEntry, Manifest
 from zhub.specs import EvaluateSpec
@@ -28,6 +28,7 @@ GRADER = {
     "input": "{{sample.output_text}}",
     "reference": "{{item.answer}}",
 }
+METHOD: Any = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
 
 
 def manifest_of(job_id: uuid.UUID, **changed: Any) -> Manifest:
@@ -60,8 +61,8 @@ def run(engine: Engine, store: DirectoryStore, rewards: Callable[[EvaluateSpec],
     """Do what workers do with every evaluation in the queue; return how many there were."""
     done = 0
     with system_session(engine) as session:
-        session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
-        while claim := jobs.claim(session, uuid.uuid4(), "default", ["evaluate"], lease_s=60):
+        admit_queued(session)
+        while claim := claim_one(session, "evaluate"):
             key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/attempts/{claim.fence}/rows.jsonl"
             store.put(key, io.BytesIO(b'{"line": 1}\n'))
             found = rewards(EvaluateSpec.model_validate(claim.spec))

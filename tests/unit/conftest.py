@@ -1,6 +1,5 @@
 """Fixtures of the unit tests. Nothing heavy is imported until a test asks for a model."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny() -> Any:
-    """The module ``tiny_models.py`` beside this file."""
-    spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).with_name("tiny_models.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module ``tests/support/tiny_models.py``."""
+    import tiny_models
+
+    return tiny_models
 
 
 @pytest.fixture(scope="session")

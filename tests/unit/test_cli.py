@@ -1,6 +1,5 @@
 """The command line against an API of this machine: what it prints where, and how it exits."""
 
-import importlib.util
 import io
 import json
 import stat
@@ -8,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import api_double
 import httpx
 import pytest
 
@@ -23,36 +23,30 @@ Run = Callable[..., int]
 JOB_EVENTS = "/v1/fine_tuning/jobs/ftjob-1/events"
 
 
-@pytest.fixture(scope="module")
-def double() -> Any:
-    """The module ``api_double.py`` beside this file."""
-    spec = importlib.util.spec_from_file_location("api_double", Path(__file__).with_name("api_double.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def api(double: Any) -> Any:
-    api = double.Api()
-    api.add("GET", JOB_EVENTS, double.events_of([double.event(1), double.event(2, step=1, train_reward_mean=0.5)]))
+def api() -> Any:
+    api = api_double.Api()
+    api.add(
+        "GET",
+        JOB_EVENTS,
+        api_double.events_of([api_double.event(1), api_double.event(2, step=1, train_reward_mean=0.5)]),
+    )
     return api
 
 
 @pytest.fixture
-def url(api: Any, double: Any) -> Iterator[str]:
-    with double.served(api) as address:
+def url(api: Any) -> Iterator[str]:
+    with api_double.served(api) as address:
         yield address
 
 
 @pytest.fixture
-def zhub(url: str, double: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
+def zhub(url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run one command against the API; its exit code."""
     for name in ("ZHUB_DEBUG", "ZHUB_DATA_DIR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ZHUB_API_URL", url)
-    monkeypatch.setenv("ZHUB_API_KEY", double.KEY)
+    monkeypatch.setenv("ZHUB_API_KEY", api_double.KEY)
 
     def run(*arguments: str) -> int:
         with pytest.raises(SystemExit) as ended:
@@ -117,11 +111,11 @@ def test_without_any_zhub_the_error_says_how_to_start_one(
 
 
 def test_the_local_zhub_is_found_by_its_data_directory(
-    url: str, double: Any, zhub: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    url: str, zhub: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("ZHUB_API_URL")
     monkeypatch.delenv("ZHUB_API_KEY")
-    write_credentials(tmp_path, Credentials(url, double.KEY))
+    write_credentials(tmp_path, Credentials(url, api_double.KEY))
     assert zhub("jobs", "ls", "--data-dir", str(tmp_path)) == 0
 
 
@@ -143,12 +137,12 @@ def test_watching_prints_events_and_then_the_expert(zhub: Run, capsys: pytest.Ca
 
 @pytest.mark.parametrize("status", ["failed", "cancelled"])
 def test_watching_a_job_that_failed_exits_with_seven(
-    status: str, api: Any, double: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+    status: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = {"code": "reward_error", "message": "the row has no column 'item.answer'"} if status == "failed" else None
-    job = double.JOB | {"status": status, "fine_tuned_model": None, "error": error}
+    job = api_double.JOB | {"status": status, "fine_tuned_model": None, "error": error}
     api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
-    api.add("GET", JOB_EVENTS, double.events_of([double.event(1)], job))
+    api.add("GET", JOB_EVENTS, api_double.events_of([api_double.event(1)], job))
     assert zhub("jobs", "watch", "ftjob-1") == 7
     assert ("no column" if error else status) in capsys.readouterr().out
 
@@ -171,8 +165,8 @@ def test_a_dry_run_shows_what_a_job_would_take(api: Any, zhub: Run, capsys: pyte
     assert "Nothing was submitted" in err
 
 
-def test_submitting_sends_the_grader_and_the_settings(api: Any, double: Any, zhub: Run) -> None:
-    api.add("POST", "/v1/fine_tuning/jobs", double.JOB | {"status": "queued", "fine_tuned_model": None})
+def test_submitting_sends_the_grader_and_the_settings(api: Any, zhub: Run) -> None:
+    api.add("POST", "/v1/fine_tuning/jobs", api_double.JOB | {"status": "queued", "fine_tuned_model": None})
     assert (
         zhub("submit", "file-1", "--base", "zhub-tiny", "--set", "n_steps=2", "--suffix", "sorting", "--seed", "1") == 0
     )
@@ -184,18 +178,16 @@ def test_submitting_sends_the_grader_and_the_settings(api: Any, double: Any, zhu
 
 @pytest.mark.parametrize(("options", "sent"), [((), None), (("--cluster", "h100"), "h100")])
 def test_submitting_names_a_cluster_only_where_one_is_asked_for(
-    api: Any, double: Any, zhub: Run, options: tuple[str, ...], sent: str | None
+    api: Any, zhub: Run, options: tuple[str, ...], sent: str | None
 ) -> None:
-    api.add("POST", "/v1/fine_tuning/jobs", double.JOB)
+    api.add("POST", "/v1/fine_tuning/jobs", api_double.JOB)
     assert zhub("submit", "file-1", "--base", "zhub-tiny", *options) == 0
     assert json.loads(api.requests[-1].content).get("cluster") == sent
 
 
 @pytest.mark.parametrize("wish", ["pause", "resume", "cancel"])
-def test_a_wish_is_sent_and_the_job_shown(
-    wish: str, api: Any, double: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{wish}", double.JOB | {"status": "paused"})
+def test_a_wish_is_sent_and_the_job_shown(wish: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{wish}", api_double.JOB | {"status": "paused"})
     assert zhub("jobs", wish, "ftjob-1") == 0
     assert "paused" in capsys.readouterr().out
 
@@ -240,14 +232,12 @@ def test_an_evaluation_is_shown_beside_the_others_with_its_verdict(
     assert lines[-1] == "default.sorting@v1 is better than zhub-tiny."
 
 
-def test_creating_an_evaluation_sends_what_was_said_and_leaves_the_rest_to_the_server(
-    api: Any, double: Any, zhub: Run
-) -> None:
+def test_creating_an_evaluation_sends_what_was_said_and_leaves_the_rest_to_the_server(api: Any, zhub: Run) -> None:
     arguments = ("--compare-with", "a.b@v1", "-k", "2", "--wait")
-    assert zhub("evaluations", "create", double.EXPERT, "file-1", *arguments) == 0
+    assert zhub("evaluations", "create", api_double.EXPERT, "file-1", *arguments) == 0
     (sent,) = [json.loads(request.content) for request in api.requests if request.method == "POST"]
     assert {name: sent[name] for name in ("model", "file", "compare_with", "k")} == {
-        "model": double.EXPERT,
+        "model": api_double.EXPERT,
         "file": "file-1",
         "compare_with": ["a.b@v1"],
         "k": 2,
@@ -258,19 +248,19 @@ def test_creating_an_evaluation_sends_what_was_said_and_leaves_the_rest_to_the_s
 @pytest.mark.parametrize("wanted", ["h100", None])
 @pytest.mark.parametrize("kind", ["evaluations", "promotions"])
 def test_what_is_measured_goes_to_the_cluster_that_is_named(
-    api: Any, double: Any, zhub: Run, kind: str, wanted: str | None
+    api: Any, zhub: Run, kind: str, wanted: str | None
 ) -> None:
     option = ["--cluster", wanted] if wanted else []
-    assert zhub(kind, "create", double.EXPERT, "file-1", *option) == 0
+    assert zhub(kind, "create", api_double.EXPERT, "file-1", *option) == 0
     (sent,) = [json.loads(request.content) for request in api.requests if request.method == "POST"]
     assert sent.get("cluster") == wanted
 
 
-def test_waiting_for_an_evaluation_that_failed_exits_with_seven(api: Any, double: Any, zhub: Run) -> None:
+def test_waiting_for_an_evaluation_that_failed_exits_with_seven(api: Any, zhub: Run) -> None:
     failed = {"status": "failed", "results": None, "error": {"code": "x", "message": "It broke.", "param": None}}
     for method, path in (("POST", "/v1/evaluations"), ("GET", "/v1/evaluations/eval-1")):
-        api.add(method, path, double.EVALUATION | failed | {"others": []})
-    assert zhub("evaluations", "create", double.EXPERT, "file-1", "--wait") == 7
+        api.add(method, path, api_double.EVALUATION | failed | {"others": []})
+    assert zhub("evaluations", "create", api_double.EXPERT, "file-1", "--wait") == 7
 
 
 def test_a_setting_is_a_number_a_truth_value_or_text() -> None:
@@ -299,12 +289,12 @@ def test_pulling_prints_where_the_files_are(zhub: Run, tmp_path: Path, capsys: p
 
 
 def test_a_doctor_of_a_zhub_without_scheduler_exits_with_one(
-    api: Any, double: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+    api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api.add("GET", "/healthz", {"status": "ok", "version": "0.1.0"})
     api.add("GET", "/readyz", {"status": "ok", "scheduler": False, "agents": 1})
-    api.add("GET", "/v1/base_models", double.page([]))
-    api.add("GET", "/v1/files", double.page([]))
+    api.add("GET", "/v1/base_models", api_double.page([]))
+    api.add("GET", "/v1/files", api_double.page([]))
     assert zhub("doctor", "--json") == 1
     states = {check["name"]: check["state"] for check in json.loads(capsys.readouterr().out)}
     assert states == {
@@ -330,13 +320,13 @@ def test_the_demo_removes_only_its_own_directory(tmp_path: Path) -> None:
 
 
 def test_a_new_webhook_asks_for_every_event_and_shows_its_secret_on_standard_output(
-    zhub: Run, api: Any, double: Any, capsys: pytest.CaptureFixture[str]
+    zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert zhub("webhooks", "add", "https://hook.example.com/") == 0
     (asked,) = [json.loads(request.content) for request in api.requests if request.method == "POST"]
-    assert asked["event_types"] == double.ENDPOINT["event_types"]
+    assert asked["event_types"] == api_double.ENDPOINT["event_types"]
     shown = capsys.readouterr()
-    assert double.SECRET in shown.out and double.SECRET not in shown.err
+    assert api_double.SECRET in shown.out and api_double.SECRET not in shown.err
 
 
 def test_a_webhook_can_be_asked_to_send_some_events_only(zhub: Run, api: Any) -> None:
@@ -374,9 +364,9 @@ def test_webhooks_are_listed_removed_and_replayed(zhub: Run, arguments: tuple[st
     ],
 )
 def test_a_list_of_webhooks_says_why_nothing_is_sent(
-    zhub: Run, api: Any, double: Any, capsys: pytest.CaptureFixture[str], endpoint: dict[str, Any], shown: str
+    zhub: Run, api: Any, capsys: pytest.CaptureFixture[str], endpoint: dict[str, Any], shown: str
 ) -> None:
-    api.add("GET", "/v1/webhook_endpoints", double.page([double.ENDPOINT | endpoint]))
+    api.add("GET", "/v1/webhook_endpoints", api_double.page([api_double.ENDPOINT | endpoint]))
     assert zhub("webhooks", "ls", "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["not_before"] == 1_700_000_000
     assert zhub("webhooks", "ls") == 0
@@ -579,10 +569,10 @@ def test_feedback_without_one_prompt_or_with_another_score_is_a_usage_error(
 
 
 def test_the_newest_feedback_of_an_expert_is_listed(
-    zhub: Run, api: Any, double: Any, capsys: pytest.CaptureFixture[str]
+    zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    many = [double.FEEDBACK | {"id": f"fb-{number}"} for number in range(5)]
-    api.add("GET", "/v1/feedback", double.page(many, has_more=True))
+    many = [api_double.FEEDBACK | {"id": f"fb-{number}"} for number in range(5)]
+    api.add("GET", "/v1/feedback", api_double.page(many, has_more=True))
     assert zhub("feedback", "ls", "default.sorting", "--limit", "3") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines[1:]] == [[f"fb-{n}", "default.sorting@v1", "-1.00"] for n in range(3)]
@@ -597,12 +587,12 @@ def test_a_version_shows_its_mean_score(zhub: Run, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(("options", "left_out"), [((), 1), (("--all",), 0)])
 def test_exported_feedback_is_rows_of_a_dataset_that_come_once(
-    zhub: Run, api: Any, double: Any, options: tuple[str, ...], left_out: int, capsys: pytest.CaptureFixture[str]
+    zhub: Run, api: Any, options: tuple[str, ...], left_out: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = double.FEEDBACK | {"messages": [{"role": "user", "content": "Häs\u2028\n?"}]}
+    said = api_double.FEEDBACK | {"messages": [{"role": "user", "content": "Häs\u2028\n?"}]}
     again = said | {"id": "fb-2", "completion": "another"}
-    unsaid = double.FEEDBACK | {"id": "fb-3", "reference": None}
-    api.add("GET", "/v1/feedback", double.page([said, again, unsaid]))
+    unsaid = api_double.FEEDBACK | {"id": "fb-3", "reference": None}
+    api.add("GET", "/v1/feedback", api_double.page([said, again, unsaid]))
     assert zhub("feedback", "export", *options) == 0
     out, err = capsys.readouterr()
     found = list(unique_rows(io.BytesIO(out.encode())))

@@ -1,11 +1,11 @@
 """The client of the HTTP API: what it sends, what it makes of refusals, and what it never lets onto the disk."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import api_double
 import httpx
 import pytest
 
@@ -27,24 +27,14 @@ URL = "http://127.0.0.1:8460"
 JOB_EVENTS = "/v1/fine_tuning/jobs/ftjob-1/events"
 
 
-@pytest.fixture(scope="module")
-def double() -> Any:
-    """The module ``api_double.py`` beside this file."""
-    spec = importlib.util.spec_from_file_location("api_double", Path(__file__).with_name("api_double.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def api() -> Any:
+    return api_double.Api()
 
 
 @pytest.fixture
-def api(double: Any) -> Any:
-    return double.Api()
-
-
-@pytest.fixture
-def client(api: Any, double: Any) -> Client:
-    return Client(URL, double.KEY, transport=httpx.MockTransport(api), poll_s=0)
+def client(api: Any) -> Client:
+    return Client(URL, api_double.KEY, transport=httpx.MockTransport(api), poll_s=0)
 
 
 @pytest.fixture
@@ -74,12 +64,12 @@ def test_an_answer_that_is_not_zhubs_is_told_as_such(api: Any, client: Client) -
         client.models()
 
 
-def test_no_server_at_the_address_says_how_to_start_one(double: Any) -> None:
+def test_no_server_at_the_address_says_how_to_start_one() -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("connection refused", request=request)
 
     with pytest.raises(UnavailableError, match=r"No zhub answers at http://127.0.0.1:8460.*`zhub up`.*ZHUB_API_URL"):
-        Client(URL, double.KEY, transport=httpx.MockTransport(refuse)).models()
+        Client(URL, api_double.KEY, transport=httpx.MockTransport(refuse)).models()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +78,7 @@ def test_no_server_at_the_address_says_how_to_start_one(double: Any) -> None:
     ids=["a GET is tried again", "a POST is not"],
 )
 def test_only_what_is_harmless_is_tried_again(
-    ask: Callable[[Client], object], tries: int, double: Any, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[[Client], object], tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zhub.transport.FIRST_BACK_OFF_S", 0.0)
     asked = []
@@ -98,24 +88,24 @@ def test_only_what_is_harmless_is_tried_again(
         raise httpx.ReadError("reset by peer", request=request)
 
     with pytest.raises(UnavailableError):
-        ask(Client(URL, double.KEY, transport=httpx.MockTransport(break_off)))
+        ask(Client(URL, api_double.KEY, transport=httpx.MockTransport(break_off)))
     assert len(asked) == tries
 
 
 def test_events_come_oldest_first_and_only_the_new_ones(
-    api: Any, client: Client, double: Any, monkeypatch: pytest.MonkeyPatch
+    api: Any, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zhub.client.training.EVENTS_PER_PAGE", 2)
-    api.add("GET", JOB_EVENTS, double.events_of([double.event(number) for number in range(1, 6)]))
+    api.add("GET", JOB_EVENTS, api_double.events_of([api_double.event(number) for number in range(1, 6)]))
     assert [event.id for event in client.jobs.events("ftjob-1")] == [f"ftevent-{number}" for number in range(1, 6)]
     assert [event.id for event in client.jobs.events("ftjob-1", after="ftevent-3")] == ["ftevent-4", "ftevent-5"]
 
 
-def test_following_a_job_ends_with_it_and_misses_no_event(api: Any, client: Client, double: Any) -> None:
+def test_following_a_job_ends_with_it_and_misses_no_event(api: Any, client: Client) -> None:
     states = iter(["queued", "queued", "running"])
-    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", lambda _request: double.JOB | {"status": next(states)})
-    events = [double.event(1), double.event(2), double.event(3, step=1)]
-    api.add("GET", JOB_EVENTS, double.events_of(events))
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", lambda _request: api_double.JOB | {"status": next(states)})
+    events = [api_double.event(1), api_double.event(2), api_double.event(3, step=1)]
+    api.add("GET", JOB_EVENTS, api_double.events_of(events))
     seen = [(job.status, [event.id for event in new]) for job, new in client.jobs.follow("ftjob-1")]
     # What has a message may have changed the job: it is asked for again.
     assert seen == [
@@ -126,12 +116,13 @@ def test_following_a_job_ends_with_it_and_misses_no_event(api: Any, client: Clie
     ]
 
 
-def test_following_goes_on_after_the_last_event_where_a_stream_broke_off(api: Any, client: Client, double: Any) -> None:
-    whole = double.events_of([double.event(number) for number in range(1, 4)])
+def test_following_goes_on_after_the_last_event_where_a_stream_broke_off(api: Any, client: Client) -> None:
+    whole = api_double.events_of([api_double.event(number) for number in range(1, 4)])
     cut = iter([b'data: {"id": "ftevent-3"', b"event: end", None])
 
     def break_off(request: httpx.Request) -> bytes:
-        told: bytes = whole(request)
+        told = whole(request)
+        assert isinstance(told, bytes)
         where = next(cut)
         return told if where is None else told[: told.index(where)]
 
@@ -144,10 +135,10 @@ def test_following_goes_on_after_the_last_event_where_a_stream_broke_off(api: An
 
 @pytest.mark.parametrize("how", ["refuses connections", "is full"])
 def test_following_survives_an_api_that_is_away_for_a_moment(
-    api: Any, client: Client, double: Any, monkeypatch: pytest.MonkeyPatch, how: str
+    api: Any, client: Client, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr("zhub.transport.FIRST_BACK_OFF_S", 0.0)
-    there = double.events_of([])
+    there = api_double.events_of([])
     tries = iter(["away", "there"])
 
     def events(request: httpx.Request) -> Any:
@@ -179,80 +170,80 @@ def test_a_file_that_fails_validation_names_its_lines(api: Any, client: Client) 
     assert caught.value.problems[0].line == 3
 
 
-def test_a_pulled_version_has_its_bytes(client: Client, double: Any, tmp_path: Path) -> None:
-    version = client.experts.pull(double.EXPERT, tmp_path / "expert")
-    assert version.digest == double.MANIFEST.digest
+def test_a_pulled_version_has_its_bytes(client: Client, tmp_path: Path) -> None:
+    version = client.experts.pull(api_double.EXPERT, tmp_path / "expert")
+    assert version.digest == api_double.MANIFEST.digest
     content = {path.name: path.read_bytes() for path in (tmp_path / "expert").iterdir()}
     assert content == {
-        "manifest.json": double.MANIFEST.canonical(),
-        "z.safetensors": double.Z,
-        "routing.safetensors": double.ROUTING,
+        "manifest.json": api_double.MANIFEST.canonical(),
+        "z.safetensors": api_double.Z,
+        "routing.safetensors": api_double.ROUTING,
     }
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "z.safetensors", "routing.safetensors"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "longer"])
 def test_corrupted_bytes_are_refused_and_leave_nothing(
-    name: str, damage: str, api: Any, client: Client, double: Any, tmp_path: Path
+    name: str, damage: str, api: Any, client: Client, tmp_path: Path
 ) -> None:
-    path = f"/v1/experts/{double.EXPERT}/files/{name}"
+    path = f"/v1/experts/{api_double.EXPERT}/files/{name}"
     whole: bytes = api.answers["GET", path]
     damaged = {"flipped": b"#" + whole[1:], "cut": whole[:-1], "longer": whole + b"#"}
     api.add("GET", path, damaged[damage])
     with pytest.raises(DigestMismatchError):
-        client.experts.pull(double.EXPERT, tmp_path / "expert")
+        client.experts.pull(api_double.EXPERT, tmp_path / "expert")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_download_that_breaks_off_leaves_nothing(api: Any, client: Client, double: Any, tmp_path: Path) -> None:
-    api.refuse("GET", f"/v1/experts/{double.EXPERT}/files/routing.safetensors", 503, "store_error", "away")
+def test_a_download_that_breaks_off_leaves_nothing(api: Any, client: Client, tmp_path: Path) -> None:
+    api.refuse("GET", f"/v1/experts/{api_double.EXPERT}/files/routing.safetensors", 503, "store_error", "away")
     with pytest.raises(ApiError):
-        client.experts.pull(double.EXPERT, tmp_path / "expert")
+        client.experts.pull(api_double.EXPERT, tmp_path / "expert")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "manifest.json"])
 def test_a_manifest_cannot_name_a_file_outside_its_directory(
-    name: str, api: Any, client: Client, double: Any, tmp_path: Path
+    name: str, api: Any, client: Client, tmp_path: Path
 ) -> None:
-    entry = double.MANIFEST.files[0].model_copy(update={"name": name})
-    api.publish(double.MANIFEST.model_copy(update={"files": [entry]}), {})
+    entry = api_double.MANIFEST.files[0].model_copy(update={"name": name})
+    api.publish(api_double.MANIFEST.model_copy(update={"files": [entry]}), {})
     with pytest.raises(ArtifactError):
-        client.experts.pull(double.EXPERT, tmp_path / "expert")
+        client.experts.pull(api_double.EXPERT, tmp_path / "expert")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pulling_again_changes_nothing(client: Client, double: Any, tmp_path: Path) -> None:
-    client.experts.pull(double.EXPERT, tmp_path / "expert")
+def test_pulling_again_changes_nothing(client: Client, tmp_path: Path) -> None:
+    client.experts.pull(api_double.EXPERT, tmp_path / "expert")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "expert").iterdir()}
-    client.experts.pull(double.EXPERT, tmp_path / "expert")
+    client.experts.pull(api_double.EXPERT, tmp_path / "expert")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "expert").iterdir()} == before
 
 
-def test_a_directory_that_holds_something_else_is_left_alone(client: Client, double: Any, tmp_path: Path) -> None:
+def test_a_directory_that_holds_something_else_is_left_alone(client: Client, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(ConflictError):
-        client.experts.pull(double.EXPERT, tmp_path)
+        client.experts.pull(api_double.EXPERT, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_stream_yields_pieces_and_says_who_speaks(api: Any, client: Client, double: Any) -> None:
+def test_a_stream_yields_pieces_and_says_who_speaks(api: Any, client: Client) -> None:
     head = {
-        "experts": [{"name": double.EXPERT, "digest": "d", "weight": 1.0}],
+        "experts": [{"name": api_double.EXPERT, "digest": "d", "weight": 1.0}],
         "routing": {"strategy": "expert", "reason": "asked for", "base_model": "zhub-tiny"},
     }
 
     def chunk(content: str, finish_reason: str | None = None) -> dict[str, Any]:
         return head | {"choices": [{"delta": {"content": content}, "finish_reason": finish_reason}]}
 
-    api.add("POST", "/v1/chat/completions", double.sse(chunk("4"), chunk("2", "stop"), "[DONE]"))
+    api.add("POST", "/v1/chat/completions", api_double.sse(chunk("4"), chunk("2", "stop"), "[DONE]"))
     pieces = list(client.chat_stream("auto", "6 * 7?"))
-    assert ("".join(piece.text for piece in pieces), pieces[0].experts[0].name) == ("42", double.EXPERT)
+    assert ("".join(piece.text for piece in pieces), pieces[0].experts[0].name) == ("42", api_double.EXPERT)
 
 
 @pytest.mark.parametrize("end", [[{"error": {"message": "the replica went away", "code": "unavailable"}}], []])
-def test_a_stream_that_fails_or_breaks_off_raises(end: list[Any], api: Any, client: Client, double: Any) -> None:
-    api.add("POST", "/v1/chat/completions", double.sse(*end))
+def test_a_stream_that_fails_or_breaks_off_raises(end: list[Any], api: Any, client: Client) -> None:
+    api.add("POST", "/v1/chat/completions", api_double.sse(*end))
     with pytest.raises(ZhubError, match="replica went away|broke off"):
         list(client.chat_stream("auto", "6 * 7?"))
 
@@ -312,11 +303,9 @@ def test_the_rows_of_an_evaluation_come_one_by_one(api: Any, client: Client) -> 
     assert [row["line"] for row in client.evaluations.rows("eval-1")] == [1, 2]
 
 
-def test_an_evaluation_is_waited_for_until_the_others_of_its_suite_have_ended(
-    api: Any, client: Client, double: Any
-) -> None:
-    running = double.EVALUATION | {"others": [double.EVALUATION["others"][0] | {"status": "running"}]}
-    answers = iter([running, running, double.EVALUATION])
+def test_an_evaluation_is_waited_for_until_the_others_of_its_suite_have_ended(api: Any, client: Client) -> None:
+    running = api_double.EVALUATION | {"others": [api_double.EVALUATION["others"][0] | {"status": "running"}]}
+    answers = iter([running, running, api_double.EVALUATION])
     api.add("GET", "/v1/evaluations/eval-1", lambda _request: next(answers))
     assert client.evaluations.wait_settled("eval-1").others[0].status == "succeeded"
     assert next(answers, None) is None

@@ -1,7 +1,6 @@
-"""Random language models of a few thousand weights, saved as directories, for the tests of zhub_workers.
+"""Random language models of a few thousand weights, saved as directories.
 
-Not imported by name (the test tree has no packages): ``conftest.py`` loads it on demand, so that tests without a
-model do not pay for importing torch.
+The unit tests import it on demand, so that those without a model do not pay for importing torch.
 """
 
 import string

@@ -105,7 +105,7 @@ DELIVERY = {
 }
 
 RESULTS = {"mean": 0.75, "low": 0.7, "high": 0.8, "n": 200, "parse_failures": 3, "pass_at_k": 0.9}
-EVALUATION = {
+EVALUATION: dict[str, Any] = {
     "id": "eval-1",
     "object": "evaluation",
     "created_at": 1_700_000_200,
