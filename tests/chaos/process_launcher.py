@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
-from zhub_workers.launcher import POOLS, WorkerLostError, WorkerSilentError, has_room, open_packs
+from zhub_workers.launcher import POOLS, WorkerLostError, WorkerSilentError, choose_worker, holder_of, open_packs
 
 CALL_TIMEOUT_S = 2.0
 JOBS_PER_WORKER = 2
@@ -62,13 +62,18 @@ class ProcessLauncher:
         return open_packs(held, jobs_per_worker=JOBS_PER_WORKER)
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
-        name = self.running().get(attempt.key) or self._place(pool, attempt.pack_key)
+        name = self.running().get(attempt.key) or self._choose(pool, attempt.pack_key)
         self._holds[name][attempt.key] = HeldAttempt(attempt.key, attempt.pack_key, attempt.workers)
-        self._call(name, "start", attempt, lease_s)
+        try:
+            self._call(name, "start", attempt, lease_s)
+        except WorkerLostError:
+            if name in self._holds:
+                del self._holds[name][attempt.key]
+            raise
         return name
 
     def poll(self, key: AttemptKey, after_seq: int, lease_s: float) -> AttemptStatus:
-        name = self._holder(key)
+        name = holder_of(key, self.running())
         status: AttemptStatus | None = self._call(name, "poll", key, after_seq, lease_s)
         if status is None:
             del self._holds[name][key]
@@ -76,7 +81,7 @@ class ProcessLauncher:
         return status
 
     def request_stop(self, key: AttemptKey) -> None:
-        self._call(self._holder(key), "request_stop", key)
+        self._call(holder_of(key, self.running()), "request_stop", key)
 
     def kill(self, key: AttemptKey) -> None:
         name = self.running().get(key)
@@ -86,7 +91,7 @@ class ProcessLauncher:
             self._drop(name)
 
     def forget(self, key: AttemptKey) -> None:
-        name = self._holder(key)
+        name = holder_of(key, self.running())
         if self._call(name, "forget", key):
             del self._holds[name][key]
 
@@ -116,17 +121,9 @@ class ProcessLauncher:
     def _held(self, pool: str) -> dict[str, dict[AttemptKey, HeldAttempt]]:
         return {name: held for name, held in self._holds.items() if _pool(name) == pool}
 
-    def _place(self, pool: str, pack_key: str | None) -> str:
-        for name, held in sorted(self._held(pool).items(), key=lambda item: len(item[1])):
-            if has_room(held.values(), pack_key, jobs_per_worker=JOBS_PER_WORKER):
-                return name
-        raise WorkerLostError(f"no worker of pool {pool} is free")
-
-    def _holder(self, key: AttemptKey) -> str:
-        name = self.running().get(key)
-        if name is None:
-            raise WorkerLostError(f"no worker holds attempt {key}")
-        return name
+    def _choose(self, pool: str, pack_key: str | None) -> str:
+        held = {name: held.values() for name, held in self._held(pool).items()}
+        return choose_worker(pool, held, pack_key, jobs_per_worker=JOBS_PER_WORKER)
 
     def _call(self, name: str, method: str, *arguments: Any) -> Any:
         try:
@@ -136,6 +133,8 @@ class ProcessLauncher:
         except (OSError, EOFError) as exc:
             self._drop(name)
             raise WorkerLostError(f"worker {name} died") from exc
+        except RuntimeError as exc:
+            raise WorkerLostError(f"worker {name} refused to {method}") from exc
 
     def _drop(self, name: str) -> None:
         self._holds.pop(name, None)
@@ -144,7 +143,13 @@ class ProcessLauncher:
 
 
 def call(path: Path, method: str, *arguments: Any) -> Any:
-    """Have the worker that listens at ``path`` do something. Raises OSError, EOFError, TimeoutError."""
+    """Have the worker that listens at ``path`` do something.
+
+    Raises:
+        OSError, EOFError: the worker is gone.
+        TimeoutError: it does not answer.
+        RuntimeError: it refuses.
+    """
     with Client(str(path)) as connection:
         connection.send((method, arguments))
         if not connection.poll(CALL_TIMEOUT_S):

@@ -18,7 +18,7 @@ from zhub.checkpoints import job_prefix
 from zhub.jobs import Event, Failure
 from zhub.manifest import FileEntry
 from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
-from zhub_workers.launcher import WorkerLostError, WorkerSilentError, has_room, open_packs
+from zhub_workers.launcher import WorkerLostError, WorkerSilentError, choose_worker, open_packs
 
 SLOTS = 2
 NODES = 2
@@ -252,15 +252,15 @@ class SimulatedLauncher:
         self._ask(f"start {attempt.key}")
         if (holder := self._holder(attempt.key)) is not None:
             return holder.name
-        for worker in sorted(self._ready(pool), key=lambda worker: len(worker.courses)):
-            if has_room(worker.holds, attempt.pack_key, jobs_per_worker=JOBS_PER_WORKER):
-                if self._falls_silent(worker) and self._cluster.rng.random() < 0.5:
-                    raise WorkerSilentError(f"{worker.name} has not heard of it")
-                self._cluster.begin(worker, attempt, lease_s)
-                if worker.silent_until_us > self._now_us:
-                    raise WorkerSilentError(f"{worker.name} has not answered")
-                return worker.name
-        raise WorkerLostError(f"no worker of pool {pool} is free")
+        ready = {worker.name: worker for worker in self._ready(pool)}
+        held = {name: worker.holds for name, worker in ready.items()}
+        worker = ready[choose_worker(pool, held, attempt.pack_key, jobs_per_worker=JOBS_PER_WORKER)]
+        if self._falls_silent(worker) and self._cluster.rng.random() < 0.5:
+            raise WorkerSilentError(f"{worker.name} has not heard of it")
+        self._cluster.begin(worker, attempt, lease_s)
+        if worker.silent_until_us > self._now_us:
+            raise WorkerSilentError(f"{worker.name} has not answered")
+        return worker.name
 
     def poll(self, key: AttemptKey, after_seq: int, lease_s: float) -> AttemptStatus:
         self._ask(f"poll {key}")

@@ -4,7 +4,7 @@ Two implementations: detached Ray actors (``ray_launcher``), and threads of this
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Protocol
 
 from zhub.jobs import LIGHT_KINDS
@@ -100,6 +100,29 @@ def open_packs(held: Iterable[Iterable[HeldAttempt]], *, jobs_per_worker: int) -
         for one in attempts
         if one.pack_key and has_room(attempts, one.pack_key, jobs_per_worker=jobs_per_worker)
     }
+
+
+def choose_worker(
+    pool: str, workers: Mapping[str, Collection[HeldAttempt]], pack_key: str | None, *, jobs_per_worker: int
+) -> str:
+    """The worker that takes an attempt next, of those of ``pool`` by name, each with what it holds.
+
+    A free one before one with room in a pack: two devices do more than one.
+
+    Raises:
+        WorkerLostError: none is free and no pack has room.
+    """
+    for name, held in sorted(workers.items(), key=lambda item: len(item[1])):
+        if has_room(held, pack_key, jobs_per_worker=jobs_per_worker):
+            return name
+    raise WorkerLostError(f"no worker of pool {pool} is free")
+
+
+def holder_of(key: AttemptKey, running: Mapping[AttemptKey, str]) -> str:
+    """The worker that holds an attempt, of those that run. Raises WorkerLostError where none does."""
+    if key not in running:
+        raise WorkerLostError(f"no worker holds attempt {key}")
+    return running[key]
 
 
 class ThreadLauncher:

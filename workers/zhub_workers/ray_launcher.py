@@ -21,7 +21,7 @@ from zhub_workers.actors import LightActor, TorchActor
 from zhub_workers.agent_metrics import UNPLACED
 from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
 from zhub_workers.flavour import Flavour
-from zhub_workers.launcher import POOLS, WorkerLostError, WorkerSilentError, has_room, open_packs
+from zhub_workers.launcher import POOLS, WorkerLostError, WorkerSilentError, choose_worker, holder_of, open_packs
 from zhub_workers.ray_cluster import NAMESPACE, View
 
 log = logging.getLogger("zhub.agent")
@@ -127,7 +127,7 @@ class RayLauncher:
         return open_packs(held, jobs_per_worker=self._jobs_per_worker)
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
-        name = self.running().get(attempt.key) or self._place(pool, attempt.pack_key)
+        name = self.running().get(attempt.key) or self._choose(pool, attempt.pack_key)
         self._workers[name].holds[attempt.key] = HeldAttempt(attempt.key, attempt.pack_key, attempt.workers)
         self._shrink(pool)
         try:
@@ -139,7 +139,7 @@ class RayLauncher:
         return name
 
     def poll(self, key: AttemptKey, after_seq: int, lease_s: float) -> AttemptStatus:
-        name = self._holder(key)
+        name = holder_of(key, self.running())
         status: AttemptStatus | None = self._call(name, "poll", key, after_seq, lease_s)
         if status is None:
             del self._workers[name].holds[key]
@@ -147,7 +147,7 @@ class RayLauncher:
         return status
 
     def request_stop(self, key: AttemptKey) -> None:
-        self._call(self._holder(key), "request_stop", key)
+        self._call(holder_of(key, self.running()), "request_stop", key)
 
     def kill(self, key: AttemptKey) -> None:
         name = self.running().get(key)
@@ -155,7 +155,7 @@ class RayLauncher:
             self._end(name, f"with attempt {key}")
 
     def forget(self, key: AttemptKey) -> None:
-        name = self._holder(key)
+        name = holder_of(key, self.running())
         if self._call(name, "forget", key):
             del self._workers[name].holds[key]
 
@@ -285,18 +285,9 @@ class RayLauncher:
             if worker.pool == pool and worker.node not in self._draining and worker.late is None
         }
 
-    def _place(self, pool: str, pack_key: str | None) -> str:
-        """A free worker before one with room in a pack: two devices do more than one."""
-        for name, worker in sorted(self._usable(pool).items(), key=lambda item: len(item[1].holds)):
-            if has_room(worker.holds.values(), pack_key, jobs_per_worker=self._jobs_per_worker):
-                return name
-        raise WorkerLostError(f"no worker of pool {pool} is free")
-
-    def _holder(self, key: AttemptKey) -> str:
-        name = self.running().get(key)
-        if name is None:
-            raise WorkerLostError(f"no worker holds attempt {key}")
-        return name
+    def _choose(self, pool: str, pack_key: str | None) -> str:
+        held = {name: worker.holds.values() for name, worker in self._usable(pool).items()}
+        return choose_worker(pool, held, pack_key, jobs_per_worker=self._jobs_per_worker)
 
     def _call(self, name: str, method: str, *arguments: Any) -> Any:
         """Call a worker. One that is silent is called again only once it has answered the call before."""
