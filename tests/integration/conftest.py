@@ -1,5 +1,6 @@
 """The API on a loopback port of its own, in front of a database and a store of the test's own."""
 
+import asyncio
 import hashlib
 import io
 import threading
@@ -7,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -46,6 +48,18 @@ def app(settings: Settings) -> Iterator[FastAPI]:
     made = create_app(settings)
     yield made
     made.state.context.engine.dispose()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers_end_soon() -> Iterator[None]:
+    """uvicorn looks ten times a second whether it shall end, and then waits a tenth for its connections."""
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.01))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.server, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
+        yield
 
 
 @pytest.fixture
