@@ -407,35 +407,29 @@ def test_the_real_stack_starts_survives_a_crash_and_leaves_nothing(
 
 
 @pytest.mark.ray
-def test_a_killed_real_stack_leaves_no_process_and_starts_again(
+def test_a_real_stack_that_is_interrupted_twice_or_killed_leaves_no_process_and_starts_again(
     start_stack: Callable[[], "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     data_dir = DataDir(tmp_path / "data")
-    first = start_stack()
-    assert _connects(_shown(first)["owner"])
+    interrupted = start_stack()
+    _shown(interrupted)
     _until(data_dir.agent_ready.exists, timeout_s=120)
-    family = set(psutil.Process(first.pid).children(recursive=True))
-    first.kill()
-    _until_ended(family)
-    assert _connects(_shown(start_stack())["owner"])
-
-
-@pytest.mark.ray
-def test_a_second_interrupt_kills_the_real_stack_which_starts_again(
-    start_stack: Callable[[], "subprocess.Popen[str]"], tmp_path: Path
-) -> None:
-    stack = start_stack()
-    _shown(stack)
-    data_dir = DataDir(tmp_path / "data")
-    _until(data_dir.agent_ready.exists, timeout_s=120)
-    family = set(psutil.Process(stack.pid).children(recursive=True))
-    agent = next(it for it in psutil.Process(stack.pid).children() if AGENT in it.cmdline())
+    family = set(psutil.Process(interrupted.pid).children(recursive=True))
+    agent = next(it for it in psutil.Process(interrupted.pid).children() if AGENT in it.cmdline())
     agent.suspend()  # so that it does not follow the first signal, which would take its whole grace of 20 s
-    stack.send_signal(signal.SIGINT)
-    assert "Stopping.\n" in _output(stack)
-    stack.send_signal(signal.SIGINT)
-    assert stack.wait(10) == 0
+    interrupted.send_signal(signal.SIGINT)
+    assert "Stopping.\n" in _output(interrupted)
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(10) == 0
     assert [process for process in family if _lives(process)] == []
+
+    data_dir.agent_ready.unlink()  # or else it is there until Ray is up, and says nothing
+    killed = start_stack()
+    assert _connects(_shown(killed)["owner"])
+    _until(data_dir.agent_ready.exists, timeout_s=120)
+    family = set(psutil.Process(killed.pid).children(recursive=True))
+    killed.kill()
+    _until_ended(family)
     assert _connects(_shown(start_stack())["owner"])
 
 
