@@ -43,7 +43,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 from suites import manifest_of
@@ -140,9 +140,13 @@ class Model:
 
 
 class Protocol(RuleBasedStateMachine):
-    """One project with one expert and a cluster of two slots; ``engine`` and ``store`` are given by the test."""
+    """One project with one expert and a cluster of two slots; ``engine`` and ``store`` are given by the test.
+
+    So is ``watching``: a connection that sees what is committed, without a transaction of its own.
+    """
 
     engine: Engine
+    watching: Connection
     store: DirectoryStore
     numbers = Bundle("numbers")
     attempts = Bundle("attempts")
@@ -586,18 +590,20 @@ class Protocol(RuleBasedStateMachine):
         return any(model.state in wanted for model in self.models)
 
     def _rows(self, statement: str) -> Any:
-        with self.engine.connect() as connection:
-            return connection.execute(text(statement)).all()
+        return self.watching.execute(text(statement)).all()
 
 
 def test_any_history_keeps_the_protocol(system_engine: Engine, tmp_path: Path) -> None:
-    class OnThisDatabase(Protocol):
-        engine = system_engine
-        store = DirectoryStore(tmp_path)
+    with system_engine.connect() as connection:
 
-    run_state_machine_as_test(
-        OnThisDatabase,
-        settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
+        class OnThisDatabase(Protocol):
+            engine = system_engine
+            watching = connection.execution_options(isolation_level="AUTOCOMMIT")
+            store = DirectoryStore(tmp_path)
+
+        run_state_machine_as_test(
+            OnThisDatabase,
+            settings=settings(
+                max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            ),
+        )
