@@ -262,15 +262,26 @@ class Rig:
         """Whether all that an agent is doing now has been taken from it, and others have ended those jobs."""
         taken = [row.job_id for row in self._attempts(agent)]
         elsewhere = "SELECT 1 FROM jobs WHERE id = ANY(:taken) AND finished_at IS NULL AND state <> 'paused'"
-        return lambda: not self._attempts(agent) and not self.ask(elsewhere, taken=taken)
+
+        def over() -> bool:
+            self._hurry()
+            return not self._attempts(agent) and not self.ask(elsewhere, taken=taken)
+
+        return over
 
     def done_again(self, agent: str, statement: bytes) -> bool:
         """Whether the job that a statement of this agent is about is another's by now, or has ended without it."""
+        self._hurry()
         rows = self.ask("SELECT id, agent_id, state FROM jobs WHERE agent_id IS NOT NULL")
         (job,) = [row for row in rows if any(form in statement for form in (row.id.bytes, row.id.hex.encode()))]
         if job.state in states.ACTIVE:
             return bool(job.agent_id != self._agent_id(agent))
         return job.state in (*states.TERMINAL, states.PAUSED)
+
+    def _hurry(self) -> None:
+        """End every back-off: what may go wrong does so without the wait."""
+        with system_session(self.engine) as session:
+            session.execute(text("UPDATE jobs SET not_before = NULL WHERE state = 'queued' AND not_before > now()"))
 
     def _agent_id(self, agent: str) -> uuid.UUID:
         return uuid.UUID((self.home / f"workers-{agent}" / "agent").read_text())
@@ -289,7 +300,12 @@ class Rig:
             "SELECT id FROM jobs WHERE state NOT IN ('succeeded', 'failed', 'cancelled') "
             "AND NOT (state = 'paused' AND desired = 'pause')"
         )
-        self.until("every job to end", lambda: not self.ask(unsettled))
+
+        def settled() -> bool:
+            self._hurry()
+            return not self.ask(unsettled)
+
+        self.until("every job to end", settled)
         self.until("every worker to be free", lambda: not any(self._held(path) for path in self.workers()))
 
     def check(self, *, may_fail: bool) -> None:
