@@ -38,7 +38,7 @@ def answering_database(_stack: Any) -> Iterator[None]:
 @pytest.mark.parametrize("database", [answering_database, frozen_database])
 def test_an_agent_that_is_told_to_stop_hands_its_attempts_over(database: Any, stack: Any, e2e: Any) -> None:
     name = database.__name__.replace("_", "-")
-    job = e2e.train(stack.client, sample_rows("sorting", 300, seed=12), name, n_steps=60)
+    job = e2e.train(stack.client, sample_rows("sorting", 300, seed=12), name, n_steps=40)
     e2e.wait_for_step(stack.client, job.id)
     agent = e2e.until("the agent", lambda: stack.pid_of("zhub_workers.agent"), 60)
     with database(stack):

@@ -30,7 +30,7 @@ LONG = ("the scheduler", "the API")
 @pytest.mark.parametrize("part", [pytest.param(part, marks=AT_LENGTH if part in LONG else ()) for part in PARTS])
 def test_a_job_survives_the_death_of(part: str, stack: Any, e2e: Any) -> None:
     name = part.replace(" ", "-").lower()
-    job = e2e.train(stack.client, sample_rows("sorting", 300, seed=11), name, n_steps=25)
+    job = e2e.train(stack.client, sample_rows("sorting", 300, seed=11), name, n_steps=12)
     e2e.wait_for_step(stack.client, job.id)
     stack.kill(PARTS[part])
     job = e2e.wait_for_job(stack.client, job.id)

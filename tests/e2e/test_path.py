@@ -164,7 +164,7 @@ def grade(sample, item):
 
 
 def test_a_paused_job_frees_its_worker_and_goes_on_from_its_checkpoint(stack: Any, e2e: Any) -> None:
-    hyperparameters = {"n_steps": 30, "eval_interval": 1000, "checkpoint_interval": 5}
+    hyperparameters = {"n_steps": 12, "eval_interval": 1000, "checkpoint_interval": 3}
     grader = {"type": "python", "name": "contains", "source": CONTAINS}
     jobs = stack.client.fine_tuning.jobs
     job = e2e.train(stack.client, sample_rows("sorting", 300, seed=11), "paused", grader=grader, **hyperparameters)
