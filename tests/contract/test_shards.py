@@ -86,21 +86,28 @@ class Job:
             )
 
 
-@pytest.fixture
-def job(tmp_path: Path, ray_head: str) -> Job:
-    store = DirectoryStore(tmp_path / "store")
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the files of all jobs are, and what their processes have fetched of them."""
+    return tmp_path_factory.mktemp("shards")
+
+
+@pytest.fixture(scope="module")
+def spec(root: Path) -> TrainSpec:
+    """Four steps on a hundred rows; the shipped base and its basis are in the store."""
+    store = DirectoryStore(root / "store")
     files = []
     for path in SHIPPED.iterdir():
         put_path(store, f"base/{path.name}", path)
         size = path.stat().st_size
         files.append(StoredFile(name=path.name, key=f"base/{path.name}", sha256=sha256_file(path), size_bytes=size))
     base = load_base_model(SHIPPED)
-    fingerprint = decompose_base(base, tmp_path / "basis")
-    for path in (tmp_path / "basis").iterdir():
+    fingerprint = decompose_base(base, root / "basis")
+    for path in (root / "basis").iterdir():
         put_path(store, f"basis/{path.name}", path)
-    (tmp_path / "rows").write_text("\n".join(map(json.dumps, sample_rows("sorting", 100, seed=1))))
+    (root / "rows").write_text("\n".join(map(json.dumps, sample_rows("sorting", 100, seed=1))))
     asked = {"n_steps": 4, "eval_interval": 2, "batch_size": 4, "learning_rate": 0.06, "preflight_prompts": 0}
-    spec = TrainSpec.model_validate(
+    return TrainSpec.model_validate(
         {
             "expert": "e",
             "base": BaseModelSource(name="zhub-tiny", files=files),
@@ -115,7 +122,12 @@ def job(tmp_path: Path, ray_head: str) -> Job:
             "seed": 1,
         }
     )
-    return Job(spec, AdaptedModel(base, load_basis(tmp_path / "basis", fingerprint)), store, tmp_path)
+
+
+@pytest.fixture
+def job(spec: TrainSpec, root: Path, ray_head: str) -> Job:
+    adapted = AdaptedModel(load_base_model(SHIPPED), load_basis(root / "basis", spec.basis.basis_fingerprint))
+    return Job(spec, adapted, DirectoryStore(root / "store"), root)
 
 
 def up(shards: RayShards, count: int, until: Until) -> None:
@@ -158,25 +170,24 @@ def test_a_job_with_shards_becomes_what_it_becomes_alone_though_one_is_killed(jo
     ]
 
 
-def test_shards_end_with_their_job(job: Job, until: Until) -> None:
+def test_a_job_begins_before_its_shards_are_up_and_they_end_with_it(job: Job, until: Until) -> None:
     with job.shards(1) as shards:
+        assert shards.ready() == []
+        assert job.train(shards).steps == 4
         up(shards, 1, until)
         (pid,) = pids(shards)
     until(lambda: gone(pid), timeout_s=30)
 
 
-def test_a_job_begins_before_its_shards_are_up(job: Job) -> None:
-    with job.shards(1) as shards:
-        assert shards.ready() == []
-        assert job.train(shards).steps == 4
-
-
-def test_a_shard_that_cannot_start_is_given_up_and_the_job_goes_on(job: Job, until: Until) -> None:
+def test_a_shard_that_cannot_start_is_given_up_and_the_job_goes_on(
+    job: Job, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_shards, "MAX_FAILURES", 2)
     job.spec = job.spec.model_copy(update={"basis": job.spec.basis.model_copy(update={"weights_fingerprint": "x"})})
     with job.shards(1) as shards:
         until(lambda: not shards.ready() and any("given up" in event for event in job.events), timeout_s=120)
         assert job.train(shards).steps == 4
-    assert job.events == ["Process 2 of 2 did not start."] * 2 + ["Process 2 of 2 did not start: given up."]
+    assert job.events == ["Process 2 of 2 did not start.", "Process 2 of 2 did not start: given up."]
 
 
 def test_a_shard_that_stands_still_is_left_out(job: Job, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,20 +214,6 @@ def test_a_job_with_shards_stops_at_once(job: Job, until: Until) -> None:
                 while True:
                     member.generate(None, [[1, 2, 3]] * 64, max_new_tokens=64, temperature=1.0, seeds=range(64))
             assert time.monotonic() - started < 60
-
-
-def test_a_shard_that_dies_again_and_again_is_given_up(job: Job, until: Until) -> None:
-    with (
-        job.shards(1) as shards,
-        ComputeGroup().join(make_adapter(job.adapted, job.spec.hyperparameters), lambda: False) as local,
-    ):
-        member = ShardedMember(local, shards)
-        for _ in range(3):
-            up(shards, 1, until)
-            os.kill(pids(shards)[0], signal.SIGKILL)
-            assert len(member.generate(None, [[1, 2, 3]] * 8, max_new_tokens=2)) == 8
-        assert shards.ready() == []
-    assert job.events[-1] == "Process 2 of 2 was lost, and the others compute its rows: given up."
 
 
 # Places
@@ -246,15 +243,24 @@ def test_the_places_of_all_shards_are_reserved_before_the_job_begins_and_given_b
     assert groups(flavour.cluster) == set()
 
 
-def test_a_shard_that_died_comes_back_to_its_place(job: Job, flavour: Flavour, until: Until) -> None:
-    with job.shards(1, flavour) as shards:
-        up(shards, 1, until)
-        (pid,) = pids(shards)
-        os.kill(pid, signal.SIGKILL)
-        with ComputeGroup().join(make_adapter(job.adapted, job.spec.hyperparameters), lambda: False) as local:
-            ShardedMember(local, shards).generate(None, [[1, 2, 3]] * 8, max_new_tokens=2)
-        up(shards, 1, until)
-        assert pids(shards) != [pid]
+def test_a_shard_that_died_comes_back_to_its_place_until_it_is_given_up(
+    job: Job, flavour: Flavour, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_shards, "MAX_FAILURES", 2)
+    killed = []
+    with (
+        job.shards(1, flavour) as shards,
+        ComputeGroup().join(make_adapter(job.adapted, job.spec.hyperparameters), lambda: False) as local,
+    ):
+        member = ShardedMember(local, shards)
+        for _ in range(2):
+            up(shards, 1, until)
+            killed += pids(shards)
+            os.kill(killed[-1], signal.SIGKILL)
+            assert len(member.generate(None, [[1, 2, 3]] * 8, max_new_tokens=2)) == 8
+        assert shards.ready() == [] and len(set(killed)) == 2
+    lost = "Process 2 of 2 was lost, and the others compute its rows"
+    assert [event for event in job.events if "lost" in event] == [f"{lost}.", f"{lost}: given up."]
 
 
 def test_a_job_whose_shards_have_no_room_together_begins_with_none_and_keeps_no_place(
@@ -280,7 +286,7 @@ def test_a_worker_that_dies_takes_its_shards_and_their_places_along(job: Job, fl
 
     def free() -> bool:
         launcher.fill_pools()
-        return launcher.free("torch") == 2
+        return launcher.free("torch") > 0
 
     until(free, timeout_s=90)
     rows = job.root / "rows"
@@ -300,7 +306,6 @@ def test_a_worker_that_dies_takes_its_shards_and_their_places_along(job: Job, fl
     until(together, timeout_s=90)
     assert (groups(flavour.cluster), launcher.free("torch")) == ({key}, 0)
     launcher.kill(key)
-    until(lambda: not groups(flavour.cluster), timeout_s=30)
+    until(lambda: not groups(flavour.cluster) and free_cpus() == 2.0, timeout_s=30)
     until(lambda: all(ray_cluster.attempt_of_shard(name, flavour.cluster) is None for name in ray_cluster.names()))
-    until(free, timeout_s=90)
     ray_cluster.kill_all([name for name in ray_cluster.names() if ray_cluster.pool_of(name, flavour.cluster)])
