@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Iterable
 
 import pytest
+from claims import AGENT, admit_queued
 from sqlalchemy import Engine, func, text
 
 from zhub import checkpoints, jobs, redrive
@@ -12,8 +13,6 @@ from zhub.errors import LeaseLostError
 from zhub.jobs import Claim, Event
 from zhub.models import Job
 from zhub.tenancy import Caller
-
-AGENT = uuid.UUID(int=1)
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def execute(engine: Engine, statement: str) -> None:
 def begin(engine: Engine) -> dict[uuid.UUID, Claim]:
     """What back-off, admission and a claim of all jobs do, without the wait."""
     with system_session(engine) as session:
-        session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE state = 'queued'"))
+        admit_queued(session)
         found = jobs.claim_up_to(session, 9, AGENT, "default", ["train"], lease_s=60, free=9)
     return {claim.job_id: claim for claim in found}
 

@@ -247,9 +247,7 @@ def test_creating_an_evaluation_sends_what_was_said_and_leaves_the_rest_to_the_s
 
 @pytest.mark.parametrize("wanted", ["h100", None])
 @pytest.mark.parametrize("kind", ["evaluations", "promotions"])
-def test_what_is_measured_goes_to_the_cluster_that_is_named(
-    api: Any, zhub: Run, kind: str, wanted: str | None
-) -> None:
+def test_what_is_measured_goes_to_the_cluster_that_is_named(api: Any, zhub: Run, kind: str, wanted: str | None) -> None:
     option = ["--cluster", wanted] if wanted else []
     assert zhub(kind, "create", api_double.EXPERT, "file-1", *option) == 0
     (sent,) = [json.loads(request.content) for request in api.requests if request.method == "POST"]
@@ -568,9 +566,7 @@ def test_feedback_without_one_prompt_or_with_another_score_is_a_usage_error(
     assert api.requests == []
 
 
-def test_the_newest_feedback_of_an_expert_is_listed(
-    zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_newest_feedback_of_an_expert_is_listed(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
     many = [api_double.FEEDBACK | {"id": f"fb-{number}"} for number in range(5)]
     api.add("GET", "/v1/feedback", api_double.page(many, has_more=True))
     assert zhub("feedback", "ls", "default.sorting", "--limit", "3") == 0
