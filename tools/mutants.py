@@ -15,10 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPIED = ("platform", "workers", "api", "migrations", "tests", "pyproject.toml")
 JOBS, WISHES, LEADERSHIP = "platform/zhub/jobs.py", "platform/zhub/wishes.py", "platform/zhub/leadership.py"
-DEPENDENCIES, REDRIVE, SCHEDULES = (
+DEPENDENCIES, REDRIVE, TICKS = (
     "platform/zhub/dependencies.py",
     "platform/zhub/redrive.py",
-    "platform/zhub/schedules.py",
+    "platform/zhub/ticks.py",
 )
 ADMISSION, SHARES, BASELINE = (
     "platform/zhub/admission.py",
@@ -238,21 +238,21 @@ MUTANTS = (
     ),
     Mutant(
         "no scheduler waits for another's schedule",
-        SCHEDULES,
+        TICKS,
         "LIMIT 1 FOR UPDATE SKIP LOCKED",
         "LIMIT 1 FOR UPDATE",
         ON_SCHEDULES,
     ),
     Mutant(
         "one scheduler looks after a schedule at a time",
-        SCHEDULES,
+        TICKS,
         "LIMIT 1 FOR UPDATE SKIP LOCKED",
         "LIMIT 1",
         ON_SCHEDULES,
     ),
     Mutant(
         "a tick that has an outcome gets no other",
-        SCHEDULES,
+        TICKS,
         "is not None:\n        return earlier",
         "is not None and False:\n        return earlier",
         ON_SCHEDULES,

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from zhub import cron, schedules
+from zhub import cron, schedules, ticks
 from zhub.db import tenant_session
 from zhub.ids import parse_id, public_id
 from zhub.models import Alias, Dataset, Schedule, ScheduleTick
@@ -91,7 +91,7 @@ def run_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> di
     """Fire it at once; the answer is the tick."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        answer = tick_object(schedules.run_now(session, _own(session, caller, schedule_id, lock=True)))
+        answer = tick_object(ticks.run_now(session, _own(session, caller, schedule_id, lock=True)))
     context.wakeup.notify(SCHEDULER)
     return answer
 
@@ -103,7 +103,7 @@ def list_ticks(
     """What became of its newest ticks."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = schedules.list_ticks(session, _own(session, caller, schedule_id), limit=limit)
+        found = ticks.list_ticks(session, _own(session, caller, schedule_id), limit=limit)
         return page([tick_object(tick) for tick in found], has_more=False)
 
 
@@ -157,8 +157,8 @@ def next_runs(schedule: Schedule) -> list[int]:
     if schedule.cron is None or schedule.next_at is None:
         return []
     coming = cron.ticks(schedule.cron, schedule.timezone, max(schedule.next_at, datetime.now(UTC)))
-    ticks = [schedule.next_at, *itertools.islice(coming, SHOWN_RUNS - 1)]
-    return [int((tick + cron.jitter(schedule.id, tick, schedule.jitter_s)).timestamp()) for tick in ticks]
+    times = [schedule.next_at, *itertools.islice(coming, SHOWN_RUNS - 1)]
+    return [int((tick + cron.jitter(schedule.id, tick, schedule.jitter_s)).timestamp()) for tick in times]
 
 
 def tick_object(tick: ScheduleTick) -> dict[str, Any]:

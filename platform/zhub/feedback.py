@@ -1,7 +1,7 @@
 """Feedback: what those who use an expert say of its answers, one piece for each.
 
 A piece is about one expert version, and counts on its expert as soon as it comes: schedules fire by that count
-(``zhub.schedules``). With the answer that would have been right it can become a row of a dataset. Functions take a
+(``zhub.ticks``). With the answer that would have been right it can become a row of a dataset. Functions take a
 Session and never commit.
 """
 

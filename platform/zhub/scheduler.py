@@ -28,7 +28,7 @@ from zhub import (
     leadership,
     promotions,
     redrive,
-    schedules,
+    ticks,
     wishes,
 )
 from zhub.config import Settings
@@ -204,7 +204,7 @@ def follow_up(engine: Engine, stopping: threading.Event) -> None:
 
     def look() -> bool:
         more = False
-        for step in (schedules.look, promotions.advance):
+        for step in (ticks.look, promotions.advance):
             with system_session(engine) as session:
                 more |= step(session)
         return more

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import IntegrityError
 from suites import GRADER, METHOD, ROWS, right_in, run
 
-from zhub import jobs, schedules, wishes
+from zhub import jobs, ticks, wishes
 from zhub.db import system_session
 from zhub.jobs import Failure
 from zhub.models import Job, Schedule, ScheduleTick
@@ -47,7 +47,7 @@ def look(system_engine: Engine) -> Callable[[], int]:
         count = 0
         while True:
             with system_session(system_engine) as session:
-                if not schedules.look(session):
+                if not ticks.look(session):
                     return count
             count += 1
             assert count < 50, "there is no end to it"
@@ -185,7 +185,7 @@ def test_schedulers_at_the_same_time_fire_a_tick_once(schedule: Ask, system_engi
 
     def look_once(_number: int) -> bool:
         with system_session(system_engine) as session:
-            return schedules.look(session)
+            return ticks.look(session)
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(look_once, range(6))) >= 1
@@ -196,8 +196,8 @@ def test_a_schedule_that_another_scheduler_looks_after_is_not_waited_for(schedul
     schedule()
     is_due(system_engine)
     with system_session(system_engine) as one, system_session(system_engine) as other:
-        assert schedules.look(one) is True
-        assert schedules.look(other) is False
+        assert ticks.look(one) is True
+        assert ticks.look(other) is False
 
 
 def test_a_tick_that_comes_again_has_fired_already(schedule: Ask, look: Ask, system_engine: Engine) -> None:
@@ -226,7 +226,7 @@ def test_a_scheduler_that_dies_before_it_commits_loses_no_tick_and_fires_none_tw
     schedule()
     is_due(system_engine)
     with pytest.raises(ZeroDivisionError), system_session(system_engine) as session:
-        assert schedules.look(session)
+        assert ticks.look(session)
         raise ZeroDivisionError
     assert outcomes(system_engine) == []
     look()
@@ -486,8 +486,8 @@ def test_a_schedule_fires_when_so_much_feedback_has_come_and_again_when_so_much_
     assert look() == 1 and look() == 0
     give(second, 2)
     assert look() == 0
-    ticks = ask("get", f"/schedules/{made['id']}/ticks")["data"]
-    assert [(tick["outcome"], tick["tick"]) for tick in ticks] == [
+    rows = ask("get", f"/schedules/{made['id']}/ticks")["data"]
+    assert [(row["outcome"], row["tick"]) for row in rows] == [
         ("fired", "feedback:summer:7"),
         ("fired", "feedback:summer:3"),
     ]
@@ -501,7 +501,7 @@ def test_schedulers_at_the_same_time_fire_once_for_the_same_feedback(
 
     def look_once(_number: int) -> bool:
         with system_session(system_engine) as session:
-            return schedules.look(session)
+            return ticks.look(session)
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(look_once, range(12))) == 1
@@ -514,7 +514,7 @@ def test_a_scheduler_that_dies_before_it_commits_loses_no_feedback(
     schedule(cron=None, on_feedback=1)
     give(publish_version())
     with pytest.raises(ZeroDivisionError), system_session(system_engine) as session:
-        assert schedules.look(session)
+        assert ticks.look(session)
         raise ZeroDivisionError
     assert outcomes(system_engine) == []
     assert look() == 1 and look() == 0

@@ -15,7 +15,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 from suites import GRADER
 
-from zhub import aliases, datasets, fine_tuning, promotions, redrive, registry, schedules, states, wishes
+from zhub import aliases, datasets, fine_tuning, promotions, redrive, registry, schedules, states, ticks, wishes
 from zhub.db import system_session, tenant_session
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from zhub.fine_tuning import JobRequest
@@ -234,7 +234,7 @@ class Team:
         return lambda session: str(schedules.create(session, self._caller, request).id)
 
     def _poke_schedule(self) -> Act | None:
-        poke = self._rng.choice((schedules.pause, schedules.resume, schedules.run_now))
+        poke = self._rng.choice((schedules.pause, schedules.resume, ticks.run_now))
 
         def act(session: Session) -> str:
             statement = select(Schedule.id).where(Schedule.project_id == self._caller.project_id)
