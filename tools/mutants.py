@@ -75,14 +75,14 @@ MUTANTS = (
     Mutant(
         "a failure checks its fence",
         JOBS,
-        "WHERE id = :job AND fence = :fence AND state IN",
-        "WHERE id = :job AND :fence = :fence AND state IN",
+        "SET {_RELEASE}\n             WHERE id = :job AND fence = :fence AND",
+        "SET {_RELEASE}\n             WHERE id = :job AND :fence = :fence AND",
     ),
     Mutant(
         "a stop checks its fence",
         JOBS,
-        "WHERE id = :job AND fence = :fence\n",
-        "WHERE id = :job AND :fence = :fence\n",
+        "WHERE jobs.id = was.id AND fence = :fence\n",
+        "WHERE jobs.id = was.id AND :fence = :fence\n",
     ),
     Mutant("a claim raises the fence", JOBS, "fence = fence + 1", "fence = greatest(fence, 1)"),
     Mutant(
