@@ -287,14 +287,14 @@ MUTANTS = (
     ),
     Mutant(
         "a delivery that is being sent is kept from others",
-        "platform/zhub/webhooks.py",
+        "platform/zhub/deliveries.py",
         "SET sending_until = now() + make_interval(secs => :claim_s)",
         "SET sending_until = now() + 0 * make_interval(secs => :claim_s)",
         ("tests/integration/test_webhooks.py",),
     ),
     Mutant(
         "an endpoint that is sent to is kept from other schedulers",
-        "platform/zhub/webhooks.py",
+        "platform/zhub/deliveries.py",
         " AND coalesce(sending_until <= now(), true)",
         "",
         ("tests/integration/test_webhooks.py",),

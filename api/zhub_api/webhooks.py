@@ -10,7 +10,7 @@ from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from zhub import webhooks
+from zhub import deliveries, webhooks
 from zhub.db import tenant_session
 from zhub.ids import parse_id, public_id
 from zhub.models import WebhookDelivery, WebhookEndpoint
@@ -181,7 +181,7 @@ def list_deliveries(
     last = parse_id("webhook delivery", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = webhooks.get_endpoint(session, caller, parse_id("webhook endpoint", endpoint_id))
-        found, has_more = webhooks.list_deliveries(session, endpoint, after=last, limit=limit)
+        found, has_more = deliveries.list_deliveries(session, endpoint, after=last, limit=limit)
     return page([delivery_object(delivery) for delivery in found], has_more=has_more)
 
 
@@ -191,8 +191,8 @@ def replay_delivery(caller: CallerDep, context: ContextDep, endpoint_id: str, de
     caller.require("webhooks:write")
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = webhooks.get_endpoint(session, caller, parse_id("webhook endpoint", endpoint_id))
-        delivery = webhooks.get_delivery(session, endpoint, parse_id("webhook delivery", delivery_id))
-        webhooks.replay(session, endpoint, delivery)
+        delivery = deliveries.get_delivery(session, endpoint, parse_id("webhook delivery", delivery_id))
+        deliveries.replay(session, endpoint, delivery)
     return delivery_object(delivery)
 
 
@@ -207,7 +207,7 @@ def _send_test(context: Context, caller: Caller, endpoint_id: str, event_type: s
 def _delivery(context: Context, caller: Caller, endpoint_id: str, delivery_id: uuid.UUID) -> WebhookDelivery:
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = webhooks.get_endpoint(session, caller, parse_id("webhook endpoint", endpoint_id))
-        return webhooks.get_delivery(session, endpoint, delivery_id)
+        return deliveries.get_delivery(session, endpoint, delivery_id)
 
 
 def endpoint_object(context: Context, endpoint: WebhookEndpoint) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def endpoint_object(context: Context, endpoint: WebhookEndpoint) -> dict[str, An
         "event_types": endpoint.event_types,
         "status": endpoint.status,
         "status_details": endpoint.status_details,
-        "not_before": int(asked.timestamp()) if asked is not None and asked > webhooks.now_utc() else None,
+        "not_before": int(asked.timestamp()) if asked is not None and asked > deliveries.now_utc() else None,
         "signing_secret_hint": f"whsec_…{_secret(context, endpoint)[-HINT_CHARACTERS:]}",
     }
 

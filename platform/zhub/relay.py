@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import Engine
 
-from zhub import webhooks
+from zhub import deliveries
 from zhub.db import system_session
+from zhub.deliveries import Due
 from zhub.errors import UnavailableError
 from zhub.outbound import Outbound, Outcome
-from zhub.webhooks import Due
 
 MAX_IN_FLIGHT = 64  # of this process, as the next two: what they guard are its own places
 MAX_IN_FLIGHT_OF_ORG = 8  # an organisation whose receivers all hang keeps the places of the others free
@@ -64,11 +64,11 @@ def _claim(engine: Engine, in_flight: list[Due]) -> list[Due]:
     if room <= 0:
         return []
     with system_session(engine) as session:
-        return webhooks.claim(session, in_flight=in_flight, room=room, room_of_org=MAX_IN_FLIGHT_OF_ORG)
+        return deliveries.claim(session, in_flight=in_flight, room=room, room_of_org=MAX_IN_FLIGHT_OF_ORG)
 
 
 async def _deliver(engine: Engine, outbound: Outbound, secret_key: str, due: Due) -> None:
-    headers = due.headers(secret_key, webhooks.now_utc())
+    headers = due.headers(secret_key, deliveries.now_utc())
     outcome = await outbound.post(due.url, headers, due.body().encode())
     ended = outcome.status_code or outcome.error
     extra = {"action": "webhook_sent", "org_id": due.org_id, "status_code": outcome.status_code}
@@ -78,9 +78,9 @@ async def _deliver(engine: Engine, outbound: Outbound, secret_key: str, due: Due
 
 def _record(engine: Engine, due: Due, outcome: Outcome) -> None:
     with system_session(engine) as session:
-        webhooks.record(session, due, outcome)
+        deliveries.record(session, due, outcome)
 
 
 def _forget(engine: Engine) -> None:
     with system_session(engine) as session:
-        webhooks.forget(session)
+        deliveries.forget(session)

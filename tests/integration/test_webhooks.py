@@ -17,9 +17,10 @@ from openai import InvalidWebhookSignatureError
 from sqlalchemy import Engine, func, select, text, update
 from suites import manifest_of
 
-from zhub import dependencies, jobs, registry, relay, webhooks, wishes
+from zhub import deliveries, dependencies, jobs, registry, relay, webhooks, wishes
 from zhub.config import Settings
 from zhub.db import system_session, tenant_session
+from zhub.deliveries import Due
 from zhub.ids import public_id
 from zhub.models import Evaluation, Job, WebhookDelivery, WebhookEndpoint
 from zhub.outbound import Outbound, Outcome
@@ -239,19 +240,19 @@ def enqueue(system_engine: Engine, caller: Caller) -> Callable[..., None]:
 
 
 @pytest.fixture
-def claim(system_engine: Engine) -> Callable[..., list[webhooks.Due]]:
-    def take(in_flight: Sequence[webhooks.Due] = (), room: int = 64, room_of_org: int = 64) -> list[webhooks.Due]:
+def claim(system_engine: Engine) -> Callable[..., list[Due]]:
+    def take(in_flight: Sequence[Due] = (), room: int = 64, room_of_org: int = 64) -> list[Due]:
         with system_session(system_engine) as session:
-            return webhooks.claim(session, in_flight=in_flight, room=room, room_of_org=room_of_org)
+            return deliveries.claim(session, in_flight=in_flight, room=room, room_of_org=room_of_org)
 
     return take
 
 
 @pytest.fixture
-def record(system_engine: Engine) -> Callable[[webhooks.Due, Outcome], WebhookDelivery]:
-    def write(due: webhooks.Due, outcome: Outcome) -> WebhookDelivery:
+def record(system_engine: Engine) -> Callable[[Due, Outcome], WebhookDelivery]:
+    def write(due: Due, outcome: Outcome) -> WebhookDelivery:
         with system_session(system_engine) as session:
-            webhooks.record(session, due, outcome)
+            deliveries.record(session, due, outcome)
         with system_session(system_engine) as session:
             return session.scalars(select(WebhookDelivery).where(WebhookDelivery.id == due.id)).one()
 
@@ -279,13 +280,13 @@ def endpoint_of(engine: Engine, endpoint_id: uuid.UUID) -> WebhookEndpoint:
     "event_type", ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 )
 def test_the_unmodified_client_verifies_and_parses_a_delivery(
-    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]],
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[Due]],
     secret_key: str, event_type: str,
 ) -> None:  # fmt: skip
     endpoint_id = make_endpoint()
     enqueue(event_type, "ftjob-7")
     (due,) = claim()
-    headers = due.headers(secret_key, webhooks.now_utc())
+    headers = due.headers(secret_key, deliveries.now_utc())
     client = openai.OpenAI(api_key="unused")
     secret = webhooks.secret_of(endpoint_id, 0, secret_key)
     event: Any = client.webhooks.unwrap(due.body(), headers, secret=secret)
@@ -298,7 +299,7 @@ def test_the_unmodified_client_verifies_and_parses_a_delivery(
 
 
 def test_a_delivery_has_one_id_and_one_body_over_all_its_tries(
-    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]],
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[Due]],
     record: Callable[..., WebhookDelivery], hurry: Callable[[], None], secret_key: str,
 ) -> None:  # fmt: skip
     make_endpoint()
@@ -306,14 +307,14 @@ def test_a_delivery_has_one_id_and_one_body_over_all_its_tries(
     sent = set()
     for _ in range(3):
         (due,) = claim()
-        sent.add((due.headers(secret_key, webhooks.now_utc())["webhook-id"], due.body()))
+        sent.add((due.headers(secret_key, deliveries.now_utc())["webhook-id"], due.body()))
         record(due, DOWN)
         hurry()
     assert len(sent) == 1
 
 
 def test_what_is_being_sent_is_nobody_elses(
-    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]]
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[Due]]
 ) -> None:
     make_endpoint()
     enqueue()
@@ -322,14 +323,14 @@ def test_what_is_being_sent_is_nobody_elses(
 
 def claims_run_out(engine: Engine) -> None:
     with system_session(engine) as session:
-        later = timedelta(seconds=webhooks.CLAIM_S)
+        later = timedelta(seconds=deliveries.CLAIM_S)
         session.execute(update(WebhookDelivery).values(next_try_at=WebhookDelivery.next_try_at - later))
         session.execute(update(WebhookEndpoint).values(sending_until=WebhookEndpoint.sending_until - later))
 
 
 def test_what_a_relay_forgot_by_dying_is_sent_again(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]],
+    claim: Callable[..., list[Due]],
 ) -> None:  # fmt: skip
     make_endpoint()
     enqueue()
@@ -339,7 +340,7 @@ def test_what_a_relay_forgot_by_dying_is_sent_again(
 
 
 def test_an_endpoint_gets_one_event_at_a_time_and_the_oldest_first_whoever_sends(
-    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]],
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[Due]],
     record: Callable[..., WebhookDelivery],
 ) -> None:  # fmt: skip
     make_endpoint()
@@ -353,7 +354,7 @@ def test_an_endpoint_gets_one_event_at_a_time_and_the_oldest_first_whoever_sends
 
 
 def test_of_relays_that_claim_at_the_same_time_one_gets_an_endpoint(
-    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]],
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[Due]],
     record: Callable[..., WebhookDelivery],
 ) -> None:  # fmt: skip
     make_endpoint()
@@ -370,7 +371,7 @@ def test_of_relays_that_claim_at_the_same_time_one_gets_an_endpoint(
 
 def test_a_try_that_is_recorded_late_does_not_free_the_endpoint_for_a_third(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery],
+    claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery],
 ) -> None:  # fmt: skip
     make_endpoint()
     for job in ("ftjob-1", "ftjob-2", "ftjob-3"):
@@ -386,7 +387,7 @@ def test_a_try_that_is_recorded_late_does_not_free_the_endpoint_for_a_third(
 
 def test_an_organisation_whose_receivers_hang_leaves_room_for_others(
     make_caller: MakeCaller, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]], caller: Caller,
+    claim: Callable[..., list[Due]], caller: Caller,
 ) -> None:  # fmt: skip
     other = make_caller("globex")
     for _ in range(4):
@@ -402,7 +403,7 @@ def test_an_organisation_whose_receivers_hang_leaves_room_for_others(
 
 def test_what_fails_is_tried_again_for_three_days_and_then_given_up(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery], hurry: Callable[[], None],
+    claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery], hurry: Callable[[], None],
 ) -> None:  # fmt: skip
     endpoint_id = make_endpoint()
     enqueue()
@@ -433,20 +434,20 @@ def wait_of(delivery: WebhookDelivery) -> float:
 @pytest.mark.parametrize("status", [307, 404, 429, 500, 503])
 @pytest.mark.parametrize("as_date", [False, True])
 def test_a_receiver_is_asked_again_when_it_wants_to_be(
-    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]],
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[Due]],
     record: Callable[..., WebhookDelivery], status: int, as_date: bool,
 ) -> None:  # fmt: skip
     make_endpoint()
     enqueue()
     (due,) = claim()
-    moment = format_datetime(webhooks.now_utc() + timedelta(seconds=3600), usegmt=True)
+    moment = format_datetime(deliveries.now_utc() + timedelta(seconds=3600), usegmt=True)
     delivery = record(due, refusal(moment if as_date else "3600", status))
-    assert 3600 - 60 * as_date <= wait_of(delivery) <= 3600 * (1 + webhooks.JITTER) + 1
+    assert 3600 - 60 * as_date <= wait_of(delivery) <= 3600 * (1 + deliveries.JITTER) + 1
 
 
 def test_its_other_events_wait_as_well_and_other_receivers_do_not(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery],
+    claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery],
 ) -> None:  # fmt: skip
     busy, free = make_endpoint([SUCCEEDED]), make_endpoint()
     for job in ("ftjob-1", "ftjob-2"):
@@ -465,7 +466,7 @@ def test_its_other_events_wait_as_well_and_other_receivers_do_not(
 
 @pytest.mark.parametrize("soon", ["0", "1", "Fri, 31 Dec 1999 23:59:59 GMT"])
 def test_a_receiver_is_never_asked_sooner_than_without_its_wish(
-    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]],
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[Due]],
     record: Callable[..., WebhookDelivery], hurry: Callable[[], None], soon: str,
 ) -> None:  # fmt: skip
     make_endpoint()
@@ -473,37 +474,37 @@ def test_a_receiver_is_never_asked_sooner_than_without_its_wish(
     for planned in webhooks.BACK_OFFS_S:
         hurry()
         (due,) = claim()
-        assert wait_of(record(due, refusal(soon))) >= planned * (1 - webhooks.JITTER) - 1
+        assert wait_of(record(due, refusal(soon))) >= planned * (1 - deliveries.JITTER) - 1
 
 
 @pytest.mark.parametrize("late", ["86401", "9" * 500, "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_receiver_puts_off_by_a_day_and_no_more(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery], late: str,
+    claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery], late: str,
 ) -> None:  # fmt: skip
     endpoint_id = make_endpoint()
     enqueue()
     (due,) = claim()
     delivery = record(due, refusal(late))
-    assert 86_400 <= wait_of(delivery) <= 86_400 * (1 + webhooks.JITTER) + 1
+    assert 86_400 <= wait_of(delivery) <= 86_400 * (1 + deliveries.JITTER) + 1
     assert endpoint_of(system_engine, endpoint_id).not_before == delivery.next_try_at
 
 
 @pytest.mark.parametrize("given", ["", "-5", "1.5", "soon", "٣", "12 h", "Wed, 99 Foo 2030 00:00:00 GMT", "\xff", None])
 def test_a_wish_that_makes_no_sense_is_ignored(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery], given: str | None,
+    claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery], given: str | None,
 ) -> None:  # fmt: skip
     endpoint_id = make_endpoint()
     enqueue()
     (due,) = claim()
-    assert wait_of(record(due, refusal(given))) <= webhooks.BACK_OFFS_S[0] * (1 + webhooks.JITTER) + 1
+    assert wait_of(record(due, refusal(given))) <= webhooks.BACK_OFFS_S[0] * (1 + deliveries.JITTER) + 1
     assert endpoint_of(system_engine, endpoint_id).not_before is None
 
 
 def test_an_answer_of_success_puts_nothing_off(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery],
+    claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery],
 ) -> None:  # fmt: skip
     endpoint_id = make_endpoint()
     enqueue()
@@ -514,7 +515,7 @@ def test_an_answer_of_success_puts_nothing_off(
 
 def test_a_receiver_that_grants_one_try_at_a_time_for_ever_is_disabled_however_much_waits(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery],
+    claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery],
 ) -> None:  # fmt: skip
     endpoint_id = make_endpoint()
     for number in range(5):
@@ -535,7 +536,7 @@ def test_a_receiver_that_grants_one_try_at_a_time_for_ever_is_disabled_however_m
 @pytest.mark.parametrize("how", ["test", "replay", "enable", "url"])
 def test_whoever_knows_better_does_not_wait_for_what_the_receiver_asked_for(
     api_engine: Engine, caller: Caller, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery], how: str,
+    claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery], how: str,
 ) -> None:  # fmt: skip
     endpoint_id = make_endpoint()
     for _ in range(2):
@@ -548,7 +549,7 @@ def test_whoever_knows_better_does_not_wait_for_what_the_receiver_asked_for(
         if how == "test":
             webhooks.send_test(session, endpoint, SUCCEEDED)
         elif how == "replay":
-            webhooks.replay(session, endpoint, webhooks.get_delivery(session, endpoint, delivery.id))
+            deliveries.replay(session, endpoint, deliveries.get_delivery(session, endpoint, delivery.id))
         else:
             url = "https://other.example.com/" if how == "url" else None
             webhooks.update_endpoint(
@@ -559,7 +560,7 @@ def test_whoever_knows_better_does_not_wait_for_what_the_receiver_asked_for(
 
 def test_an_endpoint_that_took_something_meanwhile_is_not_disabled(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery], hurry: Callable[[], None],
+    claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery], hurry: Callable[[], None],
 ) -> None:  # fmt: skip
     endpoint_id = make_endpoint()
     enqueue(job="ftjob-bad")
@@ -578,7 +579,7 @@ def test_an_endpoint_that_took_something_meanwhile_is_not_disabled(
 
 def test_a_receiver_that_is_gone_is_sent_nothing_more_and_the_others_are_told(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
-    claim: Callable[..., list[webhooks.Due]], record: Callable[..., WebhookDelivery], hurry: Callable[[], None],
+    claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery], hurry: Callable[[], None],
 ) -> None:  # fmt: skip
     gone = make_endpoint([SUCCEEDED])
     make_endpoint([webhooks.DISABLED])
@@ -595,7 +596,7 @@ def test_a_receiver_that_is_gone_is_sent_nothing_more_and_the_others_are_told(
 
 
 def test_what_is_delivered_is_not_sent_again(
-    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]],
+    make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[Due]],
     record: Callable[..., WebhookDelivery], hurry: Callable[[], None],
 ) -> None:  # fmt: skip
     make_endpoint()
@@ -608,7 +609,7 @@ def test_what_is_delivered_is_not_sent_again(
 
 def test_for_a_day_after_a_rotation_both_secrets_sign(
     api_engine: Engine, system_engine: Engine, caller: Caller, make_endpoint: MakeEndpoint,
-    enqueue: Callable[..., None], claim: Callable[..., list[webhooks.Due]], hurry: Callable[[], None], secret_key: str,
+    enqueue: Callable[..., None], claim: Callable[..., list[Due]], hurry: Callable[[], None], secret_key: str,
 ) -> None:  # fmt: skip
     endpoint_id = make_endpoint()
     enqueue()
@@ -616,7 +617,7 @@ def test_for_a_day_after_a_rotation_both_secrets_sign(
     def who_verifies() -> list[int]:
         hurry()
         (due,) = claim()
-        headers = due.headers(secret_key, webhooks.now_utc())
+        headers = due.headers(secret_key, deliveries.now_utc())
         client = openai.OpenAI(api_key="unused")
         able = []
         for rotation in range(3):
@@ -665,11 +666,11 @@ def test_old_deliveries_and_then_deleted_endpoints_are_forgotten(
     with tenant_session(api_engine, caller.org_id) as session:
         webhooks.delete_endpoint(session, webhooks.get_endpoint(session, caller, deleted))
     with system_session(system_engine) as session:
-        webhooks.forget(session)
+        deliveries.forget(session)
         assert session.scalar(select(func.count()).select_from(WebhookDelivery)) == 2
-        session.execute(update(WebhookDelivery).values(created_at=func.now() - webhooks.KEPT_FOR))
+        session.execute(update(WebhookDelivery).values(created_at=func.now() - deliveries.KEPT_FOR))
         session.execute(update(WebhookDelivery).values(created_at=WebhookDelivery.created_at - timedelta(seconds=1)))
-        webhooks.forget(session)
+        deliveries.forget(session)
         assert session.scalar(select(func.count()).select_from(WebhookDelivery)) == 0
         assert list(session.scalars(select(WebhookEndpoint.id))) == [kept]
 
@@ -741,7 +742,7 @@ def add(client: Client, url: str, event_types: Sequence[str] = (SUCCEEDED,)) -> 
     return client.webhooks.create(name="test", url=url, event_types=list(event_types))  # type: ignore[arg-type]
 
 
-def deliveries(client: Client, endpoint_id: str) -> list[dict[str, Any]]:
+def deliveries_of(client: Client, endpoint_id: str) -> list[dict[str, Any]]:
     answer: Any = client.get(f"/webhook_endpoints/{endpoint_id}/deliveries", cast_to=object)
     return list(answer["data"])
 
@@ -751,7 +752,7 @@ def test_an_event_arrives_signed_with_the_secret_that_was_shown_once(
 ) -> None:
     made = add(client, f"{hooks.url}/hook")
     enqueue(job="ftjob-7")
-    (delivered,) = until(lambda: [d for d in deliveries(client, made.id) if d["status"] == "delivered"])
+    (delivered,) = until(lambda: [d for d in deliveries_of(client, made.id) if d["status"] == "delivered"])
     ((path, headers, body),) = hooks.requests
     event: Any = client.webhooks.unwrap(body, headers, secret=made.signing_secret)
     assert (path, event.type, event.data.id) == ("/hook", SUCCEEDED, "ftjob-7")
@@ -784,7 +785,7 @@ def test_the_owner_of_an_endpoint_sees_what_its_receiver_asked_for(
     made = add(client, f"{hooks.url}/hook")
     assert made.to_dict()["not_before"] is None
     enqueue()
-    (delivery,) = until(lambda: [d for d in deliveries(client, made.id) if d["attempts"]])
+    (delivery,) = until(lambda: [d for d in deliveries_of(client, made.id) if d["attempts"]])
     (attempt,) = delivery["attempts"]
     assert attempt["at"] + 3600 <= attempt["next_try_at"] == delivery["next_try_at"]
     assert client.webhooks.retrieve(made.id).to_dict()["not_before"] == delivery["next_try_at"]
@@ -803,7 +804,7 @@ def test_a_test_is_sent_the_way_of_real_events_and_says_what_came_back(
     event: Any = client.webhooks.unwrap(body, headers, secret=made.signing_secret)
     assert event.data.test is True
     # One try and no more, and the endpoint stays: it was only asked.
-    assert [d["status"] for d in deliveries(client, made.id)] == ["failed", "delivered"]
+    assert [d["status"] for d in deliveries_of(client, made.id)] == ["failed", "delivered"]
     assert client.webhooks.retrieve(made.id).to_dict()["status"] == "enabled"
 
 
@@ -813,14 +814,14 @@ def test_an_event_that_was_given_up_can_be_replayed_under_its_old_id(
     hooks.statuses["/hook"] = 410
     made = add(client, f"{hooks.url}/hook")
     enqueue()
-    (failed,) = until(lambda: [d for d in deliveries(client, made.id) if d["status"] == "failed"])
+    (failed,) = until(lambda: [d for d in deliveries_of(client, made.id) if d["status"] == "failed"])
     replay = f"/webhook_endpoints/{made.id}/deliveries/{failed['id']}/replay"
     with pytest.raises(openai.ConflictError, match="410 Gone"):
         client.post(replay, body={}, cast_to=object)
     hooks.statuses.clear()
     client.webhooks.update(made.id, extra_body={"status": "enabled"})
     client.post(replay, body={}, cast_to=object)
-    (delivered,) = until(lambda: [d for d in deliveries(client, made.id) if d["status"] == "delivered"])
+    (delivered,) = until(lambda: [d for d in deliveries_of(client, made.id) if d["status"] == "delivered"])
     assert [attempt["status_code"] for attempt in delivered["attempts"]] == [410, 204]
     assert len({headers["webhook-id"] for _, headers, _ in hooks.requests}) == 1
 
