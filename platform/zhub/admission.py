@@ -13,7 +13,7 @@ from sqlalchemy import delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub import budgets, db, fair_share, jobs, states
+from zhub import budgets, db, fair_share, job_events, jobs, states
 from zhub.errors import InvalidRequestError, QuotaExceededError
 from zhub.fair_share import HALF_LIFE_S, Preemptible, Queues, Running, Tenant, Waiting
 from zhub.ids import new_id
@@ -126,7 +126,7 @@ def withdraw(session: Session, *, agent_lost_after_s: float) -> list[uuid.UUID]:
     ).all()
     for row in rows:
         message = "No agent of its cluster is alive: the job is queued again."
-        jobs.add_event(session, row.org_id, row.id, message, level="warn")
+        job_events.add(session, row.org_id, row.id, message, level="warn")
     return [row.id for row in rows]
 
 
@@ -155,7 +155,7 @@ def _reclaim(session: Session, cluster: _Cluster, admitted: Sequence[tuple[uuid.
         message = (
             "Another organisation wants a worker back that this job had borrowed: it goes on from a checkpoint later."
         )
-        jobs.add_event(session, row.org_id, row.id, message, level="warn")
+        job_events.add(session, row.org_id, row.id, message, level="warn")
 
 
 def explain(session: Session, *, agent_lost_after_s: float) -> None:

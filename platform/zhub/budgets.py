@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from zhub import jobs
+from zhub import job_events
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def pause_spent(session: Session) -> int:
     ).all()
     for row in rows:
         message = f"{found[row.org_id].sentence()}: the job is paused. Resume it next month, or ask for more."
-        jobs.add_event(session, row.org_id, row.id, message, level="warn")
+        job_events.add(session, row.org_id, row.id, message, level="warn")
     return len(rows)
 
 

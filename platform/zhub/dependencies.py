@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from zhub import jobs, states, webhooks
+from zhub import job_events, jobs, states, webhooks
 from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.ids import parse_id, public_id
 from zhub.models import Job, JobDependency
@@ -93,9 +93,9 @@ def settle(session: Session) -> int:
     ).all()
     for row in rows:
         if row.state == states.QUEUED:
-            jobs.add_event(session, row.org_id, row.id, "All that it waited for has succeeded. The job is queued.")
+            job_events.add(session, row.org_id, row.id, "All that it waited for has succeeded. The job is queued.")
         else:
-            jobs.add_event(session, row.org_id, row.id, row.error["message"], level="error")
+            job_events.add(session, row.org_id, row.id, row.error["message"], level="error")
             webhooks.announce_job(session, row.id)
     return len(rows)
 

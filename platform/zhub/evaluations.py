@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from zhub import admission, base_models, datasets, jobs, registry, states
+from zhub import admission, base_models, datasets, job_events, jobs, registry, states
 from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.graders import Grader, check_templates
 from zhub.ids import parse_id, public_id
@@ -277,7 +277,7 @@ def _move(session: Session, job_id: uuid.UUID, cluster: str) -> None:
     elsewhere = (Job.id == job_id, Job.state == states.QUEUED, Job.cluster != cluster)
     org_id = session.scalar(update(Job).where(*elsewhere).values(cluster=cluster).returning(Job.org_id))
     if org_id is not None:
-        jobs.add_event(session, org_id, job_id, f"It was asked for on cluster '{cluster}', and waits there now.")
+        job_events.add(session, org_id, job_id, f"It was asked for on cluster '{cluster}', and waits there now.")
 
 
 def _job(caller: Caller, subject: _Subject, file: DatasetVersion, suite: dict[str, Any]) -> Job:

@@ -1,4 +1,4 @@
-"""What happened to a job, as its readers want it: newest first in pages, in the order it goes on in, or as series.
+"""What happened to a job, as it is written, and as readers want it: newest first in pages, in order, or as series.
 
 Events stand in the order of (``xid``, ``position``): of the transaction that wrote them, then of the writing. Below the
 oldest transaction that is still open that order is final, so a reader that stops there and goes on from its last event
@@ -12,11 +12,13 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, literal_column, select, text, tuple_
+from sqlalchemy import ColumnElement, func, literal_column, select, text, tuple_
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from zhub import checkpoints
 from zhub.errors import NotFoundError
-from zhub.ids import public_id
+from zhub.ids import new_id, public_id
 from zhub.models import JobEvent
 
 Cursor = tuple[int, int]
@@ -26,12 +28,72 @@ _HORIZON: ColumnElement[int] = literal_column("pg_snapshot_xmin(pg_current_snaps
 
 
 @dataclass(frozen=True)
+class Event:
+    """One thing that an attempt reports; ``seq`` counts from 1 within the attempt."""
+
+    seq: int
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class MetricSeries:
     """One metric of a job. ``count`` is how many points there are, ``points`` what is left of them, by step."""
 
     name: str
     count: int
     points: Sequence[dict[str, Any]]
+
+
+def add(
+    session: Session,
+    org_id: uuid.UUID,
+    job_id: uuid.UUID,
+    message: str,
+    *,
+    level: str = "info",
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Write what happened to a job, other than what its attempt reports."""
+    session.add(JobEvent(org_id=org_id, job_id=job_id, message=message, level=level, data=data))
+    session.flush()
+
+
+def store(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, events: Sequence[Event]) -> None:
+    """Append what an attempt reported, and the checkpoints among it; an event that is already there is left alone.
+
+    Raises:
+        ValueError: the report of a checkpoint that cannot be one.
+    """
+    if events:
+        values = [
+            {
+                "id": new_id(),
+                "org_id": org_id,
+                "job_id": job_id,
+                "fence": fence,
+                "seq": event.seq,
+                "level": event.level,
+                "type": event.type,
+                "message": event.message,
+                "data": event.data,
+            }
+            for event in events
+        ]
+        new = session.scalars(insert(JobEvent).values(values).on_conflict_do_nothing().returning(JobEvent.seq)).all()
+        for event in events:
+            # One that was stored before has its row, or had it until it was swept.
+            if event.seq in new and event.data is not None and event.data.get("type") == "checkpoint":
+                checkpoints.record(session, org_id, job_id, fence, event.data)
+
+
+def last_seq(session: Session, job_id: uuid.UUID, fence: int) -> int:
+    """The number of the last event stored of an attempt; where polling goes on after a restart of the agent."""
+    return session.scalar(
+        select(func.coalesce(func.max(JobEvent.seq), 0)).where(JobEvent.job_id == job_id, JobEvent.fence == fence)
+    ) or 0  # fmt: skip
 
 
 def cursor_of(session: Session, job_id: uuid.UUID, event_id: uuid.UUID) -> Cursor:

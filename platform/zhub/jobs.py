@@ -12,13 +12,13 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import func, select, text, update
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub import checkpoints, poison, states, tracing, webhooks
+from zhub import job_events, poison, states, tracing, webhooks
 from zhub.errors import LeaseLostError, NotFoundError
 from zhub.ids import new_id, public_id
-from zhub.models import Attempt, BaseModel, DatasetVersion, Job, JobEvent
+from zhub.job_events import Event
+from zhub.models import Attempt, BaseModel, DatasetVersion, Job
 
 MAX_USER_FAILURES = 2  # retries of an unexpected error in the recipe itself
 MAX_INFRA_FAILURES = 5  # retries after lost actors, lost agents, an unreachable store
@@ -70,17 +70,6 @@ class Reaped(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Event:
-    """One thing that an attempt reports; ``seq`` counts from 1 within the attempt."""
-
-    seq: int
-    level: str
-    type: str
-    message: str
-    data: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
 class Failure:
     """Why an attempt failed. ``retryable`` is False where trying again must end the same way."""
 
@@ -107,7 +96,7 @@ def enqueue(session: Session, job: Job, message: str) -> None:
     job.traceparent = tracing.traceparent()
     session.add(job)
     session.flush()
-    add_event(session, job.org_id, job.id, message)
+    job_events.add(session, job.org_id, job.id, message)
 
 
 def get_job(session: Session, job_id: uuid.UUID) -> Job:
@@ -219,8 +208,8 @@ def heartbeat(
     if row is None:
         raise LeaseLostError(job_id, fence)
     if row.state != row.before:
-        add_event(session, row.org_id, job_id, f"The job is {row.state}.")
-    store_events(session, row.org_id, job_id, fence, events)
+        job_events.add(session, row.org_id, job_id, f"The job is {row.state}.")
+    job_events.store(session, row.org_id, job_id, fence, events)
     return str(row.desired)
 
 
@@ -343,7 +332,7 @@ def preempt(session: Session, job_id: uuid.UUID, fence: int, message: str) -> No
         .returning(Job.org_id)
     )
     if org_id is not None:
-        add_event(session, org_id, job_id, message, level="warn")
+        job_events.add(session, org_id, job_id, message, level="warn")
 
 
 def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
@@ -402,59 +391,11 @@ def reap(session: Session) -> list[Reaped]:
     return [Reaped(*row) for row in rows]
 
 
-def add_event(
-    session: Session,
-    org_id: uuid.UUID,
-    job_id: uuid.UUID,
-    message: str,
-    *,
-    level: str = "info",
-    data: dict[str, Any] | None = None,
-) -> None:
-    session.add(JobEvent(org_id=org_id, job_id=job_id, message=message, level=level, data=data))
-    session.flush()
-
-
 def report_state(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, state: str) -> None:
     """Tell a job's new state to its events and, where it has ended or is paused, to webhooks."""
-    add_event(session, org_id, job_id, f"The job is {state}.")
+    job_events.add(session, org_id, job_id, f"The job is {state}.")
     if state in (*states.TERMINAL, states.PAUSED):
         webhooks.announce_job(session, job_id)
-
-
-def store_events(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, events: Sequence[Event]) -> None:
-    """Append what an attempt reported, and the checkpoints among it; an event that is already there is left alone.
-
-    Raises:
-        ValueError: the report of a checkpoint that cannot be one.
-    """
-    if events:
-        values = [
-            {
-                "id": new_id(),
-                "org_id": org_id,
-                "job_id": job_id,
-                "fence": fence,
-                "seq": event.seq,
-                "level": event.level,
-                "type": event.type,
-                "message": event.message,
-                "data": event.data,
-            }
-            for event in events
-        ]
-        new = session.scalars(insert(JobEvent).values(values).on_conflict_do_nothing().returning(JobEvent.seq)).all()
-        for event in events:
-            # One that was stored before has its row, or had it until it was swept.
-            if event.seq in new and event.data is not None and event.data.get("type") == "checkpoint":
-                checkpoints.record(session, org_id, job_id, fence, event.data)
-
-
-def last_seq(session: Session, job_id: uuid.UUID, fence: int) -> int:
-    """The number of the last event stored of an attempt; where polling goes on after a restart of the agent."""
-    return session.scalar(
-        select(func.coalesce(func.max(JobEvent.seq), 0)).where(JobEvent.job_id == job_id, JobEvent.fence == fence)
-    ) or 0  # fmt: skip
 
 
 # How an attempt that did not succeed gives its job back: the user's wish first, then the retry budget,
@@ -505,10 +446,10 @@ def _report_release(
     session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, state: str, message: str
 ) -> None:
     if state == states.FAILED:
-        add_event(session, org_id, job_id, message, level="error")
+        job_events.add(session, org_id, job_id, message, level="error")
         webhooks.announce_job(session, job_id)
         _fail_dependents(session, job_id, message)
     elif state == states.QUEUED:
-        add_event(session, org_id, job_id, f"{message.rstrip('.')}. The job will be tried again.", level="warn")
+        job_events.add(session, org_id, job_id, f"{message.rstrip('.')}. The job will be tried again.", level="warn")
     else:
         report_state(session, org_id, job_id, state)

@@ -19,7 +19,7 @@ from sqlalchemy import exists, func, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
-from zhub import admission, aliases, dependencies, evaluations, jobs, registry, states, wishes
+from zhub import admission, aliases, dependencies, evaluations, job_events, jobs, registry, states, wishes
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, ZhubError
 from zhub.evaluations import Comparison, EvaluationRequest
 from zhub.ids import public_id
@@ -249,7 +249,7 @@ def _step(session: Session, job: Job, promotion: Promotion) -> None:
     evaluating = {one.job_id for found in measured for one in found}
     dependencies.add(session, job, sorted(evaluating - {needed.id for needed in needs}))
     if session.scalar(select(Job.id).where(Job.id.in_(evaluating), Job.finished_at.is_(None)).limit(1)):
-        return jobs.add_event(session, job.org_id, job.id, f"{record.name} is being measured.")
+        return job_events.add(session, job.org_id, job.id, f"{record.name} is being measured.")
     findings = [
         _finding(gate, record, standing, suite, found) for suite, found in zip(gate.suites, measured, strict=True)
     ]
@@ -316,7 +316,7 @@ def _settle(
     promotion.findings = [finding.as_json() for finding in findings]
     for finding in findings:
         for sentence in finding.sentences:
-            jobs.add_event(session, job.org_id, job.id, f"{finding.file}: {sentence}")
+            job_events.add(session, job.org_id, job.id, f"{finding.file}: {sentence}")
     alias = f"@{promotion.alias}"
     outcome = f"{record.name} is {alias} now." if passed else f"{record.name} did not pass: {alias} stays where it is."
     _end(session, job, states.SUCCEEDED, outcome)
@@ -331,4 +331,4 @@ def _end(session: Session, job: Job, state: str, message: str, *, code: str | No
         .returning(Job.id)
     )
     if changed is not None:
-        jobs.add_event(session, job.org_id, job.id, message, level="error" if code is not None else "info")
+        job_events.add(session, job.org_id, job.id, message, level="error" if code is not None else "info")

@@ -11,7 +11,7 @@ from datetime import timedelta
 from sqlalchemy import exists, func, select, text, update
 from sqlalchemy.orm import Session
 
-from zhub import jobs, states
+from zhub import job_events, jobs, states
 from zhub.errors import ConflictError
 from zhub.ids import public_id
 from zhub.models import BaseModel, DatasetVersion, Evaluation, Job, JobDependency, Organization
@@ -62,7 +62,7 @@ def request(session: Session, job: Job, *, by: str) -> None:
     )
     session.refresh(job)
     if asked is not None:
-        jobs.add_event(session, job.org_id, job.id, "Redrive requested.", data={"type": "redrive", "by": by})
+        job_events.add(session, job.org_id, job.id, "Redrive requested.", data={"type": "redrive", "by": by})
     elif job.desired != "redrive":
         raise _not_dead(job)
 
@@ -79,7 +79,7 @@ def settle(session: Session) -> int:
         except ConflictError as exc:
             # It could be when it was asked for. What cannot be done must not keep the leader from all else.
             session.execute(update(Job).where(Job.id == job.id).values(desired="run"))
-            jobs.add_event(session, job.org_id, job.id, f"It is not queued again. {exc}", level="warn")
+            job_events.add(session, job.org_id, job.id, f"It is not queued again. {exc}", level="warn")
     return len(found)
 
 
@@ -145,7 +145,7 @@ def _revive(session: Session, job: Job) -> bool:
     session.refresh(job)
     if state is None:
         return False
-    jobs.add_event(session, job.org_id, job.id, f"The job is {state} again.")
+    job_events.add(session, job.org_id, job.id, f"The job is {state} again.")
     for dependent in _cancelled_with(session, job.id):
         _revive(session, dependent)
     return True

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub import base_models, jobs, webhooks
+from zhub import base_models, job_events, jobs, webhooks
 from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.ids import new_id, parse_id, public_id
 from zhub.manifest import Manifest
@@ -134,7 +134,7 @@ def publish(
     session.add(version)
     session.flush()
     name = _records(session, ExpertVersion.id == version.id)[0].name
-    jobs.add_event(session, job.org_id, job_id, f"Published {name}.", data={"model": name, "digest": version.digest})
+    job_events.add(session, job.org_id, job_id, f"Published {name}.", data={"model": name, "digest": version.digest})
     told = {"id": name, "job": public_id("fine-tuning job", job_id), "digest": version.digest}
     webhooks.announce(session, job.org_id, job.project_id, webhooks.PUBLISHED, told)
     return version

@@ -9,7 +9,7 @@ import uuid
 from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
-from zhub import jobs, states
+from zhub import job_events, jobs, states
 from zhub.errors import ConflictError
 from zhub.models import Job
 
@@ -95,7 +95,7 @@ def _wish(session: Session, job_id: uuid.UUID, wish: str, *, instead_of: tuple[s
         .returning(Job.id)
     )
     if changed is not None:
-        jobs.add_event(session, job.org_id, job_id, message)
+        job_events.add(session, job.org_id, job_id, message)
     session.refresh(job)
     return job
 

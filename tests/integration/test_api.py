@@ -24,7 +24,7 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, func, select, text
 from suites import GRADER, METHOD, manifest_of
 
-from zhub import admission, datasets, jobs, registry, scheduler, wishes
+from zhub import admission, datasets, job_events, jobs, registry, scheduler, wishes
 from zhub.config import Settings
 from zhub.db import system_session
 from zhub.embedded.children import free_ports
@@ -406,7 +406,7 @@ def test_paging_through_events_meets_each_once(
     with system_session(system_engine) as session:
         row = session.scalars(select(Job).where(Job.kind == "train")).one()
         for n in range(6):
-            jobs.add_event(session, row.org_id, row.id, str(n))
+            job_events.add(session, row.org_id, row.id, str(n))
     found = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=2)]
     assert found[:6] == ["5", "4", "3", "2", "1", "0"] and len(found) == 7
 
@@ -1297,7 +1297,7 @@ def test_no_event_of_a_job_is_lost_between_its_pages(
     with system_session(system_engine) as session:
         row = session.scalars(select(Job).where(Job.kind == "train")).one()
         for n in range(25):
-            jobs.add_event(session, row.org_id, row.id, str(n))
+            job_events.add(session, row.org_id, row.id, str(n))
         total = session.scalar(select(func.count()).select_from(JobEvent).where(JobEvent.job_id == row.id))
     ids = [event.id for event in client.fine_tuning.jobs.list_events(job.id, limit=7)]
     assert len(ids) == len(set(ids)) == total

@@ -13,11 +13,12 @@ import pytest
 from claims import admit_queued, claim_one
 from sqlalchemy import Engine, func, select, text
 
-from zhub import checkpoints, jobs, registry, scheduler
+from zhub import checkpoints, job_events, jobs, registry, scheduler
 from zhub.checkpoints import KEEP_CHECKPOINTS
 from zhub.db import system_session, tenant_session
 from zhub.errors import ConflictError, LeaseLostError, NotFoundError, StoreError
-from zhub.jobs import Claim, Event
+from zhub.job_events import Event
+from zhub.jobs import Claim
 from zhub.models import Checkpoint, JobEvent
 from zhub.store import DirectoryStore
 from zhub.tenancy import Caller
@@ -123,7 +124,7 @@ def test_a_checkpoint_reported_again_after_it_was_swept_does_not_come_back(
 
 def test_a_checkpoint_and_its_event_are_stored_together_or_not_at_all(system_engine: Engine, claim: Claim) -> None:
     with system_session(system_engine) as session:
-        jobs.store_events(
+        job_events.store(
             session,
             claim.org_id,
             claim.job_id,

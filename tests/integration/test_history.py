@@ -9,14 +9,14 @@ from claims import admit_queued, claim_one
 from sqlalchemy import Engine, text
 from suites import manifest_of
 
-from zhub import aliases, dependencies, history, jobs, registry
+from zhub import aliases, dependencies, history, job_events, jobs, registry
 from zhub.cli.database_process import examine_history
 from zhub.db import system_session
 from zhub.embedded.postgres import Urls
 from zhub.models import Dataset, Promotion, Schedule, ScheduleTick
 from zhub.tenancy import Caller
 
-REPORTS = [jobs.Event(seq, "info", "message", f"Step {seq}.") for seq in (1, 2)]
+REPORTS = [job_events.Event(seq, "info", "message", f"Step {seq}.") for seq in (1, 2)]
 MakeJob = Callable[..., uuid.UUID]
 
 

@@ -16,13 +16,13 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from zhub import job_events, jobs
+from zhub import job_events
 from zhub.config import Settings
 from zhub.db import system_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import NotFoundError
 from zhub.ids import public_id
-from zhub.jobs import Event
+from zhub.job_events import Event
 from zhub.tenancy import Caller
 from zhub.wakeup import PollingWakeup, job_topic
 from zhub_api import job_events as routes
@@ -50,7 +50,7 @@ def tell(system_engine: Engine, caller: Caller, job_id: uuid.UUID) -> Callable[[
 
     def add(message: str) -> None:
         with system_session(system_engine) as session:
-            jobs.add_event(session, caller.org_id, job_id, message)
+            job_events.add(session, caller.org_id, job_id, message)
 
     return add
 
@@ -62,7 +62,7 @@ def end(system_engine: Engine, caller: Caller, job_id: uuid.UUID) -> Callable[[]
     def cancel() -> None:
         with system_session(system_engine) as session:
             session.execute(text("UPDATE jobs SET state = 'cancelled', finished_at = now()"))
-            jobs.add_event(session, caller.org_id, job_id, "Over.")
+            job_events.add(session, caller.org_id, job_id, "Over.")
 
     return cancel
 
@@ -104,7 +104,7 @@ def test_a_reader_misses_and_repeats_nothing_of_two_interleaved_transactions(
         by_name = {"older": older, "younger": younger}
         other = {"older": "younger", "younger": "older"}
         for name in (first_to_write, other[first_to_write]):
-            jobs.add_event(by_name[name], caller.org_id, job_id, name)
+            job_events.add(by_name[name], caller.org_id, job_id, name)
         seen = read()
         by_name[first_to_commit].commit()
         seen += read()
@@ -124,9 +124,9 @@ def test_many_writers_at_once_cost_a_reader_nothing(system_engine: Engine, calle
     def write(writer: int) -> None:
         for number in range(25):
             with system_session(system_engine) as session:
-                jobs.add_event(session, caller.org_id, job_id, f"{writer}.{number}")
+                job_events.add(session, caller.org_id, job_id, f"{writer}.{number}")
                 session.execute(text("SELECT pg_sleep(:s)"), {"s": random.random() / 200})
-                jobs.add_event(session, caller.org_id, job_id, f"{writer}.{number}'")
+                job_events.add(session, caller.org_id, job_id, f"{writer}.{number}'")
 
     writers = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
     for thread in writers:
@@ -142,9 +142,9 @@ def test_many_writers_at_once_cost_a_reader_nothing(system_engine: Engine, calle
 def test_pages_and_streams_have_one_order(system_engine: Engine, caller: Caller, job_id: uuid.UUID) -> None:
     with transaction(system_engine) as older, transaction(system_engine) as younger:
         older.execute(text("SELECT pg_current_xact_id()"))
-        jobs.add_event(younger, caller.org_id, job_id, "younger")
+        job_events.add(younger, caller.org_id, job_id, "younger")
         younger.commit()
-        jobs.add_event(older, caller.org_id, job_id, "older")
+        job_events.add(older, caller.org_id, job_id, "older")
         older.commit()
     with system_session(system_engine) as session:
         newest, _ = job_events.list_newest(session, job_id, before=None, limit=10)
@@ -417,7 +417,7 @@ def measure(system_engine: Engine, caller: Caller, job_id: uuid.UUID) -> Callabl
             for seq, step in enumerate(steps, start=1)
         ]
         with system_session(system_engine) as session:
-            jobs.store_events(session, caller.org_id, job_id, fence, found)
+            job_events.store(session, caller.org_id, job_id, fence, found)
 
     return report
 
@@ -470,9 +470,9 @@ def test_what_an_attempt_measured_after_the_step_that_the_next_went_on_from_is_l
 def test_what_is_no_number_is_no_metric(system_engine: Engine, caller: Caller, job_id: uuid.UUID) -> None:
     data = {"type": "metrics", "step": 1, "train_loss": 0.5, "note": "x", "flag": True, "list": [1]}
     with system_session(system_engine) as session:
-        jobs.add_event(session, caller.org_id, job_id, "metrics by another name", data=data)
-        jobs.add_event(session, caller.org_id, job_id, "no step", data={"type": "metrics", "train_loss": 9.0})
-        jobs.add_event(session, caller.org_id, job_id, "no metrics", data={"step": 2, "train_loss": 9.0})
+        job_events.add(session, caller.org_id, job_id, "metrics by another name", data=data)
+        job_events.add(session, caller.org_id, job_id, "no step", data={"type": "metrics", "train_loss": 9.0})
+        job_events.add(session, caller.org_id, job_id, "no metrics", data={"step": 2, "train_loss": 9.0})
     assert series_of(system_engine, job_id, 4) == {"train_loss": {1: 0.5}}
 
 

@@ -14,11 +14,12 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import IntegrityError
 from suites import manifest_of
 
-from zhub import admission, datasets, jobs, leadership, registry, scheduler, wishes
+from zhub import admission, datasets, job_events, jobs, leadership, registry, scheduler, wishes
 from zhub.db import make_engine, system_session, tenant_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import ConflictError, DeposedError, LeaseLostError, UnavailableError
-from zhub.jobs import Claim, Event, Failure
+from zhub.job_events import Event
+from zhub.jobs import Claim, Failure
 from zhub.models import Agent, Attempt, BaseModel, DatasetVersion, Expert, ExpertVersion, Job, JobEvent
 from zhub.tenancy import Caller
 from zhub.wakeup import PollingWakeup
@@ -504,7 +505,7 @@ def test_an_event_that_is_reported_twice_is_stored_once(
         stored = session.scalars(
             select(JobEvent.message).where(JobEvent.seq.is_not(None)).order_by(JobEvent.position)
         ).all()
-        assert jobs.last_seq(session, job_id, fence) == 3
+        assert job_events.last_seq(session, job_id, fence) == 3
     assert list(stored) == ["step 1", "step 2", "step 3"]
 
 

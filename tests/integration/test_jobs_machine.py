@@ -53,6 +53,7 @@ from zhub import (
     checkpoints,
     dependencies,
     history,
+    job_events,
     jobs,
     leadership,
     redrive,
@@ -349,7 +350,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(attempt=attempts)
     def heartbeat(self, attempt: Attempt) -> None:
         with self.by_the_owner_only(attempt) as model:
-            event = jobs.Event(1, "info", "message", "Trains.")
+            event = job_events.Event(1, "info", "message", "Trains.")
             with system_session(self.engine) as session:
                 wanted = jobs.heartbeat(session, model.id, attempt[1], lease_s=3600, progressed=True, events=[event])
             assert wanted == model.desired
@@ -363,9 +364,9 @@ class Protocol(RuleBasedStateMachine):
             reports = self.reports.setdefault(attempt, [])
             if step not in reports:
                 reports.append(step)
-            first = jobs.Event(1, "info", "message", "Trains.")
+            first = job_events.Event(1, "info", "message", "Trains.")
             seq = reports.index(step) + 2
-            event = jobs.Event(seq, "info", "message", "Checkpoint.", self._report_of(model.id, step))
+            event = job_events.Event(seq, "info", "message", "Checkpoint.", self._report_of(model.id, step))
             with system_session(self.engine) as session:
                 jobs.heartbeat(session, model.id, attempt[1], lease_s=3600, progressed=True, events=[first, event])
             model.beat()
@@ -411,7 +412,7 @@ class Protocol(RuleBasedStateMachine):
                     registry.publish(session, model.id, attempt[1], manifest, prefix, 1)
                 else:
                     job = jobs.succeed(session, model.id, attempt[1])
-                    jobs.add_event(session, job.org_id, job.id, "The job has succeeded.")
+                    job_events.add(session, job.org_id, job.id, "The job has succeeded.")
             model.state, model.published = "succeeded", model.kind == "train"
 
     @rule(attempt=attempts, infra=st.booleans(), retryable=st.booleans())

@@ -10,7 +10,8 @@ from sqlalchemy import Engine, func, text
 from zhub import checkpoints, jobs, redrive
 from zhub.db import system_session
 from zhub.errors import LeaseLostError
-from zhub.jobs import Claim, Event
+from zhub.job_events import Event
+from zhub.jobs import Claim
 from zhub.models import Job
 from zhub.tenancy import Caller
 

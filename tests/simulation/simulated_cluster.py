@@ -15,7 +15,8 @@ from simulation import SECOND, Simulation
 from suites import manifest_of
 
 from zhub.checkpoints import job_prefix
-from zhub.jobs import Event, Failure
+from zhub.job_events import Event
+from zhub.jobs import Failure
 from zhub.manifest import FileEntry
 from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
 from zhub_workers.launcher import WorkerLostError, WorkerSilentError, choose_worker, open_packs

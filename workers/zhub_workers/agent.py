@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
-from zhub import base_models, datasets, evaluations, jobs, registry, states, tracing
+from zhub import base_models, datasets, evaluations, job_events, jobs, registry, states, tracing
 from zhub.config import Settings
 from zhub.db import make_engine, statement_session, system_session
 from zhub.errors import LeaseLostError, UnavailableError
@@ -386,7 +386,7 @@ class Agent:
         """Follow an attempt that an earlier agent began, from the event after the last one stored."""
         with system_session(self._engine) as session:
             session.execute(update(Job).where(Job.id == key.job_id, Job.fence == key.fence).values(agent_id=self.id))
-            seq = jobs.last_seq(session, *key)
+            seq = job_events.last_seq(session, *key)
         self._followed[key] = _Followed(key, seq=seq)
 
 
@@ -401,7 +401,7 @@ def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) ->
         registry.publish(session, *key, manifest, result["key_prefix"], result["trained_tokens"])
         return states.SUCCEEDED
     job = jobs.succeed(session, *key)
-    jobs.add_event(session, job.org_id, job.id, "The job has succeeded.")
+    job_events.add(session, job.org_id, job.id, "The job has succeeded.")
     if job.dataset_version_id is not None and job.kind == "validate":
         datasets.finish_validation(session, job.dataset_version_id, result["validation"])
     elif job.kind == "evaluate":

@@ -17,8 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 from zhub import tracing
 from zhub.errors import InvalidRequestError, StoreError, TrainingError, UnavailableError
+from zhub.job_events import Event
 from zhub.job_logs import attempts_prefix
-from zhub.jobs import Event, Failure
+from zhub.jobs import Failure
 from zhub.logs import log_fields
 from zhub_workers.attempt_log import AttemptLog, collect_records, shipping
 
