@@ -149,7 +149,8 @@ RULES: Final[dict[str, str]] = {
         SELECT j.id, j.state || ' at ' || j.finished_at || ', and at ' || max(e.created_at) || ': ' || min(e.message)
           FROM jobs j JOIN job_events e
             ON e.job_id = j.id AND e.created_at > j.finished_at + interval '{CLOCK_GRACE_S} seconds'
-         WHERE j.desired <> 'redrive' GROUP BY j.id
+           AND e.data->>'type' IS DISTINCT FROM 'redrive'
+         GROUP BY j.id
     """,
     "what is wanted of a job without an attempt is done": f"""
         SELECT j.id, 'state ' || j.state || ', wanted: ' || j.desired || ', nothing has happened since '

@@ -79,7 +79,8 @@ def settle(session: Session) -> int:
         except ConflictError as exc:
             # It could be when it was asked for. What cannot be done must not keep the leader from all else.
             session.execute(update(Job).where(Job.id == job.id).values(desired="run"))
-            job_events.add(session, job.org_id, job.id, f"It is not queued again. {exc}", level="warn")
+            told = {"type": "redrive"}
+            job_events.add(session, job.org_id, job.id, f"It is not queued again. {exc}", level="warn", data=told)
     return len(found)
 
 

@@ -24,11 +24,14 @@ def request_cancel(session: Session, job_id: uuid.UUID) -> Job:
     Raises:
         ConflictError: the job has ended otherwise.
     """
-    session.execute(
+    org_id = session.scalar(
         update(Job)
         .where(Job.id == job_id, Job.state == states.CANCELLED, Job.desired == "redrive")
         .values(desired="cancel")
+        .returning(Job.org_id)
     )
+    if org_id is not None:
+        job_events.add(session, org_id, job_id, "The redrive is withdrawn.", data={"type": "redrive"})
     job = _wish(session, job_id, "cancel", instead_of=("run", "pause", "preempt"), message="Cancellation requested.")
     if job.state in (states.SUCCEEDED, states.FAILED):
         raise ConflictError(f"The job has already {job.state}; it cannot be cancelled.")

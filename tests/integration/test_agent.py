@@ -32,7 +32,7 @@ from zhub.wakeup import SCHEDULER, PollingWakeup, job_topic
 from zhub_workers import light_worker
 from zhub_workers.agent import STOP_GRACE_S, Agent
 from zhub_workers.attempt import Attempt, AttemptContext, AttemptKey, AttemptStoppedError, Runner
-from zhub_workers.launcher import ThreadLauncher
+from zhub_workers.launcher import ThreadLauncher, WorkerSilentError
 
 LEADER = uuid.UUID(int=7)
 Report = dict[str, Any]
@@ -437,6 +437,47 @@ def test_a_job_resumed_while_its_attempt_still_stops_goes_on_from_there(
     assert (house.attempts(job_id), house.job(job_id).infra_failures) == ([(1, "paused")], 0)
     training.finish.set()
     house.drive(agent, job_id, "succeeded")
+
+
+class Deaf(ThreadLauncher):
+    """Its workers do not hear that they should stop, until ``hears``."""
+
+    hears = False
+
+    def request_stop(self, key: AttemptKey) -> None:
+        if not self.hears:
+            raise WorkerSilentError("no answer")
+        super().request_stop(key)
+
+
+def test_an_attempt_that_was_to_stop_and_has_not_heard_of_it_goes_on_when_its_job_is_wanted_again(
+    house: House, caller: Caller, job_id: uuid.UUID, training: Training
+) -> None:
+    agent = house.agent(Deaf({"light": training, "torch": training}))
+    house.drive(agent, job_id, "running")
+    pause(house, caller, job_id)
+    house.drive(agent, job_id, "stopping")
+    (followed,) = agent._followed.values()
+    assert followed.stop_asked_at is not None
+    followed.stop_asked_at -= STOP_GRACE_S + 1
+    resume(house, caller, job_id)
+    house.round(agent)
+    training.finish.set()
+    house.drive(agent, job_id, "succeeded")
+    assert house.attempts(job_id) == [(1, "succeeded")]
+
+
+def test_an_attempt_is_asked_to_stop_until_it_has_heard(
+    house: House, caller: Caller, job_id: uuid.UUID, training: Training
+) -> None:
+    held = Deaf({"light": training, "torch": training})
+    agent = house.agent(held)
+    house.drive(agent, job_id, "running")
+    pause(house, caller, job_id)
+    house.drive(agent, job_id, "stopping")
+    held.hears = True
+    house.drive(agent, job_id, "paused")
+    assert house.attempts(job_id) == [(1, "paused")]
 
 
 def test_a_job_that_finishes_before_it_hears_of_its_pause_has_succeeded(

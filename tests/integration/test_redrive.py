@@ -85,11 +85,16 @@ def test_a_cancellation_takes_back_a_redrive_that_has_not_happened_yet(
         wishes.request_cancel(session, job_id)
         wishes.settle(session)
     with system_session(system_engine) as session:
+        session.execute(text("UPDATE jobs SET finished_at = finished_at - interval '1 hour'"))
+        session.execute(text("UPDATE job_events SET created_at = created_at - interval '1 hour'"))
         redrive.request(session, jobs.get_job(session, job_id), by="somebody")
         wishes.request_cancel(session, job_id)
     with system_session(system_engine) as session:
         assert redrive.settle(session) == 0
         assert jobs.get_job(session, job_id).state == "cancelled"
+        newest = select(JobEvent.message).order_by(JobEvent.position.desc()).limit(2)
+        assert list(session.scalars(newest)) == ["The redrive is withdrawn.", "Redrive requested."]
+        assert history.examine(session) == []
 
 
 @pytest.mark.parametrize("state", ["queued", "paused", "waiting"])

@@ -91,6 +91,7 @@ class _Followed:
     progress: int = -1
     progressed_at: float = field(default_factory=time.monotonic)
     stop_asked_at: float | None = None
+    stop_heard: bool = False
     claimed_at: float | None = None
     """Until its worker has answered; None where an earlier agent claimed it."""
 
@@ -253,10 +254,12 @@ class Agent:
             with system_session(self._engine) as session:
                 jobs.preempt(session, *key, LEAVING)
             desired = "preempt"
-        # Once asked it goes on stopping, also when its job is wanted again: the next attempt begins anew.
-        if desired != "run" or followed.stop_asked_at is not None:
+        # Once it has heard, it goes on stopping, also when its job is wanted again: the next attempt begins anew.
+        if desired != "run" or followed.stop_heard:
             self._stop(followed)
-        elif time.monotonic() - followed.progressed_at > self._settings.stall_s:
+            return False
+        followed.stop_asked_at = None
+        if time.monotonic() - followed.progressed_at > self._settings.stall_s:
             log.warning(
                 "attempt %s: no progress for %.0f s", key, self._settings.stall_s, extra=_fields("stalled", key)
             )
@@ -266,18 +269,20 @@ class Agent:
         return False
 
     def _stop(self, followed: _Followed) -> None:
-        """Ask an attempt to stop; when it has not after the grace, kill its worker."""
+        """Ask an attempt to stop until it has heard; when it has not stopped after the grace, kill its worker."""
         now = time.monotonic()
         if followed.stop_asked_at is None:
             followed.stop_asked_at = now
-            try:
-                self._launcher.request_stop(followed.key)
-            except (WorkerLostError, WorkerSilentError) as exc:
-                # The next poll will tell.
-                log.warning("attempt %s: %s", followed.key, exc, extra=_fields("stop_unheard", followed.key))
         elif now - followed.stop_asked_at > STOP_GRACE_S:
             self._launcher.kill(followed.key)
             self._end(followed.key, lambda session: jobs.stopped(session, *followed.key))
+            return
+        if not followed.stop_heard:
+            try:
+                self._launcher.request_stop(followed.key)
+                followed.stop_heard = True
+            except (WorkerLostError, WorkerSilentError) as exc:
+                log.warning("attempt %s: %s", followed.key, exc, extra=_fields("stop_unheard", followed.key))
 
     def _record_end(self, key: AttemptKey, status: AttemptStatus) -> bool:
         match status.state:
