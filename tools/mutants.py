@@ -108,8 +108,8 @@ MUTANTS = (
     Mutant(
         "a worker that ended with its lease was not brought down by its job",
         JOBS,
-        "died_on is not None and in_time and",
-        "died_on is not None and",
+        "    if not in_time:  # a worker",
+        "    if False:  # a worker",
         ("tests/integration/test_poison.py",),
     ),
     Mutant(

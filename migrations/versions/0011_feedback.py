@@ -60,7 +60,14 @@ def upgrade() -> None:
         sa.CheckConstraint("score BETWEEN -1 AND 1", name=op.f("ck_feedback_score")),
     )
     op.create_index("ix_feedback_project", "feedback", ["project_id", "id"], unique=False)
-    op.create_index("ix_feedback_version", "feedback", ["version_id", "id"], unique=False)
+    op.create_index(
+        "ix_feedback_version",
+        "feedback",
+        ["version_id", "id"],
+        unique=False,
+        postgresql_include=["score"],
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
     op.create_index(
         "ix_feedback_deleted",
         "feedback",

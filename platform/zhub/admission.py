@@ -21,6 +21,7 @@ from zhub.models import Agent, Job, QueuePlace, Quota
 
 DEFAULT_CLUSTER = "default"
 OFFERED_FOR = timedelta(days=1)  # a cluster that was seen so lately may come back
+AGENT_LOST_AFTER_S = 30.0
 MAX_HEADS = 200  # of each organisation, that a pass looks at
 MAX_LIGHT = 500  # that a pass admits
 MAX_EXPLAINED = 1000  # of each cluster
@@ -97,7 +98,7 @@ _ADMIT = text(f"""
         SELECT id, 0 FROM light
     ), admitted AS (
         UPDATE jobs SET state = 'admitted', admitted_at = now() + place * interval '1 microsecond',
-               cluster = CASE WHEN cluster IN (SELECT cluster FROM clusters) THEN cluster
+               cluster = CASE WHEN place > 0 OR cluster IN (SELECT cluster FROM clusters) THEN cluster
                               ELSE (SELECT min(cluster) FROM clusters) END
           FROM chosen WHERE id = chosen_id AND state = 'queued' AND desired = 'run'
      RETURNING id, org_id, cluster, {_WAITED} AS waited_s
@@ -340,7 +341,9 @@ class _Held:
 # A training can stop, because it goes on from a checkpoint later.
 _HELD = f"""
     SELECT j.id, j.cluster, j.org_id, j.desired, {TAKES} AS takes,
-           greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float AS left_s,
+           CASE WHEN j.expected_s IS NOT NULL THEN
+                greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float END
+           AS left_s,
            j.kind = 'train' AND j.desired = 'run' AND j.state IN ('starting', 'running') AS can_stop,
            extract(epoch FROM now() - coalesce(j.claimed_at, now()))::float AS ran_s, j.preemptions
       FROM (SELECT jobs.*, a.claimed_at, a.preemptions

@@ -92,6 +92,7 @@ def replay(session: Session, endpoint: WebhookEndpoint, delivery: WebhookDeliver
     """Send an event again, now, under its old id, with as many tries as a new one. Raises ConflictError if disabled."""
     webhooks.require_enabled(endpoint)
     endpoint.not_before = None
+    session.flush()  # before the delivery, as a claim and a record lock them
     delivery.next_try_at, delivery.tries_left, delivery.delivered_at = func.now(), MAX_TRIES, None
     session.flush()
     session.refresh(delivery)
@@ -197,7 +198,7 @@ def record(session: Session, due: Due, outcome: Outcome) -> None:
     if delivered:
         delivery.delivered_at = endpoint.last_success_at = now
         endpoint.not_before = None
-    elif outcome.status_code == GONE:
+    elif outcome.status_code == GONE and endpoint.url == due.url:
         webhooks.disable(session, due.endpoint_id, "It answered 410 Gone.")
     elif delay_s is None and len(delivery.attempts) >= MAX_TRIES:
         webhooks.disable(
@@ -206,7 +207,7 @@ def record(session: Session, due: Due, outcome: Outcome) -> None:
             f"It took nothing since {delivery.created_at:%Y-%m-%d %H:%M} UTC, in {MAX_TRIES} tries.",
             unless_success_since=delivery.created_at,
         )
-    if asked_s:
+    if asked_s and endpoint.url == due.url:
         # The receiver speaks of itself, not of this event: nothing else is sent to it meanwhile.
         endpoint.not_before = now + timedelta(seconds=asked_s)
     session.flush()

@@ -313,12 +313,15 @@ def lose(
     Raises:
         LeaseLostError: another attempt owns the job.
     """
-    # A worker whose leases have run out ends by itself.
     leased = select(Job.desired, Job.lease_until > func.now()).where(Job.id == job_id, Job.fence == fence)
     desired, in_time = session.execute(leased).one_or_none() or (None, False)
+    if not in_time:  # a worker whose leases have run out ends by itself
+        died_on = None
+    if died_on is not None:
+        poison.note(session, job_id, fence, died_on)
     if desired == "preempt":
         return stopped(session, job_id, fence)
-    if died_on is not None and in_time and poison.found(session, job_id, fence, died_on, nodes):
+    if died_on is not None and poison.found(session, job_id, nodes):
         return fail(session, job_id, fence, POISON)
     return fail(session, job_id, fence, LOST, outcome="lost")
 

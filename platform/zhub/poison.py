@@ -13,12 +13,13 @@ NODES = 2  # that live on after a worker of the job alone has died there, before
 ALONE_FOR = timedelta(minutes=10)  # before and after a loss, in which no other job may have lost a worker there
 
 
-def found(session: Session, job_id: uuid.UUID, fence: int, died_on: str, nodes: Collection[str]) -> bool:
-    """Note the node where an attempt's worker died; whether its job has brought down workers on ``NODES`` by now.
-
-    ``nodes`` are those that live. The attempt has not ended yet.
-    """
+def note(session: Session, job_id: uuid.UUID, fence: int, died_on: str) -> None:
+    """Note the node where an attempt's worker died, before the attempt ends: it clears the others that died there."""
     session.execute(update(Attempt).where(Attempt.job_id == job_id, Attempt.fence == fence).values(died_on=died_on))
+
+
+def found(session: Session, job_id: uuid.UUID, nodes: Collection[str]) -> bool:
+    """Whether a job, whose attempt has not ended yet, has brought down workers on ``NODES`` of the living ``nodes``."""
     counted = {"job": job_id, "nodes": list(nodes), "alone_for": ALONE_FOR}
     return bool(session.execute(_DIED_ALONE_ON, counted).scalar_one() >= NODES)
 
@@ -28,6 +29,7 @@ def found(session: Session, job_id: uuid.UUID, fence: int, died_on: str, nodes: 
 _DIED_ALONE_ON = text("""
     SELECT count(DISTINCT died_on) FROM attempts a JOIN jobs j ON j.id = a.job_id
      WHERE a.job_id = :job AND died_on = ANY(:nodes) AND a.created_at >= j.started_at
+       AND a.outcome IS DISTINCT FROM 'preempted'
        AND a.fence >= coalesce((SELECT max(c.fence) FROM checkpoints c WHERE c.job_id = a.job_id), 0)
        AND NOT EXISTS (
            SELECT FROM attempts other WHERE other.died_on = a.died_on AND other.job_id <> a.job_id

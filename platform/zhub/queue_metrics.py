@@ -18,7 +18,7 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from zhub import jobs, leadership, states
-from zhub.admission import CLUSTERS, TAKES, TENANTS
+from zhub.admission import AGENT_LOST_AFTER_S, CLUSTERS, TAKES, TENANTS
 from zhub.db import system_session
 from zhub.errors import UnavailableError
 from zhub.fair_share import HALF_LIFE_S, HORIZON_S
@@ -31,7 +31,6 @@ WAIT_S = 2.0
 STATEMENT_TIMEOUT = "2s"
 MAX_ORGANIZATIONS = 100  # with labels of their own: a label costs Prometheus memory for ever
 OTHER = "other"
-AGENT_LOST_AFTER_S = 30.0
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from zhub import (
     ticks,
     wishes,
 )
+from zhub.admission import AGENT_LOST_AFTER_S
 from zhub.config import Settings
 from zhub.db import make_engine, statement_session, system_session
 from zhub.errors import DeposedError, InvalidRequestError, UnavailableError
@@ -48,7 +49,6 @@ POLL_S = 1.0
 SWEEP_S = 10.0
 LOGS_SWEEP_S = 3600.0
 EXPLAIN_S = 2.0
-AGENT_LOST_AFTER_S = 30.0
 AGENT_FORGOTTEN_AFTER = timedelta(days=1)
 
 log = logging.getLogger("zhub.scheduler")

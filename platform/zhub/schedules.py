@@ -173,11 +173,12 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     newest = newest_version(session, dataset.id)
     suffix = _check_training(session, caller, request.training, newest).suffix
     expert = _trained(session, caller, suffix, newest) if request.on_feedback is not None else None
-    now = db.now(session)  # asked first: a query writes what is half changed
+    alias = _alias(session, caller, request.on_regression) if request.on_regression is not None else None
+    now = db.now(session)  # all is asked first: a query writes what is half changed
     schedule.name = check_name(request.name, "schedule", param="name")
     schedule.dataset_id = dataset.id
     schedule.request = request.training
-    schedule.watched_alias_id = _alias(session, caller, request.on_regression).id if request.on_regression else None
+    schedule.watched_alias_id = alias.id if alias is not None else None
     for column, value in request.model_dump(exclude={"name", "dataset", "training", "on_regression"}).items():
         setattr(schedule, column, value)
     schedule.feedback_expert_id = expert.id if expert else None

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import boto3
@@ -103,18 +103,22 @@ class DirectoryStore:
     write to. A process that begins while it is away can only tell by what is above.
     """
 
+    _marked: ClassVar[set[Path]] = set()
+    """Roots whose mark this process has seen: whoever opens the store again knows of it."""
+
     def __init__(self, root: Path) -> None:
         self.root = root
         # Not Path.exists, which raises where a disk fails: who uses the store is told of it, not who opens it.
-        self._marked = os.path.exists(root / MARK)  # noqa: PTH110
+        if os.path.exists(root / MARK):  # noqa: PTH110
+            self._marked.add(root)
 
     def put(self, key: str, file: BinaryIO) -> None:
         path = self._path(key)
         with self._translated(key):
-            if not self._marked:
+            if self.root not in self._marked:
                 self.root.mkdir(exist_ok=True)
                 (self.root / MARK).touch()
-                self._marked = True
+                self._marked.add(self.root)
             path.parent.mkdir(parents=True, exist_ok=True)
             with _replacing(path) as target:
                 shutil.copyfileobj(file, target, CHUNK_BYTES)
@@ -153,11 +157,12 @@ class DirectoryStore:
         return self.root / key
 
     def _check_there(self, key: str) -> None:
-        seen = self._marked  # before the look at the disk: another thread may be making the mark
+        seen = self.root in self._marked  # before the look at the disk: another thread may be making the mark
         marked = (self.root / MARK).exists()
         if seen and not marked or not self.root.parent.is_dir():
             raise StoreAwayError(str(self.root), key=key)
-        self._marked = seen or marked
+        if marked:
+            self._marked.add(self.root)
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:

@@ -263,6 +263,16 @@ def test_everybody_who_waits_is_told_what_for(
         assert at is not None and abs((at - datetime.now(UTC)).total_seconds() - seconds) < 30
 
 
+def test_nobody_is_told_a_time_while_nobody_knows_how_long_what_runs_will_take(
+    system_engine: Engine, make_agent: Any, make_job: MakeJob, acme: Caller
+) -> None:
+    make_agent(slots=1)
+    make_job(acme)
+    admit(system_engine)
+    waiting = make_job(acme, expected_s=60.0)
+    assert places(system_engine)[waiting].starts_at is None
+
+
 def test_a_job_that_no_longer_waits_has_no_place(
     system_engine: Engine, make_agent: Any, make_job: MakeJob, acme: Caller
 ) -> None:

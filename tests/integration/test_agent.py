@@ -32,7 +32,7 @@ from zhub.wakeup import SCHEDULER, PollingWakeup, job_topic
 from zhub_workers import light_worker
 from zhub_workers.agent import STOP_GRACE_S, Agent
 from zhub_workers.attempt import Attempt, AttemptContext, AttemptKey, AttemptStoppedError, Runner
-from zhub_workers.launcher import ThreadLauncher, WorkerSilentError
+from zhub_workers.launcher import ThreadLauncher, WorkerLostError, WorkerSilentError
 
 LEADER = uuid.UUID(int=7)
 Report = dict[str, Any]
@@ -687,6 +687,24 @@ def test_the_next_agent_adopts_what_the_last_one_began(
     adopted = house.drive(second, job_id, "succeeded")
     assert (adopted.agent_id, training.runs) == (second.id, [AttemptKey(job_id, 1)])
     assert house.attempts(job_id) == [(1, "succeeded")]
+
+
+def test_a_worker_that_was_dead_before_the_job_came_is_not_its_fault(house: House, job_id: uuid.UUID) -> None:
+    died: dict[AttemptKey, str] = {}
+
+    class Dead(ThreadLauncher):
+        def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
+            died[attempt.key] = f"node-{attempt.key.fence}"
+            raise WorkerLostError("the worker died")
+
+        def died_on(self, key: AttemptKey) -> str | None:
+            return died.pop(key, None)
+
+        def nodes(self) -> set[str]:
+            return {f"node-{fence}" for fence in range(1, 9)}
+
+    failed = house.drive(house.agent(Dead({"light": light_worker.run, "torch": light_worker.run})), job_id, "failed")
+    assert failed.error is not None and failed.error["code"] == "lost"
 
 
 def test_an_agent_that_looks_around_leaves_alone_what_another_begins_meanwhile(

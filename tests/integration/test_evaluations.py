@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from zhub import admission, evaluations, jobs
 from zhub.db import system_session, tenant_session
 from zhub.evaluations import EvaluationRequest
 from zhub.jobs import Failure
-from zhub.models import DatasetVersion, Evaluation, Job, JobEvent
+from zhub.models import Agent, DatasetVersion, Evaluation, Job, JobEvent
 from zhub.specs import EvaluateSpec
 from zhub.statistics import paired_bootstrap, paired_p_value
 from zhub.store import DirectoryStore
@@ -158,6 +159,16 @@ def test_the_cluster_makes_no_other_suite_and_a_queued_evaluation_moves_where_it
     with system_session(system_engine) as session:
         told = session.scalars(select(JobEvent.message).order_by(JobEvent.position.desc()).limit(1)).one()
     assert told == "It was asked for on cluster 'h100', and waits there now."
+
+
+def test_a_queued_evaluation_is_not_moved_to_where_no_agent_is_alive(
+    create: Callable[..., Any], make_agent: Ask, system_engine: Engine
+) -> None:
+    gone = make_agent(cluster="h100")
+    create()
+    with system_session(system_engine) as session:
+        session.execute(update(Agent).where(Agent.id == gone).values(seen_at=func.now() - timedelta(minutes=1)))
+    assert create(cluster="h100")["cluster"] == "default"
 
 
 @pytest.mark.parametrize("state", ["admitted", "running", "succeeded"])

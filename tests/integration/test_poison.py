@@ -80,6 +80,16 @@ def test_a_worker_that_died_when_another_did_is_not_the_jobs_fault(
     assert die(system_engine, job_id, "b") == "failed"
 
 
+def test_a_worker_that_died_while_it_was_to_be_left_clears_the_others(
+    system_engine: Engine, make: Callable[[], uuid.UUID]
+) -> None:
+    leaving, job_id = make(), make()
+    begun = begin(system_engine)
+    execute(system_engine, f"UPDATE jobs SET desired = 'preempt' WHERE id = '{leaving}'")
+    assert [lose(system_engine, begun[one], "a", "ab") for one in (leaving, job_id)] == ["queued", "queued"]
+    assert die(system_engine, job_id, "b") == "queued"
+
+
 def test_a_worker_that_ended_with_its_lease_is_not_the_jobs_fault(
     system_engine: Engine, make: Callable[[], uuid.UUID]
 ) -> None:

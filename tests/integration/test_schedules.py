@@ -135,6 +135,15 @@ def test_two_schedules_of_one_name_are_refused(schedule: Ask) -> None:
         schedule()
 
 
+def test_a_schedule_is_not_changed_to_the_name_of_another(ask: Ask, schedule: Ask, publish_version: Ask) -> None:
+    ask("put", "/experts/main.summer/aliases/prod", {"version": publish_version()})
+    schedule()
+    other = schedule(name="daily")
+    body = {"name": "weekly", "dataset": "suite", "training": TRAINING, "on_regression": "main.summer@prod"}
+    with pytest.raises(openai.ConflictError, match="'weekly' already"):
+        ask("put", f"/schedules/{other['id']}", body)
+
+
 def test_a_schedule_can_be_changed_and_deleted(ask: Ask, schedule: Ask, look: Ask, system_engine: Engine) -> None:
     made = schedule()
     body = {"name": "daily", "dataset": "suite", "training": TRAINING, "cron": "0 4 * * *", "overlap": "allow"}

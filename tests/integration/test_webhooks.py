@@ -464,6 +464,21 @@ def test_its_other_events_wait_as_well_and_other_receivers_do_not(
     assert {due.endpoint_id: due.data["id"] for due in claim()} == {busy: "ftjob-2", free: "ftjob-3"}
 
 
+@pytest.mark.parametrize("status", [429, 410])
+def test_what_the_old_address_answered_does_not_silence_the_new_one(
+    system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
+    claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery], status: int,
+) -> None:  # fmt: skip
+    endpoint = make_endpoint()
+    enqueue(job="ftjob-1")
+    (due,) = claim()
+    with system_session(system_engine) as session:
+        session.execute(update(WebhookEndpoint).values(url="https://elsewhere.example.com/"))
+    record(due, refusal("3600", status))
+    enqueue(job="ftjob-2")
+    assert [(other.endpoint_id, other.data["id"]) for other in claim()] == [(endpoint, "ftjob-2")]
+
+
 @pytest.mark.parametrize("soon", ["0", "1", "Fri, 31 Dec 1999 23:59:59 GMT"])
 def test_a_receiver_is_never_asked_sooner_than_without_its_wish(
     make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[Due]],

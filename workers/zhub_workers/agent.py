@@ -201,6 +201,7 @@ class Agent:
                 name = self._launcher.start(pool, attempt, self._settings.lease_s)
         except WorkerLostError as exc:
             log.warning("attempt %s: %s", key, exc, extra=_fields("worker_lost", key))
+            self._launcher.died_on(key)  # it may have been dead before: nothing of the job has run there
             self._lose(key, "worker_died")
             return
         except WorkerSilentError as exc:

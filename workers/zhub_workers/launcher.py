@@ -70,7 +70,7 @@ class Launcher(Protocol):
         """Where the attempt's worker was seen to die. Said once; None: it was not seen."""
 
     def nodes(self) -> Set[str]:
-        """The nodes that live, as far as known."""
+        """The nodes that live and stay, as far as known."""
 
 
 POOLS = ("torch", "light")  # in the order in which an agent asks for jobs

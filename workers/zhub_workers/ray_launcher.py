@@ -170,7 +170,7 @@ class RayLauncher:
 
     def nodes(self) -> Set[str]:
         view = self._look()
-        return set() if view is None else view.nodes
+        return set() if view is None else view.nodes - view.draining
 
     def _begin(self, pool: str) -> None:
         name = ray_cluster.worker_name(pool, self._flavour.cluster)

@@ -186,7 +186,13 @@ class Feedback(TenantOwned, Base):
         tenant_fk("version_id", "expert_versions"),
         CheckConstraint("score BETWEEN -1 AND 1", name="score"),
         Index("ix_feedback_project", "project_id", "id"),
-        Index("ix_feedback_version", "version_id", "id"),
+        Index(
+            "ix_feedback_version",
+            "version_id",
+            "id",
+            postgresql_include=["score"],
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
         Index("ix_feedback_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
     )
 

@@ -60,7 +60,7 @@ class WebhookDelivery(TenantOwned, Base):
         UniqueConstraint("endpoint_id", "event_id"),
         tenant_fk("endpoint_id", "webhook_endpoints"),
         Index(
-            "ix_webhook_deliveries_due", "endpoint_id", "next_try_at",
+            "ix_webhook_deliveries_due", "endpoint_id", "tries_left", "next_try_at", "event_id",
             postgresql_where=text("next_try_at IS NOT NULL"),
         ),
         Index("ix_webhook_deliveries_age", "created_at"),
