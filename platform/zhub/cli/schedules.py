@@ -9,6 +9,7 @@ import typer
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, note, put, show_json, status, table
 from zhub.cli.submit import (
+    ClusterOption,
     GraderOption,
     MethodOption,
     SettingsOption,
@@ -50,6 +51,7 @@ def add(
     gate: Annotated[
         Path | None, typer.Option(help="A JSON file with the gate that each version must pass to get an alias.")
     ] = None,
+    cluster: ClusterOption = None,
     misfire: Annotated[
         Literal["skip", "fire_once", "backfill"], typer.Option(help="What to do about ticks that were missed.")
     ] = "fire_once",
@@ -66,6 +68,8 @@ def add(
     training["method"] = training_method(method, grader, settings or [])
     if gate is not None:
         training["promotion"] = read_json(gate, "gate")
+    if cluster is not None:
+        training["cluster"] = cluster
     with connect(data_dir) as client:
         made = client.schedules.create(
             name=name,

@@ -32,6 +32,9 @@ SuffixOption = Annotated[str | None, typer.Option(help="The expert's name.", sho
 SettingsOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyperparameter; may be repeated.")
 ]
+ClusterOption = Annotated[
+    str | None, typer.Option(help="Which workers train it, where there are several kinds.", show_default="default")
+]
 
 
 def submit(
@@ -54,9 +57,7 @@ def submit(
     gate: Annotated[
         Path | None, typer.Option(help="A JSON file with the gate that the version must pass to get an alias.")
     ] = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="Which workers train it, where there are several kinds.", show_default="default")
-    ] = None,
+    cluster: ClusterOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the request and say what the job would take; train nothing.")
     ] = False,
