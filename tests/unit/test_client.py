@@ -311,10 +311,10 @@ def test_an_evaluation_is_waited_for_until_the_others_of_its_suite_have_ended(ap
     assert next(answers, None) is None
 
 
-def test_the_feedback_on_one_expert_is_read_page_after_page(api: Any, client: Client, double: Any) -> None:
-    pieces = [double.FEEDBACK | {"id": f"fb-{number}"} for number in range(3)]
+def test_the_feedback_on_one_expert_is_read_page_after_page(api: Any, client: Client) -> None:
+    pieces = [api_double.FEEDBACK | {"id": f"fb-{number}"} for number in range(3)]
 
-    answers = iter((double.page(pieces[:2], has_more=True), double.page(pieces[2:])))
+    answers = iter((api_double.page(pieces[:2], has_more=True), api_double.page(pieces[2:])))
     api.add("GET", "/v1/feedback", lambda _request: next(answers))
     assert [piece.id for piece in client.feedback.list("default.sorting")] == ["fb-0", "fb-1", "fb-2"]
     asked = [dict(request.url.params) for request in api.requests]
