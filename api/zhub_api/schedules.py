@@ -122,6 +122,7 @@ def schedule_objects(session: Session, found: Sequence[Schedule]) -> list[dict[s
     names = dict(session.execute(select(Dataset.id, Dataset.name).where(Dataset.id.in_(ids))).all())
     watched = [one.watched_alias_id for one in found if one.watched_alias_id is not None]
     shown = alias_objects(session, list(session.scalars(select(Alias).where(Alias.id.in_(watched)).order_by(Alias.id))))
+    come = schedules.new_feedback(session, found)
     aliases = dict(zip(sorted(set(watched)), (alias["id"] for alias in shown), strict=True))
     return [
         {
@@ -136,7 +137,7 @@ def schedule_objects(session: Session, found: Sequence[Schedule]) -> list[dict[s
             "on_new_data": one.on_new_data,
             "on_regression": aliases[one.watched_alias_id] if one.watched_alias_id is not None else None,
             "on_feedback": one.on_feedback,
-            "new_feedback": schedules.new_feedback(session, one),
+            "new_feedback": come.get(one.id),
             "misfire": one.misfire,
             "overlap": one.overlap,
             "catch_up_s": one.catch_up_s,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import ColumnElement, delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -274,6 +274,12 @@ def check_cluster(session: Session, cluster: str, *, param: str) -> None:
             f"{', '.join(offered) or 'none has been seen'}.",
             param=param,
         )
+
+
+def is_alive(cluster: str) -> ColumnElement[bool]:
+    """Whether a cluster has a live agent."""
+    lost_after = timedelta(seconds=AGENT_LOST_AFTER_S)
+    return select(Agent.id).where(Agent.cluster == cluster, Agent.seen_at > func.now() - lost_after).exists()
 
 
 def _clusters(session: Session, lost_after_s: float, heads: int) -> list[_Cluster]:

@@ -9,7 +9,6 @@ import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -23,7 +22,7 @@ from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.graders import Grader, check_templates
 from zhub.ids import parse_id, public_id
 from zhub.manifest import Z_FILE, Manifest, canonical_json
-from zhub.models import Agent, BaseModel, DatasetVersion, Evaluation, Job
+from zhub.models import BaseModel, DatasetVersion, Evaluation, Job
 from zhub.specs import BaseModelSource, EvaluatedZ, EvaluateSpec
 from zhub.statistics import accuracy, paired_bootstrap, paired_p_value
 from zhub.tenancy import Caller
@@ -278,10 +277,8 @@ def _move(session: Session, job_id: uuid.UUID, cluster: str) -> None:
 
     Only for a cluster with a live agent, and not a job that is just being admitted.
     """
-    lost_after = timedelta(seconds=admission.AGENT_LOST_AFTER_S)
-    alive = select(Agent.id).where(Agent.cluster == cluster, Agent.seen_at > func.now() - lost_after).exists()
-    elsewhere = (Job.id == job_id, Job.state == states.QUEUED, Job.cluster != cluster, alive)
-    moved = select(Job.id).where(*elsewhere).with_for_update(skip_locked=True)
+    elsewhere = (Job.id == job_id, Job.state == states.QUEUED, Job.cluster != cluster)
+    moved = select(Job.id).where(*elsewhere, admission.is_alive(cluster)).with_for_update(skip_locked=True)
     org_id = session.scalar(update(Job).where(Job.id.in_(moved)).values(cluster=cluster).returning(Job.org_id))
     if org_id is not None:
         job_events.add(session, org_id, job_id, f"It was asked for on cluster '{cluster}', and waits there now.")

@@ -5,7 +5,6 @@ A piece is about one expert version, and counts on its expert as soon as it come
 Session and never commit.
 """
 
-import hashlib
 import json
 import uuid
 from collections.abc import Sequence
@@ -18,10 +17,9 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from zhub import registry, rows
-from zhub.errors import IdempotencyMismatchError, InvalidRequestError, NotFoundError, NotReadyError
+from zhub import idempotency, registry, rows
+from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.ids import public_id
-from zhub.manifest import canonical_json
 from zhub.models import Expert, ExpertVersion, Feedback
 from zhub.tenancy import Caller
 
@@ -70,9 +68,13 @@ def create(session: Session, caller: Caller, request: FeedbackRequest, *, idempo
         NotReadyError: a request with the same key is being answered.
     """
     prompt = _prompt(request)
-    request_hash = hashlib.sha256(canonical_json(request.model_dump(mode="json"))).hexdigest()
-    if idempotency_key is not None and (earlier := _earlier(session, caller, request_hash, idempotency_key)):
-        return earlier
+    request_hash = idempotency.hash_of(request)
+    if idempotency_key is not None:
+        earlier = idempotency.made_before(
+            session, caller, Feedback, idempotency_key, request_hash, otherwise="other feedback"
+        )
+        if earlier is not None:
+            return earlier
     record = _version(session, caller, request.model)
     piece = Feedback(
         org_id=caller.org_id,
@@ -184,15 +186,3 @@ def _version(session: Session, caller: Caller, model: str) -> registry.VersionRe
             param="model",
         )
     return registry.version(session, caller.project_id, model)
-
-
-def _earlier(session: Session, caller: Caller, request_hash: str, idempotency_key: str) -> Feedback | None:
-    piece = session.scalar(
-        select(Feedback).where(Feedback.project_id == caller.project_id, Feedback.idempotency_key == idempotency_key)
-    )
-    if piece is not None and piece.request_hash != request_hash:
-        raise IdempotencyMismatchError(
-            f"The Idempotency-Key '{idempotency_key}' was used for other feedback. Use a new key.",
-            param="Idempotency-Key",
-        )
-    return piece

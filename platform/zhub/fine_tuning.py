@@ -1,6 +1,5 @@
 """From a request for fine-tuning to a job: everything that can be refused is refused here, before it costs anything."""
 
-import hashlib
 import random
 import uuid
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,19 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from zhub import admission, base_models, datasets, dependencies, estimates, jobs, promotions, registry, states
+from zhub import (
+    admission,
+    base_models,
+    datasets,
+    dependencies,
+    estimates,
+    idempotency,
+    jobs,
+    promotions,
+    registry,
+    states,
+)
 from zhub.errors import (
-    IdempotencyMismatchError,
     InvalidDatasetError,
     InvalidRequestError,
     NotFoundError,
@@ -24,7 +33,7 @@ from zhub.errors import (
 )
 from zhub.graders import Grader, check_templates, judge_models, parse_grader
 from zhub.ids import parse_id
-from zhub.manifest import ROUTING_FILE, Z_FILE, canonical_json
+from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.packing import pack_key
 from zhub.specs import (
@@ -82,7 +91,7 @@ def create(
         QuotaExceededError: as many jobs of the organisation wait as may.
         IdempotencyMismatchError: the key came with another body before.
     """
-    request_hash = _hash(request)
+    request_hash = idempotency.hash_of(request)
     if earlier := _earlier(session, caller, request_hash, idempotency_key, is_retry):
         return earlier
     if request.dedup_key is not None and (live := jobs.live(session, caller.project_id, request.dedup_key)):
@@ -218,28 +227,11 @@ def _starting_point(record: registry.VersionRecord) -> StartingPoint:
     )
 
 
-def _hash(request: JobRequest) -> str:
-    try:
-        return hashlib.sha256(canonical_json(request.model_dump(mode="json"))).hexdigest()
-    except ValueError as exc:
-        raise InvalidRequestError(
-            "The request holds what JSON cannot write back: half of a surrogate pair, or values nested too deeply."
-        ) from exc
-
-
 def _earlier(
     session: Session, caller: Caller, request_hash: str, idempotency_key: str | None, is_retry: bool
 ) -> Job | None:
     if idempotency_key is not None:
-        job = session.scalar(
-            select(Job).where(Job.project_id == caller.project_id, Job.idempotency_key == idempotency_key)
-        )
-        if job is not None and job.request_hash != request_hash:
-            raise IdempotencyMismatchError(
-                f"The Idempotency-Key '{idempotency_key}' was used for another request. Use a new key.",
-                param="Idempotency-Key",
-            )
-        return job
+        return idempotency.made_before(session, caller, Job, idempotency_key, request_hash, otherwise="another request")
     if not is_retry:
         return None
     return session.scalar(

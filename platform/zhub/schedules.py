@@ -4,6 +4,7 @@ What users do with them; how they fire is in ``zhub.ticks``. Functions take a Se
 """
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -121,11 +122,15 @@ def resume(session: Session, schedule: Schedule) -> None:
     session.flush()
 
 
-def new_feedback(session: Session, schedule: Schedule) -> int | None:
-    """How many pieces have come of the ``on_feedback`` that it fires for; None where it does not fire for any."""
-    if schedule.feedback_expert_id is None:
-        return None
-    return session.get_one(Expert, schedule.feedback_expert_id).feedback_count - schedule.feedback_seen
+def new_feedback(session: Session, found: Sequence[Schedule]) -> dict[uuid.UUID, int]:
+    """Of the schedules that fire by feedback, how many of their ``on_feedback`` pieces have come, by their ids."""
+    ids = {one.feedback_expert_id for one in found if one.feedback_expert_id is not None}
+    counts = dict(session.execute(select(Expert.id, Expert.feedback_count).where(Expert.id.in_(ids))).all())
+    return {
+        one.id: counts[one.feedback_expert_id] - one.feedback_seen
+        for one in found
+        if one.feedback_expert_id is not None
+    }
 
 
 def job_request(training: dict[str, Any], version_id: uuid.UUID) -> JobRequest:

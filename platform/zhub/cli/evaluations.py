@@ -8,7 +8,7 @@ from rich.text import Text
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, status, table
-from zhub.cli.submit import GraderOption, file_id, read_grader
+from zhub.cli.submit import GraderOption, MeasuringClusterOption, file_id, read_grader
 from zhub.manifest import Accuracy
 from zhub.wire import EvaluationComparison, EvaluationRecord, EvaluationResults
 
@@ -29,9 +29,7 @@ def create(
     k: Annotated[int | None, typer.Option("-k", help="Also sample, and estimate pass@k.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of what is sampled for pass@k.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of what is sampled for pass@k.")] = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="Which workers measure, where there are several kinds.", show_default="default")
-    ] = None,
+    cluster: MeasuringClusterOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the results; exit with 7 if it fails.")] = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,

@@ -7,7 +7,7 @@ import typer
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, moment, note, put, show_json, status, table
-from zhub.cli.submit import GraderOption, file_id, read_grader
+from zhub.cli.submit import GraderOption, MeasuringClusterOption, file_id, read_grader
 from zhub.wire import PromotionRecord
 
 app = typer.Typer(help="Promotions: a version gets an alias if it passes its gate.", no_args_is_help=True)
@@ -23,9 +23,7 @@ def create(
         Literal["not_worse", "better"], typer.Option(help="Than what the alias stands on, beyond the noise.")
     ] = "not_worse",
     min_mean: Annotated[float | None, typer.Option(help="The mean reward that the version must reach.")] = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="Which workers measure, where there are several kinds.", show_default="default")
-    ] = None,
+    cluster: MeasuringClusterOption = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the decision; exit with 7 if it does not pass.")
     ] = False,

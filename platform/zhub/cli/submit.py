@@ -35,6 +35,9 @@ SettingsOption = Annotated[
 ClusterOption = Annotated[
     str | None, typer.Option(help="Which workers train it, where there are several kinds.", show_default="default")
 ]
+MeasuringClusterOption = Annotated[
+    str | None, typer.Option(help="Which workers measure, where there are several kinds.", show_default="default")
+]
 
 
 def submit(
