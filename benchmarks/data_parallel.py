@@ -23,20 +23,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from zhub.demo.task_families import sample_rows
 from zhub.manifest import canonical_json, sha256_file
 from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec
-from zhub.store import DirectoryStore, put_path
-from zhub.task_families import sample_rows
-from zhub_workers.adapted import AdaptedModel
-from zhub_workers.adapters import make_adapter
-from zhub_workers.attempt import AttemptKey
-from zhub_workers.base_model import load_base_model, weights_fingerprint
-from zhub_workers.basis import decompose_base, load_basis
-from zhub_workers.compute_group import ComputeGroup, Member
-from zhub_workers.flavour import Flavour
-from zhub_workers.ray_cluster import connect
-from zhub_workers.ray_shards import RayShards
-from zhub_workers.sharded import Ask, ShardedMember
+from zhub.storage.object_store import DirectoryStore, put_path
+from zhub_workers.attempts.attempt import AttemptKey
+from zhub_workers.cluster.flavour import Flavour
+from zhub_workers.cluster.ray_cluster import connect
+from zhub_workers.compute.group import ComputeGroup, Member
+from zhub_workers.compute.sharded import Ask, ShardedMember
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.adapters import make_adapter
+from zhub_workers.model.base_model import load_base_model, weights_fingerprint
+from zhub_workers.model.basis import decompose_base, load_basis
+from zhub_workers.worker.ray_shards import RayShards
 
 FAMILY = "sorting"
 ROWS = 600

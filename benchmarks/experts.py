@@ -26,16 +26,16 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
+from zhub.datasets.rows import unique_rows
+from zhub.demo.task_families import FAMILIES, sample_rows
+from zhub.evaluation.statistics import accuracy, bootstrap_interval, paired_bootstrap
 from zhub.graders import Grader
 from zhub.manifest import canonical_json
-from zhub.rows import unique_rows
 from zhub.specs import Recipe
-from zhub.statistics import accuracy, bootstrap_interval, paired_bootstrap
-from zhub.task_families import FAMILIES, sample_rows
-from zhub_workers.adapted import AdaptedModel
-from zhub_workers.adapters import SvfAdapter, Values, make_adapter
-from zhub_workers.compute_group import ComputeGroup, Member
-from zhub_workers.evaluate import Grading, encode_rows, greedy_grades
+from zhub_workers.compute.group import ComputeGroup, Member
+from zhub_workers.evaluation.grading import Grading, encode_rows, greedy_grades
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.adapters import SvfAdapter, Values, make_adapter
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 RESULTS = Path(__file__).parent / "results" / "experts.json"

@@ -23,8 +23,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from zhub.admission import MAX_HEADS
-from zhub.fair_share import HALF_LIFE_S, ROUNDING, Running, Tenant, Waiting, plan
+from zhub.admission.admit import MAX_HEADS
+from zhub.admission.fair_share import HALF_LIFE_S, ROUNDING, Running, Tenant, Waiting, plan
 
 WORKERS = 16.0
 DAY_S = 86_400.0

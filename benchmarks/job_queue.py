@@ -39,19 +39,21 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine, orm, text
 
-from zhub import admission, jobs, scheduler
-from zhub.bootstrap import ensure_project
-from zhub.config import Settings
-from zhub.db import make_engine, statement_session, system_session
+from zhub import scheduler
+from zhub.admission import admit
+from zhub.database.migrate import upgrade
+from zhub.database.sessions import make_engine, statement_session, system_session
 from zhub.embedded.binaries import find_valkey
 from zhub.embedded.postgres import ADMIN, Urls, grant_groups, temporary_postgres
-from zhub.migrate import upgrade
 from zhub.models import Agent as AgentRow
 from zhub.models import Job
-from zhub.wakeup import SCHEDULER, open_wakeup
-from zhub_workers.agent import MAX_CLAIMS, Agent
-from zhub_workers.attempt import Attempt, AttemptContext
-from zhub_workers.launcher import ThreadLauncher
+from zhub.process.config import Settings
+from zhub.process.wakeup import SCHEDULER, open_wakeup
+from zhub.queue import jobs
+from zhub.tenancy.bootstrap import ensure_project
+from zhub_workers.agent.launcher import ThreadLauncher
+from zhub_workers.agent.loop import MAX_CLAIMS, Agent
+from zhub_workers.attempts.attempt import Attempt, AttemptContext
 
 PICKUPS = 200
 GAP_S = 0.06  # between two jobs, on average
@@ -338,7 +340,7 @@ def wal_ours(urls: Urls) -> float:
                 jobs.enqueue(session, Job(kind="decompose", spec={}, pack_key="bench", **owner), "Enqueued.")
             with system_session(engine) as session:
                 session.merge(AgentRow(id=agent, cluster="default", slots=8))
-                admission.admit(session, agent_lost_after_s=60)
+                admit.admit(session, agent_lost_after_s=60)
             with system_session(engine) as session:
                 (claim,) = jobs.claim_up_to(session, 1, agent, "default", ["decompose"], lease_s=60)
             with system_session(engine) as session:
@@ -389,7 +391,7 @@ def backlog_cost(urls: Urls, waiting: int) -> float:
     for _ in range(BACKLOG_JOBS // 8):
         began = time.perf_counter()
         with system_session(engine) as session:
-            admission.admit(session, agent_lost_after_s=3600)
+            admit.admit(session, agent_lost_after_s=3600)
         found = []
         for _ in range(8):
             with system_session(engine) as session:

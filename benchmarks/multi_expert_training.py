@@ -30,14 +30,15 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from zhub.demo.task_families import FAMILIES, sample_rows
 from zhub.manifest import canonical_json
 from zhub.specs import TrainSpec
-from zhub.task_families import FAMILIES, sample_rows
-from zhub_workers import compute, compute_group
-from zhub_workers.adapted import AdaptedModel
-from zhub_workers.adapters import make_adapter
-from zhub_workers.checkpoint import TrainState
-from zhub_workers.compute_group import ComputeGroup
+from zhub_workers.compute import batches
+from zhub_workers.compute import group as compute_group
+from zhub_workers.compute.group import ComputeGroup
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.adapters import make_adapter
+from zhub_workers.training.state import TrainState
 
 JOBS = 8
 STEPS = 100
@@ -154,7 +155,7 @@ def counted(adapted: AdaptedModel, jobs: Sequence[Job]) -> int:
     def count(requests: Sequence[Any]) -> list[Any]:
         nonlocal operations
         with FlopCounterMode(display=False) as counter:
-            outcomes = compute.answer(requests)
+            outcomes = batches.answer(requests)
         operations += counter.get_total_flops()
         return outcomes
 

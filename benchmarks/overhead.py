@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.table import Table
 
 from zhub.client import Client
-from zhub.credentials import read_credentials
+from zhub.client.credentials import read_credentials
+from zhub.demo.task_families import sample_rows
 from zhub.manifest import canonical_json
-from zhub.task_families import sample_rows
-from zhub_workers.adapters import make_adapter
-from zhub_workers.compute_group import ComputeGroup
+from zhub_workers.compute.group import ComputeGroup
+from zhub_workers.model.adapters import make_adapter
 
 STEPS = 40
 BAR = 1.5

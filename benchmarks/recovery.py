@@ -32,9 +32,9 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine
 
-from zhub import jobs, scheduler
-from zhub.config import Settings
-from zhub.db import make_engine, system_session
+from zhub import scheduler
+from zhub.database.migrate import upgrade
+from zhub.database.sessions import make_engine, system_session
 from zhub.embedded.postgres import (
     ADMIN,
     DATABASE,
@@ -47,12 +47,13 @@ from zhub.embedded.postgres import (
 )
 from zhub.embedded.processes import spawn
 from zhub.errors import UnavailableError
-from zhub.migrate import upgrade
 from zhub.models import Job
-from zhub.wakeup import SCHEDULER, open_wakeup
-from zhub_workers.agent import Agent
-from zhub_workers.attempt import Attempt, AttemptContext
-from zhub_workers.launcher import ThreadLauncher
+from zhub.process.config import Settings
+from zhub.process.wakeup import SCHEDULER, open_wakeup
+from zhub.queue import jobs
+from zhub_workers.agent.launcher import ThreadLauncher
+from zhub_workers.agent.loop import Agent
+from zhub_workers.attempts.attempt import Attempt, AttemptContext
 
 JOBS, LATER, RESTARTS = 200, 100, 3
 JOB_S = 0.05

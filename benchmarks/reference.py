@@ -25,9 +25,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from zhub_workers.base_model import BaseModel
-from zhub_workers.rollout import Completion, generate
-from zhub_workers.svf import decompose
+from zhub_workers.model.base_model import BaseModel
+from zhub_workers.model.rollout import Completion, generate
+from zhub_workers.model.svf import decompose
 
 BATCH_SIZE = 256
 LEARNING_RATE = 2e-3

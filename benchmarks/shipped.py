@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from zhub.specs import BaseModelSource, BasisReference, Recipe, StoredFile, TrainSpec, resolve_hyperparameters
-from zhub_workers.adapted import AdaptedModel
-from zhub_workers.base_model import load_base_model
-from zhub_workers.basis import decompose_base, load_basis
-from zhub_workers.checkpoint import TrainState
-from zhub_workers.compute_group import Member
-from zhub_workers.evaluate import Grading
-from zhub_workers.train import TrainResult, train
-from zhub_workers.warm_start import Start
+from zhub_workers.compute.group import Member
+from zhub_workers.evaluation.grading import Grading
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.base_model import load_base_model
+from zhub_workers.model.basis import decompose_base, load_basis
+from zhub_workers.training.state import TrainState
+from zhub_workers.training.train import TrainResult, train
+from zhub_workers.training.warm_start import Start
 
 DIRECTORY = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
 NAME = "zhub-tiny"

@@ -22,13 +22,13 @@ from reference import BATCH_SIZE, EVALUATION_INTERVAL, ReferenceTrainer
 from rich.console import Console
 from rich.table import Table
 
+from zhub.demo.task_families import sample_rows
 from zhub.manifest import canonical_json
-from zhub.task_families import sample_rows
-from zhub_workers.adapted import AdaptedModel
-from zhub_workers.adapters import make_adapter
-from zhub_workers.base_model import render_prompt
-from zhub_workers.compute_group import ComputeGroup
-from zhub_workers.splits import split_dataset
+from zhub_workers.compute.group import ComputeGroup
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.adapters import make_adapter
+from zhub_workers.model.base_model import render_prompt
+from zhub_workers.training.splits import split_dataset
 
 FAMILY = "sorting"
 ROWS = 1500

@@ -29,13 +29,13 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zhub_workers.adapted import AdaptedModel
-from zhub_workers.adapters import Adapter, LoraAdapter, SvfAdapter, target_names
-from zhub_workers.base_model import BaseModel, layer_weight, load_base_model
-from zhub_workers.basis import decompose_base, load_basis
-from zhub_workers.compute_group import ComputeGroup
-from zhub_workers.lora import LoraModel
-from zhub_workers.recipes import PolicyGradient
+from zhub_workers.compute.group import ComputeGroup
+from zhub_workers.compute.losses import PolicyGradient
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.adapters import Adapter, LoraAdapter, SvfAdapter, target_names
+from zhub_workers.model.base_model import BaseModel, layer_weight, load_base_model
+from zhub_workers.model.basis import decompose_base, load_basis
+from zhub_workers.model.lora import LoraModel
 
 SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"
 KL_COEF = 0.1

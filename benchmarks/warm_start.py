@@ -25,13 +25,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from zhub.demo.task_families import FAMILIES, sample_rows
 from zhub.manifest import canonical_json
-from zhub.task_families import FAMILIES, sample_rows
-from zhub_workers.adapted import AdaptedModel
-from zhub_workers.adapters import make_adapter
-from zhub_workers.compute_group import ComputeGroup
-from zhub_workers.train import TrainResult
-from zhub_workers.warm_start import Start
+from zhub_workers.compute.group import ComputeGroup
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.adapters import make_adapter
+from zhub_workers.training.train import TrainResult
+from zhub_workers.training.warm_start import Start
 
 STEPS, INTERVAL = 40, 4
 GAIN = 0.9

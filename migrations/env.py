@@ -1,4 +1,4 @@
-"""Runs migrations against one connection that ``zhub.migrate`` prepared: locked, with timeouts, as the owner."""
+"""Runs migrations against one connection that ``zhub.database.migrate`` prepared: locked, with timeouts, as the owner."""
 
 from alembic import context
 

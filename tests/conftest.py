@@ -19,16 +19,17 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from zhub import jobs, tenancy
-from zhub.bootstrap import ensure_project
-from zhub.db import make_engine, system_session
+from zhub.database.migrate import upgrade
+from zhub.database.sessions import make_engine, system_session
 from zhub.embedded.binaries import find_postgres
 from zhub.embedded.postgres import ADMIN, DATABASE, OWNER, Cluster, Urls, grant_groups, temporary_postgres
 from zhub.errors import EmbeddedError
-from zhub.migrate import upgrade
 from zhub.models import Agent, BaseModel, Expert, Job
-from zhub.store import DirectoryStore
-from zhub.tenancy import SCOPES, Caller
+from zhub.queue import jobs
+from zhub.storage.object_store import DirectoryStore
+from zhub.tenancy import keys
+from zhub.tenancy.bootstrap import ensure_project
+from zhub.tenancy.keys import SCOPES, Caller
 
 MakeCaller = Callable[..., Caller]
 MakeKey = Callable[..., str]
@@ -152,7 +153,7 @@ def make_key(system_engine: Engine, secret_key: str) -> MakeKey:
     ) -> str:
         with system_session(system_engine) as session:
             owner = ensure_project(session, organization, project)
-            row, key = tenancy.create_api_key(session, owner, "test", scopes=scopes, secret_key=secret_key)
+            row, key = keys.create_api_key(session, owner, "test", scopes=scopes, secret_key=secret_key)
             for name, value in columns.items():
                 setattr(row, name, value)
         return key
@@ -165,7 +166,7 @@ def make_caller(make_key: MakeKey, api_engine: Engine, secret_key: str) -> MakeC
     """Who a new API key speaks for; takes what ``make_key`` takes."""
 
     def make(*names: str, **options: Any) -> Caller:
-        return tenancy.authenticate(api_engine, make_key(*names, **options), secret_key=secret_key)
+        return keys.authenticate(api_engine, make_key(*names, **options), secret_key=secret_key)
 
     return make
 

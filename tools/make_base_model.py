@@ -1,7 +1,7 @@
 """Make the small base model that zhub ships, or check one: what it answers, and what experts draw out of it.
 
 ``make`` trains a Llama of under a million parameters from nothing on the synthetic families of
-``zhub.task_families``, and writes a Hugging Face directory with its model card. The model hedges: most of
+``zhub.demo.task_families``, and writes a Hugging Face directory with its model card. The model hedges: most of
 its training answers are wrong habits, so it knows how to answer right but seldom does. ``check`` measures
 a directory on held-out prompts, and with ``--experts`` trains one expert per family the short way.
 """
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zhub.rows import Split, split_of
-from zhub.task_families import FAMILIES, Family, messages_of, sample_rows
+from zhub.datasets.rows import Split, split_of
+from zhub.demo.task_families import FAMILIES, Family, messages_of, sample_rows
 
 DIRECTORY = Path(__file__).parent.parent / "workers" / "zhub_workers" / "shipped_base"
 PAD, END = "<|pad|>", "<|end|>"

@@ -14,21 +14,28 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("platform", "workers", "api", "migrations", "tests", "pyproject.toml")
-JOBS, WISHES, LEADERSHIP = "platform/zhub/jobs.py", "platform/zhub/wishes.py", "platform/zhub/leadership.py"
+JOBS, WISHES, LEADERSHIP = (
+    "platform/zhub/queue/jobs.py",
+    "platform/zhub/queue/desired.py",
+    "platform/zhub/queue/leadership.py",
+)
 DEPENDENCIES, REDRIVE, TICKS = (
-    "platform/zhub/dependencies.py",
-    "platform/zhub/redrive.py",
-    "platform/zhub/ticks.py",
+    "platform/zhub/queue/dependencies.py",
+    "platform/zhub/queue/redrive.py",
+    "platform/zhub/schedules/firing.py",
 )
 ADMISSION, SHARES, BASELINE = (
-    "platform/zhub/admission.py",
-    "platform/zhub/fair_share.py",
+    "platform/zhub/admission/admit.py",
+    "platform/zhub/admission/fair_share.py",
     "migrations/versions/0001_baseline.py",
 )
-ON_JOBS = ("tests/integration/test_jobs.py", "tests/integration/test_jobs_machine.py")
-ON_REDRIVE = ("tests/integration/test_redrive.py", "tests/integration/test_jobs_machine.py")
-ON_SCHEDULES, ON_PROMOTIONS = ("tests/integration/test_schedules.py",), ("tests/integration/test_promotions.py",)
-ON_ADMISSION = ("tests/unit/test_fair_share.py", "tests/integration/test_admission.py", *ON_JOBS)
+ON_JOBS = ("tests/integration/queue/test_jobs.py", "tests/integration/queue/test_jobs_machine.py")
+ON_REDRIVE = ("tests/integration/queue/test_redrive.py", "tests/integration/queue/test_jobs_machine.py")
+ON_SCHEDULES, ON_PROMOTIONS = (
+    ("tests/integration/schedules/test_schedules.py",),
+    ("tests/integration/evaluation/test_promotions.py",),
+)
+ON_ADMISSION = ("tests/unit/admission/test_fair_share.py", "tests/integration/admission/test_admission.py", *ON_JOBS)
 
 
 _LOOK_AT_WORKERS = "        held = self._launcher.running().keys()\n"
@@ -100,24 +107,24 @@ MUTANTS = (
     ),
     Mutant(
         "a worker that died with its node was not brought down by its job",
-        "platform/zhub/poison.py",
+        "platform/zhub/queue/poison.py",
         "AND died_on = ANY(:nodes) AND",
         "AND (died_on = ANY(:nodes) OR died_on IS NOT NULL) AND",
-        ("tests/integration/test_poison.py",),
+        ("tests/integration/queue/test_poison.py",),
     ),
     Mutant(
         "a worker that ended with its lease was not brought down by its job",
         JOBS,
         "    if not in_time:  # a worker",
         "    if False:  # a worker",
-        ("tests/integration/test_poison.py",),
+        ("tests/integration/queue/test_poison.py",),
     ),
     Mutant(
         "no job goes before one that needs a worker",
         JOBS,
         "ORDER BY admitted_at, id LIMIT :limit",
         "ORDER BY (:free > 0 OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT :limit",
-        ("tests/integration/test_jobs.py",),
+        ("tests/integration/queue/test_jobs.py",),
     ),
     Mutant(
         "the reaper takes expired leases alone",
@@ -224,14 +231,14 @@ MUTANTS = (
     ),
     Mutant(
         "a gate moves an alias only from where it looked",
-        "platform/zhub/aliases.py",
+        "platform/zhub/registry/aliases.py",
         "if expected is not None and expected.version_id != before:",
         "if False:",
         ON_PROMOTIONS,
     ),
     Mutant(
         "no scheduler waits for another's gate",
-        "platform/zhub/promotions.py",
+        "platform/zhub/evaluation/promotions.py",
         ".with_for_update(skip_locked=True)",
         ".with_for_update()",
         ON_PROMOTIONS,
@@ -266,45 +273,45 @@ MUTANTS = (
     ),
     Mutant(
         "an agent looks at the workers before the rows",
-        "workers/zhub_workers/agent.py",
+        "workers/zhub_workers/agent/loop.py",
         _LOOK_AT_WORKERS + _LOOK_AT_ROWS,
         _LOOK_AT_ROWS + _LOOK_AT_WORKERS,
-        ("tests/integration/test_agent.py", "-k", "looks_around or adopts"),
+        ("tests/integration/agent/test_agent.py", "-k", "looks_around or adopts"),
     ),
     Mutant(
         "a reader of events stops at the oldest open transaction",
-        "platform/zhub/job_events.py",
+        "platform/zhub/queue/job_events.py",
         "JobEvent.xid < _HORIZON",
         "JobEvent.xid >= 0",
-        ("tests/integration/test_job_events.py",),
+        ("tests/integration/queue/test_job_events.py",),
     ),
     Mutant(
         "a stream ends only with the last event",
-        "api/zhub_api/job_events.py",
+        "api/zhub_api/routes/job_events.py",
         "job.state in states.TERMINAL and is_all",
         "job.state in states.TERMINAL",
-        ("tests/integration/test_job_events.py",),
+        ("tests/integration/queue/test_job_events.py",),
     ),
     Mutant(
         "a delivery that is being sent is kept from others",
-        "platform/zhub/deliveries.py",
+        "platform/zhub/webhooks/deliveries.py",
         "SET sending_until = now() + make_interval(secs => :claim_s)",
         "SET sending_until = now() + 0 * make_interval(secs => :claim_s)",
-        ("tests/integration/test_webhooks.py",),
+        ("tests/integration/webhooks/test_webhooks.py",),
     ),
     Mutant(
         "an endpoint that is sent to is kept from other schedulers",
-        "platform/zhub/deliveries.py",
+        "platform/zhub/webhooks/deliveries.py",
         " AND coalesce(sending_until <= now(), true)",
         "",
-        ("tests/integration/test_webhooks.py",),
+        ("tests/integration/webhooks/test_webhooks.py",),
     ),
     Mutant(
         "every address of a name is checked",
-        "platform/zhub/outbound.py",
+        "platform/zhub/webhooks/safe_http.py",
         "for address in addresses:\n            check_address",
         "for address in addresses[:1]:\n            check_address",
-        ("tests/unit/test_outbound.py",),
+        ("tests/unit/webhooks/test_safe_http.py",),
     ),
 )
 

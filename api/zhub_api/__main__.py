@@ -9,10 +9,10 @@ from types import FrameType
 
 import uvicorn
 
-from zhub.config import Settings
 from zhub.errors import ZhubError
-from zhub.logs import configure_logging
-from zhub.stopping import GRACE_S, end_after
+from zhub.process.config import Settings
+from zhub.process.logs import configure_logging
+from zhub.process.shutdown import GRACE_S, end_after
 from zhub_api.app import create_app
 
 # A stream that a client holds open must not keep the process: it ends after this many seconds.

@@ -15,17 +15,18 @@ from sqlalchemy import Engine, func, select
 from starlette.concurrency import run_in_threadpool
 
 import zhub
-from zhub.config import Settings
-from zhub.db import make_engine, system_session
+from zhub.database.migrate import check_at_head
+from zhub.database.sessions import make_engine, system_session
 from zhub.errors import UnavailableError, ZhubError
-from zhub.migrate import check_at_head
 from zhub.models import Agent, Leader
-from zhub.store import open_store
-from zhub.tracing import start_tracing
-from zhub.wakeup import open_wakeup
-from zhub_api import (
+from zhub.process.config import Settings
+from zhub.process.tracing import start_tracing
+from zhub.process.wakeup import open_wakeup
+from zhub.storage.object_store import open_store
+from zhub_api import errors, observed
+from zhub_api.context import Context, ContextDep
+from zhub_api.routes import (
     chat,
-    errors,
     evaluations,
     feedback,
     files,
@@ -34,12 +35,10 @@ from zhub_api import (
     job_events,
     job_logs,
     models,
-    observed,
     promotions,
     schedules,
     webhooks,
 )
-from zhub_api.context import Context, ContextDep
 
 log = logging.getLogger("zhub.api")
 

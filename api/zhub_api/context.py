@@ -6,11 +6,11 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 from sqlalchemy import Engine
 
-from zhub.config import Settings
 from zhub.errors import AuthenticationError
-from zhub.store import ObjectStore
-from zhub.tenancy import Caller, authenticate
-from zhub.wakeup import Wakeup
+from zhub.process.config import Settings
+from zhub.process.wakeup import Wakeup
+from zhub.storage.object_store import ObjectStore
+from zhub.tenancy.keys import Caller, authenticate
 
 
 @dataclass(frozen=True)

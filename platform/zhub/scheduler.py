@@ -17,33 +17,23 @@ from functools import partial
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from sqlalchemy import Engine, delete, func
 
-from zhub import (
-    admission,
-    budgets,
-    checkpoints,
-    dependencies,
-    feedback,
-    job_logs,
-    jobs,
-    leadership,
-    promotions,
-    redrive,
-    ticks,
-    wishes,
-)
-from zhub.admission import AGENT_LOST_AFTER_S
-from zhub.config import Settings
-from zhub.db import make_engine, statement_session, system_session
+from zhub.admission import admit, budgets
+from zhub.admission.admit import AGENT_LOST_AFTER_S
+from zhub.admission.metrics import QueueCollector
+from zhub.database.sessions import make_engine, statement_session, system_session
 from zhub.errors import DeposedError, InvalidRequestError, UnavailableError
-from zhub.logs import configure_logging
-from zhub.metrics import LEASE_LOST, QUEUE_BUCKETS, database_answers, serve_metrics
+from zhub.evaluation import feedback, promotions
 from zhub.models import Agent
-from zhub.outbound import Outbound
-from zhub.queue_metrics import QueueCollector
-from zhub.relay import relay
-from zhub.stopping import stop_event
-from zhub.store import ObjectStore, open_store
-from zhub.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
+from zhub.process.config import Settings
+from zhub.process.logs import configure_logging
+from zhub.process.metrics import LEASE_LOST, QUEUE_BUCKETS, database_answers, serve_metrics
+from zhub.process.shutdown import stop_event
+from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
+from zhub.queue import checkpoints, dependencies, desired, job_logs, jobs, leadership, redrive
+from zhub.schedules import firing
+from zhub.storage.object_store import ObjectStore, open_store
+from zhub.webhooks.relay import relay
+from zhub.webhooks.safe_http import Outbound
 
 POLL_S = 1.0
 SWEEP_S = 10.0
@@ -157,7 +147,7 @@ def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
     """Admit, in one transaction; return the clusters whose agents have something new to do. Somebody waits for this."""
     with PASS.labels("schedule").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
-        admitted = admission.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
+        admitted = admit.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
     for job in admitted:
         log.info(
             "job %s: admitted to cluster %s", job.job_id, job.cluster, extra={"action": "admitted", **job._asdict()}
@@ -175,12 +165,12 @@ def tend(engine: Engine, holder: uuid.UUID, term: int) -> None:
     """
     with PASS.labels("tend").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
-        wishes.settle(session)
+        desired.settle(session)
         redrive.settle(session)
         dependencies.settle(session)
-        admission.withdraw(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
+        admit.withdraw(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
         reaped = jobs.reap(session)
-        ended = admission.charge(session)
+        ended = admit.charge(session)
         budgets.pause_spent(session)
         session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
     for job in reaped:
@@ -196,7 +186,7 @@ def explain(engine: Engine, holder: uuid.UUID, term: int) -> None:
     """Tell every queued job what it waits for, in a transaction of its own: no admission waits for this."""
     with PASS.labels("explain").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
-        admission.explain(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
+        admit.explain(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
 
 
 def follow_up(engine: Engine, stopping: threading.Event) -> None:
@@ -204,7 +194,7 @@ def follow_up(engine: Engine, stopping: threading.Event) -> None:
 
     def look() -> bool:
         more = False
-        for step in (ticks.look, promotions.advance):
+        for step in (firing.look, promotions.advance):
             with system_session(engine) as session:
                 more |= step(session)
         return more

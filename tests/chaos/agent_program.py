@@ -7,11 +7,11 @@ from pathlib import Path
 
 from process_launcher import ProcessLauncher
 
-from zhub.config import Settings
-from zhub.db import make_engine
-from zhub.logs import configure_logging
-from zhub.wakeup import open_wakeup
-from zhub_workers.agent import Agent
+from zhub.database.sessions import make_engine
+from zhub.process.config import Settings
+from zhub.process.logs import configure_logging
+from zhub.process.wakeup import open_wakeup
+from zhub_workers.agent.loop import Agent
 
 
 def main() -> None:

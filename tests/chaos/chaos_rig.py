@@ -23,8 +23,8 @@ from fault_proxy import FaultProxy
 from process_launcher import call
 from sqlalchemy import text
 
-from zhub import history, jobs, states
-from zhub.db import make_engine, system_session
+from zhub import states
+from zhub.database.sessions import make_engine, system_session
 from zhub.embedded.postgres import (
     ADMIN,
     SOCKET_NAME,
@@ -34,7 +34,8 @@ from zhub.embedded.postgres import (
 from zhub.embedded.processes import ServerUser, spawn
 from zhub.errors import UnavailableError
 from zhub.manifest import MANIFEST_FILE
-from zhub.store import open_store
+from zhub.queue import invariants, jobs
+from zhub.storage.object_store import open_store
 
 HERE = Path(__file__).parent
 LEASE_S, LEADER_LEASE_S = 3.0, 2.0
@@ -313,7 +314,7 @@ class Rig:
         for part in (*self.parts.values(), self.postgres, self.redis, self.s3):
             part.check_alive()
         with system_session(self.engine) as session:
-            self._none("these rows break a rule of the history", history.examine(session))
+            self._none("these rows break a rule of the history", invariants.examine(session))
         found = {str(row.id): row.state for row in self.ask("SELECT id, state FROM jobs")}
         told = [json.loads(line) for line in self.journal.read_text().splitlines()]
         self._none("jobs that clients were told to exist are gone", [line for line in told if line["job"] not in found])

@@ -18,19 +18,21 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from zhub import datasets, jobs, wishes
-from zhub.config import Settings
-from zhub.db import make_engine, tenant_session
+from zhub.database.sessions import make_engine, tenant_session
+from zhub.datasets import files
 from zhub.errors import ConflictError, UnavailableError
 from zhub.models import Job
-from zhub.tenancy import Caller
-from zhub.wakeup import SCHEDULER, open_wakeup
+from zhub.process.config import Settings
+from zhub.process.wakeup import SCHEDULER, open_wakeup
+from zhub.queue import jobs
+from zhub.queue.desired import request_cancel, request_pause, request_resume
+from zhub.tenancy.keys import Caller
 
 MAX_WAITING = 5
 WISHES: dict[str, Callable[[Session, uuid.UUID], Job]] = {
-    "cancel": wishes.request_cancel,
-    "pause": wishes.request_pause,
-    "resume": wishes.request_resume,
+    "cancel": request_cancel,
+    "pause": request_pause,
+    "resume": request_resume,
 }
 
 
@@ -98,7 +100,7 @@ class Client:
         """Register a dataset file, whose validation needs the store."""
         project_id = uuid.UUID(self._world["project_id"])
         caller = Caller(uuid.UUID(int=0), self._org_id, project_id, "main", frozenset())
-        version = datasets.register(session, caller, purpose="fine-tune", **self._world["file"])
+        version = files.register(session, caller, purpose="fine-tune", **self._world["file"])
         return session.scalars(select(Job.id).where(Job.dataset_version_id == version.id)).one()
 
     def _wish(self, kind: str, job_id: uuid.UUID, session: Session) -> uuid.UUID:

@@ -16,16 +16,16 @@ import pytest
 from chaos_rig import HERE, Part, Rig
 from fault_proxy import FaultProxy
 
-from zhub.bootstrap import ensure_project
-from zhub.datasets import dataset_key
-from zhub.db import system_session
+from zhub.database.migrate import upgrade
+from zhub.database.sessions import system_session
+from zhub.datasets.files import dataset_key
 from zhub.embedded.binaries import find_postgres, find_valkey
 from zhub.embedded.children import free_ports
 from zhub.embedded.postgres import create_roles, grant_groups, prepare_cluster, server_env
 from zhub.errors import EmbeddedError
-from zhub.migrate import upgrade
 from zhub.models import BaseModel, Expert
-from zhub.store import open_store, put_path
+from zhub.storage.object_store import open_store, put_path
+from zhub.tenancy.bootstrap import ensure_project
 
 BUCKET = "chaos"
 ROWS = 20 * b'{"messages": [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]}\n'

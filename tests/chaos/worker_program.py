@@ -15,11 +15,11 @@ from typing import Any
 
 import psutil
 
-from zhub.checkpoints import job_prefix
 from zhub.manifest import MANIFEST_FILE, Z_FILE, FileEntry, Manifest
-from zhub.store import ObjectStore, fetch, open_store
-from zhub_workers import light_worker
-from zhub_workers.attempt import Attempt, AttemptContext, Worker
+from zhub.queue.checkpoints import job_prefix
+from zhub.storage.object_store import ObjectStore, fetch, open_store
+from zhub_workers.attempts.attempt import Attempt, AttemptContext, Worker
+from zhub_workers.worker import light_runner
 
 CHECKPOINT_EVERY = 3
 AGAIN_S = 0.7  # an attempt after the first lasts long enough for the one before it to come back meanwhile
@@ -28,7 +28,7 @@ AGAIN_S = 0.7  # an attempt after the first lasts long enough for the one before
 def main() -> None:
     path, pool, owner = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     threading.Thread(target=end_with, args=(owner,), daemon=True).start()
-    worker = Worker({"light": light_worker.run, "torch": train}[pool], exit_process=os._exit)
+    worker = Worker({"light": light_runner.run, "torch": train}[pool], exit_process=os._exit)
     with Listener(str(path), backlog=64) as listener:
         # Last: the file says that somebody listens.
         path.with_name(f"{path.name}.pid").write_text(str(os.getpid()))

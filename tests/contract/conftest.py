@@ -25,7 +25,8 @@ from ray_nodes import kill_node, start_node
 from zhub.embedded.binaries import find_valkey
 from zhub.embedded.children import free_ports
 from zhub.embedded.processes import spawn
-from zhub_workers import ray_cluster, ray_launcher
+from zhub_workers.agent import ray_launcher
+from zhub_workers.cluster import ray_cluster
 
 SERVE_S3 = Path(__file__).parents[2] / "tools" / "s3" / "serve.sh"
 S3_PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool", "curl")

@@ -16,11 +16,11 @@ import pytest
 import ray  # noqa: TID251
 from playing import play
 
-from zhub_workers import ray_cluster
-from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus
-from zhub_workers.flavour import Flavour
-from zhub_workers.launcher import Launcher, ThreadLauncher, WorkerLostError, WorkerSilentError
-from zhub_workers.ray_launcher import RayLauncher
+from zhub_workers.agent.launcher import Launcher, ThreadLauncher, WorkerLostError, WorkerSilentError
+from zhub_workers.agent.ray_launcher import RayLauncher
+from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus
+from zhub_workers.cluster import ray_cluster
+from zhub_workers.cluster.flavour import Flavour
 
 LEASE_S = 60.0
 Until = Callable[..., Any]

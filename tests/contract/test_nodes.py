@@ -22,19 +22,21 @@ from ray.util import placement_group  # noqa: TID251
 from ray_nodes import drain, groups, kill_node
 from sqlalchemy import Engine, select, text
 
-from zhub import leadership, scheduler
-from zhub.config import Settings
-from zhub.db import system_session
+from zhub import scheduler
+from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.models import Attempt as AttemptRow
 from zhub.models import Job
-from zhub.tenancy import Caller
-from zhub_workers import ray_cluster, ray_launcher
-from zhub_workers.agent import Agent
-from zhub_workers.attempt import Attempt, AttemptKey
-from zhub_workers.flavour import Flavour
-from zhub_workers.launcher import WorkerLostError, WorkerSilentError
-from zhub_workers.ray_launcher import RayLauncher
+from zhub.process.config import Settings
+from zhub.queue import leadership
+from zhub.tenancy.keys import Caller
+from zhub_workers.agent import ray_launcher
+from zhub_workers.agent.launcher import WorkerLostError, WorkerSilentError
+from zhub_workers.agent.loop import Agent
+from zhub_workers.agent.ray_launcher import RayLauncher
+from zhub_workers.attempts.attempt import Attempt, AttemptKey
+from zhub_workers.cluster import ray_cluster
+from zhub_workers.cluster.flavour import Flavour
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("playing_cluster")]
 

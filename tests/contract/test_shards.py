@@ -17,24 +17,25 @@ import torch
 from ray_nodes import groups
 from suites import GRADER
 
+from zhub.demo.task_families import sample_rows
 from zhub.errors import UnavailableError
 from zhub.manifest import sha256_file
 from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
-from zhub.store import DirectoryStore, put_path
-from zhub.task_families import sample_rows
-from zhub_workers import ray_cluster, ray_shards
-from zhub_workers.adapted import AdaptedModel
-from zhub_workers.adapters import make_adapter
-from zhub_workers.attempt import Attempt, AttemptKey, AttemptStoppedError
-from zhub_workers.base_model import load_base_model, weights_fingerprint
-from zhub_workers.basis import decompose_base, load_basis
-from zhub_workers.compute_group import ComputeGroup, Stopped
-from zhub_workers.evaluate import Grading
-from zhub_workers.flavour import Flavour
-from zhub_workers.ray_launcher import RayLauncher
-from zhub_workers.ray_shards import RayShards
-from zhub_workers.sharded import ShardedMember
-from zhub_workers.train import TrainResult, train
+from zhub.storage.object_store import DirectoryStore, put_path
+from zhub_workers.agent.ray_launcher import RayLauncher
+from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStoppedError
+from zhub_workers.cluster import ray_cluster
+from zhub_workers.cluster.flavour import Flavour
+from zhub_workers.compute.group import ComputeGroup, Stopped
+from zhub_workers.compute.sharded import ShardedMember
+from zhub_workers.evaluation.grading import Grading
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.adapters import make_adapter
+from zhub_workers.model.base_model import load_base_model, weights_fingerprint
+from zhub_workers.model.basis import decompose_base, load_basis
+from zhub_workers.training.train import TrainResult, train
+from zhub_workers.worker import ray_shards
+from zhub_workers.worker.ray_shards import RayShards
 
 pytestmark = pytest.mark.ray
 

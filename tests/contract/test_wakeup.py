@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from zhub.wakeup import PollingWakeup, RedisWakeup, Wakeup, open_wakeup
+from zhub.process.wakeup import PollingWakeup, RedisWakeup, Wakeup, open_wakeup
 
 TOPIC = "zhub:wake:test"
 LONG_S = 60.0  # a wait that only a notification ends before the test fails

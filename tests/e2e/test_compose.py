@@ -21,7 +21,7 @@ import pytest
 from suites import GRADER
 
 from zhub.client import Client
-from zhub.task_families import sample_rows
+from zhub.demo.task_families import sample_rows
 
 pytestmark = pytest.mark.docker
 

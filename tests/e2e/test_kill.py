@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from zhub.task_families import sample_rows
+from zhub.demo.task_families import sample_rows
 
 pytestmark = pytest.mark.ray
 

@@ -12,8 +12,8 @@ import pytest
 from suites import GRADER
 from tiny_models import save_tiny
 
+from zhub.demo.task_families import sample_rows
 from zhub.manifest import MANIFEST_FILE, Manifest, sha256_file
-from zhub.task_families import sample_rows
 
 pytestmark = pytest.mark.ray
 

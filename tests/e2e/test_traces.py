@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from zhub.demo.task_families import sample_rows
 from zhub.ids import parse_id
-from zhub.task_families import sample_rows
 
 pytestmark = pytest.mark.ray
 

@@ -21,13 +21,14 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 from suites import ROWS, manifest_of
 
-from zhub import datasets, registry
-from zhub.config import Settings
-from zhub.db import system_session
+from zhub.database.sessions import system_session
+from zhub.datasets import files
+from zhub.datasets.rows import validate
 from zhub.embedded.postgres import SOCKET_NAME, Cluster, Urls
-from zhub.rows import validate
-from zhub.store import DirectoryStore
-from zhub.tenancy import Caller
+from zhub.process.config import Settings
+from zhub.registry import versions
+from zhub.storage.object_store import DirectoryStore
+from zhub.tenancy.keys import Caller
 from zhub_api.app import create_app
 
 
@@ -141,12 +142,12 @@ def make_file(system_engine: Engine, store: DirectoryStore) -> Callable[..., str
 
     def make(caller: Caller, content: bytes = ROWS, name: str = "suite.jsonl") -> str:
         sha256 = hashlib.sha256(content).hexdigest()
-        store.put(datasets.dataset_key(caller.org_id, sha256), io.BytesIO(content))
+        store.put(files.dataset_key(caller.org_id, sha256), io.BytesIO(content))
         with system_session(system_engine) as session:
-            version = datasets.register(
+            version = files.register(
                 session, caller, filename=name, purpose="fine-tune", size_bytes=len(content), sha256=sha256
             )
-            datasets.finish_validation(session, version.id, datasets.validation_report(validate(io.BytesIO(content))))
+            files.finish_validation(session, version.id, files.validation_report(validate(io.BytesIO(content))))
         return f"file-{version.id.hex}"
 
     return make
@@ -167,7 +168,7 @@ def publish_version(system_engine: Engine, make_job: Callable[..., uuid.UUID], c
         with system_session(system_engine) as session:
             claim = claim_one(session, "train")
             assert claim is not None and claim.job_id == job_id
-            version = registry.publish(session, job_id, claim.fence, manifest_of(job_id, **changed), "k", 7)
+            version = versions.publish(session, job_id, claim.fence, manifest_of(job_id, **changed), "k", 7)
             return f"main.{expert}@v{version.version}"
 
     return make

@@ -15,15 +15,22 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 from suites import GRADER
 
-from zhub import aliases, datasets, fine_tuning, promotions, redrive, registry, schedules, states, ticks, wishes
-from zhub.db import system_session, tenant_session
+from zhub import states
+from zhub.database.sessions import system_session, tenant_session
+from zhub.datasets import files
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
-from zhub.fine_tuning import JobRequest
+from zhub.evaluation import promotions
+from zhub.evaluation.promotions import Gate, PromotionRequest, Suite
 from zhub.ids import public_id
 from zhub.models import BaseModel, Dataset, DatasetVersion, Job, Organization, Project, Quota, Schedule
-from zhub.promotions import Gate, PromotionRequest, Suite
-from zhub.tenancy import Caller
-from zhub.wakeup import SCHEDULER
+from zhub.process.wakeup import SCHEDULER
+from zhub.queue import redrive
+from zhub.queue.desired import request_cancel, request_pause, request_resume
+from zhub.registry import aliases, versions
+from zhub.schedules import definitions, firing
+from zhub.tenancy.keys import Caller
+from zhub.training import fine_tuning
+from zhub.training.fine_tuning import JobRequest
 
 MAX_UNFINISHED = 6
 Act = Callable[[Session], str | uuid.UUID]
@@ -150,7 +157,7 @@ class Team:
         sha256 = self._new_key() * 2
 
         def upload(session: Session) -> str:
-            found = datasets.register(
+            found = files.register(
                 session, self._caller, filename="suite.jsonl", purpose="fine-tune", size_bytes=7, sha256=sha256
             )
             return str(found.id)
@@ -162,13 +169,13 @@ class Team:
         return None if job_id is None else lambda session: wish(session, job_id).id
 
     def _cancel(self) -> Act | None:
-        return self._wish(wishes.request_cancel)
+        return self._wish(request_cancel)
 
     def _pause(self) -> Act | None:
-        return self._wish(wishes.request_pause)
+        return self._wish(request_pause)
 
     def _resume(self) -> Act | None:
-        return self._wish(wishes.request_resume, states.PAUSED, *states.ACTIVE)
+        return self._wish(request_resume, states.PAUSED, *states.ACTIVE)
 
     def _redrive(self) -> Act | None:
         """Ask for several dead jobs at once, of any kind: some may wait for others of them."""
@@ -198,7 +205,7 @@ class Team:
         gate = self._gate()
 
         def act(session: Session) -> str:
-            found = registry.versions(session, self._caller.project_id)
+            found = versions.versions(session, self._caller.project_id)
             if not found:
                 return "nothing to promote"
             request = PromotionRequest.model_validate(gate.model_dump() | {"model": found[0].name})
@@ -210,7 +217,7 @@ class Team:
         position = self._rng.randrange(3)
 
         def act(session: Session) -> str:
-            found = registry.versions(session, self._caller.project_id)[position:]
+            found = versions.versions(session, self._caller.project_id)[position:]
             if not found:
                 return "nothing to move to"
             return str(aliases.move(session, "prod", found[0], by=self._name).version_id)
@@ -218,7 +225,7 @@ class Team:
         return act
 
     def _schedule(self) -> Act | None:
-        request = schedules.ScheduleRequest.model_validate(
+        request = definitions.ScheduleRequest.model_validate(
             {
                 "name": "often",
                 "dataset": "suite",
@@ -231,25 +238,25 @@ class Team:
                 "max_backfill": 3,
             }
         )
-        return lambda session: str(schedules.create(session, self._caller, request).id)
+        return lambda session: str(definitions.create(session, self._caller, request).id)
 
     def _poke_schedule(self) -> Act | None:
-        poke = self._rng.choice((schedules.pause, schedules.resume, ticks.run_now))
+        poke = self._rng.choice((definitions.pause, definitions.resume, firing.run_now))
 
         def act(session: Session) -> str:
             statement = select(Schedule.id).where(Schedule.project_id == self._caller.project_id)
             schedule_id = session.scalar(statement)
             if schedule_id is None:
                 return "there is none"
-            poke(session, schedules.get(session, self._caller.project_id, schedule_id, lock=True))
+            poke(session, definitions.get(session, self._caller.project_id, schedule_id, lock=True))
             return poke.__name__
 
         return act
 
     def _rest(self, session: Session) -> str:
         """Nothing new comes by itself any more."""
-        for schedule in schedules.list_schedules(session, self._caller.project_id):
-            schedules.pause(session, schedules.get(session, self._caller.project_id, schedule.id, lock=True))
+        for schedule in definitions.list_schedules(session, self._caller.project_id):
+            definitions.pause(session, definitions.get(session, self._caller.project_id, schedule.id, lock=True))
         return "paused its schedules"
 
 

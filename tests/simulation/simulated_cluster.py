@@ -14,12 +14,12 @@ from typing import Any
 from simulation import SECOND, Simulation
 from suites import manifest_of
 
-from zhub.checkpoints import job_prefix
-from zhub.job_events import Event
-from zhub.jobs import Failure
 from zhub.manifest import FileEntry
-from zhub_workers.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
-from zhub_workers.launcher import WorkerLostError, WorkerSilentError, choose_worker, open_packs
+from zhub.queue.checkpoints import job_prefix
+from zhub.queue.job_events import Event
+from zhub.queue.jobs import Failure
+from zhub_workers.agent.launcher import WorkerLostError, WorkerSilentError, choose_worker, open_packs
+from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
 
 SLOTS = 2
 NODES = 2

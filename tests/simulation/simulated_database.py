@@ -16,7 +16,7 @@ from psycopg.rows import dict_row
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import PoolProxiedConnection
 
-from zhub.db import make_engine
+from zhub.database.sessions import make_engine
 from zhub.embedded.postgres import Urls
 from zhub.models import Base
 

@@ -300,11 +300,11 @@ class Simulation:
         wall = SimpleNamespace(time_ns=self._wall_ns)
         chance = SimpleNamespace(randbits=self._ids.getrandbits, SystemRandom=lambda: self._ids)
         for name, value in {
-            "zhub_workers.agent.time": monotonic,
+            "zhub_workers.agent.loop.time": monotonic,
             "zhub.scheduler.time": monotonic,
             "zhub.ids.time": wall,
             "zhub.ids.secrets": chance,
-            "zhub.fine_tuning.random": chance,
+            "zhub.training.fine_tuning.random": chance,
             "uuid.uuid4": lambda: uuid.UUID(int=self._ids.getrandbits(128), version=4),
         }.items():
             stack.enter_context(patch(name, value))

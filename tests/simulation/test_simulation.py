@@ -19,11 +19,12 @@ from simulated_cluster import JOBS_PER_WORKER, SLOTS, SimulatedCluster
 from simulated_database import SimulatedDatabase, at
 from simulation import Process, Simulation
 
-from zhub import history, jobs, poison, scheduler, states
-from zhub.config import Settings
-from zhub.db import system_session
+from zhub import scheduler, states
+from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
-from zhub_workers.agent import Agent
+from zhub.process.config import Settings
+from zhub.queue import invariants, jobs, poison
+from zhub_workers.agent.loop import Agent
 
 IN_THE_SUITE = 20
 TWICE = 3
@@ -115,7 +116,7 @@ class World:
 
     def _examine(self, watching: Process, *, without: tuple[str, ...] = ()) -> None:
         with system_session(watching.engine) as session:
-            found = [finding for finding in history.examine(session) if finding.rule not in without]
+            found = [finding for finding in invariants.examine(session) if finding.rule not in without]
         self.simulation.failures += [f"the history breaks a rule: {finding}" for finding in found]
 
     def _check(self, watching: Process) -> None:

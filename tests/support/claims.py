@@ -6,8 +6,8 @@ from collections.abc import Collection
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from zhub import jobs
-from zhub.jobs import Claim
+from zhub.queue import jobs
+from zhub.queue.jobs import Claim
 
 AGENT = uuid.UUID(int=1)
 

@@ -9,9 +9,9 @@ from typing import Any
 from suites import manifest_of
 
 from zhub.errors import PromptTooLongError
-from zhub_workers.actors import LightActor
-from zhub_workers.attempt import Attempt, AttemptContext, Worker
-from zhub_workers.flavour import Flavour
+from zhub_workers.attempts.attempt import Attempt, AttemptContext, Worker
+from zhub_workers.cluster.flavour import Flavour
+from zhub_workers.worker.actors import LightActor
 
 
 def play(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from ray._private.node import Node  # noqa: TID251
 from ray._private.parameter import RayParams  # noqa: TID251
 from ray.core.generated import autoscaler_pb2  # noqa: TID251
 
-from zhub_workers import ray_cluster
-from zhub_workers.attempt import AttemptKey
+from zhub_workers.attempts.attempt import AttemptKey
+from zhub_workers.cluster import ray_cluster
 
 
 def start_node(address: str, **parameters: Any) -> Node:

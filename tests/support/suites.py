@@ -9,12 +9,12 @@ from typing import Any
 from claims import admit_queued, claim_one
 from sqlalchemy import Engine
 
-from zhub.db import system_session
+from zhub.database.sessions import system_session
 from zhub.manifest import FileEntry, Manifest
 from zhub.specs import EvaluateSpec
-from zhub.store import DirectoryStore
-from zhub_workers.agent import record_success
-from zhub_workers.attempt import AttemptKey
+from zhub.storage.object_store import DirectoryStore
+from zhub_workers.agent.loop import record_success
+from zhub_workers.attempts.attempt import AttemptKey
 
 N = 40
 ROWS = b"".join(

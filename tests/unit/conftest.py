@@ -33,9 +33,9 @@ def load_adapted(
     model_directory: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Any]:
     """A freshly loaded tiny model with its basis, by kind; the decomposition is made once per run."""
-    from zhub_workers.adapted import AdaptedModel
-    from zhub_workers.base_model import load_base_model
-    from zhub_workers.basis import decompose_base, load_basis
+    from zhub_workers.model.adapted import AdaptedModel
+    from zhub_workers.model.base_model import load_base_model
+    from zhub_workers.model.basis import decompose_base, load_basis
 
     made: dict[str, tuple[Path, str]] = {}
 

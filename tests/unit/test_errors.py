@@ -14,7 +14,7 @@ from zhub import errors
 from zhub.errors import SchemaVersionError, ZhubError
 from zhub_api.errors import STATUSES, TYPES, envelope, status_of
 
-LIGHT_WORKERS = ("attempt", "launcher", "light_worker", "reconcile")
+LIGHT_WORKERS = ("attempts.attempt", "agent.launcher", "worker.light_runner", "agent.reconcile")
 
 
 def modules() -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from zhub.client import Client
-from zhub.credentials import default_data_dir, find_credentials
+from zhub.client.credentials import default_data_dir, find_credentials
 
 DataDirOption = Annotated[
     Path | None,

@@ -16,18 +16,19 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from zhub import history, migrate, redrive
-from zhub.bootstrap import create_full_key, ensure_project, has_keys
 from zhub.cli.exits import ERROR, exit_code
 from zhub.cli.output import note, show_error
-from zhub.db import make_engine, system_session
+from zhub.database import migrate
+from zhub.database.logins import ensure_logins
+from zhub.database.migrate import check_at_head
+from zhub.database.sessions import make_engine, system_session
 from zhub.embedded.postgres import API_LOGIN, SYSTEM_LOGIN
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError, ZhubError
 from zhub.ids import new_id
-from zhub.logins import ensure_logins
-from zhub.migrate import check_at_head
 from zhub.models import Job, Organization, Quota
-from zhub.redrive import DeadLetters
+from zhub.queue import invariants, redrive
+from zhub.queue.redrive import DeadLetters
+from zhub.tenancy.bootstrap import create_full_key, ensure_project, has_keys
 
 KEY_NAME = "zhub db bootstrap"
 MIN_SECRET_CHARACTERS = 32  # the API refuses to start with less
@@ -169,7 +170,7 @@ def redrive_jobs(system_url: str, which: DeadLetters, *, do_it: bool) -> None:
 def examine_history(system_url: str, *, as_json: bool = False) -> None:
     """Print what breaks a rule of the history, if anything; exit with 1 then."""
     with _session(system_url) as session:
-        found = history.examine(session)
+        found = invariants.examine(session)
         count = session.scalar(select(func.count()).select_from(Job))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in found], default=str, indent=2))
@@ -178,7 +179,7 @@ def examine_history(system_url: str, *, as_json: bool = False) -> None:
     if found:
         note(f"{len(found)} rows break a rule. Please report them: this must not be.")
         sys.exit(ERROR)
-    note(f"{count} jobs, {len(history.RULES)} rules, nothing is wrong.")
+    note(f"{count} jobs, {len(invariants.RULES)} rules, nothing is wrong.")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``zhub demo``: how ``zhub.demo`` looks on a terminal, and in a log."""
+"""``zhub demo``: how ``zhub.demo.walk`` looks on a terminal, and in a log."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from zhub import demo as steps
 from zhub.cli.exits import ERROR, INTERRUPTED
 from zhub.cli.output import duration, interval, note, p_value, percent, put, sparkline, status, stderr, table
+from zhub.demo import walk as steps
 
 NOTE_WIDTH = 60
 

@@ -17,7 +17,7 @@ from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import ERROR
 from zhub.cli.output import put, show_json, table
 from zhub.client import Client
-from zhub.credentials import default_data_dir, read_credentials
+from zhub.client.credentials import default_data_dir, read_credentials
 from zhub.embedded.binaries import find_postgres, find_valkey, postgres_major
 from zhub.embedded.data_dir import MIN_FREE_BYTES, DataDir, locked
 from zhub.errors import EmbeddedError, ZhubError

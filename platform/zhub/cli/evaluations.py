@@ -9,8 +9,8 @@ from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, status, table
 from zhub.cli.submit import GraderOption, MeasuringClusterOption, file_id, read_grader
+from zhub.client.wire import EvaluationComparison, EvaluationRecord, EvaluationResults
 from zhub.manifest import Accuracy
-from zhub.wire import EvaluationComparison, EvaluationRecord, EvaluationResults
 
 app = typer.Typer(
     help="Evaluations: how good models are on a file, and whether a difference is real.", no_args_is_help=True

@@ -12,8 +12,8 @@ from zhub.cli.jobs import finish, show_job
 from zhub.cli.output import duration, facts, note, put, show_json
 from zhub.cli.watching import watch
 from zhub.client import Client
+from zhub.client.wire import EstimateRecord
 from zhub.errors import InvalidRequestError
-from zhub.wire import EstimateRecord
 
 ANSWER_GRADER = {
     "type": "string_check",

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from zhub.cli.connection import DataDirOption
-from zhub.credentials import default_data_dir
+from zhub.client.credentials import default_data_dir
 
 
 def up(

@@ -13,7 +13,7 @@ from rich.text import Text
 from zhub.cli.exits import INTERRUPTED
 from zhub.cli.output import note, percent, sparkline, status, stderr
 from zhub.client import Client
-from zhub.wire import FineTuningJob, JobEvent, TrainingCurve
+from zhub.client.wire import FineTuningJob, JobEvent, TrainingCurve
 
 EVENTS_SHOWN = 3
 

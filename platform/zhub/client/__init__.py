@@ -15,11 +15,11 @@ from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.lifecycle import Aliases, Promotions, Schedules
 from zhub.client.logs import Logs
 from zhub.client.training import BaseModels, Files, Jobs
+from zhub.client.transport import SLOW_READ_TIMEOUT_S, Http, api_error
 from zhub.client.webhooks import Webhooks
+from zhub.client.wire import ChatPiece, ModelRecord, Routing
 from zhub.errors import UnavailableError
 from zhub.generation import ChosenExpert
-from zhub.transport import SLOW_READ_TIMEOUT_S, Http, api_error
-from zhub.wire import ChatPiece, ModelRecord, Routing
 
 
 class Client:

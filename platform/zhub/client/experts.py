@@ -11,18 +11,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from zhub.client.transport import Http, path_part, wait
+from zhub.client.wire import EvaluationRecord, ExpertVersion, FeedbackRecord
 from zhub.errors import (
     ArtifactError,
     ConflictError,
     DigestMismatchError,
 )
 from zhub.manifest import CHUNK_BYTES, MANIFEST_FILE, FileEntry, Manifest, sha256_file
-from zhub.transport import Http, path_part, wait
-from zhub.wire import (
-    EvaluationRecord,
-    ExpertVersion,
-    FeedbackRecord,
-)
 
 MAX_MANIFEST_BYTES = 16 << 20
 

@@ -5,8 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zhub.transport import Http, path_part, wait
-from zhub.wire import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
+from zhub.client.transport import Http, path_part, wait
+from zhub.client.wire import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
 
 
 class Aliases:

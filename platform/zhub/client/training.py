@@ -5,17 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack
 
-from zhub.errors import (
-    ApiError,
-    InvalidDatasetError,
-    InvalidRequestError,
-    RowProblem,
-    UnavailableError,
-    UnsupportedModelError,
-)
-from zhub.model_directory import ModelFiles, model_files
-from zhub.transport import MAX_OUTAGE_S, Http, may_pass, path_part, wait
-from zhub.wire import (
+from zhub.client.transport import MAX_OUTAGE_S, Http, may_pass, path_part, wait
+from zhub.client.wire import (
     BaseModelRecord,
     CheckpointRecord,
     DatasetFile,
@@ -25,6 +16,15 @@ from zhub.wire import (
     QueueRecord,
     SeriesRecord,
 )
+from zhub.errors import (
+    ApiError,
+    InvalidDatasetError,
+    InvalidRequestError,
+    RowProblem,
+    UnavailableError,
+    UnsupportedModelError,
+)
+from zhub.registry.model_directory import ModelFiles, model_files
 
 EVENTS_PER_PAGE = 200
 

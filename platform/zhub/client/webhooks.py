@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from zhub.transport import Http, path_part
-from zhub.wire import DeliveryRecord, EndpointRecord, EndpointTest
+from zhub.client.transport import Http, path_part
+from zhub.client.wire import DeliveryRecord, EndpointRecord, EndpointTest
 
 TEST_READ_TIMEOUT_S = 60.0  # the server waits for the receiver before it answers
 

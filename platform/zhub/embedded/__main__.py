@@ -8,15 +8,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from zhub import migrate, tenancy
-from zhub.bootstrap import create_full_key, ensure_project
 from zhub.client import Client
-from zhub.credentials import CREDENTIALS_FILE, Credentials, default_data_dir, read_credentials, write_credentials
-from zhub.db import make_engine, system_session
+from zhub.client.credentials import CREDENTIALS_FILE, Credentials, default_data_dir, read_credentials, write_credentials
+from zhub.database import migrate
+from zhub.database.sessions import make_engine, system_session
 from zhub.embedded.data_dir import DataDir, load_secrets
 from zhub.embedded.postgres import Urls
 from zhub.embedded.stack import Stack, StackAddresses
 from zhub.errors import AuthenticationError, ZhubError
+from zhub.tenancy import keys
+from zhub.tenancy.bootstrap import create_full_key, ensure_project
 
 ORGANIZATION = "local"
 PROJECT = "default"
@@ -78,7 +79,7 @@ def _is_valid(addresses: StackAddresses, api_key: str, secret_key: str) -> bool:
     """Whether the key is known and may do all that this release has scopes for."""
     engine = make_engine(addresses.database.api, pool_size=1)
     try:
-        return tenancy.authenticate(engine, api_key, secret_key=secret_key).scopes.issuperset(tenancy.SCOPES)
+        return keys.authenticate(engine, api_key, secret_key=secret_key).scopes.issuperset(keys.SCOPES)
     except AuthenticationError:
         return False
     finally:

@@ -47,7 +47,7 @@ class Job(TenantOwned, Base):
     cluster: Mapped[str] = mapped_column(default="default")
     priority: Mapped[int] = mapped_column(default=0)
     pack_key: Mapped[str | None]
-    """Jobs with the same one may share a worker, see ``zhub.packing``."""
+    """Jobs with the same one may share a worker, see ``zhub.training.packing``."""
     workers: Mapped[int] = mapped_column(default=1, server_default="1")
     """How many it takes where it does not share one."""
     expected_s: Mapped[float | None]
@@ -69,7 +69,7 @@ class Job(TenantOwned, Base):
     """Those before a redrive, which gives the job a new budget."""
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     traceparent: Mapped[str | None]
-    """The span that asked for it, see ``zhub.tracing``."""
+    """The span that asked for it, see ``zhub.process.tracing``."""
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("org_id", "project_id", "idempotency_key"),

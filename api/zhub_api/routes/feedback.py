@@ -1,0 +1,74 @@
+"""``/v1/feedback``: how good the answers of experts were, said by whoever uses them."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query
+from sqlalchemy.orm import Session
+
+from zhub.database.sessions import tenant_session
+from zhub.evaluation import feedback
+from zhub.ids import parse_id, public_id
+from zhub.models import Feedback
+from zhub.registry import versions
+from zhub_api.context import CallerDep, ContextDep
+from zhub_api.pages import page
+
+router = APIRouter(prefix="/v1/feedback")
+
+
+@router.post("")
+def create_feedback(
+    caller: CallerDep,
+    context: ContextDep,
+    request: feedback.FeedbackRequest,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> dict[str, Any]:
+    """Say how good an answer was: who may ask, may. Repeating it with the same Idempotency-Key adds nothing."""
+    caller.require("chat")
+    with tenant_session(context.engine, caller.org_id) as session:
+        piece = feedback.create(session, caller, request, idempotency_key=idempotency_key)
+        return feedback_objects(session, [piece])[0]
+
+
+@router.get("")
+def list_feedback(
+    caller: CallerDep,
+    context: ContextDep,
+    model: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> dict[str, Any]:
+    """Newest first; with ``model``, only that on an expert (``<project>.<expert>``) or on one version of it."""
+    caller.require("files:read")
+    last = parse_id("feedback", after) if after is not None else None
+    with tenant_session(context.engine, caller.org_id) as session:
+        found, has_more = feedback.list_feedback(session, caller, model=model, after=last, limit=limit)
+        return page(feedback_objects(session, found), has_more=has_more)
+
+
+@router.delete("/{feedback_id}")
+def delete_feedback(caller: CallerDep, context: ContextDep, feedback_id: str) -> dict[str, Any]:
+    """Take a piece of feedback back. For schedules it has come all the same."""
+    caller.require("files:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        feedback.delete_feedback(session, caller, parse_id("feedback", feedback_id))
+    return {"id": feedback_id, "object": "feedback", "deleted": True}
+
+
+def feedback_objects(session: Session, found: Sequence[Feedback]) -> list[dict[str, Any]]:
+    records = versions.versions_by_id(session, list({piece.version_id for piece in found}))
+    return [
+        {
+            "id": public_id("feedback", piece.id),
+            "object": "feedback",
+            "created_at": int(piece.created_at.timestamp()),
+            "model": records[piece.version_id].name,
+            "messages": piece.messages,
+            "completion": piece.completion,
+            "score": piece.score,
+            "reference": piece.reference,
+            "comment": piece.comment,
+        }
+        for piece in found
+    ]

@@ -1,0 +1,261 @@
+"""``/v1/fine_tuning/jobs``: training, in the OpenAI dialect."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from zhub import states
+from zhub.admission import admit
+from zhub.database.sessions import tenant_session
+from zhub.errors import NotFoundError
+from zhub.evaluation import promotions
+from zhub.ids import parse_id, public_id
+from zhub.models import Checkpoint, Job, QueuePlace
+from zhub.process.wakeup import SCHEDULER
+from zhub.queue import checkpoints, dependencies, jobs, redrive
+from zhub.queue.desired import request_cancel, request_pause, request_resume
+from zhub.registry import versions
+from zhub.tenancy.keys import Caller
+from zhub.training import fine_tuning
+from zhub_api.context import CallerDep, ContextDep
+from zhub_api.pages import page
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs")
+
+
+@router.post("")
+def create_job(
+    caller: CallerDep,
+    context: ContextDep,
+    request: fine_tuning.JobRequest,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    x_stainless_retry_count: Annotated[int, Header()] = 0,
+) -> dict[str, Any]:
+    """Check a request and enqueue its job. Repeating it with the same Idempotency-Key returns the same job."""
+    caller.require("jobs:write")
+    if request.promotion is not None:
+        caller.require("models:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = fine_tuning.create(
+            session, caller, request, idempotency_key=idempotency_key, is_retry=x_stainless_retry_count > 0
+        )
+        (answer,) = job_objects(session, [job])
+    context.wakeup.notify(SCHEDULER)
+    return answer
+
+
+@router.post("/estimate")
+def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.JobRequest) -> dict[str, Any]:
+    """Check a request as creating its job would, and say what the job would be and take. Nothing is kept.
+
+    Not in the dialect. ``expected_seconds`` is null where no training on this base by this method has ended yet.
+    """
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job, expert = fine_tuning.prepare(session, caller, request)
+        answer = {
+            "object": "fine_tuning.job.estimate",
+            "expert": f"{caller.project}.{expert.name}",
+            "method": job.request["method"],
+            "seed": job.request["seed"],
+            "workers": job.workers,
+            "shares_a_worker": job.pack_key is not None,
+            "expected_seconds": job.expected_s,
+            "expected_worker_seconds": None if job.expected_s is None else job.expected_s * job.workers,
+        }
+        session.rollback()
+    return answer
+
+
+@router.get("")
+def list_jobs(
+    caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> dict[str, Any]:
+    caller.require("jobs:read")
+    last = parse_id("fine-tuning job", after) if after is not None else None
+    with tenant_session(context.engine, caller.org_id) as session:
+        found, has_more = fine_tuning.list_jobs(session, caller.project_id, after=last, limit=limit)
+        return page(job_objects(session, found), has_more=has_more)
+
+
+@router.get("/{job_id}")
+def retrieve_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        return job_objects(session, [own_job(session, caller, job_id)])[0]
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    """Ask for the job to stop; it is ``cancelled`` once its worker has let go."""
+    return _wish(caller, context, job_id, request_cancel)
+
+
+@router.post("/{job_id}/pause")
+def pause_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    """Ask the job to write a checkpoint and let go of its worker; it is ``paused`` then."""
+    return _wish(caller, context, job_id, request_pause)
+
+
+@router.post("/{job_id}/resume")
+def resume_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    """Queue a paused job again; it goes on from its newest checkpoint."""
+    return _wish(caller, context, job_id, request_resume)
+
+
+@router.post("/{job_id}/redrive")
+def redrive_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    """Queue a job again that failed or was cancelled, from its newest checkpoint if it left one. Not in the dialect."""
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = own_job(session, caller, job_id)
+        admit.check_queue(session, caller.org_id)
+        redrive.request(session, job, by=public_id("API key", caller.key_id))
+        (answer,) = job_objects(session, [job])
+    context.wakeup.notify(SCHEDULER)
+    return answer
+
+
+@router.get("/{job_id}/queue")
+def explain_wait(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
+    """What the job waits for: its position in its cluster's queue, why, and when it may start. Not in the dialect."""
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = own_job(session, caller, job_id)
+        return queue_object(session, job, "fine_tuning.job", public_id("fine-tuning job", job.id))
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(
+    caller: CallerDep,
+    context: ContextDep,
+    job_id: str,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+) -> dict[str, Any]:
+    """The checkpoints that the job keeps, newest first; each can be asked as a model."""
+    caller.require("jobs:read")
+    last = parse_id("checkpoint", after) if after is not None else None
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = own_job(session, caller, job_id)
+        found, has_more = checkpoints.list_checkpoints(session, job.id, after=last, limit=limit)
+        return page(checkpoint_objects(session, job, found), has_more=has_more)
+
+
+@router.delete("/{job_id}/checkpoints/{checkpoint_id}")
+def delete_checkpoint(caller: CallerDep, context: ContextDep, job_id: str, checkpoint_id: str) -> dict[str, Any]:
+    """Delete a checkpoint. The newest one of a job that has not ended is what the job goes on from: it stays."""
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = own_job(session, caller, job_id)
+        found = checkpoints.delete_checkpoint(session, job, parse_id("checkpoint", checkpoint_id))
+    return {"id": public_id("checkpoint", found.id), "object": "fine_tuning.job.checkpoint", "deleted": True}
+
+
+def _wish(
+    caller: CallerDep, context: ContextDep, job_id: str, request: Callable[[Session, uuid.UUID], Job]
+) -> dict[str, Any]:
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        (answer,) = job_objects(session, [request(session, own_job(session, caller, job_id).id)])
+    context.wakeup.notify(SCHEDULER)
+    return answer
+
+
+def own_job(session: Session, caller: Caller, job_id: str) -> Job:
+    job = jobs.get_job(session, parse_id("fine-tuning job", job_id))
+    if job.project_id != caller.project_id or job.kind != "train":
+        raise NotFoundError("fine-tuning job", job_id)
+    return job
+
+
+def status_of(job: Job) -> str:
+    """The dialect's word for a state. What is wanted of a job that no worker holds has as good as happened."""
+    if job.state in (states.WAITING, states.QUEUED, states.ADMITTED, states.PAUSED):
+        return {"cancel": "cancelled", "pause": "paused"}.get(job.desired, "queued")
+    if job.state in states.ACTIVE:
+        return "running"
+    return "queued" if job.desired == "redrive" else job.state
+
+
+def job_objects(session: Session, found: Sequence[Job]) -> list[dict[str, Any]]:
+    models = versions.job_model_names(session, found)
+    ids = [job.id for job in found]
+    needs = dependencies.of(session, ids)
+    gates = promotions.of_trainings(session, ids)
+    return [
+        {
+            "id": public_id("fine-tuning job", job.id),
+            "object": "fine_tuning.job",
+            "created_at": int(job.created_at.timestamp()),
+            "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,
+            "model": job.request["model"],
+            "fine_tuned_model": models.get(job.id),
+            "organization_id": public_id("organization", job.org_id),
+            "status": status_of(job),
+            "error": job.error,
+            "training_file": public_id("file", job.dataset_version_id) if job.dataset_version_id else None,
+            "validation_file": public_id("file", job.validation_version_id) if job.validation_version_id else None,
+            "method": job.request["method"],
+            "hyperparameters": job.request["method"][job.request["method"]["type"]]["hyperparameters"],
+            "seed": job.request["seed"],
+            "suffix": job.request["suffix"],
+            "metadata": job.request["metadata"],
+            "trained_tokens": job.trained_tokens,
+            "result_files": [],
+            "integrations": [],
+            "estimated_finish": None,
+            "attempts": job.fence,
+            "cluster": job.cluster,
+            "depends_on": [public_id("fine-tuning job", needed.id) for needed in needs.get(job.id, [])],
+            "promotion": public_id("promotion", gates[job.id]) if job.id in gates else None,
+            "dedup_key": job.dedup_key,
+        }
+        for job in found
+    ]
+
+
+def checkpoint_objects(session: Session, job: Job, found: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+    names = versions.checkpoint_names(session, job, found)
+    return [
+        {
+            "id": public_id("checkpoint", checkpoint.id),
+            "object": "fine_tuning.job.checkpoint",
+            "created_at": int(checkpoint.created_at.timestamp()),
+            "fine_tuned_model_checkpoint": name,
+            "fine_tuning_job_id": public_id("fine-tuning job", job.id),
+            "metrics": checkpoint.metrics | {"step": checkpoint.step},
+            "step_number": checkpoint.step,
+            "digest": checkpoint.digest,
+            "size_bytes": checkpoint.size_bytes,
+        }
+        for checkpoint, name in zip(found, names, strict=True)
+    ]
+
+
+def queue_object(session: Session, job: Job, kind: str, shown_id: str) -> dict[str, Any]:
+    """What a job waits for that is shown as an object of this kind, under this id."""
+    place = None
+    if job.state == states.WAITING:
+        reason = dependencies.reason(dependencies.of(session, [job.id]).get(job.id, []))
+    elif job.state == states.QUEUED:
+        place = session.scalar(select(QueuePlace).where(QueuePlace.job_id == job.id))
+        reason = place.reason if place else "It has just been queued; the scheduler looks at it within seconds."
+    else:
+        reason = {
+            states.ADMITTED: "It is admitted, and the next worker takes it.",
+            states.PAUSED: "It is paused, until somebody resumes it.",
+        }.get(job.state, "It does not wait: it has begun." if job.state in states.ACTIVE else "It has ended.")
+    return {
+        "object": f"{kind}.queue",
+        "job_id": shown_id,
+        "status": status_of(job),
+        "position": place.position if place else None,
+        "reason": reason,
+        "estimated_start": int(place.starts_at.timestamp()) if place and place.starts_at else None,
+        "expected_seconds": job.expected_s,
+    }

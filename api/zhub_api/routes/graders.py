@@ -1,0 +1,201 @@
+"""``/v1/fine_tuning/alpha/graders``: check a grader, and try it on one answer, in the OpenAI dialect."""
+
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import httpx
+from anyio import from_thread
+from fastapi import APIRouter, FastAPI, Request
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from zhub.errors import NotFoundError, RewardError, RewardNotANumberError, RewardTimeoutError, UnavailableError
+from zhub.generation import Text
+from zhub.graders import (
+    CodeTestsGrader,
+    Grade,
+    Grader,
+    GradingTools,
+    MultiGrader,
+    PythonGrader,
+    Sample,
+    ScoreModelGrader,
+    grade_all,
+    judge_models,
+    needs_sandbox,
+    parse_grader,
+)
+from zhub.graders.grading import combine
+from zhub.sandbox import Sandbox
+from zhub_api.context import CallerDep, ContextDep
+from zhub_api.routes.chat import ChatRequest, Message, _generate, _resolve
+
+MAX_SAMPLE_CHARACTERS = 100_000
+# The dialect's flags. Each is in every answer, set or not.
+FLAGS = (
+    "formula_parse_error",
+    "sample_parse_error",
+    "truncated_observation_error",
+    "unresponsive_reward_error",
+    "invalid_variable_error",
+    "other_error",
+    "python_grader_server_error",
+    "python_grader_runtime_error",
+    "model_grader_server_error",
+    "model_grader_refusal_error",
+    "model_grader_parse_error",
+)
+
+
+class LazySandbox:
+    """The sandbox of this process, made when a grader first needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: Sandbox | None = None
+
+    def get(self) -> Sandbox:
+        """Raises SandboxUnavailableError."""
+        with self._lock:
+            if self._made is None:
+                self._made = Sandbox()
+            return self._made
+
+    def close(self) -> None:
+        with self._lock:
+            if self._made is not None:
+                self._made.close()
+                self._made = None
+
+
+@asynccontextmanager
+async def _own_sandbox(app: FastAPI) -> AsyncIterator[None]:
+    app.state.sandbox = LazySandbox()
+    yield
+    await run_in_threadpool(app.state.sandbox.close)
+
+
+router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", lifespan=_own_sandbox)
+
+
+class ValidateRequest(Schema):
+    model_config = ConfigDict(extra="forbid")
+    grader: dict[str, Any]
+
+
+class RunRequest(Schema):
+    """A grader, an answer to grade, and the row's columns."""
+
+    model_config = ConfigDict(extra="forbid")
+    grader: dict[str, Any]
+    model_sample: Annotated[str, Field(max_length=MAX_SAMPLE_CHARACTERS)]
+    item: dict[str, Any] = {}
+
+
+@router.post("/validate")
+def validate_grader(caller: CallerDep, request: ValidateRequest) -> dict[str, Any]:
+    """Check all of a grader that can be checked without a dataset; return it with its defaults filled in."""
+    caller.require("jobs:write")
+    return {"grader": parse_grader(request.grader, param="grader").model_dump(mode="json")}
+
+
+@router.post("/run")
+def run_grader(caller: CallerDep, context: ContextDep, http_request: Request, request: RunRequest) -> dict[str, Any]:
+    """Grade one answer. A grader that fails is answered with a flag and its message, and a reward of 0."""
+    caller.require("jobs:write")
+    grader = parse_grader(request.grader, param="grader")
+    if judge_models(grader):
+        caller.require("chat")
+    serving: httpx.AsyncClient = http_request.app.state.serving
+
+    def judge(judging: ScoreModelGrader, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
+        return [ask(judging, conversation) for conversation in conversations]
+
+    def ask(judging: ScoreModelGrader, conversation: list[dict[str, str]]) -> str:
+        sampling = judging.sampling_params
+        asked = _resolve(
+            context,
+            caller,
+            ChatRequest(
+                model=judging.model,
+                messages=[Message.model_validate(message) for message in conversation],
+                max_completion_tokens=sampling.max_completions_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=sampling.seed,
+            ),
+        )
+
+        async def text() -> str:
+            return "".join([line.text async for line in _generate(serving, asked) if isinstance(line, Text)])
+
+        # A `def` route runs in one of anyio's threads, the client in the event loop.
+        return from_thread.run(text)
+
+    sandbox = http_request.app.state.sandbox.get() if needs_sandbox(grader) else None
+    tools = GradingTools(sandbox=sandbox, judge=judge)
+    started = time.perf_counter()
+    sample = Sample(request.model_sample, request.item)
+    flags: dict[str, Any] = dict.fromkeys(FLAGS, False)
+    found = {
+        name: _try(part, sample, tools, flags)
+        for name, part in (grader.graders if isinstance(grader, MultiGrader) else {"": grader}).items()
+    }
+    total = _combine(grader, sample, found, flags) if isinstance(grader, MultiGrader) else found.pop("")
+    sub_rewards = {name: part.reward for name, part in found.items()}
+    return {
+        "reward": total.reward,
+        "sub_rewards": sub_rewards,
+        "metadata": {
+            "name": grader.name,
+            "type": grader.type,
+            "execution_time": time.perf_counter() - started,
+            "scores": sub_rewards or {grader.name: total.reward},
+            "token_usage": None,
+            "sampled_model_name": None,
+            "errors": flags,
+            "detail": total.detail,
+        },
+        "model_grader_token_usage_per_model": {},
+    }
+
+
+def _try(grader: Grader, sample: Sample, tools: GradingTools, flags: dict[str, Any]) -> Grade:
+    """Grade, and raise a flag instead of an error for what the grader itself did."""
+    try:
+        (found,) = grade_all(grader, [sample], tools)
+    except RewardTimeoutError as exc:
+        flags["unresponsive_reward_error"] = True
+        return _failed(grader, exc, flags)
+    except RewardError as exc:
+        if not isinstance(grader, PythonGrader):
+            flags["invalid_variable_error" if "no column" in str(exc) else "other_error"] = True
+        return _failed(grader, exc, flags)
+    except (UnavailableError, NotFoundError) as exc:
+        if not isinstance(grader, ScoreModelGrader):
+            raise
+        flags["model_grader_server_error"] = True
+        flags["model_grader_server_error_details"] = str(exc)
+        return Grade(0.0, parsed=False, detail=str(exc))
+    if not found.parsed:
+        flags["model_grader_parse_error" if isinstance(grader, ScoreModelGrader) else "sample_parse_error"] = True
+    return found
+
+
+def _failed(grader: Grader, exc: RewardError, flags: dict[str, Any]) -> Grade:
+    if isinstance(grader, PythonGrader | CodeTestsGrader):
+        flags["python_grader_runtime_error"] = True
+        flags["python_grader_runtime_error_details"] = str(exc)
+    return Grade(0.0, parsed=False, detail=str(exc))
+
+
+def _combine(grader: MultiGrader, sample: Sample, found: dict[str, Grade], flags: dict[str, Any]) -> Grade:
+    try:
+        return combine(grader, sample, found)
+    except RewardNotANumberError as exc:
+        flags["other_error"] = True
+        return Grade(0.0, detail=str(exc))

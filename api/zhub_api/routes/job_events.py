@@ -1,0 +1,218 @@
+"""``/v1/fine_tuning/jobs/{id}/events`` and ``…/metrics``: what happened to a job, in pages, as a stream, as series."""
+
+import asyncio
+import json
+import logging
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+from sqlalchemy import Engine
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from zhub import states
+from zhub.database.sessions import tenant_session
+from zhub.errors import UnavailableError
+from zhub.ids import parse_id, public_id
+from zhub.models import JobEvent
+from zhub.process.wakeup import JOBS, Wakeup, job_topic
+from zhub.queue import job_events
+from zhub.queue.job_events import Cursor
+from zhub.tenancy.keys import Caller
+from zhub_api.context import CallerDep, Context, ContextDep
+from zhub_api.pages import page
+from zhub_api.routes.fine_tuning import job_objects, own_job
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs")
+log = logging.getLogger("zhub.api")
+
+MAX_STREAMS = 100  # of a process: each asks the database once a second
+MAX_STREAM_S = 3600.0  # then the client comes again, with a key that is looked at again
+POLL_S = 1.0
+HEARTBEAT_S = 15.0
+EVENTS_PER_READ = 500
+
+
+@router.get("/{job_id}/events", response_model=None)
+async def list_events(
+    caller: CallerDep,
+    context: ContextDep,
+    request: Request,
+    job_id: str,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+    stream: bool = False,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> dict[str, Any] | StreamingResponse:
+    """What happened to the job, newest first; or with ``stream`` as server-sent events, oldest first, until it ends.
+
+    A page goes on with what is older than the event ``after``. A stream goes on with what is newer, or newer than the
+    event that the header ``Last-Event-ID`` names. Its last message is the event ``end`` with the job. Streams are not
+    in the dialect.
+    """
+    caller.require("jobs:read")
+    if not stream:
+        return await run_in_threadpool(_page, context, caller, job_id, after, limit)
+    found, cursor = await run_in_threadpool(_begin, context, caller, job_id, last_event_id or after)
+    streams: Streams = request.app.state.streams
+    return EventStream(streams, partial(_messages, context, caller, job_id, found, cursor))
+
+
+@router.get("/{job_id}/metrics")
+def job_metrics(
+    caller: CallerDep, context: ContextDep, job_id: str, points: Annotated[int, Query(ge=4, le=2000)] = 200
+) -> dict[str, Any]:
+    """What the job measured, step by step: a series for each metric, of at most ``points`` points.
+
+    Longer ones keep their first and last point, and of each stretch between the lowest and the highest, so no extreme
+    is lost; ``count`` is how many there were. Not in the dialect.
+    """
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        found = job_events.metric_series(session, own_job(session, caller, job_id).id, points=points)
+    series = [{"name": one.name, "count": one.count, "points": one.points} for one in found]
+    return {"object": "fine_tuning.job.metrics", "job_id": job_id, "series": series}
+
+
+class Streams:
+    """The event streams that a process serves, and what wakes them. Belongs to the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self.count = 0
+
+    def enter(self) -> None:
+        """Take one of the places. Raises UnavailableError when there is none."""
+        if self.count >= MAX_STREAMS:
+            raise UnavailableError(
+                f"This API process serves {MAX_STREAMS} event streams, which is as many as it does. Try again in a "
+                "while, or ask for the events in pages, without 'stream'."
+            )
+        self.count += 1
+
+    def leave(self) -> None:
+        self.count -= 1
+
+    @contextmanager
+    def waking(self, job_id: uuid.UUID) -> Iterator[asyncio.Event]:
+        """An event that is set whenever there may be something new of the job."""
+        topic, woken = job_topic(job_id), asyncio.Event()
+        self._waiting[topic].add(woken)
+        try:
+            yield woken
+        finally:
+            self._waiting[topic].discard(woken)
+            if not self._waiting[topic]:
+                del self._waiting[topic]
+
+    def wake(self, topic: str) -> None:
+        for woken in self._waiting.get(topic, ()):
+            woken.set()
+
+
+def listen(wakeup: Wakeup, streams: Streams, loop: asyncio.AbstractEventLoop, stopping: threading.Event) -> None:
+    """Pass the hints about jobs on to the streams until ``stopping`` is set; in a thread of its own."""
+    while not stopping.is_set():
+        topic = wakeup.hear(JOBS, POLL_S)
+        if topic is not None:
+            with suppress(RuntimeError):  # the loop was closed a moment ago
+                loop.call_soon_threadsafe(streams.wake, topic)
+
+
+class EventStream(StreamingResponse):
+    """Gives its place back however it ends: also when its client went away before it began."""
+
+    def __init__(self, streams: Streams, messages: Callable[[Streams], AsyncGenerator[str]]) -> None:
+        streams.enter()
+        # A proxy that collects an answer before it passes it on would keep every event back.
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        self._streams, self._messages = streams, messages(streams)
+        super().__init__(self._messages, media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._streams.leave()
+            await self._messages.aclose()
+
+
+async def _messages(
+    context: Context, caller: Caller, job_id: str, found: uuid.UUID, cursor: Cursor, streams: Streams
+) -> AsyncGenerator[str]:
+    began = spoke = time.monotonic()
+    with streams.waking(found) as woken:
+        while time.monotonic() - began < MAX_STREAM_S:
+            woken.clear()
+            try:
+                events, job = await run_in_threadpool(_read, context.engine, caller, job_id, cursor)
+            except UnavailableError as exc:
+                log.warning("a stream of events waits: %s", exc, extra={"action": "database_away"})
+                events, job = [], None
+            for event in events:
+                cursor = (event.xid, event.position)
+                yield f"id: {public_id('event', event.id)}\ndata: {json.dumps(event_object(event))}\n\n"
+                spoke = time.monotonic()
+            if job is not None:
+                yield f"event: end\ndata: {json.dumps(job)}\n\n"
+                return
+            if time.monotonic() - spoke >= HEARTBEAT_S:
+                yield ": nothing new\n\n"
+                spoke = time.monotonic()
+            if not events:
+                await pause(woken)
+
+
+async def pause(woken: asyncio.Event) -> None:
+    """Wait for a hint or the next look."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(woken.wait(), POLL_S)
+
+
+def _begin(context: Context, caller: Caller, job_id: str, after: str | None) -> tuple[uuid.UUID, Cursor]:
+    """The job, and where its stream begins. Raises NotFoundError."""
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = own_job(session, caller, job_id)
+        if after is None:
+            return job.id, job_events.START
+        return job.id, job_events.cursor_of(session, job.id, parse_id("event", after))
+
+
+def _read(
+    engine: Engine, caller: Caller, job_id: str, cursor: Cursor
+) -> tuple[Sequence[JobEvent], dict[str, Any] | None]:
+    """The next events; and the job, if it has ended and these are the last."""
+    with tenant_session(engine, caller.org_id) as session:
+        # The job before its events: the end of it that is seen here has all its events there.
+        job = own_job(session, caller, job_id)
+        events, is_all = job_events.list_settled(session, job.id, after=cursor, limit=EVENTS_PER_READ)
+        ended = job.state in states.TERMINAL and is_all
+        return events, job_objects(session, [job])[0] if ended else None
+
+
+def _page(context: Context, caller: Caller, job_id: str, after: str | None, limit: int) -> dict[str, Any]:
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = own_job(session, caller, job_id)
+        before = None if after is None else job_events.cursor_of(session, job.id, parse_id("event", after))
+        found, has_more = job_events.list_newest(session, job.id, before=before, limit=limit)
+        return page([event_object(event) for event in found], has_more=has_more)
+
+
+def event_object(event: JobEvent) -> dict[str, Any]:
+    return {
+        "id": public_id("event", event.id),
+        "object": "fine_tuning.job.event",
+        "created_at": int(event.created_at.timestamp()),
+        "level": event.level,
+        "type": event.type,
+        "message": event.message,
+        "data": event.data,
+    }

@@ -1,0 +1,232 @@
+"""``/v1/models``, ``/v1/experts`` and ``/v1/base_models``: what can be asked, and what it is made of."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+
+from zhub.admission import admit
+from zhub.database.sessions import tenant_session
+from zhub.errors import NotFoundError
+from zhub.evaluation import feedback
+from zhub.ids import public_id
+from zhub.manifest import MANIFEST_FILE, Manifest
+from zhub.models import BaseModel
+from zhub.process.wakeup import SCHEDULER
+from zhub.registry import base_models, versions
+from zhub.specs import StoredFile
+from zhub_api.context import CallerDep, ContextDep
+from zhub_api.pages import page
+from zhub_api.routes.fine_tuning import queue_object
+from zhub_api.routes.uploads import MAX_MODEL_FILE_BYTES, spool
+
+router = APIRouter(prefix="/v1")
+
+
+@router.get("/models")
+def list_models(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    """Every expert version of the project, newest first, then the base models and the router ``auto``."""
+    caller.require("models:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        experts = [_version_model(record) for record in versions.versions(session, caller.project_id)]
+        bases = [
+            _base_model_model(base)
+            for base in session.scalars(select(BaseModel).where(BaseModel.status == "ready").order_by(BaseModel.name))
+        ]
+    router_model = {"id": versions.AUTO, "object": "model", "created": 0, "owned_by": "zhub", "kind": "router"}
+    return page([*experts, *bases, router_model], has_more=False)
+
+
+@router.get("/models/{model:path}")
+def retrieve_model(caller: CallerDep, context: ContextDep, model: str) -> dict[str, Any]:
+    caller.require("models:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        resolved = versions.resolve(session, caller, model, [])
+        if resolved.experts:
+            record = resolved.experts[0].record
+            if isinstance(record, versions.CheckpointRecord):
+                return _checkpoint_model(record)
+            return _version_model(record)
+        return _base_model_model(resolved.base) | {"id": model}
+
+
+@router.get("/experts")
+def list_experts(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    caller.require("models:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        records = versions.versions(session, caller.project_id)
+        said = feedback.summaries(session, [record.version.id for record in records])
+        found = [_version_object(record, said[record.version.id]) for record in records]
+    return page(found, has_more=False)
+
+
+@router.get("/experts/{name}")
+def retrieve_version(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
+    """One version, by ``<project>.<expert>@v<number>``, with its manifest."""
+    caller.require("models:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        record = versions.version(session, caller.project_id, name)
+        said = feedback.summaries(session, [record.version.id])
+        return _version_object(record, said[record.version.id])
+
+
+@router.get("/experts/{name}/files/{filename}")
+def version_file(caller: CallerDep, context: ContextDep, name: str, filename: str) -> StreamingResponse:
+    """The bytes of ``manifest.json`` or of a file that it lists; check them against its digests."""
+    caller.require("models:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        version = versions.version(session, caller.project_id, name).version
+    manifest = Manifest.model_validate(version.manifest)
+    if filename not in (MANIFEST_FILE, *(file.name for file in manifest.files)):
+        raise NotFoundError("file", f"{name}/{filename}")
+    content = context.store.open(f"{version.key_prefix}/{filename}")
+    return StreamingResponse(content, media_type="application/octet-stream")
+
+
+class BaseModelRequest(Schema):
+    """A base model to add: by files that follow, or from the Hugging Face hub at a commit."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    hub_id: str | None = None
+    hub_revision: str | None = None
+    cluster: str = admit.DEFAULT_CLUSTER
+    """Which workers decompose it, by the name of their agent's cluster."""
+
+
+@router.post("/base_models")
+def create_base_model(caller: CallerDep, context: ContextDep, request: BaseModelRequest) -> dict[str, Any]:
+    """Begin to add a base model; PUT its files, then POST ``/complete``."""
+    caller.require("base_models:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        base = base_models.create(session, **request.model_dump())
+        session.refresh(base)
+        return base_model_object(base)
+
+
+@router.put("/base_models/{name}/files/{filename}")
+async def put_base_model_file(
+    caller: CallerDep, context: ContextDep, name: str, filename: str, request: Request
+) -> dict[str, Any]:
+    """Store one file of the model's directory; the body is the file itself."""
+    caller.require("base_models:write")
+    base_models.check_file_name(filename)
+    async with spool(request, limit=MAX_MODEL_FILE_BYTES) as upload:
+
+        def record() -> dict[str, Any]:
+            key = base_models.base_file_key(upload.sha256)
+            context.store.put(key, upload.file)
+            stored = StoredFile(name=filename, key=key, sha256=upload.sha256, size_bytes=upload.size_bytes)
+            with tenant_session(context.engine, caller.org_id) as session:
+                return base_model_object(base_models.add_file(session, name, stored))
+
+        return await run_in_threadpool(record)
+
+
+@router.post("/base_models/{name}/complete")
+def complete_base_model(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
+    """All files are there: decompose. Follow ``status`` until it is ``ready`` or ``error``."""
+    caller.require("base_models:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        answer = base_model_object(base_models.complete(session, caller, name))
+    context.wakeup.notify(SCHEDULER)
+    return answer
+
+
+@router.get("/base_models")
+def list_base_models(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    caller.require("models:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        found = [base_model_object(base) for base in session.scalars(select(BaseModel).order_by(BaseModel.name))]
+    return page(found, has_more=False)
+
+
+@router.get("/base_models/{name}")
+def retrieve_base_model(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
+    caller.require("models:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        return base_model_object(base_models.get(session, name))
+
+
+@router.get("/base_models/{name}/queue")
+def explain_decomposition(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
+    """What the decomposition waits for, as of a fine-tuning job; only for the organisation that added the base."""
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = base_models.decomposition(session, base_models.get(session, name))
+        return queue_object(session, job, "base_model", name)
+
+
+def _version_model(record: versions.VersionRecord) -> dict[str, Any]:
+    return {
+        "id": record.name,
+        "object": "model",
+        "created": int(record.version.created_at.timestamp()),
+        "owned_by": record.project.name,
+        "kind": "expert",
+        "base_model": record.base.name,
+        "digest": record.version.digest,
+    }
+
+
+def _checkpoint_model(record: versions.CheckpointRecord) -> dict[str, Any]:
+    return {
+        "id": record.name,
+        "object": "model",
+        "created": int(record.checkpoint.created_at.timestamp()),
+        "owned_by": record.project.name,
+        "kind": "checkpoint",
+        "base_model": record.base.name,
+        "digest": record.checkpoint.digest,
+    }
+
+
+def _base_model_model(base: BaseModel) -> dict[str, Any]:
+    return {
+        "id": base.name,
+        "object": "model",
+        "created": int(base.created_at.timestamp()),
+        "owned_by": "zhub",
+        "kind": "base",
+        "is_default": base.is_default,
+    }
+
+
+def _version_object(record: versions.VersionRecord, said: feedback.Summary) -> dict[str, Any]:
+    version = record.version
+    return {
+        "id": record.name,
+        "object": "expert.version",
+        "created_at": int(version.created_at.timestamp()),
+        "expert": record.expert.name,
+        "version": version.version,
+        "base_model": record.base.name,
+        "digest": version.digest,
+        "size_bytes": version.size_bytes,
+        "job": public_id("fine-tuning job", version.job_id),
+        "uri": version.key_prefix,
+        "feedback": {"count": said.count, "mean_score": said.mean_score},
+        "manifest": version.manifest,
+    }
+
+
+def base_model_object(base: BaseModel) -> dict[str, Any]:
+    return {
+        "id": base.name,
+        "object": "base_model",
+        "created_at": int(base.created_at.timestamp()),
+        "status": base.status,
+        "error": base.error,
+        "is_default": base.is_default,
+        "cluster": base.cluster,
+        "files": [file["name"] for file in base.source["files"]],
+        "hub_id": base.source["hub_id"],
+        "hub_revision": base.source["hub_revision"],
+        "weights_fingerprint": base.weights_fingerprint,
+        "basis_fingerprint": base.basis_fingerprint,
+        "details": base.details,
+    }

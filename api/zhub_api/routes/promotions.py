@@ -1,0 +1,172 @@
+"""``/v1/promotions`` and ``/v1/experts/{expert}/aliases``: which version of an expert is the one to use."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from zhub import states
+from zhub.database.sessions import tenant_session
+from zhub.errors import InvalidRequestError
+from zhub.evaluation import promotions
+from zhub.ids import parse_id, public_id
+from zhub.models import Alias, Job, Promotion
+from zhub.process.wakeup import SCHEDULER
+from zhub.registry import aliases, versions
+from zhub_api.context import CallerDep, ContextDep
+from zhub_api.pages import page
+
+router = APIRouter(prefix="/v1")
+
+
+class AliasRequest(Schema):
+    """Where an alias shall stand. With ``expected``, only if it stands there now; null: only if it is new."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: str
+    expected: str | None = None
+    reason: str | None = None
+
+
+@router.get("/aliases")
+def list_aliases(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    """The aliases of the project's experts."""
+    caller.require("models:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        found = alias_objects(session, aliases.list_aliases(session, caller.project_id))
+    return page(found, has_more=False)
+
+
+@router.get("/experts/{expert}/aliases/{alias}")
+def retrieve_alias(caller: CallerDep, context: ContextDep, expert: str, alias: str) -> dict[str, Any]:
+    """The version that ``<project>.<expert>@<alias>`` stands on, and every move of it, newest first."""
+    caller.require("models:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        found = aliases.get(session, versions.expert(session, caller, expert), alias)
+        (answer,) = alias_objects(session, [found])
+        return answer | {"moves": move_objects(session, found)}
+
+
+@router.put("/experts/{expert}/aliases/{alias}")
+def move_alias(
+    caller: CallerDep, context: ContextDep, expert: str, alias: str, request: AliasRequest
+) -> dict[str, Any]:
+    """Put an alias on a version, without a gate: to begin with, to go back, or to overrule one."""
+    caller.require("models:write")
+    aliases.check_alias(alias, param="alias")
+    with tenant_session(context.engine, caller.org_id) as session:
+        owner = versions.expert(session, caller, expert)
+        to = versions.version(session, caller.project_id, request.version)
+        if to.expert.id != owner.id:
+            raise InvalidRequestError(f"'{request.version}' is no version of '{expert}'.", param="version")
+        expected = None
+        if "expected" in request.model_fields_set:
+            stands = versions.version(session, caller.project_id, request.expected) if request.expected else None
+            expected = aliases.Expected(stands.version.id if stands else None)
+        by = public_id("API key", caller.key_id)
+        moved = aliases.move(session, alias, to, by=by, reason=request.reason, expected=expected)
+        return alias_objects(session, [moved])[0]
+
+
+@router.post("/promotions")
+def create_promotion(caller: CallerDep, context: ContextDep, request: promotions.PromotionRequest) -> dict[str, Any]:
+    """Have a version measured on the gate's suites and, if it passes, put the alias on it."""
+    caller.require("jobs:write")
+    caller.require("models:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        answer = promotion_objects(session, [promotions.create(session, caller, request)])[0]
+    context.wakeup.notify(SCHEDULER)
+    return answer
+
+
+@router.get("/promotions")
+def list_promotions(
+    caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> dict[str, Any]:
+    caller.require("jobs:read")
+    last = parse_id("promotion", after) if after is not None else None
+    with tenant_session(context.engine, caller.org_id) as session:
+        found, has_more = promotions.list_promotions(session, caller.project_id, after=last, limit=limit)
+        return page(promotion_objects(session, found), has_more=has_more)
+
+
+@router.get("/promotions/{promotion_id}")
+def retrieve_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) -> dict[str, Any]:
+    """One promotion: how far it is, and why its gate decided as it did."""
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        found = promotions.get(session, caller.project_id, parse_id("promotion", promotion_id))
+        return promotion_objects(session, [found])[0]
+
+
+@router.post("/promotions/{promotion_id}/cancel")
+def cancel_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) -> dict[str, Any]:
+    """Ask for the alias to stay. What is being measured goes on being measured."""
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        found = promotions.get(session, caller.project_id, parse_id("promotion", promotion_id))
+        promotions.cancel(session, found)
+        answer = promotion_objects(session, [found])[0]
+    context.wakeup.notify(SCHEDULER)
+    return answer
+
+
+def alias_objects(session: Session, found: Sequence[Alias]) -> list[dict[str, Any]]:
+    records = versions.versions_by_id(session, [alias.version_id for alias in found])
+    return [
+        {
+            "id": f"{record.project.name}.{record.expert.name}@{alias.name}",
+            "object": "expert.alias",
+            "alias": alias.name,
+            "version": record.name,
+            "moved_at": int(alias.moved_at.timestamp()),
+        }
+        for alias in found
+        for record in [records[alias.version_id]]
+    ]
+
+
+def move_objects(session: Session, alias: Alias) -> list[dict[str, Any]]:
+    found = aliases.moves(session, alias)
+    ids = {version_id for move in found for version_id in (move.from_version_id, move.to_version_id) if version_id}
+    names = {version_id: record.name for version_id, record in versions.versions_by_id(session, list(ids)).items()}
+    return [
+        {
+            "id": public_id("alias move", move.id),
+            "object": "expert.alias.move",
+            "created_at": int(move.created_at.timestamp()),
+            "from": names[move.from_version_id] if move.from_version_id else None,
+            "to": names[move.to_version_id],
+            "by": move.by,
+            "reason": move.reason,
+        }
+        for move in found
+    ]
+
+
+def promotion_objects(session: Session, found: Sequence[Promotion]) -> list[dict[str, Any]]:
+    ids = [promotion.version_id for promotion in found if promotion.version_id is not None]
+    records = versions.versions_by_id(session, ids)
+    jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_([one.job_id for one in found])))}
+    return [
+        {
+            "id": public_id("promotion", one.id),
+            "object": "promotion",
+            "created_at": int(one.created_at.timestamp()),
+            "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,
+            "status": states.CANCELLED if job.desired == "cancel" else job.state,
+            "error": job.error,
+            "model": records[one.version_id].name if one.version_id is not None else None,
+            "training_job": public_id("fine-tuning job", one.training_job_id) if one.training_job_id else None,
+            "alias": one.alias,
+            "gate": one.gate,
+            "promoted": one.promoted,
+            "findings": one.findings,
+        }
+        for one in found
+        for job in [jobs[one.job_id]]
+    ]

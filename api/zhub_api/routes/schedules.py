@@ -1,0 +1,174 @@
+"""``/v1/schedules``: trainings that are submitted by themselves."""
+
+import itertools
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from zhub.database.sessions import tenant_session
+from zhub.ids import parse_id, public_id
+from zhub.models import Alias, Dataset, Schedule, ScheduleTick
+from zhub.process.wakeup import SCHEDULER
+from zhub.schedules import cron, definitions, firing
+from zhub.tenancy.keys import Caller
+from zhub_api.context import CallerDep, ContextDep
+from zhub_api.pages import page
+from zhub_api.routes.promotions import alias_objects
+
+router = APIRouter(prefix="/v1/schedules")
+SHOWN_RUNS = 5
+
+
+@router.post("")
+def create_schedule(caller: CallerDep, context: ContextDep, request: definitions.ScheduleRequest) -> dict[str, Any]:
+    """Train on the newest version of a dataset: at the times of a cron expression, or when something has happened."""
+    _require(caller, request)
+    with tenant_session(context.engine, caller.org_id) as session:
+        return schedule_objects(session, [definitions.create(session, caller, request)])[0]
+
+
+@router.get("")
+def list_schedules(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        found = schedule_objects(session, definitions.list_schedules(session, caller.project_id))
+    return page(found, has_more=False)
+
+
+@router.get("/{schedule_id}")
+def retrieve_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        return schedule_objects(session, [_own(session, caller, schedule_id)])[0]
+
+
+@router.put("/{schedule_id}")
+def replace_schedule(
+    caller: CallerDep, context: ContextDep, schedule_id: str, request: definitions.ScheduleRequest
+) -> dict[str, Any]:
+    """Change a schedule to what the body says. Its ticks so far stay."""
+    _require(caller, request)
+    with tenant_session(context.engine, caller.org_id) as session:
+        changed = definitions.replace(session, caller, _own(session, caller, schedule_id, lock=True), request)
+        return schedule_objects(session, [changed])[0]
+
+
+@router.delete("/{schedule_id}")
+def delete_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
+    """Let it fire no more, and hide it. Its jobs stay."""
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        definitions.delete(session, _own(session, caller, schedule_id, lock=True))
+    return {"id": schedule_id, "object": "schedule", "deleted": True}
+
+
+@router.post("/{schedule_id}/pause")
+def pause_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
+    """Let it fire no more until it is resumed."""
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        schedule = _own(session, caller, schedule_id, lock=True)
+        definitions.pause(session, schedule)
+        return schedule_objects(session, [schedule])[0]
+
+
+@router.post("/{schedule_id}/resume")
+def resume_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
+    """Let it fire again from its next tick on."""
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        schedule = _own(session, caller, schedule_id, lock=True)
+        definitions.resume(session, schedule)
+        return schedule_objects(session, [schedule])[0]
+
+
+@router.post("/{schedule_id}/run")
+def run_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
+    """Fire it at once; the answer is the tick."""
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        answer = tick_object(firing.run_now(session, _own(session, caller, schedule_id, lock=True)))
+    context.wakeup.notify(SCHEDULER)
+    return answer
+
+
+@router.get("/{schedule_id}/ticks")
+def list_ticks(
+    caller: CallerDep, context: ContextDep, schedule_id: str, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> dict[str, Any]:
+    """What became of its newest ticks."""
+    caller.require("jobs:read")
+    with tenant_session(context.engine, caller.org_id) as session:
+        found = firing.list_ticks(session, _own(session, caller, schedule_id), limit=limit)
+        return page([tick_object(tick) for tick in found], has_more=False)
+
+
+def _require(caller: Caller, request: definitions.ScheduleRequest) -> None:
+    caller.require("jobs:write")
+    if request.training.get("promotion") is not None:
+        caller.require("models:write")
+
+
+def _own(session: Session, caller: Caller, schedule_id: str, *, lock: bool = False) -> Schedule:
+    return definitions.get(session, caller.project_id, parse_id("schedule", schedule_id), lock=lock)
+
+
+def schedule_objects(session: Session, found: Sequence[Schedule]) -> list[dict[str, Any]]:
+    ids = {schedule.dataset_id for schedule in found}
+    names = dict(session.execute(select(Dataset.id, Dataset.name).where(Dataset.id.in_(ids))).all())
+    watched = [one.watched_alias_id for one in found if one.watched_alias_id is not None]
+    shown = alias_objects(session, list(session.scalars(select(Alias).where(Alias.id.in_(watched)).order_by(Alias.id))))
+    come = definitions.new_feedback(session, found)
+    aliases = dict(zip(sorted(set(watched)), (alias["id"] for alias in shown), strict=True))
+    return [
+        {
+            "id": public_id("schedule", one.id),
+            "object": "schedule",
+            "created_at": int(one.created_at.timestamp()),
+            "name": one.name,
+            "dataset": names[one.dataset_id],
+            "training": one.request,
+            "cron": one.cron,
+            "timezone": one.timezone,
+            "on_new_data": one.on_new_data,
+            "on_regression": aliases[one.watched_alias_id] if one.watched_alias_id is not None else None,
+            "on_feedback": one.on_feedback,
+            "new_feedback": come.get(one.id),
+            "misfire": one.misfire,
+            "overlap": one.overlap,
+            "catch_up_s": one.catch_up_s,
+            "max_backfill": one.max_backfill,
+            "jitter_s": one.jitter_s,
+            "max_failures": one.max_failures,
+            "failures": one.failures,
+            "status": "paused" if one.paused_because else "active",
+            "paused_because": one.paused_because,
+            "next_runs": [] if one.paused_because else next_runs(one),
+        }
+        for one in found
+    ]
+
+
+def next_runs(schedule: Schedule) -> list[int]:
+    """The next times at which it fires, jitter and all, in seconds of Unix time."""
+    if schedule.cron is None or schedule.next_at is None:
+        return []
+    coming = cron.ticks(schedule.cron, schedule.timezone, max(schedule.next_at, datetime.now(UTC)))
+    times = [schedule.next_at, *itertools.islice(coming, SHOWN_RUNS - 1)]
+    return [int((tick + cron.jitter(schedule.id, tick, schedule.jitter_s)).timestamp()) for tick in times]
+
+
+def tick_object(tick: ScheduleTick) -> dict[str, Any]:
+    return {
+        "id": public_id("schedule tick", tick.id),
+        "object": "schedule.tick",
+        "created_at": int(tick.created_at.timestamp()),
+        "tick": tick.key,
+        "outcome": tick.outcome,
+        "message": tick.message,
+        "job": public_id("fine-tuning job", tick.job_id) if tick.job_id else None,
+    }

@@ -1,0 +1,1 @@
+"""Which queued jobs may start: fair share, quotas, budgets, and what waiting jobs are told. Claims are in ``queue``."""

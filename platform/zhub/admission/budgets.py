@@ -1,0 +1,73 @@
+"""Budgets: the worker-hours that an organisation may use in a calendar month (UTC). Reaching one pauses its trainings.
+
+What ended is counted where the leader charges it, see ``admission.charge``; what runs is counted while it runs.
+Functions take a Session and never commit; the leader calls them.
+"""
+
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from zhub.queue import job_events
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A budget that is used up, in worker-hours of this month."""
+
+    used_h: float
+    budget_h: float
+
+    def sentence(self) -> str:
+        return (
+            f"Your organisation has used {self.used_h:.3g} of the {self.budget_h:.3g} worker-hours that are its budget "
+            "for this month (UTC)"
+        )
+
+
+def spent(session: Session) -> dict[uuid.UUID, Spent]:
+    """The organisations whose budget is used up."""
+    return {row.org_id: Spent(row.used_h, row.budget_h) for row in session.execute(text(_SPENT))}
+
+
+def pause_spent(session: Session) -> int:
+    """Have the trainings of these organisations write a checkpoint and let go of their workers; how many.
+
+    Whoever is allowed more resumes them. What is not a training goes on: it has no checkpoint, and ends soon.
+    """
+    found = spent(session)
+    if not found:
+        return 0
+    rows = session.execute(
+        text(
+            """
+            UPDATE jobs SET desired = 'pause'
+             WHERE id IN (SELECT id FROM jobs
+                           WHERE org_id = ANY(:orgs) AND kind = 'train' AND desired = 'run'
+                             AND state IN ('admitted', 'starting', 'running', 'stopping') ORDER BY id FOR UPDATE)
+         RETURNING id, org_id
+            """
+        ),
+        {"orgs": list(found)},
+    ).all()
+    for row in rows:
+        message = f"{found[row.org_id].sentence()}: the job is paused. Resume it next month, or ask for more."
+        job_events.add(session, row.org_id, row.id, message, level="warn")
+    return len(rows)
+
+
+_SPENT = """
+    WITH month AS (SELECT date_trunc('month', now() AT TIME ZONE 'UTC') AS began)
+    SELECT q.org_id, q.monthly_worker_hours AS budget_h,
+           ((coalesce(m.worker_seconds, 0) + coalesce(r.worker_seconds, 0)) / 3600)::float AS used_h
+      FROM quotas q CROSS JOIN month
+      LEFT JOIN month_usages m ON m.org_id = q.org_id AND m.month = month.began::date
+      LEFT JOIN LATERAL (
+           SELECT sum(a.workers * extract(epoch FROM now() - greatest(a.created_at, month.began AT TIME ZONE 'UTC')))
+                  AS worker_seconds
+             FROM attempts a WHERE a.org_id = q.org_id AND a.ended_at IS NULL) r ON true
+     WHERE q.monthly_worker_hours IS NOT NULL
+       AND coalesce(m.worker_seconds, 0) + coalesce(r.worker_seconds, 0) >= 3600 * q.monthly_worker_hours
+"""

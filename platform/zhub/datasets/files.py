@@ -1,0 +1,144 @@
+"""Datasets: an uploaded file becomes an immutable dataset version, checked by a job before anything trains on it."""
+
+import uuid
+from dataclasses import asdict
+from pathlib import PurePosixPath
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from zhub.datasets.rows import MAX_PROBLEMS, Validation
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
+from zhub.ids import new_id, public_id
+from zhub.models import Dataset, DatasetVersion, Job
+from zhub.queue import jobs
+from zhub.specs import StoredFile, ValidateSpec
+from zhub.tenancy.keys import Caller, slugify
+
+PURPOSES = ("fine-tune",)
+
+
+def dataset_key(org_id: uuid.UUID, sha256: str) -> str:
+    """Content-addressed within the tenant: sharing across tenants would leak who has what."""
+    return f"t/{org_id.hex}/datasets/sha256/{sha256}"
+
+
+def check_purpose(purpose: str) -> None:
+    if purpose not in PURPOSES:
+        raise InvalidRequestError(f"'{purpose}' is not a purpose of ours. Use 'fine-tune'.", param="purpose")
+
+
+def register(
+    session: Session, caller: Caller, *, filename: str, purpose: str, size_bytes: int, sha256: str
+) -> DatasetVersion:
+    """Record a file whose bytes are already in the store, and enqueue its validation.
+
+    The same file name in the same project makes the next version of the same dataset.
+    """
+    name = slugify(PurePosixPath(filename).stem) or "dataset"
+    session.execute(
+        insert(Dataset)
+        .values(id=new_id(), org_id=caller.org_id, project_id=caller.project_id, name=name, last_version=0)
+        .on_conflict_do_nothing()
+    )
+    # The counter row also serialises concurrent uploads of one name: max(version) + 1 would collide.
+    dataset_id, number = session.execute(
+        update(Dataset)
+        .where(Dataset.project_id == caller.project_id, Dataset.name == name)
+        .values(last_version=Dataset.last_version + 1)
+        .returning(Dataset.id, Dataset.last_version)
+    ).one()
+    version = DatasetVersion(
+        id=new_id(),
+        org_id=caller.org_id,
+        project_id=caller.project_id,
+        dataset_id=dataset_id,
+        version=number,
+        filename=filename,
+        purpose=purpose,
+        size_bytes=size_bytes,
+        sha256=sha256,
+        key=dataset_key(caller.org_id, sha256),
+    )
+    session.add(version)
+    session.flush()
+    spec = ValidateSpec(file=stored_file(version))
+    job = Job(
+        org_id=caller.org_id,
+        project_id=caller.project_id,
+        kind="validate",
+        spec=spec.model_dump(mode="json"),
+        dataset_version_id=version.id,
+    )
+    jobs.enqueue(session, job, f"Validation of {filename} enqueued.")
+    session.refresh(version)
+    return version
+
+
+def stored_file(version: DatasetVersion) -> StoredFile:
+    return StoredFile(name=version.filename, key=version.key, sha256=version.sha256, size_bytes=version.size_bytes)
+
+
+def get(session: Session, project_id: uuid.UUID, version_id: uuid.UUID, *, param: str | None = None) -> DatasetVersion:
+    """The file with this id in the project. Raises NotFoundError, also for a deleted one."""
+    version = session.scalar(
+        select(DatasetVersion).where(
+            DatasetVersion.id == version_id,
+            DatasetVersion.project_id == project_id,
+            DatasetVersion.deleted_at.is_(None),
+        )
+    )
+    if version is None:
+        raise NotFoundError("file", public_id("file", version_id))
+    return version
+
+
+def delete(session: Session, project_id: uuid.UUID, version_id: uuid.UUID) -> None:
+    """Hide a file. Its bytes stay while versions trained on it name their digest.
+
+    Raises:
+        ConflictError: a job that has not ended needs it.
+    """
+    version = get(session, project_id, version_id)
+    busy = session.scalar(
+        select(Job.id)
+        .where(
+            (Job.dataset_version_id == version.id) | (Job.validation_version_id == version.id),
+            Job.kind == "train",
+            Job.finished_at.is_(None),
+        )
+        .limit(1)
+    )
+    if busy is not None:
+        raise ConflictError(f"{public_id('fine-tuning job', busy)} still needs this file; cancel it first.")
+    session.execute(update(DatasetVersion).where(DatasetVersion.id == version.id).values(deleted_at=func.now()))
+
+
+def finish_validation(session: Session, version_id: uuid.UUID, found: dict[str, Any]) -> None:
+    """Write what the validation job found beside the file, and decide its status."""
+    ok = found["problem_count"] == 0
+    session.execute(
+        update(DatasetVersion)
+        .where(DatasetVersion.id == version_id)
+        .values(
+            validation=found,
+            status="processed" if ok else "error",
+            status_details=None if ok else describe_problems(found),
+        )
+    )
+
+
+def validation_report(found: Validation) -> dict[str, Any]:
+    """The form in which a validation travels from worker to row to API."""
+    return asdict(found)
+
+
+def describe_problems(found: dict[str, Any], *, shown: int = 5) -> str:
+    """The first problems in words, one a line, for people."""
+    count = found["problem_count"]
+    lines = [f"line {p['line']}: {p['message']}" for p in found["problems"][:shown]]
+    if count > shown:
+        lines.append(f"… and {count - shown} more (the first {min(count, MAX_PROBLEMS)} are in 'validation')")
+    return "\n".join(lines)

@@ -1,0 +1,334 @@
+"""The whole path once: from nothing to experts that were trained, measured and asked, through the public API alone.
+
+``run`` starts the embedded stack in a directory of its own, trains one expert for each family of synthetic tasks,
+and says how each did. It shows nothing itself; it tells a ``Screen``.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from zhub.client import Client
+from zhub.client.credentials import read_credentials
+from zhub.client.wire import ChatPiece, ExpertVersion, FineTuningJob, TrainingCurve
+from zhub.demo.task_families import FAMILIES, sample_rows
+from zhub.embedded.data_dir import DataDir, locked
+from zhub.errors import EmbeddedError, InvalidRequestError, TrainingError, UnavailableError
+from zhub.manifest import Evaluation
+
+BASE = "zhub-tiny"
+ROWS = 1500
+DATASET_SEED = 1
+QUESTION_SEED = 2
+TRAINING_SEED = 0
+QUESTIONED_FAMILIES = 3  # those that learned the most: the table shows the others
+MIN_GAIN = 0.30
+MIN_FAMILIES = 4
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 60.0
+TRAINING_TIMEOUT_S = 900.0
+POLL_S = 0.5
+LOG_LINES_SHOWN = 15
+MARKER = ".zhub-demo"
+# Fewer and longer steps than by default, and no pull towards the base: a good expert in a quarter of a minute. The
+# longest answer of any family is seven characters.
+HYPERPARAMETERS = {"n_steps": 40, "learning_rate": 0.03, "kl_coef": 0.0, "eval_interval": 10, "max_new_tokens": 10}
+GRADER = {
+    "type": "string_check",
+    "name": "answer",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "operation": "eq",
+}
+
+
+@dataclass
+class Course:
+    """The way of one family through the demo; fields are filled in as it goes."""
+
+    family: str
+    file_id: str = ""
+    job: FineTuningJob | None = None
+    curve: TrainingCurve = field(default_factory=TrainingCurve)
+    last_event: str | None = None
+    version: ExpertVersion | None = None
+    directory: Path | None = None
+
+    @property
+    def test(self) -> Evaluation:
+        """Base and expert on the held-out rows, once it is trained."""
+        assert self.version is not None
+        found = self.version.evaluation("test")
+        assert found is not None, "a finished training has looked at its test rows"
+        return found
+
+    @property
+    def gain(self) -> float:
+        """Expert's accuracy less the base's, on the held-out rows."""
+        return self.test.expert.mean - self.test.base.mean
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a test split and what base, expert and ``auto`` said to it."""
+
+    family: str
+    prompt: str
+    expected: str
+    expert: str
+    answers: dict[str, ChatPiece]
+    """By ``base``, ``expert`` and ``auto``."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the demo showed."""
+
+    courses: Sequence[Course]
+    questions: Sequence[Question]
+
+    @property
+    def gained(self) -> list[str]:
+        """The families whose expert is better than the base by at least ``MIN_GAIN``."""
+        return [course.family for course in self.courses if course.gain >= MIN_GAIN]
+
+    @property
+    def convincing(self) -> bool:
+        return len(self.gained) >= MIN_FAMILIES
+
+
+class Screen(Protocol):
+    """Where the demo's progress is shown."""
+
+    def step(self, title: str) -> AbstractContextManager[Callable[[str], None]]:
+        """Show that a step goes on until the block ends; call what it gives with what is being done."""
+
+    def training(self, courses: Sequence[Course]) -> AbstractContextManager[Callable[[], None]]:
+        """Show how the courses train until the block ends; call what it gives when they changed."""
+
+
+def run(directory: Path, screen: Screen) -> Outcome:
+    """Do everything. The stack is stopped on the way out, whatever happens; the files stay until the next run.
+
+    Raises:
+        InvalidRequestError: the directory holds something that is not a demo's.
+        ZhubError: a step failed.
+    """
+    make_directory(directory)
+    with _Stack(directory) as stack:
+        try:
+            return _train_and_ask(directory, stack, screen)
+        finally:
+            with screen.step("Stopping"):
+                stack.stop()
+
+
+def make_directory(directory: Path) -> None:
+    """An empty directory for this run; what an earlier demo left there is removed, anything else is not.
+
+    Raises:
+        InvalidRequestError: it holds something else.
+        EmbeddedError: an earlier demo still runs there.
+    """
+    if directory.exists():
+        if not directory.is_dir() or (any(directory.iterdir()) and not (directory / MARKER).is_file()):
+            raise InvalidRequestError(
+                f"{directory} is not of an earlier demo, so it is not removed. Choose another with --data-dir."
+            )
+        stack = DataDir(directory / "stack")
+        if stack.lock.exists():
+            with locked(stack, port=0):
+                pass
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+    (directory / MARKER).touch()
+    (directory / ".gitignore").write_text("*\n")
+    (directory / "datasets").mkdir()
+    (directory / "experts").mkdir()
+
+
+def write_rows(family: str, directory: Path) -> Path:
+    """Write the family's dataset as JSONL: prompts, and the answers that the grader compares with."""
+    path = directory / f"{family}.jsonl"
+    with path.open("w") as file:
+        for row in sample_rows(family, ROWS, seed=DATASET_SEED):
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def submit(client: Client, course: Course) -> FineTuningJob:
+    """Ask for one expert, by reinforcement: the answer's reward is 1 if it is right, else 0."""
+    return client.jobs.create(
+        model=BASE,
+        training_file=course.file_id,
+        method={
+            "type": "reinforcement",
+            "reinforcement": {"grader": GRADER, "hyperparameters": HYPERPARAMETERS},
+        },
+        suffix=course.family,
+        seed=TRAINING_SEED,
+    )
+
+
+def follow(client: Client, courses: Sequence[Course], check: Callable[[], None], refresh: Callable[[], None]) -> None:
+    """Keep the courses up to date until every job has succeeded.
+
+    Raises:
+        TrainingError: a job ended otherwise.
+        UnavailableError: they did not end in time.
+    """
+    give_up = time.monotonic() + TRAINING_TIMEOUT_S
+    while open_courses := [course for course in courses if course.version is None]:
+        if time.monotonic() > give_up:
+            raise UnavailableError(f"The jobs did not end within {TRAINING_TIMEOUT_S:g} s.")
+        check()
+        jobs = {job.id: job for job in client.jobs.list()}
+        for course in open_courses:
+            assert course.job is not None
+            job = course.job = jobs[course.job.id]
+            if job.status != "queued":
+                update(client, course, job)
+        refresh()
+        time.sleep(POLL_S)
+
+
+def update(client: Client, course: Course, job: FineTuningJob) -> None:
+    """Take in what is new of one job.
+
+    Raises:
+        TrainingError: it ended without an expert.
+    """
+    new = client.jobs.events(job.id, after=course.last_event)
+    course.curve.add(new)
+    course.last_event = new[-1].id if new else course.last_event
+    if job.fine_tuned_model:
+        course.version = client.experts.get(job.fine_tuned_model)
+    elif job.ended:
+        reason = job.error["message"] if job.error else "it gives no reason"
+        raise TrainingError(f"The job of '{course.family}' {job.status}: {reason}")
+
+
+def ask(client: Client, course: Course, say: Callable[[str], None]) -> Question:
+    """Put a question of the family's test split to base, expert and ``auto``: its prompt is in no training split."""
+    assert course.version is not None
+    (row,) = sample_rows(course.family, 1, seed=QUESTION_SEED, split="test")
+    prompt = row["messages"][0]["content"]
+    say(prompt)
+    models = {"base": BASE, "expert": course.version.id, "auto": "auto"}
+    answers = {who: client.chat(model, prompt, temperature=0) for who, model in models.items()}
+    return Question(course.family, prompt, row["answer"], course.version.id, answers)
+
+
+def _train_and_ask(directory: Path, stack: "_Stack", screen: Screen) -> Outcome:
+    courses = [Course(family) for family in FAMILIES]
+    with screen.step("Starting PostgreSQL, the API, the scheduler and Ray") as say:
+        client = stack.wait_until_it_answers(say)
+    with client:
+        with screen.step(f"Uploading {len(courses)} datasets of {ROWS} rows") as say:
+            for course in courses:
+                say(course.family)
+                course.file_id = client.files.upload(write_rows(course.family, directory / "datasets")).id
+        with screen.step(f"Decomposing the base model {BASE}, checking the rows"):
+            client.base_models.wait_ready(BASE, progress=lambda base: stack.check(), timeout_s=START_TIMEOUT_S)
+            for course in courses:
+                client.files.wait_processed(course.file_id, progress=lambda file: stack.check())
+        for course in courses:
+            course.job = submit(client, course)
+        with screen.training(courses) as refresh:
+            follow(client, courses, stack.check, refresh)
+        with screen.step("Pulling the experts, checking every digest"):
+            for course in courses:
+                assert course.version is not None
+                course.directory = directory / "experts" / course.version.id
+                client.experts.pull(course.version.id, course.directory)
+        with screen.step("Asking questions that nobody was trained on") as say:
+            stack.wait_for_serving()
+            taught = sorted(courses, key=lambda course: course.gain, reverse=True)
+            questions = [ask(client, course, say) for course in taught[:QUESTIONED_FAMILIES]]
+    return Outcome(courses, questions)
+
+
+class _Stack:
+    """``python -m zhub.embedded`` in the background, in a session of its own: Ctrl-C reaches only us."""
+
+    def __init__(self, directory: Path) -> None:
+        self._data_dir = DataDir((directory / "stack").absolute())
+        self._log = directory / "stack.log"
+
+    def __enter__(self) -> "_Stack":
+        argv = [
+            sys.executable,
+            "-m",
+            "zhub.embedded",
+            "--data-dir",
+            str(self._data_dir.path),
+            "--port",
+            str(_free_port()),
+        ]
+        with self._log.open("ab") as log:
+            self._popen = subprocess.Popen(
+                argv, env=os.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop()
+
+    def check(self) -> None:
+        """Raise EmbeddedError if the stack has ended."""
+        if self._popen.poll() is not None:
+            end = "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+            raise EmbeddedError(f"The stack ended with status {self._popen.returncode}. The end of {self._log}:\n{end}")
+
+    def wait_until_it_answers(self, say: Callable[[str], None]) -> Client:
+        for _ in self._attempts("The stack did not answer"):
+            lines = self._log.read_text(errors="replace").splitlines()
+            say(lines[-1] if lines else "")
+            found = read_credentials(self._data_dir.path)
+            if found is not None:
+                client = Client(found.base_url, found.api_key, poll_s=POLL_S)
+                # Its base model is added in the same breath as the key is made; without it nothing can be trained.
+                if any(base.id == BASE for base in client.base_models.list()):
+                    return client
+                client.close()
+        raise AssertionError("unreachable: the last attempt raises")
+
+    def wait_for_serving(self) -> None:
+        for _ in self._attempts("Serving did not start"):
+            if self._data_dir.agent_ready.exists():
+                return
+
+    def stop(self) -> None:
+        """End it as Ctrl-C would; a second interrupt while it stops kills it."""
+        if self._popen.poll() is None:
+            self._popen.send_signal(signal.SIGINT)
+            try:
+                self._popen.wait(STOP_TIMEOUT_S)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                self._popen.send_signal(signal.SIGINT)
+                self._popen.wait(STOP_TIMEOUT_S)
+
+    def _attempts(self, failure: str) -> Iterator[None]:
+        give_up = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < give_up:
+            self.check()
+            yield
+            time.sleep(POLL_S)
+        raise UnavailableError(f"{failure} within {START_TIMEOUT_S:g} s; its log is {self._log}.")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

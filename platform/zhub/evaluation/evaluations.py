@@ -1,0 +1,375 @@
+"""Evaluations: a base or an expert version measured on a suite, once, and compared on the same rows with the others.
+
+A suite is a dataset file with a grader and the settings of sampling; its digest names it. The same subject on the
+same suite is never run twice in a project: asking again gives the first evaluation, unless its job failed.
+Functions take a Session and never commit.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from zhub import states
+from zhub.admission import admit
+from zhub.datasets import files
+from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
+from zhub.evaluation.statistics import accuracy, paired_bootstrap, paired_p_value
+from zhub.graders import Grader, check_templates
+from zhub.ids import parse_id, public_id
+from zhub.manifest import Z_FILE, Manifest, canonical_json
+from zhub.models import BaseModel, DatasetVersion, Evaluation, Job
+from zhub.queue import job_events, jobs
+from zhub.registry import base_models, versions
+from zhub.specs import BaseModelSource, EvaluatedZ, EvaluateSpec
+from zhub.tenancy.keys import Caller
+
+MAX_ROWS = 10_000
+MAX_COMPARED = 20
+SAMPLES_PER_K = 2  # for pass@k: n = 2k samples a row, so that the estimator averages over choices of k
+SIGNIFICANT = 0.05
+
+Verdict = Literal["better", "worse", "inside the noise"]
+
+
+class EvaluationRequest(Schema):
+    """What to measure, on what, and what to compare it with. ``k`` of 2 or more adds pass@k from sampled answers."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
+    file: str
+    grader: dict[str, Any]
+    max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
+    k: Annotated[int, Field(strict=True, ge=1, le=50)] = 1
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**62)] = 0
+    compare_with: Annotated[list[str], Field(max_length=MAX_COMPARED)] = []
+    cluster: str | None = None
+    """Which workers measure, by the name of their agent's cluster; None: ``default``, or where it waits already."""
+
+
+class EvaluationReport(Schema):
+    """What a worker says of a finished evaluation; one reward and one ``parsed`` for each distinct row, in order."""
+
+    model_config = ConfigDict(frozen=True)
+    rewards: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_ROWS)]
+    parsed: list[bool]
+    pass_at_k: float | None
+    rows_key: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two subjects on the same rows. ``difference`` is the first's mean reward less the other's."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """Certain only where the test and the interval both say so."""
+        if self.p_value >= SIGNIFICANT or self.low <= 0 <= self.high:
+            return "inside the noise"
+        return "better" if self.difference > 0 else "worse"
+
+    def sentence(self, name: str, other: str) -> str:
+        """The verdict for people."""
+        found = (
+            f"{100 * self.difference:+.1f} points, 95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}, "
+            f"p = {self.p_value:.2g}, {self.n} rows"
+        )
+        if self.verdict == "inside the noise":
+            return f"The difference of {name} to {other} is inside the noise ({found}): more rows may tell."
+        return f"{name} is {self.verdict} than {other} ({found})."
+
+
+@dataclass(frozen=True)
+class _Subject:
+    base: BaseModel
+    record: versions.VersionRecord | None
+
+    @property
+    def version_id(self) -> uuid.UUID | None:
+        return self.record.version.id if self.record else None
+
+
+def create(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
+    """The evaluations of ``model``, of its base and of ``compare_with``, in this order; the missing ones are enqueued.
+
+    Raises:
+        InvalidRequestError: with the ``param`` at fault.
+        NotFoundError, NotReadyError, ConflictError: a model or the file is missing or not usable yet.
+        QuotaExceededError: as many jobs of the organisation wait as may.
+    """
+    admit.check_queue(session, caller.org_id)
+    if request.cluster is not None:
+        admit.check_cluster(session, request.cluster, param="cluster")
+    return measure(session, caller, request)
+
+
+def check_suite(session: Session, caller: Caller, file_id: str, grader: dict[str, Any]) -> None:
+    """Raise what ``create`` would for a file and a grader: InvalidRequestError, NotFoundError or NotReadyError."""
+    _grader(grader, _file(session, caller, file_id))
+
+
+def measure(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
+    """What ``create`` does, however long the queue is, and whether or not the cluster has an agent."""
+    file = _file(session, caller, request.file)
+    grader = _grader(request.grader, file)
+    named = [_subject(session, caller, request.model, "model")]
+    named.append(_Subject(named[0].base, None))
+    named += [_subject(session, caller, name, f"compare_with.{i}") for i, name in enumerate(request.compare_with)]
+    sampled = request.k > 1
+    settings = {
+        "grader": grader.model_dump(mode="json"),
+        "max_new_tokens": request.max_new_tokens,
+        "k": request.k,
+        "n": SAMPLES_PER_K * request.k if sampled else 0,
+        # Greedy answers use neither: another value must not make another suite.
+        "temperature": request.temperature if sampled else 0.0,
+        "seed": request.seed if sampled else 0,
+    }
+    suite = {"file": {"name": file.filename, "sha256": file.sha256}, **settings}
+    digest = hashlib.sha256(canonical_json({"file": file.sha256, **settings})).hexdigest()
+    # Requests for one suite take turns, so that none of its evaluations is enqueued twice.
+    session.execute(select(func.pg_advisory_xact_lock(int(digest[:15], 16))))
+    made: dict[tuple[uuid.UUID, uuid.UUID | None], Evaluation] = {}
+    for subject in named:
+        key = subject.base.id, subject.version_id
+        if key not in made:
+            made[key] = _evaluation(session, caller, subject, file, suite, digest, request.cluster)
+    return list(made.values())
+
+
+def finish(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, report: Mapping[str, Any]) -> None:
+    """Write what an evaluation found, in the transaction that ends its job.
+
+    Raises:
+        ValueError: the report lacks its shape, or names a place that is not the job's own.
+    """
+    found = EvaluationReport.model_validate(report)
+    if len(found.parsed) != len(found.rewards):
+        raise ValueError(f"{len(found.rewards)} rewards and {len(found.parsed)} marks of what was parsed")
+    if not found.rows_key.startswith(f"t/{org_id.hex}/jobs/{job_id.hex}/"):
+        raise ValueError(f"the rows lie at '{found.rows_key}', not within their job")
+    results = accuracy(found.rewards).model_dump() | {
+        "parse_failures": found.parsed.count(False),
+        "pass_at_k": found.pass_at_k,
+    }
+    session.execute(
+        update(Evaluation)
+        .where(Evaluation.job_id == job_id)
+        .values(results=results, rewards=found.rewards, rows_key=found.rows_key)
+    )
+
+
+def get(session: Session, project_id: uuid.UUID, evaluation_id: uuid.UUID) -> Evaluation:
+    """The evaluation with this id in the project. Raises NotFoundError."""
+    found = session.get(Evaluation, evaluation_id)
+    if found is None or found.project_id != project_id:
+        raise NotFoundError("evaluation", public_id("evaluation", evaluation_id))
+    return found
+
+
+def list_evaluations(
+    session: Session, project_id: uuid.UUID, *, after: uuid.UUID | None, limit: int
+) -> tuple[list[Evaluation], bool]:
+    """The project's evaluations, newest first, and whether more follow."""
+    statement = select(Evaluation).where(Evaluation.project_id == project_id)
+    if after is not None:
+        statement = statement.where(Evaluation.id < after)
+    found = list(session.scalars(statement.order_by(Evaluation.id.desc()).limit(limit + 1)))
+    return found[:limit], len(found) > limit
+
+
+def others(session: Session, evaluation: Evaluation) -> list[Evaluation]:
+    """The other evaluations of the same suite in the project: those of bases first, then the newest."""
+    return list(
+        session.scalars(
+            select(Evaluation)
+            .where(
+                Evaluation.project_id == evaluation.project_id,
+                Evaluation.suite_digest == evaluation.suite_digest,
+                Evaluation.id != evaluation.id,
+            )
+            .order_by(Evaluation.version_id.is_not(None), Evaluation.id.desc())
+            .limit(MAX_COMPARED)
+        )
+    )
+
+
+@lru_cache(maxsize=64)  # rewards never change, and a comparison takes a few tenths of a second
+def compare(rewards: tuple[float, ...], other: tuple[float, ...]) -> Comparison:
+    """Compare two subjects by their rewards on the same rows in the same order."""
+    low, high = paired_bootstrap(other, rewards)
+    difference = (sum(rewards) - sum(other)) / len(rewards)
+    return Comparison(difference, low, high, paired_p_value(other, rewards), len(rewards))
+
+
+def warnings(evaluation: Evaluation, record: versions.VersionRecord | None) -> list[str]:
+    """Reasons to take an evaluation's figures with care."""
+    sha256 = evaluation.suite["file"]["sha256"]
+    if record is None or sha256 not in (
+        record.version.manifest["dataset_digest"],
+        record.version.manifest["validation_digest"],
+    ):
+        return []
+    return [f"{record.name} was trained on this file: its figures flatter it. Measure it on rows that it never saw."]
+
+
+def _evaluation(
+    session: Session,
+    caller: Caller,
+    subject: _Subject,
+    file: DatasetVersion,
+    suite: dict[str, Any],
+    digest: str,
+    cluster: str | None,
+) -> Evaluation:
+    """The evaluation of a subject on a suite, with a job that has not failed."""
+    row = session.execute(
+        select(Evaluation, Job.state)
+        .join(Job, Job.id == Evaluation.job_id)
+        .where(
+            Evaluation.project_id == caller.project_id,
+            Evaluation.base_model_id == subject.base.id,
+            Evaluation.version_id.is_not_distinct_from(subject.version_id),
+            Evaluation.suite_digest == digest,
+        )
+    ).one_or_none()
+    earlier: Evaluation | None = row.Evaluation if row is not None else None
+    state = row.state if row is not None else None
+    if earlier is not None and state not in (states.FAILED, states.CANCELLED):
+        if cluster is not None:
+            _move(session, earlier.job_id, cluster)
+        return earlier
+    job = _job(caller, subject, file, suite)
+    job.cluster = cluster or admit.DEFAULT_CLUSTER
+    name = subject.record.name if subject.record else subject.base.name
+    jobs.enqueue(session, job, f"Evaluation of {name} on {file.filename} enqueued.")
+    if earlier is not None:
+        session.execute(update(Evaluation).where(Evaluation.id == earlier.id).values(job_id=job.id))
+        session.refresh(earlier)
+        return earlier
+    made = Evaluation(
+        org_id=caller.org_id,
+        project_id=caller.project_id,
+        job_id=job.id,
+        base_model_id=subject.base.id,
+        version_id=subject.version_id,
+        suite_digest=digest,
+        suite=suite,
+    )
+    session.add(made)
+    session.flush()
+    session.refresh(made)
+    return made
+
+
+def _move(session: Session, job_id: uuid.UUID, cluster: str) -> None:
+    """Have a job that is still queued wait for another cluster: there is one job, and where it waits may be nobody.
+
+    Only for a cluster with a live agent, and not a job that is just being admitted.
+    """
+    elsewhere = (Job.id == job_id, Job.state == states.QUEUED, Job.cluster != cluster)
+    moved = select(Job.id).where(*elsewhere, admit.is_alive(cluster)).with_for_update(skip_locked=True)
+    org_id = session.scalar(update(Job).where(Job.id.in_(moved)).values(cluster=cluster).returning(Job.org_id))
+    if org_id is not None:
+        job_events.add(session, org_id, job_id, f"It was asked for on cluster '{cluster}', and waits there now.")
+
+
+def _job(caller: Caller, subject: _Subject, file: DatasetVersion, suite: dict[str, Any]) -> Job:
+    z = None
+    if subject.record is not None:
+        manifest = Manifest.model_validate(subject.record.version.manifest)
+        z = EvaluatedZ(
+            key=f"{subject.record.version.key_prefix}/{Z_FILE}",
+            sha256=manifest.file(Z_FILE).sha256,
+            recipe=manifest.recipe,
+            hyperparameters=manifest.hyperparameters,
+        )
+    spec = EvaluateSpec(
+        base=BaseModelSource.model_validate(subject.base.source),
+        basis=base_models.require_ready(subject.base),
+        z=z,
+        file=files.stored_file(file),
+        **{name: value for name, value in suite.items() if name != "file"},
+    )
+    return Job(
+        org_id=caller.org_id,
+        project_id=caller.project_id,
+        kind="evaluate",
+        spec=spec.model_dump(mode="json"),
+        base_model_id=subject.base.id,
+        dataset_version_id=file.id,
+    )
+
+
+def _subject(session: Session, caller: Caller, name: str, param: str) -> _Subject:
+    resolved = versions.resolve(session, caller, name, [])
+    base_models.require_ready(resolved.base)
+    record = resolved.experts[0].record if resolved.experts else None
+    if resolved.candidates is not None or isinstance(record, versions.CheckpointRecord):
+        raise InvalidRequestError(
+            f"{param}: '{name}' is no expert version and no base model; only these are evaluated.", param=param
+        )
+    return _Subject(resolved.base, record)
+
+
+def _file(session: Session, caller: Caller, file_id: str) -> DatasetVersion:
+    version = files.get(session, caller.project_id, parse_id("file", file_id))
+    if version.status == "uploaded":
+        raise NotReadyError(f"file: '{file_id}' is still being validated. Wait until its status is 'processed'.")
+    if version.status == "error":
+        raise InvalidRequestError(
+            f"file: '{version.filename}' did not pass validation.\n{version.status_details}", param="file"
+        )
+    if (rows := distinct_rows(version)) > MAX_ROWS:
+        raise InvalidRequestError(
+            f"file: '{version.filename}' has {rows:,} different rows; an evaluation takes at most {MAX_ROWS:,}. "
+            "Upload a sample of them.",
+            param="file",
+            code="dataset_too_large",
+        )
+    return version
+
+
+def distinct_rows(version: DatasetVersion) -> int:
+    assert version.validation is not None
+    return int(version.validation["rows"] - version.validation["duplicate_count"])
+
+
+def _grader(given: dict[str, Any], file: DatasetVersion) -> Grader:
+    try:
+        grader: Grader = TypeAdapter[Any](Grader).validate_python(given)
+    except ValidationError as exc:
+        problem = exc.errors()[0]
+        where = ".".join(["grader", *(str(part) for part in problem["loc"])])
+        raise InvalidRequestError(f"{where}: {problem['msg']}.", param=where, code="invalid_grader") from exc
+    check_templates(grader, (file.validation or {})["columns"], distinct_rows(file), param="grader")
+    return grader
+
+
+def names(session: Session, found: Sequence[Evaluation]) -> dict[uuid.UUID, str]:
+    """The model that each of these evaluations measured."""
+    records = records_of(session, found)
+    ids = {evaluation.base_model_id for evaluation in found}
+    bases = dict(session.execute(select(BaseModel.id, BaseModel.name).where(BaseModel.id.in_(ids))).all())
+    return {one.id: records[one.id].name if one.id in records else bases[one.base_model_id] for one in found}
+
+
+def records_of(session: Session, found: Sequence[Evaluation]) -> dict[uuid.UUID, versions.VersionRecord]:
+    """The version behind each of these evaluations, for those that have one."""
+    ids = [evaluation.version_id for evaluation in found if evaluation.version_id is not None]
+    records = versions.versions_by_id(session, ids)
+    return {one.id: records[one.version_id] for one in found if one.version_id is not None}

@@ -1,0 +1,190 @@
+"""Feedback: what those who use an expert say of its answers, one piece for each.
+
+A piece is about one expert version, and counts on its expert as soon as it comes: schedules fire by that count
+(``zhub.schedules.firing``). With the answer that would have been right it can become a row of a dataset. Functions
+take a Session and never commit.
+"""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict, Field
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from zhub.datasets import rows
+from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
+from zhub.ids import public_id
+from zhub.models import Expert, ExpertVersion, Feedback
+from zhub.registry import versions as registry
+from zhub.tenancy import idempotency
+from zhub.tenancy.keys import Caller
+
+SWEEP_BATCH = 1000
+
+
+class PromptMessage(Schema):
+    """One message of a prompt, as a row of a dataset has it."""
+
+    role: str
+    content: str
+
+
+class FeedbackRequest(Schema):
+    """How good one answer was. In all it is no longer than a row of a dataset may be."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
+    """The expert version that answered, or an alias: then what it stands on now."""
+    messages: list[PromptMessage]
+    """The prompt: it ends where the answer begins."""
+    completion: str
+    """The answer that was given."""
+    score: Annotated[float, Field(strict=True, ge=-1, le=1)]
+    """1 is as good as can be, -1 as bad."""
+    reference: str | None = None
+    """The answer that would have been right."""
+    comment: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How much feedback there is on a version, and its mean score."""
+
+    count: int
+    mean_score: float | None
+
+
+def create(session: Session, caller: Caller, request: FeedbackRequest, *, idempotency_key: str | None) -> Feedback:
+    """Keep a piece of feedback, and count it on its expert.
+
+    Raises:
+        InvalidRequestError: with the ``param`` at fault.
+        NotFoundError: no such version.
+        IdempotencyMismatchError: the key came with another body before.
+        NotReadyError: a request with the same key is being answered.
+    """
+    prompt = _prompt(request)
+    request_hash = idempotency.hash_of(request)
+    if idempotency_key is not None:
+        earlier = idempotency.made_before(
+            session, caller, Feedback, idempotency_key, request_hash, otherwise="other feedback"
+        )
+        if earlier is not None:
+            return earlier
+    record = _version(session, caller, request.model)
+    piece = Feedback(
+        org_id=caller.org_id,
+        project_id=caller.project_id,
+        version_id=record.version.id,
+        messages=prompt,
+        **request.model_dump(include={"completion", "score", "reference", "comment"}),
+        request_hash=request_hash,
+        idempotency_key=idempotency_key,
+    )
+    session.add(piece)
+    try:
+        session.flush()
+    except IntegrityError as exc:
+        if idempotency_key is None:
+            raise
+        # Nothing else about it is unique: a request with this key was committed after we looked for one.
+        raise NotReadyError("A request with this Idempotency-Key is being answered; try again.") from exc
+    # Last, because whoever publishes a version of the expert waits for this row.
+    counted = update(Expert).where(Expert.id == record.expert.id)
+    session.execute(counted.values(feedback_count=Expert.feedback_count + 1))
+    session.refresh(piece)
+    return piece
+
+
+def list_feedback(
+    session: Session, caller: Caller, *, model: str | None, after: uuid.UUID | None, limit: int
+) -> tuple[list[Feedback], bool]:
+    """The project's feedback, newest first, and whether more follows.
+
+    ``model`` leaves only that on an expert, ``<project>.<expert>``, or on one version of it.
+
+    Raises:
+        NotFoundError: no such expert or version.
+    """
+    statement = select(Feedback).where(Feedback.project_id == caller.project_id, Feedback.deleted_at.is_(None))
+    if model is not None and "@" in model:
+        version = registry.version(session, caller.project_id, model).version
+        statement = statement.where(Feedback.version_id == version.id)
+    elif model is not None:
+        expert = registry.expert(session, caller, model)
+        versions = select(ExpertVersion.id).where(ExpertVersion.expert_id == expert.id)
+        statement = statement.where(Feedback.version_id.in_(versions))
+    if after is not None:
+        statement = statement.where(Feedback.id < after)
+    found = list(session.scalars(statement.order_by(Feedback.id.desc()).limit(limit + 1)))
+    return found[:limit], len(found) > limit
+
+
+def summaries(session: Session, version_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Summary]:
+    """For each of these versions, how much feedback there is and its mean score."""
+    statement = (
+        select(Feedback.version_id, func.count(), func.avg(Feedback.score))
+        .where(Feedback.version_id.in_(version_ids), Feedback.deleted_at.is_(None))
+        .group_by(Feedback.version_id)
+    )
+    found = {version_id: Summary(count, mean) for version_id, count, mean in session.execute(statement)}
+    return {version_id: found.get(version_id, Summary(0, None)) for version_id in version_ids}
+
+
+def delete_feedback(session: Session, caller: Caller, feedback_id: uuid.UUID) -> None:
+    """Hide a piece of feedback; the sweep removes it. It stays counted on its expert: it has come.
+
+    Raises:
+        NotFoundError: the project has no such piece, or it was deleted before.
+    """
+    hidden = (
+        update(Feedback)
+        .where(Feedback.id == feedback_id, Feedback.project_id == caller.project_id, Feedback.deleted_at.is_(None))
+        .values(deleted_at=func.now())
+        .returning(Feedback.id)
+    )
+    if session.scalar(hidden) is None:
+        raise NotFoundError("feedback", public_id("feedback", feedback_id))
+
+
+def sweep(session: Session) -> int:
+    """Remove what was deleted, at most SWEEP_BATCH pieces; return how many. Two at once do no harm."""
+    due = select(Feedback.id).where(Feedback.deleted_at.is_not(None)).limit(SWEEP_BATCH)
+    return len(session.scalars(delete(Feedback).where(Feedback.id.in_(due)).returning(Feedback.id)).all())
+
+
+def _prompt(request: FeedbackRequest) -> list[dict[str, str]]:
+    """The messages, once all of the request could be a row of a dataset."""
+    raw = json.dumps(request.model_dump()).encode()
+    if len(raw) > rows.MAX_ROW_BYTES:
+        raise InvalidRequestError(
+            f"The feedback has {len(raw):,} bytes as JSON, and a row of a dataset at most {rows.MAX_ROW_BYTES:,}. "
+            "Shorten its texts."
+        )
+    try:
+        row = rows.parse_row(1, raw)
+    except rows.RowSyntaxError as exc:
+        param = "messages" if exc.code == "wrong_schema" else None
+        raise InvalidRequestError(f"Feedback must be such that it can become a row: {exc}.", param=param) from exc
+    if row.target is not None:
+        raise InvalidRequestError(
+            "messages: they must end before the answer, with the user's message; the answer is 'completion'.",
+            param="messages",
+        )
+    return row.messages
+
+
+def _version(session: Session, caller: Caller, model: str) -> registry.VersionRecord:
+    if "@" not in model or registry.CHECKPOINT_NAME.fullmatch(model):
+        raise InvalidRequestError(
+            f"model: feedback is about one expert version, and '{model}' is none. Name it as <project>.<expert>@v3 or "
+            "by its alias. An answer of 'auto' or of a mixture says under 'experts' which versions gave it.",
+            param="model",
+        )
+    return registry.version(session, caller.project_id, model)

@@ -1,0 +1,98 @@
+"""Settings of a zhub process: one URL for each part it stands on, read from the environment once in ``main()``."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from zhub.errors import InvalidRequestError
+from zhub.process.logs import LogFormat
+
+MIN_SECRET_CHARACTERS = 32
+
+
+class Settings(BaseSettings):
+    """Every setting is an environment variable with the prefix ``ZHUB_``, e.g. ``ZHUB_DATABASE_URL``."""
+
+    model_config = SettingsConfigDict(env_prefix="ZHUB_", frozen=True)
+
+    database_url: str
+    """PostgreSQL. The API's login is a member of ``zhub_app``, the scheduler's and the agent's of ``zhub_system``."""
+    store_url: str
+    """``file:///directory`` (made by the first write, though none above it) or
+    ``s3://bucket/prefix?endpoint_url=…&region=…``."""
+    redis_url: str | None = None
+    """Hints only; without it every wait is a poll."""
+    secret_key: SecretStr = SecretStr("")
+    """Keys the hashes of API keys and the secrets that sign webhooks: the same for API and scheduler."""
+    webhook_allow_private: bool = False
+    """Webhooks may go to private addresses and over http: where who holds a key may reach the network anyway."""
+
+    host: str = "127.0.0.1"
+    port: int = 8460
+    serving_url: str = "http://127.0.0.1:8461"
+    """Where the API reaches the Ray Serve app."""
+    serving_host: str = "127.0.0.1"
+    serving_port: int = 8461
+
+    ray_address: str | None = None
+    cluster: str = Field(default="default", pattern="^[a-z0-9][a-z0-9-]{0,62}$")
+    """Name of the workers that an agent drives; agents of several names may share one Ray cluster."""
+    slots: int = Field(default=1, ge=1)
+    """How many workers with torch the agent keeps, where Ray has nodes for them."""
+    worker_cpus: float = Field(default=0.0, ge=0)
+    worker_gpus: float | None = Field(default=None, ge=0, le=1)
+    """What Ray reserves for each; None: the GPUs of the whole Ray cluster are divided between the workers."""
+    worker_memory_gib: float = Field(default=0.0, ge=0)
+    worker_resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom resources of Ray's that each worker takes: ``{"fast-disk": 1}``."""
+    worker_labels: dict[str, str] = {}
+    """The nodes that workers may be on, a label selector of Ray's: ``{"ray.io/accelerator-type": "H100"}``."""
+    serve: bool = True
+    """Whether the agent runs the Serve app; of several on one Ray cluster one does."""
+    jobs_per_worker: int = Field(default=4, ge=1)
+    """How many small training jobs on one base a worker runs together; 1: each alone, bit for bit reproducible."""
+    device: str | None = None
+    """``cpu``, ``cuda``, …; None takes CUDA where there is one."""
+    cache_dir: Path = Path("/tmp/zhub-cache")
+    """Where workers keep fetched files; safe to delete."""
+    ready_file: Path | None = None
+    """Written by the agent once serving answers."""
+
+    lease_s: float = Field(default=60.0, gt=1)
+    poll_s: float = Field(default=0.5, gt=0)
+    stall_s: float = Field(default=600.0, gt=0)
+    """An attempt without progress for this long is stopped."""
+    leader_lease_s: float = Field(default=15.0, gt=1)
+
+    logs_kept_days: int = Field(default=90, ge=1, le=36500)
+    """How long the scheduler keeps the logs of an attempt that has ended."""
+
+    log_format: LogFormat = "text"
+    """``json``: one JSON object a line."""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where the scheduler and the agent answer Prometheus; None: nowhere. The API does so on its own port."""
+    drain_s: float = Field(default=0.0, ge=0, le=300)
+    """How long a stopped API says at ``/readyz`` that it drains before it accepts no more: what a balancer needs."""
+
+    @model_validator(mode="after")
+    def _know_the_gpus_of_labelled_nodes(self) -> Self:
+        if self.worker_labels and self.worker_gpus is None:
+            raise ValueError(
+                "ZHUB_WORKER_LABELS needs ZHUB_WORKER_GPUS: how many GPUs the nodes with these labels have is not "
+                "known. Say what each worker takes, 0 to 1."
+            )
+        return self
+
+    def require_secret_key(self) -> str:
+        """The secret key. Raises InvalidRequestError where it is missing or short."""
+        secret_key = self.secret_key.get_secret_value()
+        if len(secret_key) < MIN_SECRET_CHARACTERS:
+            raise InvalidRequestError(
+                f"ZHUB_SECRET_KEY must have at least {MIN_SECRET_CHARACTERS} characters; it keys the hashes of API "
+                "keys and the secrets of webhooks. Make one with `openssl rand -hex 32`, keep it, and give it to API "
+                "and scheduler."
+            )
+        return secret_key

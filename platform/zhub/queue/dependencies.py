@@ -1,0 +1,110 @@
+"""Jobs that wait for other jobs: they are queued once all of these have succeeded, and cancelled if one has not.
+
+Functions take a Session and never commit.
+"""
+
+import uuid
+from collections.abc import Sequence
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from zhub import states
+from zhub.errors import InvalidRequestError, NotFoundError
+from zhub.ids import parse_id, public_id
+from zhub.models import Job, JobDependency
+from zhub.queue import job_events, jobs
+from zhub.webhooks import endpoints
+
+MAX_NEEDED = 20
+MAX_SETTLED = 500  # in one pass of the leader
+
+
+def needed(session: Session, project_id: uuid.UUID, names: Sequence[str], *, param: str) -> list[Job]:
+    """The fine-tuning jobs of the project with these public ids, for a job that shall wait for them.
+
+    Raises:
+        InvalidRequestError: one is unknown, or has ended otherwise than well: what needs it would never run.
+    """
+    found = []
+    for name in dict.fromkeys(names):
+        try:
+            job = jobs.get_job(session, parse_id("fine-tuning job", name))
+        except NotFoundError:
+            job = None
+        if job is None or job.project_id != project_id or job.kind != "train":
+            raise InvalidRequestError(f"{param}: there is no fine-tuning job '{name}' in this project.", param=param)
+        if job.state in (states.FAILED, states.CANCELLED):
+            raise InvalidRequestError(
+                f"{param}: '{name}' has {'failed' if job.state == states.FAILED else 'been cancelled'}; what waits for "
+                "it would never run.",
+                param=param,
+            )
+        found.append(job)
+    return found
+
+
+def add(session: Session, job: Job, needs: Sequence[uuid.UUID]) -> None:
+    """Make a job, already flushed, wait for these."""
+    session.add_all([JobDependency(org_id=job.org_id, job_id=job.id, needs_job_id=needed) for needed in needs])
+    session.flush()
+
+
+def of(session: Session, job_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Job]]:
+    """What each of these jobs waits for or has waited for, oldest first."""
+    found: dict[uuid.UUID, list[Job]] = {}
+    rows = session.execute(
+        select(JobDependency.job_id, Job)
+        .join(Job, Job.id == JobDependency.needs_job_id)
+        .where(JobDependency.job_id.in_(job_ids))
+        .order_by(Job.id)
+    )
+    for job_id, job in rows:
+        found.setdefault(job_id, []).append(job)
+    return found
+
+
+def settle(session: Session) -> int:
+    """Queue the jobs whose dependencies have all succeeded, cancel those with one that has not. The leader calls this.
+
+    Gates are left alone: what to make of a training that failed is theirs to say.
+    """
+    rows = session.execute(
+        text(
+            """
+            WITH due AS (
+                SELECT j.id, bool_or(n.state IN ('failed', 'cancelled')) AS lost,
+                       min(n.id::text) FILTER (WHERE n.state IN ('failed', 'cancelled')) AS lost_id
+                  FROM jobs j JOIN job_dependencies d ON d.job_id = j.id JOIN jobs n ON n.id = d.needs_job_id
+                 WHERE j.state = 'waiting' AND j.kind <> 'gate'
+                 GROUP BY j.id
+                HAVING bool_and(n.state = 'succeeded') OR bool_or(n.state IN ('failed', 'cancelled'))
+                 ORDER BY j.id LIMIT :limit
+            )
+            UPDATE jobs SET state = CASE WHEN lost THEN 'cancelled' ELSE 'queued' END,
+                   finished_at = CASE WHEN lost THEN now() END,
+                   ranked_at = now() - priority * cast(:head_start AS interval),
+                   error = CASE WHEN lost THEN jsonb_build_object(
+                       'code', 'dependency_failed', 'param', 'depends_on', 'message',
+                       'The job ftjob-' || replace(lost_id, '-', '') || ', which it waited for, did not succeed.') END
+              FROM due WHERE jobs.id = due.id AND jobs.state = 'waiting'
+         RETURNING jobs.id, jobs.org_id, jobs.state, jobs.error
+            """
+        ),
+        {"limit": MAX_SETTLED, "head_start": jobs.PRIORITY_HEAD_START},
+    ).all()
+    for row in rows:
+        if row.state == states.QUEUED:
+            job_events.add(session, row.org_id, row.id, "All that it waited for has succeeded. The job is queued.")
+        else:
+            job_events.add(session, row.org_id, row.id, row.error["message"], level="error")
+            endpoints.announce_job(session, row.id)
+    return len(rows)
+
+
+def reason(needs: Sequence[Job]) -> str:
+    """What a waiting job waits for, in words."""
+    left = [public_id("fine-tuning job", job.id) for job in needs if job.state != states.SUCCEEDED]
+    return (
+        f"It waits for {', '.join(left)} to succeed." if left else "What it waited for has ended; it is next looked at."
+    )

@@ -1,0 +1,119 @@
+"""Aliases: names such as ``@prod`` for the version of an expert that they stand on, moved by compare-and-swap.
+
+Who asks for ``<project>.<expert>@prod`` is answered by that version from the next request on. Every move is kept, so
+that a move back is one as well.
+"""
+
+import re
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
+from zhub.ids import new_id
+from zhub.models import Alias, AliasMove, Expert
+from zhub.registry.versions import VersionRecord
+
+# None of them can be taken for a number of a version.
+ALIAS = re.compile(r"(?!v[0-9])[a-z](?:[a-z0-9_-]{0,30}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an alias must stand on for a move to happen: this version, or None, nothing yet."""
+
+    version_id: uuid.UUID | None
+
+
+def check_alias(name: str, *, param: str) -> str:
+    """Raise InvalidRequestError unless ``name`` can be an alias."""
+    if not ALIAS.fullmatch(name):
+        raise InvalidRequestError(
+            f"{param}: '{name}' cannot be an alias: use 1 to 32 lower-case letters, digits, '-' or '_', beginning with "
+            "a letter and ending with a letter or digit. 'v' and a digit is for the numbers of versions.",
+            param=param,
+        )
+    return name
+
+
+def get(session: Session, expert: Expert, name: str) -> Alias:
+    """The alias of an expert. Raises NotFoundError."""
+    found = session.scalar(select(Alias).where(Alias.expert_id == expert.id, Alias.name == name))
+    if found is None:
+        raise NotFoundError("alias", name, f"The expert '{expert.name}' has no alias '{name}'.")
+    return found
+
+
+def current(session: Session, expert_id: uuid.UUID, name: str) -> uuid.UUID | None:
+    """The version that an alias stands on, if there is one."""
+    return session.scalar(select(Alias.version_id).where(Alias.expert_id == expert_id, Alias.name == name))
+
+
+def move(
+    session: Session,
+    name: str,
+    to: VersionRecord,
+    *,
+    by: str,
+    reason: str | None = None,
+    expected: Expected | None = None,
+) -> Alias:
+    """Put an alias on a version, wherever it stands now, or only from where it is ``expected``.
+
+    A move to where it stands already is none.
+
+    Raises:
+        ConflictError: it stands elsewhere.
+    """
+    made = session.scalar(
+        insert(Alias)
+        .values(id=new_id(), org_id=to.expert.org_id, expert_id=to.expert.id, name=name, version_id=to.version.id)
+        .on_conflict_do_nothing()
+        .returning(Alias.id)
+    )
+    alias = session.scalars(
+        select(Alias).where(Alias.expert_id == to.expert.id, Alias.name == name).with_for_update()
+    ).one()
+    before = None if made is not None else alias.version_id
+    if expected is not None and expected.version_id != before:
+        raise ConflictError(
+            f"'@{name}' of '{to.expert.name}' stands elsewhere than expected: somebody moved it. Look where to."
+        )
+    if before == to.version.id:
+        return alias
+    session.add(
+        AliasMove(
+            org_id=to.expert.org_id,
+            alias_id=alias.id,
+            from_version_id=before,
+            to_version_id=to.version.id,
+            by=by,
+            reason=reason,
+        )
+    )
+    session.execute(update(Alias).where(Alias.id == alias.id).values(version_id=to.version.id, moved_at=func.now()))
+    session.flush()
+    session.refresh(alias)
+    return alias
+
+
+def list_aliases(session: Session, project_id: uuid.UUID) -> list[Alias]:
+    """The aliases of the project's experts, by name."""
+    return list(
+        session.scalars(
+            select(Alias)
+            .join(Expert, Expert.id == Alias.expert_id)
+            .where(Expert.project_id == project_id)
+            .order_by(Expert.name, Alias.name)
+        )
+    )
+
+
+def moves(session: Session, alias: Alias) -> list[AliasMove]:
+    """Every move of an alias, newest first."""
+    return list(
+        session.scalars(select(AliasMove).where(AliasMove.alias_id == alias.id).order_by(AliasMove.position.desc()))
+    )

@@ -1,0 +1,165 @@
+"""Base models: frozen weights that experts adapt. Added file by file or from the hub, then decomposed by a job.
+
+They belong to the platform, not to a tenant: every organisation trains on the same ones.
+"""
+
+import re
+import uuid
+from pathlib import PurePosixPath
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from zhub.admission import admit
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, UnsupportedModelError
+from zhub.models import BaseModel, Job
+from zhub.queue import jobs
+from zhub.registry.model_directory import FILE_SUFFIXES, REFUSED_SUFFIXES
+from zhub.specs import BaseModelSource, BasisReference, DecomposeSpec, StoredFile
+from zhub.tenancy.keys import Caller
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+RESERVED = ("auto", "base")
+REVISION = re.compile(r"[0-9a-f]{40}")
+
+
+def base_file_key(sha256: str) -> str:
+    return f"bases/files/sha256/{sha256}"
+
+
+def create(session: Session, name: str, *, hub_id: str | None, hub_revision: str | None, cluster: str) -> BaseModel:
+    """Add a base model that ``cluster`` shall decompose; its files follow, unless it comes from the hub.
+
+    Raises:
+        InvalidRequestError: a bad name, a hub id without a full commit hash, or a cluster that no agent has offered.
+        ConflictError: the name is taken.
+    """
+    if not NAME.fullmatch(name) or name in RESERVED:
+        raise InvalidRequestError(
+            f"'{name}' cannot name a base model: use 1 to 64 lower-case letters, digits, '.', '-' or '_'"
+            f" (and not {' or '.join(RESERVED)}).",
+            param="name",
+        )
+    if hub_id is not None and not REVISION.fullmatch(hub_revision or ""):
+        raise InvalidRequestError(
+            f"A hub model is added at a commit, so that it never changes: '{hub_id}@<40 hex digits>'.", param="hub"
+        )
+    admit.check_cluster(session, cluster, param="cluster")
+    existing = session.scalar(select(BaseModel).where(BaseModel.name == name))
+    if existing is not None and existing.status in ("ready", "decomposing"):
+        raise ConflictError(f"The base model '{name}' exists already. Choose another name.")
+    source = BaseModelSource(name=name, hub_id=hub_id, hub_revision=hub_revision).model_dump(mode="json")
+    if existing is not None:  # an upload that broke off, or a model that was refused: begin again
+        again = {"status": "uploading", "source": source, "error": None, "cluster": cluster}
+        session.execute(update(BaseModel).where(BaseModel.id == existing.id).values(again))
+        session.refresh(existing)
+        return existing
+    first = session.scalar(select(func.count()).select_from(BaseModel)) == 0
+    base = BaseModel(name=name, source=source, is_default=first, cluster=cluster)
+    session.add(base)
+    session.flush()
+    return base
+
+
+def check_file_name(filename: str) -> None:
+    """Refuse what could run code when loaded, and what is no part of a model."""
+    path = PurePosixPath(filename)
+    if path.suffix in REFUSED_SUFFIXES:
+        raise UnsupportedModelError(
+            f"'{filename}' is a pickle or another format that can run code when it is loaded. "
+            "Save the model with `save_pretrained(..., safe_serialization=True)`.",
+            param="file",
+        )
+    if path.name != filename or filename.startswith(".") or path.suffix not in FILE_SUFFIXES:
+        raise InvalidRequestError(
+            f"'{filename}' is not a file of a model directory; known endings: {', '.join(FILE_SUFFIXES)}.", param="file"
+        )
+
+
+def add_file(session: Session, name: str, file: StoredFile) -> BaseModel:
+    """Record one uploaded file of a base model that is still ``uploading``; the same name replaces."""
+    base = get(session, name, for_update=True)
+    if base.status != "uploading":
+        raise ConflictError(f"The base model '{name}' is {base.status}; its files cannot change any more.")
+    source = BaseModelSource.model_validate(base.source)
+    files = [*(f for f in source.files if f.name != file.name), file]
+    base.source = source.model_copy(update={"files": files}).model_dump(mode="json")
+    session.flush()
+    return base
+
+
+def complete(session: Session, caller: Caller, name: str) -> BaseModel:
+    """All files are there: enqueue the decomposition."""
+    base = get(session, name, for_update=True)
+    if base.status != "uploading":
+        raise ConflictError(f"The base model '{name}' is already {base.status}.")
+    source = BaseModelSource.model_validate(base.source)
+    names = {file.name for file in source.files}
+    if source.hub_id is None and ("config.json" not in names or not any(n.endswith(".safetensors") for n in names)):
+        raise UnsupportedModelError(
+            f"The base model '{name}' needs at least config.json and one .safetensors file; it has: "
+            f"{', '.join(sorted(names)) or 'none'}.",
+            param="files",
+        )
+    base.status = "decomposing"
+    session.flush()
+    job = Job(
+        org_id=caller.org_id,
+        project_id=caller.project_id,
+        kind="decompose",
+        spec=DecomposeSpec(base=source).model_dump(mode="json"),
+        base_model_id=base.id,
+        cluster=base.cluster,
+    )
+    jobs.enqueue(session, job, f"Decomposition of base model {name} enqueued.")
+    return base
+
+
+def get(session: Session, name: str, *, for_update: bool = False) -> BaseModel:
+    """The base model of this name. Raises NotFoundError that lists what there is."""
+    statement = select(BaseModel).where(BaseModel.name == name)
+    base = session.scalar(statement.with_for_update() if for_update else statement)
+    if base is None:
+        known = ", ".join(sorted(session.scalars(select(BaseModel.name)))) or "none yet"
+        raise NotFoundError("base model", name, f"Base models: {known}. Add one with `zhub base-models add`.")
+    return base
+
+
+def decomposition(session: Session, base: BaseModel) -> Job:
+    """The newest job that decomposes a base, for the organisation that added it. Raises NotFoundError."""
+    of_base = select(Job).where(Job.kind == "decompose", Job.base_model_id == base.id)
+    job = session.scalar(of_base.order_by(Job.id.desc()).limit(1))
+    if job is None:
+        raise NotFoundError("decomposition", base.name, "Its files are not complete, or another organisation added it.")
+    return job
+
+
+def require_ready(base: BaseModel) -> BasisReference:
+    """The base's basis. Raises NotReadyError while it is being decomposed, ConflictError if that failed."""
+    if base.status == "error":
+        raise ConflictError(f"The base model '{base.name}' cannot be used: {base.error}")
+    if base.status != "ready":
+        raise NotReadyError(f"The base model '{base.name}' is still '{base.status}'. Wait until it is 'ready'.")
+    assert base.weights_fingerprint and base.basis_fingerprint and base.basis_key_prefix
+    return BasisReference(
+        weights_fingerprint=base.weights_fingerprint,
+        basis_fingerprint=base.basis_fingerprint,
+        key_prefix=base.basis_key_prefix,
+    )
+
+
+def finish_decomposition(session: Session, base_model_id: uuid.UUID, found: dict[str, Any]) -> None:
+    """The basis is in the store: the base model is ready."""
+    session.execute(
+        update(BaseModel)
+        .where(BaseModel.id == base_model_id)
+        .values(
+            status="ready",
+            error=None,
+            weights_fingerprint=found["weights_fingerprint"],
+            basis_fingerprint=found["basis_fingerprint"],
+            basis_key_prefix=found["basis_key_prefix"],
+            details=found["details"],
+        )
+    )

@@ -1,0 +1,255 @@
+"""Schedules: trainings that are submitted by themselves, at times of a cron expression or when something has happened.
+
+What users do with them; how they fire is in ``zhub.schedules.firing``. Functions take a Session and never commit.
+"""
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict, Field, ValidationError
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from zhub.database import sessions
+from zhub.datasets import files
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError
+from zhub.ids import new_id, parse_id, public_id
+from zhub.models import Alias, Dataset, DatasetVersion, Expert, Schedule
+from zhub.registry import aliases, versions
+from zhub.schedules import cron
+from zhub.schedules.cron import MAX_CATCH_UP_S, Misfire
+from zhub.tenancy.keys import Caller, check_name
+from zhub.training import fine_tuning
+from zhub.training.fine_tuning import JobRequest
+
+MAX_SCHEDULES = 100  # of one project
+
+Overlap = Literal["skip", "buffer_one", "allow", "cancel_running"]
+
+
+class ScheduleRequest(Schema):
+    """What to train and when. ``training`` is a request for fine-tuning without its ``training_file``."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    dataset: str
+    """The name of a dataset, or the id of any file of it."""
+    training: dict[str, Any]
+    cron: str | None = None
+    timezone: str = "UTC"
+    on_new_data: bool = False
+    """Also train when a new version of the dataset has been checked."""
+    on_regression: str | None = None
+    """An alias, ``<project>.<expert>@<alias>``: also train when an evaluation finds its version worse than the base."""
+    on_feedback: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+    """Also train when so many pieces of feedback have come on the expert that it trains, since it last did for them."""
+    misfire: Misfire = "fire_once"
+    overlap: Overlap = "skip"
+    catch_up_s: Annotated[int, Field(strict=True, ge=0, le=MAX_CATCH_UP_S)] = 86400
+    max_backfill: Annotated[int, Field(strict=True, ge=1, le=100)] = 10
+    jitter_s: Annotated[int, Field(strict=True, ge=0, le=3600)] = 0
+    max_failures: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
+    """Runs in a row that may fail before the schedule is paused."""
+
+
+def create(session: Session, caller: Caller, request: ScheduleRequest) -> Schedule:
+    """Make a schedule; what its training would be refused for is refused here, where its dataset has a checked version.
+
+    Raises:
+        InvalidRequestError: with the ``param`` at fault.
+        NotFoundError, NotReadyError: the dataset or the base model is missing or not usable yet.
+        ConflictError: the project has one of this name already.
+    """
+    count = len(list_schedules(session, caller.project_id))
+    if count >= MAX_SCHEDULES:
+        raise ConflictError(f"The project has {count} schedules, and more are not allowed. Delete some.")
+    schedule = Schedule(id=new_id(), org_id=caller.org_id, project_id=caller.project_id)
+    _set(session, caller, schedule, request)
+    session.add(schedule)
+    _flush(session, request.name)
+    session.refresh(schedule)
+    return schedule
+
+
+def replace(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest) -> Schedule:
+    """Make a schedule what ``request`` says; its ticks so far stay. Raises what ``create`` does."""
+    _set(session, caller, schedule, request)
+    _flush(session, request.name)
+    session.refresh(schedule)
+    return schedule
+
+
+def get(session: Session, project_id: uuid.UUID, schedule_id: uuid.UUID, *, lock: bool = False) -> Schedule:
+    """The schedule with this id in the project. Raises NotFoundError."""
+    statement = select(Schedule).where(
+        Schedule.id == schedule_id, Schedule.project_id == project_id, Schedule.deleted_at.is_(None)
+    )
+    found = session.scalar(statement.with_for_update() if lock else statement)
+    if found is None:
+        raise NotFoundError("schedule", public_id("schedule", schedule_id))
+    return found
+
+
+def list_schedules(session: Session, project_id: uuid.UUID) -> list[Schedule]:
+    """The project's schedules, by name."""
+    statement = select(Schedule).where(Schedule.project_id == project_id, Schedule.deleted_at.is_(None))
+    return list(session.scalars(statement.order_by(Schedule.name)))
+
+
+def delete(session: Session, schedule: Schedule) -> None:
+    """Let it fire no more, and hide it. Its jobs stay."""
+    schedule.deleted_at = sessions.now(session)
+    session.flush()
+
+
+def pause(session: Session, schedule: Schedule) -> None:
+    """Let it fire no more until it is resumed. A job that runs goes on."""
+    schedule.paused_because = schedule.paused_because or "Somebody paused it."
+    session.flush()
+
+
+def resume(session: Session, schedule: Schedule) -> None:
+    """Let it fire again, from the next tick on: those since it was paused were not missed."""
+    if schedule.paused_because is None:
+        return
+    schedule.paused_because, schedule.failures = None, 0
+    _arm(session, schedule, sessions.now(session))
+    if schedule.on_new_data:
+        newest = newest_version(session, schedule.dataset_id)
+        schedule.seen_version_id = newest.id if newest else None
+    if schedule.feedback_expert_id is not None:
+        schedule.feedback_seen = session.get_one(Expert, schedule.feedback_expert_id).feedback_count
+    session.flush()
+
+
+def new_feedback(session: Session, found: Sequence[Schedule]) -> dict[uuid.UUID, int]:
+    """Of the schedules that fire by feedback, how many of their ``on_feedback`` pieces have come, by their ids."""
+    ids = {one.feedback_expert_id for one in found if one.feedback_expert_id is not None}
+    counts = dict(session.execute(select(Expert.id, Expert.feedback_count).where(Expert.id.in_(ids))).all())
+    return {
+        one.id: counts[one.feedback_expert_id] - one.feedback_seen
+        for one in found
+        if one.feedback_expert_id is not None
+    }
+
+
+def job_request(training: dict[str, Any], version_id: uuid.UUID) -> JobRequest:
+    """What a run asks for: a schedule's ``training`` on this version of its dataset.
+
+    Raises:
+        InvalidRequestError: with the ``param`` at fault.
+    """
+    if "training_file" in training:
+        raise InvalidRequestError(
+            "training.training_file: leave it out; each run takes the newest version of 'dataset'.",
+            param="training.training_file",
+        )
+    try:
+        return JobRequest.model_validate(training | {"training_file": public_id("file", version_id)})
+    except ValidationError as exc:
+        problem = exc.errors()[0]
+        where = ".".join(["training", *(str(part) for part in problem["loc"])])
+        raise InvalidRequestError(f"{where}: {problem['msg']}.", param=where) from exc
+
+
+def newest_version(session: Session, dataset_id: uuid.UUID) -> DatasetVersion | None:
+    """The newest version of a dataset that passed its check."""
+    return session.scalar(
+        select(DatasetVersion)
+        .where(
+            DatasetVersion.dataset_id == dataset_id,
+            DatasetVersion.status == "processed",
+            DatasetVersion.deleted_at.is_(None),
+        )
+        .order_by(DatasetVersion.version.desc())
+        .limit(1)
+    )
+
+
+def _set(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest) -> None:
+    if not (request.cron or request.on_new_data or request.on_regression or request.on_feedback):
+        raise InvalidRequestError(
+            "A schedule needs 'cron', 'on_new_data': true, 'on_regression', 'on_feedback', or several of these.",
+            param="cron",
+        )
+    if request.cron is not None:
+        cron.check_cron(request.cron, request.timezone)
+    dataset = _dataset(session, caller, request.dataset)
+    newest = newest_version(session, dataset.id)
+    suffix = _check_training(session, caller, request.training, newest).suffix
+    expert = _trained(session, caller, suffix, newest) if request.on_feedback is not None else None
+    alias = _alias(session, caller, request.on_regression) if request.on_regression is not None else None
+    now = sessions.now(session)  # all is asked first: a query writes what is half changed
+    schedule.name = check_name(request.name, "schedule", param="name")
+    schedule.dataset_id = dataset.id
+    schedule.request = request.training
+    schedule.watched_alias_id = alias.id if alias is not None else None
+    for column, value in request.model_dump(exclude={"name", "dataset", "training", "on_regression"}).items():
+        setattr(schedule, column, value)
+    schedule.feedback_expert_id = expert.id if expert else None
+    schedule.feedback_seen = expert.feedback_count if expert else 0
+    schedule.seen_version_id = newest.id if newest else None
+    _arm(session, schedule, now)
+
+
+def _check_training(
+    session: Session, caller: Caller, training: dict[str, Any], newest: DatasetVersion | None
+) -> JobRequest:
+    request = job_request(training, newest.id if newest else new_id())
+    if newest is None:
+        return request
+    with session.begin_nested() as trial:
+        try:
+            fine_tuning.create(session, caller, request, idempotency_key=None, is_retry=False)
+        except QuotaExceededError:
+            pass  # a full queue says nothing about the runs to come
+        except InvalidRequestError as exc:
+            raise InvalidRequestError(f"training: {exc}", param=f"training.{exc.param}", code=exc.code) from exc
+        trial.rollback()
+    return request
+
+
+def _trained(session: Session, caller: Caller, suffix: str | None, newest: DatasetVersion | None) -> Expert:
+    """The expert that the runs of a schedule train; made here if it is new, so that there is something to count on."""
+    if suffix is None and newest is None:
+        raise InvalidRequestError(
+            "on_feedback: feedback on which expert? Name it as training.suffix: the dataset has no version yet that "
+            "passed its check, whose file would name it.",
+            param="training.suffix",
+        )
+    return versions.expert_for(session, caller, suffix, newest.filename if newest else "")
+
+
+def _dataset(session: Session, caller: Caller, name: str) -> Dataset:
+    if name.startswith("file-"):
+        version = files.get(session, caller.project_id, parse_id("file", name))
+        return session.scalars(select(Dataset).where(Dataset.id == version.dataset_id)).one()
+    found = session.scalar(select(Dataset).where(Dataset.project_id == caller.project_id, Dataset.name == name))
+    if found is None:
+        raise NotFoundError("dataset", name, "A dataset has the name of its file without the ending; upload one first.")
+    return found
+
+
+def _alias(session: Session, caller: Caller, name: str) -> Alias:
+    expert, _, alias = name.partition("@")
+    return aliases.get(session, versions.expert(session, caller, expert), alias)
+
+
+def _flush(session: Session, name: str) -> None:
+    try:
+        session.flush()
+    except IntegrityError as exc:
+        raise ConflictError(f"The project has a schedule '{name}' already. Choose another name.") from exc
+
+
+def _arm(session: Session, schedule: Schedule, after: datetime) -> None:
+    """Set when it fires next; the jitter of a tick is always the same."""
+    if schedule.cron is None:
+        schedule.next_at = schedule.fires_at = None
+        return
+    schedule.next_at = next(cron.ticks(schedule.cron, schedule.timezone, after))
+    schedule.fires_at = schedule.next_at + cron.jitter(schedule.id, schedule.next_at, schedule.jitter_s)

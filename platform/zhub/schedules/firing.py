@@ -1,0 +1,273 @@
+"""Ticks: how schedules fire, and what becomes of each time that they do.
+
+A tick trains on the newest version of the schedule's dataset. Whatever becomes of it, it gets a row: the unique key of
+that row is what lets no tick fire twice, whichever scheduler looks, and however often. A schedule is looked at under a
+lock on its row, so no leader is needed. Functions take a Session and never commit.
+"""
+
+import logging
+from datetime import datetime, timedelta
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from zhub import states
+from zhub.database import sessions
+from zhub.errors import ConflictError, ZhubError
+from zhub.evaluation import evaluations
+from zhub.ids import new_id, public_id
+from zhub.models import DatasetVersion, Evaluation, Expert, Job, Project, Schedule, ScheduleTick
+from zhub.queue.desired import request_cancel
+from zhub.schedules import cron, definitions
+from zhub.tenancy.keys import Caller
+from zhub.training import fine_tuning
+
+MISSED = "No scheduler looked at it in time."
+
+log = logging.getLogger("zhub.ticks")
+
+
+def look(session: Session) -> bool:
+    """Look after one schedule that has something due; False where none has. A scheduler calls this again and again."""
+    schedule_id = session.scalar(text(_DUE))
+    if schedule_id is None:
+        return False
+    schedule = session.get_one(Schedule, schedule_id)
+    try:
+        with session.begin_nested():
+            _count_ended(session, schedule)
+            _fire_buffered(session, schedule)
+            _fire_new_data(session, schedule)
+            _fire_regressions(session, schedule)
+            _fire_feedback(session, schedule)
+            _fire_ticks(session, schedule, sessions.now(session))
+    except DBAPIError:
+        raise
+    except Exception as exc:  # it must not stand in the way of every other schedule
+        log.exception("schedule %s", schedule_id, extra={"action": "schedule_failed"})
+        message = f"zhub failed to fire it ({type(exc).__name__}); its log says why."
+        broken = update(Schedule).where(Schedule.id == schedule_id)
+        session.execute(broken.values(paused_because=func.coalesce(Schedule.paused_because, message)))
+        session.execute(update(ScheduleTick).where(ScheduleTick.schedule_id == schedule_id).values(counted=True))
+    return True
+
+
+def run_now(session: Session, schedule: Schedule) -> ScheduleTick:
+    """Fire at once, paused or not, as its overlap policy allows."""
+    return _fire(session, schedule, f"asked:{new_id().hex}")
+
+
+def list_ticks(session: Session, schedule: Schedule, *, limit: int) -> list[ScheduleTick]:
+    """The newest ticks of a schedule."""
+    statement = select(ScheduleTick).where(ScheduleTick.schedule_id == schedule.id)
+    return list(session.scalars(statement.order_by(ScheduleTick.id.desc()).limit(limit)))
+
+
+# Evaluations of what the alias of schedule ``s`` stands on, with those of its base on the same suite, without a tick.
+_MEASURED = """
+    SELECT e.id, b.id AS base_id FROM aliases a
+      JOIN evaluations e ON e.version_id = a.version_id AND e.project_id = s.project_id AND e.rewards IS NOT NULL
+      JOIN evaluations b ON b.project_id = e.project_id AND b.base_model_id = e.base_model_id AND b.version_id IS NULL
+                        AND b.suite_digest = e.suite_digest AND b.rewards IS NOT NULL
+     WHERE a.id = s.watched_alias_id AND NOT EXISTS (
+           SELECT 1 FROM schedule_ticks t
+            WHERE t.schedule_id = s.id AND t.key = 'regression:' || replace(e.id::text, '-', ''))
+"""
+# A schedule with a job to count, or which is not paused and has a tick, a buffered one whose way is free, new data,
+# something measured, or enough feedback. That is counted where it comes, on the expert: never here.
+_DUE = (
+    """
+    SELECT s.id FROM schedules s
+     WHERE s.deleted_at IS NULL AND (
+           EXISTS (SELECT 1 FROM schedule_ticks t JOIN jobs j ON j.id = t.job_id
+                    WHERE t.schedule_id = s.id AND NOT t.counted AND t.outcome = 'fired' AND j.finished_at IS NOT NULL)
+        OR s.paused_because IS NULL AND (
+           s.fires_at <= now()
+        OR EXISTS (SELECT 1 FROM schedule_ticks t WHERE t.schedule_id = s.id AND t.outcome = 'buffered')
+           AND NOT EXISTS (SELECT 1 FROM schedule_ticks t
+                            WHERE t.schedule_id = s.id AND NOT t.counted AND t.outcome = 'fired')
+        OR s.on_new_data AND s.seen_version_id IS DISTINCT FROM
+           (SELECT v.id FROM dataset_versions v
+             WHERE v.dataset_id = s.dataset_id AND v.status = 'processed' AND v.deleted_at IS NULL
+             ORDER BY v.version DESC LIMIT 1)
+        OR EXISTS (SELECT 1 FROM experts e
+                    WHERE e.id = s.feedback_expert_id AND e.feedback_count >= s.feedback_seen + s.on_feedback)
+        OR s.watched_alias_id IS NOT NULL AND EXISTS (SELECT 1 FROM ("""
+    + _MEASURED
+    + """) m)))
+     ORDER BY s.id LIMIT 1 FOR UPDATE SKIP LOCKED
+"""
+)
+
+
+def _fire_ticks(session: Session, schedule: Schedule, now: datetime) -> None:
+    if schedule.cron is None or schedule.paused_because or not schedule.fires_at or schedule.fires_at > now:
+        return
+    assert schedule.next_at is not None
+    due = cron.plan(
+        schedule.cron,
+        schedule.timezone,
+        schedule.next_at,
+        now,
+        delay=lambda tick: cron.jitter(schedule.id, tick, schedule.jitter_s),
+        misfire=schedule.misfire,  # type: ignore[arg-type]  # the table's constraint has the same values
+        catch_up=timedelta(seconds=schedule.catch_up_s),
+        max_backfill=schedule.max_backfill,
+    )
+    for tick in due.missed:
+        _miss(session, schedule, _key(tick))
+    if due.missed_count > len(due.missed):
+        extra = {"action": "ticks_missed", "org_id": schedule.org_id, "ticks": due.missed_count}
+        log.warning("schedule %s: %d ticks were missed", schedule.id, due.missed_count, extra=extra)
+    for tick in due.fire:
+        _fire(session, schedule, _key(tick))
+    schedule.next_at = due.next_at
+    schedule.fires_at = due.next_at + cron.jitter(schedule.id, due.next_at, schedule.jitter_s)
+    session.flush()
+
+
+def _miss(session: Session, schedule: Schedule, key: str) -> None:
+    values = {"schedule_id": schedule.id, "key": key, "outcome": "skipped_misfire"}
+    row = insert(ScheduleTick).values(id=new_id(), org_id=schedule.org_id, message=MISSED, **values)
+    session.execute(row.on_conflict_do_nothing())
+
+
+def _fire_new_data(session: Session, schedule: Schedule) -> None:
+    if not schedule.on_new_data or schedule.paused_because:
+        return
+    newest = definitions.newest_version(session, schedule.dataset_id)
+    seen = session.get(DatasetVersion, schedule.seen_version_id) if schedule.seen_version_id else None
+    schedule.seen_version_id = newest.id if newest else None
+    # An older one comes to the fore when the newest is deleted.
+    if newest is not None and (seen is None or newest.version > seen.version):
+        _fire(session, schedule, f"data:{newest.id.hex}")
+
+
+def _fire_regressions(session: Session, schedule: Schedule) -> None:
+    if schedule.watched_alias_id is None or schedule.paused_because:
+        return
+    measured = text(
+        f"SELECT m.* FROM schedules s CROSS JOIN LATERAL ({_MEASURED}) m WHERE s.id = :schedule ORDER BY m.id"
+    )
+    for row in session.execute(measured, {"schedule": schedule.id}).all():
+        own, base = session.get_one(Evaluation, row.id), session.get_one(Evaluation, row.base_id)
+        found = evaluations.compare(tuple(own.rewards or ()), tuple(base.rewards or ()))
+        key = f"regression:{row.id.hex}"
+        if found.verdict == "worse":
+            _fire(session, schedule, key)
+        else:
+            _note(session, schedule, key, "no_regression", f"Against its base: {found.verdict}.")
+
+
+def _fire_feedback(session: Session, schedule: Schedule) -> None:
+    if schedule.on_feedback is None or schedule.paused_because:
+        return
+    expert = session.get_one(Expert, schedule.feedback_expert_id)
+    if expert.feedback_count < schedule.feedback_seen + schedule.on_feedback:
+        return
+    schedule.feedback_seen = expert.feedback_count
+    # With the expert, because the counts of another, which it may train later, are numbers as well.
+    _fire(session, schedule, f"feedback:{expert.name}:{expert.feedback_count}")
+
+
+def _fire_buffered(session: Session, schedule: Schedule) -> None:
+    waiting = _buffered(session, schedule)
+    if waiting is not None and not schedule.paused_because and not _unfinished(session, schedule):
+        _submit(session, schedule, waiting)
+
+
+def _buffered(session: Session, schedule: Schedule) -> ScheduleTick | None:
+    statement = select(ScheduleTick).where(ScheduleTick.schedule_id == schedule.id, ScheduleTick.outcome == "buffered")
+    return session.scalar(statement)
+
+
+def _fire(session: Session, schedule: Schedule, key: str) -> ScheduleTick:
+    """Do what the overlap policy says about a tick, once."""
+    statement = select(ScheduleTick).where(ScheduleTick.schedule_id == schedule.id, ScheduleTick.key == key)
+    if (earlier := session.scalar(statement)) is not None:
+        return earlier
+    running = _unfinished(session, schedule)
+    if running and schedule.overlap == "skip":
+        holder = public_id("fine-tuning job", running[0].id)
+        return _note(session, schedule, key, "skipped_overlap", f"{holder} of an earlier tick has not ended.")
+    if running and schedule.overlap == "buffer_one":
+        if _buffered(session, schedule) is not None:
+            return _note(session, schedule, key, "skipped_overlap", "Another tick waits already.")
+        return _note(session, schedule, key, "buffered", "It is fired once the job of the earlier tick has ended.")
+    if schedule.overlap == "cancel_running":
+        for job in running:
+            request_cancel(session, job.id)
+    return _submit(session, schedule, _note(session, schedule, key, "fired", None))
+
+
+def _submit(session: Session, schedule: Schedule, tick: ScheduleTick) -> ScheduleTick:
+    """Enqueue the training of a tick, or say in its row why it is refused."""
+    project = session.scalars(select(Project).where(Project.id == schedule.project_id)).one()
+    caller = Caller(schedule.id, schedule.org_id, schedule.project_id, project.name, frozenset())
+    try:
+        with session.begin_nested():
+            newest = definitions.newest_version(session, schedule.dataset_id)
+            if newest is None:
+                raise ConflictError("The dataset has no version that passed its check.")
+            request = definitions.job_request(schedule.request, newest.id)
+            origin = {"schedule": schedule.name, "tick": tick.key}
+            request = request.model_copy(update={"metadata": (request.metadata or {}) | origin})
+            job = fine_tuning.create(
+                session, caller, request, idempotency_key=f"schedule:{schedule.id.hex}:{tick.key}", is_retry=False
+            )
+    except ZhubError as exc:
+        tick.outcome, tick.message, tick.counted = "refused", str(exc), True
+        _count(schedule, failed=True, why=str(exc))
+    else:
+        tick.outcome, tick.message, tick.job_id = "fired", None, job.id
+        extra = {"action": "tick_fired", "org_id": schedule.org_id, "job_id": job.id, "tick": tick.key}
+        log.info("schedule %s: tick %s submitted job %s", schedule.id, tick.key, job.id, extra=extra)
+    session.flush()
+    return tick
+
+
+def _unfinished(session: Session, schedule: Schedule) -> list[Job]:
+    statement = (
+        select(Job)
+        .join(ScheduleTick, ScheduleTick.job_id == Job.id)
+        .where(ScheduleTick.schedule_id == schedule.id, ~ScheduleTick.counted, Job.finished_at.is_(None))
+    )
+    return list(session.scalars(statement.order_by(Job.id)))
+
+
+def _note(session: Session, schedule: Schedule, key: str, outcome: str, message: str | None) -> ScheduleTick:
+    """Make the row of a tick."""
+    tick = ScheduleTick(org_id=schedule.org_id, schedule_id=schedule.id, key=key, outcome=outcome, message=message)
+    session.add(tick)
+    session.flush()
+    return tick
+
+
+def _count_ended(session: Session, schedule: Schedule) -> None:
+    """Count how the jobs of ticks ended, in their order."""
+    rows = session.execute(
+        select(ScheduleTick, Job)
+        .join(Job, Job.id == ScheduleTick.job_id)
+        .where(ScheduleTick.schedule_id == schedule.id, ~ScheduleTick.counted, Job.finished_at.is_not(None))
+        .order_by(Job.finished_at)
+    )
+    for tick, job in rows:
+        tick.counted = True
+        if job.state != states.CANCELLED:
+            why = (job.error or {}).get("message", "")
+            _count(schedule, failed=job.state == states.FAILED, why=why)
+    session.flush()
+
+
+def _count(schedule: Schedule, *, failed: bool, why: str) -> None:
+    schedule.failures = schedule.failures + 1 if failed else 0
+    if schedule.failures >= schedule.max_failures and schedule.paused_because is None:
+        schedule.paused_because = (
+            f"{schedule.failures} runs in a row failed, the last one: {why} Mend it, and resume the schedule."
+        )
+
+
+def _key(tick: datetime) -> str:
+    return tick.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,127 @@
+"""Organisations, projects and API keys.
+
+A key looks like ``zhub_<12 hex>_<43 characters>``: the first part finds the row, the whole is proved against an
+HMAC-SHA-256 keyed with ``ZHUB_SECRET_KEY``. It is shown once, when it is made, and stored nowhere.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.orm import Session
+
+from zhub.database.sessions import key_session, tenant_session
+from zhub.errors import AuthenticationError, InvalidRequestError, PermissionDeniedError
+from zhub.models import ApiKey, Organization, Project
+
+SCOPES = (
+    "files:read", "files:write", "jobs:read", "jobs:write", "models:read", "models:write", "chat", "base_models:write",
+    "webhooks:read", "webhooks:write",
+)  # fmt: skip
+KEY_PATTERN = re.compile(r"zhub_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+LAST_USED_GRANULARITY = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who is asking: established once for each request, from its key."""
+
+    key_id: uuid.UUID
+    org_id: uuid.UUID
+    project_id: uuid.UUID
+    project: str
+    scopes: frozenset[str]
+
+    def require(self, scope: str) -> None:
+        """Raise PermissionDeniedError unless the key has ``scope``."""
+        if scope not in self.scopes:
+            raise PermissionDeniedError(scope)
+
+
+def create_organization(session: Session, name: str) -> Organization:
+    organization = Organization(name=check_name(name, "organization"))
+    session.add(organization)
+    session.flush()
+    return organization
+
+
+def create_project(session: Session, org_id: uuid.UUID, name: str) -> Project:
+    project = Project(org_id=org_id, name=check_name(name, "project"))
+    session.add(project)
+    session.flush()
+    return project
+
+
+def create_api_key(
+    session: Session, project: Project, name: str, *, scopes: tuple[str, ...], secret_key: str
+) -> tuple[ApiKey, str]:
+    """Return the row and the key itself, which is never to be had again."""
+    unknown = set(scopes) - set(SCOPES)
+    if unknown:
+        raise InvalidRequestError(f"Unknown scopes {sorted(unknown)}. Known: {', '.join(SCOPES)}.", param="scopes")
+    prefix = secrets.token_hex(6)
+    key = f"zhub_{prefix}_{secrets.token_urlsafe(32)}"
+    row = ApiKey(
+        org_id=project.org_id,
+        project_id=project.id,
+        name=name,
+        prefix=prefix,
+        hash=hash_key(key, secret_key),
+        scopes=list(scopes),
+    )
+    session.add(row)
+    session.flush()
+    return row, key
+
+
+def authenticate(engine: Engine, key: str, *, secret_key: str) -> Caller:
+    """Return who a key speaks for.
+
+    Raises:
+        AuthenticationError: unknown, revoked or expired; the message does not say which of the first two.
+    """
+    match = KEY_PATTERN.fullmatch(key)
+    if match is None:
+        raise AuthenticationError("Incorrect API key provided: it should look like 'zhub_…'.")
+    with key_session(engine, match[1]) as session:
+        # The database's clock, because that of a process may be wrong.
+        found = session.execute(select(ApiKey, func.now()).where(ApiKey.prefix == match[1])).one_or_none()
+        known = found is not None and hmac.compare_digest(found[0].hash, hash_key(key, secret_key))
+        if found is None or not known or found[0].revoked_at:
+            raise AuthenticationError(f"Incorrect API key provided: zhub_{match[1]}_… is not known, or was revoked.")
+        row, now = found
+        if row.expires_at is not None and row.expires_at <= now:
+            raise AuthenticationError(f"The API key zhub_{match[1]}_… expired on {row.expires_at:%Y-%m-%d}.")
+    with tenant_session(engine, row.org_id) as session:
+        project = session.scalars(select(Project).where(Project.id == row.project_id)).one()
+        if row.last_used_at is None or now - row.last_used_at > LAST_USED_GRANULARITY:
+            session.execute(update(ApiKey).where(ApiKey.id == row.id).values(last_used_at=now))
+        return Caller(row.id, row.org_id, project.id, project.name, frozenset(row.scopes))
+
+
+def hash_key(key: str, secret_key: str) -> str:
+    return hmac.new(secret_key.encode(), key.encode(), hashlib.sha256).hexdigest()
+
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
+
+
+def check_name(name: str, kind: str, *, param: str | None = None) -> str:
+    """Names are parts of model ids (``project.expert@v1``): lower-case letters, digits, '-' and '_', at most 64."""
+    if not NAME.fullmatch(name):
+        raise InvalidRequestError(
+            f"'{name}' cannot name a {kind}: use 1 to 64 lower-case letters, digits, '-' or '_', "
+            "beginning and ending with a letter or digit.",
+            param=param,
+        )
+    return name
+
+
+def slugify(text: str) -> str:
+    """Bend free text into a name, or return '' when nothing of it can stay."""
+    return re.sub(r"[^a-z0-9_-]+", "-", text.lower())[:64].strip("-_")

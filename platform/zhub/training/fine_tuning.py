@@ -1,0 +1,363 @@
+"""From a request for fine-tuning to a job: everything that can be refused is refused here, before it costs anything."""
+
+import random
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict, Field
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from zhub import states
+from zhub.admission import admit
+from zhub.datasets import files as datasets
+from zhub.errors import (
+    InvalidDatasetError,
+    InvalidRequestError,
+    NotFoundError,
+    NotReadyError,
+    RowProblem,
+)
+from zhub.evaluation import promotions
+from zhub.graders import Grader, check_templates, judge_models, parse_grader
+from zhub.ids import parse_id
+from zhub.manifest import ROUTING_FILE, Z_FILE
+from zhub.models import BaseModel, DatasetVersion, Expert, Job
+from zhub.queue import dependencies, jobs
+from zhub.registry import base_models, versions
+from zhub.specs import (
+    BaseModelSource,
+    BasisReference,
+    Hyperparameters,
+    Recipe,
+    StartingPoint,
+    TrainSpec,
+    resolve_hyperparameters,
+)
+from zhub.tenancy import idempotency
+from zhub.tenancy.keys import Caller
+from zhub.training import estimates
+from zhub.training.packing import pack_key
+
+METHODS: tuple[Recipe, ...] = ("reinforcement", "supervised", "dpo")
+MIN_PROMPTS = 10
+MAX_STARTS = 64  # the newest: a worker fetches them all
+GRADER = "method.reinforcement.grader"
+RETRY_WINDOW = timedelta(minutes=10)
+
+
+class JobRequest(Schema):
+    """A request for fine-tuning, in the shape of the OpenAI dialect."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    method: dict[str, Any] | None = None
+    hyperparameters: dict[str, Any] | None = None
+    suffix: str | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    metadata: dict[str, str] | None = None
+    integrations: list[Any] | None = None
+    depends_on: Annotated[list[str], Field(max_length=dependencies.MAX_NEEDED)] = []
+    """Not in the dialect: fine-tuning jobs that must have succeeded before this one is queued."""
+    dedup_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """Not in the dialect: while a job of the project with this key has not ended, the answer is that one."""
+    promotion: promotions.Gate | None = None
+    """Not in the dialect: the gate that the version must pass to get an alias."""
+    cluster: str = admit.DEFAULT_CLUSTER
+    """Not in the dialect: which workers train it, by the name of their agent's cluster."""
+
+
+def create(
+    session: Session, caller: Caller, request: JobRequest, *, idempotency_key: str | None, is_retry: bool
+) -> Job:
+    """Validate a request against dataset, base model and hyper-parameters, and enqueue its job.
+
+    ``is_retry`` says that the client repeats a call whose answer it never saw: an equal request of the last
+    ten minutes is then returned instead of made again.
+
+    Raises:
+        InvalidRequestError: with the ``param`` at fault.
+        NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet.
+        QuotaExceededError: as many jobs of the organisation wait as may.
+        IdempotencyMismatchError: the key came with another body before.
+    """
+    request_hash = idempotency.hash_of(request)
+    if earlier := _earlier(session, caller, request_hash, idempotency_key, is_retry):
+        return earlier
+    if request.dedup_key is not None and (live := jobs.live(session, caller.project_id, request.dedup_key)):
+        return live
+    admit.check_queue(session, caller.org_id)
+    job, expert = prepare(session, caller, request)
+    job.request_hash, job.idempotency_key, job.dedup_key = request_hash, idempotency_key, request.dedup_key
+    needs = dependencies.needed(session, caller.project_id, request.depends_on, param="depends_on")
+    job.state = states.WAITING if needs else states.QUEUED
+    try:
+        jobs.enqueue(session, job, f"Created fine-tuning job for expert {caller.project}.{expert.name}.")
+    except IntegrityError as exc:
+        if idempotency_key is None and request.dedup_key is None:
+            raise
+        # Nothing else about a job is unique: a request with this key was committed after we looked for one.
+        raise NotReadyError("A request with this Idempotency-Key or dedup_key is being answered; try again.") from exc
+    dependencies.add(session, job, [needed.id for needed in needs])
+    if request.promotion is not None:
+        promotions.create_for_training(session, caller, request.promotion, job)
+    session.refresh(job)
+    return job
+
+
+def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job, Expert]:
+    """The job that a request asks for, with everything resolved, not enqueued; and its expert, made if it is new.
+
+    Raises:
+        InvalidRequestError: with the ``param`` at fault.
+        NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet.
+    """
+    if request.integrations:
+        raise InvalidRequestError("Integrations are not supported; leave them out.", param="integrations")
+    parent = versions.version(session, caller.project_id, request.model) if "@" in request.model else None
+    base = parent.base if parent else base_models.get(session, request.model)
+    basis = base_models.require_ready(base)
+    training = _processed(session, caller, request.training_file, "training_file")
+    validation = (
+        _processed(session, caller, request.validation_file, "validation_file") if request.validation_file else None
+    )
+    recipe, hyperparameters, grader_json = _method(request)
+    grader = _grader(recipe, grader_json, base.name)
+    for version, param in ((training, "training_file"), (validation, "validation_file")):
+        if version is not None:
+            _check_rows(version, recipe, param)
+            if grader is not None:
+                columns = (version.validation or {})["columns"]
+                check_templates(grader, columns, _distinct_rows(version), param=GRADER)
+    resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=_distinct_rows(training))
+    if parent is not None:
+        _check_parent(parent, resolved, basis)
+    admit.check_cluster(session, request.cluster, param="cluster")
+    if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
+        raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
+    seed = request.seed if request.seed is not None else random.SystemRandom().randrange(2**31)
+    expert = versions.expert_for(session, caller, request.suffix, training.filename)
+    spec = TrainSpec(
+        expert=expert.name,
+        base=BaseModelSource.model_validate(base.source),
+        basis=basis,
+        training_file=datasets.stored_file(training),
+        validation_file=datasets.stored_file(validation) if validation else None,
+        recipe=recipe,
+        hyperparameters=resolved,
+        grader=grader,
+        seed=seed,
+        starts=[_starting_point(record) for record in _starts(session, caller, base, parent, resolved)],
+    )
+    echoed: dict[str, Any] = {"hyperparameters": resolved.model_dump(mode="json")}
+    if grader is not None:
+        echoed["grader"] = grader.model_dump(mode="json")
+    job = Job(
+        org_id=caller.org_id,
+        project_id=caller.project_id,
+        kind="train",
+        spec=spec.model_dump(mode="json"),
+        request={
+            "model": request.model,
+            "method": {"type": recipe, recipe: echoed},
+            "suffix": request.suffix,
+            "seed": seed,
+            "metadata": request.metadata or {},
+        },
+        base_model_id=base.id,
+        dataset_version_id=training.id,
+        validation_version_id=validation.id if validation else None,
+        expert_id=expert.id,
+        cluster=request.cluster,
+        pack_key=pack_key(spec),
+        workers=resolved.data_parallel,
+        expected_s=estimates.expected_seconds(session, base.id, recipe, resolved),
+    )
+    return job, expert
+
+
+def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis: BasisReference) -> None:
+    if parent.is_lora or hyper.adapter != "svf" or hyper.parameterisation != "multiplier":
+        raise InvalidRequestError(
+            "Only a training of the adapter 'svf', with the parameterisation 'multiplier', can begin from an expert, "
+            "and only from one of that adapter. Give the base model.",
+            param="model",
+        )
+    if hyper.warm_start != "off":
+        raise InvalidRequestError(
+            f"The training begins from '{parent.name}' already: leave warm_start out, or give the base model.",
+            param="model",
+        )
+    if parent.version.manifest["basis_fingerprint"] != basis.basis_fingerprint:
+        raise InvalidRequestError(
+            f"'{parent.name}' belongs to an earlier basis of '{parent.base.name}'. Give the base model.", param="model"
+        )
+
+
+def _starts(
+    session: Session,
+    caller: Caller,
+    base: BaseModel,
+    parent: versions.VersionRecord | None,
+    hyper: Hyperparameters,
+) -> Sequence[versions.VersionRecord]:
+    if hyper.warm_start == "nearest":
+        return versions.newest_versions(session, caller.project_id, base)[:MAX_STARTS]
+    return [parent] if parent is not None else []
+
+
+def _starting_point(record: versions.VersionRecord) -> StartingPoint:
+    files = {file["name"]: file["sha256"] for file in record.version.manifest["files"]}
+    return StartingPoint(
+        name=record.name,
+        digest=record.version.digest,
+        key_prefix=record.version.key_prefix,
+        z_sha256=files[Z_FILE],
+        routing_sha256=files[ROUTING_FILE],
+    )
+
+
+def _earlier(
+    session: Session, caller: Caller, request_hash: str, idempotency_key: str | None, is_retry: bool
+) -> Job | None:
+    if idempotency_key is not None:
+        return idempotency.made_before(session, caller, Job, idempotency_key, request_hash, otherwise="another request")
+    if not is_retry:
+        return None
+    return session.scalar(
+        select(Job)
+        .where(
+            Job.project_id == caller.project_id,
+            Job.kind == "train",
+            Job.request_hash == request_hash,
+            Job.created_at > func.now() - RETRY_WINDOW,
+        )
+        .order_by(Job.id.desc())
+        .limit(1)
+    )
+
+
+def _processed(session: Session, caller: Caller, file_id: str, param: str) -> DatasetVersion:
+    try:
+        version = datasets.get(session, caller.project_id, parse_id("file", file_id))
+    except NotFoundError as exc:
+        raise InvalidRequestError(
+            f"{param}: there is no file '{file_id}' in this project. Upload it with POST /v1/files first.",
+            param=param,
+            code="file_not_found",
+        ) from exc
+    if version.status == "uploaded":
+        raise NotReadyError(f"{param}: '{file_id}' is still being validated. Wait until its status is 'processed'.")
+    if version.status == "error":
+        problems = [RowProblem(**p) for p in (version.validation or {}).get("problems", [])]
+        raise InvalidDatasetError(
+            f"{param}: '{version.filename}' did not pass validation.\n{version.status_details}", problems, param=param
+        )
+    return version
+
+
+def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
+    """Return (recipe, hyper-parameters as written, grader as written)."""
+    method = request.method or {"type": "supervised", "supervised": {"hyperparameters": request.hyperparameters or {}}}
+    if request.method is not None and request.hyperparameters:
+        raise InvalidRequestError(
+            "Give hyperparameters inside 'method', not at the top level as well.", param="hyperparameters"
+        )
+    recipe = method.get("type")
+    if recipe not in METHODS:
+        raise InvalidRequestError(
+            f"method.type must be one of {', '.join(METHODS)}; got {recipe!r}.", param="method.type"
+        )
+    unknown = set(method) - {"type", recipe}
+    body = method.get(recipe) or {}
+    allowed = {"hyperparameters", "grader"} if recipe == "reinforcement" else {"hyperparameters"}
+    if not isinstance(body, dict):
+        raise InvalidRequestError(f"method.{recipe} must be an object.", param=f"method.{recipe}")
+    unknown |= set(body) - allowed
+    if unknown:
+        raise InvalidRequestError(
+            f"Unknown fields in method: {', '.join(sorted(unknown))}. "
+            f"Known: type, {recipe} with {', '.join(sorted(allowed))}.",
+            param=f"method.{min(unknown)}",
+        )
+    hyperparameters = body.get("hyperparameters") or {}
+    if not isinstance(hyperparameters, dict):
+        raise InvalidRequestError("hyperparameters must be an object.", param=f"method.{recipe}.hyperparameters")
+    return recipe, hyperparameters, body.get("grader")
+
+
+def _grader(recipe: Recipe, given: Any, base: str) -> Grader | None:
+    if recipe != "reinforcement":
+        return None
+    if given is None:
+        raise InvalidRequestError(
+            "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER
+        )
+    grader = parse_grader(given, param=GRADER)
+    for model in judge_models(grader):
+        if model != base:
+            raise InvalidRequestError(
+                f"Grader: the judge is '{model}'. A training job can only ask the base that it trains on: '{base}'.",
+                param=f"{GRADER}.model",
+                code="invalid_grader",
+            )
+    return grader
+
+
+def _distinct_rows(version: DatasetVersion) -> int:
+    assert version.validation is not None
+    return int(version.validation["rows"] - version.validation["duplicate_count"])
+
+
+def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
+    """Rows must end where the recipe begins: with the user for reinforcement, with the assistant for supervised.
+
+    Those of dpo must be pairs.
+    """
+    found = version.validation
+    assert found is not None
+    if param == "training_file" and found["prompts"] < MIN_PROMPTS:
+        raise InvalidRequestError(
+            f"{param}: '{version.filename}' has {found['prompts']} distinct prompts; "
+            f"at least {MIN_PROMPTS} are needed to train, select and test.",
+            param=param,
+            code="dataset_too_small",
+        )
+    if recipe == "dpo" and found.get("preferences", 0) < _distinct_rows(version):
+        raise InvalidRequestError(
+            f"{param}: every row must be a pair, with 'input', 'preferred_output' and 'non_preferred_output'; "
+            f"line {found.get('first_line_without_preference', 1)} is none.",
+            param=param,
+            code="wrong_schema",
+        )
+    if recipe == "supervised" and found["rows_with_target"] < _distinct_rows(version):
+        raise InvalidRequestError(
+            f"{param}: supervised training needs an assistant's message at the end of every row; "
+            f"line {found['first_line_without_target']} has none.",
+            param=param,
+            code="wrong_schema",
+        )
+    if recipe == "reinforcement" and found["rows_with_target"]:
+        raise InvalidRequestError(
+            f"{param}: for reinforcement every row must end with the user's message, so that the model answers; "
+            f"line {found['first_line_with_target']} ends with the assistant's. Put the expected answer in a column.",
+            param=param,
+            code="wrong_schema",
+        )
+
+
+def list_jobs(
+    session: Session, project_id: uuid.UUID, *, after: uuid.UUID | None, limit: int
+) -> tuple[list[Job], bool]:
+    """The project's fine-tuning jobs, newest first, and whether more follow."""
+    statement = select(Job).where(Job.project_id == project_id, Job.kind == "train")
+    if after is not None:
+        statement = statement.where(Job.id < after)
+    found = list(session.scalars(statement.order_by(Job.id.desc()).limit(limit + 1)))
+    return found[:limit], len(found) > limit

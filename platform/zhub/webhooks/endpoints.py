@@ -1,0 +1,252 @@
+"""Webhooks: a project's events, sent to the addresses that it named, as https://www.standardwebhooks.com has it.
+
+A delivery is written where the event happens, in the same transaction and only where somebody subscribed to it: the
+deliveries are the outbox. What becomes of them is in ``zhub.webhooks.deliveries``. Functions take a Session and never
+commit.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import uuid
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError
+from zhub.ids import new_id, public_id
+from zhub.models import WebhookDelivery, WebhookEndpoint
+from zhub.tenancy.keys import Caller
+from zhub.webhooks.safe_http import check_url
+
+JOB_STATES = ("succeeded", "failed", "cancelled", "paused")
+DISABLED = "webhook_endpoint.disabled"
+PUBLISHED = "expert.version.published"
+EVENT_TYPES = (
+    *(f"fine_tuning.job.{state}" for state in JOB_STATES),
+    *(f"evaluation.{state}" for state in JOB_STATES if state != "paused"),
+    PUBLISHED,
+    DISABLED,
+)
+EXAMPLE_IDS = {
+    "fine_tuning": f"ftjob-{'0' * 32}",
+    "evaluation": f"eval-{'0' * 32}",
+    "expert": "main.example@v1",
+    "webhook_endpoint": f"whe-{'0' * 32}",
+}
+# Between one try and the next: the schedule that Standard Webhooks gives as its example, about three days in all.
+BACK_OFFS_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+MAX_TRIES = len(BACK_OFFS_S) + 1
+MAX_ENDPOINTS = 20  # of a project
+OLD_SECRET_FOR = timedelta(hours=24)
+
+
+def secret_of(endpoint_id: uuid.UUID, rotation: int, secret_key: str) -> str:
+    """``whsec_…``, derived with HMAC-SHA-256, so that whoever reads the database cannot sign."""
+    message = f"webhook endpoint {endpoint_id.hex}, rotation {rotation}".encode()
+    return "whsec_" + base64.b64encode(hmac.new(secret_key.encode(), message, hashlib.sha256).digest()).decode()
+
+
+def create_endpoint(
+    session: Session, caller: Caller, *, name: str, url: str, event_types: Sequence[str], allow_private: bool
+) -> WebhookEndpoint:
+    """Send these events of the caller's project to ``url`` from now on.
+
+    Raises:
+        InvalidRequestError: an event type that there is none of, or a URL that nothing may be sent to.
+        QuotaExceededError: the project has ``MAX_ENDPOINTS``.
+    """
+    check_url(url, allow_private=allow_private)
+    _check_types(event_types)
+    count = select(func.count()).select_from(WebhookEndpoint).where(*_of(caller))
+    if (session.scalar(count) or 0) >= MAX_ENDPOINTS:
+        raise QuotaExceededError(f"The project has {MAX_ENDPOINTS} webhook endpoints, which is as many as it may.")
+    endpoint = WebhookEndpoint(
+        org_id=caller.org_id,
+        project_id=caller.project_id,
+        name=name,
+        url=url,
+        event_types=list(dict.fromkeys(event_types)),
+    )
+    session.add(endpoint)
+    session.flush()
+    return endpoint
+
+
+def list_endpoints(
+    session: Session, caller: Caller, *, after: uuid.UUID | None, limit: int
+) -> tuple[list[WebhookEndpoint], bool]:
+    """The project's endpoints, newest first, and whether there are more."""
+    statement = select(WebhookEndpoint).where(*_of(caller)).order_by(WebhookEndpoint.id.desc()).limit(limit + 1)
+    if after is not None:
+        statement = statement.where(WebhookEndpoint.id < after)
+    found = list(session.scalars(statement))
+    return found[:limit], len(found) > limit
+
+
+def get_endpoint(session: Session, caller: Caller, endpoint_id: uuid.UUID) -> WebhookEndpoint:
+    """Raises NotFoundError."""
+    found = session.scalar(select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, *_of(caller)))
+    if found is None:
+        raise NotFoundError("webhook endpoint", public_id("webhook endpoint", endpoint_id))
+    return found
+
+
+def update_endpoint(
+    session: Session,
+    endpoint: WebhookEndpoint,
+    *,
+    name: str | None,
+    url: str | None,
+    event_types: Sequence[str] | None,
+    enable: bool,
+    allow_private: bool,
+) -> None:
+    """Change what is not None; ``enable`` lets a disabled endpoint get events again. Raises as ``create_endpoint``.
+
+    What the receiver asked for by Retry-After holds no longer at another URL, nor once it is enabled.
+    """
+    if name is not None:
+        endpoint.name = name
+    if url is not None:
+        check_url(url, allow_private=allow_private)
+        endpoint.url, endpoint.not_before = url, None
+    if event_types is not None:
+        _check_types(event_types)
+        endpoint.event_types = list(dict.fromkeys(event_types))
+    if enable:
+        endpoint.status, endpoint.status_details, endpoint.not_before = "enabled", None, None
+    session.flush()
+
+
+def delete_endpoint(session: Session, endpoint: WebhookEndpoint) -> None:
+    """Nothing is sent to it any more; the row goes once nothing of it is kept."""
+    endpoint.deleted_at = func.now()
+    session.flush()
+    _give_up(session, endpoint.id)
+
+
+def disable(
+    session: Session, endpoint_id: uuid.UUID, details: str, *, unless_success_since: datetime | None = None
+) -> None:
+    """Send nothing to an endpoint any more, unless it took something after that time, and tell the project's others."""
+    statement = update(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.status == "enabled")
+    if unless_success_since is not None:
+        never_since = func.coalesce(WebhookEndpoint.last_success_at, unless_success_since) <= unless_success_since
+        statement = statement.where(never_since)
+    changed = session.scalars(
+        statement.values(status="disabled", status_details=details).returning(WebhookEndpoint)
+    ).one_or_none()
+    if changed is None:
+        return
+    _give_up(session, endpoint_id)
+    data = {"id": public_id("webhook endpoint", endpoint_id), "name": changed.name, "reason": details}
+    announce(session, changed.org_id, changed.project_id, DISABLED, data)
+
+
+def require_enabled(endpoint: WebhookEndpoint) -> None:
+    """Raises ConflictError where nothing is sent to the endpoint."""
+    if endpoint.status != "enabled":
+        raise ConflictError(
+            f"The endpoint is disabled: {endpoint.status_details} Mend the receiver, then POST "
+            f'{{"status": "enabled"}} to /v1/webhook_endpoints/{public_id("webhook endpoint", endpoint.id)}.'
+        )
+
+
+def rotate_secret(session: Session, endpoint: WebhookEndpoint, *, keep_old: bool) -> None:
+    """Sign with a new secret from now on, and for a day with the old one too unless it has leaked."""
+    endpoint.rotation += 1
+    endpoint.old_secret_until = func.now() + OLD_SECRET_FOR if keep_old else None
+    session.flush()
+
+
+def announce(session: Session, org_id: uuid.UUID, project_id: uuid.UUID, event_type: str, data: dict[str, Any]) -> None:
+    """Put an event into the outbox of every endpoint of the project that wants it."""
+    session.execute(
+        text(
+            """
+            INSERT INTO webhook_deliveries (id, org_id, endpoint_id, event_id, type, data, tries_left)
+            SELECT gen_random_uuid(), org_id, id, :event, :type, cast(:data AS jsonb), :tries
+              FROM webhook_endpoints
+             WHERE org_id = :org AND project_id = :project AND status = 'enabled' AND deleted_at IS NULL
+               AND event_types @> to_jsonb(cast(:type AS text))
+            """
+        ),
+        {
+            "event": new_id(),
+            "type": event_type,
+            "data": json.dumps(data),
+            "tries": MAX_TRIES,
+            "org": org_id,
+            "project": project_id,
+        },
+    )
+
+
+def announce_job(session: Session, job_id: uuid.UUID) -> None:
+    """The same for the state that a job has now; nothing for jobs that no event type speaks of."""
+    # One statement beside the change of state, also where nobody listens: it finds no endpoint and writes nothing.
+    statement = ANNOUNCE_JOBS.format(jobs="(SELECT * FROM jobs WHERE id = :job)")
+    session.execute(text(statement), {"job": job_id, "event": new_id(), "tries": MAX_TRIES})
+
+
+# For all of ``jobs``, rows of the table with the state that is to be told. Needs :event and :tries.
+ANNOUNCE_JOBS = """
+    INSERT INTO webhook_deliveries (id, org_id, endpoint_id, event_id, type, data, tries_left)
+    SELECT gen_random_uuid(), e.org_id, e.id, :event, told.type, jsonb_build_object('id', told.id), :tries
+      FROM {jobs} j
+      LEFT JOIN evaluations v ON v.job_id = j.id
+     CROSS JOIN LATERAL (
+           SELECT CASE j.kind WHEN 'train' THEN 'fine_tuning.job.' ELSE 'evaluation.' END || j.state AS type,
+                  CASE j.kind WHEN 'train' THEN 'ftjob-' || replace(cast(j.id AS text), '-', '')
+                              ELSE 'eval-' || replace(cast(v.id AS text), '-', '') END AS id) told
+      JOIN webhook_endpoints e
+        ON e.org_id = j.org_id AND e.project_id = j.project_id AND e.status = 'enabled'
+       AND e.deleted_at IS NULL AND e.event_types @> to_jsonb(told.type)
+     WHERE j.kind IN ('train', 'evaluate')
+"""
+
+
+def send_test(session: Session, endpoint: WebhookEndpoint, event_type: str) -> WebhookDelivery:
+    """Put an example of an event into the endpoint's outbox, to be tried once, whatever its receiver asked for.
+
+    Raises:
+        ConflictError: the endpoint is disabled.
+        InvalidRequestError: there is no such event type.
+    """
+    _check_types([event_type], param="event_type")
+    require_enabled(endpoint)
+    endpoint.not_before = None
+    example = {"id": EXAMPLE_IDS[event_type.partition(".")[0]], "test": True}
+    made = WebhookDelivery(
+        org_id=endpoint.org_id,
+        endpoint_id=endpoint.id,
+        event_id=new_id(),
+        type=event_type,
+        data=example,
+        tries_left=1,
+    )
+    session.add(made)
+    session.flush()
+    return made
+
+
+def _give_up(session: Session, endpoint_id: uuid.UUID) -> None:
+    """What still waits is not sent; it can be replayed."""
+    waiting = (WebhookDelivery.endpoint_id == endpoint_id, WebhookDelivery.next_try_at.is_not(None))
+    session.execute(update(WebhookDelivery).where(*waiting).values(next_try_at=None))
+
+
+def _check_types(event_types: Sequence[str], *, param: str = "event_types") -> None:
+    unknown = sorted(set(event_types) - set(EVENT_TYPES))
+    if unknown or not event_types:
+        found = f"Unknown event types {', '.join(unknown)}." if unknown else "Name at least one event type."
+        raise InvalidRequestError(f"{found} Known: {', '.join(EVENT_TYPES)}.", param=param)
+
+
+def _of(caller: Caller) -> tuple[Any, ...]:
+    return WebhookEndpoint.project_id == caller.project_id, WebhookEndpoint.deleted_at.is_(None)

@@ -1,0 +1,86 @@
+"""The relay of webhooks: a thread of the scheduler that sends what is due. Killed at any moment, it sends it again.
+
+Every scheduler has one; claims keep them apart, so none has to lead. Waiting for many slow receivers is its whole work,
+so it waits for them together, on an event loop of its own, and asks the database in threads.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from sqlalchemy import Engine
+
+from zhub.database.sessions import system_session
+from zhub.errors import UnavailableError
+from zhub.webhooks import deliveries
+from zhub.webhooks.deliveries import Due
+from zhub.webhooks.safe_http import Outbound, Outcome
+
+MAX_IN_FLIGHT = 64  # of this process, as the next two: what they guard are its own places
+MAX_IN_FLIGHT_OF_ORG = 8  # an organisation whose receivers all hang keeps the places of the others free
+THREADS = 32  # a look-up of a name holds one, also after its deadline
+POLL_S = 1.0
+FORGET_EVERY_S = 3600.0
+
+log = logging.getLogger("zhub.relay")
+
+
+def relay(engine: Engine, outbound: Outbound, secret_key: str, stopping: threading.Event) -> None:
+    """Send what is due until ``stopping`` is set: one delivery of an endpoint at a time, of many endpoints at once."""
+    asyncio.run(_relay(engine, outbound, secret_key, stopping))
+
+
+async def _relay(engine: Engine, outbound: Outbound, secret_key: str, stopping: threading.Event) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="relay"))
+    in_flight: dict[asyncio.Task[None], Due] = {}
+    forgot_at = float("-inf")
+    while not stopping.is_set():
+        try:
+            if time.monotonic() - forgot_at >= FORGET_EVERY_S:
+                await asyncio.to_thread(_forget, engine)
+                forgot_at = time.monotonic()
+            for due in await asyncio.to_thread(_claim, engine, list(in_flight.values())):
+                in_flight[asyncio.create_task(_deliver(engine, outbound, secret_key, due))] = due
+        except UnavailableError as exc:
+            log.warning("%s", exc, extra={"action": "database_away"})
+        except Exception:  # whatever it is, the next look may be better, and the others' webhooks wait for it
+            log.exception("the relay failed", extra={"action": "relay_failed"})
+        if not in_flight:
+            await asyncio.sleep(POLL_S)
+            continue
+        done, _ = await asyncio.wait(in_flight, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            due = in_flight.pop(task)
+            if failure := task.exception():
+                # Its claim runs out, and it is sent again.
+                extra = {"action": "webhook_unrecorded", "org_id": due.org_id}
+                log.error("webhook %s was not recorded: %s", due.id, failure, exc_info=failure, extra=extra)
+
+
+def _claim(engine: Engine, in_flight: list[Due]) -> list[Due]:
+    room = MAX_IN_FLIGHT - len(in_flight)
+    if room <= 0:
+        return []
+    with system_session(engine) as session:
+        return deliveries.claim(session, in_flight=in_flight, room=room, room_of_org=MAX_IN_FLIGHT_OF_ORG)
+
+
+async def _deliver(engine: Engine, outbound: Outbound, secret_key: str, due: Due) -> None:
+    headers = due.headers(secret_key, deliveries.now_utc())
+    outcome = await outbound.post(due.url, headers, due.body().encode())
+    ended = outcome.status_code or outcome.error
+    extra = {"action": "webhook_sent", "org_id": due.org_id, "status_code": outcome.status_code}
+    log.info("webhook %s to endpoint %s: %s", due.id, due.endpoint_id, ended, extra=extra)
+    await asyncio.to_thread(_record, engine, due, outcome)
+
+
+def _record(engine: Engine, due: Due, outcome: Outcome) -> None:
+    with system_session(engine) as session:
+        deliveries.record(session, due, outcome)
+
+
+def _forget(engine: Engine) -> None:
+    with system_session(engine) as session:
+        deliveries.forget(session)

@@ -1,0 +1,233 @@
+"""What graders read out of texts: the final number, and the option chosen."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zhub.errors import RewardError
+from zhub.graders import GradingTools, MultipleChoiceGrader, NumericGrader, Sample, grade, grade_all
+from zhub.graders.choice import read_choice
+from zhub.graders.numeric import final_number
+
+DATA = Path(__file__).parents[3].parent / "shared" / "data"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("42", 42),
+        ("#### 42", 42),
+        ("so 6 * 7 = 42\n#### 42\n", 42),
+        ("#### 42 (not 43)", 42),
+        ("#### 70,000", 70_000),
+        ("70,000", 70_000),
+        ("1,234", 1234),
+        ("1,234,567.89", Fraction("1234567.89")),
+        ("-5", -5),
+        ("\u22125", -5),
+        ("The answer is -5.", -5),
+        ("x = -5", -5),
+        ("it lies in 3-5", 5),
+        ("10 - 5 = 5", 5),
+        ("3.14", Fraction("3.14")),
+        (".5", Fraction("0.5")),
+        ("It is 5.", 5),
+        ("$18", 18),
+        ("-$18.50", Fraction("-18.5")),
+        ("$-18.50", Fraction("-18.5")),
+        ("€1,000", 1000),
+        ("18 dollars", 18),
+        ("5km", 5),
+        ("3/4", Fraction(3, 4)),
+        ("-3/4", Fraction(-3, 4)),
+        ("1 1/2", Fraction(3, 2)),
+        (r"\frac{3}{4}", Fraction(3, 4)),
+        (r"\boxed{42}", 42),
+        (r"\boxed{\frac{1}{2}} is it, not 7", Fraction(1, 2)),
+        (r"\boxed{70{,}000}", 70_000),
+        ("The answer is 12. I checked it 3 times.", 12),
+        ("The answer: 12 apples in 4 boxes", 12),
+        ("**Answer:** **12**", 12),
+        ("1e3", 1000),
+        ("1.5E-2", Fraction("0.015")),
+        ("1, 2, 3", 3),
+        ("first 7, then 8", 8),
+        ("1/0 or 4", 4),
+    ],
+)
+def test_the_final_number_of_a_text(text: str, value: Any) -> None:
+    found = final_number(text)
+    assert found is not None and found.value == value
+
+
+@pytest.mark.parametrize("text", ["", "none", "####", "#### none", "$", "-", ",", "1/0", "9" * 100, "1e999999999"])
+def test_a_text_without_a_number_has_none(text: str) -> None:
+    assert final_number(text) is None
+
+
+@given(st.integers(-(10**15), 10**15))
+def test_an_integer_is_read_back_however_it_is_grouped(value: int) -> None:
+    for text in (f"{value}", f"{value:,}", f"#### {value:,}", f"It is {value:,}.", f"the answer is ${value:,} a week"):
+        found = final_number(text)
+        assert found is not None and found.value == value
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9))
+def test_a_decimal_is_read_back(value: Any) -> None:
+    found = final_number(f"The answer is {value:,}.")
+    assert found is not None and found.value == Fraction(value)
+
+
+@given(st.text(max_size=80) | st.text(alphabet="0123456789,./-+$%eE# {}\\boxedfrac", max_size=80))
+def test_any_text_has_a_number_or_none(text: str) -> None:
+    found = final_number(text)
+    assert found is None or isinstance(found.value, Fraction)
+
+
+def test_a_long_answer_is_read_in_time_that_grows_with_its_length() -> None:
+    for text in (
+        "1," * 50_000,
+        "-" * 100_000,
+        "1 " * 50_000,
+        "answer is " * 10_000,
+        "\\boxed{" * 10_000,
+        "1/" * 50_000,
+    ):
+        final_number(text)
+
+
+def numeric(**more: Any) -> NumericGrader:
+    return NumericGrader(type="numeric", name="n", reference="{{item.answer}}", **more)
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "reward"),
+    [
+        ("70,000", "70000", 1),
+        ("70,000", "0", 0),
+        ("70,000", "70", 0),
+        ("5", "-5", 0),
+        ("-5", "-5", 1),
+        ("0.75", "3/4", 1),
+        ("0.3333", "1/3", 0),
+        ("50%", "50", 1),
+        ("50%", "0.5", 1),
+        ("50 percent", "50%", 1),
+        ("0.5", "50%", 1),
+        ("50", "0.5", 0),
+        ("0.1", 0.1, 1),
+        ("3", 3, 1),
+    ],
+)
+def test_numbers_are_compared_by_value(answer: str, wanted: object, reward: float) -> None:
+    assert grade(numeric(), answer, {"answer": wanted}) == reward
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "reward"), [({}, 0), ({"abs_tol": 1}, 1), ({"abs_tol": 0.9}, 0), ({"rel_tol": 0.01}, 1)]
+)
+def test_a_tolerance_forgives(tolerance: dict[str, float], reward: float) -> None:
+    assert grade(numeric(**tolerance), "101", {"answer": "100"}) == reward
+
+
+def test_an_answer_without_a_number_is_wrong_and_not_parsed() -> None:
+    (found,) = grade_all(numeric(), [Sample("I do not know", {"answer": "0"})], GradingTools())
+    assert (found.reward, found.parsed) == (0.0, False)
+
+
+def test_a_reference_without_a_number_is_an_error_of_the_row() -> None:
+    with pytest.raises(RewardError, match="line 3: the reference 'many' holds no number"):
+        grade_all(numeric(), [Sample("5", {"answer": "many"}, 3)], GradingTools())
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_answer_of_gsm8k_is_its_own_number(split: str) -> None:
+    path = DATA / f"gsm8k-{split}.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    for line in path.read_text().splitlines():
+        answer = json.loads(line)["answer"]
+        found = final_number(answer)
+        assert found is not None and found.value == Fraction(answer.rpartition("####")[2].strip().replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("B", 1),
+        ("b", 1),
+        ("(B)", 1),
+        ("B.", 1),
+        ("**B**", 1),
+        (" B \n", 1),
+        ("2", 1),
+        ("The answer is B.", 1),
+        ("The answer is (B) because A is wrong.", 1),
+        ("The answer is A because it rains", 0),
+        ("The correct answer is: **B**", 1),
+        ("Answer: B", 1),
+        ("A is tempting.\nAnswer: B", 1),
+        ("The answer is A. No, the answer is B", 1),
+        (r"So \boxed{B}", 1),
+        (r"\boxed{\text{B}}", 1),
+        ("B) because it rains", 1),
+        ("It rains, so\n\nB", 1),
+        ("The correct option is D", 3),
+    ],
+)
+def test_the_option_that_a_text_chooses(text: str, place: int) -> None:
+    assert read_choice(text, n_choices=4, base=1) == place
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "E",
+        "5",
+        "0",
+        "I do not know",
+        "A or B",
+        "Bananas",
+        "A dog runs",
+        "I think so",
+        "The answer is Apple",
+        "ABCD",
+    ],
+)
+def test_what_chooses_nothing_is_no_letter(text: str) -> None:
+    assert read_choice(text, n_choices=4, base=1) is None
+
+
+def choice(**more: Any) -> MultipleChoiceGrader:
+    return MultipleChoiceGrader(type="multiple_choice", name="c", reference="{{item.key}}", **more)
+
+
+@pytest.mark.parametrize(
+    ("answer", "key", "base", "reward"),
+    [
+        ("A", "A", 1, 1),
+        ("A", "1", 1, 1),
+        ("1", "A", 1, 1),
+        ("A", "0", 0, 1),
+        ("B", "1", 0, 1),
+        ("A", 0, 0, 1),
+        ("D", 4, 1, 1),
+        ("A", "2", 1, 0),
+        ("banana", "A", 1, 0),
+        ("", "A", 1, 0),
+    ],
+)
+def test_letters_and_numbers_name_the_same_options(answer: str, key: object, base: Any, reward: float) -> None:
+    assert grade(choice(reference_base=base), answer, {"key": key}) == reward
+
+
+@pytest.mark.parametrize("key", ["E", "0", "5", "x1", ""])
+def test_a_key_that_names_no_option_is_an_error_of_the_row(key: str) -> None:
+    with pytest.raises(RewardError, match="neither a letter from A to D nor a number from 1 to 4"):
+        grade(choice(), "A", {"key": key})

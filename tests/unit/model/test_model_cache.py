@@ -1,0 +1,73 @@
+"""Base models in memory: what is loaded is what was decomposed, once for all that ask, with a twin for each lane."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from zhub.errors import BasisMismatchError, DigestMismatchError
+from zhub.manifest import sha256_file
+from zhub.specs import BaseModelSource, BasisReference, StoredFile
+from zhub.storage.object_store import DirectoryStore, put_path
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.base_model import load_base_model, weights_fingerprint
+from zhub_workers.model.basis import decompose_base
+from zhub_workers.model.model_cache import ModelCache
+
+Get = Callable[..., AdaptedModel]
+
+
+@pytest.fixture
+def stored(model_directory: Callable[[str], Path], tmp_path: Path) -> tuple[DirectoryStore, list[StoredFile], str, str]:
+    """A store with a base model and its basis: the files, and the fingerprints of weights and basis."""
+    store, files = DirectoryStore(tmp_path / "store"), []
+    for path in sorted(model_directory("llama").iterdir()):
+        put_path(store, f"base/{path.name}", path)
+        size = path.stat().st_size
+        files.append(StoredFile(name=path.name, key=f"base/{path.name}", sha256=sha256_file(path), size_bytes=size))
+    base = load_base_model(model_directory("llama"))
+    fingerprint = decompose_base(base, tmp_path / "basis")
+    for path in (tmp_path / "basis").iterdir():
+        put_path(store, f"basis/{path.name}", path)
+    return store, files, weights_fingerprint(base.model), fingerprint
+
+
+@pytest.fixture
+def get(stored: tuple[DirectoryStore, list[StoredFile], str, str], tmp_path: Path) -> Get:
+    store, files, weights, fingerprint = stored
+    cache = ModelCache(torch.device("cpu"), capacity=1)
+
+    def ask(*, weights: str = weights, lane: int = 0) -> AdaptedModel:
+        source = BaseModelSource(name="tiny", files=files)
+        basis = BasisReference(weights_fingerprint=weights, basis_fingerprint=fingerprint, key_prefix="basis")
+        return cache.get(source, basis, store, tmp_path / "cache", lane=lane)
+
+    return ask
+
+
+def test_a_model_is_loaded_once_however_many_ask_at_the_same_time(get: Get) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: get(), range(4)))
+    assert len(set(map(id, found))) == 1
+
+
+def test_each_lane_has_a_twin_of_its_own(get: Get) -> None:
+    first, second = get(lane=0), get(lane=1)
+    assert first is not second and get(lane=1) is second and get(lane=0) is first
+
+
+def test_a_base_whose_weights_have_changed_since_it_was_decomposed_is_refused(get: Get) -> None:
+    with pytest.raises(BasisMismatchError, match="not those that were decomposed. Add it again under a new name"):
+        get(weights="of another day")
+
+
+def test_a_file_of_the_base_that_was_changed_in_the_store_is_refused(
+    get: Get, stored: tuple[DirectoryStore, list[StoredFile], str, str]
+) -> None:
+    store, files, *_ = stored
+    weights = next(file for file in files if file.name.endswith(".safetensors"))
+    (store.root / weights.key).write_bytes(b"another model")
+    with pytest.raises(DigestMismatchError):
+        get()

@@ -1,0 +1,181 @@
+"""The serving engine on a real tiny model: batches of rows that follow different experts, stop strings, refusals."""
+
+import hashlib
+import queue
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zhub.generation import Ended, ExpertReference, Failed, GenerationRequest, Line, Started, Text
+from zhub.manifest import sha256_file
+from zhub.specs import BaseModelSource, BasisReference, StoredFile
+from zhub.storage.object_store import DirectoryStore, put_path
+from zhub_workers.model.artifact import write_routing, write_z
+from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
+from zhub_workers.model.basis import Basis, decompose_base, load_basis
+from zhub_workers.model.routing import make_centroid, prompt_embeddings
+from zhub_workers.serving.engine import Engine
+
+Ask = Callable[..., GenerationRequest]
+
+
+class Served:
+    """An engine over a store that holds one base model, its basis and some experts."""
+
+    def __init__(self, root: Path, model: Path) -> None:
+        self.store = DirectoryStore(root / "store")
+        files = []
+        for path in sorted(model.iterdir()):
+            sha256 = sha256_file(path)
+            put_path(self.store, f"bases/{sha256}", path)
+            size = path.stat().st_size
+            files.append(StoredFile(name=path.name, key=f"bases/{sha256}", sha256=sha256, size_bytes=size))
+        base = load_base_model(model)
+        fingerprint = decompose_base(base, root / "basis")
+        for path in (root / "basis").iterdir():
+            put_path(self.store, f"basis/{path.name}", path)
+        self.base = base
+        self.basis: Basis = load_basis(root / "basis", fingerprint)
+        self.source = BaseModelSource(name="tiny", files=files)
+        self.reference = BasisReference(
+            weights_fingerprint=weights_fingerprint(base.model), basis_fingerprint=fingerprint, key_prefix="basis"
+        )
+        self.root = root
+        self.engine = Engine(self.store, root / "cache", "cpu")
+
+    def expert(self, name: str, seed: int, prompts: list[str]) -> ExpertReference:
+        """Store an expert with random multipliers whose training prompts were these."""
+        generator = torch.Generator().manual_seed(seed)
+        z = {
+            matrix: 1 + 0.8 * torch.randn(len(s), generator=generator)
+            for matrix, (_, s, _) in self.basis.factors.items()
+        }
+        z_path, routing_path = self.root / f"{name}.z", self.root / f"{name}.routing"
+        write_z(z_path, z, basis_fingerprint=self.basis.fingerprint, base_model="tiny")
+        ids = [render_prompt(self.base, [{"role": "user", "content": prompt}]) for prompt in prompts]
+        embeddings = prompt_embeddings(self.base, ids)
+        centroid = make_centroid(embeddings[::2], embeddings[1::2])
+        write_routing(routing_path, centroid, basis_fingerprint=self.basis.fingerprint)
+        put_path(self.store, f"experts/{name}.z", z_path)
+        put_path(self.store, f"experts/{name}.routing", routing_path)
+        return ExpertReference(
+            name=name,
+            digest=hashlib.sha256(name.encode()).hexdigest(),
+            z_key=f"experts/{name}.z",
+            z_sha256=sha256_file(z_path),
+            routing_key=f"experts/{name}.routing",
+            routing_sha256=sha256_file(routing_path),
+        )
+
+    def request(self, content: str, **more: Any) -> GenerationRequest:
+        body = {"temperature": 0.0, "max_new_tokens": 12} | more
+        return GenerationRequest(
+            base=self.source, basis=self.reference, messages=[{"role": "user", "content": content}], **body
+        )
+
+    def ask_all(self, requests: list[GenerationRequest]) -> list[list[Line]]:
+        """Submit the requests at once and return each one's lines."""
+        answers: list[queue.Queue[Line]] = [queue.Queue() for _ in requests]
+        for request, lines in zip(requests, answers, strict=True):
+            self.engine.submit(request, lines.put)
+        return [_until_end(lines) for lines in answers]
+
+    def ask(self, request: GenerationRequest) -> list[Line]:
+        return self.ask_all([request])[0]
+
+
+def _until_end(lines: "queue.Queue[Line]") -> list[Line]:
+    found = []
+    while True:
+        found.append(lines.get(timeout=60))
+        if isinstance(found[-1], Ended | Failed):
+            return found
+
+
+def text_of(lines: list[Line]) -> str:
+    return "".join(line.text for line in lines if isinstance(line, Text))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, model_directory: Callable[[str], Path]) -> Served:
+    return Served(tmp_path_factory.mktemp("served"), model_directory("llama"))
+
+
+@pytest.fixture(scope="module")
+def experts(served: Served) -> list[ExpertReference]:
+    return [
+        served.expert("numbers", 1, [f"add {i} and {i + 7}" for i in range(40)]),
+        served.expert("letters", 2, [f"spell the word {chr(97 + i % 26) * 3}{i}" for i in range(40)]),
+    ]
+
+
+def test_rows_of_one_batch_follow_their_own_experts(served: Served, experts: list[ExpertReference]) -> None:
+    prompts = [f"add {i} and {i + 1}" for i in range(6)]
+    choices = [[experts[0]], [experts[1]], [], experts, [experts[0]], []]
+    requests = [served.request(p, experts=chosen) for p, chosen in zip(prompts, choices, strict=True)]
+    together = [text_of(lines) for lines in served.ask_all(requests)]
+    alone = [text_of(served.ask(request)) for request in requests]
+    assert together == alone
+    assert len(set(together)) > 1, "the experts must differ for this to mean anything"
+
+
+def test_an_expert_of_weight_zero_answers_like_the_base(served: Served, experts: list[ExpertReference]) -> None:
+    nothing = experts[0].model_copy(update={"weight": 0.0})
+    base = text_of(served.ask(served.request("add 3 and 4")))
+    assert text_of(served.ask(served.request("add 3 and 4", experts=[nothing]))) == base
+
+
+def test_the_first_line_says_who_answers(served: Served, experts: list[ExpertReference]) -> None:
+    started = served.ask(served.request("add 1 and 2", experts=[experts[1]]))[0]
+    assert isinstance(started, Started)
+    assert [(e.name, e.weight) for e in started.experts] == [("letters", 1.0)]
+    assert started.strategy == "expert"
+
+
+def test_auto_chooses_the_expert_whose_prompts_are_alike(served: Served, experts: list[ExpertReference]) -> None:
+    started = served.ask(served.request("add 12 and 19", candidates=experts))[0]
+    assert isinstance(started, Started)
+    assert [e.name for e in started.experts] == ["numbers"]
+    assert "numbers" in started.reason
+
+
+def test_auto_leaves_foreign_prompts_to_the_base(served: Served, experts: list[ExpertReference]) -> None:
+    started = served.ask(served.request("%%%% @@@@ !!!! ####", candidates=experts))[0]
+    assert isinstance(started, Started)
+    assert started.experts == []
+    assert started.strategy == "auto"
+
+
+def test_auto_without_candidates_is_the_base(served: Served) -> None:
+    started = served.ask(served.request("add 12 and 19", candidates=[]))[0]
+    assert isinstance(started, Started)
+    assert started.experts == []
+
+
+def test_a_stop_string_ends_the_answer_before_it(served: Served, experts: list[ExpertReference]) -> None:
+    whole = text_of(served.ask(served.request("add 5 and 6", experts=[experts[0]])))
+    assert len(whole) > 3, "the random model must say something for this to mean anything"
+    stop = whole[2:4]
+    lines = served.ask(served.request("add 5 and 6", experts=[experts[0]], stop=[stop]))
+    assert text_of(lines) == whole[: whole.index(stop)]
+    assert isinstance(lines[-1], Ended) and lines[-1].finish_reason == "stop"
+
+
+def test_the_same_seed_gives_the_same_sample(served: Served) -> None:
+    request = served.request("say something", temperature=1.0, seed=5)
+    assert text_of(served.ask(request)) == text_of(served.ask(request))
+
+
+def test_a_prompt_that_fills_the_context_is_refused_and_its_batch_mates_are_answered(served: Served) -> None:
+    long, short = served.ask_all([served.request("a b " * 2000), served.request("add 1 and 2")])
+    assert isinstance(long[-1], Failed) and long[-1].code == "context_length_exceeded"
+    assert isinstance(short[-1], Ended)
+
+
+def test_a_z_whose_bytes_were_changed_is_refused(served: Served, experts: list[ExpertReference]) -> None:
+    wrong = experts[0].model_copy(update={"z_sha256": "0" * 64})
+    last = served.ask(served.request("add 1 and 2", experts=[wrong]))[-1]
+    assert isinstance(last, Failed) and last.code == "digest_mismatch"

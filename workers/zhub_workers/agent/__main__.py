@@ -1,0 +1,50 @@
+"""The agent process: one for each Ray cluster. ``python -m zhub_workers.agent``"""
+
+import sys
+import threading
+from functools import partial
+
+from zhub.database.sessions import make_engine
+from zhub.errors import UnavailableError
+from zhub.process import tracing
+from zhub.process.config import Settings
+from zhub.process.logs import configure_logging
+from zhub.process.metrics import serve_metrics
+from zhub.process.shutdown import stop_event
+from zhub.process.wakeup import open_wakeup
+from zhub_workers.agent.loop import Agent
+from zhub_workers.agent.ray_launcher import RayLauncher
+from zhub_workers.cluster.flavour import flavour_of
+from zhub_workers.cluster.gpu_shares import gpu_shares
+from zhub_workers.cluster.ray_cluster import connect, gpus_in_cluster
+from zhub_workers.serving.app import deploy
+
+
+def main() -> None:
+    settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
+    configure_logging(settings.log_format)
+    tracing.start_tracing("zhub-agent")
+    try:
+        serve_metrics(settings)
+    except UnavailableError as exc:
+        sys.exit(str(exc))
+    connect(settings.ray_address)
+    stopping = stop_event()  # after connect, which puts signal handlers of Ray's own in their place
+    gpus = 0 if settings.device == "cpu" else gpus_in_cluster()
+    shares = gpu_shares(gpus, settings.slots, settings.worker_gpus)
+    launcher = RayLauncher(
+        flavour_of(settings, shares),
+        slots=settings.slots,
+        jobs_per_worker=settings.jobs_per_worker,
+        device=settings.device,
+        log_format=settings.log_format,
+    )
+    agent = Agent(settings, make_engine(settings.database_url, pool_size=2, pre_ping=False), launcher)
+    if settings.serve:
+        serving = partial(deploy, settings, stopping, gpus=shares.replica)
+        threading.Thread(target=serving, daemon=True, name="deploy-serving").start()
+    agent.run(open_wakeup(settings.redis_url), stopping)
+
+
+if __name__ == "__main__":
+    main()

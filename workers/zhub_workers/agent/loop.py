@@ -1,0 +1,398 @@
+"""The agent process: the only one that drives Ray. It pulls admitted jobs from SQL, runs them, records how they end.
+
+Started as ``python -m zhub_workers.agent``, one per Ray cluster. Killed at any moment it loses nothing: attempts go on
+in their detached actors, and the next agent adopts them. Every round reads and writes SQL in short transactions and
+talks to Ray between them, never inside.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.orm import Session
+
+from zhub import states
+from zhub.database.sessions import statement_session, system_session
+from zhub.datasets import files
+from zhub.errors import LeaseLostError, UnavailableError
+from zhub.evaluation import evaluations
+from zhub.manifest import Manifest
+from zhub.models import Agent as AgentRow
+from zhub.models import Job
+from zhub.process import tracing
+from zhub.process.config import Settings
+from zhub.process.metrics import LEASE_LOST, database_answers
+from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, job_topic
+from zhub.queue import job_events, jobs
+from zhub.registry import base_models, versions
+from zhub_workers.agent.launcher import POOLS, Launcher, WorkerLostError, WorkerSilentError, kinds_of
+from zhub_workers.agent.metrics import FENCE_REJECTED, FOLLOWED, ORPHANS_KILLED, PICKUP, ROUND, START
+from zhub_workers.agent.reconcile import Adopt, Kill, Lose, reconcile
+from zhub_workers.attempts.attempt import INFRASTRUCTURE, Attempt, AttemptKey, AttemptStatus
+
+Recorder = Callable[[Session], str]
+"""Writes the end of an attempt and returns its job's next state."""
+# What a worker said lacks its shape, or holds what PostgreSQL cannot store: NUL, NaN, half of a character.
+UNRECORDABLE = (DataError, IntegrityError, ValueError, KeyError)
+
+log = logging.getLogger("zhub.agent")
+
+STOP_GRACE_S = 10.0  # between asking an attempt to stop and killing its worker
+ANNOUNCE_S = 5.0  # the leader counts on an agent for half a minute
+RECONCILE_S = 5.0
+MAX_CLAIMS = 8  # at a time: their leases run while they are started one after the other
+LEAVING = "The node of the job's worker will go away: the job goes on from a checkpoint on another."
+STALLED = jobs.Failure("stalled", "The attempt made no progress for too long and was stopped.", retryable=True)
+
+
+@dataclass
+class _Followed:
+    """An attempt that this agent polls."""
+
+    key: AttemptKey
+    seq: int = 0
+    progress: int = -1
+    progressed_at: float = field(default_factory=time.monotonic)
+    stop_asked_at: float | None = None
+    stop_heard: bool = False
+    claimed_at: float | None = None
+    """Until its worker has answered; None where an earlier agent claimed it."""
+
+
+class Agent:
+    """Follows the attempts of one cluster."""
+
+    def __init__(self, settings: Settings, engine: Engine, launcher: Launcher) -> None:
+        self.id = uuid.uuid4()
+        self._settings = settings
+        self._engine = engine
+        self._launcher = launcher
+        self._followed: dict[AttemptKey, _Followed] = {}
+        self._heard_of: set[uuid.UUID] = set()
+        """Jobs with new events, for those who follow them."""
+        self._announced_at = self._reconciled_at = float("-inf")
+
+    def run(self, wakeup: Wakeup, stopping: threading.Event) -> None:
+        """Round after round until ``stopping`` is set. Attempts are left running: the next agent adopts them."""
+        while not stopping.is_set():
+            try:
+                with ROUND.time():
+                    ended = self.round()
+                database_answers.came()
+                if ended:
+                    wakeup.notify(SCHEDULER)
+                while self._heard_of:
+                    wakeup.notify(job_topic(self._heard_of.pop()))
+            except UnavailableError as exc:
+                database_answers.failed()
+                log.warning("%s", exc, extra={"action": "database_away"})
+            FOLLOWED.set(len(self._followed))
+            wakeup.wait(agent_topic(self._settings.cluster), self._settings.poll_s)
+        attempts = len(self._followed)
+        extra = {"action": "stopped", "attempts": attempts}
+        log.info("stopped; %d attempts go on in their workers", attempts, extra=extra)
+
+    def round(self) -> bool:
+        """One look at everything; True when a job ended, so that the scheduler may admit the next."""
+        self._launcher.fill_pools()  # before the announcement, which counts workers that have died and are replaced
+        if time.monotonic() - self._announced_at >= ANNOUNCE_S:
+            self._announce()
+            self._announced_at = time.monotonic()
+        self._claim()  # first, because what was admitted waits for nothing else
+        if time.monotonic() - self._reconciled_at >= RECONCILE_S:
+            self._reconcile()
+            self._reconciled_at = time.monotonic()
+        ended = [self._follow(followed) for followed in list(self._followed.values())]
+        if any(ended):
+            self._claim()
+        return any(ended)
+
+    def _announce(self) -> None:
+        settings = self._settings
+        # None ready yet is no cluster without any: the first job may be admitted, and waits for the first worker.
+        slots = max(1, self._launcher.slots())
+        row = {"id": self.id, "cluster": settings.cluster, "slots": slots}
+        row |= {"jobs_per_worker": settings.jobs_per_worker}
+        now = {"seen_at": func.now(), "slots": slots}
+        with system_session(self._engine) as session:
+            statement = insert(AgentRow).values(row)
+            session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=now))
+
+    def _claim(self) -> None:
+        for pool in POOLS:
+            while True:
+                free, packs = self._launcher.free(pool), self._launcher.packs(pool)
+                if not free and not packs:
+                    break
+                limit = min(max(free, 1), MAX_CLAIMS)
+                with statement_session(self._engine) as session:
+                    claims = jobs.claim_up_to(
+                        session,
+                        limit,
+                        self.id,
+                        self._settings.cluster,
+                        kinds_of(pool),
+                        lease_s=self._settings.lease_s,
+                        free=free,
+                        packs=packs,
+                    )
+                for claim in claims:
+                    PICKUP.observe(claim.waited_s)
+                    self._start(pool, claim)
+                if len(claims) < limit:
+                    break
+
+    def _start(self, pool: str, claim: jobs.Claim) -> None:
+        key = AttemptKey(claim.job_id, claim.fence)
+        claimed_at = time.monotonic()
+        tracing.note_span("queue", claim.queued_s, ended_s_ago=claim.waited_s, parent=claim.traceparent)
+        tracing.note_span("pickup", claim.waited_s, parent=claim.traceparent)
+        attempt = Attempt(
+            key=key,
+            org_id=claim.org_id,
+            spec=claim.spec,
+            store_url=self._settings.store_url,
+            cache_dir=self._settings.cache_dir,
+            device=self._settings.device,
+            pack_key=claim.pack_key,
+            checkpoint=claim.checkpoint,
+            traceparent=claim.traceparent,
+            workers=claim.workers,
+        )
+        try:
+            with tracing.span("start", parent=claim.traceparent, job_id=str(key.job_id), fence=key.fence):
+                name = self._launcher.start(pool, attempt, self._settings.lease_s)
+        except WorkerLostError as exc:
+            log.warning("attempt %s: %s", key, exc, extra=_fields("worker_lost", key))
+            self._launcher.died_on(key)  # it may have been dead before: nothing of the job has run there
+            self._lose(key, "worker_died")
+            return
+        except WorkerSilentError as exc:
+            name = "?"  # it may have begun all the same: polling will tell
+            log.warning("attempt %s: %s", key, exc, extra=_fields("worker_silent", key))
+        with system_session(self._engine) as session:
+            jobs.note_actor(session, *key, name)
+        self._followed[key] = _Followed(key, claimed_at=claimed_at)
+        about = {"org_id": claim.org_id, "kind": claim.kind, "worker": name}
+        log.info("attempt %s: %s started on %s", key, claim.kind, name, extra=_fields("started", key) | about)
+
+    def _follow(self, followed: _Followed) -> bool:
+        """Poll one attempt and record what it says; True when it has ended."""
+        key = followed.key
+        try:
+            status = self._launcher.poll(key, followed.seq, self._settings.lease_s)
+        except WorkerLostError as exc:
+            log.warning("attempt %s: %s", key, exc, extra=_fields("worker_lost", key))
+            return self._lose(key, "worker_died")
+        except WorkerSilentError as exc:
+            # The lease is not renewed: if the worker stays silent, the leader takes the job back.
+            log.warning("attempt %s: %s", key, exc, extra=_fields("worker_silent", key))
+            return self._check_lease(key)
+        progressed = status.progress != followed.progress
+        if progressed:
+            followed.progress, followed.progressed_at = status.progress, time.monotonic()
+        try:
+            with system_session(self._engine) as session:
+                desired = jobs.heartbeat(
+                    session,
+                    *key,
+                    lease_s=self._settings.lease_s,
+                    progressed=progressed,
+                    events=status.events,
+                )
+        except LeaseLostError as exc:
+            return self._abandon(key, exc)
+        except UNRECORDABLE as exc:
+            self._launcher.kill(key)
+            return self._fail_unrecordable(key, exc)
+        if followed.claimed_at is not None:
+            START.observe(time.monotonic() - followed.claimed_at)
+            followed.claimed_at = None
+        if status.events or status.state != "running":
+            self._heard_of.add(key.job_id)
+        if status.events:
+            followed.seq = status.events[-1].seq
+        if status.state != "running":
+            return self._record_end(key, status)
+        if desired == "run" and key in self._launcher.leaving():
+            with system_session(self._engine) as session:
+                jobs.preempt(session, *key, LEAVING)
+            desired = "preempt"
+        # Once it has heard, it goes on stopping, also when its job is wanted again: the next attempt begins anew.
+        if desired != "run" or followed.stop_heard:
+            self._stop(followed)
+            return False
+        followed.stop_asked_at = None
+        if time.monotonic() - followed.progressed_at > self._settings.stall_s:
+            log.warning(
+                "attempt %s: no progress for %.0f s", key, self._settings.stall_s, extra=_fields("stalled", key)
+            )
+            self._launcher.kill(key)
+            LEASE_LOST.labels("stalled").inc()
+            return self._end(key, lambda session: jobs.fail(session, *key, STALLED, outcome="failed_infra"))
+        return False
+
+    def _stop(self, followed: _Followed) -> None:
+        """Ask an attempt to stop until it has heard; when it has not stopped after the grace, kill its worker."""
+        now = time.monotonic()
+        if followed.stop_asked_at is None:
+            followed.stop_asked_at = now
+        elif now - followed.stop_asked_at > STOP_GRACE_S:
+            self._launcher.kill(followed.key)
+            self._end(followed.key, lambda session: jobs.stopped(session, *followed.key))
+            return
+        if not followed.stop_heard:
+            try:
+                self._launcher.request_stop(followed.key)
+                followed.stop_heard = True
+            except (WorkerLostError, WorkerSilentError) as exc:
+                log.warning("attempt %s: %s", followed.key, exc, extra=_fields("stop_unheard", followed.key))
+
+    def _record_end(self, key: AttemptKey, status: AttemptStatus) -> bool:
+        match status.state:
+            case "succeeded":
+                result = status.result or {}
+                try:
+                    ended = self._end(key, lambda session: record_success(session, key, result))
+                except UNRECORDABLE as exc:
+                    ended = self._fail_unrecordable(key, exc)
+            case "stopped":
+                ended = self._end(key, lambda session: jobs.stopped(session, *key))
+            case _:
+                failure = status.failure or jobs.LOST
+                ended = self._end(key, lambda session: record_failure(session, key, failure))
+        try:
+            self._launcher.forget(key)
+        except (WorkerLostError, WorkerSilentError) as exc:
+            log.warning("attempt %s: %s", key, exc, extra=_fields("forget_failed", key))
+        return ended
+
+    def _end(self, key: AttemptKey, record: Recorder) -> bool:
+        """Write the end of an attempt in one transaction, and follow it no longer.
+
+        When the commit's answer is lost, the attempt stays followed: the next round asks again, finds its fence
+        gone from the active jobs, and lets go.
+        """
+        try:
+            with system_session(self._engine) as session:
+                state = record(session)
+        except LeaseLostError as exc:
+            return self._abandon(key, exc)
+        log.info("attempt %s: ended, its job is %s", key, state, extra=_fields("ended", key) | {"state": state})
+        self._followed.pop(key, None)
+        return True
+
+    def _fail_unrecordable(self, key: AttemptKey, reason: Exception) -> bool:
+        """Fail the job of an attempt whose report cannot be stored. It would not be storable next time, either."""
+        extra = _fields("unrecordable", key)
+        log.error("attempt %s: its report cannot be recorded", key, exc_info=reason, extra=extra)
+        failure = jobs.Failure("internal_error", f"The attempt's report cannot be recorded ({type(reason).__name__}).")
+        return self._end(key, lambda session: record_failure(session, key, failure))
+
+    def _lose(self, key: AttemptKey, reason: str) -> bool:
+        LEASE_LOST.labels(reason).inc()
+        died_on = self._launcher.died_on(key)
+        nodes = self._launcher.nodes() if died_on is not None else ()
+        return self._end(key, lambda session: jobs.lose(session, *key, died_on=died_on, nodes=nodes))
+
+    def _abandon(self, key: AttemptKey, reason: LeaseLostError) -> bool:
+        """Somebody else owns the job, or it has ended: stop the worker's attempt and write nothing."""
+        with system_session(self._engine) as session:
+            job = session.get(Job, key.job_id)
+            cancelled = job is not None and job.fence == key.fence and job.state in states.ACTIVE
+        if cancelled:  # a result that came after its cancellation was accepted
+            return self._end(key, lambda session: jobs.stopped(session, *key))
+        FENCE_REJECTED.inc()
+        log.warning("attempt %s: %s; abandoned", key, reason, extra=_fields("abandoned", key))
+        self._release(key)
+        self._followed.pop(key, None)
+        return True
+
+    def _release(self, key: AttemptKey) -> None:
+        """Free the worker of an attempt that counts no more: by forgetting it if it has ended, else by force."""
+        try:
+            status = self._launcher.poll(key, 0, self._settings.lease_s)
+            if status.state == "running":
+                self._launcher.kill(key)
+            else:
+                self._launcher.forget(key)
+        except WorkerLostError:
+            return
+        except WorkerSilentError:
+            self._launcher.kill(key)
+
+    def _check_lease(self, key: AttemptKey) -> bool:
+        with system_session(self._engine) as session:
+            job = session.get(Job, key.job_id)
+            owned = job is not None and job.fence == key.fence and job.state in states.ACTIVE
+        return False if owned else self._abandon(key, LeaseLostError(*key))
+
+    def _reconcile(self) -> None:
+        self._launcher.tidy()
+        # Workers first, rows second: what another agent starts in between is then not taken for one that nobody owns.
+        held = self._launcher.running().keys()
+        with system_session(self._engine) as session:
+            rows = session.execute(
+                select(Job.id, Job.fence, Job.agent_id).where(
+                    Job.state.in_(states.ACTIVE), Job.cluster == self._settings.cluster
+                )
+            ).all()
+        leased = {AttemptKey(row.id, row.fence): row.agent_id == self.id for row in rows}
+        for action in reconcile(leased, held, self._followed.keys()):
+            key = action.key
+            name = type(action).__name__.lower()
+            log.info("attempt %s: %s", key, name, extra=_fields(name, key))
+            match action:
+                case Kill():
+                    ORPHANS_KILLED.inc()
+                    self._release(key)
+                case Adopt():
+                    self._adopt(key)
+                case Lose():
+                    self._lose(key, "worker_missing")
+
+    def _adopt(self, key: AttemptKey) -> None:
+        """Follow an attempt that an earlier agent began, from the event after the last one stored."""
+        with system_session(self._engine) as session:
+            session.execute(update(Job).where(Job.id == key.job_id, Job.fence == key.fence).values(agent_id=self.id))
+            seq = job_events.last_seq(session, *key)
+        self._followed[key] = _Followed(key, seq=seq)
+
+
+def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) -> str:
+    """Write an attempt's result and the end of its job, in the caller's one transaction; return the job's state.
+
+    Raises:
+        LeaseLostError: another attempt owns the job, or it was cancelled; nothing is written.
+    """
+    if jobs.get_job(session, key.job_id).kind == "train":
+        manifest = Manifest.model_validate(result["manifest"])
+        versions.publish(session, *key, manifest, result["key_prefix"], result["trained_tokens"])
+        return states.SUCCEEDED
+    job = jobs.succeed(session, *key)
+    job_events.add(session, job.org_id, job.id, "The job has succeeded.")
+    if job.dataset_version_id is not None and job.kind == "validate":
+        files.finish_validation(session, job.dataset_version_id, result["validation"])
+    elif job.kind == "evaluate":
+        evaluations.finish(session, job.org_id, job.id, result)
+    elif job.base_model_id is not None:
+        base_models.finish_decomposition(session, job.base_model_id, result)
+    return states.SUCCEEDED
+
+
+def record_failure(session: Session, key: AttemptKey, failure: jobs.Failure) -> str:
+    """Write an attempt's failure, paid by the budget of whoever caused it; return the job's next state."""
+    infra = failure.code in INFRASTRUCTURE
+    return jobs.fail(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
+
+
+def _fields(action: str, key: AttemptKey) -> dict[str, object]:
+    """Of a log record about an attempt."""
+    return {"action": action, **key._asdict()}

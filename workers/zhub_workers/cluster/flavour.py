@@ -1,0 +1,60 @@
+"""What the workers of one cluster are: what Ray reserves for each of them, and on which nodes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zhub.process.config import Settings
+from zhub_workers.cluster.gpu_shares import GpuShares
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """Of the workers with torch that one agent keeps, and of the shards beside them.
+
+    ``cluster`` is the agent's: several agents may share one Ray cluster, and each sees the workers of its own name
+    alone. What is reserved is bookkeeping of Ray's and bounds nothing. ``labels`` are a label selector of Ray's.
+    """
+
+    cluster: str = "default"
+    cpus: float = 0.0
+    gpus: float = 0.0
+    memory_gib: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What a placement group reserves for one of them; empty where nothing is."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_gib * GIB, **self.resources}
+        return {name: amount for name, amount in amounts.items() if amount}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of an actor that is one of them."""
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "memory": self.memory_gib * GIB or None,
+            "resources": dict(self.resources) or None,
+        }
+
+    def __str__(self) -> str:
+        amounts = [f"{amount:g} {name}" for name, amount in self.bundle.items() if name != "memory"]
+        amounts += [f"{self.memory_gib:g} GiB of memory"] if self.memory_gib else []
+        asked = ", ".join(amounts) or "nothing"
+        return asked + "".join(f", on a node with {name}={value}" for name, value in self.labels.items())
+
+
+def flavour_of(settings: Settings, shares: GpuShares) -> Flavour:
+    """The workers that an agent with these settings keeps."""
+    return Flavour(
+        cluster=settings.cluster,
+        cpus=settings.worker_cpus,
+        gpus=shares.worker,
+        memory_gib=settings.worker_memory_gib,
+        resources=settings.worker_resources,
+        labels=settings.worker_labels,
+    )

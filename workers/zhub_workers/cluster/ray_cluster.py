@@ -1,0 +1,139 @@
+"""The Ray cluster as the agent and its workers find it: its nodes, the names in it, and the groups of places in it.
+
+Where Ray has no public way to ask, its private one is used here and nowhere else, and a test fails when an upgrade
+changes it.
+"""
+
+import contextlib
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Set
+from typing import Any, NamedTuple
+
+import ray
+from ray.util import get_placement_group, list_named_actors, placement_group_table, remove_placement_group
+
+from zhub_workers.agent.launcher import POOLS
+from zhub_workers.attempts.attempt import AttemptKey
+
+NAMESPACE = "zhub"
+_ATTEMPT = re.compile(r"([0-9a-f]{32})-f(\d+)")
+
+
+class View(NamedTuple):
+    """What Ray's head says, of every cluster name."""
+
+    names: Set[str]
+    """Of zhub's actors that live or are about to."""
+    draining: Set[str]
+    """Nodes that are about to go away, by id: idle ones of the autoscaler's, and those with a notice of preemption."""
+    groups: Set[str]
+    """Of placement groups that are not removed."""
+    nodes: Set[str]
+    """Those that live, by id."""
+
+
+def look() -> View:
+    """Ask Ray's head. Takes a minute where it is away, and raises what Ray does then."""
+    found = placement_group_table().values()
+    groups = {entry["name"] for entry in found if entry["state"] != "REMOVED"}
+    return View(names(), draining_nodes(), groups, {node["NodeID"] for node in _living_nodes()})
+
+
+def connect(address: str | None) -> None:
+    """Join the Ray cluster at ``address``; None starts one in this process."""
+    ray.init(
+        address=address,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        include_dashboard=False,
+        configure_logging=False,
+    )
+
+
+def gpus_in_cluster() -> float:
+    """How many GPUs the joined cluster has, in use or not."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources.get("GPU", 0.0)
+
+
+def draining_nodes() -> set[str]:
+    # The state API needs Ray's dashboard; Ray Train asks the same way.
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def has_place(actor: Any) -> bool:
+    """Whether Ray has a process for an actor; a start that has none may wait for a node for ever."""
+    # Not the state: it is PENDING_CREATION until the constructor has returned.
+    return bool(ray._private.state.actors(actor._actor_id.hex())["Pid"])
+
+
+def nodes() -> str:
+    """The living nodes in a sentence: what each has, and its labels."""
+    return "; ".join(
+        ", ".join(
+            [f"{amount:g} {name}" for name, amount in node["Resources"].items() if _is_counted(name)]
+            + [f"{name}={value}" for name, value in node["Labels"].items() if name != "ray.io/node-id"]
+        )
+        for node in _living_nodes()
+    )
+
+
+def _living_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _is_counted(resource: str) -> bool:
+    return not resource.startswith("node:") and resource not in ("memory", "object_store_memory")
+
+
+def names() -> set[str]:
+    return {entry["name"] for entry in list_named_actors(all_namespaces=True) if entry["namespace"] == NAMESPACE}
+
+
+def worker_name(pool: str, cluster: str) -> str:
+    return f"zhub-{pool}-{cluster}-{uuid.uuid4().hex[:12]}"
+
+
+def pool_of(name: str, cluster: str) -> str | None:
+    """Which pool a worker of this cluster name is of; None for any other actor."""
+    start = name.rpartition("-")[0]
+    return next((pool for pool in POOLS if start == f"zhub-{pool}-{cluster}"), None)
+
+
+def shard_name(cluster: str, key: AttemptKey) -> str:
+    return f"zhub-shard-{cluster}-{key.job_id.hex}-f{key.fence}-{uuid.uuid4().hex[:6]}"
+
+
+def attempt_of_shard(name: str, cluster: str) -> AttemptKey | None:
+    """Whose shard an actor is; None for any other actor."""
+    return _attempt(name.rpartition("-")[0], f"zhub-shard-{cluster}-")
+
+
+def group_name(cluster: str, key: AttemptKey) -> str:
+    return f"pg-{cluster}-{key.job_id.hex}-f{key.fence}"
+
+
+def attempts_of_groups(found: Set[str], cluster: str) -> Mapping[str, AttemptKey]:
+    """Of the groups under this cluster name, whose shards they are for."""
+    keys = {name: _attempt(name, f"pg-{cluster}-") for name in found}
+    return {name: key for name, key in keys.items() if key is not None}
+
+
+def remove_groups(found: Iterable[str]) -> None:
+    """Give the places of groups back; what runs in them ends. One that is gone already is no error."""
+    for name in found:
+        with contextlib.suppress(ValueError):
+            remove_placement_group(get_placement_group(name))
+
+
+def kill_all(found: Iterable[str]) -> None:
+    """End actors by their names; one that is gone already is no error."""
+    for name in found:
+        with contextlib.suppress(ValueError):
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+
+
+def _attempt(name: str, prefix: str) -> AttemptKey | None:
+    match = _ATTEMPT.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+    return None if match is None else AttemptKey(uuid.UUID(match[1]), int(match[2]))

@@ -1,0 +1,165 @@
+"""What can be trained beside a frozen base: multipliers of singular values (SVF), or low-rank matrices (LoRA).
+
+Three sets of tensors, by name: *parameters* are what the optimiser moves, float32; *values* are made of them and are
+what the model follows; what is *exported* goes into an expert's artifact. For LoRA the three are the same. For SVF the
+values are ``z - 1`` and the export is ``z``, one vector a matrix.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from zhub.errors import TrainingError
+from zhub.specs import Hyperparameters
+from zhub_workers.compute.losses import sigmoid_multipliers
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.base_model import BaseModel
+from zhub_workers.model.lora import LoraModel
+
+Values = Mapping[str, Tensor]
+
+SIGMOID_START = 0.1  # the authors' mean (arXiv:2501.06252, table 6), without their noise: it would not be the base
+BLOCK = re.compile(r"\.(\d+)\.")
+ATTENTION = re.compile(r"attn|attention")
+MLP = re.compile(r"mlp|feed_forward|ffn|experts|moe|\bfc\d|\.wi|\.wo\b|dense_h_to_4h|dense_4h_to_h")
+
+
+class Adapter(Protocol):
+    """One kind of trainable parameters on one base model."""
+
+    base: BaseModel
+
+    def initial(self, seed: int) -> dict[str, Tensor]:
+        """Fresh parameters that leave the base as it is, float32, on its device."""
+
+    def values(self, parameters: Values) -> dict[str, Tensor]:
+        """What the model follows, differentiable in the parameters."""
+
+    def exported(self, values: Values) -> dict[str, Tensor]:
+        """What the artifact holds, float32 on the CPU."""
+
+    def imported(self, exported: Values) -> dict[str, Tensor]:
+        """The values that an artifact stands for: exactly what is served."""
+
+    def merged(self, values: Values) -> AbstractContextManager[None]:
+        """One set of values folded into the weights; no gradient."""
+
+    def training(self, values: Values) -> AbstractContextManager[None]:
+        """Gradients reach the values."""
+
+
+class SvfAdapter:
+    """Multipliers of the singular values of ``names``, for one job; many may share one AdaptedModel."""
+
+    def __init__(self, model: AdaptedModel, names: Collection[str], *, sigmoid: bool) -> None:
+        self.model = model
+        self.base = model.base
+        self._names = sorted(names)
+        self._sigmoid = sigmoid
+
+    def initial(self, seed: int) -> dict[str, Tensor]:
+        zeros = self.model.zero_delta(self._names)
+        return {name: torch.full_like(zero, SIGMOID_START) for name, zero in zeros.items()} if self._sigmoid else zeros
+
+    def values(self, parameters: Values) -> dict[str, Tensor]:
+        if not self._sigmoid:
+            return dict(parameters)
+        singular = {name: self.model.singular_values(name) for name in self._names}
+        return {name: sigmoid_multipliers(p, singular[name]) - 1 for name, p in parameters.items()}
+
+    def exported(self, values: Values) -> dict[str, Tensor]:
+        return {name: (1 + value.detach()).cpu() for name, value in values.items()}
+
+    def imported(self, exported: Values) -> dict[str, Tensor]:
+        return {name: z.to(self.base.device) - 1 for name, z in exported.items()}
+
+    def largest(self, values: Values, share: float) -> dict[str, Tensor]:
+        """Masks of the ``share`` of each matrix's multipliers that change it most, by ``|s (z - 1)|``.
+
+        That is what a low-rank export keeps, too: the best rank-k approximation of the change.
+        """
+        masks = {}
+        for name, value in values.items():
+            change = (self.model.singular_values(name) * value).abs()
+            kept = change.topk(max(1, math.ceil(share * len(change)))).indices
+            masks[name] = torch.zeros_like(change).index_fill(0, kept, 1.0)
+        return masks
+
+    def merged(self, values: Values) -> AbstractContextManager[None]:
+        return self.model.merged({name: 1 + value for name, value in values.items()})
+
+    def training(self, values: Values) -> AbstractContextManager[None]:
+        return self.model.training(values)
+
+
+class LoraAdapter:
+    """Low-rank matrices beside the layers ``names``, by peft."""
+
+    def __init__(self, model: LoraModel) -> None:
+        self.model = model
+        self.base = model.base
+
+    def initial(self, seed: int) -> dict[str, Tensor]:
+        return self.model.initial(seed)
+
+    def values(self, parameters: Values) -> dict[str, Tensor]:
+        return dict(parameters)
+
+    def exported(self, values: Values) -> dict[str, Tensor]:
+        # Copies: the values are the parameters themselves, which the next step moves.
+        return {name: value.detach().clone().cpu() for name, value in values.items()}
+
+    def imported(self, exported: Values) -> dict[str, Tensor]:
+        return {name: value.to(self.base.device) for name, value in exported.items()}
+
+    def merged(self, values: Values) -> AbstractContextManager[None]:
+        return self.model.merged(values)
+
+    def training(self, values: Values) -> AbstractContextManager[None]:
+        return self.model.training(values)
+
+
+def make_adapter(model: AdaptedModel, hyper: Hyperparameters) -> Adapter:
+    """The adapter that a job asks for, on its base.
+
+    Raises:
+        TrainingError: no matrix of this base is among the targets and layers.
+    """
+    names = target_names(model.layers, hyper.targets, hyper.layers)
+    if hyper.adapter == "lora":
+        return LoraAdapter(LoraModel(model.base, rank=hyper.lora_rank, alpha=hyper.lora_alpha, names=names))
+    return SvfAdapter(model, names, sigmoid=hyper.parameterisation == "sigmoid")
+
+
+def target_names(names: Collection[str], targets: str, layers: tuple[int, int] | None) -> list[str]:
+    """The matrices that ``targets`` and ``layers`` mean, by their names: ``model.layers.3.mlp.up_proj``, ``h.0.attn…``.
+
+    Raises:
+        TrainingError: none is left.
+    """
+    found = [name for name in sorted(names) if _is_target(name, targets) and _in_range(name, layers)]
+    if not found:
+        where = "" if layers is None else f" in blocks {layers[0]} to {layers[1]}"
+        raise TrainingError(
+            f"The base has no matrix for targets '{targets}'{where}. It has {len(names)}, such as '{min(names)}'. "
+            "Use targets 'all', and layers that it has."
+        )
+    return found
+
+
+def _is_target(name: str, targets: str) -> bool:
+    attention = ATTENTION.search(name) is not None
+    mlp = MLP.search(name) is not None and not attention
+    return targets == "all" or (attention and targets != "mlp") or (mlp and targets != "attention")
+
+
+def _in_range(name: str, layers: tuple[int, int] | None) -> bool:
+    if layers is None:
+        return True
+    block = BLOCK.search(name)
+    return block is not None and layers[0] <= int(block[1]) <= layers[1]

@@ -1,0 +1,116 @@
+"""Base models and their bases on this machine's disk and in this process's memory, fetched once and checked."""
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from zhub.errors import BasisMismatchError, UnavailableError, UnsupportedModelError
+from zhub.manifest import canonical_json
+from zhub.registry.model_directory import FILE_SUFFIXES
+from zhub.specs import BaseModelSource, BasisReference
+from zhub.storage.object_store import ObjectStore, fetch
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.base_model import load_base_model, weights_fingerprint
+from zhub_workers.model.basis import BASIS_FILE, load_basis
+
+
+class ModelCache:
+    """The adapted models that were used last, at most ``capacity`` of them, on one device.
+
+    Threads may share it: one that asks for what another loads waits. Attempts that run together are on one base (see
+    ``zhub.training.packing``), so none drops a model that another uses.
+    """
+
+    def __init__(self, device: torch.device, *, capacity: int) -> None:
+        self._device = device
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._models: OrderedDict[str, list[AdaptedModel]] = OrderedDict()
+
+    def get(
+        self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path, *, lane: int = 0
+    ) -> AdaptedModel:
+        """The base model on its basis, loaded if it is not here. Each ``lane`` has a twin of its own.
+
+        Raises:
+            BasisMismatchError: the files no longer give the weights that were decomposed.
+        """
+        key = basis.basis_fingerprint
+        with self._lock:
+            if key not in self._models:
+                while len(self._models) >= self._capacity:
+                    self._models.popitem(last=False)
+                self._models[key] = [self._load(source, basis, store, cache_dir)]
+            self._models.move_to_end(key)
+            twins = self._models[key]
+            while len(twins) <= lane:
+                twins.append(twins[0].twin())
+            return twins[lane]
+
+    def _load(
+        self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path
+    ) -> AdaptedModel:
+        base = load_base_model(base_directory(source, store, cache_dir), device=self._device)
+        found = weights_fingerprint(base.model)
+        if found != basis.weights_fingerprint:
+            raise BasisMismatchError(
+                f"The weights of base model '{source.name}' are not those that were decomposed. "
+                "Add it again under a new name.",
+                expected=basis.weights_fingerprint,
+                actual=found,
+            )
+        directory = fetch_basis(basis, store, cache_dir)
+        return AdaptedModel(base, load_basis(directory, basis.basis_fingerprint))
+
+
+def basis_prefix(weights_fingerprint_: str) -> str:
+    """Where a basis lies, in the object store and below the cache directory alike."""
+    return f"bases/{weights_fingerprint_}"
+
+
+def base_directory(source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> Path:
+    """The base model's files in one directory of this machine, each checked against its digest.
+
+    Raises:
+        UnsupportedModelError: the hub has no such model at this commit.
+        UnavailableError: the hub does not answer.
+    """
+    if source.hub_id is not None:
+        return _hub_directory(source.hub_id, source.hub_revision or "", cache_dir)
+    content = canonical_json([[file.name, file.sha256] for file in source.files])
+    directory = cache_dir / "base_models" / hashlib.sha256(content).hexdigest()
+    for file in source.files:
+        fetch(store, file.key, directory / file.name, sha256=file.sha256)
+    return directory
+
+
+def fetch_basis(basis: BasisReference, store: ObjectStore, cache_dir: Path) -> Path:
+    """The basis's files in one directory of this machine, each checked against its digest."""
+    directory = cache_dir / basis.key_prefix
+    index = fetch(store, f"{basis.key_prefix}/{BASIS_FILE}", directory / BASIS_FILE, sha256=basis.basis_fingerprint)
+    for matrix in json.loads(index.read_bytes())["matrices"]:
+        name = matrix["file"]
+        fetch(store, f"{basis.key_prefix}/{name}", directory / name, sha256=matrix["sha256"])
+    return directory
+
+
+def _hub_directory(hub_id: str, revision: str, cache_dir: Path) -> Path:
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                cache_dir=cache_dir / "hub",
+                allow_patterns=[f"*{suffix}" for suffix in FILE_SUFFIXES],
+            )
+        )
+    except RepositoryNotFoundError as exc:
+        raise UnsupportedModelError(f"The hub has no model '{hub_id}', or it is not public: {exc}") from exc
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:
+        raise UnavailableError(f"The hub does not give '{hub_id}@{revision}': {exc}") from exc

@@ -1,0 +1,349 @@
+"""Answers from a model, and the probability of answers: one path for rollouts, evaluation and serving.
+
+A hand-written loop over transformers' key-value cache and not ``model.generate``, because it can do what training
+spends its time on: a prompt that several samples share is read once, and finished rows leave the batch. Nothing of
+the model's generation_config is used but its stop tokens: no top_k, no repetition penalty.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
+
+from zhub.errors import PromptTooLongError
+from zhub_workers.model.base_model import BaseModel
+from zhub_workers.model.logprobs import logprobs_at
+
+FinishReason = Literal["stop", "length"]
+Assign = Callable[[Sequence[int]], None]  # AdaptedModel.rows yields one
+Pair = tuple[int, tuple[int, ...], tuple[int, ...]]  # owner, prompt, completion
+DROP_SHARE = 0.125  # finished rows leave the batch once they are this share of it; each time copies the cache
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer. ``token_ids`` includes the stop token if there is one; ``text`` does not."""
+
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+
+
+@dataclass
+class _Row:
+    """A row on its way: ``uniforms`` are the random numbers that its tokens are drawn with, one a token."""
+
+    limit: int
+    temperature: float
+    top_p: float
+    uniforms: Tensor
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+@torch.no_grad()
+def generate(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int],
+    temperature: float | Sequence[float],
+    seeds: Sequence[int],
+    top_p: float | Sequence[float] = 1.0,
+    on_token: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    owners: Sequence[int] | None = None,
+    assign: Assign | None = None,
+) -> list[Completion]:
+    """Return one answer to each prompt, from the model in the state that it is in.
+
+    A row depends on its own prompt, seed and settings, not on its batch mates (up to the rounding of padded matrix
+    products). Sampling is exact: the row's seed gives one uniform number per token, which the inverse of the
+    cumulative distribution maps to a token.
+
+    Args:
+        prompts: token ids, each at least one.
+        max_new_tokens: at least 1, for all rows or one per row; cut to what fits the context.
+        temperature: 0 is greedy; for all rows or one per row.
+        seeds: one per row.
+        top_p: the smallest set of tokens with this much probability is sampled from; 1 is all.
+        on_token: called as (row, token id) for each new token, stop tokens included.
+        should_stop: asked before each token; when true, rows that are not done end with reason "length".
+        owners, assign: given together, in ``AdaptedModel.rows``: which expert each row follows, and the function that
+            is told for the rows of every batch. Equal prompts of one owner are read once.
+
+    Raises:
+        PromptTooLongError: a prompt fills the model's context; its ``line`` is the row, from 1.
+    """
+    count = len(prompts)
+    limits = _per_row(max_new_tokens, count)
+    for index, prompt in enumerate(prompts):
+        room = limits[index] if base.context_length is None else base.context_length - len(prompt)
+        if room < 1:
+            raise PromptTooLongError(index + 1, len(prompt), (base.context_length or 0) - 1)
+        limits[index] = min(limits[index], room)
+    temperatures, top_ps = _per_row(temperature, count), _per_row(top_p, count)
+    uniforms = [_uniforms(seeds[i], limits[i] if temperatures[i] > 0 else 0) for i in range(count)]
+    rows = [_Row(*settings) for settings in zip(limits, temperatures, top_ps, uniforms, strict=True)]
+    if count:
+        _decode(base, prompts, rows, on_token, should_stop, _per_row(0 if owners is None else owners, count), assign)
+    return [_completion(base, row, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+
+
+def token_logprobs(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    owners: Sequence[int] | None = None,
+    assign: Assign | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of every token of every completion, from the model in its present state.
+
+    Differentiable where the state is. Equal answers of one owner to one prompt are scored once, gradients too. Prompts
+    and answers go through the model in one piece, or each distinct prompt once and the answers on its keys and values,
+    whichever reads fewer tokens. The log-softmax is float32, and made for scored tokens only.
+
+    Args:
+        completions: token ids as they were sampled, stop token included: text is never tokenised again. At least one
+            token each.
+        temperature: that the tokens were sampled at, so that the scored policy is the one that acted.
+        owners, assign: as for ``generate``.
+
+    Returns:
+        ``logprobs (b, t)`` float32, zero beyond a completion's end, and ``mask (b, t)`` float32, one on its tokens.
+    """
+    owned = zip(owners or [0] * len(prompts), prompts, completions, strict=True)
+    given = [(owner, tuple(prompt), tuple(completion)) for owner, prompt, completion in owned]
+    # By owner, so that the rows of one expert are one block of memory; otherwise as they came.
+    pairs = sorted(dict.fromkeys(given), key=lambda pair: pair[0])
+    distinct = {(owner, prompt) for owner, prompt, _ in pairs}
+    answer = max(len(completion) for _, _, completion in pairs)
+    whole_tokens = len(pairs) * max(len(prompt) + len(completion) - 1 for _, prompt, completion in pairs)
+    shared_tokens = len(distinct) * max(len(prompt) for _, prompt in distinct) + len(pairs) * (answer - 1)
+    score = _score_whole if whole_tokens <= shared_tokens else _score_shared
+    logprobs, places = score(base, pairs, temperature, assign)
+    at = tuple(torch.tensor(places, device=base.device).T)
+    table = logprobs.new_zeros(len(pairs), answer)
+    mask = table.index_put(at, torch.ones_like(logprobs.detach()))
+    where = {pair: row for row, pair in enumerate(pairs)}
+    copies = torch.tensor([where[pair] for pair in given], device=base.device)
+    return table.index_put(at, logprobs)[copies], mask[copies]
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids ``(b, t)`` and mask ``(b, t)``, both int64; answers then begin in one column."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    return ids.to(device), mask.to(device)
+
+
+def forward_arguments(base: BaseModel, ids: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Arguments of a forward over ``ids``, the last columns of what ``mask`` covers.
+
+    Positions count a row's own tokens, so padding on the left does not move it; architectures that take no
+    position_ids derive them from the mask.
+    """
+    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if "position_ids" in base.forward_arguments:
+        arguments["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+    return arguments
+
+
+def _score_whole(
+    base: BaseModel, pairs: Sequence[Pair], temperature: float, assign: Assign | None
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Log-probabilities ``(n,)`` of all tokens of all completions, and (row, column) of each.
+
+    Padded on the right, where the causal mask alone keeps the padding out, so that attention needs no other.
+    """
+    # The last token of a completion predicts nothing that is scored.
+    ids, _ = _pad_right([(*prompt, *completion[:-1]) for _, prompt, completion in pairs], base)
+    places = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(len(completion))]
+    positions = [row * ids.shape[1] + len(pairs[row][1]) - 1 + column for row, column in places]
+    _follow(assign, [owner for owner, _, _ in pairs])
+    arguments = {"input_ids": ids, "use_cache": False}
+    return _logprobs(base, arguments, positions, pairs, places, temperature), places
+
+
+def _score_shared(
+    base: BaseModel, pairs: Sequence[Pair], temperature: float, assign: Assign | None
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The same, reading each distinct prompt once: the first tokens of all completions, then the rest of each."""
+    distinct, owners, which = _unique_prompts([(owner, prompt) for owner, prompt, _ in pairs])
+    ids, mask = pad_left(distinct, base.pad_id, base.device)
+    cache = DynamicCache(config=base.model.config)
+    cached = {"past_key_values": cache, "use_cache": True}
+    _follow(assign, owners)
+    firsts = [(row, 0) for row in range(len(pairs))]
+    positions = [(prompt + 1) * ids.shape[1] - 1 for prompt in which]
+    first = _logprobs(base, forward_arguments(base, ids, mask) | cached, positions, pairs, firsts, temperature)
+    ids, rest_mask = _pad_right([completion[:-1] for _, _, completion in pairs], base)
+    if ids.shape[1] == 0:
+        return first, firsts
+    copies = torch.tensor(which, device=base.device)
+    cache.batch_select_indices(copies)
+    _follow(assign, [owner for owner, _, _ in pairs])
+    rests = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(1, len(completion))]
+    positions = [row * ids.shape[1] + column - 1 for row, column in rests]
+    arguments = forward_arguments(base, ids, torch.cat([mask[copies], rest_mask], 1)) | cached
+    rest = _logprobs(base, arguments, positions, pairs, rests, temperature)
+    return torch.cat([first, rest]), [*firsts, *rests]
+
+
+def _logprobs(
+    base: BaseModel,
+    arguments: dict[str, Any],
+    positions: Sequence[int],
+    pairs: Sequence[Pair],
+    places: Sequence[tuple[int, int]],
+    temperature: float,
+) -> Tensor:
+    tokens = torch.tensor([pairs[row][2][column] for row, column in places], device=base.device)
+    return logprobs_at(base, arguments, torch.tensor(positions, device=base.device), tokens, temperature)
+
+
+def _follow(assign: Assign | None, owners: Sequence[int]) -> None:
+    if assign is not None:
+        assign(owners)
+
+
+def _unique_prompts(
+    owned: Sequence[tuple[int, tuple[int, ...]]],
+) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
+    """Return the distinct prompts of each owner, whose they are, and for each prompt given which of them it is."""
+    places: dict[tuple[int, tuple[int, ...]], int] = {}
+    which = [places.setdefault(prompt, len(places)) for prompt in owned]
+    return [prompt for _, prompt in places], [owner for owner, _ in places], which
+
+
+def _decode(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    rows: list[_Row],
+    on_token: Callable[[int, int], None] | None,
+    should_stop: Callable[[], bool] | None,
+    owners: Sequence[int],
+    assign: Assign | None,
+) -> None:
+    # Rows of one owner side by side: their layers' inputs are then one block of memory.
+    batch = sorted(range(len(rows)), key=lambda index: owners[index])
+    distinct, whose, which = _unique_prompts([(owners[index], tuple(prompts[index])) for index in batch])
+    ids, mask = pad_left(distinct, base.pad_id, base.device)
+    cache = DynamicCache(config=base.model.config)
+    _follow(assign, whose)
+    logits = _forward(base, ids, mask, cache)[:, -1]
+    if len(distinct) != len(batch):
+        copies = torch.tensor(which, device=base.device)
+        cache.batch_select_indices(copies)
+        logits, mask = logits[copies], mask[copies]
+        _follow(assign, [owners[index] for index in batch])
+    sampler = _Sampler([rows[index] for index in batch], base.device)
+    for step in range(max(row.limit for row in rows)):
+        if should_stop is not None and should_stop():
+            return
+        tokens = sampler.draw(logits, step)
+        for index, token in zip(batch, tokens.tolist(), strict=True):
+            row = rows[index]
+            if row.finish_reason is not None:
+                continue
+            row.token_ids.append(token)
+            if token in base.stop_ids:
+                row.finish_reason = "stop"
+            elif len(row.token_ids) == row.limit:
+                row.finish_reason = "length"
+            if on_token is not None:
+                on_token(index, token)
+        alive = [place for place, index in enumerate(batch) if rows[index].finish_reason is None]
+        if not alive:
+            return
+        if len(batch) - len(alive) >= max(1, DROP_SHARE * len(batch)):
+            kept = torch.tensor(alive, device=base.device)
+            cache.batch_select_indices(kept)
+            tokens, mask = tokens[kept], mask[kept]
+            batch = [batch[place] for place in alive]
+            sampler = _Sampler([rows[index] for index in batch], base.device)
+            _follow(assign, [owners[index] for index in batch])
+        mask = torch.cat([mask, mask.new_ones(len(batch), 1)], 1)
+        logits = _forward(base, tokens.unsqueeze(1), mask, cache)[:, -1]
+
+
+class _Sampler:
+    """Draws the next token of every row in the batch, each at its own temperature and top_p."""
+
+    def __init__(self, rows: Sequence[_Row], device: torch.device) -> None:
+        self.greedy = torch.tensor([row.temperature == 0 for row in rows], device=device)
+        self.any_greedy, self.all_greedy = bool(self.greedy.any()), bool(self.greedy.all())
+        temperatures = [row.temperature or 1.0 for row in rows]
+        self.temperature = torch.tensor(temperatures, device=device).unsqueeze(1)
+        self.top_p = torch.tensor([row.top_p for row in rows], device=device).unsqueeze(1)
+        self.any_top_p = any(row.top_p < 1 for row in rows)
+        if not self.all_greedy:
+            # Greedy rows have none, so their padding makes the numbers that they do not use.
+            self.uniforms = pad_sequence([row.uniforms for row in rows], batch_first=True).to(device)
+
+    def draw(self, logits: Tensor, step: int) -> Tensor:
+        """Return token ids ``(b,)`` from logits ``(b, v)``."""
+        if self.all_greedy:
+            return logits.argmax(1)
+        probabilities = (logits.float() / self.temperature).softmax(1)
+        if self.any_top_p:
+            probabilities = _nucleus(probabilities, self.top_p)
+        # Float64, so that the sum over a large vocabulary does not drown its rare tokens.
+        cumulative = probabilities.cumsum(1, dtype=torch.float64)
+        # The step may be past the limit of a finished row that is still in the batch.
+        uniform = self.uniforms[:, min(step, self.uniforms.shape[1] - 1)].unsqueeze(1)
+        # Scaled to the sum and strictly below it, so a token of probability zero is never drawn.
+        drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)
+        drawn = drawn.clamp_max(logits.shape[1] - 1)
+        return torch.where(self.greedy, logits.argmax(1), drawn) if self.any_greedy else drawn
+
+
+def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """Zero every token outside of the smallest set that reaches ``top_p``; the likeliest token always stays."""
+    ordered, order = probabilities.sort(1, descending=True)
+    before = ordered.cumsum(1) - ordered
+    return torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(before >= top_p, 0.0))
+
+
+def _forward(base: BaseModel, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    """Logits of at least the last column, ``(b, t, v)``, with the cache grown by ``ids``."""
+    arguments = forward_arguments(base, ids, mask)
+    if "logits_to_keep" in base.forward_arguments:
+        arguments["logits_to_keep"] = 1
+    logits: Tensor = base.model(**arguments, past_key_values=cache, use_cache=True).logits
+    return logits
+
+
+def _pad_right(sequences: Sequence[Sequence[int]], base: BaseModel) -> tuple[Tensor, Tensor]:
+    """Return ids ``(b, t)`` and mask ``(b, t)``, both int64."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.tensor([[*s, *[base.pad_id] * (width - len(s))] for s in sequences], dtype=torch.int64)
+    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences], dtype=torch.int64)
+    return ids.to(base.device), mask.to(base.device)
+
+
+def _uniforms(seed: int, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def _per_row(value: Any, count: int) -> list[Any]:
+    if isinstance(value, int | float):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{len(value)} values for {count} rows")
+    return list(value)
+
+
+def _completion(base: BaseModel, row: _Row, prompt_tokens: int) -> Completion:
+    ended = row.finish_reason == "stop"
+    text = base.tokenizer.decode(row.token_ids[:-1] if ended else row.token_ids, skip_special_tokens=True)
+    return Completion(row.token_ids, text, row.finish_reason or "length", prompt_tokens)

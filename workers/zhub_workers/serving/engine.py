@@ -1,0 +1,290 @@
+"""The generation engine of a serving replica: one thread, one model at a time, rows that follow different experts.
+
+Requests that wait for the same base model are answered as one batch: ``y = W x + U((s·Δ_b) ∘ (Vᵀ x))``, each row with
+its own Δ, exactly the base where Δ is zero. No weight is ever swapped. Requests that arrive while a batch is under way
+form the next one.
+"""
+
+import logging
+import queue
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zhub.errors import InvalidRequestError, PromptTooLongError, UnavailableError, ZhubError
+from zhub.generation import ChosenExpert, Ended, ExpertReference, Failed, GenerationRequest, Line, Started, Text
+from zhub.storage.object_store import ObjectStore, fetch
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.artifact import read_routing, read_z
+from zhub_workers.model.base_model import render_prompt
+from zhub_workers.model.model_cache import ModelCache
+from zhub_workers.model.rollout import Completion, generate
+from zhub_workers.model.routing import Centroid, prompt_embeddings, route
+from zhub_workers.model.svf import mix
+
+log = logging.getLogger("zhub.serving")
+
+MAX_BATCH_ROWS = 64
+MAX_WAITING = 256
+MAX_BASE_MODELS = 2
+MAX_EXPERTS_IN_MEMORY = 512
+DEFAULT_MAX_NEW_TOKENS = 512
+REPLACEMENT = "\ufffd"  # what a decoder shows for a character whose last bytes are still to come
+
+Send = Callable[[Line], None]
+Z = dict[str, Tensor]
+
+
+@dataclass
+class _Row:
+    """One request on its way through a batch. It follows experts, each by its digest and weight: mixed, they are z."""
+
+    request: GenerationRequest
+    send: Send
+    prompt: list[int] = field(default_factory=list)
+    follows: tuple[tuple[str, float], ...] = ()
+    z: Z = field(default_factory=dict)
+    ids: list[int] = field(default_factory=list)
+    sent: int = 0
+    ended: bool = False
+
+
+class Engine:
+    """Answers requests with ``send``, which it calls from its own thread: Started, Text…, Ended, or Failed."""
+
+    def __init__(self, store: ObjectStore, cache_dir: Path, device: str | None) -> None:
+        self._store = store
+        self._cache_dir = cache_dir
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._models = ModelCache(self._device, capacity=MAX_BASE_MODELS)
+        self._zs: OrderedDict[str, Z] = OrderedDict()
+        self._centroids: OrderedDict[str, Centroid] = OrderedDict()
+        self._waiting: queue.Queue[_Row] = queue.Queue(MAX_WAITING)
+        self._put_back: list[_Row] = []
+        threading.Thread(target=self._run, daemon=True, name="engine").start()
+
+    def submit(self, request: GenerationRequest, send: Send) -> None:
+        """Take a request; its answer begins when its batch does.
+
+        Raises:
+            UnavailableError: too many requests wait already.
+        """
+        try:
+            self._waiting.put_nowait(_Row(request, send))
+        except queue.Full as exc:
+            raise UnavailableError(f"{MAX_WAITING} requests wait already; try again in a moment.") from exc
+
+    def _run(self) -> None:
+        while True:
+            rows = self._next_batch()
+            try:
+                self._answer(rows)
+            except Exception as exc:
+                log.exception("a batch of %d rows failed", len(rows), extra={"action": "batch_failed"})
+                for row in rows:
+                    _fail(row, exc)
+
+    def _next_batch(self) -> list[_Row]:
+        """The request that has waited longest, and every other that waits for the same base model."""
+        waiting = self._put_back or [self._waiting.get()]
+        while True:
+            try:
+                waiting.append(self._waiting.get_nowait())
+            except queue.Empty:
+                break
+        basis = waiting[0].request.basis.basis_fingerprint
+        same = [row for row in waiting if row.request.basis.basis_fingerprint == basis][:MAX_BATCH_ROWS]
+        chosen = {id(row) for row in same}
+        self._put_back = [row for row in waiting if id(row) not in chosen]
+        return same
+
+    @torch.no_grad()
+    def _answer(self, rows: Sequence[_Row]) -> None:
+        first = rows[0].request
+        adapted = self._models.get(first.base, first.basis, self._store, self._cache_dir)
+        ready = [row for row in rows if self._prepare(adapted, row)]
+        if not ready:
+            return
+
+        def on_token(index: int, token: int) -> None:
+            _send_token(adapted, ready[index], token)
+
+        stack, owners = _stack(adapted, ready)
+        with adapted.rows(stack) as assign:
+            completions = generate(
+                adapted.base,
+                [row.prompt for row in ready],
+                max_new_tokens=[row.request.max_new_tokens or DEFAULT_MAX_NEW_TOKENS for row in ready],
+                temperature=[row.request.temperature for row in ready],
+                top_p=[row.request.top_p for row in ready],
+                seeds=[random.getrandbits(62) if row.request.seed is None else row.request.seed for row in ready],
+                on_token=on_token,
+                should_stop=lambda: all(row.ended for row in ready),
+                owners=owners,
+                assign=assign,
+            )
+        for row, completion in zip(ready, completions, strict=True):
+            _send_end(row, completion)
+
+    def _prepare(self, adapted: AdaptedModel, row: _Row) -> bool:
+        """Render the prompt, choose and load the experts, and say so; False when the request cannot be answered."""
+        request = row.request
+        try:
+            row.prompt = render_prompt(adapted.base, request.messages)
+            limit = adapted.base.context_length
+            if limit is not None and len(row.prompt) >= limit:
+                raise PromptTooLongError(1, len(row.prompt), limit - 1)
+            started, experts = self._choose(adapted, request, row.prompt)
+            if experts:
+                zs = [self._z(adapted, expert) for expert in experts]
+                row.z = _mixture(zs, [expert.weight for expert in experts])
+                row.follows = tuple((expert.z_sha256, expert.weight) for expert in experts)
+        except Exception as exc:
+            _fail(row, exc)
+            return False
+        row.send(started)
+        return True
+
+    def _choose(
+        self, adapted: AdaptedModel, request: GenerationRequest, prompt: list[int]
+    ) -> tuple[Started, list[ExpertReference]]:
+        experts = list(request.experts)
+        match request.candidates, experts:
+            case None, []:
+                strategy, reason = "base", "the base model was asked for by name"
+            case None, [one] if one.weight == 1:
+                strategy, reason = "expert", "the expert was asked for by name"
+            case None, _:
+                strategy, reason = "mixture", "the request gave the experts and their weights"
+            case candidates, _:
+                strategy = "auto"
+                experts, reason = self._route(adapted, candidates or [], prompt)
+        chosen = [ChosenExpert(name=e.name, digest=e.digest, weight=e.weight) for e in experts]
+        return (
+            Started(strategy=strategy, experts=chosen, reason=reason, prompt_tokens=len(prompt)),  # type: ignore[arg-type]
+            experts,
+        )
+
+    def _route(
+        self, adapted: AdaptedModel, candidates: Sequence[ExpertReference], prompt: list[int]
+    ) -> tuple[list[ExpertReference], str]:
+        """The candidate whose training prompts are most like this one, or none: then the base answers."""
+        if not candidates:
+            return [], "base: the project has no expert on this base model"
+        centroids = [self._centroid(adapted, candidate) for candidate in candidates]
+        found = route(prompt_embeddings(adapted.base, [prompt])[0], centroids)
+        nearest = candidates[min(range(len(found.scores)), key=found.scores.__getitem__)]
+        if found.index is None:
+            return [], (
+                f"base: the prompt is unlike every expert's training prompts "
+                f"(nearest {nearest.name} at {found.score:.2f} × its threshold)"
+            )
+        return [nearest], f"nearest training prompts: {nearest.name} at {found.score:.2f} × its threshold"
+
+    def _z(self, adapted: AdaptedModel, expert: ExpertReference) -> Z:
+        if expert.z_sha256 not in self._zs:
+            path = self._cache_dir / "experts" / f"{expert.z_sha256}.safetensors"
+            fetch(self._store, expert.z_key, path, sha256=expert.z_sha256)
+            z = read_z(path, sha256=expert.z_sha256, basis=adapted.basis)
+            self._zs[expert.z_sha256] = z
+            if len(self._zs) > MAX_EXPERTS_IN_MEMORY:
+                self._zs.popitem(last=False)
+        self._zs.move_to_end(expert.z_sha256)
+        return self._zs[expert.z_sha256]
+
+    def _centroid(self, adapted: AdaptedModel, expert: ExpertReference) -> Centroid:
+        if expert.routing_sha256 not in self._centroids:
+            path = self._cache_dir / "experts" / f"{expert.routing_sha256}.safetensors"
+            fetch(self._store, expert.routing_key, path, sha256=expert.routing_sha256)
+            self._centroids[expert.routing_sha256] = read_routing(
+                path, sha256=expert.routing_sha256, basis_fingerprint=adapted.basis.fingerprint
+            )
+            if len(self._centroids) > MAX_EXPERTS_IN_MEMORY:
+                self._centroids.popitem(last=False)
+        self._centroids.move_to_end(expert.routing_sha256)
+        return self._centroids[expert.routing_sha256]
+
+
+def _mixture(zs: Sequence[Z], weights: Sequence[float]) -> Z:
+    """Mix experts matrix by matrix; those that leave a matrix out leave it as it is in the base."""
+    names = {name: z[name] for z in zs for name in z}
+    return {
+        name: mix([z.get(name, torch.ones_like(some)) for z in zs], weights) for name, some in sorted(names.items())
+    }
+
+
+def _stack(adapted: AdaptedModel, rows: Sequence[_Row]) -> tuple[Z, list[int]]:
+    """Δ of all that is followed, ``(K, r)`` a matrix, the base's zeros among it, and what each row follows of it."""
+    distinct = {row.follows: row.z for row in rows}
+    places = {follows: place for place, follows in enumerate(distinct)}
+    zero = adapted.zero_delta({name for z in distinct.values() for name in z})
+    stack = {
+        name: torch.stack([z[name].to(zeros.device) - 1 if name in z else zeros for z in distinct.values()])
+        for name, zeros in sorted(zero.items())
+    }
+    return stack, [places[row.follows] for row in rows]
+
+
+def _send_token(adapted: AdaptedModel, row: _Row, token: int) -> None:
+    """Send the text that a new token completes; what may still change, or may begin a stop string, waits."""
+    if row.ended or token in adapted.base.stop_ids:
+        return
+    row.ids.append(token)
+    text: str = adapted.base.tokenizer.decode(row.ids, skip_special_tokens=True)
+    cut = _stop_position(text, row.request.stop)
+    if cut is not None:
+        _send_text(row, text[:cut])
+        row.send(Ended(finish_reason="stop", completion_tokens=len(row.ids)))
+        row.ended = True
+    elif not text.endswith(REPLACEMENT):
+        _send_text(row, text[: len(text) - _possible_stop(text, row.request.stop)])
+
+
+def _send_end(row: _Row, completion: Completion) -> None:
+    if not row.ended:
+        _send_text(row, completion.text)
+        row.send(Ended(finish_reason=completion.finish_reason, completion_tokens=len(completion.token_ids)))
+        row.ended = True
+
+
+def _send_text(row: _Row, text: str) -> None:
+    if len(text) > row.sent:
+        row.send(Text(text=text[row.sent :]))
+        row.sent = len(text)
+
+
+def _stop_position(text: str, stops: Sequence[str]) -> int | None:
+    found = [text.index(stop) for stop in stops if stop and stop in text]
+    return min(found) if found else None
+
+
+def _possible_stop(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of ``text`` may be the beginning of a stop string."""
+    longest = 0
+    for stop in stops:
+        for length in range(1, len(stop)):
+            if text.endswith(stop[:length]):
+                longest = max(longest, length)
+    return longest
+
+
+def _fail(row: _Row, exc: Exception) -> None:
+    if row.ended:
+        return
+    row.ended = True
+    if isinstance(exc, PromptTooLongError):
+        exc = InvalidRequestError(
+            f"The conversation has {exc.tokens} tokens; this base model reads at most {exc.limit}. Shorten it.",
+            code="context_length_exceeded",
+        )
+    if isinstance(exc, ZhubError):
+        row.send(Failed(code=exc.code, message=str(exc)))
+        return
+    log.error("a request failed", exc_info=exc, extra={"action": "request_failed"})
+    row.send(Failed(code="internal_error", message=f"{type(exc).__name__}: {exc}"))

@@ -1,0 +1,85 @@
+"""A look at the reward before any step is taken: can the answers of what training begins from teach anything?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zhub.errors import ConstantRewardError
+from zhub.graders import Grade
+from zhub.specs import ReinforcementHyperparameters
+from zhub_workers.compute.group import Member
+from zhub_workers.evaluation.grading import EncodedRow, Grading
+from zhub_workers.model.adapters import Values
+
+MAX_ROUNDS = 5  # of fresh prompts, before a reward that has not varied yet is called constant
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """How the reward of ``answers`` sampled answers is spread.
+
+    ``informative`` is the share of prompts whose samples were not all rewarded alike: only those teach. ``unread`` is
+    the share of answers that the grader could not read.
+    """
+
+    prompts: int
+    answers: int
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    informative: float
+    unread: float
+
+    def __str__(self) -> str:
+        line = (
+            f"Preflight: {self.answers} answers to {self.prompts} prompts: reward {self.mean:.3f} "
+            f"± {self.deviation:.3f}, from {self.low:g} to {self.high:g}; {self.informative:.0%} of the prompts have "
+            "better and worse answers"
+        )
+        return line + (f"; {self.unread:.0%} of the answers could not be read." if self.unread else ".")
+
+
+def preflight(
+    member: Member,
+    values: Values | None,
+    rows: Sequence[EncodedRow],
+    grading: Grading,
+    hyper: ReinforcementHyperparameters,
+) -> Preflight:
+    """Sample answers as training will, of what it begins from, grade them, and say how the reward is spread.
+
+    Raises:
+        ConstantRewardError: every answer to MAX_ROUNDS times ``preflight_prompts`` prompts has the same reward.
+        RewardError: the grader cannot grade an answer.
+    """
+    size = max(hyper.group_size, 2)
+    grades: list[Grade] = []
+    for start in range(0, min(len(rows), MAX_ROUNDS * hyper.preflight_prompts), hyper.preflight_prompts):
+        samples = [row for row in rows[start : start + hyper.preflight_prompts] for _ in range(size)]
+        completions = member.generate(
+            values,
+            [row.prompt for row in samples],
+            max_new_tokens=hyper.max_new_tokens,
+            temperature=hyper.temperature,
+            seeds=range(start * size, start * size + len(samples)),
+        )
+        grades += grading([completion.text for completion in completions], samples)
+        if len({grade.reward for grade in grades}) > 1:
+            break
+    rewards = [grade.reward for grade in grades]
+    groups = [rewards[start : start + size] for start in range(0, len(rewards), size)]
+    if min(rewards) == max(rewards):
+        unread = sum(not grade.parsed for grade in grades)
+        raise ConstantRewardError(rewards[0], len(rewards), unread)
+    mean = math.fsum(rewards) / len(rewards)
+    return Preflight(
+        prompts=len(groups),
+        answers=len(rewards),
+        mean=mean,
+        deviation=math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / len(rewards)),
+        low=min(rewards),
+        high=max(rewards),
+        informative=sum(min(group) < max(group) for group in groups) / len(groups),
+        unread=sum(not grade.parsed for grade in grades) / len(grades),
+    )

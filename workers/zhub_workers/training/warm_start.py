@@ -1,0 +1,110 @@
+"""Which existing experts a new one may begin from: those of datasets that look alike, each with something of its own.
+
+An expert of the same basis is a point in the space that training searches. Sources: the adapter itself as the embedding
+of its task, and transfer from the most similar one, SPoT (Vu et al., arXiv:2110.07904); priors for similar future
+tasks, arXiv:2501.06252, §5. Likeness of datasets is that of prompts, as routing measures it
+(``zhub_workers.model.routing``): it needs no training. What is on the shortlist is then measured on validation rows,
+and only the best of it is used.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zhub.errors import TrainingError
+from zhub_workers.model.routing import Centroid, distances
+
+SHORTLIST = 3  # each costs one score of the validation rows
+DOUBLE = 0.9  # z-cosine from which two experts are one for this purpose, such as two of one dataset
+
+
+@dataclass(frozen=True)
+class Start:
+    """A version that training may begin from, with the manifest's ``digest``."""
+
+    name: str
+    digest: str
+    z: Mapping[str, Tensor]
+    centroid: Centroid
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What training begins from, and its rewards on the validation rows."""
+
+    start: Start
+    rewards: list[float]
+
+
+def choose(
+    starts: Sequence[Start],
+    *,
+    nearest: bool,
+    names: Collection[str],
+    embeddings: Callable[[], Tensor],
+    score: Callable[[Mapping[str, Tensor]], list[float]],
+    base_rewards: Sequence[float],
+    on_event: Callable[[str, str, dict[str, Any] | None], None],
+) -> Beginning | None:
+    """What to begin from: the only start, or of the ``nearest`` the best, if it beats the base; None for the base.
+
+    Args:
+        names: the matrices that training moves; a start must not change others.
+        embeddings: makes those of the training prompts, ``(n, d)``.
+        score: the rewards of a z on the validation rows, as ``base_rewards`` are those of the base.
+
+    Raises:
+        TrainingError: the only start changes other matrices.
+    """
+
+    def measured(start: Start) -> Beginning:
+        found = Beginning(start, score(start.z))
+        on_event("info", f"{start.name} scores {statistics.fmean(found.rewards):.3f} on these validation rows.", None)
+        return found
+
+    if not starts and not nearest:
+        return None
+    fitting = [start for start in starts if start.z.keys() <= set(names)]
+    if not nearest:
+        if not fitting:
+            raise TrainingError(
+                f"'{starts[0].name}' changes matrices that this job's targets and layers leave out. "
+                "Use targets 'all' and no layers."
+            )
+        return measured(fitting[0])
+    near = [measured(start) for start in shortlist(embeddings(), fitting)]
+    best = max(near, key=lambda found: statistics.fmean(found.rewards), default=None)
+    if best is None or statistics.fmean(best.rewards) <= statistics.fmean(base_rewards):
+        why = "no expert of the project has prompts like these" if best is None else "none beats it"
+        on_event("info", f"Warm start: training begins from the base, because {why}.", None)
+        return None
+    on_event("info", f"Warm start: training begins from {best.start.name}.", None)
+    return best
+
+
+def shortlist(embeddings: Tensor, starts: Sequence[Start]) -> list[Start]:
+    """At most SHORTLIST starts whose prompts look like these, the nearest first, none a double of a nearer one.
+
+    A dataset looks alike when half of its prompts or more would be routed to the expert.
+
+    Args:
+        embeddings: of the new dataset's prompts, ``(n, d)``.
+    """
+    reach = [float(distances(embeddings, start.centroid).median()) / start.centroid.threshold for start in starts]
+    found: list[Start] = []
+    for near, start in sorted(zip(reach, starts, strict=True), key=lambda pair: pair[0]):
+        if near <= 1 and len(found) < SHORTLIST and all(z_cosine(start.z, other.z) < DOUBLE for other in found):
+            found.append(start)
+    return found
+
+
+def z_cosine(z: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Cosine of two experts' ``z - 1``; a matrix that only one of them has is unchanged by the other."""
+    dot = sum(float(((z[name] - 1) * (other[name] - 1)).sum()) for name in z.keys() & other.keys())
+    norms = [math.sqrt(sum(float((one - 1).square().sum()) for one in of.values())) for of in (z, other)]
+    return dot / max(norms[0] * norms[1], torch.finfo(torch.float32).tiny)

@@ -1,0 +1,47 @@
+"""The classes that Ray makes actors of: shells around a Worker.
+
+Each imports its runner when it is made, inside its own process: the agent, which also imports this module, must not
+pay for torch, and neither must the worker that validates datasets.
+"""
+
+import importlib
+import os
+
+from zhub.process.logs import LogFormat, configure_logging
+from zhub.process.tracing import start_tracing
+from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt, Worker
+from zhub_workers.cluster.flavour import Flavour
+
+
+class LightActor:
+    """Runs what needs no torch."""
+
+    def __init__(self, _device: str | None, log_format: LogFormat, _flavour: Flavour) -> None:
+        configure_logging(log_format)
+        start_tracing("zhub-worker")
+        self._worker = Worker(importlib.import_module("zhub_workers.worker.light_runner").run, exit_process=os._exit)
+
+    def start(self, attempt: Attempt, lease_s: float) -> None:
+        self._worker.start(attempt, lease_s)
+
+    def poll(self, key: AttemptKey, after_seq: int, lease_s: float) -> AttemptStatus | None:
+        return self._worker.poll(key, after_seq, lease_s)
+
+    def request_stop(self, key: AttemptKey) -> None:
+        self._worker.request_stop(key)
+
+    def forget(self, key: AttemptKey) -> bool:
+        return self._worker.forget(key)
+
+    def held(self) -> list[HeldAttempt]:
+        return self._worker.held()
+
+
+class TorchActor(LightActor):
+    """Runs what needs torch, on one device."""
+
+    def __init__(self, device: str | None, log_format: LogFormat, flavour: Flavour) -> None:
+        configure_logging(log_format)
+        start_tracing("zhub-worker")
+        run = importlib.import_module("zhub_workers.worker.torch_runner").TorchRunner(device, flavour)
+        self._worker = Worker(run, exit_process=os._exit)

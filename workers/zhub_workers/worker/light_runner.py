@@ -1,0 +1,19 @@
+"""What a worker without torch does: the validation of dataset files."""
+
+from typing import Any
+
+from zhub.datasets.files import validation_report
+from zhub.datasets.rows import validate
+from zhub.specs import ValidateSpec
+from zhub.storage.object_store import fetch, open_store
+from zhub_workers.attempts.attempt import Attempt, AttemptContext
+
+
+def run(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
+    """Check every row of a dataset file; what is wrong with it is a result, not a failure."""
+    file = ValidateSpec.model_validate(attempt.spec).file
+    path = attempt.cache_dir / "datasets" / file.sha256
+    fetch(open_store(attempt.store_url), file.key, path, sha256=file.sha256)
+    context.progressed()
+    with path.open("rb") as content:
+        return {"validation": validation_report(validate(content))}

@@ -1,0 +1,221 @@
+"""The shards of one job as Ray actors, each with a place like that of the worker whose job it is.
+
+Their places are reserved together, in a placement group, before the job begins; where a worker reserves nothing, there
+is nothing to reserve for them. They and their group belong to the worker: Ray ends them when it ends, however that is.
+One that is not up yet, that died, or that stands still is left out until it, or another in its place, is up.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.util import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from zhub.errors import UnavailableError
+from zhub.specs import TrainSpec
+from zhub.storage.object_store import open_store
+from zhub_workers.attempts.attempt import AttemptKey
+from zhub_workers.cluster import ray_cluster
+from zhub_workers.cluster.flavour import Flavour
+from zhub_workers.compute.sharded import Ask, Shard, ShardLostError
+from zhub_workers.model.adapters import make_adapter
+from zhub_workers.model.model_cache import ModelCache
+
+log = logging.getLogger("zhub.worker")
+
+LOOK_S = 1.0
+GROUP_TIMEOUT_S = 120.0  # until a job whose shards have no room gives its worker back
+SILENT_S = 120.0  # a shard that gets on with nothing for so long is lost
+MAX_FAILURES = 3  # in a row, of one shard: to start, or to answer
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a shard answers when it failed: as a value, because Ray remakes exceptions from their class alone."""
+
+    error: Exception
+
+
+class ShardActor:
+    """A process with a base of its own, which answers for some rows of one job."""
+
+    def __init__(self, spec: TrainSpec, store_url: str, cache_dir: Path, device: str) -> None:
+        hyper = spec.hyperparameters
+        models = ModelCache(torch.device(device), capacity=1)
+        model = models.get(spec.base, spec.basis, open_store(store_url), cache_dir)
+        self._shard = Shard(make_adapter(model, hyper), token_limit=hyper.micro_batch_tokens)
+
+    def ask(self, method: str, arguments: dict[str, Any]) -> Any:
+        try:
+            return self._shard.ask(method, **arguments)
+        except Exception as exc:
+            return Failed(exc)
+
+    def pulse(self) -> int:
+        return self._shard.pulse()
+
+
+class RayShards:
+    """``count`` shards of an attempt, for as long as the context lasts. See ``Shards``.
+
+    Entering waits for their places, calls ``check`` meanwhile, which may raise, and raises UnavailableError where there
+    is no room for all of them.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        key: AttemptKey,
+        spec: TrainSpec,
+        store_url: str,
+        cache_dir: Path,
+        *,
+        device: str,
+        flavour: Flavour,
+        check: Callable[[], None],
+        on_change: Callable[[str], None],
+    ) -> None:
+        self._count = count
+        self._key = key
+        self._made_of = (spec, store_url, cache_dir, device)
+        self._flavour = flavour
+        self._check = check
+        self._group: PlacementGroup | None = None
+        self._on_change = on_change
+        self._actors: dict[int, Any] = {}  # by place, those that are up
+        self._starting: dict[int, tuple[Any, Any]] = {}  # with the answer that says that they are
+        self._failures = [0] * count
+        self._lock = threading.Lock()
+        self._beats = 0
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="shards")
+
+    def __enter__(self) -> Self:
+        if self._flavour.bundle:
+            self._group = self._reserve()
+        with self._lock:
+            self._fill()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            for actor in [*self._actors.values(), *(actor for actor, _ in self._starting.values())]:
+                ray.kill(actor, no_restart=True)
+            self._actors, self._starting = {}, {}
+        if self._group is not None:
+            remove_placement_group(self._group)
+        self._threads.shutdown(wait=False)
+
+    def ready(self) -> Sequence[Ask]:
+        with self._lock:
+            for place, (actor, answer) in list(self._starting.items()):
+                if ray.wait([answer], timeout=0)[0]:
+                    del self._starting[place]
+                    self._settle(place, actor, answer)
+            self._fill()
+            return [self._ask(place, self._actors[place]) for place in sorted(self._actors)]
+
+    def pulse(self) -> int:
+        return self._beats
+
+    def _reserve(self) -> PlacementGroup:
+        # Not detached: it ends with the worker that asks for it, which is, and which outlives the agent.
+        group: PlacementGroup = placement_group(
+            [self._flavour.bundle] * self._count,
+            strategy="PACK",
+            name=ray_cluster.group_name(self._flavour.cluster, self._key),
+            bundle_label_selector=[dict(self._flavour.labels)] * self._count if self._flavour.labels else None,
+        )
+        give_up = time.monotonic() + GROUP_TIMEOUT_S
+        try:
+            while not group.wait(LOOK_S):
+                self._check()
+                if time.monotonic() > give_up:
+                    raise UnavailableError(
+                        f"There was no room for {self._count} more processes within {GROUP_TIMEOUT_S:.0f} s. Each asks "
+                        f"for {self._flavour}."
+                    )
+        except BaseException:
+            remove_placement_group(group)
+            raise
+        return group
+
+    def _fill(self) -> None:
+        for place in range(self._count):
+            absent = place not in self._actors and place not in self._starting
+            if absent and self._failures[place] < MAX_FAILURES:
+                actor: Any = (
+                    ray.remote(ShardActor)
+                    .options(
+                        name=ray_cluster.shard_name(self._flavour.cluster, self._key),
+                        namespace=ray_cluster.NAMESPACE,
+                        max_restarts=0,
+                        max_task_retries=0,
+                        max_concurrency=2,  # a pulse while it computes
+                        scheduling_strategy=self._strategy(place),
+                        **self._flavour.options,
+                    )
+                    .remote(*self._made_of)
+                )
+                self._starting[place] = (actor, actor.pulse.remote())
+
+    def _strategy(self, place: int) -> str | PlacementGroupSchedulingStrategy:
+        return "SPREAD" if self._group is None else PlacementGroupSchedulingStrategy(self._group, place)
+
+    def _settle(self, place: int, actor: Any, answer: Any) -> None:
+        try:
+            ray.get(answer)
+        except RayActorError as exc:
+            extra = {"action": "shard_start_failed", "shard": place + 1}
+            log.error("shard %d did not start: %s", place + 1, exc, extra=extra)
+            self._fail(place, "did not start")
+            return
+        self._actors[place] = actor
+        self._on_change(f"{len(self._actors) + 1} of {self._count + 1} processes share the rows.")
+
+    def _ask(self, place: int, actor: Any) -> Ask:
+        def ask(method: str, **arguments: Any) -> Future[Any]:
+            return self._threads.submit(self._answer, place, actor, method, arguments)
+
+        return ask
+
+    def _answer(self, place: int, actor: Any, method: str, arguments: dict[str, Any]) -> Any:
+        try:
+            answer = actor.ask.remote(method, arguments)
+            beats, moved_at = -1, time.monotonic()
+            while not ray.wait([answer], timeout=LOOK_S)[0]:
+                pulse: int = ray.get(actor.pulse.remote(), timeout=SILENT_S)
+                if pulse != beats:
+                    beats, moved_at = pulse, time.monotonic()
+                    self._beats += 1
+                elif time.monotonic() - moved_at > SILENT_S:
+                    raise GetTimeoutError
+            found = ray.get(answer)
+        except (RayActorError, GetTimeoutError) as exc:
+            self._lose(place, actor)
+            raise ShardLostError from exc
+        self._failures[place] = 0
+        if isinstance(found, Failed):
+            raise found.error
+        return found
+
+    def _lose(self, place: int, actor: Any) -> None:
+        with self._lock:
+            if place in self._actors and self._actors[place] is actor:
+                del self._actors[place]
+                ray.kill(actor, no_restart=True)
+                self._fail(place, "was lost, and the others compute its rows")
+
+    def _fail(self, place: int, what: str) -> None:
+        self._failures[place] += 1
+        given_up = ": given up" if self._failures[place] == MAX_FAILURES else ""
+        self._on_change(f"Process {place + 2} of {self._count + 1} {what}{given_up}.")

@@ -1,0 +1,418 @@
+"""What a worker with torch does: decompose a base model, train an expert, measure one.
+
+The base that was used last stays loaded, so that the next attempt on it begins at once.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+import zhub
+from zhub.graders import Grader, GradingTools, ScoreModelGrader, needs_sandbox
+from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, canonical_json, file_entry
+from zhub.process import tracing
+from zhub.sandbox import Sandbox
+from zhub.specs import DecomposeSpec, EvaluateSpec, Hyperparameters, JobSpec, StartingPoint, StoredFile, TrainSpec
+from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
+from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptStoppedError
+from zhub_workers.cluster.flavour import Flavour
+from zhub_workers.compute.group import ComputeGroup, Member, Stopped
+from zhub_workers.compute.sharded import ShardedMember
+from zhub_workers.evaluation.evaluate import ROWS_FILE, run_evaluation
+from zhub_workers.evaluation.grading import Grading
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.adapters import LoraAdapter, SvfAdapter, make_adapter
+from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_lora, write_routing, write_z
+from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
+from zhub_workers.model.basis import BASIS_FILE, decompose_base
+from zhub_workers.model.model_cache import ModelCache, base_directory, basis_prefix
+from zhub_workers.training.spans import traced_steps
+from zhub_workers.training.state import TrainState, read_state, write_state
+from zhub_workers.training.train import TrainResult, train
+from zhub_workers.training.warm_start import Start
+from zhub_workers.worker.ray_shards import RayShards
+
+STATE_FILE = "state.safetensors"
+MAX_LANES = 4
+
+
+class TorchRunner:
+    """Runs attempts on one device, those of one pack at the same time; holds the last base model that they used.
+
+    A pack is divided between lanes: groups that compute side by side on twins of the model. A GPU is filled by one.
+    """
+
+    def __init__(self, device: str | None, flavour: Flavour) -> None:
+        self._flavour = flavour
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._models = ModelCache(self.device, capacity=1)
+        self._lanes = [ComputeGroup() for _ in range(lane_count(self.device))]
+        self._attempts = [0] * len(self._lanes)
+        self._lock = threading.Lock()
+
+    def __call__(self, attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
+        """Run the attempt that ``attempt.spec`` describes, and return what its job's row needs."""
+        spec = TypeAdapter[Any](JobSpec).validate_python(attempt.spec)
+        store = open_store(attempt.store_url)
+        if isinstance(spec, DecomposeSpec):
+            return self._decompose(spec, attempt, context, store)
+        if isinstance(spec, EvaluateSpec):
+            return self._evaluate(spec, attempt, context, store)
+        return self._train(spec, attempt, context, store)
+
+    def _decompose(
+        self, spec: DecomposeSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
+    ) -> dict[str, Any]:
+        context.emit("info", f"Loading base model {spec.base.name}.")
+        base = load_base_model(base_directory(spec.base, store, attempt.cache_dir), device=self.device)
+        weights = weights_fingerprint(base.model)
+        prefix = basis_prefix(weights)
+        directory = attempt.cache_dir / prefix
+        # What an earlier attempt has stored is not computed again; decompose_base checks that it fits the weights.
+        for key in store.keys(f"{prefix}/"):
+            path = attempt.cache_dir / key
+            if path.name != BASIS_FILE and not path.exists():
+                _download(store, key, path)
+                context.raise_if_stopped()
+        stored = {key.rpartition("/")[2] for key in store.keys(f"{prefix}/")}
+
+        def keep(done: int, total: int) -> None:
+            path = directory / f"{done - 1:05d}.safetensors"
+            if path.name not in stored:
+                put_path(store, f"{prefix}/{path.name}", path)
+            context.emit(
+                "info", f"Decomposed matrix {done} of {total}.", {"type": "progress", "done": done, "total": total}
+            )
+            context.raise_if_stopped()
+
+        fingerprint = decompose_base(base, directory, on_matrix=keep)
+        # The index last: a basis that has one is complete.
+        put_path(store, f"{prefix}/{BASIS_FILE}", directory / BASIS_FILE)
+        model = base.model
+        return {
+            "weights_fingerprint": weights,
+            "basis_fingerprint": fingerprint,
+            "basis_key_prefix": prefix,
+            "details": {
+                "architecture": type(model).__name__,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "matrices": len(list(directory.glob("*.safetensors"))),
+                "context_length": base.context_length,
+                "vocabulary": len(base.tokenizer),
+            },
+        }
+
+    def _train(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> dict[str, Any]:
+        with self._lane() as lane:
+            return self._train_in(lane, spec, attempt, context, store)
+
+    def _train_in(
+        self, lane: int, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
+    ) -> dict[str, Any]:
+        context.note("info", f"Attempt {attempt.key.fence} on {self._hardware()}, zhub {zhub.__version__}.")
+        began = time.monotonic()
+        model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir, lane=lane)
+        context.note("info", f"Base {spec.base.name} and its basis are loaded, {time.monotonic() - began:.1f} s.")
+        training = _dataset(spec.training_file, store, attempt.cache_dir)
+        validation = _dataset(spec.validation_file, store, attempt.cache_dir) if spec.validation_file else None
+        for file in filter(None, (spec.training_file, spec.validation_file)):
+            context.note("info", f"{file.name} is here, {file.size_bytes:,} bytes.")
+        checkpoints = Checkpoints(spec, attempt, context, store)
+        resumed = checkpoints.newest(attempt.checkpoint) if attempt.checkpoint else None
+        starts = [] if resumed else [_start(start, model, store, attempt.cache_dir) for start in spec.starts]
+        adapter = make_adapter(model, spec.hyperparameters)
+        token_limit = spec.hyperparameters.micro_batch_tokens
+        with (
+            self._lanes[lane].join(adapter, context.should_stop, token_limit=token_limit) as local,
+            self._sharded(local, spec, attempt, context) as member,
+            _grading(spec.grader, member, spec.base.name, context) as grading,
+            traced_steps(context.emit) as on_event,
+        ):
+            result = train(
+                spec,
+                member=member,
+                grading=grading,
+                training_path=training,
+                validation_path=validation,
+                on_event=on_event,
+                on_checkpoint=checkpoints.write,
+                starts=starts,
+                resumed=resumed,
+            )
+        if result.stopped:
+            raise AttemptStoppedError
+        for found in filter(None, (result.validation, result.test)):
+            means = f"expert {found.expert.mean:.3f}, base {found.base.mean:.3f}"
+            context.note("info", f"On {found.base.n} {found.split} rows: {means}, p = {found.p_value:.3g}.")
+        with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory:
+            manifest = _write_version(Path(directory), spec, attempt, result, self._hardware())
+            # The manifest last: a prefix that has one is whole.
+            for name in (*(file.name for file in manifest.files), MANIFEST_FILE):
+                put_path(store, f"{attempt.key_prefix}/{name}", Path(directory) / name)
+        return {
+            "manifest": manifest.model_dump(mode="json"),
+            "key_prefix": attempt.key_prefix,
+            "trained_tokens": result.trained_tokens,
+        }
+
+    @contextmanager
+    def _lane(self) -> Iterator[int]:
+        """The lane with the fewest attempts, with one more for as long as the context lasts."""
+        with self._lock:
+            lane = min(range(len(self._lanes)), key=self._attempts.__getitem__)
+            self._attempts[lane] += 1
+        try:
+            yield lane
+        finally:
+            with self._lock:
+                self._attempts[lane] -= 1
+
+    @contextmanager
+    def _sharded(self, local: Member, spec: TrainSpec, attempt: Attempt, context: AttemptContext) -> Iterator[Member]:
+        """The member with as many shards as the job asks for beside it, itself where it asks for none.
+
+        Where shards need places there are no more of them than the job was given.
+        """
+        asked = spec.hyperparameters.data_parallel
+        processes = min(asked, attempt.workers) if self._flavour.bundle else asked
+        if processes < asked:
+            context.emit("warn", f"The cluster has room for {processes} of the {asked} processes asked for.")
+        if processes == 1:
+            yield local
+            return
+
+        def tell(message: str) -> None:
+            context.emit("info", message)
+
+        with RayShards(
+            processes - 1,
+            attempt.key,
+            spec,
+            attempt.store_url,
+            attempt.cache_dir,
+            device=str(self.device),
+            flavour=self._flavour,
+            check=context.raise_if_stopped,
+            on_change=tell,
+        ) as shards:
+            yield ShardedMember(local, shards)
+
+    def _evaluate(
+        self, spec: EvaluateSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
+    ) -> dict[str, Any]:
+        model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir)
+        rows = _dataset(spec.file, store, attempt.cache_dir)
+        hyper = TypeAdapter(Hyperparameters).validate_python(spec.z.hyperparameters) if spec.z else None
+        adapter = make_adapter(model, hyper) if hyper else SvfAdapter(model, list(model.layers), sigmoid=False)
+        values = None
+        if spec.z is not None:
+            path = attempt.cache_dir / "experts" / f"{spec.z.sha256}.safetensors"
+            fetch(store, spec.z.key, path, sha256=spec.z.sha256)
+            read = read_lora if isinstance(adapter, LoraAdapter) else read_z
+            values = adapter.imported(read(path, sha256=spec.z.sha256, basis=model.basis))
+        with (
+            tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory,
+            self._lanes[0].join(adapter, context.should_stop) as member,
+            _grading(spec.grader, member, spec.base.name, context) as grading,
+        ):
+            try:
+                with tracing.span("evaluate"):
+                    result = run_evaluation(spec, member, values, grading, rows, Path(directory), on_event=context.emit)
+            except Stopped:
+                raise AttemptStoppedError from None
+            key = f"{attempt.key_prefix}/{ROWS_FILE}"
+            put_path(store, key, Path(directory) / ROWS_FILE)
+        return {**result, "rows_key": key}
+
+    def _hardware(self) -> str:
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu {platform.machine()}"
+
+
+def lane_count(device: torch.device) -> int:
+    """On a CPU, as many lanes as there are cores for each thread of a product; small ones gain little by a second."""
+    if device.type != "cpu":
+        return 1
+    return max(1, min(MAX_LANES, (os.cpu_count() or 1) // torch.get_num_threads()))
+
+
+class Checkpoints:
+    """The checkpoints of one job in the object store: each a prefix of its own, whole once it has a manifest."""
+
+    def __init__(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> None:
+        self._spec = spec
+        self._attempt = attempt
+        self._context = context
+        self._store = store
+        self._spec_digest = hashlib.sha256(canonical_json(attempt.spec)).hexdigest()
+
+    def newest(self, kept: Mapping[str, Any]) -> TrainState:
+        """Fetch the state that a row names.
+
+        Raises:
+            ArtifactError: what lies there is not a state of this job.
+        """
+        with tempfile.TemporaryDirectory(dir=self._attempt.cache_dir) as directory:
+            manifest = fetch(
+                self._store,
+                f"{kept['key_prefix']}/{MANIFEST_FILE}",
+                Path(directory) / MANIFEST_FILE,
+                sha256=kept["digest"],
+            )
+            files = {file["name"]: file["sha256"] for file in json.loads(manifest.read_bytes())["files"]}
+            path = fetch(
+                self._store,
+                f"{kept['key_prefix']}/{STATE_FILE}",
+                Path(directory) / STATE_FILE,
+                sha256=files[STATE_FILE],
+            )
+            return read_state(path, spec_digest=self._spec_digest)
+
+    def write(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Store a state and the expert as it is now, and report them; the manifest last."""
+        spec, attempt = self._spec, self._attempt
+        prefix = (
+            f"t/{attempt.org_id.hex}/jobs/{attempt.key.job_id.hex}/checkpoints/{state.step:06d}-f{attempt.key.fence}"
+        )
+        with (
+            tracing.span("checkpoint", step=state.step),
+            tempfile.TemporaryDirectory(dir=attempt.cache_dir) as name,
+        ):
+            directory = Path(name)
+            _write_adapter(directory / Z_FILE, spec, state.current)
+            write_state(directory / STATE_FILE, state, spec_digest=self._spec_digest)
+            files = [file_entry(directory / Z_FILE), file_entry(directory / STATE_FILE)]
+            manifest = canonical_json(
+                {
+                    "schema_version": 1,
+                    "step": state.step,
+                    "job_id": str(attempt.key.job_id),
+                    "base_model": spec.base.name,
+                    "basis_fingerprint": spec.basis.basis_fingerprint,
+                    "spec_digest": self._spec_digest,
+                    "files": [file.model_dump(mode="json") for file in files],
+                }
+            )
+            (directory / MANIFEST_FILE).write_bytes(manifest)
+            for file in (Z_FILE, STATE_FILE, MANIFEST_FILE):
+                put_path(self._store, f"{prefix}/{file}", directory / file)
+        self._context.emit(
+            "info",
+            f"Checkpoint at step {state.step}.",
+            {
+                "type": "checkpoint",
+                "step": state.step,
+                "key_prefix": prefix,
+                "digest": hashlib.sha256(manifest).hexdigest(),
+                "size_bytes": len(manifest) + sum(file.size_bytes for file in files),
+                "z": files[0].model_dump(mode="json"),
+                "metrics": dict(metrics),
+            },
+        )
+
+
+@contextmanager
+def _grading(grader: Grader | None, member: Member, base_name: str, context: AttemptContext) -> Iterator[Grading]:
+    """What a grader needs for as long as a job lasts: a sandbox for code, the base for its judgement.
+
+    Raises:
+        SandboxUnavailableError: the grader runs code, and this machine cannot contain it.
+    """
+
+    def judge(grader: ScoreModelGrader, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
+        prompts = [render_prompt(member.base, messages) for messages in conversations]
+        answers = member.generate(None, prompts, max_new_tokens=grader.sampling_params.max_completions_tokens)
+        return [answer.text for answer in answers]
+
+    if grader is None:
+        yield Grading(None)
+        return
+    with Sandbox() if needs_sandbox(grader) else nullcontext() as sandbox:
+        yield Grading(grader, GradingTools(sandbox=sandbox, judge=judge, note=context.note))
+
+
+def _write_adapter(path: Path, spec: TrainSpec, exported: Mapping[str, Tensor]) -> None:
+    fingerprint, hyper = spec.basis.basis_fingerprint, spec.hyperparameters
+    if hyper.adapter == "svf":
+        write_z(path, exported, basis_fingerprint=fingerprint, base_model=spec.base.name)
+    else:
+        write_lora(
+            path,
+            exported,
+            basis_fingerprint=fingerprint,
+            base_model=spec.base.name,
+            rank=hyper.lora_rank,
+            alpha=hyper.lora_alpha,
+        )
+
+
+def _write_version(directory: Path, spec: TrainSpec, attempt: Attempt, result: TrainResult, hardware: str) -> Manifest:
+    _write_adapter(directory / Z_FILE, spec, result.artifact)
+    assert result.centroid is not None  # only training that was stopped has none
+    write_routing(directory / ROUTING_FILE, result.centroid, basis_fingerprint=spec.basis.basis_fingerprint)
+    manifest = Manifest(
+        base_model=spec.base.name,
+        base_source=f"{spec.base.hub_id}@{spec.base.hub_revision}" if spec.base.hub_id else "files",
+        weights_fingerprint=spec.basis.weights_fingerprint,
+        basis_fingerprint=spec.basis.basis_fingerprint,
+        dataset_digest=spec.training_file.sha256,
+        validation_digest=spec.validation_file.sha256 if spec.validation_file else None,
+        job_id=str(attempt.key.job_id),
+        fence=attempt.key.fence,
+        recipe=spec.recipe,
+        hyperparameters=spec.hyperparameters.model_dump(mode="json"),
+        grader=spec.grader.model_dump(mode="json") if spec.grader else None,
+        seed=spec.seed,
+        code_version=zhub.__version__,
+        hardware=hardware,
+        best_step=result.best_step,
+        steps=result.steps,
+        parameters=sum(tensor.numel() for tensor in result.artifact.values()),
+        evaluations=[evaluation for evaluation in (result.validation, result.test) if evaluation is not None],
+        parent_digest=result.parent_digest,
+        files=[file_entry(directory / Z_FILE), file_entry(directory / ROUTING_FILE)],
+    )
+    (directory / MANIFEST_FILE).write_bytes(manifest.canonical())
+    return manifest
+
+
+def _start(start: StartingPoint, model: AdaptedModel, store: ObjectStore, cache_dir: Path) -> Start:
+    directory = cache_dir / "experts"
+    z, routing = directory / f"{start.z_sha256}.safetensors", directory / f"{start.routing_sha256}.safetensors"
+    fetch(store, f"{start.key_prefix}/{Z_FILE}", z, sha256=start.z_sha256)
+    fetch(store, f"{start.key_prefix}/{ROUTING_FILE}", routing, sha256=start.routing_sha256)
+    fingerprint = model.basis.fingerprint
+    return Start(
+        start.name,
+        start.digest,
+        read_z(z, sha256=start.z_sha256, basis=model.basis),
+        read_routing(routing, sha256=start.routing_sha256, basis_fingerprint=fingerprint),
+    )
+
+
+def _dataset(file: StoredFile, store: ObjectStore, cache_dir: Path) -> Path:
+    return fetch(store, file.key, cache_dir / "datasets" / file.sha256, sha256=file.sha256)
+
+
+def _download(store: ObjectStore, key: str, path: Path) -> None:
+    """Bring an object whose digest is not known yet; what comes of it is checked by its reader."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.download")
+    with temporary.open("wb") as file:
+        for piece in store.open(key):
+            file.write(piece)
+    shutil.move(temporary, path)
