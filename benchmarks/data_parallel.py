@@ -26,7 +26,8 @@ from rich.table import Table
 from zhub.demo.task_families import sample_rows
 from zhub.manifest import canonical_json, sha256_file
 from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec
-from zhub.storage.object_store import DirectoryStore, put_path
+from zhub.storage.directory import DirectoryStore
+from zhub.storage.object_store import put_path
 from zhub_workers.attempts.attempt import AttemptKey
 from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.cluster.ray_cluster import connect

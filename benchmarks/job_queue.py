@@ -40,7 +40,7 @@ from rich.table import Table
 from sqlalchemy import Engine, orm, text
 
 from zhub import scheduler
-from zhub.admission import admit
+from zhub.admission.admit import admit
 from zhub.database.migrate import upgrade
 from zhub.database.sessions import make_engine, statement_session, system_session
 from zhub.embedded.binaries import find_valkey
@@ -49,7 +49,8 @@ from zhub.models import Agent as AgentRow
 from zhub.models import Job
 from zhub.process.config import Settings
 from zhub.process.wakeup import SCHEDULER, open_wakeup
-from zhub.queue import jobs
+from zhub.queue import attempts, jobs
+from zhub.queue import claims as job_claims
 from zhub.tenancy.bootstrap import ensure_project
 from zhub_workers.agent.launcher import ThreadLauncher
 from zhub_workers.agent.loop import MAX_CLAIMS, Agent
@@ -263,12 +264,14 @@ def claim_all(url: str, barrier: Any, *, end: Session = statement_session) -> in
     barrier.wait()
     while True:
         with statement_session(engine) as session:
-            claims = jobs.claim_up_to(session, MAX_CLAIMS, agent, "default", ["decompose"], lease_s=60, free=MAX_CLAIMS)
+            claims = job_claims.claim_up_to(
+                session, MAX_CLAIMS, agent, "default", ["decompose"], lease_s=60, free=MAX_CLAIMS
+            )
         if not claims:
             return count
         for claim in claims:
             with end(engine) as session:
-                jobs.succeed(session, claim.job_id, claim.fence)
+                attempts.succeed(session, claim.job_id, claim.fence)
         count += len(claims)
 
 
@@ -340,13 +343,13 @@ def wal_ours(urls: Urls) -> float:
                 jobs.enqueue(session, Job(kind="decompose", spec={}, pack_key="bench", **owner), "Enqueued.")
             with system_session(engine) as session:
                 session.merge(AgentRow(id=agent, cluster="default", slots=8))
-                admit.admit(session, agent_lost_after_s=60)
+                admit(session, agent_lost_after_s=60)
             with system_session(engine) as session:
-                (claim,) = jobs.claim_up_to(session, 1, agent, "default", ["decompose"], lease_s=60)
+                (claim,) = job_claims.claim_up_to(session, 1, agent, "default", ["decompose"], lease_s=60)
             with system_session(engine) as session:
-                jobs.heartbeat(session, claim.job_id, claim.fence, lease_s=60, progressed=True)
+                attempts.heartbeat(session, claim.job_id, claim.fence, lease_s=60, progressed=True)
             with system_session(engine) as session:
-                jobs.succeed(session, claim.job_id, claim.fence)
+                attempts.succeed(session, claim.job_id, claim.fence)
         written = admin.execute("SELECT pg_current_wal_lsn() - %s", began).fetchone()
     engine.dispose()
     assert written is not None
@@ -391,16 +394,16 @@ def backlog_cost(urls: Urls, waiting: int) -> float:
     for _ in range(BACKLOG_JOBS // 8):
         began = time.perf_counter()
         with system_session(engine) as session:
-            admit.admit(session, agent_lost_after_s=3600)
+            admit(session, agent_lost_after_s=3600)
         found = []
         for _ in range(8):
             with system_session(engine) as session:
-                (claim,) = jobs.claim_up_to(session, 1, agent, "default", ["decompose"], lease_s=60)
+                (claim,) = job_claims.claim_up_to(session, 1, agent, "default", ["decompose"], lease_s=60)
             found.append(claim)
         seconds.append((time.perf_counter() - began) / 8)
         for claim in found:
             with system_session(engine) as session:
-                jobs.succeed(session, claim.job_id, claim.fence)
+                attempts.succeed(session, claim.job_id, claim.fence)
     engine.dispose()
     return statistics.median(seconds)
 

@@ -26,7 +26,7 @@ from zhub.embedded.postgres import ADMIN, DATABASE, OWNER, Cluster, Urls, grant_
 from zhub.errors import EmbeddedError
 from zhub.models import Agent, BaseModel, Expert, Job
 from zhub.queue import jobs
-from zhub.storage.object_store import DirectoryStore
+from zhub.storage.directory import DirectoryStore
 from zhub.tenancy import keys
 from zhub.tenancy.bootstrap import ensure_project
 from zhub.tenancy.keys import SCOPES, Caller

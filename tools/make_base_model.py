@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zhub.datasets.rows import Split, split_of
+from zhub.datasets.splits import Split, split_of
 from zhub.demo.task_families import FAMILIES, Family, messages_of, sample_rows
 
 DIRECTORY = Path(__file__).parent.parent / "workers" / "zhub_workers" / "shipped_base"

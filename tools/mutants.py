@@ -14,18 +14,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("platform", "workers", "api", "migrations", "tests", "pyproject.toml")
-JOBS, WISHES, LEADERSHIP = (
-    "platform/zhub/queue/jobs.py",
-    "platform/zhub/queue/desired.py",
-    "platform/zhub/queue/leadership.py",
+CLAIMS, ATTEMPTS, REAPER = (
+    "platform/zhub/queue/claims.py",
+    "platform/zhub/queue/attempts.py",
+    "platform/zhub/queue/reaper.py",
 )
+DESIRED, LEADERSHIP = "platform/zhub/queue/desired.py", "platform/zhub/queue/leadership.py"
 DEPENDENCIES, REDRIVE, TICKS = (
     "platform/zhub/queue/dependencies.py",
     "platform/zhub/queue/redrive.py",
     "platform/zhub/schedules/firing.py",
 )
-ADMISSION, SHARES, BASELINE = (
-    "platform/zhub/admission/admit.py",
+SNAPSHOT, SHARES, BASELINE = (
+    "platform/zhub/admission/snapshot.py",
     "platform/zhub/admission/fair_share.py",
     "migrations/versions/0001_baseline.py",
 )
@@ -63,45 +64,45 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "a heartbeat checks its fence",
-        JOBS,
+        ATTEMPTS,
         "was.id AND fence = :fence AND state",
         "was.id AND :fence = :fence AND state",
     ),
     Mutant(
         "a success checks its fence",
-        JOBS,
+        ATTEMPTS,
         "fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'",
         ":fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'",
     ),
     Mutant(
         "a success checks that nobody cancelled",
-        JOBS,
+        ATTEMPTS,
         "'stopping') AND desired <> 'cancel'",
         "'stopping')",
     ),
     Mutant(
         "a failure checks its fence",
-        JOBS,
-        "SET {_RELEASE}\n             WHERE id = :job AND fence = :fence AND",
-        "SET {_RELEASE}\n             WHERE id = :job AND :fence = :fence AND",
+        ATTEMPTS,
+        "SET {RELEASE}\n             WHERE id = :job AND fence = :fence AND",
+        "SET {RELEASE}\n             WHERE id = :job AND :fence = :fence AND",
     ),
     Mutant(
         "a stop checks its fence",
-        JOBS,
+        ATTEMPTS,
         "WHERE jobs.id = was.id AND fence = :fence\n",
         "WHERE jobs.id = was.id AND :fence = :fence\n",
     ),
-    Mutant("a claim raises the fence", JOBS, "fence = fence + 1", "fence = greatest(fence, 1)"),
+    Mutant("a claim raises the fence", CLAIMS, "fence = fence + 1", "fence = greatest(fence, 1)"),
     Mutant(
         "a claim passes what is not wanted",
-        JOBS,
+        CLAIMS,
         "state = 'admitted' AND desired = 'run' AND cluster",
         "state = 'admitted' AND cluster",
     ),
-    Mutant("a claim does not wait for another", JOBS, "LIMIT :limit FOR UPDATE SKIP LOCKED", "LIMIT :limit"),
+    Mutant("a claim does not wait for another", CLAIMS, "LIMIT :limit FOR UPDATE SKIP LOCKED", "LIMIT :limit"),
     Mutant(
         "a lost job runs alone",
-        JOBS,
+        CLAIMS,
         "CASE infra_failures WHEN 0 THEN pack_key END",
         "pack_key",
     ),
@@ -114,33 +115,33 @@ MUTANTS = (
     ),
     Mutant(
         "a worker that ended with its lease was not brought down by its job",
-        JOBS,
+        ATTEMPTS,
         "    if not in_time:  # a worker",
         "    if False:  # a worker",
         ("tests/integration/queue/test_poison.py",),
     ),
     Mutant(
         "no job goes before one that needs a worker",
-        JOBS,
+        CLAIMS,
         "ORDER BY admitted_at, id LIMIT :limit",
         "ORDER BY (:free > 0 OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT :limit",
         ("tests/integration/queue/test_jobs.py",),
     ),
     Mutant(
         "the reaper takes expired leases alone",
-        JOBS,
+        REAPER,
         "WHERE lease_until < now() ORDER BY",
         "WHERE lease_until IS NOT NULL ORDER BY",
     ),
     Mutant(
         "a failure pays from its own budget",
-        JOBS,
+        ATTEMPTS,
         "infra_failures = infra_failures + :infra",
         "infra_failures = infra_failures",
     ),
     Mutant(
         "a wish does not replace a cancellation",
-        WISHES,
+        DESIRED,
         'instead_of=("run", "preempt")',
         'instead_of=("run", "preempt", "cancel")',
     ),
@@ -158,7 +159,7 @@ MUTANTS = (
     ),
     Mutant(
         "what is held is not given out",
-        ADMISSION,
+        SNAPSHOT,
         "self.workers - sum(one.workers for one in self.running)",
         "self.workers",
         ON_ADMISSION,

@@ -17,8 +17,10 @@ from functools import partial
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from sqlalchemy import Engine, delete, func
 
-from zhub.admission import admit, budgets
-from zhub.admission.admit import AGENT_LOST_AFTER_S
+from zhub.admission import budgets, usage
+from zhub.admission.admit import admit, withdraw
+from zhub.admission.explain import explain
+from zhub.admission.limits import AGENT_LOST_AFTER_S
 from zhub.admission.metrics import QueueCollector
 from zhub.database.sessions import make_engine, statement_session, system_session
 from zhub.errors import DeposedError, InvalidRequestError, UnavailableError
@@ -29,8 +31,12 @@ from zhub.process.logs import configure_logging
 from zhub.process.metrics import LEASE_LOST, QUEUE_BUCKETS, database_answers, serve_metrics
 from zhub.process.shutdown import stop_event
 from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
-from zhub.queue import checkpoints, dependencies, desired, job_logs, jobs, leadership, redrive
-from zhub.schedules import firing
+from zhub.queue import checkpoints, job_logs, leadership
+from zhub.queue.dependencies import release_dependents
+from zhub.queue.desired import apply_requested_changes
+from zhub.queue.reaper import reap
+from zhub.queue.redrive import process_redrives
+from zhub.schedules.firing import process_next_due
 from zhub.storage.object_store import ObjectStore, open_store
 from zhub.webhooks.relay import relay
 from zhub.webhooks.safe_http import Outbound
@@ -96,7 +102,7 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
     """Pass after pass until ``stopping`` is set; a database that is away is waited for."""
     holder = uuid.uuid4()
     term: int | None = None
-    elected_at = tended_at = explained_at = float("-inf")
+    elected_at = maintained_at = explained_at = float("-inf")
     while not stopping.is_set():
         try:
             if term is None or time.monotonic() - elected_at >= leader_lease_s / 3:
@@ -106,13 +112,13 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
                 elected_at = began
             _note_leading(term)
             if term is not None:
-                for cluster in schedule(engine, holder, term):
+                for cluster in admission_pass(engine, holder, term):
                     wakeup.notify(agent_topic(cluster))
-                if time.monotonic() - tended_at >= POLL_S:
-                    tend(engine, holder, term)
-                    tended_at = time.monotonic()
+                if time.monotonic() - maintained_at >= POLL_S:
+                    maintenance_pass(engine, holder, term)
+                    maintained_at = time.monotonic()
                 if time.monotonic() - explained_at >= EXPLAIN_S:
-                    explain(engine, holder, term)
+                    explanation_pass(engine, holder, term)
                     explained_at = time.monotonic()
             database_answers.came()
         except UnavailableError as exc:
@@ -143,11 +149,11 @@ def _note_leading(term: int | None) -> None:
         log.info("leading, term %s", term, extra={"action": "leading", "term": term})
 
 
-def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
+def admission_pass(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
     """Admit, in one transaction; return the clusters whose agents have something new to do. Somebody waits for this."""
     with PASS.labels("schedule").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
-        admitted = admit.admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
+        admitted = admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
     for job in admitted:
         log.info(
             "job %s: admitted to cluster %s", job.job_id, job.cluster, extra={"action": "admitted", **job._asdict()}
@@ -157,20 +163,20 @@ def schedule(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
     return {job.cluster for job in admitted}
 
 
-def tend(engine: Engine, holder: uuid.UUID, term: int) -> None:
+def maintenance_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
     """Everything that may wait a second, in one transaction.
 
     Settle what users want of jobs without an attempt and what waits for other jobs, take back lost jobs and those that
     nobody can claim, charge what was used, hold budgets, and forget agents that went away long ago.
     """
-    with PASS.labels("tend").time(), system_session(engine) as session:
+    with PASS.labels("maintenance").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
-        desired.settle(session)
-        redrive.settle(session)
-        dependencies.settle(session)
-        admit.withdraw(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
-        reaped = jobs.reap(session)
-        ended = admit.charge(session)
+        apply_requested_changes(session)
+        process_redrives(session)
+        release_dependents(session)
+        withdraw(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
+        reaped = reap(session)
+        ended = usage.charge(session)
         budgets.pause_spent(session)
         session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
     for job in reaped:
@@ -182,30 +188,30 @@ def tend(engine: Engine, holder: uuid.UUID, term: int) -> None:
         ATTEMPTS_ENDED.labels(kind, outcome).inc(count)
 
 
-def explain(engine: Engine, holder: uuid.UUID, term: int) -> None:
+def explanation_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
     """Tell every queued job what it waits for, in a transaction of its own: no admission waits for this."""
     with PASS.labels("explain").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
-        admit.explain(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
+        explain(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
 
 
 def follow_up(engine: Engine, stopping: threading.Event) -> None:
     """Fire schedules and decide gates until ``stopping`` is set, each in a transaction of its own."""
 
-    def look() -> bool:
+    def run_once() -> bool:
         more = False
-        for step in (firing.look, promotions.advance):
+        for step in (process_next_due, promotions.advance):
             with system_session(engine) as session:
                 more |= step(session)
         return more
 
-    _again_and_again(look, POLL_S, stopping, "following up", away="database_away", failed="follow_up_failed")
+    _run_periodically(run_once, POLL_S, stopping, "following up", away="database_away", failed="follow_up_failed")
 
 
 def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None:
     """Remove deleted checkpoints and feedback until ``stopping`` is set; beside the passes, which wait for no store."""
 
-    def look() -> bool:
+    def run_once() -> bool:
         count = checkpoints.sweep(engine, store)
         if count:
             SWEPT.inc(count)
@@ -213,14 +219,14 @@ def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None
         with system_session(engine) as session:
             return feedback.sweep(session) > 0 or count > 0
 
-    _again_and_again(look, SWEEP_S, stopping, "sweeping", away="sweep_failed", failed="sweep_failed")
+    _run_periodically(run_once, SWEEP_S, stopping, "sweeping", away="sweep_failed", failed="sweep_failed")
 
 
 def sweep_logs(engine: Engine, store: ObjectStore, kept: timedelta, stopping: threading.Event) -> None:
     """Remove the logs of attempts that ended more than ``kept`` ago until ``stopping`` is set."""
     swept: job_logs.Swept | None = None
 
-    def look() -> bool:
+    def run_once() -> bool:
         nonlocal swept
         before = swept
         count, swept = job_logs.sweep(engine, store, kept=kept, after=before)
@@ -228,11 +234,11 @@ def sweep_logs(engine: Engine, store: ObjectStore, kept: timedelta, stopping: th
             log.info("swept %d chunks of old logs", count, extra={"action": "logs_swept", "chunks": count})
         return swept != before
 
-    _again_and_again(look, LOGS_SWEEP_S, stopping, "sweeping logs", away="sweep_failed", failed="sweep_failed")
+    _run_periodically(run_once, LOGS_SWEEP_S, stopping, "sweeping logs", away="sweep_failed", failed="sweep_failed")
 
 
-def _again_and_again(
-    look: Callable[[], bool], every_s: float, stopping: threading.Event, what: str, *, away: str, failed: str
+def _run_periodically(
+    run_once: Callable[[], bool], every_s: float, stopping: threading.Event, what: str, *, away: str, failed: str
 ) -> None:
     """Look every ``every_s`` seconds until ``stopping`` is set, and at once again while there is more.
 
@@ -241,7 +247,7 @@ def _again_and_again(
     """
     while not stopping.is_set():
         try:
-            while look() and not stopping.is_set():
+            while run_once() and not stopping.is_set():
                 pass
         except UnavailableError as exc:
             log.warning("%s", exc, extra={"action": away})

@@ -34,7 +34,7 @@ from zhub.embedded.postgres import (
 from zhub.embedded.processes import ServerUser, spawn
 from zhub.errors import UnavailableError
 from zhub.manifest import MANIFEST_FILE
-from zhub.queue import invariants, jobs
+from zhub.queue import attempts, invariants
 from zhub.storage.object_store import open_store
 
 HERE = Path(__file__).parent
@@ -322,7 +322,7 @@ class Rig:
         kept = [line for line in cancelled if found[line["job"]] != states.CANCELLED]
         self._none("jobs whose cancellation was accepted have ended otherwise", kept)
         failed = self.ask("SELECT id, infra_failures, user_failures, error FROM jobs WHERE state = 'failed'")
-        unexplained = [row for row in failed if not may_fail or row.infra_failures <= jobs.MAX_INFRA_FAILURES]
+        unexplained = [row for row in failed if not may_fail or row.infra_failures <= attempts.MAX_INFRA_FAILURES]
         self._none("jobs failed although their budget was not spent", unexplained)
         self._check_objects()
 

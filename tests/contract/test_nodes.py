@@ -402,8 +402,8 @@ class Rows:
         with system_session(self._engine) as session:
             term = leadership.elect(session, "scheduler", uuid.UUID(int=7), lease_s=60)
         assert term is not None
-        scheduler.tend(self._engine, uuid.UUID(int=7), term)
-        scheduler.schedule(self._engine, uuid.UUID(int=7), term)
+        scheduler.maintenance_pass(self._engine, uuid.UUID(int=7), term)
+        scheduler.admission_pass(self._engine, uuid.UUID(int=7), term)
 
     def states(self, jobs: list[uuid.UUID]) -> list[str]:
         with system_session(self._engine) as session:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from zhub.errors import DigestMismatchError, ObjectMissingError, StoreAwayError, StoreError
-from zhub.storage.object_store import DirectoryStore, ObjectStore, fetch, open_store, put_path
+from zhub.storage.directory import DirectoryStore
+from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
 
 KIB, MIB = 1 << 10, 1 << 20
 SEVERAL_PARTS = 36 * MIB  # two whole parts and a rest

@@ -23,11 +23,11 @@ from suites import ROWS, manifest_of
 
 from zhub.database.sessions import system_session
 from zhub.datasets import files
-from zhub.datasets.rows import validate
+from zhub.datasets.validation import validate
 from zhub.embedded.postgres import SOCKET_NAME, Cluster, Urls
 from zhub.process.config import Settings
-from zhub.registry import versions
-from zhub.storage.object_store import DirectoryStore
+from zhub.registry.publish import publish
+from zhub.storage.directory import DirectoryStore
 from zhub.tenancy.keys import Caller
 from zhub_api.app import create_app
 
@@ -168,7 +168,7 @@ def publish_version(system_engine: Engine, make_job: Callable[..., uuid.UUID], c
         with system_session(system_engine) as session:
             claim = claim_one(session, "train")
             assert claim is not None and claim.job_id == job_id
-            version = versions.publish(session, job_id, claim.fence, manifest_of(job_id, **changed), "k", 7)
+            version = publish(session, job_id, claim.fence, manifest_of(job_id, **changed), "k", 7)
             return f"main.{expert}@v{version.version}"
 
     return make

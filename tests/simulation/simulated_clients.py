@@ -205,7 +205,7 @@ class Team:
         gate = self._gate()
 
         def act(session: Session) -> str:
-            found = versions.versions(session, self._caller.project_id)
+            found = versions.list_versions(session, self._caller.project_id)
             if not found:
                 return "nothing to promote"
             request = PromotionRequest.model_validate(gate.model_dump() | {"model": found[0].name})
@@ -217,7 +217,7 @@ class Team:
         position = self._rng.randrange(3)
 
         def act(session: Session) -> str:
-            found = versions.versions(session, self._caller.project_id)[position:]
+            found = versions.list_versions(session, self._caller.project_id)[position:]
             if not found:
                 return "nothing to move to"
             return str(aliases.move(session, "prod", found[0], by=self._name).version_id)

@@ -15,9 +15,9 @@ from simulation import SECOND, Simulation
 from suites import manifest_of
 
 from zhub.manifest import FileEntry
+from zhub.queue.attempts import Failure
 from zhub.queue.checkpoints import job_prefix
 from zhub.queue.job_events import Event
-from zhub.queue.jobs import Failure
 from zhub_workers.agent.launcher import WorkerLostError, WorkerSilentError, choose_worker, open_packs
 from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
 

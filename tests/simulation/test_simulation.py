@@ -23,7 +23,7 @@ from zhub import scheduler, states
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.process.config import Settings
-from zhub.queue import invariants, jobs, poison
+from zhub.queue import attempts, invariants, poison
 from zhub_workers.agent.loop import Agent
 
 IN_THE_SUITE = 20
@@ -130,8 +130,10 @@ class World:
                 fail(f"the objects of a version are not what its row says: {row}")
         self._check_told()
         for row in self.database.rows("SELECT * FROM jobs WHERE state = 'failed' AND kind <> 'gate'"):
-            spent = row["infra_failures"] > jobs.MAX_INFRA_FAILURES or row["user_failures"] > jobs.MAX_USER_FAILURES
-            is_poison = row["error"]["code"] == jobs.POISON.code
+            spent = (
+                row["infra_failures"] > attempts.MAX_INFRA_FAILURES or row["user_failures"] > attempts.MAX_USER_FAILURES
+            )
+            is_poison = row["error"]["code"] == attempts.POISON.code
             if is_poison and len(self.cluster.poisoned.get(row["id"], ())) < poison.NODES:
                 fail(f"a job is called poison that has not killed workers on several nodes: {row}")
             if not spent and not is_poison and row["error"]["code"] not in FINAL_CODES:

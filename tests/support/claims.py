@@ -6,8 +6,8 @@ from collections.abc import Collection
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from zhub.queue import jobs
-from zhub.queue.jobs import Claim
+from zhub.queue import claims
+from zhub.queue.claims import Claim
 
 AGENT = uuid.UUID(int=1)
 
@@ -26,5 +26,5 @@ def claim_one(
     packs: Collection[str] = (),
 ) -> Claim | None:
     """Lease the first admitted job of these kinds for a minute, as ``jobs.claim_up_to`` does; None where none fits."""
-    found = jobs.claim_up_to(session, 1, agent, cluster, kinds, lease_s=60, free=free, packs=packs)
+    found = claims.claim_up_to(session, 1, agent, cluster, kinds, lease_s=60, free=free, packs=packs)
     return found[0] if found else None

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from zhub.database.sessions import system_session
 from zhub.manifest import FileEntry, Manifest
 from zhub.specs import EvaluateSpec
-from zhub.storage.object_store import DirectoryStore
+from zhub.storage.directory import DirectoryStore
 from zhub_workers.agent.loop import record_success
 from zhub_workers.attempts.attempt import AttemptKey
 

@@ -18,6 +18,7 @@ from zhub.errors import InvalidRequestError, UnavailableError
 from zhub.generation import LINE, Ended, ExpertReference, Failed, GenerationRequest, Line, Started, Text
 from zhub.manifest import ROUTING_FILE, Z_FILE, Manifest
 from zhub.registry import base_models, versions
+from zhub.registry.resolve import resolve
 from zhub.specs import BaseModelSource
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, Context, ContextDep
@@ -119,7 +120,7 @@ async def create_completion(
 def _resolve(context: Context, caller: Caller, request: ChatRequest) -> GenerationRequest:
     mixture = [(part.model, part.weight) for part in request.experts]
     with tenant_session(context.engine, caller.org_id) as session:
-        resolved = versions.resolve(session, caller, request.model, mixture)
+        resolved = resolve(session, caller, request.model, mixture)
         basis = base_models.require_ready(resolved.base)
         base = BaseModelSource.model_validate(resolved.base.source)
         experts = [_reference(part.record, part.weight) for part in resolved.experts]

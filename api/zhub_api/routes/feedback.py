@@ -57,7 +57,7 @@ def delete_feedback(caller: CallerDep, context: ContextDep, feedback_id: str) ->
 
 
 def feedback_objects(session: Session, found: Sequence[Feedback]) -> list[dict[str, Any]]:
-    records = versions.versions_by_id(session, list({piece.version_id for piece in found}))
+    records = versions.by_id(session, list({piece.version_id for piece in found}))
     return [
         {
             "id": public_id("feedback", piece.id),

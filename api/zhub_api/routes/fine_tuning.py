@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from zhub import states
-from zhub.admission import admit
+from zhub.admission import limits
 from zhub.database.sessions import tenant_session
 from zhub.errors import NotFoundError
 from zhub.evaluation import promotions
@@ -113,7 +113,7 @@ def redrive_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
-        admit.check_queue(session, caller.org_id)
+        limits.check_queue(session, caller.org_id)
         redrive.request(session, job, by=public_id("API key", caller.key_id))
         (answer,) = job_objects(session, [job])
     context.wakeup.notify(SCHEDULER)

@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from zhub.admission import admit
+from zhub.admission import limits
 from zhub.database.sessions import tenant_session
 from zhub.errors import NotFoundError
 from zhub.evaluation import feedback
@@ -18,6 +18,8 @@ from zhub.manifest import MANIFEST_FILE, Manifest
 from zhub.models import BaseModel
 from zhub.process.wakeup import SCHEDULER
 from zhub.registry import base_models, versions
+from zhub.registry.names import AUTO
+from zhub.registry.resolve import resolve
 from zhub.specs import StoredFile
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
@@ -32,12 +34,12 @@ def list_models(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """Every expert version of the project, newest first, then the base models and the router ``auto``."""
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        experts = [_version_model(record) for record in versions.versions(session, caller.project_id)]
+        experts = [_version_model(record) for record in versions.list_versions(session, caller.project_id)]
         bases = [
             _base_model_model(base)
             for base in session.scalars(select(BaseModel).where(BaseModel.status == "ready").order_by(BaseModel.name))
         ]
-    router_model = {"id": versions.AUTO, "object": "model", "created": 0, "owned_by": "zhub", "kind": "router"}
+    router_model = {"id": AUTO, "object": "model", "created": 0, "owned_by": "zhub", "kind": "router"}
     return page([*experts, *bases, router_model], has_more=False)
 
 
@@ -45,7 +47,7 @@ def list_models(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
 def retrieve_model(caller: CallerDep, context: ContextDep, model: str) -> dict[str, Any]:
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        resolved = versions.resolve(session, caller, model, [])
+        resolved = resolve(session, caller, model, [])
         if resolved.experts:
             record = resolved.experts[0].record
             if isinstance(record, versions.CheckpointRecord):
@@ -58,7 +60,7 @@ def retrieve_model(caller: CallerDep, context: ContextDep, model: str) -> dict[s
 def list_experts(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        records = versions.versions(session, caller.project_id)
+        records = versions.list_versions(session, caller.project_id)
         said = feedback.summaries(session, [record.version.id for record in records])
         found = [_version_object(record, said[record.version.id]) for record in records]
     return page(found, has_more=False)
@@ -69,7 +71,7 @@ def retrieve_version(caller: CallerDep, context: ContextDep, name: str) -> dict[
     """One version, by ``<project>.<expert>@v<number>``, with its manifest."""
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        record = versions.version(session, caller.project_id, name)
+        record = versions.get_version(session, caller.project_id, name)
         said = feedback.summaries(session, [record.version.id])
         return _version_object(record, said[record.version.id])
 
@@ -79,7 +81,7 @@ def version_file(caller: CallerDep, context: ContextDep, name: str, filename: st
     """The bytes of ``manifest.json`` or of a file that it lists; check them against its digests."""
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        version = versions.version(session, caller.project_id, name).version
+        version = versions.get_version(session, caller.project_id, name).version
     manifest = Manifest.model_validate(version.manifest)
     if filename not in (MANIFEST_FILE, *(file.name for file in manifest.files)):
         raise NotFoundError("file", f"{name}/{filename}")
@@ -94,7 +96,7 @@ class BaseModelRequest(Schema):
     name: str
     hub_id: str | None = None
     hub_revision: str | None = None
-    cluster: str = admit.DEFAULT_CLUSTER
+    cluster: str = limits.DEFAULT_CLUSTER
     """Which workers decompose it, by the name of their agent's cluster."""
 
 

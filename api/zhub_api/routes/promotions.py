@@ -46,7 +46,7 @@ def retrieve_alias(caller: CallerDep, context: ContextDep, expert: str, alias: s
     """The version that ``<project>.<expert>@<alias>`` stands on, and every move of it, newest first."""
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = aliases.get(session, versions.expert(session, caller, expert), alias)
+        found = aliases.get(session, versions.get_expert(session, caller, expert), alias)
         (answer,) = alias_objects(session, [found])
         return answer | {"moves": move_objects(session, found)}
 
@@ -59,13 +59,13 @@ def move_alias(
     caller.require("models:write")
     aliases.check_alias(alias, param="alias")
     with tenant_session(context.engine, caller.org_id) as session:
-        owner = versions.expert(session, caller, expert)
-        to = versions.version(session, caller.project_id, request.version)
+        owner = versions.get_expert(session, caller, expert)
+        to = versions.get_version(session, caller.project_id, request.version)
         if to.expert.id != owner.id:
             raise InvalidRequestError(f"'{request.version}' is no version of '{expert}'.", param="version")
         expected = None
         if "expected" in request.model_fields_set:
-            stands = versions.version(session, caller.project_id, request.expected) if request.expected else None
+            stands = versions.get_version(session, caller.project_id, request.expected) if request.expected else None
             expected = aliases.Expected(stands.version.id if stands else None)
         by = public_id("API key", caller.key_id)
         moved = aliases.move(session, alias, to, by=by, reason=request.reason, expected=expected)
@@ -116,7 +116,7 @@ def cancel_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) 
 
 
 def alias_objects(session: Session, found: Sequence[Alias]) -> list[dict[str, Any]]:
-    records = versions.versions_by_id(session, [alias.version_id for alias in found])
+    records = versions.by_id(session, [alias.version_id for alias in found])
     return [
         {
             "id": f"{record.project.name}.{record.expert.name}@{alias.name}",
@@ -133,7 +133,7 @@ def alias_objects(session: Session, found: Sequence[Alias]) -> list[dict[str, An
 def move_objects(session: Session, alias: Alias) -> list[dict[str, Any]]:
     found = aliases.moves(session, alias)
     ids = {version_id for move in found for version_id in (move.from_version_id, move.to_version_id) if version_id}
-    names = {version_id: record.name for version_id, record in versions.versions_by_id(session, list(ids)).items()}
+    names = {version_id: record.name for version_id, record in versions.by_id(session, list(ids)).items()}
     return [
         {
             "id": public_id("alias move", move.id),
@@ -150,7 +150,7 @@ def move_objects(session: Session, alias: Alias) -> list[dict[str, Any]]:
 
 def promotion_objects(session: Session, found: Sequence[Promotion]) -> list[dict[str, Any]]:
     ids = [promotion.version_id for promotion in found if promotion.version_id is not None]
-    records = versions.versions_by_id(session, ids)
+    records = versions.by_id(session, ids)
     jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_([one.job_id for one in found])))}
     return [
         {

@@ -18,8 +18,9 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from zhub import states
-from zhub.admission.admit import AGENT_LOST_AFTER_S, CLUSTERS, TAKES, TENANTS
 from zhub.admission.fair_share import HALF_LIFE_S, HORIZON_S
+from zhub.admission.limits import AGENT_LOST_AFTER_S
+from zhub.admission.snapshot import CLUSTERS, TAKES, TENANTS
 from zhub.database.sessions import system_session
 from zhub.errors import UnavailableError
 from zhub.models import Checkpoint, Job, Leader, Organization

@@ -9,13 +9,14 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub.datasets.rows import MAX_PROBLEMS, Validation
+from zhub.datasets.validation import MAX_PROBLEMS, Validation
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
 from zhub.ids import new_id, public_id
 from zhub.models import Dataset, DatasetVersion, Job
 from zhub.queue import jobs
 from zhub.specs import StoredFile, ValidateSpec
-from zhub.tenancy.keys import Caller, slugify
+from zhub.tenancy.keys import Caller
+from zhub.tenancy.names import slugify
 
 PURPOSES = ("fine-tune",)
 

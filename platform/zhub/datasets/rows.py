@@ -1,4 +1,4 @@
-"""Rows of a dataset: what one line must look like, and which split it belongs to.
+"""Rows of a dataset: what one line must look like.
 
 A row is one JSON object a line: ``{"messages": [{"role", "content"}, …], …columns}``. Columns beside
 ``messages`` become the grader's ``item``. A row of preferences has ``{"input": {"messages": […]}, "preferred_output":
@@ -9,19 +9,11 @@ a million rows costs a 16-byte digest each, never its text.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
-from zhub.errors import RowProblem
-
-Split = Literal["train", "validation", "test"]
-
-MAX_ROWS = 1_000_000
 MAX_ROW_BYTES = 1 << 20
-MAX_COLUMNS = 1000
-MAX_PROBLEMS = 100  # reported with their lines; the rest is counted
-MAX_DUPLICATE_SHARE = 0.10  # above this a file is taken for an export gone wrong
 PREFERENCE_COLUMNS = ("preferred_output", "non_preferred_output")
 ROLES = ("system", "developer", "user", "assistant")
 
@@ -46,93 +38,14 @@ class Row:
         return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else None
 
 
-@dataclass
-class Validation:
-    """What one pass over a file found. ``ok`` decides between ``processed`` and ``error``."""
-
-    rows: int = 0
-    problems: list[RowProblem] = field(default_factory=list)
-    problem_count: int = 0
-    duplicates: list[RowProblem] = field(default_factory=list)
-    duplicate_count: int = 0
-    columns: dict[str, int] = field(default_factory=dict)
-    rows_with_target: int = 0
-    first_line_with_target: int | None = None
-    first_line_without_target: int | None = None
-    preferences: int = 0
-    first_line_without_preference: int | None = None
-    prompts: int = 0
-
-    @property
-    def ok(self) -> bool:
-        return self.problem_count == 0
-
-    def add_problem(self, line: int, code: str, message: str) -> None:
-        self.problem_count += 1
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(RowProblem(line, code, message))
-
-
-def validate(file: BinaryIO) -> Validation:
-    """Check every line of a JSONL file and say what is wrong with which.
-
-    Equal rows are reported and later trained on once; when they are more than a tenth of the file
-    they are an error. Never raises for bad content, and holds one line in memory at a time.
-    """
-    found = Validation()
-    seen_rows: dict[bytes, int] = {}
-    seen_prompts: set[bytes] = set()
-    for line, raw in _lines(file):
-        if _is_blank(raw):
-            continue
-        if found.rows == MAX_ROWS:
-            found.add_problem(line, "too_many_rows", f"a dataset has at most {MAX_ROWS:,} rows; split the file")
-            break
-        found.rows += 1
-        try:
-            row = parse_row(line, raw)
-        except RowSyntaxError as exc:
-            found.add_problem(line, exc.code, str(exc))
-            continue
-        digest = _row_digest(row)
-        first = seen_rows.setdefault(digest, line)
-        if first != line:
-            found.duplicate_count += 1
-            if len(found.duplicates) < MAX_PROBLEMS:
-                found.duplicates.append(RowProblem(line, "duplicate", f"the same row as line {first}"))
-            continue
-        seen_prompts.add(_digest(row.prompt))
-        for column in row.item:
-            if column not in found.columns and len(found.columns) == MAX_COLUMNS:
-                found.add_problem(line, "too_many_columns", f"a dataset has at most {MAX_COLUMNS:,} different columns")
-                break
-            found.columns[column] = found.columns.get(column, 0) + 1
-        if row.target is not None:
-            found.rows_with_target += 1
-            found.first_line_with_target = found.first_line_with_target or line
-        else:
-            found.first_line_without_target = found.first_line_without_target or line
-        if row.rejected is not None:
-            found.preferences += 1
-        else:
-            found.first_line_without_preference = found.first_line_without_preference or line
-    found.prompts = len(seen_prompts)
-    if found.rows == 0:
-        found.add_problem(1, "empty", "the file has no rows; put one JSON object on each line")
-    elif found.duplicate_count > MAX_DUPLICATE_SHARE * found.rows:
-        found.problem_count += found.duplicate_count
-        found.problems = (found.problems + found.duplicates)[:MAX_PROBLEMS]
-    return found
-
-
 def unique_rows(file: BinaryIO) -> Iterator[Row]:
     """Yield the distinct rows of a file that ``validate`` found good, in their order."""
     seen: set[bytes] = set()
-    for line, raw in _lines(file):
-        if _is_blank(raw):
+    for line, raw in numbered_lines(file):
+        if is_blank(raw):
             continue
         row = parse_row(line, raw)
-        digest = _row_digest(row)
+        digest = row_digest(row)
         if digest not in seen:
             seen.add(digest)
             yield row
@@ -179,41 +92,7 @@ def parse_row(line: int, raw: bytes) -> Row:
     return Row(line, [{"role": m["role"], "content": m["content"]} for m in messages], item, rejected)
 
 
-def split_of(prompt: list[dict[str, str]]) -> Split:
-    """Return the split that a prompt belongs to: 10 % test, 10 % validation, by a hash of its text.
-
-    The same prompt falls in the same split in every file and every version of it, so a row that was
-    once held out is never trained on later.
-    """
-    position = prompt_position(prompt)
-    return "test" if position < 0.1 else "validation" if position < 0.2 else "train"
-
-
-def prompt_position(prompt: list[dict[str, str]]) -> float:
-    """Return a number in [0, 1) that depends on nothing but the prompt's messages."""
-    return int.from_bytes(_digest(prompt)[:8], "big") / 2**64
-
-
-def split_rows(rows: Iterable[Row]) -> dict[Split, list[Row]]:
-    """Sort rows into splits by ``split_of``; no prompt is ever in two of them.
-
-    A small dataset whose test or validation split would come out empty gives it the prompt that is
-    nearest to the threshold instead, so that every expert is measured on something it never saw.
-    """
-    rows = list(rows)
-    splits: dict[Split, list[Row]] = {"train": [], "validation": [], "test": []}
-    for row in rows:
-        splits[split_of(row.prompt)].append(row)
-    for name in ("test", "validation"):
-        if not splits[name] and splits["train"]:
-            nearest = min(prompt_position(row.prompt) for row in splits["train"])
-            moved = [row for row in splits["train"] if prompt_position(row.prompt) == nearest]
-            splits[name] = moved
-            splits["train"] = [row for row in splits["train"] if prompt_position(row.prompt) != nearest]
-    return splits
-
-
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Yield numbered lines. Of an over-long one only the start is kept, so memory stays bounded."""
     line = 0
     while raw := file.readline(MAX_ROW_BYTES + 2):
@@ -266,7 +145,7 @@ def _check_text(value: dict[str, Any]) -> None:
         raise RowSyntaxError("bad_text", "half of a surrogate pair (\\ud800 to \\udfff) stands alone") from exc
 
 
-def _is_blank(raw: bytes) -> bool:
+def is_blank(raw: bytes) -> bool:
     return len(raw) <= MAX_ROW_BYTES and not raw.strip()
 
 
@@ -286,11 +165,11 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _row_digest(row: Row) -> bytes:
+def row_digest(row: Row) -> bytes:
     value: dict[str, Any] = {"messages": row.messages, "item": row.item}
-    return _digest(value if row.rejected is None else {**value, "rejected": row.rejected})
+    return value_digest(value if row.rejected is None else {**value, "rejected": row.rejected})
 
 
-def _digest(value: object) -> bytes:
+def value_digest(value: object) -> bytes:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zhub.datasets.rows import Split, split_of
+from zhub.datasets.splits import Split, split_of
 
 Answer = Callable[[str], str]
 

@@ -18,7 +18,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from zhub import states
-from zhub.admission import admit
+from zhub.admission import limits
 from zhub.datasets import files
 from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.evaluation.statistics import accuracy, paired_bootstrap, paired_p_value
@@ -28,6 +28,7 @@ from zhub.manifest import Z_FILE, Manifest, canonical_json
 from zhub.models import BaseModel, DatasetVersion, Evaluation, Job
 from zhub.queue import job_events, jobs
 from zhub.registry import base_models, versions
+from zhub.registry.resolve import resolve
 from zhub.specs import BaseModelSource, EvaluatedZ, EvaluateSpec
 from zhub.tenancy.keys import Caller
 
@@ -111,9 +112,9 @@ def create(session: Session, caller: Caller, request: EvaluationRequest) -> list
         NotFoundError, NotReadyError, ConflictError: a model or the file is missing or not usable yet.
         QuotaExceededError: as many jobs of the organisation wait as may.
     """
-    admit.check_queue(session, caller.org_id)
+    limits.check_queue(session, caller.org_id)
     if request.cluster is not None:
-        admit.check_cluster(session, request.cluster, param="cluster")
+        limits.check_cluster(session, request.cluster, param="cluster")
     return measure(session, caller, request)
 
 
@@ -254,7 +255,7 @@ def _evaluation(
             _move(session, earlier.job_id, cluster)
         return earlier
     job = _job(caller, subject, file, suite)
-    job.cluster = cluster or admit.DEFAULT_CLUSTER
+    job.cluster = cluster or limits.DEFAULT_CLUSTER
     name = subject.record.name if subject.record else subject.base.name
     jobs.enqueue(session, job, f"Evaluation of {name} on {file.filename} enqueued.")
     if earlier is not None:
@@ -282,7 +283,7 @@ def _move(session: Session, job_id: uuid.UUID, cluster: str) -> None:
     Only for a cluster with a live agent, and not a job that is just being admitted.
     """
     elsewhere = (Job.id == job_id, Job.state == states.QUEUED, Job.cluster != cluster)
-    moved = select(Job.id).where(*elsewhere, admit.is_alive(cluster)).with_for_update(skip_locked=True)
+    moved = select(Job.id).where(*elsewhere, limits.is_alive(cluster)).with_for_update(skip_locked=True)
     org_id = session.scalar(update(Job).where(Job.id.in_(moved)).values(cluster=cluster).returning(Job.org_id))
     if org_id is not None:
         job_events.add(session, org_id, job_id, f"It was asked for on cluster '{cluster}', and waits there now.")
@@ -316,7 +317,7 @@ def _job(caller: Caller, subject: _Subject, file: DatasetVersion, suite: dict[st
 
 
 def _subject(session: Session, caller: Caller, name: str, param: str) -> _Subject:
-    resolved = versions.resolve(session, caller, name, [])
+    resolved = resolve(session, caller, name, [])
     base_models.require_ready(resolved.base)
     record = resolved.experts[0].record if resolved.experts else None
     if resolved.candidates is not None or isinstance(record, versions.CheckpointRecord):
@@ -371,5 +372,5 @@ def names(session: Session, found: Sequence[Evaluation]) -> dict[uuid.UUID, str]
 def records_of(session: Session, found: Sequence[Evaluation]) -> dict[uuid.UUID, versions.VersionRecord]:
     """The version behind each of these evaluations, for those that have one."""
     ids = [evaluation.version_id for evaluation in found if evaluation.version_id is not None]
-    records = versions.versions_by_id(session, ids)
+    records = versions.by_id(session, ids)
     return {one.id: records[one.version_id] for one in found if one.version_id is not None}

@@ -22,6 +22,7 @@ from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.ids import public_id
 from zhub.models import Expert, ExpertVersion, Feedback
 from zhub.registry import versions as registry
+from zhub.registry.names import CHECKPOINT_NAME
 from zhub.tenancy import idempotency
 from zhub.tenancy.keys import Caller
 
@@ -114,10 +115,10 @@ def list_feedback(
     """
     statement = select(Feedback).where(Feedback.project_id == caller.project_id, Feedback.deleted_at.is_(None))
     if model is not None and "@" in model:
-        version = registry.version(session, caller.project_id, model).version
+        version = registry.get_version(session, caller.project_id, model).version
         statement = statement.where(Feedback.version_id == version.id)
     elif model is not None:
-        expert = registry.expert(session, caller, model)
+        expert = registry.get_expert(session, caller, model)
         versions = select(ExpertVersion.id).where(ExpertVersion.expert_id == expert.id)
         statement = statement.where(Feedback.version_id.in_(versions))
     if after is not None:
@@ -181,10 +182,10 @@ def _prompt(request: FeedbackRequest) -> list[dict[str, str]]:
 
 
 def _version(session: Session, caller: Caller, model: str) -> registry.VersionRecord:
-    if "@" not in model or registry.CHECKPOINT_NAME.fullmatch(model):
+    if "@" not in model or CHECKPOINT_NAME.fullmatch(model):
         raise InvalidRequestError(
             f"model: feedback is about one expert version, and '{model}' is none. Name it as <project>.<expert>@v3 or "
             "by its alias. An answer of 'auto' or of a mixture says under 'experts' which versions gave it.",
             param="model",
         )
-    return registry.version(session, caller.project_id, model)
+    return registry.get_version(session, caller.project_id, model)

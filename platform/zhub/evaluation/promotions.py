@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
 from zhub import states
-from zhub.admission import admit
+from zhub.admission import limits
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, ZhubError
 from zhub.evaluation import evaluations
 from zhub.evaluation.evaluations import Comparison, EvaluationRequest
@@ -29,6 +29,7 @@ from zhub.models import Evaluation, Job, JobDependency, Project, Promotion
 from zhub.queue import dependencies, job_events, jobs
 from zhub.queue.desired import request_cancel
 from zhub.registry import aliases, versions
+from zhub.registry.publish import published
 from zhub.registry.versions import VersionRecord
 from zhub.tenancy.keys import Caller
 
@@ -90,7 +91,7 @@ def create(session: Session, caller: Caller, request: PromotionRequest) -> Promo
         InvalidRequestError, NotFoundError, NotReadyError: the version, a file or a grader is not usable.
         QuotaExceededError: as many jobs of the organisation wait as may.
     """
-    record = versions.version(session, caller.project_id, request.model)
+    record = versions.get_version(session, caller.project_id, request.model)
     gate = Gate.model_validate(request.model_dump(exclude={"model"}))
     _check(session, caller, gate, "")
     return _add(session, caller, gate, version_id=record.version.id)
@@ -196,7 +197,7 @@ def decide(
 def _check(session: Session, caller: Caller, gate: Gate, prefix: str) -> None:
     aliases.check_alias(gate.alias, param=f"{prefix}alias")
     if gate.cluster is not None:
-        admit.check_cluster(session, gate.cluster, param=f"{prefix}cluster")
+        limits.check_cluster(session, gate.cluster, param=f"{prefix}cluster")
     for i, suite in enumerate(gate.suites):
         try:
             evaluations.check_suite(session, caller, suite.file, suite.grader)
@@ -239,17 +240,17 @@ def _step(session: Session, job: Job, promotion: Promotion) -> None:
             why = (lost.error or {}).get("message", "it was cancelled")
             return _end(session, job, states.FAILED, f"An evaluation did not succeed: {why}", code="dependency_failed")
     if promotion.version_id is None:
-        version = versions.published(session, promotion.training_job_id) if promotion.training_job_id else None
+        version = published(session, promotion.training_job_id) if promotion.training_job_id else None
         if version is None:
             message = "The training did not succeed, so there is nothing to promote."
             return _end(session, job, states.CANCELLED, message, code="dependency_failed")
         promotion.version_id = version.id
         session.flush()
-    records = versions.versions_by_id(session, [promotion.version_id])
+    records = versions.by_id(session, [promotion.version_id])
     record = records[promotion.version_id]
     gate = Gate.model_validate(promotion.gate)
     standing_id = aliases.current(session, record.expert.id, gate.alias)
-    standing = versions.versions_by_id(session, [standing_id])[standing_id] if standing_id else None
+    standing = versions.by_id(session, [standing_id])[standing_id] if standing_id else None
     measured = [_measure(session, job, record, standing, suite, gate.cluster) for suite in gate.suites]
     evaluating = {one.job_id for found in measured for one in found}
     dependencies.add(session, job, sorted(evaluating - {needed.id for needed in needs}))

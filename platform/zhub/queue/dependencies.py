@@ -14,7 +14,7 @@ from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.ids import parse_id, public_id
 from zhub.models import Job, JobDependency
 from zhub.queue import job_events, jobs
-from zhub.webhooks import endpoints
+from zhub.webhooks import outbox
 
 MAX_NEEDED = 20
 MAX_SETTLED = 500  # in one pass of the leader
@@ -64,7 +64,7 @@ def of(session: Session, job_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[J
     return found
 
 
-def settle(session: Session) -> int:
+def release_dependents(session: Session) -> int:
     """Queue the jobs whose dependencies have all succeeded, cancel those with one that has not. The leader calls this.
 
     Gates are left alone: what to make of a training that failed is theirs to say.
@@ -98,7 +98,7 @@ def settle(session: Session) -> int:
             job_events.add(session, row.org_id, row.id, "All that it waited for has succeeded. The job is queued.")
         else:
             job_events.add(session, row.org_id, row.id, row.error["message"], level="error")
-            endpoints.announce_job(session, row.id)
+            outbox.announce_job(session, row.id)
     return len(rows)
 
 

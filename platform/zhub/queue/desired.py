@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.errors import ConflictError
 from zhub.models import Job
-from zhub.queue import job_events, jobs
+from zhub.queue import attempts, job_events, jobs
 
 MAX_SETTLED = 500  # in one pass of the leader
 
@@ -63,14 +63,14 @@ def request_resume(session: Session, job_id: uuid.UUID) -> Job:
     return job
 
 
-def settle(session: Session) -> int:
+def apply_requested_changes(session: Session) -> int:
     """Do at once what is wanted of jobs that have no attempt: end them, lay them aside, or queue them again.
 
     A job that was paused goes on without a back-off: it did not fail. The leader calls this.
     """
     rows = session.execute(text(_SETTLE), {"limit": MAX_SETTLED}).all()
     for row in rows:
-        jobs.report_state(session, row.org_id, row.id, row.state)
+        attempts.report_state(session, row.org_id, row.id, row.state)
     return len(rows)
 
 

@@ -18,7 +18,7 @@ def note(session: Session, job_id: uuid.UUID, fence: int, died_on: str) -> None:
     session.execute(update(Attempt).where(Attempt.job_id == job_id, Attempt.fence == fence).values(died_on=died_on))
 
 
-def found(session: Session, job_id: uuid.UUID, nodes: Collection[str]) -> bool:
+def is_poison(session: Session, job_id: uuid.UUID, nodes: Collection[str]) -> bool:
     """Whether a job, whose attempt has not ended yet, has brought down workers on ``NODES`` of the living ``nodes``."""
     counted = {"job": job_id, "nodes": list(nodes), "alone_for": ALONE_FOR}
     return bool(session.execute(_DIED_ALONE_ON, counted).scalar_one() >= NODES)

@@ -68,7 +68,7 @@ def request(session: Session, job: Job, *, by: str) -> None:
         raise _not_dead(job)
 
 
-def settle(session: Session) -> int:
+def process_redrives(session: Session) -> int:
     """Queue the jobs again that somebody asked for. The leader calls this."""
     wanted = select(Job).where(text("desired = 'redrive' AND state IN ('failed', 'cancelled')"))
     found = list(session.scalars(wanted.order_by(Job.id).limit(MAX_SETTLED).with_for_update()))
@@ -115,7 +115,7 @@ def _check(session: Session, job: Job) -> None:
         raise ConflictError("A gate is not decided again. Ask for another promotion.")
     if job.kind == "evaluate" and not session.scalar(select(exists().where(Evaluation.job_id == job.id))):
         raise ConflictError("The evaluation was asked for again since and has another job.")
-    other = jobs.live(session, job.project_id, job.dedup_key) if job.dedup_key is not None else None
+    other = jobs.find_by_dedup_key(session, job.project_id, job.dedup_key) if job.dedup_key is not None else None
     if other is not None and other.id != job.id:
         raise ConflictError(
             f"The job {public_id('fine-tuning job', other.id)}, which has not ended, has the same dedup_key."

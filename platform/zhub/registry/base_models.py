@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from zhub.admission import admit
+from zhub.admission import limits
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, UnsupportedModelError
 from zhub.models import BaseModel, Job
 from zhub.queue import jobs
@@ -45,7 +45,7 @@ def create(session: Session, name: str, *, hub_id: str | None, hub_revision: str
         raise InvalidRequestError(
             f"A hub model is added at a commit, so that it never changes: '{hub_id}@<40 hex digits>'.", param="hub"
         )
-    admit.check_cluster(session, cluster, param="cluster")
+    limits.check_cluster(session, cluster, param="cluster")
     existing = session.scalar(select(BaseModel).where(BaseModel.name == name))
     if existing is not None and existing.status in ("ready", "decomposing"):
         raise ConflictError(f"The base model '{name}' exists already. Choose another name.")

@@ -20,9 +20,11 @@ from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, Quota
 from zhub.ids import new_id, parse_id, public_id
 from zhub.models import Alias, Dataset, DatasetVersion, Expert, Schedule
 from zhub.registry import aliases, versions
+from zhub.registry.publish import expert_for
 from zhub.schedules import cron
 from zhub.schedules.cron import MAX_CATCH_UP_S, Misfire
-from zhub.tenancy.keys import Caller, check_name
+from zhub.tenancy.keys import Caller
+from zhub.tenancy.names import check_name
 from zhub.training import fine_tuning
 from zhub.training.fine_tuning import JobRequest
 
@@ -221,7 +223,7 @@ def _trained(session: Session, caller: Caller, suffix: str | None, newest: Datas
             "passed its check, whose file would name it.",
             param="training.suffix",
         )
-    return versions.expert_for(session, caller, suffix, newest.filename if newest else "")
+    return expert_for(session, caller, suffix, newest.filename if newest else "")
 
 
 def _dataset(session: Session, caller: Caller, name: str) -> Dataset:
@@ -236,7 +238,7 @@ def _dataset(session: Session, caller: Caller, name: str) -> Dataset:
 
 def _alias(session: Session, caller: Caller, name: str) -> Alias:
     expert, _, alias = name.partition("@")
-    return aliases.get(session, versions.expert(session, caller, expert), alias)
+    return aliases.get(session, versions.get_expert(session, caller, expert), alias)
 
 
 def _flush(session: Session, name: str) -> None:

@@ -29,7 +29,7 @@ MISSED = "No scheduler looked at it in time."
 log = logging.getLogger("zhub.ticks")
 
 
-def look(session: Session) -> bool:
+def process_next_due(session: Session) -> bool:
     """Look after one schedule that has something due; False where none has. A scheduler calls this again and again."""
     schedule_id = session.scalar(text(_DUE))
     if schedule_id is None:

@@ -4,16 +4,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from zhub.models import ApiKey, Organization, Project
-from zhub.tenancy import keys
+from zhub.tenancy import keys, organizations
 
 
 def ensure_project(session: Session, organization: str, project: str) -> Project:
     """The project of these names, made if it is new. Needs a session that sees every tenant; the caller commits."""
     owner = session.scalar(select(Organization).where(Organization.name == organization))
     if owner is None:
-        owner = keys.create_organization(session, organization)
+        owner = organizations.create_organization(session, organization)
     found = session.scalar(select(Project).where(Project.org_id == owner.id, Project.name == project))
-    return found or keys.create_project(session, owner.id, project)
+    return found or organizations.create_project(session, owner.id, project)
 
 
 def has_keys(session: Session, project: Project) -> bool:

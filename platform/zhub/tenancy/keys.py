@@ -1,4 +1,4 @@
-"""Organisations, projects and API keys.
+"""API keys, and the caller that a key stands for.
 
 A key looks like ``zhub_<12 hex>_<43 characters>``: the first part finds the row, the whole is proved against an
 HMAC-SHA-256 keyed with ``ZHUB_SECRET_KEY``. It is shown once, when it is made, and stored nowhere.
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from zhub.database.sessions import key_session, tenant_session
 from zhub.errors import AuthenticationError, InvalidRequestError, PermissionDeniedError
-from zhub.models import ApiKey, Organization, Project
+from zhub.models import ApiKey, Project
 
 SCOPES = (
     "files:read", "files:write", "jobs:read", "jobs:write", "models:read", "models:write", "chat", "base_models:write",
@@ -41,20 +41,6 @@ class Caller:
         """Raise PermissionDeniedError unless the key has ``scope``."""
         if scope not in self.scopes:
             raise PermissionDeniedError(scope)
-
-
-def create_organization(session: Session, name: str) -> Organization:
-    organization = Organization(name=check_name(name, "organization"))
-    session.add(organization)
-    session.flush()
-    return organization
-
-
-def create_project(session: Session, org_id: uuid.UUID, name: str) -> Project:
-    project = Project(org_id=org_id, name=check_name(name, "project"))
-    session.add(project)
-    session.flush()
-    return project
 
 
 def create_api_key(
@@ -106,22 +92,3 @@ def authenticate(engine: Engine, key: str, *, secret_key: str) -> Caller:
 
 def hash_key(key: str, secret_key: str) -> str:
     return hmac.new(secret_key.encode(), key.encode(), hashlib.sha256).hexdigest()
-
-
-NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
-
-
-def check_name(name: str, kind: str, *, param: str | None = None) -> str:
-    """Names are parts of model ids (``project.expert@v1``): lower-case letters, digits, '-' and '_', at most 64."""
-    if not NAME.fullmatch(name):
-        raise InvalidRequestError(
-            f"'{name}' cannot name a {kind}: use 1 to 64 lower-case letters, digits, '-' or '_', "
-            "beginning and ending with a letter or digit.",
-            param=param,
-        )
-    return name
-
-
-def slugify(text: str) -> str:
-    """Bend free text into a name, or return '' when nothing of it can stay."""
-    return re.sub(r"[^a-z0-9_-]+", "-", text.lower())[:64].strip("-_")

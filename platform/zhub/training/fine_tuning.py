@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from zhub import states
-from zhub.admission import admit
+from zhub.admission import limits
 from zhub.datasets import files as datasets
 from zhub.errors import (
     InvalidDatasetError,
@@ -29,6 +29,7 @@ from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
 from zhub.registry import base_models, versions
+from zhub.registry.publish import expert_for
 from zhub.specs import (
     BaseModelSource,
     BasisReference,
@@ -69,7 +70,7 @@ class JobRequest(Schema):
     """Not in the dialect: while a job of the project with this key has not ended, the answer is that one."""
     promotion: promotions.Gate | None = None
     """Not in the dialect: the gate that the version must pass to get an alias."""
-    cluster: str = admit.DEFAULT_CLUSTER
+    cluster: str = limits.DEFAULT_CLUSTER
     """Not in the dialect: which workers train it, by the name of their agent's cluster."""
 
 
@@ -90,9 +91,11 @@ def create(
     request_hash = idempotency.hash_of(request)
     if earlier := _earlier(session, caller, request_hash, idempotency_key, is_retry):
         return earlier
-    if request.dedup_key is not None and (live := jobs.live(session, caller.project_id, request.dedup_key)):
+    if request.dedup_key is not None and (
+        live := jobs.find_by_dedup_key(session, caller.project_id, request.dedup_key)
+    ):
         return live
-    admit.check_queue(session, caller.org_id)
+    limits.check_queue(session, caller.org_id)
     job, expert = prepare(session, caller, request)
     job.request_hash, job.idempotency_key, job.dedup_key = request_hash, idempotency_key, request.dedup_key
     needs = dependencies.needed(session, caller.project_id, request.depends_on, param="depends_on")
@@ -120,7 +123,7 @@ def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job,
     """
     if request.integrations:
         raise InvalidRequestError("Integrations are not supported; leave them out.", param="integrations")
-    parent = versions.version(session, caller.project_id, request.model) if "@" in request.model else None
+    parent = versions.get_version(session, caller.project_id, request.model) if "@" in request.model else None
     base = parent.base if parent else base_models.get(session, request.model)
     basis = base_models.require_ready(base)
     training = _processed(session, caller, request.training_file, "training_file")
@@ -138,11 +141,11 @@ def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job,
     resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=_distinct_rows(training))
     if parent is not None:
         _check_parent(parent, resolved, basis)
-    admit.check_cluster(session, request.cluster, param="cluster")
+    limits.check_cluster(session, request.cluster, param="cluster")
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
     seed = request.seed if request.seed is not None else random.SystemRandom().randrange(2**31)
-    expert = versions.expert_for(session, caller, request.suffix, training.filename)
+    expert = expert_for(session, caller, request.suffix, training.filename)
     spec = TrainSpec(
         expert=expert.name,
         base=BaseModelSource.model_validate(base.source),
@@ -208,7 +211,7 @@ def _starts(
     hyper: Hyperparameters,
 ) -> Sequence[versions.VersionRecord]:
     if hyper.warm_start == "nearest":
-        return versions.newest_versions(session, caller.project_id, base)[:MAX_STARTS]
+        return versions.newest(session, caller.project_id, base)[:MAX_STARTS]
     return [parent] if parent is not None else []
 
 

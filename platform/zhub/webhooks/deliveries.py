@@ -22,7 +22,7 @@ from zhub.errors import NotFoundError
 from zhub.ids import public_id
 from zhub.models import WebhookDelivery, WebhookEndpoint
 from zhub.webhooks import endpoints
-from zhub.webhooks.endpoints import BACK_OFFS_S, MAX_TRIES
+from zhub.webhooks.outbox import BACK_OFFS_S, MAX_TRIES
 from zhub.webhooks.safe_http import Outcome
 
 MAX_RETRY_AFTER_S = BACK_OFFS_S[-1]  # a receiver may put us off by as much as we do ourselves, and no more

@@ -1,26 +1,24 @@
-"""Webhooks: a project's events, sent to the addresses that it named, as https://www.standardwebhooks.com has it.
+"""Endpoints: the addresses to which a project has its events sent, as https://www.standardwebhooks.com has it.
 
-A delivery is written where the event happens, in the same transaction and only where somebody subscribed to it: the
-deliveries are the outbox. What becomes of them is in ``zhub.webhooks.deliveries``. Functions take a Session and never
-commit.
+Functions take a Session and never commit.
 """
 
 import base64
 import hashlib
 import hmac
-import json
 import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError
 from zhub.ids import new_id, public_id
 from zhub.models import WebhookDelivery, WebhookEndpoint
 from zhub.tenancy.keys import Caller
+from zhub.webhooks.outbox import announce
 from zhub.webhooks.safe_http import check_url
 
 JOB_STATES = ("succeeded", "failed", "cancelled", "paused")
@@ -38,9 +36,6 @@ EXAMPLE_IDS = {
     "expert": "main.example@v1",
     "webhook_endpoint": f"whe-{'0' * 32}",
 }
-# Between one try and the next: the schedule that Standard Webhooks gives as its example, about three days in all.
-BACK_OFFS_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
-MAX_TRIES = len(BACK_OFFS_S) + 1
 MAX_ENDPOINTS = 20  # of a project
 OLD_SECRET_FOR = timedelta(hours=24)
 
@@ -162,53 +157,6 @@ def rotate_secret(session: Session, endpoint: WebhookEndpoint, *, keep_old: bool
     endpoint.rotation += 1
     endpoint.old_secret_until = func.now() + OLD_SECRET_FOR if keep_old else None
     session.flush()
-
-
-def announce(session: Session, org_id: uuid.UUID, project_id: uuid.UUID, event_type: str, data: dict[str, Any]) -> None:
-    """Put an event into the outbox of every endpoint of the project that wants it."""
-    session.execute(
-        text(
-            """
-            INSERT INTO webhook_deliveries (id, org_id, endpoint_id, event_id, type, data, tries_left)
-            SELECT gen_random_uuid(), org_id, id, :event, :type, cast(:data AS jsonb), :tries
-              FROM webhook_endpoints
-             WHERE org_id = :org AND project_id = :project AND status = 'enabled' AND deleted_at IS NULL
-               AND event_types @> to_jsonb(cast(:type AS text))
-            """
-        ),
-        {
-            "event": new_id(),
-            "type": event_type,
-            "data": json.dumps(data),
-            "tries": MAX_TRIES,
-            "org": org_id,
-            "project": project_id,
-        },
-    )
-
-
-def announce_job(session: Session, job_id: uuid.UUID) -> None:
-    """The same for the state that a job has now; nothing for jobs that no event type speaks of."""
-    # One statement beside the change of state, also where nobody listens: it finds no endpoint and writes nothing.
-    statement = ANNOUNCE_JOBS.format(jobs="(SELECT * FROM jobs WHERE id = :job)")
-    session.execute(text(statement), {"job": job_id, "event": new_id(), "tries": MAX_TRIES})
-
-
-# For all of ``jobs``, rows of the table with the state that is to be told. Needs :event and :tries.
-ANNOUNCE_JOBS = """
-    INSERT INTO webhook_deliveries (id, org_id, endpoint_id, event_id, type, data, tries_left)
-    SELECT gen_random_uuid(), e.org_id, e.id, :event, told.type, jsonb_build_object('id', told.id), :tries
-      FROM {jobs} j
-      LEFT JOIN evaluations v ON v.job_id = j.id
-     CROSS JOIN LATERAL (
-           SELECT CASE j.kind WHEN 'train' THEN 'fine_tuning.job.' ELSE 'evaluation.' END || j.state AS type,
-                  CASE j.kind WHEN 'train' THEN 'ftjob-' || replace(cast(j.id AS text), '-', '')
-                              ELSE 'eval-' || replace(cast(v.id AS text), '-', '') END AS id) told
-      JOIN webhook_endpoints e
-        ON e.org_id = j.org_id AND e.project_id = j.project_id AND e.status = 'enabled'
-       AND e.deleted_at IS NULL AND e.event_types @> to_jsonb(told.type)
-     WHERE j.kind IN ('train', 'evaluate')
-"""
 
 
 def send_test(session: Session, endpoint: WebhookEndpoint, event_type: str) -> WebhookDelivery:

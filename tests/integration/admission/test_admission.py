@@ -10,14 +10,16 @@ from claims import AGENT, admit_queued, claim_one
 from sqlalchemy import Engine, func, select, text
 
 from zhub.admission import admit as admission
-from zhub.admission import budgets
+from zhub.admission import budgets, snapshot, usage
+from zhub.admission.admit import withdraw
+from zhub.admission.explain import explain
 from zhub.admission.fair_share import HALF_LIFE_S
 from zhub.cli.database_process import set_quota
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import NotFoundError
 from zhub.models import Attempt, QueuePlace, Quota, Usage
-from zhub.queue import jobs
+from zhub.queue import attempts, claims, jobs
 from zhub.tenancy.keys import Caller
 
 MakeJob = Callable[..., uuid.UUID]
@@ -49,7 +51,7 @@ def give(engine: Engine, row: Any) -> None:
         session.add(row)
 
 
-def claim(engine: Engine) -> jobs.Claim:
+def claim(engine: Engine) -> claims.Claim:
     with system_session(engine) as session:
         found = claim_one(session, "train", free=8)
     assert found is not None
@@ -58,7 +60,7 @@ def claim(engine: Engine) -> jobs.Claim:
 
 def places(engine: Engine) -> dict[uuid.UUID, QueuePlace]:
     with system_session(engine) as session:
-        admission.explain(session, agent_lost_after_s=30)
+        explain(session, agent_lost_after_s=30)
     with system_session(engine) as session:
         return {place.job_id: place for place in session.scalars(select(QueuePlace))}
 
@@ -121,10 +123,10 @@ def test_an_attempt_that_ends_is_charged_by_its_time_and_what_it_took(
         found = claim(system_engine)
         execute(system_engine, "UPDATE attempts SET created_at = now() - interval '100 seconds' WHERE ended_at IS NULL")
         with system_session(system_engine) as session:
-            jobs.fail(session, found.job_id, found.fence, jobs.Failure("x", "x"))
+            attempts.fail(session, found.job_id, found.fence, attempts.Failure("x", "x"))
     for _ in range(2):  # once is enough
         with system_session(system_engine) as session:
-            admission.charge(session)
+            usage.charge(session)
     with system_session(system_engine) as session:
         assert list(session.scalars(select(Attempt.workers).order_by(Attempt.created_at, Attempt.workers))) == [0.25, 2]
         (used,) = session.scalars(select(Usage.worker_seconds))
@@ -138,8 +140,8 @@ def test_a_validation_is_not_charged(system_engine: Engine, make_agent: Any, mak
     with system_session(system_engine) as session:
         found = claim_one(session, "validate")
         assert found is not None
-        jobs.fail(session, found.job_id, found.fence, jobs.Failure("x", "x"))
-        admission.charge(session)
+        attempts.fail(session, found.job_id, found.fence, attempts.Failure("x", "x"))
+        usage.charge(session)
         assert session.scalar(select(func.count()).select_from(Usage)) == 0
 
 
@@ -294,10 +296,10 @@ def test_a_job_that_was_admitted_to_a_cluster_whose_agents_are_gone_is_queued_ag
     assert len(admit(system_engine)) == 3
     execute(system_engine, "UPDATE jobs SET admitted_at = now() - interval '1 minute' WHERE id <> :id", id=fresh)
     with system_session(system_engine) as session:
-        assert admission.withdraw(session, agent_lost_after_s=30) == []
+        assert withdraw(session, agent_lost_after_s=30) == []
     execute(system_engine, "UPDATE agents SET seen_at = now() - interval '1 minute' WHERE cluster = 'default'")
     with system_session(system_engine) as session:
-        assert admission.withdraw(session, agent_lost_after_s=30) == [lost]
+        assert withdraw(session, agent_lost_after_s=30) == [lost]
         states = [jobs.get_job(session, job_id).state for job_id in (lost, kept, fresh)]
     assert states == ["queued", "admitted", "admitted"]
     assert "No agent of cluster 'default' is alive" in places(system_engine)[lost].reason
@@ -342,7 +344,7 @@ def test_a_validation_whose_cluster_goes_away_is_done_by_another(
     execute(system_engine, "UPDATE agents SET seen_at = now() - interval '1 minute'")
     make_agent(cluster="h100")
     with system_session(system_engine) as session:
-        assert admission.withdraw(session, agent_lost_after_s=30) == [made]
+        assert withdraw(session, agent_lost_after_s=30) == [made]
     admit(system_engine)
     assert validations(system_engine)[made] == ("admitted", "h100")
 
@@ -393,7 +395,7 @@ def test_a_worker_that_was_lent_is_taken_back_and_goes_to_whose_it_is(
     assert sorted(wishes_of(system_engine, borrowers)) == ["preempt", "run"], "one is enough"
     (victim,) = [job_id for job_id in borrowers if wishes_of(system_engine, [job_id]) == ["preempt"]]
     with system_session(system_engine) as session:
-        assert jobs.stopped(session, victim, 1) == "queued"
+        assert attempts.stopped(session, victim, 1) == "queued"
         (attempt,) = session.scalars(select(Attempt).where(Attempt.job_id == victim))
         assert attempt.outcome == "preempted"
         job = jobs.get_job(session, victim)
@@ -419,7 +421,7 @@ def test_a_job_that_was_preempted_often_is_left_alone_for_a_while(
     make_agent(slots=1)
     give(system_engine, Quota(org_id=globex.org_id, nominal_workers=1))
     (job_id,) = running_for(system_engine, acme, make_job, 1)
-    for fence in range(1, admission.MAX_PREEMPTIONS + 1):
+    for fence in range(1, snapshot.MAX_PREEMPTIONS + 1):
         past = {"job_id": job_id, "fence": 100 + fence, "agent_id": AGENT, "outcome": "preempted"}
         give(system_engine, Attempt(org_id=acme.org_id, ended_at=func.now(), created_at=func.now(), **past))
     execute(system_engine, "UPDATE attempts SET created_at = now() - interval '1 hour'")
@@ -461,7 +463,7 @@ def test_a_budget_counts_what_has_ended_in_this_month_and_not_what_ended_before(
     give(system_engine, Quota(org_id=acme.org_id, monthly_worker_hours=1.0))
     (job_id,) = running_for(system_engine, acme, make_job, 1)
     with system_session(system_engine) as session:
-        jobs.fail(session, job_id, 1, jobs.Failure("x", "It broke."))
+        attempts.fail(session, job_id, 1, attempts.Failure("x", "It broke."))
     # It began in the month before this one and ended two hours into this one.
     month = "date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'"
     execute(
@@ -469,7 +471,7 @@ def test_a_budget_counts_what_has_ended_in_this_month_and_not_what_ended_before(
         f"UPDATE attempts SET created_at = {month} - interval '5 h', ended_at = {month} + interval '2 h'",
     )
     with system_session(system_engine) as session:
-        admission.charge(session)
+        usage.charge(session)
         (found,) = budgets.spent(session).values()
     assert found.used_h == pytest.approx(2.0)
     execute(system_engine, "UPDATE month_usages SET month = month - interval '1 month'")

@@ -28,9 +28,10 @@ from zhub.models import Attempt as AttemptRow
 from zhub.models import DatasetVersion, ExpertVersion, Job, JobEvent
 from zhub.process.config import Settings
 from zhub.process.wakeup import SCHEDULER, PollingWakeup, job_topic
-from zhub.queue import checkpoints, jobs, leadership
+from zhub.queue import attempts as job_attempts
+from zhub.queue import checkpoints, leadership
 from zhub.queue.desired import request_cancel, request_pause, request_resume
-from zhub.storage.object_store import DirectoryStore
+from zhub.storage.directory import DirectoryStore
 from zhub.tenancy.keys import Caller
 from zhub_workers.agent.launcher import ThreadLauncher, WorkerLostError, WorkerSilentError
 from zhub_workers.agent.loop import STOP_GRACE_S, Agent
@@ -98,8 +99,8 @@ class House:
         with system_session(self.engine) as session:
             term = leadership.elect(session, "scheduler", LEADER, lease_s=60)
         assert term is not None
-        scheduler.tend(self.engine, LEADER, term)
-        scheduler.schedule(self.engine, LEADER, term)
+        scheduler.maintenance_pass(self.engine, LEADER, term)
+        scheduler.admission_pass(self.engine, LEADER, term)
 
     def drive(self, agent: Agent, job_id: uuid.UUID, *states: str) -> Job:
         """Go round until the job is in one of these states."""
@@ -243,10 +244,10 @@ def test_bytes_that_are_not_those_uploaded_are_never_validated(
     [
         (PromptTooLongError(3, 900, 512), "prompt_too_long", "failed_user", 1),
         (MemoryError(), "out_of_memory", "failed_user", 1),
-        (ZeroDivisionError("x"), "internal_error", "failed_user", 1 + jobs.MAX_USER_FAILURES),
-        (SystemExit(3), "internal_error", "failed_user", 1 + jobs.MAX_USER_FAILURES),
-        (StoreError("away", key="k"), "store_error", "failed_infra", 1 + jobs.MAX_INFRA_FAILURES),
-        (UnavailableError("away"), "unavailable", "failed_infra", 1 + jobs.MAX_INFRA_FAILURES),
+        (ZeroDivisionError("x"), "internal_error", "failed_user", 1 + job_attempts.MAX_USER_FAILURES),
+        (SystemExit(3), "internal_error", "failed_user", 1 + job_attempts.MAX_USER_FAILURES),
+        (StoreError("away", key="k"), "store_error", "failed_infra", 1 + job_attempts.MAX_INFRA_FAILURES),
+        (UnavailableError("away"), "unavailable", "failed_infra", 1 + job_attempts.MAX_INFRA_FAILURES),
     ],
 )
 def test_a_failure_is_retried_as_often_as_its_cause_deserves(
@@ -512,7 +513,7 @@ def test_an_agent_that_takes_over_in_the_middle_of_a_pause_finishes_it(
 def test_a_job_whose_attempts_stop_unasked_is_not_tried_for_ever(house: House, job_id: uuid.UUID) -> None:
     failed = house.drive(house.agent(launcher(fails_with(AttemptStoppedError()))), job_id, "failed")
     assert failed.error is not None and failed.error["code"] == "stopped"
-    assert len(house.attempts(job_id)) == 1 + jobs.MAX_INFRA_FAILURES
+    assert len(house.attempts(job_id)) == 1 + job_attempts.MAX_INFRA_FAILURES
 
 
 def test_an_attempt_that_ignores_the_request_to_stop_is_killed_after_the_grace(

@@ -25,20 +25,21 @@ from sqlalchemy import Engine, func, select, text
 from suites import GRADER, METHOD, manifest_of
 
 from zhub import scheduler
-from zhub.admission import admit
+from zhub.admission.explain import explain
 from zhub.database.sessions import system_session
 from zhub.datasets import files
-from zhub.datasets.rows import validate
+from zhub.datasets.validation import validate
 from zhub.embedded.children import free_ports
 from zhub.embedded.postgres import Urls
 from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, FileEntry
 from zhub.models import Expert, Job, JobEvent, Quota
 from zhub.process.config import Settings
 from zhub.process.wakeup import PollingWakeup
-from zhub.queue import desired, job_events, jobs
-from zhub.registry import versions as registry
+from zhub.queue import attempts, job_events
+from zhub.queue.desired import apply_requested_changes
+from zhub.registry import publish as registry
 from zhub.specs import DEFAULT_STEPS
-from zhub.storage.object_store import DirectoryStore
+from zhub.storage.directory import DirectoryStore
 from zhub.tenancy.keys import Caller
 from zhub_workers.agent.launcher import ThreadLauncher
 from zhub_workers.agent.loop import Agent, record_success
@@ -74,7 +75,7 @@ def check_files(system_engine: Engine, store: DirectoryStore) -> Callable[[], No
         with system_session(system_engine) as session:
             admit_queued(session)
             while claim := claim_one(session, "validate"):
-                job = jobs.succeed(session, claim.job_id, claim.fence)
+                job = attempts.succeed(session, claim.job_id, claim.fence)
                 content = io.BytesIO(b"".join(store.open(claim.spec["file"]["key"])))
                 assert job.dataset_version_id is not None
                 files.finish_validation(session, job.dataset_version_id, files.validation_report(validate(content)))
@@ -356,7 +357,7 @@ def test_a_job_paused_in_the_queue_is_paused_at_once_and_resumed_at_once(
     job = train()
     seen: list[str] = [client.fine_tuning.jobs.pause(job.id).status, client.fine_tuning.jobs.resume(job.id).status]
     with system_session(system_engine) as session:
-        desired.settle(session)
+        apply_requested_changes(session)
     assert [*seen, client.fine_tuning.jobs.retrieve(job.id).status] == ["paused", "queued", "queued"]
 
 
@@ -366,7 +367,7 @@ def test_a_paused_job_stays_paused_until_it_is_resumed_or_cancelled(
     job = train()
     client.fine_tuning.jobs.pause(job.id)
     with system_session(system_engine) as session:
-        desired.settle(session)
+        apply_requested_changes(session)
     assert str(client.fine_tuning.jobs.retrieve(job.id).status) == "paused"
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     refusal = refused(lambda: client.fine_tuning.jobs.resume(job.id))
@@ -589,7 +590,7 @@ def test_a_queued_job_says_what_it_waits_for(client: Client, train: Callable[...
     path = f"/fine_tuning/jobs/{job.id}/queue"
     before: Any = client.get(path, cast_to=object)
     with system_session(system_engine) as session:
-        admit.explain(session, agent_lost_after_s=30)
+        explain(session, agent_lost_after_s=30)
     after: Any = client.get(path, cast_to=object)
     assert "has just been queued" in before["reason"]
     assert "No agent of cluster 'default' is alive" in after["reason"]
@@ -602,7 +603,7 @@ def test_a_job_in_a_queue_knows_its_position(
     make_agent()
     jobs_ = [train(), train()]
     with system_session(system_engine) as session:
-        admit.explain(session, agent_lost_after_s=30)
+        explain(session, agent_lost_after_s=30)
     found: list[Any] = [client.get(f"/fine_tuning/jobs/{job.id}/queue", cast_to=object) for job in jobs_]
     assert [one["position"] for one in found] == [1, 2]
     assert found[1]["reason"] == "1 job is served before it: 1 of your organisation's."
@@ -618,8 +619,8 @@ def test_a_job_that_does_not_wait_says_so(
     job = train()
     getattr(client.fine_tuning.jobs, wish)(job.id)
     with system_session(system_engine) as session:
-        admit.explain(session, agent_lost_after_s=30)
-        desired.settle(session)
+        explain(session, agent_lost_after_s=30)
+        apply_requested_changes(session)
     answer: Any = client.get(f"/fine_tuning/jobs/{job.id}/queue", cast_to=object)
     assert (answer["reason"], answer["position"]) == (told, None)
 
@@ -704,7 +705,7 @@ def test_a_base_is_decomposed_on_the_cluster_that_is_asked_for(
     with system_session(system_engine) as session:
         assert list(session.scalars(select(Job.cluster).where(Job.kind == "decompose"))) == ["h100"]
         session.execute(text("UPDATE agents SET seen_at = now() - interval '1 minute'"))
-        admit.explain(session, agent_lost_after_s=30)
+        explain(session, agent_lost_after_s=30)
     found: Any = client.get("/base_models/big/queue", cast_to=object)
     assert (found["object"], found["job_id"]) == ("base_model.queue", "big")
     assert "No agent of cluster 'h100' is alive" in found["reason"]

@@ -11,11 +11,12 @@ from claims import admit_queued, claim_one
 from sqlalchemy import Engine, select, text
 from suites import manifest_of
 
-from zhub.admission import admit
+from zhub.admission.explain import explain
 from zhub.database.sessions import system_session
 from zhub.errors import AuthenticationError
 from zhub.models import BaseModel, QueuePlace
 from zhub.process.config import Settings
+from zhub.registry import publish as version_publish
 from zhub.registry import versions
 from zhub.tenancy import keys
 from zhub.tenancy.keys import Caller
@@ -33,7 +34,7 @@ def publish(engine: Engine, job_id: uuid.UUID) -> None:
         admit_queued(session)
         claim = claim_one(session, "train")
         assert claim is not None and claim.job_id == job_id
-        versions.publish(session, job_id, claim.fence, manifest_of(job_id), "k", 1)
+        version_publish.publish(session, job_id, claim.fence, manifest_of(job_id), "k", 1)
 
 
 def test_the_newest_version_is_the_last_one_published_by_whichever_clock(
@@ -44,8 +45,8 @@ def test_the_newest_version_is_the_last_one_published_by_whichever_clock(
     publish(system_engine, make_job(caller))
     with system_session(system_engine) as session:
         base = session.scalars(select(BaseModel)).one()
-        assert [record.version.version for record in versions.newest_versions(session, caller.project_id, base)] == [2]
-        assert [record.version.version for record in versions.versions(session, caller.project_id)] == [2, 1]
+        assert [record.version.version for record in versions.newest(session, caller.project_id, base)] == [2]
+        assert [record.version.version for record in versions.list_versions(session, caller.project_id)] == [2, 1]
 
 
 @pytest.mark.parametrize("offset", [-HOUR, HOUR])
@@ -55,7 +56,7 @@ def test_a_job_is_told_when_it_may_start_by_the_databases_clock(
     make_agent()
     make_job(caller)
     with clock_off_by(offset), system_session(system_engine) as session:
-        admit.explain(session, agent_lost_after_s=60)
+        explain(session, agent_lost_after_s=60)
     with system_session(system_engine) as session:
         told = session.scalars(select(QueuePlace.starts_at)).one()
     assert told is not None and abs(told - datetime.now(UTC)) < A_WHILE

@@ -13,16 +13,16 @@ from claims import admit_queued, claim_one
 from sqlalchemy import Engine, func, select, text, update
 from suites import GRADER, N, right_in, run
 
-from zhub.admission import admit
+from zhub.admission.explain import explain
 from zhub.database.sessions import system_session, tenant_session
 from zhub.evaluation import evaluations
 from zhub.evaluation.evaluations import EvaluationRequest
 from zhub.evaluation.statistics import paired_bootstrap, paired_p_value
 from zhub.models import Agent, DatasetVersion, Evaluation, Job, JobEvent
-from zhub.queue import jobs
-from zhub.queue.jobs import Failure
+from zhub.queue import attempts
+from zhub.queue.attempts import Failure
 from zhub.specs import EvaluateSpec
-from zhub.storage.object_store import DirectoryStore
+from zhub.storage.directory import DirectoryStore
 from zhub.tenancy.keys import Caller
 
 Client = openai.OpenAI
@@ -116,7 +116,7 @@ def test_an_evaluation_that_failed_is_run_again_under_its_id(
         admit_queued(session)
         claim = claim_one(session, "evaluate")
         assert claim is not None
-        jobs.fail(session, claim.job_id, claim.fence, Failure("x", "It broke."), outcome="failed_user")
+        attempts.fail(session, claim.job_id, claim.fence, Failure("x", "It broke."), outcome="failed_user")
     failed = fetch(client, first["id"])
     assert (failed["status"], failed["error"]["message"]) == ("failed", "It broke.")
     again = create()
@@ -206,7 +206,7 @@ def test_an_evaluation_whose_cluster_is_away_says_so_and_which_are_there(
     assert (before["object"], before["job_id"], before["status"]) == ("evaluation.queue", made["id"], "queued")
     with system_session(system_engine) as session:
         session.execute(text("UPDATE agents SET seen_at = now() - interval '1 minute' WHERE cluster = 'h100'"))
-        admit.explain(session, agent_lost_after_s=30)
+        explain(session, agent_lost_after_s=30)
     after: Any = client.get(path, cast_to=object)
     assert after["reason"] == (
         "No agent of cluster 'h100' is alive: nothing runs there until one is started. "

@@ -16,7 +16,7 @@ from zhub import scheduler
 from zhub.database.sessions import system_session, tenant_session
 from zhub.datasets.rows import MAX_ROW_BYTES
 from zhub.models import Expert, Feedback
-from zhub.storage.object_store import DirectoryStore
+from zhub.storage.directory import DirectoryStore
 from zhub.tenancy.keys import SCOPES, Caller
 
 Ask = Callable[..., Any]

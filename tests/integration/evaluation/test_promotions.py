@@ -16,11 +16,14 @@ from zhub.errors import ConflictError
 from zhub.evaluation import promotions
 from zhub.evaluation.evaluations import Comparison
 from zhub.models import Job, JobEvent
-from zhub.queue import dependencies, desired, jobs
-from zhub.queue.jobs import Failure
+from zhub.queue import attempts, jobs
+from zhub.queue.attempts import Failure
+from zhub.queue.dependencies import release_dependents
+from zhub.queue.desired import apply_requested_changes
 from zhub.registry import aliases, versions
+from zhub.registry.publish import publish
 from zhub.specs import EvaluateSpec
-from zhub.storage.object_store import DirectoryStore
+from zhub.storage.directory import DirectoryStore
 from zhub.tenancy.keys import Caller
 
 Client = openai.OpenAI
@@ -61,8 +64,8 @@ def advance(engine: Engine) -> None:
         with system_session(engine) as session:
             more = promotions.advance(session)
     with system_session(engine) as session:
-        desired.settle(session)
-        dependencies.settle(session)
+        apply_requested_changes(session)
+        release_dependents(session)
 
 
 def z(sha256: str) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def test_of_moves_at_the_same_time_that_expect_the_same_one_happens(
     def move(name: str) -> bool:
         try:
             with system_session(system_engine) as session:
-                to = versions.version(session, caller.project_id, name)
+                to = versions.get_version(session, caller.project_id, name)
                 aliases.move(session, "prod", to, by="test", expected=aliases.Expected(None))
         except ConflictError:
             return False
@@ -263,7 +266,7 @@ def test_a_gate_whose_evaluation_failed_says_so_and_promotes_nothing(
     with system_session(system_engine) as session:
         admit_queued(session)
         while claim := claim_one(session, "evaluate"):
-            jobs.fail(session, claim.job_id, claim.fence, Failure("x", "It broke."), outcome="failed_user")
+            attempts.fail(session, claim.job_id, claim.fence, Failure("x", "It broke."), outcome="failed_user")
     advance(system_engine)
     found = ask("get", f"/promotions/{made['id']}")
     assert (found["status"], found["error"]["code"]) == ("failed", "dependency_failed")
@@ -353,7 +356,7 @@ def publish_job(engine: Engine, job_id: str, sha256: str, cluster: str = "defaul
         session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE id = :id"), {"id": found})
         claim = claim_one(session, "train", cluster=cluster)
         assert claim is not None and claim.job_id == found
-        versions.publish(session, found, claim.fence, manifest_of(found, **z(sha256)), "k", 7)
+        publish(session, found, claim.fence, manifest_of(found, **z(sha256)), "k", 7)
 
 
 def test_a_training_with_a_gate_is_measured_and_promoted_by_itself(
@@ -431,7 +434,7 @@ def test_a_gate_whose_training_has_ended_is_left_to_decide(
     job = train(promotion={"suites": [{"file": suite_file, "grader": GRADER}]})
     publish_job(system_engine, job.id, "aa")
     with system_session(system_engine) as session:
-        assert dependencies.settle(session) == 0
+        assert release_dependents(session) == 0
     assert ask("get", f"/promotions/{job.promotion}")["status"] == "waiting"
 
 

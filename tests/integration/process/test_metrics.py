@@ -24,7 +24,7 @@ from zhub.admission.metrics import QueueCollector, QueueState
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.process.metrics import DATABASE_UP, database_answers
-from zhub.queue import jobs, leadership
+from zhub.queue import attempts, leadership
 from zhub.tenancy.keys import Caller
 
 LEADER = uuid.UUID(int=9)
@@ -86,7 +86,7 @@ def test_the_leader_tells_the_queue_the_workers_and_the_shares(
     make_agent(slots=3)
     for _ in range(3):
         make_job(acme)
-    scheduler.schedule(system_engine, LEADER, lead)
+    scheduler.admission_pass(system_engine, LEADER, lead)
     with system_session(system_engine) as session:
         assert claim_one(session, "train", agent=agent) is not None
     make_job(acme, kind="evaluate")
@@ -200,17 +200,17 @@ def test_the_leader_counts_waits_ends_and_lost_leases(
     lost = counted("zhub_lease_lost_total", reason="expired")
     ended = counted("zhub_attempts_ended_total", kind="train", outcome="lost")
     failed = counted("zhub_attempts_ended_total", kind="train", outcome="failed_user")
-    scheduler.schedule(system_engine, LEADER, lead)
+    scheduler.admission_pass(system_engine, LEADER, lead)
     assert counted("zhub_admission_wait_seconds_count") - waits[1] == 2
     assert counted("zhub_admission_wait_seconds_sum") - waits[0] == pytest.approx(240, abs=30)
     with system_session(system_engine) as session:
         first, second = (claim_one(session, "train", agent=agent) for _ in range(2))
         assert first is not None and second is not None
-        jobs.fail(session, second.job_id, second.fence, jobs.Failure("bad", "It was bad."))
+        attempts.fail(session, second.job_id, second.fence, attempts.Failure("bad", "It was bad."))
         expire = text("UPDATE jobs SET lease_until = now() - interval '1 second' WHERE id = :id")
         session.execute(expire, {"id": first.job_id})
     for _ in range(2):
-        scheduler.tend(system_engine, LEADER, lead)
+        scheduler.maintenance_pass(system_engine, LEADER, lead)
     assert counted("zhub_lease_lost_total", reason="expired") - lost == 1
     assert counted("zhub_attempts_ended_total", kind="train", outcome="lost") - ended == 1
     assert counted("zhub_attempts_ended_total", kind="train", outcome="failed_user") - failed == 1
@@ -221,7 +221,7 @@ def test_a_claim_says_how_long_the_job_waited_for_it(
 ) -> None:
     agent = make_agent()
     make_job(caller)
-    scheduler.schedule(system_engine, LEADER, lead)
+    scheduler.admission_pass(system_engine, LEADER, lead)
     with system_session(system_engine) as session:
         session.execute(text("UPDATE jobs SET admitted_at = now() - interval '90 seconds'"))
         claim = claim_one(session, "train", agent=agent)

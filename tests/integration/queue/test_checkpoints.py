@@ -17,12 +17,13 @@ from zhub import scheduler
 from zhub.database.sessions import system_session, tenant_session
 from zhub.errors import ConflictError, LeaseLostError, NotFoundError, StoreError
 from zhub.models import Checkpoint, JobEvent
-from zhub.queue import checkpoints, job_events, jobs
+from zhub.queue import attempts, checkpoints, job_events, jobs
 from zhub.queue.checkpoints import KEEP_CHECKPOINTS
+from zhub.queue.claims import Claim
 from zhub.queue.job_events import Event
-from zhub.queue.jobs import Claim
 from zhub.registry import versions
-from zhub.storage.object_store import DirectoryStore
+from zhub.registry.resolve import resolve
+from zhub.storage.directory import DirectoryStore
 from zhub.tenancy.keys import Caller
 
 Client = openai.OpenAI
@@ -60,7 +61,7 @@ def report(engine: Engine, claim: Claim, *steps: int, seq: int = 1, **changed: A
     """A heartbeat with one event for each checkpoint."""
     events = [Event(seq + n, "info", "message", "x", report_of(claim, step, **changed)) for n, step in enumerate(steps)]
     with system_session(engine) as session:
-        jobs.heartbeat(session, claim.job_id, claim.fence, lease_s=60, progressed=True, events=events)
+        attempts.heartbeat(session, claim.job_id, claim.fence, lease_s=60, progressed=True, events=events)
 
 
 def live(engine: Engine) -> list[int]:
@@ -83,13 +84,13 @@ def put(store: DirectoryStore, claim: Claim, *steps: int) -> None:
 
 def end(engine: Engine, claim: Claim) -> None:
     with system_session(engine) as session:
-        jobs.fail(session, claim.job_id, claim.fence, jobs.Failure("x", "x"), outcome="failed_user")
+        attempts.fail(session, claim.job_id, claim.fence, attempts.Failure("x", "x"), outcome="failed_user")
 
 
 def lose(engine: Engine, claim: Claim) -> None:
-    lost = jobs.Failure("lost", "x", retryable=True)
+    lost = attempts.Failure("lost", "x", retryable=True)
     with system_session(engine) as session:
-        jobs.fail(session, claim.job_id, claim.fence, lost, outcome="lost")
+        attempts.fail(session, claim.job_id, claim.fence, lost, outcome="lost")
 
 
 # Reports
@@ -368,7 +369,7 @@ def test_a_checkpoint_resolves_to_its_own_z(system_engine: Engine, claim: Claim,
     report(system_engine, claim, 10)
     name = f"main.summer@ftjob-{claim.job_id.hex}:step-10"
     with system_session(system_engine) as session:
-        resolved = versions.resolve(session, caller, name, [])
+        resolved = resolve(session, caller, name, [])
     (part,) = resolved.experts
     assert isinstance(part.record, versions.CheckpointRecord)
     assert (part.record.name, part.weight, resolved.base.name) == (name, 1.0, "tiny")
@@ -379,7 +380,7 @@ def test_a_mixture_may_hold_checkpoints(system_engine: Engine, claim: Claim, cal
     report(system_engine, claim, 10, 20)
     names = [f"main.summer@ftjob-{claim.job_id.hex}:step-{step}" for step in (10, 20)]
     with system_session(system_engine) as session:
-        resolved = versions.resolve(session, caller, "tiny", [(name, 0.5) for name in names])
+        resolved = resolve(session, caller, "tiny", [(name, 0.5) for name in names])
     assert [part.record.name for part in resolved.experts] == names
 
 
@@ -389,7 +390,7 @@ def test_a_checkpoint_is_retrieved_as_a_model_but_is_in_no_list_and_never_routed
     report(system_engine, claim, 10)
     with system_session(system_engine) as session:
         session.execute(text("UPDATE base_models SET is_default = true"))
-        assert versions.resolve(session, caller, "auto", []).candidates == []
+        assert resolve(session, caller, "auto", []).candidates == []
     name = f"main.summer@{job}:step-10"
     found: Any = client.models.retrieve(name).to_dict()
     assert (found["kind"], found["base_model"]) == ("checkpoint", "tiny")
@@ -410,10 +411,10 @@ def test_what_names_no_checkpoint_is_not_found(
 ) -> None:
     report(system_engine, claim, 10)
     with pytest.raises(NotFoundError), system_session(system_engine) as session:
-        versions.resolve(session, caller, f"main.summer@{name.format(job)}", [])
+        resolve(session, caller, f"main.summer@{name.format(job)}", [])
 
 
 def test_a_deleted_checkpoint_answers_no_more(system_engine: Engine, claim: Claim, job: str, caller: Caller) -> None:
     report(system_engine, claim, 10, 20, 30, 40)
     with pytest.raises(NotFoundError), system_session(system_engine) as session:
-        versions.resolve(session, caller, f"main.summer@{job}:step-10", [])
+        resolve(session, caller, f"main.summer@{job}:step-10", [])

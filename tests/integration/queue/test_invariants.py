@@ -13,8 +13,9 @@ from zhub.cli.database_process import examine_history
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.models import Dataset, Promotion, Schedule, ScheduleTick
-from zhub.queue import dependencies, invariants, job_events, jobs
+from zhub.queue import attempts, claims, dependencies, invariants, job_events, jobs
 from zhub.registry import aliases, versions
+from zhub.registry.publish import publish
 from zhub.tenancy.keys import Caller
 
 REPORTS = [job_events.Event(seq, "info", "message", f"Step {seq}.") for seq in (1, 2)]
@@ -31,7 +32,7 @@ def examine(engine: Engine) -> set[str]:
         return {finding.rule for finding in invariants.examine(session)}
 
 
-def claim(engine: Engine) -> jobs.Claim:
+def claim(engine: Engine) -> claims.Claim:
     with system_session(engine) as session:
         admit_queued(session)
         found = claim_one(session, "train")
@@ -49,17 +50,17 @@ def past(system_engine: Engine, make_job: MakeJob, make_agent: Any, caller: Call
     made = make_job(caller)
     lost = claim(system_engine)
     with system_session(system_engine) as session:
-        jobs.fail(session, made, lost.fence, jobs.Failure("lost", "x", retryable=True), outcome="lost")
+        attempts.fail(session, made, lost.fence, attempts.Failure("lost", "x", retryable=True), outcome="lost")
     for table in ("attempts", "job_events"):
         execute(system_engine, f"UPDATE {table} SET created_at = created_at - interval '10 seconds'")
     execute(system_engine, "UPDATE attempts SET ended_at = ended_at - interval '10 seconds'")
     again = claim(system_engine)
     with system_session(system_engine) as session:
-        jobs.heartbeat(session, made, again.fence, lease_s=60, progressed=True, events=REPORTS)
+        attempts.heartbeat(session, made, again.fence, lease_s=60, progressed=True, events=REPORTS)
     with system_session(system_engine) as session:
         prefix = f"t/{caller.org_id.hex}/jobs/{made.hex}/attempts/{again.fence}"
-        version = versions.publish(session, made, again.fence, manifest_of(made, fence=again.fence), prefix, 1)
-        record = versions.versions_by_id(session, [version.id])[version.id]
+        version = publish(session, made, again.fence, manifest_of(made, fence=again.fence), prefix, 1)
+        record = versions.by_id(session, [version.id])[version.id]
         aliases.move(session, "prod", record, by="test")
     own = {"org_id": caller.org_id, "project_id": caller.project_id}
     gate = make_job(caller, kind="gate", state="waiting")

@@ -22,12 +22,14 @@ from zhub.embedded.postgres import Urls
 from zhub.errors import ConflictError, DeposedError, LeaseLostError, UnavailableError
 from zhub.models import Agent, Attempt, BaseModel, DatasetVersion, Expert, ExpertVersion, Job, JobEvent
 from zhub.process.wakeup import PollingWakeup
-from zhub.queue import desired as wishes
-from zhub.queue import job_events, jobs, leadership
-from zhub.queue.desired import request_cancel, request_pause, request_resume
+from zhub.queue import attempts as job_attempts
+from zhub.queue import claims, job_events, jobs, leadership, reaper
+from zhub.queue.attempts import Failure
+from zhub.queue.claims import Claim
+from zhub.queue.desired import apply_requested_changes, request_cancel, request_pause, request_resume
 from zhub.queue.job_events import Event
-from zhub.queue.jobs import Claim, Failure
-from zhub.registry import versions
+from zhub.registry import publish as version_publish
+from zhub.registry.publish import published
 from zhub.tenancy.keys import Caller
 
 MakeJob = Callable[..., uuid.UUID]
@@ -49,39 +51,39 @@ def claimed(engine: Engine) -> Claim:
 
 def heartbeat(engine: Engine, job_id: uuid.UUID, fence: int, **options: Any) -> str:
     with system_session(engine) as session:
-        return jobs.heartbeat(session, job_id, fence, lease_s=60, **({"progressed": True} | options))
+        return job_attempts.heartbeat(session, job_id, fence, lease_s=60, **({"progressed": True} | options))
 
 
 def publish(engine: Engine, job_id: uuid.UUID, fence: int) -> int:
     with system_session(engine) as session:
-        return versions.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7).version
+        return version_publish.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7).version
 
 
 def fail(engine: Engine, job_id: uuid.UUID, fence: int, failure: Failure = LOST, outcome: str = "failed_infra") -> str:
     with system_session(engine) as session:
-        return jobs.fail(session, job_id, fence, failure, outcome=outcome)
+        return job_attempts.fail(session, job_id, fence, failure, outcome=outcome)
 
 
 def stopped(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
     with system_session(engine) as session:
-        return jobs.stopped(session, job_id, fence)
+        return job_attempts.stopped(session, job_id, fence)
 
 
 def lose(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
     with system_session(engine) as session:
-        return jobs.lose(session, job_id, fence)
+        return job_attempts.lose(session, job_id, fence)
 
 
 def preempt(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
     """Ask the attempt to leave; return what is wanted of its job then."""
     with system_session(engine) as session:
-        jobs.preempt(session, job_id, fence, "Its node goes away.")
+        job_attempts.preempt(session, job_id, fence, "Its node goes away.")
         return jobs.get_job(session, job_id).desired
 
 
 def succeed(engine: Engine, job_id: uuid.UUID, fence: int) -> str:
     with system_session(engine) as session:
-        jobs.succeed(session, job_id, fence)
+        job_attempts.succeed(session, job_id, fence)
         return jobs.get_job(session, job_id).state
 
 
@@ -92,7 +94,7 @@ def cancel(engine: Engine, caller: Caller, job_id: uuid.UUID) -> str:
 
 def reap(engine: Engine) -> list[tuple[uuid.UUID, str]]:
     with system_session(engine) as session:
-        return [(job.job_id, job.state) for job in jobs.reap(session)]
+        return [(job.job_id, job.state) for job in reaper.reap(session)]
 
 
 def admit(engine: Engine) -> set[uuid.UUID]:
@@ -238,9 +240,9 @@ def test_an_agent_with_several_free_workers_claims_for_all_of_them_at_once(
             place=place,
         )
     with system_session(system_engine) as session:
-        first = jobs.claim_up_to(session, 3, AGENT, "default", ["train"], lease_s=60, free=3)
+        first = claims.claim_up_to(session, 3, AGENT, "default", ["train"], lease_s=60, free=3)
     with system_session(system_engine) as session:
-        rest = jobs.claim_up_to(session, 3, AGENT, "default", ["train"], lease_s=60, free=3)
+        rest = claims.claim_up_to(session, 3, AGENT, "default", ["train"], lease_s=60, free=3)
     assert [claim.job_id for claim in (*first, *rest)] == made and len(first) == 3
     with system_session(system_engine) as session:
         attempts = session.scalars(select(Attempt)).all()
@@ -521,7 +523,7 @@ def test_an_event_that_is_reported_twice_is_stored_once(
 def test_a_lost_job_is_tried_again_later_and_later(system_engine: Engine, admitted: Callable[..., uuid.UUID]) -> None:
     job_id = admitted()
     waits = []
-    for _ in range(jobs.MAX_INFRA_FAILURES):
+    for _ in range(job_attempts.MAX_INFRA_FAILURES):
         fence = claimed(system_engine).fence
         expire_leases(system_engine)
         assert reap(system_engine) == [(job_id, "queued")]
@@ -548,7 +550,7 @@ def test_the_back_off_never_exceeds_a_minute(system_engine: Engine, admitted: Ca
 def test_a_job_that_is_lost_too_often_fails_and_says_so(
     system_engine: Engine, admitted: Callable[..., uuid.UUID]
 ) -> None:
-    job_id = admitted(infra_failures=jobs.MAX_INFRA_FAILURES)
+    job_id = admitted(infra_failures=job_attempts.MAX_INFRA_FAILURES)
     claimed(system_engine)
     expire_leases(system_engine)
     reap(system_engine)
@@ -559,9 +561,9 @@ def test_a_job_that_is_lost_too_often_fails_and_says_so(
 @pytest.mark.parametrize(
     ("outcome", "retries"),
     [
-        ("failed_user", jobs.MAX_USER_FAILURES),
-        ("failed_infra", jobs.MAX_INFRA_FAILURES),
-        ("lost", jobs.MAX_INFRA_FAILURES),
+        ("failed_user", job_attempts.MAX_USER_FAILURES),
+        ("failed_infra", job_attempts.MAX_INFRA_FAILURES),
+        ("lost", job_attempts.MAX_INFRA_FAILURES),
     ],
 )
 def test_each_kind_of_failure_has_its_own_budget(
@@ -645,7 +647,7 @@ def test_a_base_model_whose_decomposition_is_lost_too_often_says_so(
     system_engine: Engine, admitted: Callable[..., uuid.UUID], make_base_model: Callable[..., uuid.UUID]
 ) -> None:
     base_model_id = make_base_model("big", status="decomposing")
-    admitted(kind="decompose", base_model_id=base_model_id, infra_failures=jobs.MAX_INFRA_FAILURES)
+    admitted(kind="decompose", base_model_id=base_model_id, infra_failures=job_attempts.MAX_INFRA_FAILURES)
     claimed(system_engine)
     expire_leases(system_engine)
     reap(system_engine)
@@ -714,7 +716,7 @@ def test_a_cancellation_that_meets_a_publication_in_flight_waits_and_is_refused(
     fence = claimed(system_engine).fence
     with ThreadPoolExecutor(1) as pool:
         with system_session(system_engine) as session:
-            versions.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
+            version_publish.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
             cancelling = pool.submit(cancel, api_engine, caller, job_id)
             wait_until_blocked(system_engine, until)
         with pytest.raises(ConflictError):
@@ -751,7 +753,7 @@ def test_versions_of_concurrent_publications_are_numbered_without_a_gap(
         barrier.wait(timeout=10)
         with system_session(system_engine) as session:
             job_id, fence = got[index].job_id, got[index].fence
-            versions.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
+            version_publish.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
             if index % 3 == 0:  # a commit that never happens must not use up a number
                 session.rollback()
 
@@ -786,14 +788,14 @@ def test_a_publication_whose_acknowledgement_was_lost_is_found_and_not_repeated(
     fence = claimed(system_engine).fence
     engine = make_engine(proxy.url(database.system), pool_size=1)
     with system_session(engine) as session:
-        assert versions.published(session, job_id) is None
+        assert published(session, job_id) is None
     proxy.swallow_commits()
     with pytest.raises(UnavailableError):
         publish(engine, job_id, fence)
     with pytest.raises(LeaseLostError):
         publish(engine, job_id, fence)
     with system_session(engine) as session:
-        found = versions.published(session, job_id)
+        found = published(session, job_id)
     engine.dispose()
     assert found is not None and (found.version, found.fence) == (1, fence)
 
@@ -804,7 +806,7 @@ def test_a_publication_that_breaks_before_its_commit_may_be_repeated(
     job_id = admitted()
     fence = claimed(system_engine).fence
     with system_session(system_engine) as session:
-        versions.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
+        version_publish.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
         session.rollback()
     assert publish(system_engine, job_id, fence) == 1
 
@@ -925,7 +927,7 @@ def resume(engine: Engine, caller: Caller, job_id: uuid.UUID) -> str:
 
 def settle(engine: Engine) -> None:
     with system_session(engine) as session:
-        wishes.settle(session)
+        apply_requested_changes(session)
 
 
 def messages(engine: Engine, job_id: uuid.UUID) -> list[str]:
@@ -1033,7 +1035,7 @@ def test_a_pause_that_meets_a_publication_in_flight_waits_and_is_refused(
     fence = claimed(system_engine).fence
     with ThreadPoolExecutor(1) as pool:
         with system_session(system_engine) as session:
-            versions.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
+            version_publish.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7)
             pausing = pool.submit(pause, api_engine, caller, job_id)
             wait_until_blocked(system_engine, until)
         with pytest.raises(ConflictError, match="already succeeded"):
@@ -1129,7 +1131,7 @@ def test_a_job_cancelled_before_it_began_is_settled_by_the_leader(
     job_id = make_job(caller)
     cancel(api_engine, caller, job_id)
     with system_session(system_engine) as session:
-        assert wishes.settle(session) == 1
+        assert apply_requested_changes(session) == 1
     found = row(system_engine, job_id)
     assert found.state == "cancelled" and found.finished_at is not None
 
@@ -1191,7 +1193,7 @@ def test_nobody_can_resign_for_the_leader(system_engine: Engine) -> None:
     assert elect(system_engine, OTHER) is None
 
 
-@pytest.mark.parametrize("work", [scheduler.schedule, scheduler.tend, scheduler.explain])
+@pytest.mark.parametrize("work", [scheduler.admission_pass, scheduler.maintenance_pass, scheduler.explanation_pass])
 def test_what_a_deposed_leader_does_is_refused(
     system_engine: Engine,
     make_agent: Callable[..., uuid.UUID],
@@ -1218,7 +1220,7 @@ def test_a_leader_that_was_away_for_a_term_is_deposed_although_it_leads_again(sy
         elect(system_engine, holder)
         expire_leader(system_engine)
     with pytest.raises(DeposedError):
-        scheduler.schedule(system_engine, ONE, 1)
+        scheduler.admission_pass(system_engine, ONE, 1)
 
 
 def test_an_election_waits_for_the_leaders_transaction(system_engine: Engine, until: Callable[..., Any]) -> None:
@@ -1247,8 +1249,8 @@ def test_the_leader_reaps_settles_and_admits(
     unwanted, wanted = make_job(caller), make_job(caller)
     cancel(api_engine, caller, unwanted)
     elect(system_engine, ONE)
-    scheduler.tend(system_engine, ONE, 1)
-    assert scheduler.schedule(system_engine, ONE, 1) == {"default"}
+    scheduler.maintenance_pass(system_engine, ONE, 1)
+    assert scheduler.admission_pass(system_engine, ONE, 1) == {"default"}
     assert [row(system_engine, job_id).state for job_id in (lost, unwanted, wanted)] == [
         "queued",
         "cancelled",

@@ -50,14 +50,17 @@ from suites import manifest_of
 
 from zhub import scheduler, states
 from zhub.admission import admit as admission
+from zhub.admission.explain import explain
 from zhub.database.sessions import system_session
 from zhub.errors import ConflictError, DeposedError, LeaseLostError
 from zhub.models import Agent, BaseModel, Checkpoint, Expert, Job, Organization, Project, Quota
-from zhub.queue import checkpoints, dependencies, invariants, job_events, jobs, leadership, redrive
-from zhub.queue import desired as wishes
-from zhub.queue.desired import request_cancel, request_pause, request_resume
-from zhub.registry import versions
-from zhub.storage.object_store import DirectoryStore
+from zhub.queue import attempts as job_attempts
+from zhub.queue import checkpoints, claims, dependencies, invariants, job_events, jobs, leadership, reaper, redrive
+from zhub.queue.dependencies import release_dependents
+from zhub.queue.desired import apply_requested_changes, request_cancel, request_pause, request_resume
+from zhub.queue.redrive import process_redrives
+from zhub.registry import publish as version_publish
+from zhub.storage.directory import DirectoryStore
 
 SLOTS = 2
 MAX_JOBS = 7
@@ -121,7 +124,7 @@ class Model:
 
     def release(self, infra: bool, retryable: bool) -> None:
         failures = self.infra_failures if infra else self.user_failures
-        limit = jobs.MAX_INFRA_FAILURES if infra else jobs.MAX_USER_FAILURES
+        limit = job_attempts.MAX_INFRA_FAILURES if infra else job_attempts.MAX_USER_FAILURES
         spent = not retryable or failures >= limit
         self.state = {"cancel": "cancelled", "pause": "paused"}.get(self.desired, "failed" if spent else "queued")
         if self.desired == "preempt":
@@ -235,7 +238,7 @@ class Protocol(RuleBasedStateMachine):
         self.elect(other)
 
     @precondition(lambda self: len(self.terms) == len(SCHEDULERS))
-    @rule(part=st.sampled_from([scheduler.schedule, scheduler.tend, scheduler.explain]))
+    @rule(part=st.sampled_from([scheduler.admission_pass, scheduler.maintenance_pass, scheduler.explanation_pass]))
     def pass_of_a_deposed_leader(self, part: Callable[[Engine, uuid.UUID, int], object]) -> None:
         """It thaws, believes that it still leads, and changes nothing."""
         (deposed,) = set(SCHEDULERS) - {self.leader}
@@ -254,7 +257,7 @@ class Protocol(RuleBasedStateMachine):
     @rule()
     def settle_dependencies(self) -> None:
         with self.leading() as session:
-            dependencies.settle(session)
+            release_dependents(session)
         due = [(m, [need.state for need in m.needs]) for m in self.models if m.state == "waiting"]
         rank = next(self.ranks)
         for model, found in due:
@@ -278,7 +281,7 @@ class Protocol(RuleBasedStateMachine):
     def settle_redrives(self) -> None:
         asked = sorted((m for m in self.models if m.desired == "redrive"), key=lambda m: m.id)
         with self.leading() as session:
-            redrive.settle(session)
+            process_redrives(session)
         rank = next(self.ranks)
         for model in asked:
             if model.dead:  # not one that came back with another
@@ -309,7 +312,7 @@ class Protocol(RuleBasedStateMachine):
         for model in expected:
             model.state = "admitted"
         with self.leading() as session:
-            admission.explain(session, agent_lost_after_s=3600)
+            explain(session, agent_lost_after_s=3600)
         told = {row.job_id for row in self._rows("SELECT job_id FROM queue_places")}
         assert told == {m.id for m in self.models if m.state == "queued" and (m.kind == "train" or m.desired != "run")}
 
@@ -317,7 +320,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(target=attempts, agent=st.sampled_from(AGENTS), kinds=st.sampled_from([KINDS, ["train"], ["validate"]]))
     def claim(self, agent: uuid.UUID, kinds: list[str]) -> Any:
         with system_session(self.engine) as session:
-            found = jobs.claim_up_to(session, 1, agent, "default", kinds, lease_s=3600)
+            found = claims.claim_up_to(session, 1, agent, "default", kinds, lease_s=3600)
         ready = [m for m in self.models if m.state == "admitted" and m.desired == "run" and m.kind in kinds]
         assert bool(found) == bool(ready)
         if not found:
@@ -344,7 +347,9 @@ class Protocol(RuleBasedStateMachine):
         with self.by_the_owner_only(attempt) as model:
             event = job_events.Event(1, "info", "message", "Trains.")
             with system_session(self.engine) as session:
-                wanted = jobs.heartbeat(session, model.id, attempt[1], lease_s=3600, progressed=True, events=[event])
+                wanted = job_attempts.heartbeat(
+                    session, model.id, attempt[1], lease_s=3600, progressed=True, events=[event]
+                )
             assert wanted == model.desired
             model.beat()
 
@@ -360,7 +365,9 @@ class Protocol(RuleBasedStateMachine):
             seq = reports.index(step) + 2
             event = job_events.Event(seq, "info", "message", "Checkpoint.", self._report_of(model.id, step))
             with system_session(self.engine) as session:
-                jobs.heartbeat(session, model.id, attempt[1], lease_s=3600, progressed=True, events=[first, event])
+                job_attempts.heartbeat(
+                    session, model.id, attempt[1], lease_s=3600, progressed=True, events=[first, event]
+                )
             model.beat()
             if step > model.reported:
                 model.reported = step
@@ -401,19 +408,19 @@ class Protocol(RuleBasedStateMachine):
                 if model.kind == "train":
                     manifest = manifest_of(model.id, fence=attempt[1])
                     prefix = f"t/{self.owner['org_id'].hex}/jobs/{model.id.hex}/attempts/{attempt[1]}"
-                    versions.publish(session, model.id, attempt[1], manifest, prefix, 1)
+                    version_publish.publish(session, model.id, attempt[1], manifest, prefix, 1)
                 else:
-                    job = jobs.succeed(session, model.id, attempt[1])
+                    job = job_attempts.succeed(session, model.id, attempt[1])
                     job_events.add(session, job.org_id, job.id, "The job has succeeded.")
             model.state, model.published = "succeeded", model.kind == "train"
 
     @rule(attempt=attempts, infra=st.booleans(), retryable=st.booleans())
     def fail(self, attempt: Attempt, infra: bool, retryable: bool) -> None:
         with self.by_the_owner_only(attempt) as model:
-            failure = jobs.Failure("x", "It failed.", retryable=retryable)
+            failure = job_attempts.Failure("x", "It failed.", retryable=retryable)
             with system_session(self.engine) as session:
                 outcome = "failed_infra" if infra else "failed_user"
-                state = jobs.fail(session, model.id, attempt[1], failure, outcome=outcome)
+                state = job_attempts.fail(session, model.id, attempt[1], failure, outcome=outcome)
             model.release(infra, retryable)
             assert state == model.state
 
@@ -421,7 +428,7 @@ class Protocol(RuleBasedStateMachine):
     def stop(self, attempt: Attempt) -> None:
         with self.by_the_owner_only(attempt) as model:
             with system_session(self.engine) as session:
-                state = jobs.stopped(session, model.id, attempt[1])
+                state = job_attempts.stopped(session, model.id, attempt[1])
             if model.desired == "run" and model.state != "stopping":  # nobody had asked it to
                 model.release(infra=True, retryable=True)
             else:
@@ -485,7 +492,7 @@ class Protocol(RuleBasedStateMachine):
     @rule()
     def reap(self) -> None:
         with self.leading() as session:
-            reaped = {job.job_id: job.state for job in jobs.reap(session)}
+            reaped = {job.job_id: job.state for job in reaper.reap(session)}
         expected = [m for m in self.models if m.active and m.expired]
         for model in expected:
             model.release(infra=True, retryable=True)
@@ -495,7 +502,7 @@ class Protocol(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         with self.leading() as session:
-            wishes.settle(session)
+            apply_requested_changes(session)
         for model in self.models:
             if model.state == "waiting" and model.desired == "cancel":
                 model.state = "cancelled"

@@ -10,9 +10,9 @@ from sqlalchemy import Engine, func, text
 from zhub.database.sessions import system_session
 from zhub.errors import LeaseLostError
 from zhub.models import Job
-from zhub.queue import checkpoints, jobs, redrive
+from zhub.queue import attempts, checkpoints, claims, jobs, redrive
+from zhub.queue.claims import Claim
 from zhub.queue.job_events import Event
-from zhub.queue.jobs import Claim
 from zhub.tenancy.keys import Caller
 
 
@@ -30,13 +30,13 @@ def begin(engine: Engine) -> dict[uuid.UUID, Claim]:
     """What back-off, admission and a claim of all jobs do, without the wait."""
     with system_session(engine) as session:
         admit_queued(session)
-        found = jobs.claim_up_to(session, 9, AGENT, "default", ["train"], lease_s=60, free=9)
+        found = claims.claim_up_to(session, 9, AGENT, "default", ["train"], lease_s=60, free=9)
     return {claim.job_id: claim for claim in found}
 
 
 def lose(engine: Engine, claim: Claim, node: str, nodes: Iterable[str]) -> str:
     with system_session(engine) as session:
-        return jobs.lose(session, claim.job_id, claim.fence, died_on=node, nodes=list(nodes))
+        return attempts.lose(session, claim.job_id, claim.fence, died_on=node, nodes=list(nodes))
 
 
 def die(engine: Engine, job_id: uuid.UUID, node: str, nodes: Iterable[str] = "abc") -> str:
@@ -117,7 +117,7 @@ def test_a_job_that_gets_on_between_two_losses_is_no_poison(
     }
     with system_session(system_engine) as session:
         events = [Event(1, "info", "message", "Checkpoint.", report)]
-        jobs.heartbeat(session, claim.job_id, claim.fence, lease_s=60, progressed=True, events=events)
+        attempts.heartbeat(session, claim.job_id, claim.fence, lease_s=60, progressed=True, events=events)
     assert lose(system_engine, claim, "b", "ab") == "queued"
     assert die(system_engine, job_id, "a") == "failed"
 
@@ -138,7 +138,7 @@ def test_who_has_lost_the_lease_to_another_says_nothing_about_its_worker(
     job_id = make()
     first = begin(system_engine)[job_id]
     with system_session(system_engine) as session:
-        jobs.lose(session, job_id, first.fence)
+        attempts.lose(session, job_id, first.fence)
     begin(system_engine)[job_id]
     with pytest.raises(LeaseLostError):
         lose(system_engine, first, "a", "ab")

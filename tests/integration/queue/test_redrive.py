@@ -17,10 +17,11 @@ from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import ConflictError, LeaseLostError
 from zhub.models import BaseModel, DatasetVersion, Job, JobEvent
-from zhub.queue import dependencies, desired, invariants, jobs, redrive
-from zhub.queue.desired import request_cancel
-from zhub.queue.jobs import Failure
-from zhub.queue.redrive import DeadLetters
+from zhub.queue import attempts, dependencies, invariants, jobs, redrive
+from zhub.queue.attempts import Failure
+from zhub.queue.dependencies import release_dependents
+from zhub.queue.desired import apply_requested_changes, request_cancel
+from zhub.queue.redrive import DeadLetters, process_redrives
 from zhub.tenancy.keys import Caller
 
 MakeJob = Callable[..., uuid.UUID]
@@ -32,7 +33,7 @@ def fail(engine: Engine, job_id: uuid.UUID, kind: str = "train", code: str = "x"
         session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE id = :id"), {"id": job_id})
         claim = claim_one(session, kind)
         assert claim is not None and claim.job_id == job_id
-        jobs.fail(session, job_id, claim.fence, Failure(code, "It broke."))
+        attempts.fail(session, job_id, claim.fence, Failure(code, "It broke."))
         return claim.fence
 
 
@@ -40,7 +41,7 @@ def again(engine: Engine, job_id: uuid.UUID) -> Job:
     with system_session(engine) as session:
         redrive.request(session, jobs.get_job(session, job_id), by="somebody")
     with system_session(engine) as session:
-        redrive.settle(session)
+        process_redrives(session)
         return jobs.get_job(session, job_id)
 
 
@@ -53,7 +54,7 @@ def test_a_failed_job_is_queued_again_with_a_new_budget_and_the_fence_it_had(
     assert (job.state, job.fence, job.user_failures, job.error, job.finished_at) == ("queued", fence, 0, None, None)
     assert fail(system_engine, job_id) == fence + 1
     with pytest.raises(LeaseLostError), system_session(system_engine) as session:
-        jobs.succeed(session, job_id, fence)
+        attempts.succeed(session, job_id, fence)
     with system_session(system_engine) as session:
         assert invariants.examine(session) == []
 
@@ -73,7 +74,7 @@ def test_a_cancelled_job_is_queued_again_and_wanted(system_engine: Engine, make_
     job_id = make_job(caller)
     with system_session(system_engine) as session:
         request_cancel(session, job_id)
-        desired.settle(session)
+        apply_requested_changes(session)
     job = again(system_engine, job_id)
     assert (job.state, job.desired) == ("queued", "run")
 
@@ -84,14 +85,14 @@ def test_a_cancellation_takes_back_a_redrive_that_has_not_happened_yet(
     job_id = make_job(caller)
     with system_session(system_engine) as session:
         request_cancel(session, job_id)
-        desired.settle(session)
+        apply_requested_changes(session)
     with system_session(system_engine) as session:
         session.execute(text("UPDATE jobs SET finished_at = finished_at - interval '1 hour'"))
         session.execute(text("UPDATE job_events SET created_at = created_at - interval '1 hour'"))
         redrive.request(session, jobs.get_job(session, job_id), by="somebody")
         request_cancel(session, job_id)
     with system_session(system_engine) as session:
-        assert redrive.settle(session) == 0
+        assert process_redrives(session) == 0
         assert jobs.get_job(session, job_id).state == "cancelled"
         newest = select(JobEvent.message).order_by(JobEvent.position.desc()).limit(2)
         assert list(session.scalars(newest)) == ["The redrive is withdrawn.", "Redrive requested."]
@@ -125,13 +126,13 @@ def test_what_waited_for_the_job_waits_again(system_engine: Engine, make_job: Ma
     fail(system_engine, first)
     for _ in range(2):
         with system_session(system_engine) as session:
-            dependencies.settle(session)
+            release_dependents(session)
     with system_session(system_engine) as session:
         states = [jobs.get_job(session, job_id).state for job_id in (first, second, third)]
     assert states == ["failed", "cancelled", "cancelled"]
     again(system_engine, first)
     with system_session(system_engine) as session:
-        dependencies.settle(session)
+        release_dependents(session)
         states = [jobs.get_job(session, job_id).state for job_id in (first, second, third)]
     assert states == ["queued", "waiting", "waiting"]
 
@@ -143,7 +144,7 @@ def test_what_somebody_cancelled_stays_cancelled_when_what_it_waited_for_comes_b
     with system_session(system_engine) as session:
         dependencies.add(session, jobs.get_job(session, second), [first])
         request_cancel(session, second)
-        desired.settle(session)
+        apply_requested_changes(session)
     fail(system_engine, first)
     again(system_engine, first)
     with system_session(system_engine) as session:
@@ -170,11 +171,11 @@ def test_jobs_that_wait_for_each_other_may_be_asked_for_at_once(
         dependencies.add(session, jobs.get_job(session, second), [first])
     fail(system_engine, first)
     with system_session(system_engine) as session:
-        dependencies.settle(session)
+        release_dependents(session)
         for job_id in (first, second):
             redrive.request(session, jobs.get_job(session, job_id), by="somebody")
     with system_session(system_engine) as session:
-        redrive.settle(session)
+        process_redrives(session)
         states = [jobs.get_job(session, job_id).state for job_id in (first, second)]
     assert states == ["queued", "waiting"]
 
@@ -191,7 +192,7 @@ def test_a_redrive_that_has_become_impossible_is_declined_and_keeps_no_other_fro
             jobs.get_job(session, job_id).desired = "redrive"
     for _ in range(2):
         with system_session(system_engine) as session:
-            redrive.settle(session)
+            process_redrives(session)
     with system_session(system_engine) as session:
         assert [jobs.get_job(session, job_id).state for job_id in (gone, other)] == ["failed", "queued"]
         told = select(JobEvent.message).where(JobEvent.job_id == gone).order_by(JobEvent.position.desc()).limit(1)
@@ -243,7 +244,7 @@ def test_a_team_redrives_its_own_jobs(
     answer: Any = client.post(path, cast_to=object)
     assert answer["status"] == client.post(path, cast_to=object)["status"] == "queued"  # type: ignore[index]
     with system_session(system_engine) as session:
-        assert redrive.settle(session) == 1
+        assert process_redrives(session) == 1
     with pytest.raises(openai.ConflictError, match="only a job that failed"):
         client.post(path, cast_to=object)
 
@@ -266,7 +267,7 @@ def test_an_operator_lists_what_is_dead_before_it_is_redriven(
     assert "Nothing was changed" in listed.err
     redrive_jobs(database.system, which, do_it=True)
     with system_session(system_engine) as session:
-        redrive.settle(session)
+        process_redrives(session)
         states = [jobs.get_job(session, job_id).state for job_id in (lost, broken, elsewhere)]
     assert states == ["queued", "failed", "failed"]
 
@@ -324,7 +325,7 @@ def test_a_dead_job_whose_key_a_live_one_has_stays_dead(
         redrive.request(session, jobs.get_job(session, job_id), by="somebody")
     live = train("nightly")
     with system_session(system_engine) as session:
-        redrive.settle(session)
+        process_redrives(session)
         job = jobs.get_job(session, job_id)
         assert (job.state, job.desired) == ("failed", "run")
     with pytest.raises(openai.ConflictError, match=live.id):

@@ -14,10 +14,11 @@ from suites import GRADER, METHOD, ROWS, right_in, run
 
 from zhub.database.sessions import system_session
 from zhub.models import Job, Schedule, ScheduleTick
-from zhub.queue import desired, jobs
-from zhub.queue.jobs import Failure
-from zhub.schedules import firing
-from zhub.storage.object_store import DirectoryStore
+from zhub.queue import attempts
+from zhub.queue.attempts import Failure
+from zhub.queue.desired import apply_requested_changes
+from zhub.schedules.firing import process_next_due
+from zhub.storage.directory import DirectoryStore
 from zhub.tenancy.keys import Caller
 
 Client = openai.OpenAI
@@ -48,7 +49,7 @@ def look(system_engine: Engine) -> Callable[[], int]:
         count = 0
         while True:
             with system_session(system_engine) as session:
-                if not firing.look(session):
+                if not process_next_due(session):
                     return count
             count += 1
             assert count < 50, "there is no end to it"
@@ -84,9 +85,9 @@ def end(engine: Engine, *, well: bool) -> None:
         admit_queued(session)
         while claim := claim_one(session, "train"):
             if well:
-                jobs.succeed(session, claim.job_id, claim.fence)
+                attempts.succeed(session, claim.job_id, claim.fence)
             else:
-                jobs.fail(session, claim.job_id, claim.fence, Failure("x", "It broke."))
+                attempts.fail(session, claim.job_id, claim.fence, Failure("x", "It broke."))
 
 
 # What is asked for
@@ -195,7 +196,7 @@ def test_schedulers_at_the_same_time_fire_a_tick_once(schedule: Ask, system_engi
 
     def look_once(_number: int) -> bool:
         with system_session(system_engine) as session:
-            return firing.look(session)
+            return process_next_due(session)
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(look_once, range(6))) >= 1
@@ -206,8 +207,8 @@ def test_a_schedule_that_another_scheduler_looks_after_is_not_waited_for(schedul
     schedule()
     is_due(system_engine)
     with system_session(system_engine) as one, system_session(system_engine) as other:
-        assert firing.look(one) is True
-        assert firing.look(other) is False
+        assert process_next_due(one) is True
+        assert process_next_due(other) is False
 
 
 def test_a_tick_that_comes_again_has_fired_already(schedule: Ask, look: Ask, system_engine: Engine) -> None:
@@ -236,7 +237,7 @@ def test_a_scheduler_that_dies_before_it_commits_loses_no_tick_and_fires_none_tw
     schedule()
     is_due(system_engine)
     with pytest.raises(ZeroDivisionError), system_session(system_engine) as session:
-        assert firing.look(session)
+        assert process_next_due(session)
         raise ZeroDivisionError
     assert outcomes(system_engine) == []
     look()
@@ -274,7 +275,7 @@ def test_a_tick_while_the_job_of_another_runs_is_left_to_the_policy(
     is_due(system_engine)
     look()
     with system_session(system_engine) as session:
-        desired.settle(session)
+        apply_requested_changes(session)
     assert outcomes(system_engine) == expected
     assert [job.state for job in trainings(system_engine)] == states
 
@@ -333,7 +334,7 @@ def test_a_success_ends_the_count_of_failures_and_a_cancellation_is_none(
     tick = ask("post", f"{path}/run")
     ask("post", f"/fine_tuning/jobs/{tick['job']}/cancel")
     with system_session(system_engine) as session:
-        desired.settle(session)
+        apply_requested_changes(session)
     look()
     assert ask("get", path)["failures"] == 1
     ask("post", f"{path}/run")
@@ -511,7 +512,7 @@ def test_schedulers_at_the_same_time_fire_once_for_the_same_feedback(
 
     def look_once(_number: int) -> bool:
         with system_session(system_engine) as session:
-            return firing.look(session)
+            return process_next_due(session)
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(look_once, range(12))) == 1
@@ -524,7 +525,7 @@ def test_a_scheduler_that_dies_before_it_commits_loses_no_feedback(
     schedule(cron=None, on_feedback=1)
     give(publish_version())
     with pytest.raises(ZeroDivisionError), system_session(system_engine) as session:
-        assert firing.look(session)
+        assert process_next_due(session)
         raise ZeroDivisionError
     assert outcomes(system_engine) == []
     assert look() == 1 and look() == 0

@@ -47,6 +47,7 @@ from zhub.models import (
 from zhub.tenancy import keys
 from zhub.tenancy.bootstrap import ensure_project
 from zhub.tenancy.keys import SCOPES, Caller
+from zhub.tenancy.names import check_name
 
 FENCED = (*TENANT_OWNED, "organizations")
 REFERENCES = sorted(
@@ -419,12 +420,12 @@ def test_the_last_use_of_a_key_is_noted_at_most_once_a_minute(
 @pytest.mark.parametrize("name", ["", "A", "a b", "-a", "a-", "a.b", "a@b", "é", "a" * 65, "a\n", "_a"])
 def test_a_name_that_would_break_model_ids_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequestError):
-        keys.check_name(name, "project")
+        check_name(name, "project")
 
 
 @pytest.mark.parametrize("name", ["a", "0", "a-b_c", "a" * 64])
 def test_a_good_name_is_returned(name: str) -> None:
-    assert keys.check_name(name, "project") == name
+    assert check_name(name, "project") == name
 
 
 def _owner(table: str) -> str:

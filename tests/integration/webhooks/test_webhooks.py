@@ -21,11 +21,13 @@ from zhub.database.sessions import system_session, tenant_session
 from zhub.ids import public_id
 from zhub.models import Evaluation, Job, WebhookDelivery, WebhookEndpoint
 from zhub.process.config import Settings
-from zhub.queue import dependencies, desired, jobs
-from zhub.queue.desired import request_cancel, request_pause
-from zhub.registry import versions
+from zhub.queue import attempts, dependencies, jobs
+from zhub.queue.dependencies import release_dependents
+from zhub.queue.desired import apply_requested_changes, request_cancel, request_pause
+from zhub.queue.reaper import reap
+from zhub.registry.publish import publish
 from zhub.tenancy.keys import Caller
-from zhub.webhooks import deliveries, endpoints, relay
+from zhub.webhooks import deliveries, endpoints, outbox, relay
 from zhub.webhooks.deliveries import Due
 from zhub.webhooks.safe_http import Outbound, Outcome
 from zhub_api.app import create_app
@@ -104,12 +106,12 @@ def test_the_end_of_a_training_is_in_the_outbox(
     with system_session(system_engine) as session:
         wish = {"cancelled": "cancel", "paused": "pause"}.get(how)
         if how == "failed":
-            jobs.fail(session, job_id, fence, jobs.Failure("x", "It failed."))
+            attempts.fail(session, job_id, fence, attempts.Failure("x", "It failed."))
         elif how == "succeeded":
-            jobs.succeed(session, job_id, fence)
+            attempts.succeed(session, job_id, fence)
         else:
             session.execute(update(Job).where(Job.id == job_id).values(desired=wish))
-            jobs.stopped(session, job_id, fence)
+            attempts.stopped(session, job_id, fence)
     assert events() == [(f"fine_tuning.job.{how}", public_id("fine-tuning job", job_id))]
 
 
@@ -121,7 +123,7 @@ def test_a_job_that_is_tried_again_has_not_ended(
     job_id = make_job(caller)
     fence = start(job_id)
     with system_session(system_engine) as session:
-        jobs.fail(session, job_id, fence, jobs.Failure("x", "It failed.", retryable=True))
+        attempts.fail(session, job_id, fence, attempts.Failure("x", "It failed.", retryable=True))
     assert events() == []
 
 
@@ -134,7 +136,7 @@ def test_what_the_leader_settles_is_in_the_outbox(
     job_id = make_job(caller)
     with system_session(system_engine) as session:
         request_it(session, job_id)
-        desired.settle(session)
+        apply_requested_changes(session)
     assert events() == [(f"fine_tuning.job.{state}", public_id("fine-tuning job", job_id))]
 
 
@@ -148,8 +150,8 @@ def test_a_job_that_is_cancelled_with_what_it_needs_is_in_the_outbox(
         dependencies.add(session, jobs.get_job(session, waiting), [needed])
     fence = start(needed)
     with system_session(system_engine) as session:
-        jobs.fail(session, needed, fence, jobs.Failure("x", "It failed."))
-        dependencies.settle(session)
+        attempts.fail(session, needed, fence, attempts.Failure("x", "It failed."))
+        release_dependents(session)
     assert events() == [
         ("fine_tuning.job.failed", public_id("fine-tuning job", needed)),
         ("fine_tuning.job.cancelled", public_id("fine-tuning job", waiting)),
@@ -161,11 +163,11 @@ def test_a_job_that_was_lost_too_often_is_in_the_outbox(
     start: Callable[[uuid.UUID], int], events: Callable[[], Any],
 ) -> None:  # fmt: skip
     make_endpoint()
-    job_id = make_job(caller, infra_failures=jobs.MAX_INFRA_FAILURES)
+    job_id = make_job(caller, infra_failures=attempts.MAX_INFRA_FAILURES)
     start(job_id)
     with system_session(system_engine) as session:
         session.execute(text("UPDATE jobs SET lease_until = now() - interval '1 second'"))
-        jobs.reap(session)
+        reap(session)
     assert events() == [("fine_tuning.job.failed", public_id("fine-tuning job", job_id))]
 
 
@@ -177,7 +179,7 @@ def test_a_publication_is_in_the_outbox_beside_its_jobs_end(
     job_id = make_job(caller)
     fence = start(job_id)
     with system_session(system_engine) as session:
-        versions.publish(session, job_id, fence, manifest_of(job_id, fence=fence), "t/x", 7)
+        publish(session, job_id, fence, manifest_of(job_id, fence=fence), "t/x", 7)
     published = (endpoints.PUBLISHED, "main.summer@v1")
     assert sorted(events()) == [published, (SUCCEEDED, public_id("fine-tuning job", job_id))]
 
@@ -194,7 +196,7 @@ def test_an_evaluation_is_told_by_its_own_id(
         session.add(made)
     fence = start(job_id)
     with system_session(system_engine) as session:
-        jobs.succeed(session, job_id, fence)
+        attempts.succeed(session, job_id, fence)
     assert events() == [("evaluation.succeeded", public_id("evaluation", made.id))]
 
 
@@ -206,7 +208,7 @@ def test_a_change_that_is_rolled_back_is_not_told(
     job_id = make_job(caller)
     fence = start(job_id)
     with system_session(system_engine) as session:
-        jobs.succeed(session, job_id, fence)
+        attempts.succeed(session, job_id, fence)
         session.rollback()
     assert events() == []
 
@@ -221,7 +223,7 @@ def test_nothing_is_written_where_nobody_subscribed(
     job_id = make_job(caller)
     fence = start(job_id)
     with system_session(system_engine) as session:
-        jobs.succeed(session, job_id, fence)
+        attempts.succeed(session, job_id, fence)
     assert events() == []
 
 
@@ -235,7 +237,7 @@ def enqueue(system_engine: Engine, caller: Caller) -> Callable[..., None]:
     def put(event_type: str = SUCCEEDED, job: str = "ftjob-1", owner: Caller | None = None) -> None:
         owner = owner or caller
         with system_session(system_engine) as session:
-            endpoints.announce(session, owner.org_id, owner.project_id, event_type, {"id": job})
+            outbox.announce(session, owner.org_id, owner.project_id, event_type, {"id": job})
 
     return put
 
@@ -409,17 +411,17 @@ def test_what_fails_is_tried_again_for_three_days_and_then_given_up(
     endpoint_id = make_endpoint()
     enqueue()
     waits = []
-    for _ in range(endpoints.MAX_TRIES):
+    for _ in range(outbox.MAX_TRIES):
         (due,) = claim()
         delivery = record(due, DOWN)
         attempt = delivery.attempts[-1]
         waits.append((attempt["next_try_at"] or attempt["at"]) - attempt["at"])
         hurry()
     assert waits[-1] == 0 and claim() == []
-    for waited, planned in zip(waits, endpoints.BACK_OFFS_S, strict=False):
+    for waited, planned in zip(waits, outbox.BACK_OFFS_S, strict=False):
         assert planned * 0.9 - 1 <= waited <= planned * 1.1 + 1
     assert 3 * 86_400 * 0.9 <= sum(waits) <= 3.2 * 86_400 * 1.1
-    assert [attempt["status_code"] for attempt in delivery.attempts] == [503] * endpoints.MAX_TRIES
+    assert [attempt["status_code"] for attempt in delivery.attempts] == [503] * outbox.MAX_TRIES
     assert endpoint_of(system_engine, endpoint_id).status == "disabled"
 
 
@@ -487,7 +489,7 @@ def test_a_receiver_is_never_asked_sooner_than_without_its_wish(
 ) -> None:  # fmt: skip
     make_endpoint()
     enqueue()
-    for planned in endpoints.BACK_OFFS_S:
+    for planned in outbox.BACK_OFFS_S:
         hurry()
         (due,) = claim()
         assert wait_of(record(due, refusal(soon))) >= planned * (1 - deliveries.JITTER) - 1
@@ -514,7 +516,7 @@ def test_a_wish_that_makes_no_sense_is_ignored(
     endpoint_id = make_endpoint()
     enqueue()
     (due,) = claim()
-    assert wait_of(record(due, refusal(given))) <= endpoints.BACK_OFFS_S[0] * (1 + deliveries.JITTER) + 1
+    assert wait_of(record(due, refusal(given))) <= outbox.BACK_OFFS_S[0] * (1 + deliveries.JITTER) + 1
     assert endpoint_of(system_engine, endpoint_id).not_before is None
 
 
@@ -537,7 +539,7 @@ def test_a_receiver_that_grants_one_try_at_a_time_for_ever_is_disabled_however_m
     for number in range(5):
         enqueue(job=f"ftjob-{number}")
     tried = []
-    for _ in range(endpoints.MAX_TRIES):
+    for _ in range(outbox.MAX_TRIES):
         (due,) = claim()
         tried.append(due.data["id"])
         record(due, refusal("86400"))
@@ -580,7 +582,7 @@ def test_an_endpoint_that_took_something_meanwhile_is_not_disabled(
 ) -> None:  # fmt: skip
     endpoint_id = make_endpoint()
     enqueue(job="ftjob-bad")
-    for number in range(endpoints.MAX_TRIES):
+    for number in range(outbox.MAX_TRIES):
         hurry()
         (due,) = claim()
         record(due, DOWN)

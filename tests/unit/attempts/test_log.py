@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from zhub.queue.job_logs import attempts_prefix, list_chunks, read_lines
-from zhub.storage.object_store import DirectoryStore
+from zhub.storage.directory import DirectoryStore
 from zhub_workers.attempts import log as attempt_log
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptKey, Worker
 from zhub_workers.attempts.log import AttemptLog, collect_records, shipping

@@ -13,18 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zhub.datasets.files import validation_report
-from zhub.datasets.rows import (
-    MAX_COLUMNS,
-    MAX_PROBLEMS,
-    MAX_ROW_BYTES,
-    Row,
-    Validation,
-    prompt_position,
-    split_of,
-    split_rows,
-    unique_rows,
-    validate,
-)
+from zhub.datasets.rows import MAX_ROW_BYTES, Row, unique_rows
+from zhub.datasets.splits import prompt_position, split_of, split_rows
+from zhub.datasets.validation import MAX_COLUMNS, MAX_PROBLEMS, Validation, validate
 
 
 def line_of(text: str = "1 + 1 =", **columns: Any) -> bytes:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from zhub.datasets.rows import Split, split_of
+from zhub.datasets.splits import Split, split_of
 from zhub.demo.task_families import FAMILIES, messages_of, sample_rows
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

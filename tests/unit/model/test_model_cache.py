@@ -10,7 +10,8 @@ import torch
 from zhub.errors import BasisMismatchError, DigestMismatchError
 from zhub.manifest import sha256_file
 from zhub.specs import BaseModelSource, BasisReference, StoredFile
-from zhub.storage.object_store import DirectoryStore, put_path
+from zhub.storage.directory import DirectoryStore
+from zhub.storage.object_store import put_path
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import load_base_model, weights_fingerprint
 from zhub_workers.model.basis import decompose_base

@@ -12,7 +12,8 @@ import torch
 from zhub.generation import Ended, ExpertReference, Failed, GenerationRequest, Line, Started, Text
 from zhub.manifest import sha256_file
 from zhub.specs import BaseModelSource, BasisReference, StoredFile
-from zhub.storage.object_store import DirectoryStore, put_path
+from zhub.storage.directory import DirectoryStore
+from zhub.storage.object_store import put_path
 from zhub_workers.model.artifact import write_routing, write_z
 from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import Basis, decompose_base, load_basis

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from zhub.datasets.rows import prompt_position
+from zhub.datasets.splits import prompt_position
 from zhub.errors import (
     ArtifactError,
     ConstantRewardError,

@@ -30,8 +30,9 @@ from zhub.process import tracing
 from zhub.process.config import Settings
 from zhub.process.metrics import LEASE_LOST, database_answers
 from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, job_topic
-from zhub.queue import job_events, jobs
-from zhub.registry import base_models, versions
+from zhub.queue import attempts, claims, job_events, jobs
+from zhub.registry import base_models
+from zhub.registry.publish import publish
 from zhub_workers.agent.launcher import POOLS, Launcher, WorkerLostError, WorkerSilentError, kinds_of
 from zhub_workers.agent.metrics import FENCE_REJECTED, FOLLOWED, ORPHANS_KILLED, PICKUP, ROUND, START
 from zhub_workers.agent.reconcile import Adopt, Kill, Lose, reconcile
@@ -49,7 +50,7 @@ ANNOUNCE_S = 5.0  # the leader counts on an agent for half a minute
 RECONCILE_S = 5.0
 MAX_CLAIMS = 8  # at a time: their leases run while they are started one after the other
 LEAVING = "The node of the job's worker will go away: the job goes on from a checkpoint on another."
-STALLED = jobs.Failure("stalled", "The attempt made no progress for too long and was stopped.", retryable=True)
+STALLED = attempts.Failure("stalled", "The attempt made no progress for too long and was stopped.", retryable=True)
 
 
 @dataclass
@@ -95,9 +96,9 @@ class Agent:
                 log.warning("%s", exc, extra={"action": "database_away"})
             FOLLOWED.set(len(self._followed))
             wakeup.wait(agent_topic(self._settings.cluster), self._settings.poll_s)
-        attempts = len(self._followed)
-        extra = {"action": "stopped", "attempts": attempts}
-        log.info("stopped; %d attempts go on in their workers", attempts, extra=extra)
+        running = len(self._followed)
+        extra = {"action": "stopped", "attempts": running}
+        log.info("stopped; %d attempts go on in their workers", running, extra=extra)
 
     def round(self) -> bool:
         """One look at everything; True when a job ended, so that the scheduler may admit the next."""
@@ -133,7 +134,7 @@ class Agent:
                     break
                 limit = min(max(free, 1), MAX_CLAIMS)
                 with statement_session(self._engine) as session:
-                    claims = jobs.claim_up_to(
+                    claimed = claims.claim_up_to(
                         session,
                         limit,
                         self.id,
@@ -143,13 +144,13 @@ class Agent:
                         free=free,
                         packs=packs,
                     )
-                for claim in claims:
+                for claim in claimed:
                     PICKUP.observe(claim.waited_s)
                     self._start(pool, claim)
-                if len(claims) < limit:
+                if len(claimed) < limit:
                     break
 
-    def _start(self, pool: str, claim: jobs.Claim) -> None:
+    def _start(self, pool: str, claim: claims.Claim) -> None:
         key = AttemptKey(claim.job_id, claim.fence)
         claimed_at = time.monotonic()
         tracing.note_span("queue", claim.queued_s, ended_s_ago=claim.waited_s, parent=claim.traceparent)
@@ -178,7 +179,7 @@ class Agent:
             name = "?"  # it may have begun all the same: polling will tell
             log.warning("attempt %s: %s", key, exc, extra=_fields("worker_silent", key))
         with system_session(self._engine) as session:
-            jobs.note_actor(session, *key, name)
+            attempts.note_actor(session, *key, name)
         self._followed[key] = _Followed(key, claimed_at=claimed_at)
         about = {"org_id": claim.org_id, "kind": claim.kind, "worker": name}
         log.info("attempt %s: %s started on %s", key, claim.kind, name, extra=_fields("started", key) | about)
@@ -200,7 +201,7 @@ class Agent:
             followed.progress, followed.progressed_at = status.progress, time.monotonic()
         try:
             with system_session(self._engine) as session:
-                desired = jobs.heartbeat(
+                desired = attempts.heartbeat(
                     session,
                     *key,
                     lease_s=self._settings.lease_s,
@@ -223,7 +224,7 @@ class Agent:
             return self._record_end(key, status)
         if desired == "run" and key in self._launcher.leaving():
             with system_session(self._engine) as session:
-                jobs.preempt(session, *key, LEAVING)
+                attempts.preempt(session, *key, LEAVING)
             desired = "preempt"
         # Once it has heard, it goes on stopping, also when its job is wanted again: the next attempt begins anew.
         if desired != "run" or followed.stop_heard:
@@ -236,7 +237,7 @@ class Agent:
             )
             self._launcher.kill(key)
             LEASE_LOST.labels("stalled").inc()
-            return self._end(key, lambda session: jobs.fail(session, *key, STALLED, outcome="failed_infra"))
+            return self._end(key, lambda session: attempts.fail(session, *key, STALLED, outcome="failed_infra"))
         return False
 
     def _stop(self, followed: _Followed) -> None:
@@ -246,7 +247,7 @@ class Agent:
             followed.stop_asked_at = now
         elif now - followed.stop_asked_at > STOP_GRACE_S:
             self._launcher.kill(followed.key)
-            self._end(followed.key, lambda session: jobs.stopped(session, *followed.key))
+            self._end(followed.key, lambda session: attempts.stopped(session, *followed.key))
             return
         if not followed.stop_heard:
             try:
@@ -264,9 +265,9 @@ class Agent:
                 except UNRECORDABLE as exc:
                     ended = self._fail_unrecordable(key, exc)
             case "stopped":
-                ended = self._end(key, lambda session: jobs.stopped(session, *key))
+                ended = self._end(key, lambda session: attempts.stopped(session, *key))
             case _:
-                failure = status.failure or jobs.LOST
+                failure = status.failure or attempts.LOST
                 ended = self._end(key, lambda session: record_failure(session, key, failure))
         try:
             self._launcher.forget(key)
@@ -293,14 +294,16 @@ class Agent:
         """Fail the job of an attempt whose report cannot be stored. It would not be storable next time, either."""
         extra = _fields("unrecordable", key)
         log.error("attempt %s: its report cannot be recorded", key, exc_info=reason, extra=extra)
-        failure = jobs.Failure("internal_error", f"The attempt's report cannot be recorded ({type(reason).__name__}).")
+        failure = attempts.Failure(
+            "internal_error", f"The attempt's report cannot be recorded ({type(reason).__name__})."
+        )
         return self._end(key, lambda session: record_failure(session, key, failure))
 
     def _lose(self, key: AttemptKey, reason: str) -> bool:
         LEASE_LOST.labels(reason).inc()
         died_on = self._launcher.died_on(key)
         nodes = self._launcher.nodes() if died_on is not None else ()
-        return self._end(key, lambda session: jobs.lose(session, *key, died_on=died_on, nodes=nodes))
+        return self._end(key, lambda session: attempts.lose(session, *key, died_on=died_on, nodes=nodes))
 
     def _abandon(self, key: AttemptKey, reason: LeaseLostError) -> bool:
         """Somebody else owns the job, or it has ended: stop the worker's attempt and write nothing."""
@@ -308,7 +311,7 @@ class Agent:
             job = session.get(Job, key.job_id)
             cancelled = job is not None and job.fence == key.fence and job.state in states.ACTIVE
         if cancelled:  # a result that came after its cancellation was accepted
-            return self._end(key, lambda session: jobs.stopped(session, *key))
+            return self._end(key, lambda session: attempts.stopped(session, *key))
         FENCE_REJECTED.inc()
         log.warning("attempt %s: %s; abandoned", key, reason, extra=_fields("abandoned", key))
         self._release(key)
@@ -374,9 +377,9 @@ def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) ->
     """
     if jobs.get_job(session, key.job_id).kind == "train":
         manifest = Manifest.model_validate(result["manifest"])
-        versions.publish(session, *key, manifest, result["key_prefix"], result["trained_tokens"])
+        publish(session, *key, manifest, result["key_prefix"], result["trained_tokens"])
         return states.SUCCEEDED
-    job = jobs.succeed(session, *key)
+    job = attempts.succeed(session, *key)
     job_events.add(session, job.org_id, job.id, "The job has succeeded.")
     if job.dataset_version_id is not None and job.kind == "validate":
         files.finish_validation(session, job.dataset_version_id, result["validation"])
@@ -387,10 +390,10 @@ def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) ->
     return states.SUCCEEDED
 
 
-def record_failure(session: Session, key: AttemptKey, failure: jobs.Failure) -> str:
+def record_failure(session: Session, key: AttemptKey, failure: attempts.Failure) -> str:
     """Write an attempt's failure, paid by the budget of whoever caused it; return the job's next state."""
     infra = failure.code in INFRASTRUCTURE
-    return jobs.fail(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
+    return attempts.fail(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
 
 
 def _fields(action: str, key: AttemptKey) -> dict[str, object]:

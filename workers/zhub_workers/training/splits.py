@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from zhub.datasets.rows import Row, Split, prompt_position, split_rows, unique_rows
+from zhub.datasets.rows import Row, unique_rows
+from zhub.datasets.splits import Split, prompt_position, split_rows
 from zhub.errors import TrainingError
 
 MIN_PROMPTS = 10  # distinct ones: fewer cannot be split into train, validation and test

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zhub.datasets.rows import Split, prompt_position
+from zhub.datasets.splits import Split, prompt_position
 from zhub.errors import NonFiniteLossError
 from zhub.manifest import Evaluation
 from zhub.specs import DpoHyperparameters, Hyperparameters, ReinforcementHyperparameters, TrainSpec

@@ -3,7 +3,7 @@
 from typing import Any
 
 from zhub.datasets.files import validation_report
-from zhub.datasets.rows import validate
+from zhub.datasets.validation import validate
 from zhub.specs import ValidateSpec
 from zhub.storage.object_store import fetch, open_store
 from zhub_workers.attempts.attempt import Attempt, AttemptContext

@@ -1,0 +1,158 @@
+"""The cluster as one pass of admission sees it: workers, what is held, who waits, all as of one moment."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from zhub.admission import budgets
+from zhub.admission.fair_share import HALF_LIFE_S, Preemptible, Queues, Running, Tenant, Waiting
+from zhub.queue import jobs
+
+MAX_PREEMPTIONS, SPARED_FOR = 3, "2 hours"  # a job that was preempted so often within this time is left alone
+
+
+# What a job takes of its cluster: a place of a worker where it shares one, else as many workers as it asks for, and
+# where the cluster has not as many, all of them.
+TAKES = """CASE WHEN j.pack_key IS NOT NULL AND j.infra_failures = 0 THEN 1.0 / c.jobs_per_worker
+                 ELSE least(j.workers, c.workers) END"""
+
+
+CLUSTERS = """clusters AS (
+    SELECT cluster, max(slots) AS workers, max(jobs_per_worker) AS jobs_per_worker FROM agents
+     WHERE seen_at > now() - make_interval(secs => :lost) GROUP BY cluster
+)"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster as a pass finds it."""
+
+    name: str
+    workers: float
+    running: Sequence[Running]
+    tenants: Mapping[uuid.UUID, Tenant]
+    queues: Queues
+    """Without those of organisations whose budget is used up, which are in ``spent``."""
+    spent: Queues
+    preemptible: Sequence[Preemptible]
+    returning: float
+    """Workers whose jobs have been told to let go of them."""
+
+    @property
+    def free(self) -> float:
+        return self.workers - sum(one.workers for one in self.running)
+
+
+def read_clusters(session: Session, lost_after_s: float, heads: int) -> list[Cluster]:
+    values = {"lost": lost_after_s, "light": list(jobs.LIGHT_KINDS), "half_life": HALF_LIFE_S, "heads": heads}
+    found = session.execute(_FOUND, values).one()
+    held: dict[str, list[_Held]] = {}
+    by_org: dict[tuple[str, uuid.UUID], float] = {}
+    for one in map(_Held.of, found.held):
+        held.setdefault(one.cluster, []).append(one)
+        key = one.cluster, one.org_id
+        by_org[key] = by_org.get(key, 0.0) + one.takes
+    queues: dict[str, dict[uuid.UUID, list[Waiting]]] = {}
+    for head in found.heads:
+        job = Waiting(uuid.UUID(head["id"]), float(head["takes"]), head["expected_s"])
+        queues.setdefault(head["cluster"], {}).setdefault(uuid.UUID(head["org_id"]), []).append(job)
+    tenants: dict[str, dict[uuid.UUID, Tenant]] = {}
+    workers: dict[str, float] = {}
+    limited = False
+    for row in found.tenants:
+        name, org_id = row["cluster"], uuid.UUID(row["org_id"])
+        workers[name] = float(row["workers"])
+        limited = limited or row["monthly_worker_hours"] is not None
+        cap = float("inf") if row["max_workers"] is None else row["max_workers"]
+        tenant = Tenant(row["weight"], row["used"], by_org.get((name, org_id), 0.0), cap, row["nominal"])
+        tenants.setdefault(name, {})[org_id] = tenant
+    spent = budgets.spent(session) if limited else {}
+    return [
+        Cluster(
+            name,
+            workers[name],
+            [Running(one.takes, one.left_s) for one in held.get(name, [])],
+            tenants[name],
+            {org: queue for org, queue in queues.get(name, {}).items() if org not in spent},
+            {org: queue for org, queue in queues.get(name, {}).items() if org in spent},
+            [one.preemptible() for one in held.get(name, []) if one.can_stop],
+            sum(one.takes for one in held.get(name, []) if one.desired != "run"),
+        )
+        for name in sorted(workers)
+    ]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A job that takes something of its cluster."""
+
+    id: uuid.UUID
+    org_id: uuid.UUID
+    cluster: str
+    desired: str
+    takes: float
+    left_s: float | None
+    ran_s: float
+    can_stop: bool
+    preemptions: int
+
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> "_Held":
+        ids = {"id": uuid.UUID(row["id"]), "org_id": uuid.UUID(row["org_id"])}
+        return _Held(**{**row, **ids, "takes": float(row["takes"])})
+
+    def preemptible(self) -> Preemptible:
+        return Preemptible(self.id, self.org_id, self.takes, self.ran_s, spared=self.preemptions >= MAX_PREEMPTIONS)
+
+
+# A training can stop, because it goes on from a checkpoint later.
+_HELD = f"""
+    SELECT j.id, j.cluster, j.org_id, j.desired, {TAKES} AS takes,
+           CASE WHEN j.expected_s IS NOT NULL THEN
+                greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float END
+           AS left_s,
+           j.kind = 'train' AND j.desired = 'run' AND j.state IN ('starting', 'running') AS can_stop,
+           extract(epoch FROM now() - coalesce(j.claimed_at, now()))::float AS ran_s, j.preemptions
+      FROM (SELECT jobs.*, a.claimed_at, a.preemptions
+              FROM jobs LEFT JOIN LATERAL (
+                   SELECT max(created_at) AS claimed_at, count(*) FILTER (
+                          WHERE outcome = 'preempted' AND ended_at > now() - interval '{SPARED_FOR}') AS preemptions
+                     FROM attempts WHERE job_id = jobs.id) a ON true
+             WHERE state IN ('admitted', 'starting', 'running', 'stopping') AND kind <> ALL(:light)) j
+      JOIN clusters c USING (cluster)
+"""
+
+
+# For each organisation the first of its jobs, by the index on ranked_at, however many wait.
+_HEADS = f"""
+    SELECT c.cluster, j.org_id, j.id, j.expected_s, {TAKES} AS takes
+      FROM clusters c CROSS JOIN organizations o
+     CROSS JOIN LATERAL (SELECT * FROM jobs
+                          WHERE state = 'queued' AND cluster = c.cluster AND org_id = o.id AND desired = 'run'
+                            AND kind <> ALL(:light) AND coalesce(not_before <= now(), true)
+                          ORDER BY ranked_at, id LIMIT :heads) j
+     ORDER BY c.cluster, j.org_id, j.ranked_at, j.id
+"""
+
+
+TENANTS = """
+    SELECT c.cluster, c.workers, o.id AS org_id, coalesce(q.weight, 1) AS weight, q.max_workers,
+           coalesce(q.nominal_workers, 0) AS nominal, q.monthly_worker_hours,
+           coalesce(u.worker_seconds * power(0.5, extract(epoch FROM now() - u.at) / :half_life), 0)::float AS used
+      FROM clusters c CROSS JOIN organizations o
+      LEFT JOIN quotas q ON q.org_id = o.id
+      LEFT JOIN usages u ON u.org_id = o.id AND u.cluster = c.cluster
+"""
+
+
+# In one statement: all as of one moment, and one round trip.
+_FOUND = text(f"""
+    WITH {CLUSTERS}, held AS ({_HELD}), heads AS ({_HEADS}), tenants AS ({TENANTS})
+    SELECT coalesce((SELECT jsonb_agg(held) FROM held), '[]') AS held,
+           coalesce((SELECT jsonb_agg(heads) FROM heads), '[]') AS heads,
+           coalesce((SELECT jsonb_agg(tenants) FROM tenants), '[]') AS tenants
+""")

@@ -1,0 +1,42 @@
+"""What attempts have used, charged to their organisations. The leader calls this."""
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from zhub.admission.fair_share import HALF_LIFE_S
+
+
+def charge(session: Session) -> dict[tuple[str, str], int]:
+    """Add what attempts took that have ended since to their organisations' usage; return how many, by (kind, outcome).
+
+    Not where they end: all of one organisation would then wait for one row.
+    """
+    rows = session.execute(
+        text(
+            """
+            WITH ended AS (
+                UPDATE attempts SET charged = true WHERE ended_at IS NOT NULL AND NOT charged
+             RETURNING org_id, job_id, outcome, workers * extract(epoch FROM ended_at - created_at) AS worker_seconds,
+                       date_trunc('month', ended_at AT TIME ZONE 'UTC') AS month, workers, created_at, ended_at
+            ), in_month AS (
+            INSERT INTO month_usages (id, org_id, month, worker_seconds)
+                 SELECT gen_random_uuid(), org_id, month::date,
+                        sum(workers * extract(epoch FROM ended_at - greatest(created_at, month AT TIME ZONE 'UTC')))
+                   FROM ended WHERE worker_seconds > 0 GROUP BY org_id, month
+            ON CONFLICT (org_id, month)
+              DO UPDATE SET worker_seconds = month_usages.worker_seconds + excluded.worker_seconds
+            ), charged AS (
+            INSERT INTO usages (id, org_id, cluster, worker_seconds)
+                 SELECT gen_random_uuid(), ended.org_id, jobs.cluster, sum(ended.worker_seconds)
+                   FROM ended JOIN jobs ON jobs.id = ended.job_id
+                  GROUP BY ended.org_id, jobs.cluster HAVING sum(ended.worker_seconds) > 0
+            ON CONFLICT (org_id, cluster) DO UPDATE SET at = now(), worker_seconds = excluded.worker_seconds
+                + usages.worker_seconds * power(0.5, extract(epoch FROM now() - usages.at) / :half_life)
+            )
+            SELECT jobs.kind, ended.outcome, count(*) AS attempts
+              FROM ended JOIN jobs ON jobs.id = ended.job_id GROUP BY jobs.kind, ended.outcome
+            """
+        ),
+        {"half_life": HALF_LIFE_S},
+    )
+    return {(row.kind, row.outcome): row.attempts for row in rows}

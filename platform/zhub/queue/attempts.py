@@ -1,0 +1,306 @@
+"""The life of an attempt: heartbeats, and every way in which it ends.
+
+Each statement is guarded by the attempt's fence: after another claim it changes nothing and raises LeaseLostError.
+Time is the database's clock. Functions take a Session and never commit.
+"""
+
+import json
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+
+from zhub import states
+from zhub.errors import LeaseLostError
+from zhub.ids import new_id
+from zhub.models import Attempt, BaseModel, DatasetVersion, Job
+from zhub.queue import job_events, poison
+from zhub.queue.job_events import Event
+from zhub.queue.jobs import get_job
+from zhub.queue.poison import is_poison
+from zhub.webhooks import outbox
+
+MAX_USER_FAILURES = 2  # retries of an unexpected error in the recipe itself
+
+
+MAX_INFRA_FAILURES = 5  # retries after lost actors, lost agents, an unreachable store
+
+
+class Succeeded(NamedTuple):
+    """A job that has just succeeded, and what its result belongs to."""
+
+    id: uuid.UUID
+    org_id: uuid.UUID
+    project_id: uuid.UUID
+    kind: str
+    expert_id: uuid.UUID | None
+    base_model_id: uuid.UUID | None
+    dataset_version_id: uuid.UUID | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt failed. ``retryable`` is False where trying again must end the same way."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    param: str | None = None
+
+
+LOST = Failure("lost", "The attempt's worker died.", retryable=True)
+
+
+POISON = Failure(
+    "poison",
+    f"The job's worker died on {poison.NODES} nodes that live on, and no other job's did: the job brings its worker "
+    "down. Most often it needs more memory than a worker has: lower batch_size or group_size. If something else was to "
+    "blame, redrive the job.",
+)
+
+
+STOPPED_UNASKED = Failure("stopped", "The attempt stopped although nobody had asked it to.", retryable=True)
+
+
+def heartbeat(
+    session: Session, job_id: uuid.UUID, fence: int, *, lease_s: float, progressed: bool, events: Sequence[Event] = ()
+) -> str:
+    """Renew the lease of an attempt whose actor has answered, store what it reported, and return ``desired``.
+
+    Raises:
+        LeaseLostError: the fence is not the job's any more: stop the actor, write nothing.
+    """
+    row = session.execute(
+        _HEARTBEAT,
+        {"lease_s": lease_s, "progressed": progressed, "job": job_id, "fence": fence},
+    ).one_or_none()
+    if row is None:
+        raise LeaseLostError(job_id, fence)
+    if row.state != row.before:
+        job_events.add(session, row.org_id, job_id, f"The job is {row.state}.")
+    job_events.store(session, row.org_id, job_id, fence, events)
+    return str(row.desired)
+
+
+_HEARTBEAT = text(
+    """
+       UPDATE jobs SET lease_until = now() + make_interval(secs => :lease_s),
+              progress_at = CASE WHEN :progressed THEN now() ELSE progress_at END,
+              state = CASE WHEN desired <> 'run' THEN 'stopping'
+                           WHEN state = 'starting' THEN 'running' ELSE state END
+         FROM (SELECT id, state AS before FROM jobs WHERE id = :job FOR UPDATE) was
+        WHERE jobs.id = was.id AND fence = :fence AND state IN ('starting', 'running', 'stopping')
+    RETURNING desired, org_id, state, before
+"""
+)
+
+
+def note_actor(session: Session, job_id: uuid.UUID, fence: int, actor_name: str) -> None:
+    """Record which actor runs an attempt."""
+    session.execute(
+        update(Attempt).where(Attempt.job_id == job_id, Attempt.fence == fence).values(actor_name=actor_name)
+    )
+
+
+def succeed(session: Session, job_id: uuid.UUID, fence: int, *, trained_tokens: int | None = None) -> Succeeded:
+    """Move an attempt's job to ``succeeded``; the caller writes the result in the same transaction.
+
+    Raises:
+        LeaseLostError: another attempt owns the job, or its cancellation was accepted first.
+    """
+    row = session.execute(
+        _SUCCEED,
+        {
+            "job": job_id,
+            "fence": fence,
+            "tokens": trained_tokens,
+            "event": new_id(),
+            "tries": outbox.MAX_TRIES,
+        },
+    ).one_or_none()
+    if row is None:
+        raise LeaseLostError(job_id, fence)
+    return Succeeded(*row)
+
+
+# One statement, because most jobs are short and all of an agent's wait for it: the job, its attempt, and who is told.
+_SUCCEED = text(f"""
+    WITH changed AS (
+        UPDATE jobs SET state = 'succeeded', finished_at = now(), lease_until = NULL, trained_tokens = :tokens
+         WHERE id = :job AND fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'
+     RETURNING *
+    ), ended AS (
+        UPDATE attempts SET outcome = 'succeeded', message = NULL, ended_at = now()
+          FROM changed WHERE attempts.job_id = changed.id AND attempts.fence = changed.fence
+    ), told AS ({outbox.ANNOUNCE_JOBS.format(jobs="changed")})
+    SELECT id, org_id, project_id, kind, expert_id, base_model_id, dataset_version_id FROM changed
+""")
+
+
+def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, outcome: str = "failed_user") -> str:
+    """End an attempt that failed, and return the job's next state.
+
+    ``outcome`` says whose budget pays: ``failed_user`` or, for lost actors and unreachable parts,
+    ``failed_infra`` and ``lost``. A failure that is not retryable ends the job at once.
+
+    Raises:
+        LeaseLostError: another attempt owns the job.
+    """
+    infra = outcome != "failed_user"
+    limit = MAX_INFRA_FAILURES if infra else MAX_USER_FAILURES
+    row = session.execute(
+        text(
+            f"""
+            UPDATE jobs SET {RELEASE}
+             WHERE id = :job AND fence = :fence AND state IN ('starting', 'running', 'stopping')
+         RETURNING id, org_id, state
+            """
+        ),
+        {
+            "job": job_id,
+            "fence": fence,
+            "infra": int(infra),
+            "limit": limit if failure.retryable else -1,
+            "error": error_json(failure),
+        },
+    ).one_or_none()
+    if row is None:
+        raise LeaseLostError(job_id, fence)
+    end_attempt(session, job_id, fence, outcome, failure.message)
+    report_release(session, row.org_id, job_id, fence, row.state, failure.message)
+    return str(row.state)
+
+
+def lose(
+    session: Session, job_id: uuid.UUID, fence: int, *, died_on: str | None = None, nodes: Collection[str] = ()
+) -> str:
+    """End an attempt whose worker is gone, and return the job's next state.
+
+    One that had been asked to leave its worker has left it, and pays nothing. ``died_on`` is the node where the worker
+    was seen to die, ``nodes`` are those that live: a job that brings down one worker after another is not tried again.
+
+    Raises:
+        LeaseLostError: another attempt owns the job.
+    """
+    leased = select(Job.desired, Job.lease_until > func.now()).where(Job.id == job_id, Job.fence == fence)
+    desired, in_time = session.execute(leased).one_or_none() or (None, False)
+    if not in_time:  # a worker whose leases have run out ends by itself
+        died_on = None
+    if died_on is not None:
+        poison.note(session, job_id, fence, died_on)
+    if desired == "preempt":
+        return stopped(session, job_id, fence)
+    if died_on is not None and is_poison(session, job_id, nodes):
+        return fail(session, job_id, fence, POISON)
+    return fail(session, job_id, fence, LOST, outcome="lost")
+
+
+def preempt(session: Session, job_id: uuid.UUID, fence: int, message: str) -> None:
+    """Ask an attempt to leave its worker with a checkpoint, where nothing else is wanted of its job."""
+    org_id = session.scalar(
+        update(Job)
+        .where(Job.id == job_id, Job.fence == fence, Job.state.in_(states.ACTIVE), Job.desired == "run")
+        .values(desired="preempt")
+        .returning(Job.org_id)
+    )
+    if org_id is not None:
+        job_events.add(session, org_id, job_id, message, level="warn")
+
+
+def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
+    """End an attempt whose actor stopped because it was asked to; return the job's next state.
+
+    A job that is wanted again by then is queued without a back-off. An attempt that stopped although nobody had
+    asked it is a failure of the platform: it would stop again at once, and for ever.
+
+    Raises:
+        LeaseLostError: another attempt owns the job.
+    """
+    row = session.execute(
+        text(
+            """
+            UPDATE jobs SET lease_until = NULL,
+                   state = CASE desired WHEN 'cancel' THEN 'cancelled' WHEN 'pause' THEN 'paused' ELSE 'queued' END,
+                   finished_at = CASE WHEN desired = 'cancel' THEN now() END, not_before = NULL,
+                   desired = CASE WHEN desired = 'preempt' THEN 'run' ELSE desired END
+              FROM (SELECT id, desired AS wanted FROM jobs WHERE id = :job FOR UPDATE) was
+             WHERE jobs.id = was.id AND fence = :fence
+               AND (state = 'stopping' OR state IN ('starting', 'running') AND desired <> 'run')
+         RETURNING org_id, state, wanted
+            """
+        ),
+        {"job": job_id, "fence": fence},
+    ).one_or_none()
+    if row is None:
+        return fail(session, job_id, fence, STOPPED_UNASKED, outcome="failed_infra")
+    outcome = {"cancel": "cancelled", "preempt": "preempted"}.get(row.wanted, "paused")
+    end_attempt(session, job_id, fence, outcome, None)
+    report_state(session, row.org_id, job_id, row.state)
+    return str(row.state)
+
+
+def report_state(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, state: str) -> None:
+    """Tell a job's new state to its events and, where it has ended or is paused, to webhooks."""
+    job_events.add(session, org_id, job_id, f"The job is {state}.")
+    if state in (*states.TERMINAL, states.PAUSED):
+        outbox.announce_job(session, job_id)
+
+
+# How an attempt that did not succeed gives its job back: the user's wish first, then the retry budget,
+# then a back-off of 1, 2, 4, … seconds, at most a minute. Needs :infra (0 or 1), :limit and :error.
+RELEASE = """
+    state = CASE WHEN desired = 'cancel' THEN 'cancelled' WHEN desired = 'pause' THEN 'paused'
+                 WHEN (CASE WHEN :infra = 1 THEN infra_failures ELSE user_failures END) >= :limit THEN 'failed'
+                 ELSE 'queued' END,
+    finished_at = CASE WHEN desired = 'cancel' OR desired <> 'pause' AND
+                 (CASE WHEN :infra = 1 THEN infra_failures ELSE user_failures END) >= :limit THEN now() END,
+    error = CASE WHEN desired NOT IN ('cancel', 'pause') AND
+                 (CASE WHEN :infra = 1 THEN infra_failures ELSE user_failures END) >= :limit
+                 THEN cast(:error AS jsonb) END,
+    desired = CASE WHEN desired = 'preempt' THEN 'run' ELSE desired END,
+    not_before = now() + make_interval(secs => least(60, power(2, infra_failures + user_failures))),
+    infra_failures = infra_failures + :infra, user_failures = user_failures + 1 - :infra,
+    lease_until = NULL
+"""
+
+
+def error_json(failure: Failure) -> str:
+    return json.dumps({"code": failure.code, "message": failure.message, "param": failure.param})
+
+
+def end_attempt(session: Session, job_id: uuid.UUID, fence: int, outcome: str, message: str | None) -> None:
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == job_id, Attempt.fence == fence)
+        .values(outcome=outcome, message=message, ended_at=func.now())
+    )
+
+
+def _fail_dependents(session: Session, job_id: uuid.UUID, message: str) -> None:
+    """What waits for a job that has failed says so, instead of waiting for ever."""
+    job = get_job(session, job_id)
+    if job.kind == "validate":
+        session.execute(
+            update(DatasetVersion)
+            .where(DatasetVersion.id == job.dataset_version_id)
+            .values(status="error", status_details=f"The file could not be validated: {message}")
+        )
+    elif job.kind == "decompose":
+        failed = {"status": "error", "error": message}
+        session.execute(update(BaseModel).where(BaseModel.id == job.base_model_id).values(failed))
+
+
+def report_release(
+    session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, state: str, message: str
+) -> None:
+    if state == states.FAILED:
+        job_events.add(session, org_id, job_id, message, level="error")
+        outbox.announce_job(session, job_id)
+        _fail_dependents(session, job_id, message)
+    elif state == states.QUEUED:
+        job_events.add(session, org_id, job_id, f"{message.rstrip('.')}. The job will be tried again.", level="warn")
+    else:
+        report_state(session, org_id, job_id, state)

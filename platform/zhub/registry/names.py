@@ -1,0 +1,19 @@
+"""The names of models: versions, checkpoints, aliases, experts, and auto."""
+
+import re
+
+VERSION_NAME = re.compile(r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)@v(?P<number>[1-9][0-9]{0,8})")
+
+
+CHECKPOINT_NAME = re.compile(
+    r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)@(?P<job>ftjob-[0-9a-f]{32}):step-(?P<step>0|[1-9][0-9]{0,8})"
+)
+
+
+ALIAS_NAME = re.compile(r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)@(?P<alias>[a-z][a-z0-9_-]*)")
+
+
+EXPERT_NAME = re.compile(r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)")
+
+
+AUTO = "auto"

@@ -1,0 +1,95 @@
+"""What the model name of a request stands for.
+
+``auto`` and ``auto:<base>`` route by prompt, ``<project>.<expert>@v<number>`` is one version,
+``<project>.<expert>@<alias>`` the one that the alias points to, ``<project>.<expert>@ftjob-<32 hex digits>:step-<n>`` a
+checkpoint, anything else is a base model. Checkpoints answer who names them; they are in no list of models and never
+routed to.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from zhub.errors import InvalidRequestError, NotFoundError
+from zhub.models import BaseModel
+from zhub.registry import base_models, versions
+from zhub.registry.names import AUTO, CHECKPOINT_NAME
+from zhub.registry.versions import CheckpointRecord, VersionRecord, no_such_model
+from zhub.tenancy.keys import Caller
+
+
+@dataclass(frozen=True)
+class WeightedVersion:
+    """One part of a mixture: ``z = 1 + Σ weight · (z_k − 1)``."""
+
+    record: VersionRecord | CheckpointRecord
+    weight: float
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """What answers a request: a base and the experts to put on it, or the candidates to choose from."""
+
+    base: BaseModel
+    experts: Sequence[WeightedVersion] = ()
+    candidates: Sequence[VersionRecord] | None = None
+
+
+def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tuple[str, float]]) -> ResolvedModel:
+    """Turn the ``model`` of a request, or the ``experts`` of its body, into versions or checkpoints on one base.
+
+    Raises:
+        NotFoundError: no such version or base model.
+        InvalidRequestError: a mixture over several bases.
+        ConflictError: the base model is not decomposed yet.
+    """
+    if mixture:
+        return _resolve_mixture(session, caller, model, mixture)
+    if model == AUTO or model.startswith(f"{AUTO}:"):
+        base = _default_base(session) if model == AUTO else base_models.get(session, model.removeprefix(f"{AUTO}:"))
+        base_models.require_ready(base)
+        return ResolvedModel(base, candidates=versions.newest(session, caller.project_id, base))
+    if "@" in model:
+        named = _version_or_checkpoint(session, caller.project_id, model)
+        return ResolvedModel(named.base, [WeightedVersion(named, 1.0)])
+    try:
+        base = base_models.get(session, model)
+    except NotFoundError as exc:
+        raise no_such_model(model) from exc
+    base_models.require_ready(base)
+    return ResolvedModel(base)
+
+
+def _resolve_mixture(
+    session: Session, caller: Caller, model: str, mixture: Sequence[tuple[str, float]]
+) -> ResolvedModel:
+    parts = [
+        WeightedVersion(_version_or_checkpoint(session, caller.project_id, name), weight) for name, weight in mixture
+    ]
+    bases = {part.record.base.name: part.record.base for part in parts}
+    if len(bases) > 1:
+        raise InvalidRequestError(
+            f"A mixture needs experts of one base model; these stand on {', '.join(sorted(bases))}.", param="experts"
+        )
+    (base,) = bases.values()
+    if model not in (base.name, AUTO, *(name for name, _weight in mixture)):
+        raise InvalidRequestError(
+            f"'model' is '{model}', but the experts of this mixture stand on '{base.name}'. Give that as the model.",
+            param="model",
+        )
+    return ResolvedModel(base, parts)
+
+
+def _version_or_checkpoint(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord | CheckpointRecord:
+    get = versions.get_checkpoint if CHECKPOINT_NAME.fullmatch(name) else versions.get_version
+    return get(session, project_id, name)
+
+
+def _default_base(session: Session) -> BaseModel:
+    base = session.scalar(select(BaseModel).where(BaseModel.is_default))
+    if base is None:
+        raise NotFoundError("base model", AUTO, "There is no base model yet; add one with `zhub base-models add`.")
+    return base
