@@ -18,12 +18,12 @@ from fault_proxy import FaultProxy
 
 from zhub.database.migrate import upgrade
 from zhub.database.sessions import system_session
-from zhub.datasets.files import dataset_key
 from zhub.embedded.binaries import find_postgres, find_valkey
 from zhub.embedded.children import free_ports
 from zhub.embedded.postgres import create_roles, grant_groups, prepare_cluster, server_env
 from zhub.errors import EmbeddedError
 from zhub.models import BaseModel, Expert
+from zhub.storage.keys import dataset_key
 from zhub.storage.object_store import open_store, put_path
 from zhub.tenancy.bootstrap import ensure_project
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from zhub.manifest import MANIFEST_FILE, Z_FILE, FileEntry, Manifest
-from zhub.queue.checkpoints import job_prefix
+from zhub.storage.keys import checkpoints_prefix
 from zhub.storage.object_store import ObjectStore, fetch, open_store
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, Worker
 from zhub_workers.worker import light_runner
@@ -72,7 +72,7 @@ def train(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
         step += 1
         context.emit("info", f"Step {step}.", {"type": "metrics", "step": step})
         if step % CHECKPOINT_EVERY == 0:
-            prefix = f"{job_prefix(attempt.org_id, attempt.key.job_id)}/f{attempt.key.fence}-{step}"
+            prefix = f"{checkpoints_prefix(attempt.org_id, attempt.key.job_id)}/f{attempt.key.fence}-{step}"
             z = put(store, prefix, Z_FILE, str(step).encode())
             report = {"type": "checkpoint", "step": step, "key_prefix": prefix, "digest": z.sha256, "metrics": {}}
             context.emit("info", f"Checkpoint {step}.", report | {"size_bytes": z.size_bytes, "z": z.model_dump()})

@@ -28,6 +28,7 @@ from zhub.embedded.postgres import SOCKET_NAME, Cluster, Urls
 from zhub.process.config import Settings
 from zhub.registry.publish import publish
 from zhub.storage.directory import DirectoryStore
+from zhub.storage.keys import dataset_key
 from zhub.tenancy.keys import Caller
 from zhub_api.app import create_app
 
@@ -142,7 +143,7 @@ def make_file(system_engine: Engine, store: DirectoryStore) -> Callable[..., str
 
     def make(caller: Caller, content: bytes = ROWS, name: str = "suite.jsonl") -> str:
         sha256 = hashlib.sha256(content).hexdigest()
-        store.put(files.dataset_key(caller.org_id, sha256), io.BytesIO(content))
+        store.put(dataset_key(caller.org_id, sha256), io.BytesIO(content))
         with system_session(system_engine) as session:
             version = files.register(
                 session, caller, filename=name, purpose="fine-tune", size_bytes=len(content), sha256=sha256

@@ -16,8 +16,8 @@ from suites import manifest_of
 
 from zhub.manifest import FileEntry
 from zhub.queue.attempts import Failure
-from zhub.queue.checkpoints import job_prefix
 from zhub.queue.job_events import Event
+from zhub.storage.keys import checkpoints_prefix
 from zhub_workers.agent.launcher import WorkerLostError, WorkerSilentError, choose_worker, open_packs
 from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
 
@@ -177,7 +177,7 @@ class SimulatedCluster:
         attempt = course.attempt
         if attempt.spec["kind"] == "train" and step % 2 == 0:
             first = attempt.checkpoint["step"] if attempt.checkpoint is not None else 0
-            prefix = f"{job_prefix(attempt.org_id, attempt.key.job_id)}/f{attempt.key.fence}-{step}"
+            prefix = f"{checkpoints_prefix(attempt.org_id, attempt.key.job_id)}/f{attempt.key.fence}-{step}"
             digest = hashlib.sha256(prefix.encode()).hexdigest()
             self.objects[prefix] = digest
             z = FileEntry(name="z.safetensors", size_bytes=1, sha256=digest).model_dump()

@@ -14,6 +14,7 @@ from zhub.ids import parse_id, public_id
 from zhub.manifest import CHUNK_BYTES
 from zhub.models import DatasetVersion
 from zhub.process.wakeup import SCHEDULER
+from zhub.storage.keys import dataset_key
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
 
@@ -31,7 +32,7 @@ def create_file(
     files.check_purpose(purpose)
     sha256, size_bytes = measure(file.file, limit=MAX_FILE_BYTES)
     # Object first, row second: a crash in between leaves an orphan to sweep, never a row without its bytes.
-    context.store.put(files.dataset_key(caller.org_id, sha256), file.file)
+    context.store.put(dataset_key(caller.org_id, sha256), file.file)
     with tenant_session(context.engine, caller.org_id) as session:
         version = files.register(
             session,

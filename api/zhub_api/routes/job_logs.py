@@ -16,7 +16,8 @@ from starlette.concurrency import run_in_threadpool
 from zhub import states
 from zhub.database.sessions import tenant_session
 from zhub.errors import NotFoundError, StoreError, UnavailableError
-from zhub.queue.job_logs import Chunk, Line, Position, attempts_prefix, list_chunks, read_chunk, read_lines, read_tail
+from zhub.queue.job_logs import Chunk, Line, Position, list_chunks, read_chunk, read_lines, read_tail
+from zhub.storage.keys import attempts_prefix
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.routes import job_events

@@ -21,6 +21,7 @@ from zhub.registry import base_models, versions
 from zhub.registry.names import AUTO
 from zhub.registry.resolve import resolve
 from zhub.specs import StoredFile
+from zhub.storage.keys import base_file_key
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
 from zhub_api.routes.fine_tuning import queue_object
@@ -120,7 +121,7 @@ async def put_base_model_file(
     async with spool(request, limit=MAX_MODEL_FILE_BYTES) as upload:
 
         def record() -> dict[str, Any]:
-            key = base_models.base_file_key(upload.sha256)
+            key = base_file_key(upload.sha256)
             context.store.put(key, upload.file)
             stored = StoredFile(name=filename, key=key, sha256=upload.sha256, size_bytes=upload.size_bytes)
             with tenant_session(context.engine, caller.org_id) as session:

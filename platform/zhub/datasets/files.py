@@ -15,15 +15,11 @@ from zhub.ids import new_id, public_id
 from zhub.models import Dataset, DatasetVersion, Job
 from zhub.queue import jobs
 from zhub.specs import StoredFile, ValidateSpec
+from zhub.storage.keys import dataset_key
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import slugify
 
 PURPOSES = ("fine-tune",)
-
-
-def dataset_key(org_id: uuid.UUID, sha256: str) -> str:
-    """Content-addressed within the tenant: sharing across tenants would leak who has what."""
-    return f"t/{org_id.hex}/datasets/sha256/{sha256}"
 
 
 def check_purpose(purpose: str) -> None:

@@ -30,6 +30,7 @@ from zhub.queue import job_events, jobs
 from zhub.registry import base_models, versions
 from zhub.registry.resolve import resolve
 from zhub.specs import BaseModelSource, EvaluatedZ, EvaluateSpec
+from zhub.storage.keys import job_prefix
 from zhub.tenancy.keys import Caller
 
 MAX_ROWS = 10_000
@@ -161,7 +162,7 @@ def finish(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, report: Mappi
     found = EvaluationReport.model_validate(report)
     if len(found.parsed) != len(found.rewards):
         raise ValueError(f"{len(found.rewards)} rewards and {len(found.parsed)} marks of what was parsed")
-    if not found.rows_key.startswith(f"t/{org_id.hex}/jobs/{job_id.hex}/"):
+    if not found.rows_key.startswith(f"{job_prefix(org_id, job_id)}/"):
         raise ValueError(f"the rows lie at '{found.rows_key}', not within their job")
     results = accuracy(found.rewards).model_dump() | {
         "parse_failures": found.parsed.count(False),

@@ -24,6 +24,7 @@ from zhub.errors import ConflictError, NotFoundError, StoreError
 from zhub.ids import new_id, public_id
 from zhub.manifest import FileEntry
 from zhub.models import Checkpoint, Job
+from zhub.storage.keys import checkpoints_prefix
 from zhub.storage.object_store import ObjectStore
 
 KEEP_CHECKPOINTS = 3
@@ -56,7 +57,7 @@ def record(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, r
     """
     found = CheckpointReport.model_validate(report)
     # What is under the prefix will be deleted some day: it must not reach beyond its job.
-    if not found.key_prefix.startswith(f"{job_prefix(org_id, job_id)}/") or ".." in found.key_prefix:
+    if not found.key_prefix.startswith(f"{checkpoints_prefix(org_id, job_id)}/") or ".." in found.key_prefix:
         raise ValueError(f"checkpoint {found.step} of job {job_id} lies at '{found.key_prefix}', not within its job")
     session.execute(
         insert(Checkpoint)
@@ -81,11 +82,6 @@ def record(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, r
         .values(deleted_at=func.now())
         .execution_options(synchronize_session=False)
     )
-
-
-def job_prefix(org_id: uuid.UUID, job_id: uuid.UUID) -> str:
-    """Where in the object store the checkpoints of a job lie."""
-    return f"t/{org_id.hex}/jobs/{job_id.hex}/checkpoints"
 
 
 def _newest(session: Session, job_id: uuid.UUID) -> Checkpoint | None:

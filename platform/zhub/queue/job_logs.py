@@ -17,6 +17,7 @@ from sqlalchemy import Engine, func, select, tuple_
 from zhub.database.sessions import system_session
 from zhub.errors import InvalidRequestError, ObjectMissingError
 from zhub.models import Attempt
+from zhub.storage.keys import attempts_prefix
 from zhub.storage.object_store import ObjectStore
 
 SWEEP_WINDOW = timedelta(days=7)
@@ -61,11 +62,6 @@ class Line:
 
     position: Position
     content: str
-
-
-def attempts_prefix(org_id: uuid.UUID, job_id: uuid.UUID) -> str:
-    """Where in the object store the attempts of a job write, each below its fence."""
-    return f"t/{org_id.hex}/jobs/{job_id.hex}/attempts"
 
 
 def chunk_key(attempts: str, chunk: Chunk) -> str:

@@ -24,10 +24,6 @@ RESERVED = ("auto", "base")
 REVISION = re.compile(r"[0-9a-f]{40}")
 
 
-def base_file_key(sha256: str) -> str:
-    return f"bases/files/sha256/{sha256}"
-
-
 def create(session: Session, name: str, *, hub_id: str | None, hub_revision: str | None, cluster: str) -> BaseModel:
     """Add a base model that ``cluster`` shall decompose; its files follow, unless it comes from the hub.
 

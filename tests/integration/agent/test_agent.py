@@ -29,9 +29,10 @@ from zhub.models import DatasetVersion, ExpertVersion, Job, JobEvent
 from zhub.process.config import Settings
 from zhub.process.wakeup import SCHEDULER, PollingWakeup, job_topic
 from zhub.queue import attempts as job_attempts
-from zhub.queue import checkpoints, leadership
+from zhub.queue import leadership
 from zhub.queue.desired import request_cancel, request_pause, request_resume
 from zhub.storage.directory import DirectoryStore
+from zhub.storage.keys import checkpoints_prefix, dataset_key
 from zhub.tenancy.keys import Caller
 from zhub_workers.agent.launcher import ThreadLauncher, WorkerLostError, WorkerSilentError
 from zhub_workers.agent.loop import STOP_GRACE_S, Agent
@@ -172,7 +173,7 @@ def send(house: House, caller: Caller) -> Callable[[bytes], uuid.UUID]:
 
     def put(content: bytes, name: str = "sums.jsonl") -> uuid.UUID:
         sha256 = hashlib.sha256(content).hexdigest()
-        house.store.put(files.dataset_key(caller.org_id, sha256), io.BytesIO(content))
+        house.store.put(dataset_key(caller.org_id, sha256), io.BytesIO(content))
         with tenant_session(house.engine, caller.org_id) as session:
             version = files.register(
                 session, caller, filename=name, purpose="fine-tune", size_bytes=len(content), sha256=sha256
@@ -401,7 +402,7 @@ def checkpoint_of(attempt: Attempt, step: int) -> Report:
     return {
         "type": "checkpoint",
         "step": step,
-        "key_prefix": f"{checkpoints.job_prefix(attempt.org_id, attempt.key.job_id)}/{step:06d}",
+        "key_prefix": f"{checkpoints_prefix(attempt.org_id, attempt.key.job_id)}/{step:06d}",
         "digest": "d" * 64,
         "size_bytes": 10,
         "z": {"name": "z.safetensors", "size_bytes": 5, "sha256": "e" * 64},
@@ -419,7 +420,7 @@ def test_a_resumed_job_goes_on_from_the_checkpoint_of_its_pause(
     house.drive(agent, job_id, "paused")
     resume(house, caller, job_id)
     house.drive(agent, job_id, "succeeded")
-    prefix = f"{checkpoints.job_prefix(caller.org_id, job_id)}/000007"
+    prefix = f"{checkpoints_prefix(caller.org_id, job_id)}/000007"
     assert runner.began_from == [None, {"key_prefix": prefix, "digest": "d" * 64, "step": 7}]
     assert house.attempts(job_id) == [(1, "paused"), (2, "succeeded")]
 

@@ -24,6 +24,7 @@ from zhub.queue.job_events import Event
 from zhub.registry import versions
 from zhub.registry.resolve import resolve
 from zhub.storage.directory import DirectoryStore
+from zhub.storage.keys import checkpoints_prefix
 from zhub.tenancy.keys import Caller
 
 Client = openai.OpenAI
@@ -34,7 +35,7 @@ def report_of(claim: Claim, step: int, /, **changed: Any) -> dict[str, Any]:
     return {
         "type": "checkpoint",
         "step": step,
-        "key_prefix": f"{checkpoints.job_prefix(claim.org_id, claim.job_id)}/{step:06d}",
+        "key_prefix": f"{checkpoints_prefix(claim.org_id, claim.job_id)}/{step:06d}",
         "digest": f"{step:064x}",
         "size_bytes": 100,
         "z": {"name": "z.safetensors", "size_bytes": 40, "sha256": "e" * 64},
@@ -166,7 +167,7 @@ def test_a_report_that_cannot_be_right_is_refused(system_engine: Engine, claim: 
 
 
 def test_a_checkpoint_may_not_reach_out_of_its_job(system_engine: Engine, claim: Claim) -> None:
-    prefix = f"{checkpoints.job_prefix(claim.org_id, claim.job_id)}/../../other"
+    prefix = f"{checkpoints_prefix(claim.org_id, claim.job_id)}/../../other"
     with pytest.raises(ValueError, match="not within its job"):
         report(system_engine, claim, 1, key_prefix=prefix)
 

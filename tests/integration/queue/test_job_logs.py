@@ -20,8 +20,9 @@ from zhub.database.sessions import system_session
 from zhub.ids import public_id
 from zhub.models import Attempt
 from zhub.queue import job_logs
-from zhub.queue.job_logs import Chunk, attempts_prefix, chunk_key, encode_line, list_chunks
+from zhub.queue.job_logs import Chunk, chunk_key, encode_line, list_chunks
 from zhub.storage.directory import DirectoryStore
+from zhub.storage.keys import attempts_prefix
 from zhub.tenancy.keys import Caller
 from zhub_api.routes import job_events as streams
 

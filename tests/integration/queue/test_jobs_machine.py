@@ -61,6 +61,7 @@ from zhub.queue.desired import apply_requested_changes, request_cancel, request_
 from zhub.queue.redrive import process_redrives
 from zhub.registry import publish as version_publish
 from zhub.storage.directory import DirectoryStore
+from zhub.storage.keys import checkpoints_prefix
 
 SLOTS = 2
 MAX_JOBS = 7
@@ -396,7 +397,7 @@ class Protocol(RuleBasedStateMachine):
         checkpoints.sweep(self.engine, self.store, after=timedelta())
 
     def _report_of(self, job_id: uuid.UUID, step: int) -> dict[str, Any]:
-        prefix = f"{checkpoints.job_prefix(self.owner['org_id'], job_id)}/{step:06d}"
+        prefix = f"{checkpoints_prefix(self.owner['org_id'], job_id)}/{step:06d}"
         z = {"name": "z.safetensors", "size_bytes": 1, "sha256": "0" * 64}
         what = {"step": step, "key_prefix": prefix, "digest": "0" * 64, "size_bytes": 1}
         return {"type": "checkpoint", "z": z, "metrics": {}, **what}

@@ -10,9 +10,10 @@ from sqlalchemy import Engine, func, text
 from zhub.database.sessions import system_session
 from zhub.errors import LeaseLostError
 from zhub.models import Job
-from zhub.queue import attempts, checkpoints, claims, jobs, redrive
+from zhub.queue import attempts, claims, jobs, redrive
 from zhub.queue.claims import Claim
 from zhub.queue.job_events import Event
+from zhub.storage.keys import checkpoints_prefix
 from zhub.tenancy.keys import Caller
 
 
@@ -109,7 +110,7 @@ def test_a_job_that_gets_on_between_two_losses_is_no_poison(
     report = {
         "type": "checkpoint",
         "step": 10,
-        "key_prefix": f"{checkpoints.job_prefix(claim.org_id, claim.job_id)}/10",
+        "key_prefix": f"{checkpoints_prefix(claim.org_id, claim.job_id)}/10",
         "digest": "d" * 64,
         "size_bytes": 1,
         "z": {"name": "z.safetensors", "size_bytes": 1, "sha256": "e" * 64},

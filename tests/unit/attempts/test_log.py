@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from zhub.queue.job_logs import attempts_prefix, list_chunks, read_lines
+from zhub.queue.job_logs import list_chunks, read_lines
 from zhub.storage.directory import DirectoryStore
+from zhub.storage.keys import attempts_prefix
 from zhub_workers.attempts import log as attempt_log
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptKey, Worker
 from zhub_workers.attempts.log import AttemptLog, collect_records, shipping

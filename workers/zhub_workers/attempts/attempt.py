@@ -20,7 +20,7 @@ from zhub.process import tracing
 from zhub.process.logs import log_fields
 from zhub.queue.attempts import Failure
 from zhub.queue.job_events import Event
-from zhub.queue.job_logs import attempts_prefix
+from zhub.storage.keys import attempts_prefix
 from zhub_workers.attempts.log import AttemptLog, collect_records, shipping
 
 log = logging.getLogger("zhub.worker")

@@ -108,7 +108,7 @@ class AttemptLog:
 
 @contextmanager
 def shipping(attempt_log: AttemptLog, store_url: str, attempts: str) -> Iterator[None]:
-    """Collect what is logged within, and store it below ``attempts``, see ``zhub.queue.job_logs.attempts_prefix``.
+    """Collect what is logged within, and store it below ``attempts``, see ``zhub.storage.keys``.
 
     At its end it waits ``CLOSE_S`` at most for the last lines to be stored; those of a store that is away follow when
     it is back.

@@ -69,11 +69,6 @@ class ModelCache:
         return AdaptedModel(base, load_basis(directory, basis.basis_fingerprint))
 
 
-def basis_prefix(weights_fingerprint_: str) -> str:
-    """Where a basis lies, in the object store and below the cache directory alike."""
-    return f"bases/{weights_fingerprint_}"
-
-
 def base_directory(source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> Path:
     """The base model's files in one directory of this machine, each checked against its digest.
 

@@ -26,6 +26,7 @@ from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, canonic
 from zhub.process import tracing
 from zhub.sandbox import Sandbox
 from zhub.specs import DecomposeSpec, EvaluateSpec, Hyperparameters, JobSpec, StartingPoint, StoredFile, TrainSpec
+from zhub.storage.keys import basis_prefix, checkpoint_prefix
 from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptStoppedError
 from zhub_workers.cluster.flavour import Flavour
@@ -38,7 +39,7 @@ from zhub_workers.model.adapters import LoraAdapter, SvfAdapter, make_adapter
 from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_lora, write_routing, write_z
 from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
-from zhub_workers.model.model_cache import ModelCache, base_directory, basis_prefix
+from zhub_workers.model.model_cache import ModelCache, base_directory
 from zhub_workers.training.spans import traced_steps
 from zhub_workers.training.state import TrainState, read_state, write_state
 from zhub_workers.training.train import TrainResult, train
@@ -285,9 +286,7 @@ class Checkpoints:
     def write(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Store a state and the expert as it is now, and report them; the manifest last."""
         spec, attempt = self._spec, self._attempt
-        prefix = (
-            f"t/{attempt.org_id.hex}/jobs/{attempt.key.job_id.hex}/checkpoints/{state.step:06d}-f{attempt.key.fence}"
-        )
+        prefix = checkpoint_prefix(attempt.org_id, attempt.key.job_id, state.step, attempt.key.fence)
         with (
             tracing.span("checkpoint", step=state.step),
             tempfile.TemporaryDirectory(dir=attempt.cache_dir) as name,
