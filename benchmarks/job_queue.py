@@ -41,10 +41,11 @@ from sqlalchemy import Engine, orm, text
 
 from zhub import scheduler
 from zhub.admission.admit import admit
+from zhub.database.logins import ADMIN, grant_groups
 from zhub.database.migrate import upgrade
 from zhub.database.sessions import make_engine, statement_session, system_session
 from zhub.embedded.binaries import find_valkey
-from zhub.embedded.postgres import ADMIN, Urls, grant_groups, temporary_postgres
+from zhub.embedded.postgres import Urls, temporary_postgres
 from zhub.models import Agent as AgentRow
 from zhub.models import Job
 from zhub.process.config import Settings

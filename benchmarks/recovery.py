@@ -33,18 +33,10 @@ from rich.table import Table
 from sqlalchemy import Engine
 
 from zhub import scheduler
+from zhub.database.logins import ADMIN, grant_groups
 from zhub.database.migrate import upgrade
 from zhub.database.sessions import make_engine, system_session
-from zhub.embedded.postgres import (
-    ADMIN,
-    DATABASE,
-    Cluster,
-    clear_sockets,
-    create_roles,
-    grant_groups,
-    prepare_cluster,
-    server_env,
-)
+from zhub.embedded.postgres import DATABASE, Cluster, clear_sockets, create_roles, prepare_cluster, server_env
 from zhub.embedded.processes import spawn
 from zhub.errors import UnavailableError
 from zhub.models import Job

@@ -19,10 +19,11 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from zhub.database.logins import ADMIN, OWNER, grant_groups
 from zhub.database.migrate import upgrade
 from zhub.database.sessions import make_engine, system_session
 from zhub.embedded.binaries import find_postgres
-from zhub.embedded.postgres import ADMIN, DATABASE, OWNER, Cluster, Urls, grant_groups, temporary_postgres
+from zhub.embedded.postgres import DATABASE, Cluster, Urls, temporary_postgres
 from zhub.errors import EmbeddedError
 from zhub.models import Agent, BaseModel, Expert, Job
 from zhub.queue import jobs

@@ -24,13 +24,9 @@ from process_launcher import call
 from sqlalchemy import text
 
 from zhub import states
+from zhub.database.logins import ADMIN
 from zhub.database.sessions import make_engine, system_session
-from zhub.embedded.postgres import (
-    ADMIN,
-    SOCKET_NAME,
-    Cluster,
-    clear_sockets,
-)
+from zhub.embedded.postgres import SOCKET_NAME, Cluster, clear_sockets
 from zhub.embedded.processes import ServerUser, spawn
 from zhub.errors import UnavailableError
 from zhub.manifest import MANIFEST_FILE

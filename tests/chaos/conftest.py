@@ -16,11 +16,12 @@ import pytest
 from chaos_rig import HERE, Part, Rig
 from fault_proxy import FaultProxy
 
+from zhub.database.logins import grant_groups
 from zhub.database.migrate import upgrade
 from zhub.database.sessions import system_session
 from zhub.embedded.binaries import find_postgres, find_valkey
 from zhub.embedded.children import free_ports
-from zhub.embedded.postgres import create_roles, grant_groups, prepare_cluster, server_env
+from zhub.embedded.postgres import create_roles, prepare_cluster, server_env
 from zhub.errors import EmbeddedError
 from zhub.models import BaseModel, Expert
 from zhub.storage.keys import dataset_key

@@ -19,10 +19,9 @@ from sqlalchemy.orm import Session
 from zhub.cli.exits import ERROR, exit_code
 from zhub.cli.output import note, show_error
 from zhub.database import migrate
-from zhub.database.logins import ensure_logins
+from zhub.database.logins import API_LOGIN, SYSTEM_LOGIN, ensure_logins
 from zhub.database.migrate import check_at_head
 from zhub.database.sessions import make_engine, system_session
-from zhub.embedded.postgres import API_LOGIN, SYSTEM_LOGIN
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError, ZhubError
 from zhub.ids import new_id
 from zhub.models import Job, Organization, Quota

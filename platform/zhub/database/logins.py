@@ -8,8 +8,11 @@ from collections.abc import Mapping
 import psycopg
 from psycopg import sql
 
-from zhub.embedded.postgres import GROUP_OF_LOGIN, grant_groups
 from zhub.errors import InvalidRequestError
+
+ADMIN, OWNER, API_LOGIN, SYSTEM_LOGIN = "zhub_admin", "zhub_owner", "zhub_api", "zhub_system_login"
+# The group roles are made by the first migration.
+GROUP_OF_LOGIN = {API_LOGIN: "zhub_app", SYSTEM_LOGIN: "zhub_system"}
 
 
 def ensure_logins(owner_url: str, passwords: Mapping[str, str]) -> None:
@@ -38,3 +41,13 @@ def ensure_logins(owner_url: str, passwords: Mapping[str, str]) -> None:
                 )
             )
     grant_groups(owner_url)
+
+
+def grant_groups(admin_url: str) -> None:
+    """Put the logins into the group roles that the migrations made. Safe to repeat.
+
+    As the superuser: from PostgreSQL 16 on, CREATEROLE grants only what it made itself.
+    """
+    with psycopg.connect(admin_url, autocommit=True) as connection:
+        for login, group in GROUP_OF_LOGIN.items():
+            connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(login)))

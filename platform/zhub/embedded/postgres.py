@@ -23,14 +23,12 @@ import psutil
 import psycopg
 from psycopg import sql
 
+from zhub.database.logins import ADMIN, API_LOGIN, OWNER, SYSTEM_LOGIN
 from zhub.embedded.binaries import find_postgres, postgres_major
 from zhub.embedded.processes import ServerUser, spawn
 from zhub.errors import EmbeddedError
 
 DATABASE = "zhub"
-ADMIN, OWNER, API_LOGIN, SYSTEM_LOGIN = "zhub_admin", "zhub_owner", "zhub_api", "zhub_system_login"
-# The group roles are made by the first migration.
-GROUP_OF_LOGIN = {API_LOGIN: "zhub_app", SYSTEM_LOGIN: "zhub_system"}
 
 SOCKET_NAME = ".s.PGSQL.5432"
 MAX_SOCKET_PATH = 90  # sockaddr_un holds 104 bytes on macOS, 108 on Linux; PostgreSQL adds ".lock" to the name
@@ -154,16 +152,6 @@ def create_roles(cluster: Cluster) -> None:
             connection.execute(
                 sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(DATABASE), sql.Identifier(OWNER))
             )
-
-
-def grant_groups(admin_url: str) -> None:
-    """Put the logins into the group roles that the migrations made. Safe to repeat.
-
-    As the superuser: from PostgreSQL 16 on, CREATEROLE grants only what it made itself.
-    """
-    with psycopg.connect(admin_url, autocommit=True) as connection:
-        for login, group in GROUP_OF_LOGIN.items():
-            connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(login)))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from zhub.database.logins import grant_groups
 from zhub.embedded.children import (
     Plan,
     Programs,
@@ -21,7 +22,7 @@ from zhub.embedded.children import (
     valkey_child,
 )
 from zhub.embedded.data_dir import load_secrets, locked, open_data_dir
-from zhub.embedded.postgres import Cluster, Urls, create_roles, grant_groups, prepare_cluster
+from zhub.embedded.postgres import Cluster, Urls, create_roles, prepare_cluster
 from zhub.embedded.processes import Supervisor, end_recorded
 
 TICK_S = 0.05

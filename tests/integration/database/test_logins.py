@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from zhub.database.logins import ensure_logins
-from zhub.embedded.postgres import API_LOGIN, SYSTEM_LOGIN, Urls
+from zhub.database.logins import API_LOGIN, SYSTEM_LOGIN, ensure_logins
+from zhub.embedded.postgres import Urls
 from zhub.errors import InvalidRequestError
 
 PASSWORDS = {API_LOGIN: "for'the \\api", SYSTEM_LOGIN: "für das System"}

@@ -14,6 +14,7 @@ import psutil
 import psycopg
 import pytest
 
+from zhub.database.logins import grant_groups
 from zhub.embedded.binaries import _postgres_candidates, find_postgres, find_valkey, postgres_major
 from zhub.embedded.postgres import (
     MAX_SOCKET_PATH,
@@ -21,7 +22,6 @@ from zhub.embedded.postgres import (
     Cluster,
     Urls,
     create_roles,
-    grant_groups,
     prepare_cluster,
     server_env,
     short_dir,
