@@ -25,6 +25,9 @@ from zhub.admission.metrics import QueueCollector
 from zhub.database.sessions import make_engine, statement_session, system_session
 from zhub.errors import DeposedError, InvalidRequestError, UnavailableError
 from zhub.evaluation import feedback, promotions
+from zhub.kinds import table
+from zhub.kinds.outcomes import reap
+from zhub.kinds.redrive import process_redrives
 from zhub.models import Agent
 from zhub.process.config import Settings
 from zhub.process.logs import configure_logging
@@ -34,8 +37,6 @@ from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 from zhub.queue import checkpoints, job_logs, leadership
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
-from zhub.queue.reaper import reap
-from zhub.queue.redrive import process_redrives
 from zhub.schedules.firing import process_next_due
 from zhub.storage.object_store import ObjectStore, open_store
 from zhub.webhooks.relay import relay
@@ -78,7 +79,7 @@ def main() -> None:
     configure_logging(settings.log_format)
     stopping = stop_event()
     engine = make_engine(settings.database_url, pool_size=3, pre_ping=False)
-    REGISTRY.register(QueueCollector(engine, lambda: leading.term))
+    REGISTRY.register(QueueCollector(engine, table.names(), lambda: leading.term))
     try:
         secret_key = settings.require_secret_key()
         serve_metrics(settings)
@@ -153,7 +154,7 @@ def admission_pass(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
     """Admit, in one transaction; return the clusters whose agents have something new to do. Somebody waits for this."""
     with PASS.labels("schedule").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
-        admitted = admit(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
+        admitted = admit(session, table.names(), agent_lost_after_s=AGENT_LOST_AFTER_S)
     for job in admitted:
         log.info(
             "job %s: admitted to cluster %s", job.job_id, job.cluster, extra={"action": "admitted", **job._asdict()}
@@ -173,11 +174,11 @@ def maintenance_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
         apply_requested_changes(session)
         process_redrives(session)
-        release_dependents(session)
+        release_dependents(session, table.names())
         withdraw(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
         reaped = reap(session)
         ended = usage.charge(session)
-        budgets.pause_spent(session)
+        budgets.pause_spent(session, table.names())
         session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
     for job in reaped:
         LEASE_LOST.labels("expired").inc()
@@ -192,7 +193,7 @@ def explanation_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
     """Tell every queued job what it waits for, in a transaction of its own: no admission waits for this."""
     with PASS.labels("explain").time(), system_session(engine) as session:
         leadership.check_leading(session, leadership.SCHEDULER, holder, term)
-        explain(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
+        explain(session, table.names(), agent_lost_after_s=AGENT_LOST_AFTER_S)
 
 
 def follow_up(engine: Engine, stopping: threading.Event) -> None:

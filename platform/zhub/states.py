@@ -38,11 +38,13 @@ TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
     CANCELLED: (QUEUED, WAITING),
 }
 
+TORCH, LIGHT = "torch", "light"
+POOLS: Final = (TORCH, LIGHT)  # of workers, in the order in which an agent asks for jobs
+
 OUTCOMES: Final = ("succeeded", "failed_user", "failed_infra", "lost", "cancelled", "paused", "preempted")
 
 FILE_STATUSES: Final = ("uploaded", "processed", "error")
 BASE_MODEL_STATUSES: Final = ("uploading", "decomposing", "ready", "error")
-JOB_KINDS: Final = ("validate", "decompose", "train", "evaluate", "gate")
 EVENT_LEVELS: Final = ("info", "warn", "error")
 EVENT_TYPES: Final = ("message", "metrics")
 MISFIRES: Final = ("skip", "fire_once", "backfill")

@@ -13,7 +13,8 @@ from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
 
-from zhub_workers.agent.launcher import POOLS, WorkerLostError, WorkerSilentError, choose_worker, holder_of, open_packs
+from zhub.states import POOLS
+from zhub_workers.agent.launcher import WorkerLostError, WorkerSilentError, choose_worker, holder_of, open_packs
 from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
 
 CALL_TIMEOUT_S = 2.0

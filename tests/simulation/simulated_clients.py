@@ -22,9 +22,9 @@ from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, Unava
 from zhub.evaluation import promotions
 from zhub.evaluation.promotions import Gate, PromotionRequest, Suite
 from zhub.ids import public_id
+from zhub.kinds import redrive
 from zhub.models import BaseModel, Dataset, DatasetVersion, Job, Organization, Project, Quota, Schedule
 from zhub.process.wakeup import SCHEDULER
-from zhub.queue import redrive
 from zhub.queue.desired import request_cancel, request_pause, request_resume
 from zhub.registry import aliases, versions
 from zhub.schedules import definitions, firing

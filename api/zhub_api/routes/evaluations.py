@@ -9,10 +9,12 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from zhub.admission import limits
 from zhub.database.sessions import tenant_session
 from zhub.errors import NotReadyError
 from zhub.evaluation import evaluations
 from zhub.ids import parse_id, public_id
+from zhub.kinds import table
 from zhub.models import Evaluation, Job
 from zhub.process.wakeup import SCHEDULER
 from zhub_api.context import CallerDep, ContextDep
@@ -27,6 +29,7 @@ def create_evaluation(caller: CallerDep, context: ContextDep, request: evaluatio
     """Measure a model, its base and ``compare_with`` on one suite. What was measured before is not run again."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
+        limits.check_queue(session, caller.org_id, table.names())
         made = evaluations.create(session, caller, request)
         answer = compared_object(session, made[0])
     context.wakeup.notify(SCHEDULER)

@@ -14,9 +14,10 @@ from zhub.database.sessions import tenant_session
 from zhub.errors import NotFoundError
 from zhub.evaluation import promotions
 from zhub.ids import parse_id, public_id
+from zhub.kinds import redrive, table
 from zhub.models import Checkpoint, Job, QueuePlace
 from zhub.process.wakeup import SCHEDULER
-from zhub.queue import checkpoints, dependencies, jobs, redrive
+from zhub.queue import checkpoints, dependencies, jobs
 from zhub.queue.desired import request_cancel, request_pause, request_resume
 from zhub.registry import versions
 from zhub.tenancy.keys import Caller
@@ -113,7 +114,7 @@ def redrive_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
-        limits.check_queue(session, caller.org_id)
+        limits.check_queue(session, caller.org_id, table.names())
         redrive.request(session, job, by=public_id("API key", caller.key_id))
         (answer,) = job_objects(session, [job])
     context.wakeup.notify(SCHEDULER)

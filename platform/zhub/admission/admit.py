@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from zhub.admission import fair_share
 from zhub.admission.fair_share import Waiting
 from zhub.admission.snapshot import CLUSTERS, Cluster, read_clusters
-from zhub.queue import job_events, jobs
+from zhub.queue import job_events
+from zhub.queue.jobs import KindNames
 
 MAX_HEADS = 200  # of each organisation, that a pass looks at
 MAX_LIGHT = 500  # that a pass admits
@@ -30,27 +31,27 @@ class Admitted(NamedTuple):
     waited_s: float | None
 
 
-def admit(session: Session, *, agent_lost_after_s: float) -> list[Admitted]:
+def admit(session: Session, kinds: KindNames, *, agent_lost_after_s: float) -> list[Admitted]:
     """Admit queued jobs into the workers that live agents have free; return them.
 
     Organisations share a cluster as ``fair_share`` says. Kinds that need no worker are admitted without, and to another
     cluster where theirs has no live agent.
     """
     ids: list[uuid.UUID] = []
-    for cluster in read_clusters(session, agent_lost_after_s, MAX_HEADS):
+    for cluster in read_clusters(session, kinds, agent_lost_after_s, MAX_HEADS):
         chosen = fair_share.plan(cluster.free, cluster.running, cluster.tenants, cluster.queues)
         _reclaim(session, cluster, chosen)
         ids += [job.id for _, job in chosen]
-    values = {"ids": ids, "lost": agent_lost_after_s, "limit": MAX_LIGHT}
+    values = {"ids": ids, "lost": agent_lost_after_s, "limit": MAX_LIGHT, "light": kinds.light}
     return [Admitted(*row) for row in session.execute(_ADMIT, values)]
 
 
 # The chosen, in their order, and those that need no worker; each with its event, and all in one round trip, because
-# somebody waits for the next pass. The kinds are written out, for the partial index on them.
+# somebody waits for the next pass.
 _ADMIT = text(f"""
     WITH {CLUSTERS}, light AS (
         SELECT id FROM jobs
-         WHERE state = 'queued' AND desired = 'run' AND kind IN ({", ".join(f"'{kind}'" for kind in jobs.LIGHT_KINDS)})
+         WHERE state = 'queued' AND desired = 'run' AND kind = ANY(:light)
            AND EXISTS (SELECT FROM clusters) AND coalesce(not_before <= now(), true)
          ORDER BY created_at, id LIMIT :limit
     ), chosen AS (

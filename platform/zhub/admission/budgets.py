@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from zhub.queue import job_events
+from zhub.queue.jobs import KindNames
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ def spent(session: Session) -> dict[uuid.UUID, Spent]:
     return {row.org_id: Spent(row.used_h, row.budget_h) for row in session.execute(text(_SPENT))}
 
 
-def pause_spent(session: Session) -> int:
-    """Have the trainings of these organisations write a checkpoint and let go of their workers; how many.
+def pause_spent(session: Session, kinds: KindNames) -> int:
+    """Pause the resumable jobs of these organisations, with a checkpoint each; how many.
 
-    Whoever is allowed more resumes them. What is not a training goes on: it has no checkpoint, and ends soon.
+    Whoever is allowed more resumes them. Other jobs go on: they have no checkpoint, and end soon.
     """
     found = spent(session)
     if not found:
@@ -45,12 +46,12 @@ def pause_spent(session: Session) -> int:
             """
             UPDATE jobs SET desired = 'pause'
              WHERE id IN (SELECT id FROM jobs
-                           WHERE org_id = ANY(:orgs) AND kind = 'train' AND desired = 'run'
+                           WHERE org_id = ANY(:orgs) AND kind = ANY(:resumable) AND desired = 'run'
                              AND state IN ('admitted', 'starting', 'running', 'stopping') ORDER BY id FOR UPDATE)
          RETURNING id, org_id
             """
         ),
-        {"orgs": list(found)},
+        {"orgs": list(found), "resumable": kinds.resumable},
     ).all()
     for row in rows:
         message = f"{found[row.org_id].sentence()}: the job is paused. Resume it next month, or ask for more."

@@ -14,17 +14,17 @@ from zhub.admission.snapshot import CLUSTERS, Cluster, read_clusters
 from zhub.database import sessions
 from zhub.ids import new_id
 from zhub.models import QueuePlace
-from zhub.queue import jobs
+from zhub.queue.jobs import KindNames
 
 MAX_EXPLAINED = 1000  # of each cluster
 
 
-def explain(session: Session, *, agent_lost_after_s: float) -> None:
+def explain(session: Session, kinds: KindNames, *, agent_lost_after_s: float) -> None:
     """Write for every queued job what it waits for, its position, and when it may start."""
     now = sessions.now(session)
     budget = budgets.spent(session)
     found: dict[uuid.UUID, dict[str, Any]] = {}
-    for cluster in read_clusters(session, agent_lost_after_s, MAX_EXPLAINED):
+    for cluster in read_clusters(session, kinds, agent_lost_after_s, MAX_EXPLAINED):
         ordered = fair_share.order(cluster.tenants, cluster.queues)[:MAX_EXPLAINED]
         starts = fair_share.starts(cluster.free, cluster.running, [job for _, job in ordered])
         own: dict[uuid.UUID, int] = {}
@@ -41,7 +41,7 @@ def explain(session: Session, *, agent_lost_after_s: float) -> None:
             reason = f"{budget[org_id].sentence()}: the job waits for the next month, or for a larger budget."
             waiting = {"org_id": org_id, "position": None, "reason": reason, "starts_at": None}
             found |= {job.id: waiting for job in queue}
-    values = {"lost": agent_lost_after_s, "limit": MAX_EXPLAINED, "light": list(jobs.LIGHT_KINDS)}
+    values = {"lost": agent_lost_after_s, "limit": MAX_EXPLAINED, "light": kinds.light}
     for row in session.execute(text(_ELSEWHERE), values):
         found[row.id] = {"org_id": row.org_id, "position": None, "reason": _obstacle(row), "starts_at": row.not_before}
     session.execute(delete(QueuePlace).where(QueuePlace.job_id.not_in(list(found))))

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.errors import InvalidRequestError, QuotaExceededError
 from zhub.models import Agent, Job, Quota
-from zhub.queue import jobs
+from zhub.queue.jobs import KindNames
 
 DEFAULT_CLUSTER = "default"
 
@@ -20,7 +20,7 @@ OFFERED_FOR = timedelta(days=1)  # a cluster that was seen so lately may come ba
 AGENT_LOST_AFTER_S = 30.0
 
 
-def check_queue(session: Session, org_id: uuid.UUID) -> None:
+def check_queue(session: Session, org_id: uuid.UUID, kinds: KindNames) -> None:
     """Refuse another job of an organisation whose queue is full.
 
     Raises:
@@ -32,7 +32,7 @@ def check_queue(session: Session, org_id: uuid.UUID) -> None:
     waiting = select(Job.id).where(
         Job.org_id == org_id,
         Job.state.in_((states.WAITING, states.QUEUED)),
-        Job.kind.not_in((*jobs.LIGHT_KINDS, "gate")),
+        Job.kind.not_in([*kinds.light, *kinds.without_worker]),
     )
     # Counted no further than needed: a queue may be long.
     count = session.scalar(select(func.count()).select_from(waiting.limit(limit).subquery())) or 0

@@ -25,7 +25,8 @@ from zhub.database.sessions import system_session
 from zhub.errors import UnavailableError
 from zhub.models import Checkpoint, Job, Leader, Organization
 from zhub.process.metrics import database_answers
-from zhub.queue import jobs, leadership
+from zhub.queue import leadership
+from zhub.queue.jobs import KindNames
 
 FRESH_S = 5.0
 MAX_LOAD = 0.05
@@ -61,9 +62,9 @@ class QueueState:
     unswept: int = 0
 
 
-def read_queue(session: Session) -> QueueState:
+def read_queue(session: Session, kinds: KindNames) -> QueueState:
     """The state of all queues now, in a fixed number of statements."""
-    values = {"lost": AGENT_LOST_AFTER_S, "light": list(jobs.LIGHT_KINDS), "half_life": HALF_LIFE_S}
+    values = {"lost": AGENT_LOST_AFTER_S, "light": kinds.light, "half_life": HALF_LIFE_S}
     queued = session.execute(
         select(Job.cluster, Job.org_id, Job.kind, func.count().label("jobs"))
         .where(Job.state == states.QUEUED)
@@ -74,7 +75,7 @@ def read_queue(session: Session) -> QueueState:
     for row in held:
         shares.hold(row.cluster, row.org_id, row.reserved)
     for row in queued:
-        shares.wait(row.cluster, row.org_id, row.kind, row.jobs)
+        shares.wait(row.cluster, row.org_id, row.jobs, needs_worker=row.kind not in kinds.light)
     for row in session.execute(text(f"WITH {CLUSTERS} {TENANTS}"), values):
         shares.use(row.cluster, row.org_id, row.weight, row.used)
     label = shares.labels()
@@ -106,9 +107,9 @@ def read_queue(session: Session) -> QueueState:
 class QueueCollector(Collector):
     """``read_queue`` as metrics, while this process leads."""
 
-    def __init__(self, engine: Engine, term: Callable[[], int | None]) -> None:
+    def __init__(self, engine: Engine, kinds: KindNames, term: Callable[[], int | None]) -> None:
         """``term``: in which this process leads, None while it does not."""
-        self._engine = engine
+        self._engine, self._kinds = engine, kinds
         self._term = term
         self._changed = threading.Condition()
         self._reading = False
@@ -146,7 +147,8 @@ class QueueCollector(Collector):
                 session.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
                 # One that was replaced while it did not look must not speak beside its successor.
                 leads = select(Leader.term).where(Leader.name == leadership.SCHEDULER, Leader.lease_until > func.now())
-                found = read_queue(session) if session.scalar(leads) == self._term() else QueueState()
+                is_leading = session.scalar(leads) == self._term()
+                found = read_queue(session, self._kinds) if is_leading else QueueState()
         except UnavailableError:
             pass  # the loop logs it, and the scrape says it
         finally:
@@ -211,9 +213,9 @@ class _Shares:
         self._waits: set[tuple[str, uuid.UUID]] = set()
         self._competing: dict[tuple[str, uuid.UUID], tuple[float, float]] = {}
 
-    def wait(self, cluster: str, org: uuid.UUID, kind: str, count: int) -> None:
+    def wait(self, cluster: str, org: uuid.UUID, count: int, *, needs_worker: bool) -> None:
         self.depth[org] = self.depth.get(org, 0) + count
-        if kind not in jobs.LIGHT_KINDS:  # those need no worker
+        if needs_worker:
             self._waits.add((cluster, org))
 
     def hold(self, cluster: str, org: uuid.UUID, workers: float) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from zhub.admission import budgets
 from zhub.admission.fair_share import HALF_LIFE_S, Preemptible, Queues, Running, Tenant, Waiting
-from zhub.queue import jobs
+from zhub.queue.jobs import KindNames
 
 MAX_PREEMPTIONS, SPARED_FOR = 3, "2 hours"  # a job that was preempted so often within this time is left alone
 
@@ -47,8 +47,14 @@ class Cluster:
         return self.workers - sum(one.workers for one in self.running)
 
 
-def read_clusters(session: Session, lost_after_s: float, heads: int) -> list[Cluster]:
-    values = {"lost": lost_after_s, "light": list(jobs.LIGHT_KINDS), "half_life": HALF_LIFE_S, "heads": heads}
+def read_clusters(session: Session, kinds: KindNames, lost_after_s: float, heads: int) -> list[Cluster]:
+    values = {
+        "lost": lost_after_s,
+        "light": kinds.light,
+        "resumable": kinds.resumable,
+        "half_life": HALF_LIFE_S,
+        "heads": heads,
+    }
     found = session.execute(_FOUND, values).one()
     held: dict[str, list[_Held]] = {}
     by_org: dict[tuple[str, uuid.UUID], float] = {}
@@ -109,13 +115,12 @@ class _Held:
         return Preemptible(self.id, self.org_id, self.takes, self.ran_s, spared=self.preemptions >= MAX_PREEMPTIONS)
 
 
-# A training can stop, because it goes on from a checkpoint later.
 _HELD = f"""
     SELECT j.id, j.cluster, j.org_id, j.desired, {TAKES} AS takes,
            CASE WHEN j.expected_s IS NOT NULL THEN
                 greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float END
            AS left_s,
-           j.kind = 'train' AND j.desired = 'run' AND j.state IN ('starting', 'running') AS can_stop,
+           j.kind = ANY(:resumable) AND j.desired = 'run' AND j.state IN ('starting', 'running') AS can_stop,
            extract(epoch FROM now() - coalesce(j.claimed_at, now()))::float AS ran_s, j.preemptions
       FROM (SELECT jobs.*, a.claimed_at, a.preemptions
               FROM jobs LEFT JOIN LATERAL (

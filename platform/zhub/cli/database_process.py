@@ -24,9 +24,10 @@ from zhub.database.migrate import check_at_head
 from zhub.database.sessions import make_engine, system_session
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError, ZhubError
 from zhub.ids import new_id
+from zhub.kinds import redrive
+from zhub.kinds.redrive import DeadLetters
 from zhub.models import Job, Organization, Quota
-from zhub.queue import invariants, redrive
-from zhub.queue.redrive import DeadLetters
+from zhub.queue import invariants
 from zhub.tenancy.bootstrap import create_full_key, ensure_project, has_keys
 
 KEY_NAME = "zhub db bootstrap"

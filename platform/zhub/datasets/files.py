@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -103,7 +103,7 @@ def delete(session: Session, project_id: uuid.UUID, version_id: uuid.UUID) -> No
         select(Job.id)
         .where(
             (Job.dataset_version_id == version.id) | (Job.validation_version_id == version.id),
-            Job.kind == "train",
+            Job.kind != "validate",
             Job.finished_at.is_(None),
         )
         .limit(1)
@@ -125,6 +125,25 @@ def finish_validation(session: Session, version_id: uuid.UUID, found: dict[str, 
             status_details=None if ok else describe_problems(found),
         )
     )
+
+
+def fail_validation(session: Session, version_id: uuid.UUID, reason: str) -> None:
+    """The validation job has failed: the file cannot be used."""
+    details = f"The file could not be validated: {reason}"
+    _set_status(session, version_id, "error", details)
+
+
+def restart_validation(session: Session, version_id: uuid.UUID) -> None:
+    """The validation job is queued again."""
+    only_failed = DatasetVersion.status == "error"
+    _set_status(session, version_id, "uploaded", None, only_failed)
+
+
+def _set_status(
+    session: Session, version_id: uuid.UUID, status: str, details: str | None, *conditions: ColumnElement[bool]
+) -> None:
+    changed = update(DatasetVersion).where(DatasetVersion.id == version_id, *conditions)
+    session.execute(changed.values(status=status, status_details=details))
 
 
 def validation_report(found: Validation) -> dict[str, Any]:

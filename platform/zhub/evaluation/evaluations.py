@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from sqlalchemy import func, select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.admission import limits
 from zhub.datasets import files
-from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError
 from zhub.evaluation.statistics import accuracy, paired_bootstrap, paired_p_value
 from zhub.graders import Grader, check_templates
 from zhub.ids import parse_id, public_id
@@ -111,9 +111,7 @@ def create(session: Session, caller: Caller, request: EvaluationRequest) -> list
     Raises:
         InvalidRequestError: with the ``param`` at fault.
         NotFoundError, NotReadyError, ConflictError: a model or the file is missing or not usable yet.
-        QuotaExceededError: as many jobs of the organisation wait as may.
     """
-    limits.check_queue(session, caller.org_id)
     if request.cluster is not None:
         limits.check_cluster(session, request.cluster, param="cluster")
     return measure(session, caller, request)
@@ -125,7 +123,7 @@ def check_suite(session: Session, caller: Caller, file_id: str, grader: dict[str
 
 
 def measure(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
-    """What ``create`` does, however long the queue is, and whether or not the cluster has an agent."""
+    """What ``create`` does, whether or not the cluster has an agent."""
     file = _file(session, caller, request.file)
     grader = _grader(request.grader, file)
     named = [_subject(session, caller, request.model, "model")]
@@ -173,6 +171,12 @@ def finish(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, report: Mappi
         .where(Evaluation.job_id == job_id)
         .values(results=results, rewards=found.rewards, rows_key=found.rows_key)
     )
+
+
+def check_redrive(session: Session, job: Job) -> None:
+    """Raises ConflictError where an evaluation was asked for again since its job failed, and has another job."""
+    if not session.scalar(select(exists().where(Evaluation.job_id == job.id))):
+        raise ConflictError("The evaluation was asked for again since and has another job.")
 
 
 def get(session: Session, project_id: uuid.UUID, evaluation_id: uuid.UUID) -> Evaluation:

@@ -77,7 +77,6 @@ class Job(TenantOwned, Base):
         tenant_fk("dataset_version_id", "dataset_versions"),
         tenant_fk("validation_version_id", "dataset_versions"),
         tenant_fk("expert_id", "experts"),
-        one_of("kind", states.JOB_KINDS),
         one_of("desired", states.DESIRED),
         one_of("state", states.JOB_STATES),
         CheckConstraint("(state IN ('starting', 'running', 'stopping')) = (lease_until IS NOT NULL)", name="lease"),
@@ -90,7 +89,7 @@ class Job(TenantOwned, Base):
             postgresql_where=text("state IN ('admitted', 'starting', 'running', 'stopping')"),
         ),
         Index(
-            "ix_jobs_light", "created_at", "id", postgresql_where=text("state = 'queued' AND kind = 'validate'")
+            "ix_jobs_light", "kind", "created_at", "id", postgresql_where=text("state = 'queued'")
         ),
         Index(
             "ix_jobs_retry", "not_before", postgresql_where=text("state = 'queued' AND not_before IS NOT NULL")

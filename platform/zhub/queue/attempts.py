@@ -8,7 +8,7 @@ import json
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
@@ -16,10 +16,9 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.errors import LeaseLostError
 from zhub.ids import new_id
-from zhub.models import Attempt, BaseModel, DatasetVersion, Job
+from zhub.models import Attempt, Job
 from zhub.queue import job_events, poison
 from zhub.queue.job_events import Event
-from zhub.queue.jobs import get_job
 from zhub.queue.poison import is_poison
 from zhub.webhooks import outbox
 
@@ -39,6 +38,24 @@ class Succeeded(NamedTuple):
     expert_id: uuid.UUID | None
     base_model_id: uuid.UUID | None
     dataset_version_id: uuid.UUID | None
+
+
+class Released(NamedTuple):
+    """A job whose attempt has ended without success, and what its result would have belonged to."""
+
+    job_id: uuid.UUID
+    org_id: uuid.UUID
+    fence: int
+    kind: str
+    state: str
+    """What it is now: queued to be tried again, paused, cancelled or failed."""
+    dataset_version_id: uuid.UUID | None
+    base_model_id: uuid.UUID | None
+    reason: str
+
+
+# What ``released`` makes a Released of.
+RELEASED = "jobs.id, org_id, fence, kind, state, dataset_version_id, base_model_id"
 
 
 @dataclass(frozen=True)
@@ -140,8 +157,10 @@ _SUCCEED = text(f"""
 """)
 
 
-def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, outcome: str = "failed_user") -> str:
-    """End an attempt that failed, and return the job's next state.
+def fail(
+    session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, outcome: str = "failed_user"
+) -> Released:
+    """End an attempt that failed; its job is tried again or has failed.
 
     ``outcome`` says whose budget pays: ``failed_user`` or, for lost actors and unreachable parts,
     ``failed_infra`` and ``lost``. A failure that is not retryable ends the job at once.
@@ -156,7 +175,7 @@ def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, o
             f"""
             UPDATE jobs SET {RELEASE}
              WHERE id = :job AND fence = :fence AND state IN ('starting', 'running', 'stopping')
-         RETURNING id, org_id, state
+         RETURNING {RELEASED}
             """
         ),
         {
@@ -169,15 +188,16 @@ def fail(session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, o
     ).one_or_none()
     if row is None:
         raise LeaseLostError(job_id, fence)
-    end_attempt(session, job_id, fence, outcome, failure.message)
-    report_release(session, row.org_id, job_id, fence, row.state, failure.message)
-    return str(row.state)
+    job = released(row, failure.message)
+    end_attempt(session, job, outcome, failure.message)
+    report_release(session, job)
+    return job
 
 
 def lose(
     session: Session, job_id: uuid.UUID, fence: int, *, died_on: str | None = None, nodes: Collection[str] = ()
-) -> str:
-    """End an attempt whose worker is gone, and return the job's next state.
+) -> Released:
+    """End an attempt whose worker is gone.
 
     One that had been asked to leave its worker has left it, and pays nothing. ``died_on`` is the node where the worker
     was seen to die, ``nodes`` are those that live: a job that brings down one worker after another is not tried again.
@@ -210,8 +230,8 @@ def preempt(session: Session, job_id: uuid.UUID, fence: int, message: str) -> No
         job_events.add(session, org_id, job_id, message, level="warn")
 
 
-def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
-    """End an attempt whose actor stopped because it was asked to; return the job's next state.
+def stopped(session: Session, job_id: uuid.UUID, fence: int) -> Released:
+    """End an attempt whose actor stopped because it was asked to.
 
     A job that is wanted again by then is queued without a back-off. An attempt that stopped although nobody had
     asked it is a failure of the platform: it would stop again at once, and for ever.
@@ -221,7 +241,7 @@ def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
     """
     row = session.execute(
         text(
-            """
+            f"""
             UPDATE jobs SET lease_until = NULL,
                    state = CASE desired WHEN 'cancel' THEN 'cancelled' WHEN 'pause' THEN 'paused' ELSE 'queued' END,
                    finished_at = CASE WHEN desired = 'cancel' THEN now() END, not_before = NULL,
@@ -229,7 +249,7 @@ def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
               FROM (SELECT id, desired AS wanted FROM jobs WHERE id = :job FOR UPDATE) was
              WHERE jobs.id = was.id AND fence = :fence
                AND (state = 'stopping' OR state IN ('starting', 'running') AND desired <> 'run')
-         RETURNING org_id, state, wanted
+         RETURNING {RELEASED}, wanted
             """
         ),
         {"job": job_id, "fence": fence},
@@ -237,9 +257,10 @@ def stopped(session: Session, job_id: uuid.UUID, fence: int) -> str:
     if row is None:
         return fail(session, job_id, fence, STOPPED_UNASKED, outcome="failed_infra")
     outcome = {"cancel": "cancelled", "preempt": "preempted"}.get(row.wanted, "paused")
-    end_attempt(session, job_id, fence, outcome, None)
-    report_state(session, row.org_id, job_id, row.state)
-    return str(row.state)
+    job = released(row[:-1], f"The attempt was {outcome}.")
+    end_attempt(session, job, outcome, None)
+    report_state(session, job.org_id, job_id, job.state)
+    return job
 
 
 def report_state(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, state: str) -> None:
@@ -267,40 +288,31 @@ RELEASE = """
 """
 
 
+def released(row: Sequence[Any], reason: str) -> Released:
+    """The job of a row with the columns ``RELEASED``."""
+    return Released(*row, reason=reason)
+
+
 def error_json(failure: Failure) -> str:
     return json.dumps({"code": failure.code, "message": failure.message, "param": failure.param})
 
 
-def end_attempt(session: Session, job_id: uuid.UUID, fence: int, outcome: str, message: str | None) -> None:
+def end_attempt(session: Session, job: Released, outcome: str, message: str | None) -> None:
+    """Write how the attempt of a released job ended."""
     session.execute(
         update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.fence == fence)
+        .where(Attempt.job_id == job.job_id, Attempt.fence == job.fence)
         .values(outcome=outcome, message=message, ended_at=func.now())
     )
 
 
-def _fail_dependents(session: Session, job_id: uuid.UUID, message: str) -> None:
-    """What waits for a job that has failed says so, instead of waiting for ever."""
-    job = get_job(session, job_id)
-    if job.kind == "validate":
-        session.execute(
-            update(DatasetVersion)
-            .where(DatasetVersion.id == job.dataset_version_id)
-            .values(status="error", status_details=f"The file could not be validated: {message}")
-        )
-    elif job.kind == "decompose":
-        failed = {"status": "error", "error": message}
-        session.execute(update(BaseModel).where(BaseModel.id == job.base_model_id).values(failed))
-
-
-def report_release(
-    session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, state: str, message: str
-) -> None:
-    if state == states.FAILED:
-        job_events.add(session, org_id, job_id, message, level="error")
-        outbox.announce_job(session, job_id)
-        _fail_dependents(session, job_id, message)
-    elif state == states.QUEUED:
-        job_events.add(session, org_id, job_id, f"{message.rstrip('.')}. The job will be tried again.", level="warn")
+def report_release(session: Session, job: Released) -> None:
+    """Tell what became of a job whose attempt failed or was lost."""
+    if job.state == states.FAILED:
+        job_events.add(session, job.org_id, job.job_id, job.reason, level="error")
+        outbox.announce_job(session, job.job_id)
+    elif job.state == states.QUEUED:
+        again = f"{job.reason.rstrip('.')}. The job will be tried again."
+        job_events.add(session, job.org_id, job.job_id, again, level="warn")
     else:
-        report_state(session, org_id, job_id, state)
+        report_state(session, job.org_id, job.job_id, job.state)

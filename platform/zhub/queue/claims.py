@@ -13,7 +13,6 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from zhub.ids import new_id
-from zhub.queue.jobs import LIGHT_KINDS
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,14 @@ def claim_up_to(
     kinds: Sequence[str],
     *,
     lease_s: float,
+    needs_worker: bool = True,
     free: int = 1,
     packs: Collection[str] = (),
 ) -> list[Claim]:
     """Lease the first admitted jobs of these kinds, at most ``limit``. Two callers never get the same one.
 
-    The caller commits before it starts anything, and renews each lease before ``lease_s`` seconds have passed. ``free``
+    The caller commits before it starts anything, and renews each lease before ``lease_s`` seconds have passed. Where
+    these kinds take nothing of their cluster ``needs_worker`` is False. ``free``
     workers hold nothing, and the packs of the keys ``packs`` have room: jobs are leased in their order as far as they
     fit in. Where the first does not, nothing is, also where a later one would, so that a job that fits nowhere gets the
     next free workers: all that it takes, at once. A job that was lost before shares no more: it may be what brings
@@ -67,7 +68,7 @@ def claim_up_to(
             "limit": limit,
             "free": free,
             "packs": list(packs),
-            "light": list(LIGHT_KINDS),
+            "needs_worker": needs_worker,
             "attempts": [new_id() for _ in range(limit)],
             "events": [new_id() for _ in range(limit)],
         },
@@ -100,7 +101,7 @@ _CLAIM = text("""
     ), attempt AS (
         INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
         SELECT (cast(:attempts AS uuid[]))[place], org_id, claimed.id, fence, :agent,
-               CASE WHEN kind = ANY(:light) THEN 0
+               CASE WHEN NOT :needs_worker THEN 0
                     WHEN pack_key IS NULL THEN workers
                     ELSE 1.0 / coalesce(agents.jobs_per_worker, 1) END
           FROM claimed LEFT JOIN agents ON agents.id = :agent

@@ -14,6 +14,7 @@ from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.ids import parse_id, public_id
 from zhub.models import Job, JobDependency
 from zhub.queue import job_events, jobs
+from zhub.queue.jobs import KindNames
 from zhub.webhooks import outbox
 
 MAX_NEEDED = 20
@@ -64,10 +65,10 @@ def of(session: Session, job_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[J
     return found
 
 
-def release_dependents(session: Session) -> int:
+def release_dependents(session: Session, kinds: KindNames) -> int:
     """Queue the jobs whose dependencies have all succeeded, cancel those with one that has not. The leader calls this.
 
-    Gates are left alone: what to make of a training that failed is theirs to say.
+    Jobs that the scheduler ends are left alone: what to make of a dependency that failed is theirs to say.
     """
     rows = session.execute(
         text(
@@ -76,7 +77,7 @@ def release_dependents(session: Session) -> int:
                 SELECT j.id, bool_or(n.state IN ('failed', 'cancelled')) AS lost,
                        min(n.id::text) FILTER (WHERE n.state IN ('failed', 'cancelled')) AS lost_id
                   FROM jobs j JOIN job_dependencies d ON d.job_id = j.id JOIN jobs n ON n.id = d.needs_job_id
-                 WHERE j.state = 'waiting' AND j.kind <> 'gate'
+                 WHERE j.state = 'waiting' AND j.kind <> ALL(:without_worker)
                  GROUP BY j.id
                 HAVING bool_and(n.state = 'succeeded') OR bool_or(n.state IN ('failed', 'cancelled'))
                  ORDER BY j.id LIMIT :limit
@@ -91,7 +92,11 @@ def release_dependents(session: Session) -> int:
          RETURNING jobs.id, jobs.org_id, jobs.state, jobs.error
             """
         ),
-        {"limit": MAX_SETTLED, "head_start": jobs.PRIORITY_HEAD_START},
+        {
+            "limit": MAX_SETTLED,
+            "head_start": jobs.PRIORITY_HEAD_START,
+            "without_worker": kinds.without_worker,
+        },
     ).all()
     for row in rows:
         if row.state == states.QUEUED:

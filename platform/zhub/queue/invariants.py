@@ -31,7 +31,7 @@ RULES: Final[dict[str, str]] = {
     "a job makes at most one version, and only by succeeding": """
         SELECT j.id, 'state ' || j.state || ', ' || count(v.id) || ' versions'
           FROM jobs j LEFT JOIN expert_versions v ON v.job_id = j.id
-         WHERE j.kind = 'train' GROUP BY j.id HAVING count(v.id) <> (j.state = 'succeeded')::int
+         WHERE j.expert_id IS NOT NULL GROUP BY j.id HAVING count(v.id) <> (j.state = 'succeeded')::int
     """,
     "a version was made by the attempt that owned its job": """
         SELECT v.id, 'fence ' || v.fence || ', the job''s is ' || j.fence || ', that attempt '
@@ -83,7 +83,7 @@ RULES: Final[dict[str, str]] = {
     "a job that depends on others began after all of them had succeeded": """
         SELECT j.id, 'state ' || j.state || ', while ' || n.id || ' is ' || n.state
           FROM jobs j JOIN job_dependencies d ON d.job_id = j.id JOIN jobs n ON n.id = d.needs_job_id
-         WHERE j.kind <> 'gate' AND j.fence > 0 AND n.state <> 'succeeded'
+         WHERE j.fence > 0 AND n.state <> 'succeeded'
     """,
     "an alias stands where its last move put it": """
         SELECT a.id, '@' || a.name || ' stands on ' || a.version_id || ', and was moved to '
@@ -118,7 +118,7 @@ RULES: Final[dict[str, str]] = {
         SELECT j.id, 'state ' || j.state || ', fence ' || j.fence || ', attempts that succeeded: '
                || coalesce(string_agg(a.fence::text, ', '), 'none')
           FROM jobs j LEFT JOIN attempts a ON a.job_id = j.id AND a.outcome = 'succeeded'
-         WHERE j.kind <> 'gate' GROUP BY j.id
+         WHERE NOT EXISTS (SELECT 1 FROM promotions p WHERE p.job_id = j.id) GROUP BY j.id
         HAVING count(a.id) <> (j.state = 'succeeded')::int
             OR max(a.fence) IS DISTINCT FROM CASE WHEN count(a.id) > 0 THEN j.fence END
     """,

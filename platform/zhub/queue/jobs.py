@@ -1,6 +1,8 @@
 """Jobs as rows: adding one to the queue, and finding it again. Functions take a Session and never commit."""
 
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy import func, select
@@ -14,7 +16,18 @@ from zhub.process import tracing
 from zhub.queue import job_events
 
 PRIORITY_HEAD_START = timedelta(minutes=10)
-LIGHT_KINDS = ("validate",)  # need no slot: they run beside training on a CPU worker
+
+
+@dataclass(frozen=True)
+class KindNames:
+    """The kinds of jobs that statements treat differently; ``zhub.kinds`` says which they are."""
+
+    light: Sequence[str]
+    """They run beside others on a worker without torch, and take nothing of their cluster."""
+    resumable: Sequence[str]
+    """They can stop at any time and go on from a checkpoint."""
+    without_worker: Sequence[str]
+    """They are never queued: the scheduler ends them."""
 
 
 def enqueue(session: Session, job: Job, message: str) -> None:

@@ -5,6 +5,7 @@ They belong to the platform, not to a tenant: every organisation trains on the s
 
 import re
 import uuid
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -145,7 +146,20 @@ def require_ready(base: BaseModel) -> BasisReference:
     )
 
 
-def finish_decomposition(session: Session, base_model_id: uuid.UUID, found: dict[str, Any]) -> None:
+def fail_decomposition(session: Session, base_model_id: uuid.UUID, reason: str) -> None:
+    """The job that decomposes the base has failed."""
+    failed = {"status": "error", "error": reason}
+    session.execute(update(BaseModel).where(BaseModel.id == base_model_id).values(failed))
+
+
+def restart_decomposition(session: Session, base_model_id: uuid.UUID) -> None:
+    """The job that decomposes the base is queued again."""
+    again = {"status": "decomposing", "error": None}
+    failed = update(BaseModel).where(BaseModel.id == base_model_id, BaseModel.status == "error")
+    session.execute(failed.values(again))
+
+
+def finish_decomposition(session: Session, base_model_id: uuid.UUID, found: Mapping[str, Any]) -> None:
     """The basis is in the store: the base model is ready."""
     session.execute(
         update(BaseModel)

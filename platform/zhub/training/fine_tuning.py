@@ -25,6 +25,7 @@ from zhub.errors import (
 from zhub.evaluation import promotions
 from zhub.graders import Grader, check_templates, judge_models, parse_grader
 from zhub.ids import parse_id
+from zhub.kinds import table
 from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
@@ -95,7 +96,7 @@ def create(
         live := jobs.find_by_dedup_key(session, caller.project_id, request.dedup_key)
     ):
         return live
-    limits.check_queue(session, caller.org_id)
+    limits.check_queue(session, caller.org_id, table.names())
     job, expert = prepare(session, caller, request)
     job.request_hash, job.idempotency_key, job.dedup_key = request_hash, idempotency_key, request.dedup_key
     needs = dependencies.needed(session, caller.project_id, request.depends_on, param="depends_on")

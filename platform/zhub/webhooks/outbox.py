@@ -56,11 +56,11 @@ ANNOUNCE_JOBS = """
       FROM {jobs} j
       LEFT JOIN evaluations v ON v.job_id = j.id
      CROSS JOIN LATERAL (
-           SELECT CASE j.kind WHEN 'train' THEN 'fine_tuning.job.' ELSE 'evaluation.' END || j.state AS type,
-                  CASE j.kind WHEN 'train' THEN 'ftjob-' || replace(cast(j.id AS text), '-', '')
-                              ELSE 'eval-' || replace(cast(v.id AS text), '-', '') END AS id) told
+           SELECT CASE WHEN v.id IS NULL THEN 'fine_tuning.job.' ELSE 'evaluation.' END || j.state AS type,
+                  CASE WHEN v.id IS NULL THEN 'ftjob-' || replace(cast(j.id AS text), '-', '')
+                       ELSE 'eval-' || replace(cast(v.id AS text), '-', '') END AS id) told
       JOIN webhook_endpoints e
         ON e.org_id = j.org_id AND e.project_id = j.project_id AND e.status = 'enabled'
        AND e.deleted_at IS NULL AND e.event_types @> to_jsonb(told.type)
-     WHERE j.kind IN ('train', 'evaluate')
+     WHERE j.expert_id IS NOT NULL OR v.id IS NOT NULL
 """

@@ -53,12 +53,13 @@ from zhub.admission import admit as admission
 from zhub.admission.explain import explain
 from zhub.database.sessions import system_session
 from zhub.errors import ConflictError, DeposedError, LeaseLostError
+from zhub.kinds import redrive
+from zhub.kinds.redrive import process_redrives
 from zhub.models import Agent, BaseModel, Checkpoint, Expert, Job, Organization, Project, Quota
 from zhub.queue import attempts as job_attempts
-from zhub.queue import checkpoints, claims, dependencies, invariants, job_events, jobs, leadership, reaper, redrive
+from zhub.queue import checkpoints, claims, dependencies, invariants, job_events, jobs, leadership, reaper
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes, request_cancel, request_pause, request_resume
-from zhub.queue.redrive import process_redrives
 from zhub.registry import publish as version_publish
 from zhub.storage.directory import DirectoryStore
 from zhub.storage.keys import checkpoints_prefix

@@ -9,8 +9,9 @@ from sqlalchemy import Engine, func, text
 
 from zhub.database.sessions import system_session
 from zhub.errors import LeaseLostError
+from zhub.kinds import redrive
 from zhub.models import Job
-from zhub.queue import attempts, claims, jobs, redrive
+from zhub.queue import attempts, claims, jobs
 from zhub.queue.claims import Claim
 from zhub.queue.job_events import Event
 from zhub.storage.keys import checkpoints_prefix

@@ -16,12 +16,13 @@ from zhub.cli.database_process import redrive_jobs
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import ConflictError, LeaseLostError
+from zhub.kinds import redrive
+from zhub.kinds.redrive import DeadLetters, process_redrives
 from zhub.models import BaseModel, DatasetVersion, Job, JobEvent
-from zhub.queue import attempts, dependencies, invariants, jobs, redrive
+from zhub.queue import attempts, dependencies, invariants, jobs
 from zhub.queue.attempts import Failure
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes, request_cancel
-from zhub.queue.redrive import DeadLetters, process_redrives
 from zhub.tenancy.keys import Caller
 
 MakeJob = Callable[..., uuid.UUID]

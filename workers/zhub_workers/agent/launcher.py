@@ -7,7 +7,6 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Protocol
 
-from zhub.queue.jobs import LIGHT_KINDS
 from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt, Runner, Worker
 
 
@@ -71,19 +70,6 @@ class Launcher(Protocol):
 
     def nodes(self) -> Set[str]:
         """The nodes that live and stay, as far as known."""
-
-
-POOLS = ("torch", "light")  # in the order in which an agent asks for jobs
-
-
-def pool_of(kind: str) -> str:
-    """Which workers run a kind of job: those without torch, or those with."""
-    return "light" if kind in LIGHT_KINDS else "torch"
-
-
-def kinds_of(pool: str) -> list[str]:
-    """The kinds of job that a pool's workers run."""
-    return list(LIGHT_KINDS) if pool == "light" else ["decompose", "train", "evaluate"]
 
 
 def has_room(held: Iterable[HeldAttempt], pack_key: str | None, *, jobs_per_worker: int) -> bool:

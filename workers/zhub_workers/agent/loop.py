@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -20,20 +19,17 @@ from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.database.sessions import statement_session, system_session
-from zhub.datasets import files
 from zhub.errors import LeaseLostError, UnavailableError
-from zhub.evaluation import evaluations
-from zhub.manifest import Manifest
+from zhub.kinds import outcomes, table
 from zhub.models import Agent as AgentRow
 from zhub.models import Job
 from zhub.process import tracing
 from zhub.process.config import Settings
 from zhub.process.metrics import LEASE_LOST, database_answers
 from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, job_topic
-from zhub.queue import attempts, claims, job_events, jobs
-from zhub.registry import base_models
-from zhub.registry.publish import publish
-from zhub_workers.agent.launcher import POOLS, Launcher, WorkerLostError, WorkerSilentError, kinds_of
+from zhub.queue import attempts, claims, job_events
+from zhub.states import LIGHT, POOLS
+from zhub_workers.agent.launcher import Launcher, WorkerLostError, WorkerSilentError
 from zhub_workers.agent.metrics import FENCE_REJECTED, FOLLOWED, ORPHANS_KILLED, PICKUP, ROUND, START
 from zhub_workers.agent.reconcile import Adopt, Kill, Lose, reconcile
 from zhub_workers.attempts.attempt import INFRASTRUCTURE, Attempt, AttemptKey, AttemptStatus
@@ -139,8 +135,9 @@ class Agent:
                         limit,
                         self.id,
                         self._settings.cluster,
-                        kinds_of(pool),
+                        table.of_pool(pool),
                         lease_s=self._settings.lease_s,
+                        needs_worker=pool != LIGHT,
                         free=free,
                         packs=packs,
                     )
@@ -237,7 +234,9 @@ class Agent:
             )
             self._launcher.kill(key)
             LEASE_LOST.labels("stalled").inc()
-            return self._end(key, lambda session: attempts.fail(session, *key, STALLED, outcome="failed_infra"))
+            return self._end(
+                key, lambda session: outcomes.record_failure(session, *key, STALLED, outcome="failed_infra")
+            )
         return False
 
     def _stop(self, followed: _Followed) -> None:
@@ -247,7 +246,7 @@ class Agent:
             followed.stop_asked_at = now
         elif now - followed.stop_asked_at > STOP_GRACE_S:
             self._launcher.kill(followed.key)
-            self._end(followed.key, lambda session: attempts.stopped(session, *followed.key))
+            self._end(followed.key, lambda session: outcomes.record_stop(session, *followed.key))
             return
         if not followed.stop_heard:
             try:
@@ -261,11 +260,11 @@ class Agent:
             case "succeeded":
                 result = status.result or {}
                 try:
-                    ended = self._end(key, lambda session: record_success(session, key, result))
+                    ended = self._end(key, lambda session: outcomes.record_success(session, *key, result))
                 except UNRECORDABLE as exc:
                     ended = self._fail_unrecordable(key, exc)
             case "stopped":
-                ended = self._end(key, lambda session: attempts.stopped(session, *key))
+                ended = self._end(key, lambda session: outcomes.record_stop(session, *key))
             case _:
                 failure = status.failure or attempts.LOST
                 ended = self._end(key, lambda session: record_failure(session, key, failure))
@@ -303,7 +302,7 @@ class Agent:
         LEASE_LOST.labels(reason).inc()
         died_on = self._launcher.died_on(key)
         nodes = self._launcher.nodes() if died_on is not None else ()
-        return self._end(key, lambda session: attempts.lose(session, *key, died_on=died_on, nodes=nodes))
+        return self._end(key, lambda session: outcomes.record_loss(session, *key, died_on=died_on, nodes=nodes))
 
     def _abandon(self, key: AttemptKey, reason: LeaseLostError) -> bool:
         """Somebody else owns the job, or it has ended: stop the worker's attempt and write nothing."""
@@ -311,7 +310,7 @@ class Agent:
             job = session.get(Job, key.job_id)
             cancelled = job is not None and job.fence == key.fence and job.state in states.ACTIVE
         if cancelled:  # a result that came after its cancellation was accepted
-            return self._end(key, lambda session: attempts.stopped(session, *key))
+            return self._end(key, lambda session: outcomes.record_stop(session, *key))
         FENCE_REJECTED.inc()
         log.warning("attempt %s: %s; abandoned", key, reason, extra=_fields("abandoned", key))
         self._release(key)
@@ -369,31 +368,10 @@ class Agent:
         self._followed[key] = _Followed(key, seq=seq)
 
 
-def record_success(session: Session, key: AttemptKey, result: dict[str, Any]) -> str:
-    """Write an attempt's result and the end of its job, in the caller's one transaction; return the job's state.
-
-    Raises:
-        LeaseLostError: another attempt owns the job, or it was cancelled; nothing is written.
-    """
-    if jobs.get_job(session, key.job_id).kind == "train":
-        manifest = Manifest.model_validate(result["manifest"])
-        publish(session, *key, manifest, result["key_prefix"], result["trained_tokens"])
-        return states.SUCCEEDED
-    job = attempts.succeed(session, *key)
-    job_events.add(session, job.org_id, job.id, "The job has succeeded.")
-    if job.dataset_version_id is not None and job.kind == "validate":
-        files.finish_validation(session, job.dataset_version_id, result["validation"])
-    elif job.kind == "evaluate":
-        evaluations.finish(session, job.org_id, job.id, result)
-    elif job.base_model_id is not None:
-        base_models.finish_decomposition(session, job.base_model_id, result)
-    return states.SUCCEEDED
-
-
 def record_failure(session: Session, key: AttemptKey, failure: attempts.Failure) -> str:
     """Write an attempt's failure, paid by the budget of whoever caused it; return the job's next state."""
     infra = failure.code in INFRASTRUCTURE
-    return attempts.fail(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
+    return outcomes.record_failure(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
 
 
 def _fields(action: str, key: AttemptKey) -> dict[str, object]:

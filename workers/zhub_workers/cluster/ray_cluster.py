@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.util import get_placement_group, list_named_actors, placement_group_table, remove_placement_group
 
-from zhub_workers.agent.launcher import POOLS
+from zhub.states import POOLS
 from zhub_workers.attempts.attempt import AttemptKey
 
 NAMESPACE = "zhub"

@@ -8,13 +8,14 @@ import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import exists, func, select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.errors import ConflictError
 from zhub.ids import public_id
-from zhub.models import BaseModel, DatasetVersion, Evaluation, Job, JobDependency, Organization
+from zhub.kinds import table
+from zhub.models import Job, JobDependency, Organization
 from zhub.queue import job_events, jobs
 
 MAX_LISTED = 1000
@@ -35,7 +36,7 @@ class DeadLetters:
 
 def find(session: Session, which: DeadLetters) -> list[Job]:
     """Failed jobs that these words describe, the oldest first. The session must see all tenants."""
-    statement = select(Job).where(Job.state == states.FAILED, Job.kind != "gate")
+    statement = select(Job).where(Job.state == states.FAILED, Job.kind.not_in(table.names().without_worker))
     if which.organization is not None:
         named = select(Organization.id).where(Organization.name == which.organization)
         statement = statement.where(Job.org_id.in_(named))
@@ -96,25 +97,11 @@ def redrive(session: Session, job: Job) -> None:
     _check(session, job)
     if not _revive(session, job):
         raise _not_dead(job)
-    if job.kind == "validate":
-        waiting = {"status": "uploaded", "status_details": None}
-        session.execute(
-            update(DatasetVersion)
-            .where(DatasetVersion.id == job.dataset_version_id, DatasetVersion.status == "error")
-            .values(waiting)
-        )
-    elif job.kind == "decompose":
-        again = {"status": "decomposing", "error": None}
-        session.execute(
-            update(BaseModel).where(BaseModel.id == job.base_model_id, BaseModel.status == "error").values(again)
-        )
+    table.KINDS[job.kind].redriven(session, job)
 
 
 def _check(session: Session, job: Job) -> None:
-    if job.kind == "gate":
-        raise ConflictError("A gate is not decided again. Ask for another promotion.")
-    if job.kind == "evaluate" and not session.scalar(select(exists().where(Evaluation.job_id == job.id))):
-        raise ConflictError("The evaluation was asked for again since and has another job.")
+    table.KINDS[job.kind].check_redrive(session, job)
     other = jobs.find_by_dedup_key(session, job.project_id, job.dedup_key) if job.dedup_key is not None else None
     if other is not None and other.id != job.id:
         raise ConflictError(
@@ -136,13 +123,17 @@ def _revive(session: Session, job: Job) -> bool:
                    user_failures = 0, forgiven_user_failures = forgiven_user_failures + user_failures,
                    infra_failures = 0, forgiven_infra_failures = forgiven_infra_failures + infra_failures,
                    ranked_at = now() - priority * cast(:head_start AS interval),
-                   state = CASE WHEN kind = 'gate' OR EXISTS (
+                   state = CASE WHEN kind = ANY(:without_worker) OR EXISTS (
                        SELECT 1 FROM job_dependencies d JOIN jobs n ON n.id = d.needs_job_id
                         WHERE d.job_id = jobs.id AND n.state <> 'succeeded') THEN 'waiting' ELSE 'queued' END
              WHERE id = :job AND state IN ('failed', 'cancelled') RETURNING state
             """
         ),
-        {"job": job.id, "head_start": jobs.PRIORITY_HEAD_START},
+        {
+            "job": job.id,
+            "head_start": jobs.PRIORITY_HEAD_START,
+            "without_worker": table.names().without_worker,
+        },
     )
     session.refresh(job)
     if state is None:
