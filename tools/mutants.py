@@ -29,13 +29,26 @@ ADMISSION, SHARES, BASELINE = (
     "platform/zhub/admission/fair_share.py",
     "migrations/versions/0001_baseline.py",
 )
-ON_JOBS = ("tests/integration/queue/test_jobs.py", "tests/integration/queue/test_jobs_machine.py")
+ON_JOBS = (
+    "tests/integration/queue/test_claims.py",
+    "tests/integration/queue/test_fencing.py",
+    "tests/integration/queue/test_retries.py",
+    "tests/integration/queue/test_cancel_pause.py",
+    "tests/integration/queue/test_leadership.py",
+    "tests/integration/registry/test_publication.py",
+    "tests/integration/queue/test_jobs_machine.py",
+)
 ON_REDRIVE = ("tests/integration/queue/test_redrive.py", "tests/integration/queue/test_jobs_machine.py")
 ON_SCHEDULES, ON_PROMOTIONS = (
     ("tests/integration/schedules/test_schedules.py",),
     ("tests/integration/evaluation/test_promotions.py",),
 )
-ON_ADMISSION = ("tests/unit/admission/test_fair_share.py", "tests/integration/admission/test_admission.py", *ON_JOBS)
+ON_ADMISSION = (
+    "tests/unit/admission/test_fair_share.py",
+    "tests/integration/admission/test_admit.py",
+    "tests/integration/admission/test_admission.py",
+    "tests/integration/queue/test_jobs_machine.py",
+)
 
 
 _LOOK_AT_WORKERS = "        held = self._launcher.running().keys()\n"
@@ -124,7 +137,7 @@ MUTANTS = (
         JOBS,
         "ORDER BY admitted_at, id LIMIT :limit",
         "ORDER BY (:free > 0 OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT :limit",
-        ("tests/integration/queue/test_jobs.py",),
+        ("tests/integration/queue/test_claims.py",),
     ),
     Mutant(
         "the reaper takes expired leases alone",

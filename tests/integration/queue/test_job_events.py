@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from job_moves import admit, claimed, heartbeat, messages, pause, stopped
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
@@ -487,3 +488,31 @@ def test_the_route_says_how_many_points_there_were(
     assert (series["name"], series["count"], len(series["points"])) == ("train_loss", 100, 10)
     too_few = httpx.get(where, params={"points": 3}, headers=headers)
     assert (too_few.status_code, too_few.json()["error"]["param"]) == (400, "points")
+
+
+def test_every_move_of_a_job_is_told_once(
+    system_engine: Engine,
+    api_engine: Engine,
+    make_agent: Callable[..., uuid.UUID],
+    make_job: MakeJob,
+    caller: Caller,
+) -> None:
+    make_agent()
+    job_id = make_job(caller)
+    admit(system_engine)
+    fence = claimed(system_engine).fence
+    for _ in range(2):
+        heartbeat(system_engine, job_id, fence)
+    pause(api_engine, caller, job_id)
+    for _ in range(2):
+        heartbeat(system_engine, job_id, fence)
+    stopped(system_engine, job_id, fence)
+    assert messages(system_engine, job_id) == [
+        "Enqueued.",
+        "The job is admitted.",
+        "Attempt 1 started.",
+        "The job is running.",
+        "Pause requested.",
+        "The job is stopping.",
+        "The job is paused.",
+    ]

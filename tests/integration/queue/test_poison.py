@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 
 import pytest
 from claims import AGENT, admit_queued
-from sqlalchemy import Engine, func, text
+from job_moves import execute
+from sqlalchemy import Engine, func
 
 from zhub.database.sessions import system_session
 from zhub.errors import LeaseLostError
@@ -21,17 +22,12 @@ def make(make_job: Callable[..., uuid.UUID], caller: Caller) -> Callable[[], uui
     return lambda: make_job(caller, state="admitted", admitted_at=func.now())
 
 
-def execute(engine: Engine, statement: str) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(statement))
-
-
 def begin(engine: Engine) -> dict[uuid.UUID, Claim]:
     """What back-off, admission and a claim of all jobs do, without the wait."""
     with system_session(engine) as session:
         admit_queued(session)
-        found = jobs.claim_up_to(session, 9, AGENT, "default", ["train"], lease_s=60, free=9)
-    return {claim.job_id: claim for claim in found}
+        claims = jobs.claim_up_to(session, 9, AGENT, "default", ["train"], lease_s=60, free=9)
+    return {claim.job_id: claim for claim in claims}
 
 
 def lose(engine: Engine, claim: Claim, node: str, nodes: Iterable[str]) -> str:
