@@ -289,7 +289,7 @@ MUTANTS = (
         "workers/zhub_workers/agent/loop.py",
         _LOOK_AT_WORKERS + _LOOK_AT_ROWS,
         _LOOK_AT_ROWS + _LOOK_AT_WORKERS,
-        ("tests/integration/agent/test_agent.py", "-k", "looks_around or adopts"),
+        ("tests/integration/agent/test_lost_agents_and_workers.py", "-k", "looks_around or adopts"),
     ),
     Mutant(
         "a reader of events stops at the oldest open transaction",

@@ -8,16 +8,18 @@ from claims import AGENT, admit_queued, claim_one
 from sqlalchemy import Engine, select, text
 from suites import manifest_of
 
+from zhub import scheduler
 from zhub.admission import admit as admission
 from zhub.database.sessions import system_session, tenant_session
 from zhub.models import Job, JobEvent
 from zhub.queue import desired as wishes
-from zhub.queue import jobs
+from zhub.queue import jobs, leadership
 from zhub.queue.desired import request_cancel, request_pause, request_resume
 from zhub.queue.jobs import Claim, Failure
 from zhub.registry import versions
 from zhub.tenancy.keys import Caller
 
+LEADER = uuid.UUID(int=7)
 LOST = Failure("lost", "The worker died.", retryable=True)
 WRONG = Failure("training_error", "It cannot work.")
 
@@ -105,6 +107,16 @@ def readmit(engine: Engine) -> None:
 def job_row(engine: Engine, job_id: uuid.UUID) -> Job:
     with system_session(engine) as session:
         return session.scalars(select(Job).where(Job.id == job_id)).one()
+
+
+def lead(engine: Engine) -> None:
+    """A pass of the leader, in which no back-off is waited for."""
+    execute(engine, "UPDATE jobs SET not_before = NULL WHERE state = 'queued'")
+    with system_session(engine) as session:
+        term = leadership.elect(session, "scheduler", LEADER, lease_s=60)
+    assert term is not None
+    scheduler.tend(engine, LEADER, term)
+    scheduler.schedule(engine, LEADER, term)
 
 
 def all_rows(engine: Engine) -> dict[str, Any]:

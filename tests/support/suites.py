@@ -16,11 +16,17 @@ from zhub.storage.object_store import DirectoryStore
 from zhub_workers.agent.loop import record_success
 from zhub_workers.attempts.attempt import AttemptKey
 
+
+def sums(count: int) -> bytes:
+    """A dataset file of so many rows with the right answers."""
+    return b"".join(
+        json.dumps({"messages": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)}).encode() + b"\n"
+        for n in range(count)
+    )
+
+
 N = 40
-ROWS = b"".join(
-    json.dumps({"messages": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)}).encode() + b"\n"
-    for n in range(N)
-)
+ROWS = sums(N)
 GRADER = {
     "type": "string_check",
     "name": "exact",
