@@ -310,14 +310,14 @@ MUTANTS = (
         "platform/zhub/webhooks/deliveries.py",
         "SET sending_until = now() + make_interval(secs => :claim_s)",
         "SET sending_until = now() + 0 * make_interval(secs => :claim_s)",
-        ("tests/integration/webhooks/test_webhooks.py",),
+        ("tests/integration/webhooks/test_deliveries.py",),
     ),
     Mutant(
         "an endpoint that is sent to is kept from other schedulers",
         "platform/zhub/webhooks/deliveries.py",
         " AND coalesce(sending_until <= now(), true)",
         "",
-        ("tests/integration/webhooks/test_webhooks.py",),
+        ("tests/integration/webhooks/test_deliveries.py",),
     ),
     Mutant(
         "every address of a name is checked",

@@ -11,7 +11,7 @@ at the end. Which of the protocol's invariants is held where:
     ``a_version_stands_for_each_success_and_for_nothing_else``, with ``publish``.
  7. No more workers are given out than there are, nor than the quota: ``workers_are_never_given_out_twice``, ``admit``.
  8. Every change has its event: ``what_a_user_should_know_has_its_event``; its deliveries: tests/integration/
-    test_webhooks.py.
+    webhooks/test_outbox.py.
  9. A tick fires once, and never while paused: test_schedules.py and, under harm, tests/simulation.
 10. Who is owed a worker gets it back in time: tests/unit/admission/test_fair_share.py.
 11. Every job ends or rests: ``teardown`` and, by the real loops, tests/simulation and tests/chaos.
