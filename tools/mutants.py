@@ -39,10 +39,11 @@ ON_JOBS = (
     "tests/integration/queue/test_jobs_machine.py",
 )
 ON_REDRIVE = ("tests/integration/queue/test_redrive.py", "tests/integration/queue/test_jobs_machine.py")
-ON_SCHEDULES, ON_PROMOTIONS = (
-    ("tests/integration/schedules/test_schedules.py",),
-    ("tests/integration/evaluation/test_promotions.py",),
+ON_SCHEDULES = (
+    "tests/integration/schedules/test_ticks.py",
+    "tests/integration/schedules/test_feedback_schedules.py",
 )
+ON_PROMOTIONS = ("tests/integration/evaluation/test_promotions.py",)
 ON_ADMISSION = (
     "tests/unit/admission/test_fair_share.py",
     "tests/integration/admission/test_admit.py",

@@ -12,7 +12,7 @@ at the end. Which of the protocol's invariants is held where:
  7. No more workers are given out than there are, nor than the quota: ``workers_are_never_given_out_twice``, ``admit``.
  8. Every change has its event: ``what_a_user_should_know_has_its_event``; its deliveries: tests/integration/
     webhooks/test_outbox.py.
- 9. A tick fires once, and never while paused: test_schedules.py and, under harm, tests/simulation.
+ 9. A tick fires once, and never while paused: test_ticks.py and, under harm, tests/simulation.
 10. Who is owed a worker gets it back in time: tests/unit/admission/test_fair_share.py.
 11. Every job ends or rests: ``teardown`` and, by the real loops, tests/simulation and tests/chaos.
 12. What lost its lease is stopped: tests/unit/agent/test_reconcile.py, tests/simulation.
