@@ -103,6 +103,9 @@ class AgentRig:
             statement = select(AttemptRow.fence, AttemptRow.outcome).where(AttemptRow.job_id == job_id)
             return [(row.fence, row.outcome) for row in session.execute(statement.order_by(AttemptRow.fence))]
 
+    def outcomes(self, job_id: uuid.UUID) -> list[str | None]:
+        return [outcome for _fence, outcome in self.attempts(job_id)]
+
     def states(self, job_ids: list[uuid.UUID]) -> list[str]:
         return [self.job(job_id).state for job_id in job_ids]
 
