@@ -304,7 +304,7 @@ MUTANTS = (
         "api/zhub_api/routes/job_events.py",
         "job.state in states.TERMINAL and is_all",
         "job.state in states.TERMINAL",
-        ("tests/integration/queue/test_job_events.py",),
+        ("tests/integration/queue/test_job_event_streams.py",),
     ),
     Mutant(
         "a delivery that is being sent is kept from others",
