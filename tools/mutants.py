@@ -47,7 +47,9 @@ ON_PROMOTIONS = ("tests/integration/evaluation/test_promotions.py",)
 ON_ADMISSION = (
     "tests/unit/admission/test_fair_share.py",
     "tests/integration/admission/test_admit.py",
-    "tests/integration/admission/test_admission.py",
+    "tests/integration/admission/test_shares.py",
+    "tests/integration/admission/test_quotas.py",
+    "tests/integration/admission/test_job_sizes.py",
     "tests/integration/queue/test_jobs_machine.py",
 )
 

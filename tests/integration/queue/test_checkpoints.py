@@ -140,8 +140,8 @@ def test_a_deleted_checkpoint_is_not_gone_on_from(system_engine: Engine, claim: 
     with system_session(system_engine) as session:
         session.execute(text("UPDATE checkpoints SET deleted_at = now() WHERE step = 20"))
     lose(system_engine, claim)
-    found = claim_again(system_engine).checkpoint
-    assert found is not None and found["step"] == 10
+    checkpoint = claim_again(system_engine).checkpoint
+    assert checkpoint is not None and checkpoint["step"] == 10
 
 
 # Deleting and sweeping

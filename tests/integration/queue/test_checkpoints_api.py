@@ -111,8 +111,8 @@ def test_a_checkpoint_is_retrieved_as_a_model_but_is_in_no_list_and_never_routed
         session.execute(text("UPDATE base_models SET is_default = true"))
         assert versions.resolve(session, caller, "auto", []).candidates == []
     name = f"main.summer@{job}:step-10"
-    found: Any = client.models.retrieve(name).to_dict()
-    assert (found["kind"], found["base_model"]) == ("checkpoint", "tiny")
+    model: Any = client.models.retrieve(name).to_dict()
+    assert (model["kind"], model["base_model"]) == ("checkpoint", "tiny")
     assert name not in [model.id for model in client.models.list()]
 
 

@@ -121,12 +121,12 @@ def test_a_stream_goes_on_after_the_event_that_the_client_saw_last(
     end()
     whole = open_stream(job_id)
     assert whole.over.wait(20)
-    enqueued, one = (event_id for _, event_id, _ in whole.messages[:2])
-    in_header = {"headers": {"last-event-id": one}}
+    enqueued, last_seen = (event_id for _, event_id, _ in whole.messages[:2])
+    in_header = {"headers": {"last-event-id": last_seen}}
     # A browser that connects again repeats its first address, and says in the header where it has come to.
     options: dict[str, dict[str, Any]] = {
         "Last-Event-ID": in_header,
-        "after": {"after": one},
+        "after": {"after": last_seen},
         "both": {"after": enqueued, **in_header},
     }
     rest = open_stream(job_id, **options[how])

@@ -50,7 +50,7 @@ def test_a_long_series_keeps_its_ends_and_the_extremes_of_each_stretch(
     rng = random.Random(points)
     loss = {step: rng.random() for step in range(1, 1000)}
     measure(1, train_loss=loss)
-    (found,) = series_of(system_engine, job_id, points).values()
+    (series,) = series_of(system_engine, job_id, points).values()
     # Slowly, from the words: the ends, and of each stretch in between the lowest and the highest.
     expected = dict(loss)
     if len(loss) > points:
@@ -60,8 +60,8 @@ def test_a_long_series_keeps_its_ends_and_the_extremes_of_each_stretch(
             stretches.setdefault(place * ((points - 2) // 2) // len(inner), []).append(point)
         kept = [pick(stretch, key=lambda point: point[1]) for stretch in stretches.values() for pick in (min, max)]
         expected = dict([(1, loss[1]), *kept, (999, loss[999])])
-    assert found == expected and len(found) <= points
-    assert (min(found.values()), max(found.values())) == (min(loss.values()), max(loss.values()))
+    assert series == expected and len(series) <= points
+    assert (min(series.values()), max(series.values())) == (min(loss.values()), max(loss.values()))
 
 
 def test_what_an_attempt_measured_after_the_step_that_the_next_went_on_from_is_left_out(
