@@ -26,5 +26,5 @@ def claim_one(
     packs: Collection[str] = (),
 ) -> Claim | None:
     """Lease the first admitted job of these kinds for a minute, as ``jobs.claim_up_to`` does; None where none fits."""
-    found = jobs.claim_up_to(session, 1, agent, cluster, kinds, lease_s=60, free=free, packs=packs)
-    return found[0] if found else None
+    claims = jobs.claim_up_to(session, 1, agent, cluster, kinds, lease_s=60, free=free, packs=packs)
+    return claims[0] if claims else None

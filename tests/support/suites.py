@@ -71,9 +71,9 @@ def run(engine: Engine, store: DirectoryStore, rewards: Callable[[EvaluateSpec],
         while claim := claim_one(session, "evaluate"):
             key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/attempts/{claim.fence}/rows.jsonl"
             store.put(key, io.BytesIO(b'{"line": 1}\n'))
-            found = rewards(EvaluateSpec.model_validate(claim.spec))
-            parsed = [reward > 0 for reward in found]
-            report = {"rewards": found, "parsed": parsed, "pass_at_k": None, "rows_key": key}
+            rewards_of_rows = rewards(EvaluateSpec.model_validate(claim.spec))
+            parsed = [reward > 0 for reward in rewards_of_rows]
+            report = {"rewards": rewards_of_rows, "parsed": parsed, "pass_at_k": None, "rows_key": key}
             record_success(session, AttemptKey(claim.job_id, claim.fence), report)
             done += 1
     return done
