@@ -46,6 +46,7 @@ from zhub.database.migrate import upgrade
 from zhub.database.sessions import make_engine, statement_session, system_session
 from zhub.embedded.binaries import find_valkey
 from zhub.embedded.postgres import Urls, temporary_postgres
+from zhub.kinds import table
 from zhub.models import Agent as AgentRow
 from zhub.models import Job
 from zhub.process.config import Settings
@@ -344,7 +345,7 @@ def wal_ours(urls: Urls) -> float:
                 jobs.enqueue(session, Job(kind="decompose", spec={}, pack_key="bench", **owner), "Enqueued.")
             with system_session(engine) as session:
                 session.merge(AgentRow(id=agent, cluster="default", slots=8))
-                admit(session, agent_lost_after_s=60)
+                admit(session, table.names(), agent_lost_after_s=60)
             with system_session(engine) as session:
                 (claim,) = job_claims.claim_up_to(session, 1, agent, "default", ["decompose"], lease_s=60)
             with system_session(engine) as session:
@@ -395,7 +396,7 @@ def backlog_cost(urls: Urls, waiting: int) -> float:
     for _ in range(BACKLOG_JOBS // 8):
         began = time.perf_counter()
         with system_session(engine) as session:
-            admit(session, agent_lost_after_s=3600)
+            admit(session, table.names(), agent_lost_after_s=3600)
         found = []
         for _ in range(8):
             with system_session(engine) as session:

@@ -185,13 +185,13 @@ def make_base_model(system_engine: Engine) -> Callable[..., uuid.UUID]:
         source: dict[str, Any] = {"name": name, "files": [], "hub_id": None, "hub_revision": None}
         basis = {"weights_fingerprint": "w" * 64, "basis_fingerprint": "b" * 64, "basis_key_prefix": f"bases/{name}"}
         with system_session(system_engine) as session:
-            found = session.scalar(select(BaseModel).where(BaseModel.name == name))
-            if found is None:
+            base = session.scalar(select(BaseModel).where(BaseModel.name == name))
+            if base is None:
                 values = (basis if status == "ready" else {}) | columns
-                found = BaseModel(name=name, status=status, source=source, **values)
-                session.add(found)
+                base = BaseModel(name=name, status=status, source=source, **values)
+                session.add(base)
                 session.flush()
-            return found.id
+            return base.id
 
     return make
 
@@ -300,9 +300,9 @@ def traces() -> Iterator[TraceReceiver]:
 
 
 def _expert(session: Session, caller: Caller, name: str) -> uuid.UUID:
-    found = session.scalar(select(Expert).where(Expert.project_id == caller.project_id, Expert.name == name))
-    if found is None:
-        found = Expert(org_id=caller.org_id, project_id=caller.project_id, name=name)
-        session.add(found)
+    expert = session.scalar(select(Expert).where(Expert.project_id == caller.project_id, Expert.name == name))
+    if expert is None:
+        expert = Expert(org_id=caller.org_id, project_id=caller.project_id, name=name)
+        session.add(expert)
         session.flush()
-    return found.id
+    return expert.id

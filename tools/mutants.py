@@ -30,13 +30,29 @@ SNAPSHOT, SHARES, BASELINE = (
     "platform/zhub/admission/fair_share.py",
     "migrations/versions/0001_baseline.py",
 )
-ON_JOBS = ("tests/integration/queue/test_jobs.py", "tests/integration/queue/test_jobs_machine.py")
-ON_REDRIVE = ("tests/integration/queue/test_redrive.py", "tests/integration/queue/test_jobs_machine.py")
-ON_SCHEDULES, ON_PROMOTIONS = (
-    ("tests/integration/schedules/test_schedules.py",),
-    ("tests/integration/evaluation/test_promotions.py",),
+ON_JOBS = (
+    "tests/integration/queue/test_claims.py",
+    "tests/integration/queue/test_fencing.py",
+    "tests/integration/queue/test_retries.py",
+    "tests/integration/queue/test_cancel_pause.py",
+    "tests/integration/queue/test_leadership.py",
+    "tests/integration/registry/test_publication.py",
+    "tests/integration/queue/test_jobs_machine.py",
 )
-ON_ADMISSION = ("tests/unit/admission/test_fair_share.py", "tests/integration/admission/test_admission.py", *ON_JOBS)
+ON_REDRIVE = ("tests/integration/queue/test_redrive.py", "tests/integration/queue/test_jobs_machine.py")
+ON_SCHEDULES = (
+    "tests/integration/schedules/test_ticks.py",
+    "tests/integration/schedules/test_feedback_schedules.py",
+)
+ON_PROMOTIONS = ("tests/integration/evaluation/test_promotions.py",)
+ON_ADMISSION = (
+    "tests/unit/admission/test_fair_share.py",
+    "tests/integration/admission/test_admit.py",
+    "tests/integration/admission/test_shares.py",
+    "tests/integration/admission/test_quotas.py",
+    "tests/integration/admission/test_job_sizes.py",
+    "tests/integration/queue/test_jobs_machine.py",
+)
 
 
 _LOOK_AT_WORKERS = "        held = self._launcher.running().keys()\n"
@@ -125,7 +141,7 @@ MUTANTS = (
         CLAIMS,
         "ORDER BY admitted_at, id LIMIT :limit",
         "ORDER BY (:free > 0 OR pack_key = ANY(:packs)) DESC, admitted_at, id LIMIT :limit",
-        ("tests/integration/queue/test_jobs.py",),
+        ("tests/integration/queue/test_claims.py",),
     ),
     Mutant(
         "the reaper takes expired leases alone",
@@ -277,7 +293,7 @@ MUTANTS = (
         "workers/zhub_workers/agent/loop.py",
         _LOOK_AT_WORKERS + _LOOK_AT_ROWS,
         _LOOK_AT_ROWS + _LOOK_AT_WORKERS,
-        ("tests/integration/agent/test_agent.py", "-k", "looks_around or adopts"),
+        ("tests/integration/agent/test_lost_agents_and_workers.py", "-k", "looks_around or adopts"),
     ),
     Mutant(
         "a reader of events stops at the oldest open transaction",
@@ -291,21 +307,21 @@ MUTANTS = (
         "api/zhub_api/routes/job_events.py",
         "job.state in states.TERMINAL and is_all",
         "job.state in states.TERMINAL",
-        ("tests/integration/queue/test_job_events.py",),
+        ("tests/integration/queue/test_job_event_streams.py",),
     ),
     Mutant(
         "a delivery that is being sent is kept from others",
         "platform/zhub/webhooks/deliveries.py",
         "SET sending_until = now() + make_interval(secs => :claim_s)",
         "SET sending_until = now() + 0 * make_interval(secs => :claim_s)",
-        ("tests/integration/webhooks/test_webhooks.py",),
+        ("tests/integration/webhooks/test_deliveries.py",),
     ),
     Mutant(
         "an endpoint that is sent to is kept from other schedulers",
         "platform/zhub/webhooks/deliveries.py",
         " AND coalesce(sending_until <= now(), true)",
         "",
-        ("tests/integration/webhooks/test_webhooks.py",),
+        ("tests/integration/webhooks/test_deliveries.py",),
     ),
     Mutant(
         "every address of a name is checked",

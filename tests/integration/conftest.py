@@ -18,7 +18,7 @@ from claims import claim_one
 from fastapi import FastAPI
 from fault_proxy import FaultProxy
 from pydantic import SecretStr
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, func, text
 from suites import ROWS, manifest_of
 
 from zhub.database.sessions import system_session
@@ -171,5 +171,15 @@ def publish_version(system_engine: Engine, make_job: Callable[..., uuid.UUID], c
             assert claim is not None and claim.job_id == job_id
             version = publish(session, job_id, claim.fence, manifest_of(job_id, **changed), "k", 7)
             return f"main.{expert}@v{version.version}"
+
+    return make
+
+
+@pytest.fixture
+def admitted(make_job: Callable[..., uuid.UUID], caller: Caller) -> Callable[..., uuid.UUID]:
+    """Make a job that agents may claim."""
+
+    def make(**options: Any) -> uuid.UUID:
+        return make_job(caller, **({"state": "admitted", "admitted_at": func.now()} | options))
 
     return make

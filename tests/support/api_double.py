@@ -258,6 +258,10 @@ class Api:
     def add(self, method: str, path: str, answer: Any) -> None:
         self.answers[method, path] = answer
 
+    def bodies(self, method: str, path: str) -> list[Any]:
+        """What was sent there, as JSON."""
+        return [json.loads(sent.content) for sent in self.requests if (sent.method, sent.url.path) == (method, path)]
+
     def refuse(self, method: str, path: str, status: int, code: str, message: str) -> None:
         body = {"error": {"message": message, "type": "x", "param": None, "code": code}}
         self.add(method, path, httpx.Response(status, json=body, headers={"x-request-id": "req_1"}))

@@ -1,5 +1,9 @@
-"""Nodes of a Ray cluster on this machine: raylets that are started, drained and killed."""
+"""Nodes of a Ray cluster on this machine: raylets that are started, drained and killed, and the workers there.
 
+A worker takes one ``place``; the head has none.
+"""
+
+import os
 import time
 from typing import Any
 
@@ -8,8 +12,13 @@ from ray._private.node import Node  # noqa: TID251
 from ray._private.parameter import RayParams  # noqa: TID251
 from ray.core.generated import autoscaler_pb2  # noqa: TID251
 
+from zhub_workers.agent.launcher import WorkerLostError, WorkerSilentError
+from zhub_workers.agent.ray_launcher import RayLauncher
 from zhub_workers.attempts.attempt import AttemptKey
 from zhub_workers.cluster import ray_cluster
+
+LEASE_S = 60.0
+PLACE = {"place": 1.0}
 
 
 def start_node(address: str, **parameters: Any) -> Node:
@@ -50,3 +59,22 @@ def drain(address: str, node_id: str) -> None:
 def groups(cluster: str) -> set[AttemptKey]:
     """The attempts that have placement groups under a cluster name."""
     return set(ray_cluster.attempts_of_groups(ray_cluster.look().groups, cluster).values())
+
+
+def is_lost(launcher: RayLauncher, key: AttemptKey) -> bool:
+    try:
+        launcher.poll(key, 0, LEASE_S)
+    except WorkerLostError:
+        return True
+    except WorkerSilentError:
+        return False
+    return False
+
+
+def node_of(launcher: RayLauncher, key: AttemptKey) -> str:
+    return launcher._workers[launcher.running()[key]].node
+
+
+def pid_of(launcher: RayLauncher, name: str) -> int:
+    pid: int = ray.get(launcher._workers[name].actor.__ray_call__.remote(lambda _self: os.getpid()))
+    return pid

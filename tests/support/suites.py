@@ -10,17 +10,22 @@ from claims import admit_queued, claim_one
 from sqlalchemy import Engine
 
 from zhub.database.sessions import system_session
+from zhub.kinds.outcomes import record_success
 from zhub.manifest import FileEntry, Manifest
 from zhub.specs import EvaluateSpec
 from zhub.storage.directory import DirectoryStore
-from zhub_workers.agent.loop import record_success
-from zhub_workers.attempts.attempt import AttemptKey
+
+
+def sums(count: int) -> bytes:
+    """A dataset file of so many rows with the right answers."""
+    return b"".join(
+        json.dumps({"messages": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)}).encode() + b"\n"
+        for n in range(count)
+    )
+
 
 N = 40
-ROWS = b"".join(
-    json.dumps({"messages": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)}).encode() + b"\n"
-    for n in range(N)
-)
+ROWS = sums(N)
 GRADER = {
     "type": "string_check",
     "name": "exact",
@@ -65,10 +70,10 @@ def run(engine: Engine, store: DirectoryStore, rewards: Callable[[EvaluateSpec],
         while claim := claim_one(session, "evaluate"):
             key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/attempts/{claim.fence}/rows.jsonl"
             store.put(key, io.BytesIO(b'{"line": 1}\n'))
-            found = rewards(EvaluateSpec.model_validate(claim.spec))
-            parsed = [reward > 0 for reward in found]
-            report = {"rewards": found, "parsed": parsed, "pass_at_k": None, "rows_key": key}
-            record_success(session, AttemptKey(claim.job_id, claim.fence), report)
+            rewards_of_rows = rewards(EvaluateSpec.model_validate(claim.spec))
+            parsed = [reward > 0 for reward in rewards_of_rows]
+            report = {"rewards": rewards_of_rows, "parsed": parsed, "pass_at_k": None, "rows_key": key}
+            record_success(session, claim.job_id, claim.fence, report)
             done += 1
     return done
 

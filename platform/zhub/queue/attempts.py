@@ -290,7 +290,7 @@ RELEASE = """
 
 def released(row: Sequence[Any], reason: str) -> Released:
     """The job of a row with the columns ``RELEASED``."""
-    return Released(*row, reason=reason)
+    return Released._make([*row, reason])
 
 
 def error_json(failure: Failure) -> str:

@@ -11,6 +11,7 @@ from zhub.queue.attempts import (
     Released,
     end_attempt,
     error_json,
+    released,
     report_release,
 )
 

@@ -14,6 +14,7 @@ from suites import manifest_of
 from zhub.admission.explain import explain
 from zhub.database.sessions import system_session
 from zhub.errors import AuthenticationError
+from zhub.kinds import table
 from zhub.models import BaseModel, QueuePlace
 from zhub.process.config import Settings
 from zhub.registry import publish as version_publish
@@ -56,7 +57,7 @@ def test_a_job_is_told_when_it_may_start_by_the_databases_clock(
     make_agent()
     make_job(caller)
     with clock_off_by(offset), system_session(system_engine) as session:
-        explain(session, agent_lost_after_s=60)
+        explain(session, table.names(), agent_lost_after_s=60)
     with system_session(system_engine) as session:
         told = session.scalars(select(QueuePlace.starts_at)).one()
     assert told is not None and abs(told - datetime.now(UTC)) < A_WHILE

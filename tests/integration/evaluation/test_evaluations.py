@@ -18,6 +18,7 @@ from zhub.database.sessions import system_session, tenant_session
 from zhub.evaluation import evaluations
 from zhub.evaluation.evaluations import EvaluationRequest
 from zhub.evaluation.statistics import paired_bootstrap, paired_p_value
+from zhub.kinds import table
 from zhub.models import Agent, DatasetVersion, Evaluation, Job, JobEvent
 from zhub.queue import attempts
 from zhub.queue.attempts import Failure
@@ -206,7 +207,7 @@ def test_an_evaluation_whose_cluster_is_away_says_so_and_which_are_there(
     assert (before["object"], before["job_id"], before["status"]) == ("evaluation.queue", made["id"], "queued")
     with system_session(system_engine) as session:
         session.execute(text("UPDATE agents SET seen_at = now() - interval '1 minute' WHERE cluster = 'h100'"))
-        explain(session, agent_lost_after_s=30)
+        explain(session, table.names(), agent_lost_after_s=30)
     after: Any = client.get(path, cast_to=object)
     assert after["reason"] == (
         "No agent of cluster 'h100' is alive: nothing runs there until one is started. "

@@ -15,6 +15,7 @@ from zhub.database.sessions import system_session
 from zhub.errors import ConflictError
 from zhub.evaluation import promotions
 from zhub.evaluation.evaluations import Comparison
+from zhub.kinds import table
 from zhub.models import Job, JobEvent
 from zhub.queue import attempts, jobs
 from zhub.queue.attempts import Failure
@@ -65,7 +66,7 @@ def advance(engine: Engine) -> None:
             more = promotions.advance(session)
     with system_session(engine) as session:
         apply_requested_changes(session)
-        release_dependents(session)
+        release_dependents(session, table.names())
 
 
 def z(sha256: str) -> dict[str, Any]:
@@ -434,7 +435,7 @@ def test_a_gate_whose_training_has_ended_is_left_to_decide(
     job = train(promotion={"suites": [{"file": suite_file, "grader": GRADER}]})
     publish_job(system_engine, job.id, "aa")
     with system_session(system_engine) as session:
-        assert release_dependents(session) == 0
+        assert release_dependents(session, table.names()) == 0
     assert ask("get", f"/promotions/{job.promotion}")["status"] == "waiting"
 
 

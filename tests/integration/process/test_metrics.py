@@ -23,6 +23,7 @@ from zhub.admission import metrics
 from zhub.admission.metrics import QueueCollector, QueueState
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
+from zhub.kinds import table
 from zhub.process.metrics import DATABASE_UP, database_answers
 from zhub.queue import attempts, leadership
 from zhub.tenancy.keys import Caller
@@ -67,7 +68,7 @@ def lead(system_engine: Engine) -> int:
 
 @pytest.fixture
 def collector(system_engine: Engine, lead: int) -> QueueCollector:
-    return QueueCollector(system_engine, lambda: lead)
+    return QueueCollector(system_engine, table.names(), lambda: lead)
 
 
 # The leader's view of SQL
@@ -135,9 +136,9 @@ def test_only_the_leader_tells_of_the_queue(
     system_engine: Engine, lead: int, make_job: MakeJob, caller: Caller
 ) -> None:
     make_job(caller)
-    follower = scrape(QueueCollector(system_engine, lambda: None))
+    follower = scrape(QueueCollector(system_engine, table.names(), lambda: None))
     assert [name for name, _ in follower] == ["zhub_database_up"]
-    deposed = scrape(QueueCollector(system_engine, lambda: lead - 1))
+    deposed = scrape(QueueCollector(system_engine, table.names(), lambda: lead - 1))
     assert not any(name == "zhub_queue_depth" for name, _ in deposed)
 
 
@@ -155,7 +156,7 @@ def test_a_scrape_ends_without_the_database_and_says_so(
     open_engine: Callable[[str], Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    collector = QueueCollector(open_engine(proxy.url(database.system)), lambda: lead)
+    collector = QueueCollector(open_engine(proxy.url(database.system)), table.names(), lambda: lead)
     database_answers.came()
     assert value(scrape(collector), "zhub_database_up") == 1
     proxy.cut()

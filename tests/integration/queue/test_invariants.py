@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from claims import admit_queued, claim_one
-from sqlalchemy import Engine, text
+from job_moves import execute
+from sqlalchemy import Engine
 from suites import manifest_of
 
 from zhub.cli.database_process import examine_history
@@ -22,11 +23,6 @@ REPORTS = [job_events.Event(seq, "info", "message", f"Step {seq}.") for seq in (
 MakeJob = Callable[..., uuid.UUID]
 
 
-def execute(engine: Engine, statement: str, **values: Any) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(statement), values)
-
-
 def examine(engine: Engine) -> set[str]:
     with system_session(engine) as session:
         return {finding.rule for finding in invariants.examine(session)}
@@ -35,9 +31,9 @@ def examine(engine: Engine) -> set[str]:
 def claim(engine: Engine) -> claims.Claim:
     with system_session(engine) as session:
         admit_queued(session)
-        found = claim_one(session, "train")
-    assert found is not None
-    return found
+        claimed_job = claim_one(session, "train")
+    assert claimed_job is not None
+    return claimed_job
 
 
 @pytest.fixture

@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable
 
 import pytest
 from claims import AGENT, admit_queued
-from sqlalchemy import Engine, func, text
+from job_moves import execute
+from sqlalchemy import Engine, func
 
 from zhub.database.sessions import system_session
 from zhub.errors import LeaseLostError
 from zhub.kinds import redrive
 from zhub.models import Job
-from zhub.queue import attempts, claims, jobs
+from zhub.queue import attempts, jobs
+from zhub.queue import claims as job_claims
 from zhub.queue.claims import Claim
 from zhub.queue.job_events import Event
 from zhub.storage.keys import checkpoints_prefix
@@ -23,22 +25,17 @@ def make(make_job: Callable[..., uuid.UUID], caller: Caller) -> Callable[[], uui
     return lambda: make_job(caller, state="admitted", admitted_at=func.now())
 
 
-def execute(engine: Engine, statement: str) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(statement))
-
-
 def begin(engine: Engine) -> dict[uuid.UUID, Claim]:
     """What back-off, admission and a claim of all jobs do, without the wait."""
     with system_session(engine) as session:
         admit_queued(session)
-        found = claims.claim_up_to(session, 9, AGENT, "default", ["train"], lease_s=60, free=9)
-    return {claim.job_id: claim for claim in found}
+        claims = job_claims.claim_up_to(session, 9, AGENT, "default", ["train"], lease_s=60, free=9)
+    return {claim.job_id: claim for claim in claims}
 
 
 def lose(engine: Engine, claim: Claim, node: str, nodes: Iterable[str]) -> str:
     with system_session(engine) as session:
-        return attempts.lose(session, claim.job_id, claim.fence, died_on=node, nodes=list(nodes))
+        return attempts.lose(session, claim.job_id, claim.fence, died_on=node, nodes=list(nodes)).state
 
 
 def die(engine: Engine, job_id: uuid.UUID, node: str, nodes: Iterable[str] = "abc") -> str:

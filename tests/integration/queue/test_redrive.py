@@ -16,7 +16,7 @@ from zhub.cli.database_process import redrive_jobs
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import ConflictError, LeaseLostError
-from zhub.kinds import redrive
+from zhub.kinds import redrive, table
 from zhub.kinds.redrive import DeadLetters, process_redrives
 from zhub.models import BaseModel, DatasetVersion, Job, JobEvent
 from zhub.queue import attempts, dependencies, invariants, jobs
@@ -127,13 +127,13 @@ def test_what_waited_for_the_job_waits_again(system_engine: Engine, make_job: Ma
     fail(system_engine, first)
     for _ in range(2):
         with system_session(system_engine) as session:
-            release_dependents(session)
+            release_dependents(session, table.names())
     with system_session(system_engine) as session:
         states = [jobs.get_job(session, job_id).state for job_id in (first, second, third)]
     assert states == ["failed", "cancelled", "cancelled"]
     again(system_engine, first)
     with system_session(system_engine) as session:
-        release_dependents(session)
+        release_dependents(session, table.names())
         states = [jobs.get_job(session, job_id).state for job_id in (first, second, third)]
     assert states == ["queued", "waiting", "waiting"]
 
@@ -172,7 +172,7 @@ def test_jobs_that_wait_for_each_other_may_be_asked_for_at_once(
         dependencies.add(session, jobs.get_job(session, second), [first])
     fail(system_engine, first)
     with system_session(system_engine) as session:
-        release_dependents(session)
+        release_dependents(session, table.names())
         for job_id in (first, second):
             redrive.request(session, jobs.get_job(session, job_id), by="somebody")
     with system_session(system_engine) as session:

@@ -1,0 +1,110 @@
+"""Attempts that are cancelled, are asked to stop and do not, or make no progress."""
+
+import uuid
+from collections.abc import Callable
+
+from agent_rig import AgentRig, Training, fails_with, thread_launcher
+from job_moves import cancel
+
+from zhub.queue import attempts
+from zhub.tenancy.keys import Caller
+from zhub_workers.agent.launcher import ThreadLauncher
+from zhub_workers.agent.loop import STOP_GRACE_S, Agent
+from zhub_workers.attempts.attempt import AttemptStoppedError
+
+
+def test_a_cancelled_attempt_stops_and_leaves_no_version(
+    rig: AgentRig, caller: Caller, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher]
+) -> None:
+    cancel(rig.engine, caller, job_id)
+    rig.drive(running[0], job_id, "cancelled")
+    assert (rig.attempts(job_id), rig.versions()) == ([(1, "cancelled")], 0)
+
+
+def test_a_worker_is_free_again_after_a_cancellation(
+    rig: AgentRig,
+    caller: Caller,
+    job_id: uuid.UUID,
+    running: tuple[Agent, ThreadLauncher],
+    training: Training,
+    make_job: Callable[..., uuid.UUID],
+) -> None:
+    cancel(rig.engine, caller, job_id)
+    rig.drive(running[0], job_id, "cancelled")
+    training.finish.set()
+    rig.drive(running[0], make_job(caller), "succeeded")
+
+
+def test_a_job_whose_attempts_stop_unasked_is_not_tried_for_ever(rig: AgentRig, job_id: uuid.UUID) -> None:
+    failed = rig.drive(rig.agent(thread_launcher(fails_with(AttemptStoppedError()))), job_id, "failed")
+    assert failed.error is not None and failed.error["code"] == "stopped"
+    assert len(rig.attempts(job_id)) == 1 + attempts.MAX_INFRA_FAILURES
+
+
+def test_an_attempt_that_ignores_the_request_to_stop_is_killed_after_the_grace(
+    rig: AgentRig, caller: Caller, job_id: uuid.UUID, training: Training
+) -> None:
+    training.obedient = False
+    held = thread_launcher(training)
+    agent = rig.agent(held)
+    rig.drive(agent, job_id, "running")
+    cancel(rig.engine, caller, job_id)
+    rig.drive(agent, job_id, "stopping")
+    (followed,) = agent._followed.values()
+    assert followed.stop_asked_at is not None and held.running()
+    followed.stop_asked_at -= STOP_GRACE_S + 1
+    rig.round(agent)
+    assert (rig.job(job_id).state, held.running(), held.free("torch")) == ("cancelled", {}, True)
+
+
+def test_within_the_grace_an_attempt_is_only_asked(
+    rig: AgentRig, caller: Caller, job_id: uuid.UUID, training: Training
+) -> None:
+    training.obedient = False
+    agent = rig.agent(thread_launcher(training))
+    rig.drive(agent, job_id, "running")
+    cancel(rig.engine, caller, job_id)
+    for _ in range(3):
+        rig.round(agent)
+    assert rig.job(job_id).state == "stopping"
+
+
+def test_a_result_that_comes_after_the_cancellation_is_dropped(
+    rig: AgentRig, caller: Caller, job_id: uuid.UUID, training: Training
+) -> None:
+    training.obedient = False
+    held = thread_launcher(training)
+    agent = rig.agent(held)
+    rig.drive(agent, job_id, "running")
+    cancel(rig.engine, caller, job_id)
+    training.finish.set()
+    rig.drive(agent, job_id, "cancelled")
+    assert (rig.versions(), held.free("torch")) == (0, True)
+
+
+def test_an_attempt_without_progress_is_killed_and_paid_by_the_platform(
+    rig: AgentRig, job_id: uuid.UUID, training: Training
+) -> None:
+    training.obedient = False  # asked whether to stop, an attempt shows progress
+    agent = rig.agent(thread_launcher(training), stall_s=0.05)
+    rig.drive(agent, job_id, "running")
+    rig.drive_first_attempt_to_its_end(agent, job_id)
+    assert rig.attempts(job_id)[0] == (1, "failed_infra")
+
+
+def test_an_attempt_that_shows_progress_is_not_taken_for_stalled(
+    rig: AgentRig, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher], training: Training
+) -> None:
+    agent = rig.agent(running[1], stall_s=0.5)
+    training.started.wait(5)
+    rounds = 0
+
+    def enough() -> bool:
+        nonlocal rounds
+        rounds += 1
+        rig.round(agent)
+        (followed,) = agent._followed.values()
+        return rounds >= 20 and followed.progress > 20
+
+    rig.until(enough)
+    assert rig.attempts(job_id) == [(1, None)]

@@ -1,0 +1,102 @@
+"""A file that was checked, and the short ways to a job, a version and an evaluation of it."""
+
+import io
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+from api_requests import upload
+from claims import admit_queued, claim_one
+from sqlalchemy import Engine
+from suites import GRADER, METHOD, manifest_of
+
+from zhub.database.sessions import system_session
+from zhub.datasets import files
+from zhub.datasets.validation import validate
+from zhub.kinds.outcomes import record_success
+from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, FileEntry
+from zhub.queue import attempts
+from zhub.registry import publish as registry
+from zhub.storage.directory import DirectoryStore
+
+Client = openai.OpenAI
+FILES = [FileEntry(name=name, size_bytes=1, sha256=name) for name in (Z_FILE, ROUTING_FILE)]
+
+
+@pytest.fixture
+def check_files(system_engine: Engine, store: DirectoryStore) -> Callable[[], None]:
+    """Do what the workers do with every uploaded file, at once."""
+
+    def check() -> None:
+        with system_session(system_engine) as session:
+            admit_queued(session)
+            while claim := claim_one(session, "validate"):
+                job = attempts.succeed(session, claim.job_id, claim.fence)
+                content = io.BytesIO(b"".join(store.open(claim.spec["file"]["key"])))
+                assert job.dataset_version_id is not None
+                files.finish_validation(session, job.dataset_version_id, files.validation_report(validate(content)))
+
+    return check
+
+
+@pytest.fixture
+def checked_file(client: Client, check_files: Callable[[], None], make_base_model: Callable[..., uuid.UUID]) -> str:
+    """Id of a file that a job may train on, and a base model named ``tiny`` to train."""
+    make_base_model(is_default=True)
+    file_id: str = upload(client).id
+    check_files()
+    return file_id
+
+
+@pytest.fixture
+def train(client: Client, checked_file: str) -> Callable[..., Any]:
+    """Create a fine-tuning job of the file and the base model that there are."""
+
+    def create(**options: Any) -> Any:
+        return client.fine_tuning.jobs.create(
+            **({"model": "tiny", "training_file": checked_file, "method": METHOD} | options)
+        )
+
+    return create
+
+
+@pytest.fixture
+def publish(system_engine: Engine, store: DirectoryStore, train: Callable[..., Any]) -> Callable[..., str]:
+    """Train an expert the short way; return the name of its version."""
+
+    def make(suffix: str = "summer", **manifest_fields: Any) -> str:
+        train(suffix=suffix)
+        with system_session(system_engine) as session:
+            admit_queued(session)
+            claim = claim_one(session, "train")
+            assert claim is not None
+            fields = {"recipe": "reinforcement", "files": FILES} | manifest_fields
+            manifest = manifest_of(claim.job_id, fence=claim.fence, **fields)
+            prefix = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}"
+            store.put(f"{prefix}/{MANIFEST_FILE}", io.BytesIO(manifest.canonical()))
+            version = registry.publish(session, claim.job_id, claim.fence, manifest, prefix, 7)
+            return f"main.{suffix}@v{version.version}"
+
+    return make
+
+
+@pytest.fixture
+def evaluate(client: Client, system_engine: Engine, store: DirectoryStore, checked_file: str) -> Callable[[], str]:
+    """Evaluate the base model the short way; return the evaluation's id."""
+
+    def make() -> str:
+        body = {"model": "tiny", "file": checked_file, "grader": GRADER}
+        answer: Any = client.post("/evaluations", body=body, cast_to=object)
+        with system_session(system_engine) as session:
+            admit_queued(session)
+            claim = claim_one(session, "evaluate")
+            assert claim is not None
+            key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/rows.jsonl"
+            store.put(key, io.BytesIO(b"{}\n"))
+            report = {"rewards": [1.0], "parsed": [True], "pass_at_k": None, "rows_key": key}
+            record_success(session, claim.job_id, claim.fence, report)
+        return str(answer["id"])
+
+    return make

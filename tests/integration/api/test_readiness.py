@@ -1,0 +1,35 @@
+"""Readiness of the API, also while its database is away."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from api_requests import raw
+from sqlalchemy import Engine
+
+from zhub.embedded.postgres import Urls
+from zhub.process.config import Settings
+
+
+def test_readiness_says_who_is_there(api_url: str, system_engine: Engine, make_agent: Callable[..., uuid.UUID]) -> None:
+    make_agent()
+    assert raw(api_url, None, "GET", "/readyz").json() == {"status": "ok", "scheduler": False, "agents": 1}
+
+
+def test_readiness_fails_while_the_database_is_away(
+    settings: Settings, database: Urls, proxy: Any, serve: Callable[..., str]
+) -> None:
+    url = serve(settings.model_copy(update={"database_url": proxy.url(database.api)}))
+    proxy.cut()
+    response = raw(url, None, "GET", "/readyz")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+
+
+def test_the_api_answers_again_when_the_database_is_back(
+    settings: Settings, database: Urls, proxy: Any, serve: Callable[..., str], until: Callable[..., Any]
+) -> None:
+    url = serve(settings.model_copy(update={"database_url": proxy.url(database.api)}))
+    proxy.cut()
+    assert raw(url, None, "GET", "/readyz").status_code == 503
+    proxy.mend()
+    until(lambda: raw(url, None, "GET", "/readyz").status_code == 200)

@@ -1,0 +1,184 @@
+"""The supervisor: what it starts it keeps running, and what it stops is gone with all it started."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from child_processes import tick_until, wait_until, wait_until_ended
+
+from zhub.embedded.processes import Child, Supervisor, end_recorded
+from zhub.errors import EmbeddedError
+
+# A child that starts a grandchild, which leaves its parent's session as Ray's processes do.
+FAMILY = """
+import subprocess, sys, time
+nap = "import time, sys; time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", nap, sys.argv[1]], start_new_session=True)
+time.sleep(600)
+"""
+SUPERVISOR = """
+import signal, sys, time
+from pathlib import Path
+from zhub.embedded.processes import Child, Supervisor
+directory, mark, family = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+import os
+stop = []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+with Supervisor(logs=directory, record=directory / "processes.json", progress=print) as supervisor:
+    for name in ("first", "second"):
+        supervisor.add(Child(name, [sys.executable, "-c", family, mark], os.environ))
+    while not stop:
+        supervisor.tick()
+        time.sleep(0.02)
+"""
+
+
+def marked_processes(mark: str) -> list[int]:
+    """The living processes that have this word on their command line."""
+    pids = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if mark in (process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            pids.append(process.pid)
+    return pids
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    word = f"mark-{uuid.uuid4().hex}"
+    yield word
+    for pid in marked_processes(word):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def supervising(tmp_path: Path, mark: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """Another process that supervises two children with one grandchild each."""
+    popen = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(tmp_path), mark, FAMILY])
+    wait_until(lambda: len(marked_processes(mark)) == 5)
+    yield popen
+    popen.kill()
+    popen.wait()
+
+
+def python_child(name: str, code: str, *args: str) -> Child:
+    return Child(name, [sys.executable, "-c", code, *args], os.environ)
+
+
+def test_a_crashed_child_is_started_again(supervisor: Supervisor, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    code = "import sys, time; f = open(sys.argv[1], 'a+'); f.write('x'); f.flush(); time.sleep(600 * (f.tell() - 1))"
+    supervisor.add(python_child("crashing", code, str(starts)))
+    tick_until(supervisor, lambda: starts.exists() and starts.read_text() == "xx")
+
+
+def test_a_child_that_keeps_crashing_stops_the_stack_with_the_end_of_its_log(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    supervisor.add(python_child("doomed", "for i in range(30): print('line', i)\nraise SystemExit(3)"))
+    with pytest.raises(EmbeddedError, match="doomed ended with status 3, 5 times") as caught:
+        tick_until(supervisor, lambda: False)
+    assert "  line 29" in str(caught.value) and "  line 10" in str(caught.value)
+    assert "  line 9\n" not in str(caught.value)
+
+
+def test_a_child_that_is_not_ready_in_time_stops_the_stack(supervisor: Supervisor) -> None:
+    slow = python_child("slow", "import time; print('still loading', flush=True); time.sleep(600)")
+    supervisor.add(replace(slow, ready=lambda: False, ready_timeout_s=0.5))
+    with pytest.raises(EmbeddedError, match=r"slow was not ready after 0\.5 s"):
+        tick_until(supervisor, lambda: False)
+
+
+def test_a_child_waits_for_what_it_needs_and_is_restarted_with_it(supervisor: Supervisor, tmp_path: Path) -> None:
+    base_pid, user_pid = tmp_path / "base", tmp_path / "user"
+    write_pid = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+    base = python_child("base", write_pid, str(base_pid))
+    supervisor.add(replace(python_child("user", write_pid, str(user_pid)), needs="base"))
+    supervisor.add(replace(base, before_start=lambda: base_pid.unlink(missing_ok=True), ready=lambda: reads(base_pid)))
+    supervisor.tick()
+    supervisor.tick()
+    assert not user_pid.exists()
+    tick_until(supervisor, lambda: reads(user_pid))
+    first_user = user_pid.read_text()
+    os.kill(int(base_pid.read_text()), signal.SIGKILL)
+    tick_until(supervisor, lambda: user_pid.read_text() not in ("", first_user))
+
+
+def reads(path: Path) -> bool:
+    return path.exists() and path.read_text() != ""
+
+
+def test_a_program_that_does_not_exist_is_named(supervisor: Supervisor) -> None:
+    supervisor.add(Child("missing", ["/no/such/program"], os.environ))
+    with pytest.raises(EmbeddedError, match="missing cannot be started: /no/such/program"):
+        supervisor.tick()
+
+
+def test_the_log_of_the_run_before_is_kept(supervisor: Supervisor, tmp_path: Path) -> None:
+    (tmp_path / "quiet.log").write_text("the run before")
+    supervisor.add(python_child("quiet", "import time; time.sleep(600)"))
+    supervisor.tick()
+    assert (tmp_path / "quiet.1.log").read_text() == "the run before"
+    assert (tmp_path / "quiet.log").read_text() == ""
+
+
+def test_a_child_that_ignores_the_stop_signal_is_killed(tmp_path: Path, mark: str) -> None:
+    stubborn = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); open(__import__('sys').argv[2], 'w'); time.sleep(600)"
+    )
+    with Supervisor(logs=tmp_path, record=tmp_path / "processes.json", progress=lambda _message: None) as supervisor:
+        supervisor.add(replace(python_child("stubborn", stubborn, mark, str(tmp_path / "up")), stop_grace_s=0.2))
+        tick_until(supervisor, (tmp_path / "up").exists)
+    assert marked_processes(mark) == []
+
+
+def test_sigterm_of_the_supervisor_leaves_nothing_behind(
+    supervising: "subprocess.Popen[bytes]", tmp_path: Path, mark: str
+) -> None:
+    supervising.terminate()
+    assert supervising.wait(30) == 0
+    assert marked_processes(mark) == []
+    assert not (tmp_path / "processes.json").exists()
+
+
+def test_grandchildren_of_a_killed_child_are_ended_before_it_is_started_again(
+    supervising: "subprocess.Popen[bytes]", mark: str
+) -> None:
+    child = psutil.Process(supervising.pid).children()[0]
+    grandchild = child.children()[0]
+    child.kill()
+    wait_until_ended({grandchild})
+    wait_until(lambda: len(marked_processes(mark)) == 5)
+
+
+def test_children_die_with_a_killed_supervisor_and_the_next_one_ends_the_rest(
+    supervising: "subprocess.Popen[bytes]", tmp_path: Path, mark: str
+) -> None:
+    record = tmp_path / "processes.json"
+    wait_until(lambda: len(json.loads(record.read_text())) == 4, timeout_s=60)
+    children = psutil.Process(supervising.pid).children()
+    supervising.kill()
+    supervising.wait()
+    wait_until_ended(set(children))
+    end_recorded(record)
+    wait_until(lambda: marked_processes(mark) == [])
+
+
+def test_a_recorded_pid_that_now_belongs_to_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    record = tmp_path / "processes.json"
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        created = psutil.Process(bystander.pid).create_time()
+        record.write_text(json.dumps([{"pid": bystander.pid, "create_time": created - 60, "name": "python"}]))
+        assert end_recorded(record) == 0
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()

@@ -1,0 +1,164 @@
+"""Two tenants with a row in every table, and rows as tests read and write them."""
+
+import json
+import uuid
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from sqlalchemy import Engine, select, text
+from sqlalchemy.orm import Session
+
+from zhub.database.sessions import system_session
+from zhub.embedded.postgres import Urls
+from zhub.models import (
+    Alias,
+    AliasMove,
+    Attempt,
+    BaseModel,
+    Checkpoint,
+    Dataset,
+    DatasetVersion,
+    Evaluation,
+    Expert,
+    ExpertVersion,
+    Feedback,
+    Job,
+    JobDependency,
+    JobEvent,
+    MonthUsage,
+    Promotion,
+    QueuePlace,
+    Quota,
+    Schedule,
+    ScheduleTick,
+    Usage,
+    WebhookDelivery,
+    WebhookEndpoint,
+)
+from zhub.tenancy import keys
+from zhub.tenancy.bootstrap import ensure_project
+from zhub.tenancy.keys import SCOPES, Caller
+
+
+@dataclass(frozen=True)
+class FilledDatabase:
+    """A database with the rows of two tenants, which no test changes: what a test writes is refused or rolled back."""
+
+    urls: Urls
+    owner: Engine
+    api: Engine
+    system: Engine
+    ours: Caller
+    theirs: Caller
+    spare: dict[tuple[uuid.UUID, str], uuid.UUID]
+    """By organisation and table: one more row that nothing points at yet."""
+
+
+def tenant_column(table: str) -> str:
+    return "id" if table == "organizations" else "org_id"
+
+
+def count_rows(session: Session, table: str) -> int:
+    return session.scalar(text(f"SELECT count(*) FROM {table}")) or 0
+
+
+def first_row(engine: Engine, table: str, org_id: uuid.UUID) -> dict[str, Any]:
+    """The first row of a tenant in a table, as JSON has it."""
+    with system_session(engine) as session:
+        statement = text(f"SELECT to_jsonb(t) FROM {table} t WHERE {tenant_column(table)} = :org ORDER BY id LIMIT 1")
+        row: dict[str, Any] = session.scalars(statement, {"org": org_id}).one()
+        return row
+
+
+def insert_row(session: Session, table: str, row: dict[str, Any]) -> None:
+    statement = text(f"INSERT INTO {table} SELECT * FROM jsonb_populate_record(NULL::{table}, cast(:row AS jsonb))")
+    session.execute(statement, {"row": json.dumps(row)})
+
+
+def make_tenant(session: Session, organization: str) -> Caller:
+    project = ensure_project(session, organization, "main")
+    key, _secret = keys.create_api_key(session, project, "test", scopes=SCOPES, secret_key="0" * 64)
+    return Caller(key.id, project.org_id, project.id, project.name, frozenset(SCOPES))
+
+
+def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str], uuid.UUID]:
+    """Make a row of the tenant in every table, and return the spare ones."""
+    base = session.scalar(select(BaseModel).where(BaseModel.name == "tiny"))
+    if base is None:
+        base = BaseModel(name="tiny", source={})
+        session.add(base)
+    own: dict[str, Any] = {"org_id": caller.org_id}
+    within = own | {"project_id": caller.project_id}
+    datasets, experts = ([kind(name=name, **within) for name in ("summer", "spare")] for kind in (Dataset, Expert))
+    jobs = [Job(kind="validate", spec={}, **within) for _ in range(2)]
+    session.add_all([*datasets, *experts, *jobs])
+    session.flush()
+    described = {"filename": "f", "purpose": "fine-tune", "size_bytes": 1, "sha256": "0", "key": "k"}
+    files = [DatasetVersion(dataset_id=dataset.id, version=1, **within, **described) for dataset in datasets]
+    version = ExpertVersion(
+        expert_id=experts[0].id,
+        base_model_id=base.id,
+        job_id=jobs[0].id,
+        **{"version": 1, "fence": 1, "digest": "d", "manifest": {}, "key_prefix": "k", "size_bytes": 1},
+        **own,
+    )
+    attempt = Attempt(job_id=jobs[0].id, fence=1, agent_id=uuid.uuid4(), **own)
+    session.add_all([*files, version, attempt, JobEvent(job_id=jobs[0].id, message="m", **own)])
+    another = Job(kind="train", spec={}, **within)
+    session.add(another)
+    session.flush()
+    spare_version = ExpertVersion(
+        expert_id=experts[1].id,
+        base_model_id=base.id,
+        job_id=another.id,
+        **{"version": 1, "fence": 1, "digest": "d", "manifest": {}, "key_prefix": "k", "size_bytes": 1},
+        **own,
+    )
+    checkpoint = Checkpoint(
+        job_id=jobs[0].id,
+        **{"fence": 1, "step": 1, "key_prefix": "k", "digest": "d", "size_bytes": 1, "z": {}, "metrics": {}},
+        **own,
+    )
+    session.add_all([spare_version, checkpoint])
+    session.flush()
+    measured = {"base_model_id": base.id, "version_id": version.id, "suite_digest": "d", "suite": {}}
+    session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
+    session.add(Feedback(version_id=version.id, messages=[], completion="c", score=1.0, **within))
+    session.add(MonthUsage(month=date(2026, 1, 1), worker_seconds=1.0, **own))
+    session.add_all([Quota(**own), Usage(cluster="default", worker_seconds=1.0, **own)])
+    session.add(QueuePlace(job_id=jobs[0].id, reason="r", **own))
+    session.add(JobDependency(job_id=jobs[0].id, needs_job_id=another.id, **own))
+    alias, next_one = (Alias(expert_id=experts[0].id, name=n, version_id=version.id, **own) for n in ("prod", "next"))
+    timed = {"timezone": "UTC", "on_new_data": True, "misfire": "skip", "overlap": "skip", "catch_up_s": 0}
+    timed |= {
+        "on_feedback": 1,
+        "feedback_expert_id": experts[0].id,
+        "max_backfill": 1,
+        "jitter_s": 0,
+        "max_failures": 1,
+        "request": {},
+    }
+    weekly, daily = (Schedule(name=n, dataset_id=datasets[0].id, **timed, **within) for n in ("weekly", "daily"))
+    session.add_all([alias, next_one, weekly, daily, Promotion(job_id=jobs[0].id, alias="prod", gate={}, **within)])
+    session.flush()
+    session.add(AliasMove(alias_id=alias.id, to_version_id=version.id, by="key", **own))
+    session.add(ScheduleTick(schedule_id=weekly.id, key="k", outcome="fired", **own))
+    endpoints = [WebhookEndpoint(name="n", url="https://example.com", event_types=[], **within) for _ in range(2)]
+    session.add_all(endpoints)
+    session.flush()
+    about = {"event_id": uuid.uuid4(), "type": "t", "data": {}, "tries_left": 1}
+    session.add(WebhookDelivery(endpoint_id=endpoints[0].id, **about, **own))
+    session.flush()
+    spare = {
+        "datasets": datasets[1],
+        "experts": experts[1],
+        "jobs": jobs[1],
+        "dataset_versions": files[1],
+        "expert_versions": spare_version,
+        "aliases": next_one,
+        "schedules": daily,
+        "webhook_endpoints": endpoints[1],
+    }
+    spare_ids = {table: row.id for table, row in spare.items()} | {"projects": caller.project_id}
+    return {(caller.org_id, table): row_id for table, row_id in spare_ids.items()}

@@ -1,0 +1,171 @@
+"""Commands on jobs: submitted, watched, waiting, their checkpoints, logs and metrics."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import api_double
+import httpx
+import pytest
+
+from zhub.cli.output import sparkline
+from zhub.cli.submit import parse_settings
+
+Run = Callable[..., int]
+JOB_EVENTS = "/v1/fine_tuning/jobs/ftjob-1/events"
+
+
+def test_watching_prints_events_and_then_the_expert(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("jobs", "watch", "ftjob-1") == 0
+    out, err = capsys.readouterr()
+    assert [line.split("  ")[-1] for line in err.splitlines()] == ["event 1", "event 2"]
+    assert "25.0 % [20.0, 30.0]" in out
+    assert "75.0 % [70.0, 80.0]" in out
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_watching_a_job_that_failed_exits_with_seven(
+    status: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = {"code": "reward_error", "message": "the row has no column 'item.answer'"} if status == "failed" else None
+    job = api_double.JOB | {"status": status, "fine_tuned_model": None, "error": error}
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
+    api.add("GET", JOB_EVENTS, api_double.events_of([api_double.event(1)], job))
+    assert zhub("jobs", "watch", "ftjob-1") == 7
+    assert ("no column" if error else status) in capsys.readouterr().out
+
+
+def test_a_dry_run_shows_what_a_job_would_take(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    estimate = {
+        "object": "fine_tuning.job.estimate",
+        "expert": "default.sums",
+        "method": {"type": "reinforcement", "reinforcement": {"hyperparameters": {"n_steps": 40}}},
+        "seed": 1,
+        "workers": 1,
+        "shares_a_worker": True,
+        "expected_seconds": 3700.0,
+        "expected_worker_seconds": 3700.0,
+    }
+    api.add("POST", "/v1/fine_tuning/jobs/estimate", estimate)
+    assert zhub("submit", "file-1", "--base", "zhub-tiny", "--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert "default.sums" in out and "n_steps=40" in out and "1 h 1 min" in out and "beside other small jobs" in out
+    assert "Nothing was submitted" in err
+
+
+def test_submitting_sends_the_grader_and_the_settings(api: Any, zhub: Run) -> None:
+    api.add("POST", "/v1/fine_tuning/jobs", api_double.JOB | {"status": "queued", "fine_tuned_model": None})
+    assert (
+        zhub("submit", "file-1", "--base", "zhub-tiny", "--set", "n_steps=2", "--suffix", "sorting", "--seed", "1") == 0
+    )
+    sent = json.loads(api.requests[-1].content)
+    assert (sent["model"], sent["training_file"], sent["suffix"], sent["seed"]) == ("zhub-tiny", "file-1", "sorting", 1)
+    assert sent["method"]["reinforcement"]["hyperparameters"] == {"n_steps": 2}
+    assert sent["method"]["reinforcement"]["grader"]["reference"] == "{{item.answer}}"
+
+
+@pytest.mark.parametrize(("options", "sent"), [((), None), (("--cluster", "h100"), "h100")])
+def test_submitting_names_a_cluster_only_where_one_is_asked_for(
+    api: Any, zhub: Run, options: tuple[str, ...], sent: str | None
+) -> None:
+    api.add("POST", "/v1/fine_tuning/jobs", api_double.JOB)
+    assert zhub("submit", "file-1", "--base", "zhub-tiny", *options) == 0
+    assert json.loads(api.requests[-1].content).get("cluster") == sent
+
+
+@pytest.mark.parametrize("wish", ["pause", "resume", "cancel"])
+def test_a_wish_is_sent_and_the_job_shown(wish: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{wish}", api_double.JOB | {"status": "paused"})
+    assert zhub("jobs", wish, "ftjob-1") == 0
+    assert "paused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [
+        ("ftjob-1", "/v1/fine_tuning/jobs/ftjob-1/queue"),
+        ("eval-1", "/v1/evaluations/eval-1/queue"),
+        ("eval", "/v1/base_models/eval/queue"),
+    ],
+)
+def test_a_wait_is_explained(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str], asked: str, path: str) -> None:
+    place = {
+        "object": "fine_tuning.job.queue",
+        "job_id": asked,
+        "status": "queued",
+        "position": 3,
+        "reason": "2 jobs are served before it: 2 of others'.",
+        "estimated_start": None,
+        "expected_seconds": 99.0,
+    }
+    api.add("GET", path, place)
+    assert zhub("queue", "explain", asked) == 0
+    shown = capsys.readouterr().out
+    assert "2 jobs are served before it" in shown and "nobody can tell yet" in shown and "1 min 39 s" in shown
+
+
+def test_a_jobs_checkpoints_are_listed_by_the_names_that_answer(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("jobs", "checkpoints", "ftjob-1") == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:3] == ["default.sorting@ftjob-1:step-20", "20", "62.5"]
+
+
+def test_a_setting_is_a_number_a_truth_value_or_text() -> None:
+    assert parse_settings(["a=1", "b=0.5", "c=auto", "d=true"]) == {"a": 1, "b": 0.5, "c": "auto", "d": True}
+
+
+def test_a_sparkline_goes_from_nothing_to_all() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+
+
+def test_events_can_be_followed_to_the_end(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zhub("jobs", "events", "ftjob-1", "--follow") == 0
+    assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()] == ["event 1", "event 2"]
+    assert zhub("jobs", "events", "ftjob-1", "-f", "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["id"] for line in lines] == ["ftevent-1", "ftevent-2"]
+
+
+@pytest.fixture
+def logs(api: Any) -> list[dict[str, str]]:
+    """A log of two lines at its route, as it is or followed; what was asked of it."""
+    asked: list[dict[str, str]] = []
+    lines = [
+        {"at": f"2026-01-01T00:00:0{second}.000Z", "level": "info", "logger": "x", "message": message, "fence": 1}
+        for second, message in enumerate(("one", "two\x1b[31m\nlines"))
+    ]
+
+    def answer(request: httpx.Request) -> bytes:
+        asked.append(dict(request.url.params))
+        if request.url.params.get("stream"):
+            told = "".join(f"id: 1/0/{number}\ndata: {json.dumps(line)}\n\n" for number, line in enumerate(lines))
+            return f"{told}event: end\ndata: {{}}\n\n".encode()
+        return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1/logs", answer)
+    return asked
+
+
+@pytest.mark.parametrize("follow", [(), ("--follow",)], ids=str)
+def test_a_log_is_printed_line_by_line(
+    zhub: Run, logs: list[dict[str, str]], capsys: pytest.CaptureFixture[str], follow: tuple[str, ...]
+) -> None:
+    assert zhub("jobs", "logs", "ftjob-1", *follow) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "2026-01-01T00:00:00.000Z  info x: one",
+        "2026-01-01T00:00:01.000Z  info x: two\ufffd[31m",
+        "lines",
+    ]
+    assert zhub("jobs", "logs", "ftjob-1", *follow, "--attempt", "1", "--tail", "2", "--json") == 0
+    found = [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()]
+    assert found == ["one", "two\x1b[31m\nlines"]
+    plain = {"attempt": "1", "tail": "2"}
+    assert logs[-1] == ({"stream": "true"} | plain if follow else plain)
+
+
+def test_metrics_are_shown_with_their_course(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    points = [{"step": step, "value": value} for step, value in enumerate((2.0, 1.0, 3.0))]
+    series = [{"name": "train_loss", "count": 900, "points": points}]
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1/metrics", {"series": series})
+    assert zhub("jobs", "metrics", "ftjob-1") == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["train_loss", "900", "2", "3", "1", "3", "▅▁█"]
