@@ -1,12 +1,12 @@
 """``zhub queue``."""
 
+from datetime import timedelta
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
-from zhub.cli.database import run_database_process
 from zhub.cli.output import duration, facts, moment, put, show_json, status
 
 app = typer.Typer(help="The queue: who waits for what, and whether its history is sound.", no_args_is_help=True)
@@ -46,7 +46,10 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Look through the whole history of jobs for what must never be. Only reads. Exits with 1 if there is something."""
-    run_database_process(["doctor", *["--json"] * as_json], {"ZHUB_DATABASE_URL": url})
+    # Imported here, because it imports SQLAlchemy, which `--help` must not wait for.
+    from zhub.cli.database_operations import examine_history
+
+    examine_history(url, as_json=as_json)
 
 
 @app.command()
@@ -64,6 +67,8 @@ def redrive(
     ] = ...,  # type: ignore[assignment]  # typer's way to say "required"
 ) -> None:
     """List the failed jobs of all organisations that the options describe, and with --yes queue them again."""
-    hours = "" if within_hours is None else str(within_hours)
-    described = [organization or "", kind or "", code or "", hours]
-    run_database_process(["redrive", *described, *["--yes"] * yes], {"ZHUB_DATABASE_URL": url})
+    from zhub.cli.database_operations import redrive_jobs
+    from zhub.queue.redrive import DeadLetters
+
+    within = None if within_hours is None else timedelta(hours=within_hours)
+    redrive_jobs(url, DeadLetters(organization or None, kind or None, code or None, within), do_it=yes)

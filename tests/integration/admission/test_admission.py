@@ -12,7 +12,7 @@ from sqlalchemy import Engine, func, select, text
 from zhub.admission import admit as admission
 from zhub.admission import budgets
 from zhub.admission.fair_share import HALF_LIFE_S
-from zhub.cli.database_process import set_quota
+from zhub.cli.database_operations import set_quota
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import NotFoundError
