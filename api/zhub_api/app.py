@@ -1,7 +1,6 @@
 """The ASGI application."""
 
 import asyncio
-import importlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -96,9 +95,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     app.add_middleware(observed.Observed)
     if start_tracing("zhub-api"):
-        # Imported here, because it comes with an extra.
-        instrumentation = importlib.import_module("opentelemetry.instrumentation.fastapi")
-        instrumentation.FastAPIInstrumentor.instrument_app(
+        # Imported here, because it comes with the extra `otel`.
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+        FastAPIInstrumentor.instrument_app(
             app, excluded_urls="/healthz$,/readyz$,/metrics$", exclude_spans=["receive", "send"]
         )
 

@@ -1,7 +1,6 @@
 """The Ray Serve app: HTTP in, the engine's lines out. It needs the object store and no database."""
 
 import asyncio
-import importlib
 import logging
 import threading
 import time
@@ -39,9 +38,10 @@ class Generation:
 
     def __init__(self, store_url: str, cache_dir: str, device: str | None, log_format: LogFormat) -> None:
         configure_logging(log_format)
-        # Imported here, in the replica: the agent imports this module too, and must not pay for torch.
-        engine = importlib.import_module("zhub_workers.serving.engine")
-        self._engine = engine.Engine(open_store(store_url), Path(cache_dir), device)
+        # Imported here, in the replica: the agent imports this module too, and must not wait for torch.
+        from zhub_workers.serving.engine import Engine
+
+        self._engine = Engine(open_store(store_url), Path(cache_dir), device)
 
     async def __call__(self, http_request: Request) -> Response:
         """``POST /generate`` streams one answer as JSON lines; any other path says that the replica is up."""

@@ -37,7 +37,7 @@ MAX_EXPERTS_IN_MEMORY = 512
 DEFAULT_MAX_NEW_TOKENS = 512
 REPLACEMENT = "\ufffd"  # what a decoder shows for a character whose last bytes are still to come
 
-Send = Callable[[Line], None]
+Send = Callable[[Line], object]  # what it returns is ignored
 Z = dict[str, Tensor]
 
 
