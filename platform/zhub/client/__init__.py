@@ -4,7 +4,6 @@ Programs may as well use the ``openai`` package; this client adds what that dial
 and checks every byte it pulls.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +14,7 @@ from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.lifecycle import Aliases, Promotions, Schedules
 from zhub.client.logs import Logs
 from zhub.client.training import BaseModels, Files, Jobs
-from zhub.client.transport import SLOW_READ_TIMEOUT_S, Http, api_error
+from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, api_error, read_events
 from zhub.client.webhooks import Webhooks
 from zhub.client.wire import ChatPiece, ModelRecord, Routing
 from zhub.errors import UnavailableError
@@ -88,14 +87,11 @@ class Client:
             ApiError, UnavailableError: also in the middle of an answer.
         """
         body = _chat_body(model, message, mixture, temperature, max_tokens) | {"stream": True}
-        with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
-            for line in response.iter_lines():
-                if not line.startswith("data:"):
-                    continue
-                content = line.removeprefix("data:").strip()
-                if content == "[DONE]":
+        with self._http.stream("POST", "/v1/chat/completions", json=body, headers=EVENT_STREAM) as response:
+            for event in read_events(response):
+                if event.data == "[DONE]":
                     return
-                chunk = json.loads(content)
+                chunk = event.json()
                 if "error" in chunk:
                     raise api_error(503, chunk, response)
                 for choice in chunk["choices"]:

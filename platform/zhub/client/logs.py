@@ -27,12 +27,12 @@ class Logs:
         give_up = time.monotonic() + MAX_OUTAGE_S
         while True:
             try:
-                for message in self._http.messages(_path(job_id), **params):
+                for sent in self._http.events(_path(job_id), **params):
                     give_up = time.monotonic() + MAX_OUTAGE_S
-                    if message.event == "end":
+                    if sent.event == "end":
                         return
-                    params["after"] = message.id
-                    yield LogLine.model_validate(message.content)
+                    params["after"] = sent.id
+                    yield LogLine.model_validate_json(sent.data)
             except (UnavailableError, ApiError) as exc:
                 if not may_pass(exc) or time.monotonic() > give_up:
                     raise

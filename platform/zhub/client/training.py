@@ -233,14 +233,14 @@ class Jobs:
         while True:
             try:
                 job = self.get(job_id)
-                for message in self._http.messages(
+                for sent in self._http.events(
                     f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", stream="true", **last
                 ):
                     give_up = time.monotonic() + MAX_OUTAGE_S
-                    if message.event == "end":
-                        yield FineTuningJob.model_validate(message.content), []
+                    if sent.event == "end":
+                        yield FineTuningJob.model_validate_json(sent.data), []
                         return
-                    event = JobEvent.model_validate(message.content)
+                    event = JobEvent.model_validate_json(sent.data)
                     if event.type == "message":
                         job = self.get(job_id)  # what has a message may have a new status
                     last = {"after": event.id}

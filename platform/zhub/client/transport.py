@@ -1,16 +1,15 @@
 """Requests to zhub's HTTP API: with the key, with retries where they are harmless, and with every failure as an error
 of ours."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
+from httpx_sse import EventSource, ServerSentEvent, SSEError
 
 from zhub.errors import ApiError, InvalidRequestError, UnavailableError
 from zhub.manifest import CHUNK_BYTES
@@ -19,18 +18,10 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 GET_TRIES = 3
 STATUSES_THAT_PASS = (429, 502, 503, 504)
 FIRST_BACK_OFF_S = 0.25
+EVENT_STREAM = {"accept": "text/event-stream"}
 READ_TIMEOUT_S = 30.0
 MAX_OUTAGE_S = 60.0  # while a job is followed; a restart of the API takes seconds
 SLOW_READ_TIMEOUT_S = 900.0  # the server stores an upload, or loads a model, before it answers
-
-
-@dataclass(frozen=True)
-class Message:
-    """One server-sent event: its name, ``message`` where it has none, its content, and its id, empty where none."""
-
-    event: str
-    content: Any
-    id: str
 
 
 class Http:
@@ -110,18 +101,10 @@ class Http:
                 raise _error_of(response)
             yield response
 
-    def messages(self, path: str, **params: str) -> Iterator["Message"]:
-        """Server-sent events, one after the other. The server says something at least every 15 seconds."""
-        headers = {"accept": "text/event-stream"}
-        with self.stream("GET", path, params=params, headers=headers, read_timeout_s=READ_TIMEOUT_S) as response:
-            fields: dict[str, str] = {}
-            for line in response.iter_lines():
-                name, _, value = line.partition(":")
-                if name:
-                    fields[name] = value.removeprefix(" ")
-                elif not line and "data" in fields:
-                    yield Message(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id", ""))
-                    fields = {}
+    def events(self, path: str, **params: str) -> Iterator[ServerSentEvent]:
+        """GET server-sent events, one after the other. The server sends something at least every 15 seconds."""
+        with self.stream("GET", path, params=params, headers=EVENT_STREAM, read_timeout_s=READ_TIMEOUT_S) as response:
+            yield from read_events(response)
 
     def close(self) -> None:
         self._http.close()
@@ -135,6 +118,21 @@ class Http:
             return response.json()
         except ValueError as exc:
             raise _not_zhub(response) from exc
+
+
+def read_events(response: httpx.Response) -> Iterator[ServerSentEvent]:
+    """The events of a stream that was asked for as ``EVENT_STREAM``; one that is cut off in the middle is left out.
+
+    Raises:
+        ApiError: the answer is no event stream.
+    """
+    try:
+        for event in EventSource(response).iter_sse():
+            # An id holds until the next one, so after the first id a comment, the heartbeat, comes as an empty event.
+            if event.data:
+                yield event
+    except SSEError as exc:
+        raise _not_zhub(response) from exc
 
 
 def may_pass(error: UnavailableError | ApiError) -> bool:
