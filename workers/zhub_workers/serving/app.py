@@ -57,13 +57,15 @@ class Generation:
             self._engine.submit(request, lambda line: loop.call_soon_threadsafe(lines.put_nowait, line))
         except UnavailableError as exc:
             return PlainTextResponse(str(exc), status_code=503)
-        return StreamingResponse(_until_end(lines), media_type="application/x-ndjson")
+        return StreamingResponse(json_lines(lines), media_type="application/x-ndjson")
 
 
-async def _until_end(lines: "asyncio.Queue[Line]") -> AsyncIterator[str]:
+async def json_lines(lines: "asyncio.Queue[Line]") -> AsyncIterator[str]:
+    """One answer, until its last line, as JSON lines."""
     while True:
         line = await lines.get()
-        yield line.model_dump_json() + "\n"
+        # ASCII, because the API reads lines with httpx, which also ends a line at U+2028 and the like.
+        yield line.model_dump_json(ensure_ascii=True) + "\n"
         if isinstance(line, Ended | Failed):
             return
 
