@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, note, put, show_json, status, stderr, table
 from zhub.client import Client
-from zhub.client.wire import BaseModelRecord
+from zhub.client.wire.training import BaseModelRecord
 from zhub.registry.model_directory import ModelFiles
 
 app = typer.Typer(help="Base models: frozen weights that experts adapt.", no_args_is_help=True)

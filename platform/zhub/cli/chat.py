@@ -7,7 +7,7 @@ import typer
 
 from zhub.cli.connection import DataDirOption, connect
 from zhub.cli.output import note
-from zhub.client.wire import ChatPiece
+from zhub.client.wire.chat import ChatPiece
 
 
 def chat(

@@ -8,7 +8,7 @@ import typer
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, put, show_json, size, status, stderr, table
 from zhub.client import Client
-from zhub.client.wire import DatasetFile
+from zhub.client.wire.training import DatasetFile
 
 app = typer.Typer(
     help="Datasets: JSONL files, checked row by row before anything trains on them.", no_args_is_help=True

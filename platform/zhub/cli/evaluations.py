@@ -9,7 +9,7 @@ from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, status, table
 from zhub.cli.submit import GraderOption, MeasuringClusterOption, file_id, read_grader
-from zhub.client.wire import EvaluationComparison, EvaluationRecord, EvaluationResults
+from zhub.client.wire.experts import EvaluationComparison, EvaluationRecord, EvaluationResults
 from zhub.manifest import Accuracy
 
 app = typer.Typer(

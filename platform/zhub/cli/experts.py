@@ -7,7 +7,7 @@ import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
-from zhub.client.wire import ExpertVersion, FeedbackSummary
+from zhub.client.wire.experts import ExpertVersion, FeedbackSummary
 from zhub.manifest import Evaluation
 
 app = typer.Typer(help="Experts: what training made.", no_args_is_help=True)

@@ -12,7 +12,7 @@ from zhub.cli.experts import show_version
 from zhub.cli.output import facts, moment, note, percent, put, show_json, size, sparkline, status, table
 from zhub.cli.watching import event_line, watch
 from zhub.client import Client
-from zhub.client.wire import CheckpointRecord, FineTuningJob, LogLine
+from zhub.client.wire.training import CheckpointRecord, FineTuningJob, LogLine
 
 SERIES_POINTS = 40  # as wide as a sparkline
 

@@ -8,7 +8,7 @@ from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, moment, note, put, show_json, status, table
 from zhub.cli.submit import GraderOption, MeasuringClusterOption, file_id, read_grader
-from zhub.client.wire import PromotionRecord
+from zhub.client.wire.lifecycle import PromotionRecord
 
 app = typer.Typer(help="Promotions: a version gets an alias if it passes its gate.", no_args_is_help=True)
 

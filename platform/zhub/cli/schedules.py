@@ -18,7 +18,7 @@ from zhub.cli.submit import (
     read_json,
     training_method,
 )
-from zhub.client.wire import ScheduleRecord, TickRecord
+from zhub.client.wire.lifecycle import ScheduleRecord, TickRecord
 
 SHOWN_TICKS = 10
 

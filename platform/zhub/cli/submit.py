@@ -12,7 +12,7 @@ from zhub.cli.jobs import finish, show_job
 from zhub.cli.output import duration, facts, note, put, show_json
 from zhub.cli.watching import watch
 from zhub.client import Client
-from zhub.client.wire import EstimateRecord
+from zhub.client.wire.training import EstimateRecord
 from zhub.errors import InvalidRequestError
 
 ANSWER_GRADER = {

@@ -13,7 +13,8 @@ from rich.text import Text
 from zhub.cli.exits import INTERRUPTED
 from zhub.cli.output import note, percent, sparkline, status, stderr
 from zhub.client import Client
-from zhub.client.wire import FineTuningJob, JobEvent, TrainingCurve
+from zhub.client.training_curve import TrainingCurve
+from zhub.client.wire.training import FineTuningJob, JobEvent
 
 EVENTS_SHOWN = 3
 

@@ -7,7 +7,7 @@ import typer
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import ERROR
 from zhub.cli.output import facts, moment, note, put, show_json, status, table
-from zhub.client.wire import DeliveryRecord, EndpointRecord
+from zhub.client.wire.webhooks import DeliveryRecord, EndpointRecord
 
 app = typer.Typer(help="Webhooks: where a project's events are sent.", no_args_is_help=True)
 

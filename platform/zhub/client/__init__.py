@@ -16,7 +16,7 @@ from zhub.client.logs import Logs
 from zhub.client.training import BaseModels, Files, Jobs
 from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, api_error, read_events
 from zhub.client.webhooks import Webhooks
-from zhub.client.wire import ChatPiece, ModelRecord, Routing
+from zhub.client.wire.chat import ChatPiece, ModelRecord, Routing
 from zhub.errors import UnavailableError
 from zhub.generation import ChosenExpert
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from zhub.client.transport import Http, path_part, wait
-from zhub.client.wire import EvaluationRecord, ExpertVersion, FeedbackRecord
+from zhub.client.wire.experts import EvaluationRecord, ExpertVersion, FeedbackRecord
 from zhub.errors import (
     ArtifactError,
     ConflictError,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zhub.client.transport import Http, path_part, wait
-from zhub.client.wire import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
+from zhub.client.wire.lifecycle import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
 
 
 class Aliases:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 from zhub.client.transport import MAX_OUTAGE_S, Http, may_pass, path_part
-from zhub.client.wire import LogLine
+from zhub.client.wire.training import LogLine
 from zhub.errors import ApiError, UnavailableError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack
 
 from zhub.client.transport import MAX_OUTAGE_S, Http, may_pass, path_part, wait
-from zhub.client.wire import (
+from zhub.client.wire.training import (
     BaseModelRecord,
     CheckpointRecord,
     DatasetFile,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from zhub.client.transport import Http, path_part
-from zhub.client.wire import DeliveryRecord, EndpointRecord, EndpointTest
+from zhub.client.wire.webhooks import DeliveryRecord, EndpointRecord, EndpointTest
 
 TEST_READ_TIMEOUT_S = 60.0  # the server waits for the receiver before it answers
 

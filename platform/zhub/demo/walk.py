@@ -20,7 +20,10 @@ from typing import Protocol
 
 from zhub.client import Client
 from zhub.client.credentials import read_credentials
-from zhub.client.wire import ChatPiece, ExpertVersion, FineTuningJob, TrainingCurve
+from zhub.client.training_curve import TrainingCurve
+from zhub.client.wire.chat import ChatPiece
+from zhub.client.wire.experts import ExpertVersion
+from zhub.client.wire.training import FineTuningJob
 from zhub.demo.task_families import FAMILIES, sample_rows
 from zhub.embedded.data_dir import DataDir, locked
 from zhub.errors import EmbeddedError, InvalidRequestError, TrainingError, UnavailableError
