@@ -98,7 +98,7 @@ def _zhub_error(request: Request, exc: errors.ZhubError) -> JSONResponse:
 def _validation_error(_request: Request, exc: RequestValidationError) -> JSONResponse:
     problem = exc.errors()[0]
     where = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
-    # Where a body stops being JSON is an offset, which is nobody's parameter.
+    # For a body that is not JSON, loc is an offset, not a parameter.
     param = ".".join(where) if where and problem["type"] != "json_invalid" else None
     message = f"{param}: {problem['msg']}" if param else str(problem["msg"])
     unknown = problem["type"] == "extra_forbidden"
@@ -136,7 +136,7 @@ def _unexpected(request: Request, exc: Exception) -> JSONResponse:
 
 
 def _retry_headers(exc: errors.ZhubError, status: int) -> dict[str, str]:
-    """The client retries 409, 429 and 5xx by itself: tell it when that can help."""
+    """The client retries 409, 429 and 5xx by itself: headers say when that can help."""
     if status == 503 or isinstance(exc, errors.NotReadyError):
         return {"retry-after-ms": "1000"}
     return {"x-should-retry": "false"} if status in (409, 429) else {}

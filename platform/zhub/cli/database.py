@@ -6,9 +6,7 @@ import typer
 
 from zhub.cli.output import note
 
-app = typer.Typer(
-    help="The database of a production installation; `zhub up` looks after its own.", no_args_is_help=True
-)
+app = typer.Typer(help="The database of a production installation; `zhub up` manages its own.", no_args_is_help=True)
 
 
 @app.command()
@@ -36,7 +34,7 @@ def logins(
         str, typer.Option(envvar="ZHUB_SYSTEM_LOGIN_PASSWORD", help="For zhub_system_login; likewise.")
     ],
 ) -> None:
-    """Make the logins of the API and of the scheduler and agents, or change their passwords. Comes after upgrade."""
+    """Create the logins of API, scheduler and agents, or change their passwords. Run it after upgrade."""
     from zhub.cli import database_operations
 
     database_operations.logins(url, api_password=api_password, system_password=system_password)
@@ -65,26 +63,31 @@ def bootstrap(
 @app.command()
 def quota(
     organization: Annotated[str, typer.Argument(help="Its name.")],
-    weight: Annotated[float, typer.Option(min=0.01, max=1000, help="Its share of a cluster beside the others'.")] = 1,
+    weight: Annotated[
+        float, typer.Option(min=0.01, max=1000, help="Its share of a cluster, relative to the others'.")
+    ] = 1,
     nominal_workers: Annotated[
-        float, typer.Option(min=0, help="Of each cluster, that it gets back from who borrowed them, by preemption.")
+        float, typer.Option(min=0, help="Guaranteed workers of each cluster: it gets them back by preemption.")
     ] = 0,
     max_workers: Annotated[
-        float | None, typer.Option(min=0, help="That its jobs may hold in one cluster at a time.", show_default="any")
+        float | None,
+        typer.Option(min=0, help="Workers that its jobs may hold in one cluster at a time.", show_default="any"),
     ] = None,
     max_queued: Annotated[
-        int | None, typer.Option(min=0, help="Jobs of it that may wait at a time.", show_default="any")
+        int | None, typer.Option(min=0, help="Jobs that may wait at a time.", show_default="any")
     ] = None,
     monthly_worker_hours: Annotated[
         float | None,
-        typer.Option(min=0, help="That its jobs may use in a calendar month; then they pause.", show_default="any"),
+        typer.Option(
+            min=0, help="What its jobs may use in a calendar month; then they are paused.", show_default="any"
+        ),
     ] = None,
     url: Annotated[
         str,
         typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
     ] = ...,  # type: ignore[assignment]
 ) -> None:
-    """Set what an organisation may use. What is not given is the default again."""
+    """Set an organisation's quota. A limit that is not given returns to its default."""
     from zhub.cli import database_operations
 
     database_operations.set_quota(

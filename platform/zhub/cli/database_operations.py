@@ -54,7 +54,7 @@ def logins(owner_url: str, *, api_password: str, system_password: str) -> None:
         raise UnavailableError(f"The database does not answer: {exc}") from exc
     except psycopg.ProgrammingError as exc:
         raise InvalidRequestError(f"The database refused: {exc}. May this login make roles?") from exc
-    note(f"The logins {API_LOGIN} and {SYSTEM_LOGIN} are there.")
+    note(f"The logins {API_LOGIN} and {SYSTEM_LOGIN} exist.")
 
 
 def bootstrap(system_url: str, secret_key: str, organization: str, project: str) -> str:
@@ -105,9 +105,9 @@ def set_quota(
         session.execute(statement.on_conflict_do_update(index_elements=["org_id"], set_=limits))
     any_ = {name: "any number of" if limit is None else f"{limit:g}" for name, limit in limits.items()}
     note(
-        f"{organization}: weight {weight:g}, {nominal_workers:g} workers of a cluster for sure, {any_['max_workers']} "
-        f"workers of it at most, {any_['max_queued']} jobs waiting, {any_['monthly_worker_hours']} worker-hours a "
-        "month. It holds from the scheduler's next pass on."
+        f"{organization}: weight {weight:g}, {nominal_workers:g} guaranteed workers of a cluster, "
+        f"{any_['max_workers']} workers of it at most, {any_['max_queued']} jobs waiting, "
+        f"{any_['monthly_worker_hours']} worker-hours a month. The scheduler applies it from its next pass on."
     )
 
 
@@ -138,7 +138,7 @@ def examine_history(system_url: str, *, as_json: bool = False) -> None:
     for finding in [] if as_json else findings:
         typer.echo(f"{finding.id}  {finding.rule}: {finding.detail}")
     if findings:
-        note(f"{len(findings)} rows break a rule. Please report them: this must not be.")
+        note(f"{len(findings)} rows break a rule. Please report them: this is a fault of zhub.")
         sys.exit(ERROR)
     note(f"{count} jobs, {len(invariants.RULES)} rules, nothing is wrong.")
 

@@ -1,6 +1,6 @@
-"""A synchronous client of zhub's HTTP API: what the command line and the demo stand on.
+"""A synchronous client of zhub's HTTP API: what the command line and the demo use.
 
-Programs may as well use the ``openai`` package; this client adds what that dialect lacks (base models, experts)
+Programs can also use the ``openai`` package; this client adds what that dialect lacks (base models, experts)
 and checks every byte it pulls.
 """
 
@@ -44,10 +44,10 @@ class Client:
 
     def models(self) -> list[ModelRecord]:
         """Everything that a request may name as its model."""
-        return [ModelRecord.model_validate(found) for found in self._http.get("/v1/models")["data"]]
+        return [ModelRecord.model_validate(entry) for entry in self._http.get("/v1/models")["data"]]
 
     def health(self) -> dict[str, Any]:
-        """That the API's process answers, and its ``version``. Needs no key."""
+        """The ``version`` of the API's process, if it answers. Needs no key."""
         answer = self._http.get("/healthz")
         assert isinstance(answer, dict)
         return answer
@@ -81,7 +81,7 @@ class Client:
         temperature: float | None = None,
         max_tokens: int | None = None,
     ) -> Iterator[ChatPiece]:
-        """Ask one question and yield the answer as it is made.
+        """Ask one question and yield the answer while it is generated.
 
         Raises:
             ApiError, UnavailableError: also in the middle of an answer.

@@ -1,4 +1,4 @@
-"""A job's training as its events tell it."""
+"""A job's training as a curve, from its events."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class TrainingCurve:
     accuracies: list[float] = field(default_factory=list)
 
     def add(self, events: Iterable[JobEvent]) -> None:
-        """Take in events in their order; an attempt that begins anew begins the curve anew."""
+        """Add events in their order; an attempt that starts over restarts the curve."""
         for event in events:
             values = event.data or {}
             if "step" not in values or (event.type != "metrics" and values.get("type") != "metrics"):

@@ -16,7 +16,7 @@ from zhub.manifest import CHUNK_BYTES
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 GET_TRIES = 3
-STATUSES_THAT_PASS = (429, 502, 503, 504)
+TRANSIENT_STATUSES = (429, 502, 503, 504)
 FIRST_BACK_OFF_S = 0.25
 EVENT_STREAM = {"accept": "text/event-stream"}
 READ_TIMEOUT_S = 30.0
@@ -38,13 +38,13 @@ class Http:
         )
 
     def get(self, path: str, **params: Any) -> Any:
-        """GET, tried again after a broken connection or an answer that says "try again"."""
+        """GET, repeated after a broken connection or an answer with a transient status."""
         for tried in range(1, GET_TRIES + 1):
             try:
                 return self._send("GET", path, params=params)
             except (UnavailableError, ApiError) as exc:
                 refused = isinstance(exc.__cause__, httpx.ConnectError)
-                if tried == GET_TRIES or refused or not may_pass(exc):
+                if tried == GET_TRIES or refused or not is_transient(exc):
                     raise
             time.sleep(FIRST_BACK_OFF_S * 2 ** (tried - 1))
         raise AssertionError("unreachable: the last try returns or raises")
@@ -121,7 +121,7 @@ class Http:
 
 
 def read_events(response: httpx.Response) -> Iterator[ServerSentEvent]:
-    """The events of a stream that was asked for as ``EVENT_STREAM``; one that is cut off in the middle is left out.
+    """The events of a stream that was requested with ``EVENT_STREAM``; an event that is cut off is left out.
 
     Raises:
         ApiError: the answer is no event stream.
@@ -135,9 +135,9 @@ def read_events(response: httpx.Response) -> Iterator[ServerSentEvent]:
         raise _not_zhub(response) from exc
 
 
-def may_pass(error: UnavailableError | ApiError) -> bool:
+def is_transient(error: UnavailableError | ApiError) -> bool:
     """Whether the same request may succeed a little later."""
-    return isinstance(error, UnavailableError) or error.status in STATUSES_THAT_PASS
+    return isinstance(error, UnavailableError) or error.status in TRANSIENT_STATUSES
 
 
 def path_part(text: str) -> str:
@@ -145,9 +145,9 @@ def path_part(text: str) -> str:
     return quote(text, safe="@")
 
 
-def wait(poll_s: float, give_up: float, message: str) -> None:
-    """Wait for the next look, or raise UnavailableError once the monotonic clock has passed ``give_up``."""
-    if time.monotonic() > give_up:
+def wait(poll_s: float, deadline: float, message: str) -> None:
+    """Sleep until the next poll, or raise UnavailableError once the monotonic clock has passed ``deadline``."""
+    if time.monotonic() > deadline:
         raise UnavailableError(f"{message}. `zhub doctor` says what is missing.")
     time.sleep(poll_s)
 

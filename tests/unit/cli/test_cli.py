@@ -213,7 +213,7 @@ def test_a_wait_is_explained(api: Any, zhub: Run, capsys: pytest.CaptureFixture[
     api.add("GET", path, place)
     assert zhub("queue", "explain", asked) == 0
     shown = capsys.readouterr().out
-    assert "2 jobs are served before it" in shown and "nobody can tell yet" in shown and "1 min 39 s" in shown
+    assert "2 jobs are served before it" in shown and "not known yet" in shown and "1 min 39 s" in shown
 
 
 def test_a_jobs_checkpoints_are_listed_by_the_names_that_answer(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,7 +312,7 @@ def test_the_demo_removes_only_its_own_directory(tmp_path: Path) -> None:
     walk.make_directory(own)
     assert not (own / "leftover").exists()
     (tmp_path / "precious").touch()
-    with pytest.raises(InvalidRequestError, match="not of an earlier demo"):
+    with pytest.raises(InvalidRequestError, match="not made by an earlier demo"):
         walk.make_directory(tmp_path)
     assert (tmp_path / "precious").exists()
 
@@ -357,7 +357,7 @@ def test_webhooks_are_listed_removed_and_replayed(zhub: Run, arguments: tuple[st
 @pytest.mark.parametrize(
     ("endpoint", "shown"),
     [
-        ({"not_before": 1_700_000_000}, "Its receiver asked for nothing before"),
+        ({"not_before": 1_700_000_000}, "Its receiver asked for no events before"),
         ({"not_before": 1_700_000_000, "status": "disabled", "status_details": "It answered 410 Gone."}, "410 Gone"),
     ],
 )
@@ -537,7 +537,7 @@ def test_a_schedule_is_fired_by_its_name(zhub: Run, api: Any, capsys: pytest.Cap
 def test_feedback_is_given_on_a_prompt(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--prompt", "Sort.", "--completion", "ba", "--score", "-1", "--reference", "ab")
     assert zhub("feedback", "add", "default.sorting@prod", *options) == 0
-    assert "fb-1, on default.sorting@v1" in capsys.readouterr().err
+    assert "Stored as fb-1, for default.sorting@v1." in capsys.readouterr().err
     assert bodies(api, "POST", "/v1/feedback") == [
         {
             "model": "default.sorting@prod",

@@ -15,7 +15,7 @@ class ModelRecord(Answer):
 
 
 class Routing(Answer):
-    """How it was decided who answers, and why."""
+    """How the experts of an answer were chosen, and why."""
 
     strategy: str
     reason: str
@@ -24,7 +24,7 @@ class Routing(Answer):
 
 @dataclass(frozen=True)
 class ChatPiece:
-    """The next piece of an answer, or all of it; every piece says who speaks."""
+    """The next piece of an answer, or the whole answer; every piece names the experts that gave it."""
 
     text: str
     experts: list[ChosenExpert]

@@ -86,12 +86,12 @@ class ExpertVersion(Answer):
 
     def evaluation(self, split: str) -> Evaluation | None:
         """How base and expert did on the same rows of this split."""
-        found = [entry for entry in self.manifest["evaluations"] if entry["split"] == split]
-        return Evaluation.model_validate(found[0]) if found else None
+        entries = [entry for entry in self.manifest["evaluations"] if entry["split"] == split]
+        return Evaluation.model_validate(entries[0]) if entries else None
 
 
 class FeedbackRecord(Answer):
-    """How good one answer of a version was: ``score`` in [-1, 1]; ``reference`` would have been right."""
+    """How good one answer of a version was: ``score`` in [-1, 1]; ``reference`` is the right answer."""
 
     id: str
     created_at: int

@@ -18,7 +18,7 @@ class AliasMoveRecord(Answer):
 
 
 class AliasRecord(Answer):
-    """An alias and the version it stands on. ``moves``, newest first, is given for a single one only, not in lists."""
+    """An alias and the version that it points to. ``moves``, newest first, is given for a single one, not in lists."""
 
     id: str
     alias: str
@@ -28,7 +28,7 @@ class AliasRecord(Answer):
 
 
 class GateFinding(Answer):
-    """What a gate found on one suite."""
+    """The result of a gate on one suite."""
 
     file: str
     passed: bool
@@ -36,7 +36,7 @@ class GateFinding(Answer):
 
 
 class PromotionRecord(Answer):
-    """A version on its way to an alias; ``promoted`` once its gate has decided."""
+    """The promotion of a version to an alias; ``promoted`` is None until its gate has decided."""
 
     id: str
     created_at: int
@@ -69,7 +69,7 @@ class ScheduleRecord(Answer):
     on_regression: str | None
     on_feedback: int | None
     new_feedback: int | None
-    """How many of the ``on_feedback`` pieces that fire it have come."""
+    """How many pieces of feedback have come since it fired last; it fires at ``on_feedback``."""
     misfire: str
     overlap: str
     jitter_s: int
@@ -81,7 +81,7 @@ class ScheduleRecord(Answer):
 
 
 class TickRecord(Answer):
-    """What became of one tick of a schedule."""
+    """One tick of a schedule, with its outcome."""
 
     id: str
     created_at: int

@@ -1,4 +1,4 @@
-"""Answers about what experts are made of and made by: dataset files, base models, fine-tuning jobs."""
+"""Answers about dataset files, base models and fine-tuning jobs."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ class FineTuningJob(Answer):
 
     @property
     def steps(self) -> int:
-        """How many steps it was asked to take."""
+        """How many steps were requested."""
         return int(self.hyperparameters["n_steps"])
 
     @property
@@ -91,7 +91,7 @@ class SeriesPoint(Answer):
 
 
 class SeriesRecord(Answer):
-    """One metric of a job by step. ``count`` is how many points there are, ``points`` what was asked for of them."""
+    """One metric of a job by step. ``count`` is how many points there are, ``points`` a selection of them."""
 
     name: str
     count: int
@@ -99,7 +99,7 @@ class SeriesRecord(Answer):
 
 
 class EstimateRecord(Answer):
-    """What a job would be and take. ``workers`` is how many it takes, unless it ``shares_a_worker`` with others."""
+    """What a job would need: ``workers``, unless it ``shares_a_worker`` with other jobs."""
 
     expert: str
     method: dict[str, Any]
@@ -111,9 +111,9 @@ class EstimateRecord(Answer):
 
 
 class QueueRecord(Answer):
-    """What a job waits for, or what else ``job_id`` names: an evaluation, a base.
+    """What a job, an evaluation or a base, which ``job_id`` names, waits for.
 
-    ``estimated_start`` and ``expected_seconds``, its run time, are None where nobody knows.
+    ``estimated_start`` and ``expected_seconds``, its run time, are None while they are not known.
     """
 
     job_id: str

@@ -24,7 +24,7 @@ class EndpointRecord(Answer):
 
 
 class EndpointTest(Answer):
-    """What became of an example that was sent to an endpoint."""
+    """The result of sending an example to an endpoint."""
 
     webhook_endpoint_id: str
     event_type: str
@@ -45,7 +45,7 @@ class DeliveryAttempt(Answer):
 
 
 class DeliveryRecord(Answer):
-    """One event on its way to one endpoint. ``status`` is ``pending``, ``delivered`` or ``failed``."""
+    """The delivery of one event to one endpoint. ``status`` is ``pending``, ``delivered`` or ``failed``."""
 
     id: str
     created_at: int
