@@ -38,7 +38,7 @@ def main() -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says at ``/readyz`` that it drains, accepts no more ``drain_s`` seconds later, and ends whatever hangs."""
+    """Reports at ``/readyz`` that it drains, stops accepting ``drain_s`` seconds later, and ends in any case."""
 
     def __init__(self, config: uvicorn.Config, draining: threading.Event, *, drain_s: float) -> None:
         super().__init__(config)

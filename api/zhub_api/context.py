@@ -1,4 +1,4 @@
-"""What every route stands on: settings, engine, store and wake-ups of this process, and who is asking."""
+"""What every route uses: settings, engine, store and wake-ups of this process, and the caller."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -33,7 +33,7 @@ ContextDep = Annotated[Context, Depends(context_of)]
 
 
 def caller_of(request: Request, context: ContextDep, authorization: Annotated[str | None, Header()] = None) -> Caller:
-    """Who the bearer token speaks for; its database session is over before the route begins."""
+    """The caller that the bearer token identifies; the database session for this ends before the route begins."""
     scheme, _, key = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise AuthenticationError("No API key provided. Send it as 'Authorization: Bearer zhub_…'.")

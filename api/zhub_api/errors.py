@@ -76,62 +76,67 @@ def envelope(status: int, message: str, *, code: str, param: str | None = None, 
 
 def install(app: FastAPI) -> None:
     """Answer every error in the dialect's envelope: FastAPI's own ``detail`` reaches its users as an empty message."""
+    app.exception_handler(errors.ZhubError)(_zhub_error)
+    app.exception_handler(RequestValidationError)(_validation_error)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(DataError)(_unstorable)
+    app.exception_handler(Exception)(_unexpected)
 
-    @app.exception_handler(errors.ZhubError)
-    def _zhub_error(request: Request, exc: errors.ZhubError) -> JSONResponse:
-        status = status_of(exc)
-        if status >= 500:
-            about = {"action": "request_failed", "code": exc.code}
-            log.error("%s %s: %s", request.method, request.url.path, exc, exc_info=exc, extra=about)
-        extra = {}
-        if isinstance(exc, errors.InvalidDatasetError):
-            extra["errors"] = [asdict(problem) for problem in exc.problems]
-        body = envelope(status, str(exc), code=exc.code, param=getattr(exc, "param", None), **extra)
-        return JSONResponse(body, status, headers=_retry_headers(exc, status))
 
-    @app.exception_handler(RequestValidationError)
-    def _validation_error(_request: Request, exc: RequestValidationError) -> JSONResponse:
-        problem = exc.errors()[0]
-        where = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
-        # Where a body stops being JSON is an offset, which is nobody's parameter.
-        param = ".".join(where) if where and problem["type"] != "json_invalid" else None
-        message = f"{param}: {problem['msg']}" if param else str(problem["msg"])
-        unknown = problem["type"] == "extra_forbidden"
-        return JSONResponse(
-            envelope(400, message, code="unknown_parameter" if unknown else "invalid_request", param=param), 400
-        )
+def _zhub_error(request: Request, exc: errors.ZhubError) -> JSONResponse:
+    status = status_of(exc)
+    if status >= 500:
+        about = {"action": "request_failed", "code": exc.code}
+        log.error("%s %s: %s", request.method, request.url.path, exc, exc_info=exc, extra=about)
+    extra = {}
+    if isinstance(exc, errors.InvalidDatasetError):
+        extra["errors"] = [asdict(problem) for problem in exc.problems]
+    body = envelope(status, str(exc), code=exc.code, param=getattr(exc, "param", None), **extra)
+    return JSONResponse(body, status, headers=_retry_headers(exc, status))
 
-    @app.exception_handler(HTTPException)
-    def _http_error(request: Request, exc: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path}: {exc.detail}"
-        if exc.status_code == 404:
-            message = f"No such route: {request.method} {request.url.path}."
-        code = str(exc.detail).lower().replace(" ", "_")
-        return JSONResponse(envelope(exc.status_code, message, code=code), exc.status_code, headers=exc.headers)
 
-    @app.exception_handler(DataError)
-    def _unstorable(_request: Request, _exc: DataError) -> JSONResponse:
-        message = "The request holds a value that cannot be stored: the character NUL, or a number out of range."
-        return JSONResponse(envelope(400, message, code="invalid_request"), 400)
+def _validation_error(_request: Request, exc: RequestValidationError) -> JSONResponse:
+    problem = exc.errors()[0]
+    where = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
+    # For a body that is not JSON, loc is an offset, not a parameter.
+    param = ".".join(where) if where and problem["type"] != "json_invalid" else None
+    message = f"{param}: {problem['msg']}" if param else str(problem["msg"])
+    unknown = problem["type"] == "extra_forbidden"
+    return JSONResponse(
+        envelope(400, message, code="unknown_parameter" if unknown else "invalid_request", param=param), 400
+    )
 
-    @app.exception_handler(Exception)
-    def _unexpected(request: Request, exc: Exception) -> JSONResponse:
-        # Answered outside of every middleware, so the request's id has to be put on here.
-        request_id = request.state.request_id
-        log.error(
-            "%s %s failed (request %s)",
-            request.method,
-            request.url.path,
-            request_id,
-            exc_info=exc,
-            extra={"action": "request_failed", "code": "internal_error", "request_id": request_id},
-        )
-        message = "zhub failed to answer; the error is in the API's log."
-        return JSONResponse(envelope(500, message, code="internal_error"), 500, headers={"x-request-id": request_id})
+
+def _http_error(request: Request, exc: HTTPException) -> JSONResponse:
+    message = f"{request.method} {request.url.path}: {exc.detail}"
+    if exc.status_code == 404:
+        message = f"No such route: {request.method} {request.url.path}."
+    code = str(exc.detail).lower().replace(" ", "_")
+    return JSONResponse(envelope(exc.status_code, message, code=code), exc.status_code, headers=exc.headers)
+
+
+def _unstorable(_request: Request, _exc: DataError) -> JSONResponse:
+    message = "The request holds a value that cannot be stored: the character NUL, or a number out of range."
+    return JSONResponse(envelope(400, message, code="invalid_request"), 400)
+
+
+def _unexpected(request: Request, exc: Exception) -> JSONResponse:
+    # Answered outside of every middleware, so the request's id has to be put on here.
+    request_id = request.state.request_id
+    log.error(
+        "%s %s failed (request %s)",
+        request.method,
+        request.url.path,
+        request_id,
+        exc_info=exc,
+        extra={"action": "request_failed", "code": "internal_error", "request_id": request_id},
+    )
+    message = "zhub failed to answer; the error is in the API's log."
+    return JSONResponse(envelope(500, message, code="internal_error"), 500, headers={"x-request-id": request_id})
 
 
 def _retry_headers(exc: errors.ZhubError, status: int) -> dict[str, str]:
-    """The client retries 409, 429 and 5xx by itself: tell it when that can help."""
+    """The client retries 409, 429 and 5xx by itself: headers say when that can help."""
     if status == 503 or isinstance(exc, errors.NotReadyError):
         return {"retry-after-ms": "1000"}
     return {"x-should-retry": "false"} if status in (409, 429) else {}

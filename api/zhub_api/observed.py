@@ -1,4 +1,4 @@
-"""What the API says of itself: a request's id, one log record and the metrics of each, and ``/metrics``."""
+"""What the API reports about itself: a request's id, one log record and the metrics of each, and ``/metrics``."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ log = logging.getLogger("zhub.api")
 router = APIRouter()
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds by machines: counted, not logged
+PROBES = ("/healthz", "/readyz", "/metrics")  # requested every few seconds by machines: counted, not logged
 MAX_REQUEST_ID = 128  # characters of an id that a client chooses
 
 REQUESTS = Counter("zhub_http_requests_total", "Requests answered.", ["method", "route", "status"])
@@ -59,10 +59,10 @@ class Observed:
             try:
                 await self._app(scope, receive, send_with_id)
             finally:
-                _note(scope, path, status, time.perf_counter() - started)
+                _record(scope, path, status, time.perf_counter() - started)
 
 
-def _note(scope: Scope, path: str, status: int, duration_s: float) -> None:
+def _record(scope: Scope, path: str, status: int, duration_s: float) -> None:
     # By the route's template: a path holds ids, and each label value costs Prometheus memory for ever.
     route = getattr(scope.get("route"), "path", "none")
     method = scope["method"] if scope["method"] in METHODS else "other"
@@ -91,5 +91,5 @@ def _note(scope: Scope, path: str, status: int, duration_s: float) -> None:
 
 @router.get("/metrics", include_in_schema=False)
 def metrics() -> Response:
-    """This process's metrics, for Prometheus. It asks nobody else, so it answers whatever is away."""
+    """This process's metrics, for Prometheus. It queries no other process, so it always answers."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

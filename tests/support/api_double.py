@@ -300,7 +300,11 @@ class Api:
             return httpx.Response(404, json={"error": error})
         if isinstance(answer, httpx.Response):
             return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
-        return httpx.Response(200, content=answer) if isinstance(answer, bytes) else httpx.Response(200, json=answer)
+        if not isinstance(answer, bytes):
+            return httpx.Response(200, json=answer)
+        # Bytes are an event stream for whoever asks for one, and a file for everybody else.
+        kind = "text/event-stream" if request.headers.get("accept") == "text/event-stream" else "application/x-ndjson"
+        return httpx.Response(200, content=answer, headers={"content-type": kind})
 
 
 def page(entries: list[Any], *, has_more: bool = False) -> dict[str, Any]:

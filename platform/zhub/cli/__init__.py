@@ -1,7 +1,7 @@
-"""The ``zhub`` command. Thin: it finds the server, calls ``zhub.client``, and shows what comes back.
+"""The ``zhub`` command. It finds the server, calls ``zhub.client``, and prints the answer.
 
 Data goes to standard output, progress and errors to standard error. Nothing here imports the database, the object
-store, Ray or torch: commands that need them start a process that does.
+store, Ray or torch: a command that needs the database imports it when it runs, and ``zhub up`` starts a process.
 """
 
 import os

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, note, put, show_json, status, stderr, table
 from zhub.client import Client
-from zhub.client.wire import BaseModelRecord
+from zhub.client.wire.training import BaseModelRecord
 from zhub.registry.model_directory import ModelFiles
 
 app = typer.Typer(help="Base models: frozen weights that experts adapt.", no_args_is_help=True)
@@ -17,10 +17,12 @@ app = typer.Typer(help="Base models: frozen weights that experts adapt.", no_arg
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(help="What requests will call it.")],
+    name: Annotated[str, typer.Argument(help="Its name in requests.")],
     path: Annotated[Path | None, typer.Option(help="A directory as save_pretrained() writes it.")] = None,
     hub: Annotated[str | None, typer.Option(metavar="ID@REVISION", help="A model of the hub at a commit.")] = None,
-    chat_template: Annotated[Path | None, typer.Option(help="A Jinja file, for models without a template.")] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="A Jinja file with a chat template, for a model without one.")
+    ] = None,
     cluster: Annotated[
         str, typer.Option(help="Which workers decompose it, where there are several kinds.")
     ] = "default",
@@ -32,7 +34,9 @@ def add(
     if (path is None) == (hub is None):
         raise typer.BadParameter("give one of --path DIR and --hub ID@REVISION")
     if hub is not None and chat_template is not None:
-        raise typer.BadParameter("it goes with --path, as a hub model has its own", param_hint="--chat-template")
+        raise typer.BadParameter(
+            "only with --path: a model of the hub has its own template", param_hint="--chat-template"
+        )
     with connect(data_dir) as client:
         if path is not None:
             base = _add_directory(client, name, path, chat_template, cluster)
@@ -49,12 +53,12 @@ def add(
 def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """List the base models."""
     with connect(data_dir) as client:
-        found = client.base_models.list()
+        bases = client.base_models.list()
     if as_json:
-        return show_json(found)
+        return show_json(bases)
     rows = [
         (base.id, status(base.status), "default" if base.is_default else "", moment(base.created_at), base.error or "")
-        for base in found
+        for base in bases
     ]
     put(table(("NAME", "STATUS", "", "ADDED", "ERROR"), rows, whole=2))
 

@@ -7,7 +7,7 @@ import typer
 
 from zhub.cli.connection import DataDirOption, connect
 from zhub.cli.output import note
-from zhub.client.wire import ChatPiece
+from zhub.client.wire.chat import ChatPiece
 
 
 def chat(
@@ -16,9 +16,11 @@ def chat(
     mix: Annotated[
         list[str] | None, typer.Option(metavar="EXPERT=WEIGHT", help="An expert of a mixture; may be repeated.")
     ] = None,
-    stream: Annotated[bool | None, typer.Option(help="Print as it comes.", show_default="on a terminal")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="End after so many tokens.")] = None,
+    stream: Annotated[
+        bool | None, typer.Option(help="Print the answer while it is generated.", show_default="on a terminal")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: always the most likely token.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The longest answer, in tokens.")] = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Ask one question. The answer goes to standard output; who answered, and why, to standard error."""

@@ -23,5 +23,5 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def connect(data_dir: Path | None) -> Client:
     """A client of the remote zhub that the environment names, or of the local one. Asks nothing yet."""
-    found = find_credentials(data_dir or default_data_dir(), os.environ)
-    return Client(found.base_url, found.api_key)
+    credentials = find_credentials(data_dir or default_data_dir(), os.environ)
+    return Client(credentials.base_url, credentials.api_key)

@@ -1,15 +1,12 @@
 """``zhub db``: the database of a production installation. ``zhub up`` does all this by itself."""
 
-import os
-import subprocess
-import sys
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="The database of a production installation; `zhub up` looks after its own.", no_args_is_help=True
-)
+from zhub.cli.output import note
+
+app = typer.Typer(help="The database of a production installation; `zhub up` manages its own.", no_args_is_help=True)
 
 
 @app.command()
@@ -19,7 +16,10 @@ def upgrade(
     ],
 ) -> None:
     """Bring the database to this release's schema. Safe to repeat."""
-    run_database_process(["upgrade"], {"ZHUB_OWNER_DATABASE_URL": url})
+    # Imported within each command, because it imports SQLAlchemy, which `--help` must not wait for.
+    from zhub.cli import database_operations
+
+    database_operations.upgrade(url)
 
 
 @app.command()
@@ -34,9 +34,10 @@ def logins(
         str, typer.Option(envvar="ZHUB_SYSTEM_LOGIN_PASSWORD", help="For zhub_system_login; likewise.")
     ],
 ) -> None:
-    """Make the logins of the API and of the scheduler and agents, or change their passwords. Comes after upgrade."""
-    passwords = {"ZHUB_API_LOGIN_PASSWORD": api_password, "ZHUB_SYSTEM_LOGIN_PASSWORD": system_password}
-    run_database_process(["logins"], {"ZHUB_OWNER_DATABASE_URL": url, **passwords})
+    """Create the logins of API, scheduler and agents, or change their passwords. Run it after upgrade."""
+    from zhub.cli import database_operations
+
+    database_operations.logins(url, api_password=api_password, system_password=system_password)
 
 
 @app.command()
@@ -52,42 +53,49 @@ def bootstrap(
     ] = ...,  # type: ignore[assignment]
 ) -> None:
     """Make an organisation, a project and a key with all rights. The key is printed, once."""
-    run_database_process(
-        ["bootstrap", organization, project], {"ZHUB_DATABASE_URL": url, "ZHUB_SECRET_KEY": secret_key}
-    )
+    from zhub.cli import database_operations
+
+    key = database_operations.bootstrap(url, secret_key, organization, project)
+    note("This key is shown only now. Keep it, e.g. as ZHUB_API_KEY:")
+    typer.echo(key)
 
 
 @app.command()
 def quota(
     organization: Annotated[str, typer.Argument(help="Its name.")],
-    weight: Annotated[float, typer.Option(min=0.01, max=1000, help="Its share of a cluster beside the others'.")] = 1,
+    weight: Annotated[
+        float, typer.Option(min=0.01, max=1000, help="Its share of a cluster, relative to the others'.")
+    ] = 1,
     nominal_workers: Annotated[
-        float, typer.Option(min=0, help="Of each cluster, that it gets back from who borrowed them, by preemption.")
+        float, typer.Option(min=0, help="Guaranteed workers of each cluster: it gets them back by preemption.")
     ] = 0,
     max_workers: Annotated[
-        float | None, typer.Option(min=0, help="That its jobs may hold in one cluster at a time.", show_default="any")
+        float | None,
+        typer.Option(min=0, help="Workers that its jobs may hold in one cluster at a time.", show_default="any"),
     ] = None,
     max_queued: Annotated[
-        int | None, typer.Option(min=0, help="Jobs of it that may wait at a time.", show_default="any")
+        int | None, typer.Option(min=0, help="Jobs that may wait at a time.", show_default="any")
     ] = None,
     monthly_worker_hours: Annotated[
         float | None,
-        typer.Option(min=0, help="That its jobs may use in a calendar month; then they pause.", show_default="any"),
+        typer.Option(
+            min=0, help="What its jobs may use in a calendar month; then they are paused.", show_default="any"
+        ),
     ] = None,
     url: Annotated[
         str,
         typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
     ] = ...,  # type: ignore[assignment]
 ) -> None:
-    """Set what an organisation may use. What is not given is the default again."""
-    limits = ["" if limit is None else str(limit) for limit in (max_workers, max_queued, monthly_worker_hours)]
-    run_database_process(
-        ["quota", organization, str(weight), str(nominal_workers), *limits], {"ZHUB_DATABASE_URL": url}
+    """Set an organisation's quota. A limit that is not given returns to its default."""
+    from zhub.cli import database_operations
+
+    database_operations.set_quota(
+        url,
+        organization,
+        weight=weight,
+        nominal_workers=nominal_workers,
+        max_workers=max_workers,
+        max_queued=max_queued,
+        monthly_worker_hours=monthly_worker_hours,
     )
-
-
-def run_database_process(arguments: list[str], settings: dict[str, str]) -> None:
-    """Run ``zhub.cli.database_process`` and exit as it does."""
-    # Secrets go through the environment: every user of the machine can read a process's arguments.
-    argv = [sys.executable, "-m", "zhub.cli.database_process", *arguments]
-    raise typer.Exit(subprocess.run(argv, env=os.environ | settings).returncode)

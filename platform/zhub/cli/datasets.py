@@ -8,7 +8,7 @@ import typer
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, put, show_json, size, status, stderr, table
 from zhub.client import Client
-from zhub.client.wire import DatasetFile
+from zhub.client.wire.training import DatasetFile
 
 app = typer.Typer(
     help="Datasets: JSONL files, checked row by row before anything trains on them.", no_args_is_help=True
@@ -17,7 +17,7 @@ app = typer.Typer(
 
 @app.command()
 def push(
-    path: Annotated[Path, typer.Argument(help="A JSONL file; the same name again makes its next version.")],
+    path: Annotated[Path, typer.Argument(help="A JSONL file; a file of the same name becomes its next version.")],
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -30,19 +30,26 @@ def push(
 def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """List the dataset files, newest first."""
     with connect(data_dir) as client:
-        found = client.files.list()
+        files = client.files.list()
     if as_json:
-        return show_json(found)
+        return show_json(files)
     rows = [
-        (f.id, f"{f.filename} v{f.version}", status(f.status), _rows(f), size(f.bytes), moment(f.created_at))
-        for f in found
+        (
+            file.id,
+            f"{file.filename} v{file.version}",
+            status(file.status),
+            _rows(file),
+            size(file.bytes),
+            moment(file.created_at),
+        )
+        for file in files
     ]
     put(table(("ID", "FILE", "STATUS", "ROWS", "SIZE", "UPLOADED"), rows, whole=1))
 
 
 @app.command()
 def show(file_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Show one dataset file and what was found in it."""
+    """Show one dataset file and the result of its check."""
     with connect(data_dir) as client:
         _show(client.files.get(file_id), as_json)
 
@@ -62,8 +69,8 @@ def _rows(file: DatasetFile) -> str:
 def _show(file: DatasetFile, as_json: bool) -> None:
     if as_json:
         return show_json(file)
-    found = file.validation or {}
-    columns = ", ".join(f"{name} ({count:,})" for name, count in sorted(found.get("columns", {}).items()))
+    validation = file.validation or {}
+    columns = ", ".join(f"{name} ({count:,})" for name, count in sorted(validation.get("columns", {}).items()))
     put(
         facts(
             [
@@ -75,7 +82,7 @@ def _show(file: DatasetFile, as_json: bool) -> None:
                 ("sha256", file.sha256),
                 ("rows", _rows(file)),
                 ("columns", columns or "-"),
-                *([("duplicates", f"{found['duplicate_count']:,}")] if found.get("duplicate_count") else []),
+                *([("duplicates", f"{validation['duplicate_count']:,}")] if validation.get("duplicate_count") else []),
             ]
         )
     )

@@ -23,10 +23,10 @@ NOTE_WIDTH = 60
 
 def demo(
     data_dir: Annotated[
-        Path, typer.Option(help="Where its files go; what an earlier demo left there is removed.")
+        Path, typer.Option(help="Where its files go; the files of an earlier demo are removed.")
     ] = Path(".zhub-demo"),
 ) -> None:
-    """Train an expert for each of eight small tasks on this machine, measure them, and ask them. Takes minutes."""
+    """Train experts for eight small tasks on this machine, measure them, and ask them questions. Takes minutes."""
     started = time.monotonic()
     console = stderr()
     try:
@@ -88,7 +88,7 @@ def _show_question(question: steps.Question) -> None:
 
 
 class _Terminal:
-    """Spinners, and a table that moves."""
+    """Spinners, and a table that is updated."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -28,7 +28,7 @@ MARKS = {"ok": Text("ok", "green"), "warning": Text("warning", "yellow"), "broke
 
 
 class Check(BaseModel):
-    """One thing looked at. ``fix`` says what to do about it, where something is to be done."""
+    """The result of one check. ``fix`` says what to do if something is wrong."""
 
     name: str
     state: Literal["ok", "warning", "broken"]
@@ -37,7 +37,7 @@ class Check(BaseModel):
 
 
 def doctor(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Look at everything that zhub needs, and say what to do about what is missing. Exits with 1 if something is."""
+    """Check everything that zhub needs, and say how to fix what is missing. Exits with 1 if something is broken."""
     directory = data_dir or default_data_dir()
     checks: list[Check] = []
     remote = "ZHUB_API_URL" in os.environ
@@ -81,7 +81,7 @@ def local_checks(directory: Path) -> Iterator[Check]:
 
 
 def server_checks(client: Client) -> Iterator[Check]:
-    """What the zhub behind this client has to say; the first refusal ends it."""
+    """What the server of this client reports; stops at the first error."""
     name = "API"
     try:
         version = client.health()["version"]
@@ -92,13 +92,13 @@ def server_checks(client: Client) -> Iterator[Check]:
         if ready["scheduler"]:
             yield Check(name=name, state="ok", found="one leads")
         else:
-            fix = "Jobs wait until one does: start `python -m zhub.scheduler`, or look at its log."
+            fix = "Jobs wait until a scheduler leads: start `python -m zhub.scheduler`, or read its log."
             yield Check(name=name, state="broken", found="none leads", fix=fix)
         name = "agents"
         if ready["agents"]:
             yield Check(name=name, state="ok", found=f"{ready['agents']} seen in the last 30 s")
         else:
-            fix = "Jobs wait until one is there. It may still be starting; else look at its log, agent.log."
+            fix = "Jobs wait for an agent. It may still be starting; otherwise read its log, agent.log."
             yield Check(name=name, state="broken", found="none seen in the last 30 s", fix=fix)
         name = "API key"
         bases = client.base_models.list()
@@ -114,7 +114,7 @@ def server_checks(client: Client) -> Iterator[Check]:
         files = client.files.list()
         if files:
             client.files.first_bytes(files[0].id)
-        yield Check(name=name, state="ok", found="answers" if files else "not looked at: no file was uploaded yet")
+        yield Check(name=name, state="ok", found="answers" if files else "not checked: no file was uploaded yet")
     except ZhubError as exc:
         yield Check(name=name, state="broken", found="an error", fix=str(exc))
 
@@ -126,7 +126,9 @@ def _disk(directory: Path) -> Check:
     if free_bytes < MIN_FREE_BYTES:
         return Check(name="disk", state="broken", found=found, fix="Free some space, or choose another --data-dir.")
     if free_bytes < COMFORTABLE_FREE_BYTES:
-        return Check(name="disk", state="warning", found=found, fix="Base models and experts may soon not fit.")
+        return Check(
+            name="disk", state="warning", found=found, fix="Soon there may be no space for base models and experts."
+        )
     return Check(name="disk", state="ok", found=found)
 
 

@@ -9,7 +9,7 @@ from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, status, table
 from zhub.cli.submit import GraderOption, MeasuringClusterOption, file_id, read_grader
-from zhub.client.wire import EvaluationComparison, EvaluationRecord, EvaluationResults
+from zhub.client.wire.experts import EvaluationComparison, EvaluationRecord, EvaluationResults
 from zhub.manifest import Accuracy
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
 @app.command()
 def create(
     model: Annotated[str, typer.Argument(help="An expert version or a base model.")],
-    dataset: Annotated[str, typer.Argument(help="A JSONL file, uploaded first, or the id of one that was (file-…).")],
+    dataset: Annotated[str, typer.Argument(help="A JSONL file to upload, or the id of an uploaded one (file-…).")],
     grader: GraderOption = None,
     compare_with: Annotated[
         list[str] | None, typer.Option(metavar="MODEL", help="Another model to measure; may be repeated.")
@@ -36,7 +36,7 @@ def create(
 ) -> None:
     """Measure a model and its base on a file. What was measured on the same suite before is not run again."""
     with connect(data_dir) as client:
-        found = client.evaluations.create(
+        evaluation = client.evaluations.create(
             model=model,
             file=file_id(client, dataset),
             grader=read_grader(grader),
@@ -48,12 +48,12 @@ def create(
             cluster=cluster,
         )
         if wait:
-            note(f"Waiting for {found.id} and {len(found.others)} others of its suite.")
-            found = client.evaluations.wait_settled(found.id)
-        elif not found.settled:
-            note(f"`zhub evaluations show {found.id}` shows the results once they are there.")
-    show_evaluation(found, as_json)
-    if wait and found.results is None:
+            note(f"Waiting for {evaluation.id} and {len(evaluation.others)} others of its suite.")
+            evaluation = client.evaluations.wait_settled(evaluation.id)
+        elif not evaluation.settled:
+            note(f"`zhub evaluations show {evaluation.id}` shows the results once they are there.")
+    show_evaluation(evaluation, as_json)
+    if wait and evaluation.results is None:
         raise typer.Exit(JOB_FAILED)
 
 
@@ -61,12 +61,19 @@ def create(
 def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """List the evaluations, newest first."""
     with connect(data_dir) as client:
-        found = client.evaluations.list()
+        evaluations = client.evaluations.list()
     if as_json:
-        return show_json(found)
+        return show_json(evaluations)
     rows = [
-        (one.id, one.model, status(one.status), _mean(one.results), one.suite["file"]["name"], moment(one.created_at))
-        for one in found
+        (
+            evaluation.id,
+            evaluation.model,
+            status(evaluation.status),
+            _mean(evaluation.results),
+            evaluation.suite["file"]["name"],
+            moment(evaluation.created_at),
+        )
+        for evaluation in evaluations
     ]
     put(table(("ID", "MODEL", "STATUS", "MEAN [95 %]", "FILE", "CREATED"), rows, whole=2))
 
@@ -78,30 +85,40 @@ def show(evaluation_id: str, data_dir: DataDirOption = None, as_json: JsonOption
         show_evaluation(client.evaluations.get(evaluation_id), as_json)
 
 
-def show_evaluation(found: EvaluationRecord, as_json: bool) -> None:
+def show_evaluation(evaluation: EvaluationRecord, as_json: bool) -> None:
     if as_json:
-        return show_json(found)
-    suite = found.suite
+        return show_json(evaluation)
+    suite = evaluation.suite
     sampled = f", pass@{suite['k']} of {suite['n']} samples at {suite['temperature']}" if suite["k"] > 1 else ""
     put(
         facts(
             [
-                ("id", found.id),
-                *([("error", str(found.error["message"]))] if found.error else []),
+                ("id", evaluation.id),
+                *([("error", str(evaluation.error["message"]))] if evaluation.error else []),
                 ("file", f"{suite['file']['name']} (sha256:{suite['file']['sha256'][:12]})"),
                 ("grader", f"{suite['grader']['type']} '{suite['grader']['name']}'"),
-                ("cluster", found.cluster),
+                ("cluster", evaluation.cluster),
                 ("answers", f"greedy, at most {suite['max_new_tokens']} tokens{sampled}"),
-                *(("warning", warning) for warning in found.warnings),
+                *(("warning", warning) for warning in evaluation.warnings),
             ]
         )
     )
     put()
-    columns = ("MODEL", "STATUS", "N", "MEAN [95 %]", "UNREAD", "PASS@K", f"{found.model} AGAINST IT", "P", "VERDICT")
-    rows = [_row(found.model, found.status, found.results, None)]
-    rows += [_row(other.model, other.status, other.results, other.comparison) for other in found.others]
+    columns = (
+        "MODEL",
+        "STATUS",
+        "N",
+        "MEAN [95 %]",
+        "UNREAD",
+        "PASS@K",
+        f"{evaluation.model} AGAINST IT",
+        "P",
+        "VERDICT",
+    )
+    rows = [_row(evaluation.model, evaluation.status, evaluation.results, None)]
+    rows += [_row(other.model, other.status, other.results, other.comparison) for other in evaluation.others]
     put(table(columns, rows, whole=5))
-    for other in found.others:
+    for other in evaluation.others:
         if other.comparison is not None:
             put(Text(other.comparison.sentence), soft_wrap=True)
 

@@ -7,32 +7,36 @@ import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
-from zhub.client.wire import ExpertVersion, FeedbackSummary
+from zhub.client.wire.experts import ExpertVersion, FeedbackSummary
 from zhub.manifest import Evaluation
 
-app = typer.Typer(help="Experts: what training made.", no_args_is_help=True)
+app = typer.Typer(help="Experts: the versions that training has published.", no_args_is_help=True)
 
 
 @app.command()
 def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """List the expert versions, newest first."""
     with connect(data_dir) as client:
-        found = client.experts.list()
+        versions = client.experts.list()
     if as_json:
-        return show_json(found)
+        return show_json(versions)
     rows = [
         (
-            v.id, v.base_model, *_accuracies(v.evaluation("test")), _liked(v.feedback), v.digest[:12],
-            moment(v.created_at),
+            version.id,
+            version.base_model,
+            *_accuracies(version.evaluation("test")),
+            _mean_score(version.feedback),
+            version.digest[:12],
+            moment(version.created_at),
         )
-        for v in found
-    ]  # fmt: skip
+        for version in versions
+    ]
     put(table(("NAME", "BASE", "BASE ACC.", "EXPERT ACC.", "FEEDBACK", "DIGEST", "CREATED"), rows, whole=1))
 
 
 @app.command()
 def show(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Show one version (project.expert@v1): how good it is, what it is made of, where it comes from."""
+    """Show one version (project.expert@v1): its accuracy, its files, its origin."""
     with connect(data_dir) as client:
         show_version(client.experts.get(name), as_json)
 
@@ -50,7 +54,7 @@ def pull(
     target = directory or Path(name)
     with connect(data_dir) as client:
         version = client.experts.pull(name, target)
-    note(f"{name} is in {target.absolute()}; all digests agree.")
+    note(f"{name} is in {target.absolute()}; all digests match.")
     if as_json:
         show_json(version)
     else:
@@ -59,39 +63,45 @@ def pull(
 
 @app.command()
 def aliases(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List the aliases, and the versions they stand on."""
+    """List the aliases and the versions that they point to."""
     with connect(data_dir) as client:
-        found = client.aliases.list()
+        all_aliases = client.aliases.list()
     if as_json:
-        return show_json(found)
-    put(table(("ALIAS", "VERSION", "MOVED"), [(one.id, one.version, moment(one.moved_at)) for one in found], whole=2))
+        return show_json(all_aliases)
+    put(
+        table(
+            ("ALIAS", "VERSION", "MOVED"),
+            [(alias.id, alias.version, moment(alias.moved_at)) for alias in all_aliases],
+            whole=2,
+        )
+    )
 
 
 @app.command()
 def moves(alias: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """Show every move of an alias (project.expert@prod), newest first."""
     with connect(data_dir) as client:
-        found = client.aliases.get(alias)
+        record = client.aliases.get(alias)
     if as_json:
-        return show_json(found)
-    rows = [(moment(one.created_at), one.origin or "-", one.to, one.by, one.reason or "") for one in found.moves]
+        return show_json(record)
+    rows = [(moment(move.created_at), move.origin or "-", move.to, move.by, move.reason or "") for move in record.moves]
     put(table(("AT", "FROM", "TO", "BY", "BECAUSE"), rows, whole=4))
 
 
 @app.command()
 def promote(
     version: Annotated[str, typer.Argument(help="An expert version (project.expert@v1).")],
-    alias: Annotated[str, typer.Option(help="The alias that shall stand on it.")] = "prod",
-    reason: Annotated[str | None, typer.Option(help="Why, for those who look later.")] = None,
+    alias: Annotated[str, typer.Option(help="The alias to move.")] = "prod",
+    reason: Annotated[str | None, typer.Option(help="The reason, kept in the alias's history.")] = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put an alias on a version without a gate: to begin with, to go back, or to overrule one."""
+    """Point an alias to a version without a gate: the first time, to roll back, or to overrule a gate."""
     with connect(data_dir) as client:
         moved = client.aliases.move(f"{version.partition('@')[0]}@{alias}", version, reason=reason)
     if as_json:
         return show_json(moved)
-    note(f"{moved.id} stands on {moved.version}.")
+    note(f"{moved.id} points to {moved.version}.")
 
 
 def show_version(version: ExpertVersion, as_json: bool) -> None:
@@ -113,16 +123,22 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
                 ("made by", f"zhub {manifest['code_version']} on {manifest['hardware']}"),
                 ("parent", manifest["parent_digest"] or "none: trained from the base"),
                 ("size", f"{manifest['parameters']:,} numbers, {size(version.size_bytes)}"),
-                ("feedback", _liked(version.feedback)),
+                ("feedback", _mean_score(version.feedback)),
             ]
         )
     )
-    evaluations = [found for split in ("validation", "test") if (found := version.evaluation(split))]
+    evaluations = [evaluation for split in ("validation", "test") if (evaluation := version.evaluation(split))]
     if evaluations:
         put()
         rows = [
-            (found.split, str(found.base.n), interval(found.base), interval(found.expert), p_value(found.p_value))
-            for found in evaluations
+            (
+                evaluation.split,
+                str(evaluation.base.n),
+                interval(evaluation.base),
+                interval(evaluation.expert),
+                p_value(evaluation.p_value),
+            )
+            for evaluation in evaluations
         ]
         put(table(("HELD-OUT ROWS", "N", "BASE [95 %]", "EXPERT [95 %]", "P"), rows, whole=5))
     put()
@@ -130,10 +146,10 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
     put(table(("FILE", "SIZE", "SHA-256"), files, whole=2))
 
 
-def _liked(feedback: FeedbackSummary) -> str:
+def _mean_score(feedback: FeedbackSummary) -> str:
     """The mean score of a version's feedback, and how many pieces that is."""
     return "-" if feedback.mean_score is None else f"{feedback.mean_score:+.2f} ({feedback.count:,})"
 
 
-def _accuracies(found: Evaluation | None) -> tuple[str, str]:
-    return (percent(found.base.mean), percent(found.expert.mean)) if found else ("-", "-")
+def _accuracies(evaluation: Evaluation | None) -> tuple[str, str]:
+    return (percent(evaluation.base.mean), percent(evaluation.expert.mean)) if evaluation else ("-", "-")

@@ -25,29 +25,29 @@ WhichArgument = Annotated[
 def add(
     model: Annotated[str, typer.Argument(help="The version that answered (project.expert@v1), or an alias.")],
     completion: Annotated[str, typer.Option(help="The answer that was given.")],
-    score: Annotated[float, typer.Option(min=-1, max=1, help="1 is as good as can be, -1 as bad.")],
+    score: Annotated[float, typer.Option(min=-1, max=1, help="From -1, the worst, to 1, the best.")],
     prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
     messages: Annotated[
         Path | None, typer.Option(help="A JSON file with the messages before the answer, instead of --prompt.")
     ] = None,
     reference: Annotated[str | None, typer.Option(help="The answer that would have been right.")] = None,
-    comment: Annotated[str | None, typer.Option(help="Anything else, for those who look later.")] = None,
+    comment: Annotated[str | None, typer.Option(help="A remark, kept with the feedback.")] = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say how good an answer of an expert was."""
     if (prompt is None) == (messages is None):
         raise typer.BadParameter("give either --prompt or --messages", param_hint="--prompt")
-    asked: Any = [{"role": "user", "content": prompt}]
+    conversation: Any = [{"role": "user", "content": prompt}]
     if messages is not None:
-        asked = read_json(messages, "list of messages")
+        conversation = read_json(messages, "list of messages")
     with connect(data_dir) as client:
         made = client.feedback.create(
-            model=model, messages=asked, completion=completion, score=score, reference=reference, comment=comment
+            model=model, messages=conversation, completion=completion, score=score, reference=reference, comment=comment
         )
     if as_json:
         return show_json(made)
-    note(f"Kept as {made.id}, on {made.model}.")
+    note(f"Stored as {made.id}, for {made.model}.")
 
 
 @app.command()
@@ -59,18 +59,18 @@ def ls(
 ) -> None:
     """List the newest feedback. `zhub experts ls` has the mean score of each version."""
     with connect(data_dir) as client:
-        found = list(itertools.islice(client.feedback.list(model), limit))
+        pieces = list(itertools.islice(client.feedback.list(model), limit))
     if as_json:
-        return show_json(found)
+        return show_json(pieces)
     rows = [
         (
-            one.id,
-            one.model,
-            f"{one.score:+.2f}",
-            *map(_short, (one.messages[-1]["content"], one.completion, one.reference or "-")),
-            moment(one.created_at),
+            piece.id,
+            piece.model,
+            f"{piece.score:+.2f}",
+            *map(_short, (piece.messages[-1]["content"], piece.completion, piece.reference or "-")),
+            moment(piece.created_at),
         )
-        for one in found
+        for piece in pieces
     ]
     put(table(("ID", "MODEL", "SCORE", "PROMPT", "COMPLETION", "REFERENCE", "CREATED"), rows, whole=3))
 
@@ -80,11 +80,11 @@ def export(
     model: WhichArgument = None,
     column: Annotated[str, typer.Option(help="The column that the right answer goes to.")] = "answer",
     everything: Annotated[
-        bool, typer.Option("--all", help="Also prompts whose right answer nobody said, without the column.")
+        bool, typer.Option("--all", help="Also prompts without a known right answer; their rows lack the column.")
     ] = False,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Print prompts with their right answers as rows of a dataset, to append to its file. Equal rows come once."""
+    """Print prompts with their right answers as dataset rows, to append to a file. Equal rows are printed once."""
     written: set[str] = set()
     left_out = 0
     with connect(data_dir) as client:
@@ -99,15 +99,15 @@ def export(
             if line not in written:
                 written.add(line)
                 typer.echo(line)
-    note(f"{len(written):,} rows; {left_out:,} pieces of feedback say no right answer and were left out.")
+    note(f"{len(written):,} rows; {left_out:,} pieces of feedback have no right answer and were left out.")
 
 
 @app.command()
 def rm(feedback_id: str, data_dir: DataDirOption = None) -> None:
-    """Take a piece of feedback back."""
+    """Delete a piece of feedback."""
     with connect(data_dir) as client:
         client.feedback.delete(feedback_id)
-    note(f"{feedback_id} is gone.")
+    note(f"{feedback_id} is deleted.")
 
 
 def _short(text: str) -> str:

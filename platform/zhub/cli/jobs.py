@@ -12,7 +12,7 @@ from zhub.cli.experts import show_version
 from zhub.cli.output import facts, moment, note, percent, put, show_json, size, sparkline, status, table
 from zhub.cli.watching import event_line, watch
 from zhub.client import Client
-from zhub.client.wire import CheckpointRecord, FineTuningJob, LogLine
+from zhub.client.wire.training import CheckpointRecord, FineTuningJob, LogLine
 
 SERIES_POINTS = 40  # as wide as a sparkline
 
@@ -23,12 +23,12 @@ app = typer.Typer(help="Training jobs.", no_args_is_help=True)
 def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """List the jobs, newest first."""
     with connect(data_dir) as client:
-        found = client.jobs.list()
+        all_jobs = client.jobs.list()
     if as_json:
-        return show_json(found)
+        return show_json(all_jobs)
     rows = [
         (job.id, status(job.status), job.model, job.fine_tuned_model or job.suffix or "-", moment(job.created_at))
-        for job in found
+        for job in all_jobs
     ]
     put(table(("ID", "STATUS", "BASE", "EXPERT", "CREATED"), rows, whole=2))
 
@@ -42,7 +42,7 @@ def show(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = Fals
 
 @app.command("watch")
 def watch_job(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Follow a job until it ends; Ctrl-C lets go of it. Exits with 7 if it fails."""
+    """Follow a job until it ends; Ctrl-C leaves it running. Exits with 7 if it fails."""
     with connect(data_dir) as client:
         finish(client, watch(client, job_id), as_json)
 
@@ -50,9 +50,9 @@ def watch_job(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption =
 @app.command()
 def logs(
     job_id: str,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the job ends.")] = False,
     attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt, counted from 1.")] = None,
-    tail: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only the last lines, so many.")] = None,
+    tail: Annotated[int | None, typer.Option(min=1, max=10_000, help="Only so many of the last lines.")] = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,14 +65,14 @@ def logs(
 
 def _log_line(line: LogLine) -> str:
     said = f"{line.at}  {line.level} {line.logger}: {line.message}"
-    # What a grader prints must not move the cursor, or worse, of whoever reads it.
+    # A grader may print control characters, which must not reach the terminal.
     return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in said)
 
 
 @app.command()
 def events(
     job_id: str,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the job ends.")] = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -83,22 +83,22 @@ def events(
                 for event in new:
                     typer.echo(event.model_dump_json()) if as_json else put(Text(event_line(event)), soft_wrap=True)
             return
-        found = client.jobs.events(job_id)
+        all_events = client.jobs.events(job_id)
     if as_json:
-        return show_json(found)
-    for event in found:
+        return show_json(all_events)
+    for event in all_events:
         put(Text(event_line(event)), soft_wrap=True)
 
 
 @app.command()
 def metrics(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Show what a job measured of its training, step by step."""
+    """Show the metrics of a job's training by step."""
     with connect(data_dir) as client:
-        found = client.jobs.metrics(job_id, points=SERIES_POINTS)
+        all_series = client.jobs.metrics(job_id, points=SERIES_POINTS)
     if as_json:
-        return show_json(found)
+        return show_json(all_series)
     rows = []
-    for series in found:
+    for series in all_series:
         values = [point.value for point in series.points]
         extremes = (f"{value:.4g}" for value in (values[0], values[-1], min(values), max(values)))
         rows.append((series.name, str(series.count), *extremes, sparkline(_scaled(values))))
@@ -118,48 +118,48 @@ def cancel(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = Fa
         job = client.jobs.cancel(job_id)
     show_job(job, as_json)
     if not job.ended:
-        note(f"It ends as soon as its worker has let go; `zhub jobs watch {job_id}` shows when.")
+        note(f"It ends once its worker has stopped; `zhub jobs watch {job_id}` shows when.")
 
 
 @app.command()
 def pause(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Have a job write a checkpoint and let go of its worker."""
+    """Have a job write a checkpoint and release its worker."""
     with connect(data_dir) as client:
         job = client.jobs.pause(job_id)
     show_job(job, as_json)
-    note(f"`zhub jobs resume {job_id}` goes on where it stopped.")
+    note(f"`zhub jobs resume {job_id}` continues where it stopped.")
 
 
 @app.command()
 def resume(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Let a paused job go on from its newest checkpoint."""
+    """Queue a paused job again; it continues from its newest checkpoint."""
     with connect(data_dir) as client:
         show_job(client.jobs.resume(job_id), as_json)
 
 
 @app.command()
 def redrive(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Queue a job again that failed or was cancelled; a training goes on from its newest checkpoint."""
+    """Queue a failed or cancelled job again; a training continues from its newest checkpoint."""
     with connect(data_dir) as client:
         show_job(client.jobs.redrive(job_id), as_json)
 
 
 @app.command()
 def checkpoints(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List what a job can go on from, newest first; each can be asked by its name as a model."""
+    """List the checkpoints of a job, newest first; each is also a model, by its name."""
     with connect(data_dir) as client:
-        found = client.jobs.checkpoints(job_id)
+        job_checkpoints = client.jobs.checkpoints(job_id)
     if as_json:
-        return show_json(found)
+        return show_json(job_checkpoints)
     rows = [
         (
-            one.fine_tuned_model_checkpoint,
-            str(one.step_number),
-            _score(one),
-            size(one.size_bytes),
-            moment(one.created_at),
+            checkpoint.fine_tuned_model_checkpoint,
+            str(checkpoint.step_number),
+            _score(checkpoint),
+            size(checkpoint.size_bytes),
+            moment(checkpoint.created_at),
         )
-        for one in found
+        for checkpoint in job_checkpoints
     ]
     put(table(("MODEL", "STEP", "VALIDATION", "SIZE", "CREATED"), rows, whole=2))
 
@@ -170,7 +170,7 @@ def _score(checkpoint: CheckpointRecord) -> str:
 
 
 def finish(client: Client, job: FineTuningJob, as_json: bool) -> None:
-    """Show how a job ended: its expert, or why there is none; then the exit code says so too."""
+    """Show how a job ended: its expert, or its error and an exit code."""
     if job.fine_tuned_model is None:
         show_job(job, as_json)
         raise typer.Exit(JOB_FAILED)

@@ -59,12 +59,12 @@ def stderr() -> Console:
 def show_error(error: Exception) -> None:
     remedy = ""
     if isinstance(error, ApiError) and error.status == 401:
-        remedy = " Look at ZHUB_API_KEY, or at the credentials.json of the data directory."
+        remedy = " Check ZHUB_API_KEY, or credentials.json in the data directory."
     stderr().print(Text.assemble(("error: ", "bold red"), f"{error}{remedy}"), soft_wrap=True)
 
 
 def note(message: str) -> None:
-    """Say something about what is going on, on standard error."""
+    """Print a message for people, on standard error."""
     stderr().print(Text(message), soft_wrap=True)
 
 

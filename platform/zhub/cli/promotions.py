@@ -8,7 +8,7 @@ from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, moment, note, put, show_json, status, table
 from zhub.cli.submit import GraderOption, MeasuringClusterOption, file_id, read_grader
-from zhub.client.wire import PromotionRecord
+from zhub.client.wire.lifecycle import PromotionRecord
 
 app = typer.Typer(help="Promotions: a version gets an alias if it passes its gate.", no_args_is_help=True)
 
@@ -18,9 +18,10 @@ def create(
     model: Annotated[str, typer.Argument(help="An expert version (project.expert@v1).")],
     dataset: Annotated[str, typer.Argument(help="What to measure on: a JSONL file, or the id of one (file-…).")],
     grader: GraderOption = None,
-    alias: Annotated[str, typer.Option(help="The alias that the version shall get.")] = "prod",
+    alias: Annotated[str, typer.Option(help="The alias that the version gets if it passes.")] = "prod",
     rule: Annotated[
-        Literal["not_worse", "better"], typer.Option(help="Than what the alias stands on, beyond the noise.")
+        Literal["not_worse", "better"],
+        typer.Option(help="Compared with the version that the alias points to, beyond the noise."),
     ] = "not_worse",
     min_mean: Annotated[float | None, typer.Option(help="The mean reward that the version must reach.")] = None,
     cluster: MeasuringClusterOption = None,
@@ -30,7 +31,7 @@ def create(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a version against what the alias stands on, and promote it if it passes."""
+    """Measure a version against the one that the alias points to, and promote it if it passes."""
     with connect(data_dir) as client:
         suite = {
             "file": file_id(client, dataset),
@@ -38,14 +39,14 @@ def create(
             "min_mean": min_mean,
         }
         gate = {"alias": alias, "rule": rule, "suites": [suite], "cluster": cluster}
-        found = client.promotions.create(model=model, gate=gate)
+        promotion = client.promotions.create(model=model, gate=gate)
         if wait:
-            note(f"Waiting for {found.id}.")
-            found = client.promotions.wait_ended(found.id)
+            note(f"Waiting for {promotion.id}.")
+            promotion = client.promotions.wait_ended(promotion.id)
         else:
-            note(f"`zhub promotions show {found.id}` shows what was decided.")
-    show_promotion(found, as_json)
-    if wait and not found.promoted:
+            note(f"`zhub promotions show {promotion.id}` shows what was decided.")
+    show_promotion(promotion, as_json)
+    if wait and not promotion.promoted:
         raise typer.Exit(JOB_FAILED)
 
 
@@ -53,12 +54,18 @@ def create(
 def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """List the promotions, newest first."""
     with connect(data_dir) as client:
-        found = client.promotions.list()
+        promotions = client.promotions.list()
     if as_json:
-        return show_json(found)
+        return show_json(promotions)
     rows = [
-        (one.id, one.model or one.training_job or "-", f"@{one.alias}", status(outcome(one)), moment(one.created_at))
-        for one in found
+        (
+            promotion.id,
+            promotion.model or promotion.training_job or "-",
+            f"@{promotion.alias}",
+            status(outcome(promotion)),
+            moment(promotion.created_at),
+        )
+        for promotion in promotions
     ]
     put(table(("ID", "VERSION", "ALIAS", "OUTCOME", "CREATED"), rows, whole=2))
 
@@ -72,34 +79,34 @@ def show(promotion_id: str, data_dir: DataDirOption = None, as_json: JsonOption 
 
 @app.command()
 def cancel(promotion_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Let the alias stay where it is."""
+    """Cancel a promotion; the alias stays where it is."""
     with connect(data_dir) as client:
         show_promotion(client.promotions.cancel(promotion_id), as_json)
 
 
-def outcome(found: PromotionRecord) -> str:
-    """The status in one word: what was decided, where something was."""
-    if found.promoted is None:
-        return found.status
-    return "promoted" if found.promoted else "not promoted"
+def outcome(promotion: PromotionRecord) -> str:
+    """The decision, or the status while there is none."""
+    if promotion.promoted is None:
+        return promotion.status
+    return "promoted" if promotion.promoted else "not promoted"
 
 
-def show_promotion(found: PromotionRecord, as_json: bool) -> None:
+def show_promotion(promotion: PromotionRecord, as_json: bool) -> None:
     if as_json:
-        return show_json(found)
-    files = ", ".join(suite["file"] for suite in found.gate["suites"])
+        return show_json(promotion)
+    files = ", ".join(suite["file"] for suite in promotion.gate["suites"])
     put(
         facts(
             [
-                ("id", found.id),
-                ("version", found.model or f"what {found.training_job} will publish"),
-                ("alias", f"@{found.alias}"),
-                ("gate", f"{found.gate['rule'].replace('_', ' ')}, on {files}"),
-                ("outcome", status(outcome(found))),
-                *([("error", str(found.error["message"]))] if found.error else []),
+                ("id", promotion.id),
+                ("version", promotion.model or f"what {promotion.training_job} will publish"),
+                ("alias", f"@{promotion.alias}"),
+                ("gate", f"{promotion.gate['rule'].replace('_', ' ')}, on {files}"),
+                ("outcome", status(outcome(promotion))),
+                *([("error", str(promotion.error["message"]))] if promotion.error else []),
                 *(
                     (f"{finding.file}, {'passed' if finding.passed else 'not passed'}", sentence)
-                    for finding in found.findings or []
+                    for finding in promotion.findings or []
                     for sentence in finding.sentences
                 ),
             ]

@@ -1,15 +1,17 @@
 """``zhub queue``."""
 
+from datetime import timedelta
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
-from zhub.cli.database import run_database_process
 from zhub.cli.output import duration, facts, moment, put, show_json, status
 
-app = typer.Typer(help="The queue: who waits for what, and whether its history is sound.", no_args_is_help=True)
+app = typer.Typer(
+    help="The queue: what each job waits for, and whether the history breaks a rule.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -22,18 +24,18 @@ def explain(
 ) -> None:
     """Say what a job waits for, its position, and when it may start."""
     with connect(data_dir) as client:
-        found = client.jobs.queue(waiting)
+        wait = client.jobs.queue(waiting)
     if as_json:
-        return show_json(found)
-    start = moment(found.estimated_start) if found.estimated_start else "nobody can tell yet"
-    runs = duration(found.expected_seconds) if found.expected_seconds else "unknown: no such training has ended yet"
+        return show_json(wait)
+    start = moment(wait.estimated_start) if wait.estimated_start else "not known yet"
+    runs = duration(wait.expected_seconds) if wait.expected_seconds else "unknown: no such training has ended yet"
     rows: list[tuple[str, str | Text]] = [
-        ("job", found.job_id),
-        ("status", status(found.status)),
-        ("waits for", found.reason),
+        ("job", wait.job_id),
+        ("status", status(wait.status)),
+        ("waits for", wait.reason),
     ]
-    if found.position is not None:
-        rows += [("position", str(found.position)), ("starts", start), ("runs for", runs)]
+    if wait.position is not None:
+        rows += [("position", str(wait.position)), ("starts", start), ("runs for", runs)]
     put(facts(rows))
 
 
@@ -45,8 +47,11 @@ def doctor(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Look through the whole history of jobs for what must never be. Only reads. Exits with 1 if there is something."""
-    run_database_process(["doctor", *["--json"] * as_json], {"ZHUB_DATABASE_URL": url})
+    """Check the whole history of jobs against the rules that always hold. Only reads. Exits with 1 if one is broken."""
+    # Imported here, because it imports SQLAlchemy, which `--help` must not wait for.
+    from zhub.cli.database_operations import examine_history
+
+    examine_history(url, as_json=as_json)
 
 
 @app.command()
@@ -57,13 +62,15 @@ def redrive(
     within_hours: Annotated[
         float | None, typer.Option(min=0, help="Only jobs that failed within so many hours.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this they are only listed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Queue them again; without this they are only listed.")] = False,
     url: Annotated[
         str,
         typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
     ] = ...,  # type: ignore[assignment]  # typer's way to say "required"
 ) -> None:
     """List the failed jobs of all organisations that the options describe, and with --yes queue them again."""
-    hours = "" if within_hours is None else str(within_hours)
-    described = [organization or "", kind or "", code or "", hours]
-    run_database_process(["redrive", *described, *["--yes"] * yes], {"ZHUB_DATABASE_URL": url})
+    from zhub.cli.database_operations import redrive_jobs
+    from zhub.kinds.redrive import DeadLetters
+
+    within = None if within_hours is None else timedelta(hours=within_hours)
+    redrive_jobs(url, DeadLetters(organization or None, kind or None, code or None, within), do_it=yes)

@@ -18,18 +18,22 @@ from zhub.cli.submit import (
     read_json,
     training_method,
 )
-from zhub.client.wire import ScheduleRecord, TickRecord
+from zhub.client.wire.lifecycle import ScheduleRecord, TickRecord
 
 SHOWN_TICKS = 10
 
-app = typer.Typer(help="Schedules: trainings that are submitted by themselves.", no_args_is_help=True)
+app = typer.Typer(help="Schedules: trainings that are submitted automatically.", no_args_is_help=True)
 
 
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="The schedule's name.")],
-    dataset: Annotated[str, typer.Argument(help="A JSONL file, uploaded first, or a dataset's name or file (file-…).")],
-    base: Annotated[str, typer.Option(help="The base model to train on, or an expert version or alias to go on from.")],
+    dataset: Annotated[
+        str, typer.Argument(help="A JSONL file to upload, a dataset's name, or the id of a file of it (file-…).")
+    ],
+    base: Annotated[
+        str, typer.Option(help="The base model to train on, or an expert version or alias to continue from.")
+    ],
     cron: Annotated[str | None, typer.Option(help="When: minute hour day month weekday, as in '0 3 * * 1'.")] = None,
     timezone: Annotated[str, typer.Option(help="A time zone of IANA's, as in Europe/Paris.")] = "UTC",
     on_new_data: Annotated[
@@ -38,11 +42,12 @@ def add(
     on_regression: Annotated[
         str | None,
         typer.Option(
-            metavar="ALIAS", help="When what this alias (project.expert@prod) stands on is worse than its base."
+            metavar="ALIAS",
+            help="When the version that this alias (project.expert@prod) points to is worse than its base.",
         ),
     ] = None,
     on_feedback: Annotated[
-        int | None, typer.Option(help="When so many new pieces of feedback have come on the expert that it trains.")
+        int | None, typer.Option(help="When its expert has got so many new pieces of feedback.")
     ] = None,
     method: MethodOption = "reinforcement",
     grader: GraderOption = None,
@@ -63,7 +68,7 @@ def add(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train on the newest version of a dataset, again and again."""
+    """Train on the newest version of a dataset, repeatedly."""
     training: dict[str, Any] = {"model": base, "suffix": suffix}
     training["method"] = training_method(method, grader, settings or [])
     if gate is not None:
@@ -91,22 +96,28 @@ def add(
 def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """List the schedules."""
     with connect(data_dir) as client:
-        found = client.schedules.list()
+        schedules = client.schedules.list()
     if as_json:
-        return show_json(found)
+        return show_json(schedules)
     rows = [
-        (one.name, status(one.status), when(one), one.dataset, moment(one.next_runs[0]) if one.next_runs else "-")
-        for one in found
+        (
+            schedule.name,
+            status(schedule.status),
+            when(schedule),
+            schedule.dataset,
+            moment(schedule.next_runs[0]) if schedule.next_runs else "-",
+        )
+        for schedule in schedules
     ]
     put(table(("NAME", "STATUS", "WHEN", "DATASET", "NEXT"), rows, whole=1))
 
 
 @app.command()
 def show(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Show one schedule, when it fires next, and what became of its last ticks."""
+    """Show one schedule, its next runs, and the outcomes of its last ticks."""
     with connect(data_dir) as client:
-        found = client.schedules.find(name)
-        show_schedule(found, list(client.schedules.ticks(found.id))[:SHOWN_TICKS], as_json)
+        schedule = client.schedules.find(name)
+        show_schedule(schedule, list(client.schedules.ticks(schedule.id))[:SHOWN_TICKS], as_json)
 
 
 @app.command()
@@ -123,7 +134,7 @@ def run(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False) 
 
 @app.command()
 def pause(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Let a schedule fire no more until it is resumed."""
+    """Stop a schedule from firing until it is resumed."""
     with connect(data_dir) as client:
         show_schedule(client.schedules.pause(client.schedules.find(name).id), [], as_json)
 
@@ -140,7 +151,7 @@ def rm(name: str, data_dir: DataDirOption = None) -> None:
     """Remove a schedule. Its jobs stay."""
     with connect(data_dir) as client:
         client.schedules.delete(client.schedules.find(name).id)
-    note(f"The schedule '{name}' fires no more.")
+    note(f"The schedule '{name}' is removed.")
 
 
 def when(schedule: ScheduleRecord) -> str:
@@ -157,24 +168,24 @@ def gate_line(gate: Mapping[str, Any] | None) -> str:
     return f"{gate.get('rule', 'not_worse').replace('_', ' ')}, to get @{gate.get('alias', 'prod')}"
 
 
-def show_schedule(found: ScheduleRecord, ticks: list[TickRecord], as_json: bool) -> None:
+def show_schedule(schedule: ScheduleRecord, ticks: list[TickRecord], as_json: bool) -> None:
     if as_json:
-        return show_json(found)
+        return show_json(schedule)
     put(
         facts(
             [
-                ("name", found.name),
-                ("id", found.id),
-                ("status", status(found.status)),
-                *([("because", found.paused_because)] if found.paused_because else []),
-                ("fires", when(found)),
-                ("next", ", ".join(moment(run) for run in found.next_runs[:3]) or "-"),
-                ("dataset", f"{found.dataset}, its newest version"),
-                ("trains", f"{found.training['method']['type']} on {found.training['model']}"),
-                ("gate", gate_line(found.training.get("promotion"))),
-                ("missed ticks", found.misfire.replace("_", " ")),
-                ("overlap", found.overlap.replace("_", " ")),
-                ("failed in a row", f"{found.failures}; {found.max_failures} pause it"),
+                ("name", schedule.name),
+                ("id", schedule.id),
+                ("status", status(schedule.status)),
+                *([("because", schedule.paused_because)] if schedule.paused_because else []),
+                ("fires", when(schedule)),
+                ("next", ", ".join(moment(run) for run in schedule.next_runs[:3]) or "-"),
+                ("dataset", f"{schedule.dataset}, its newest version"),
+                ("trains", f"{schedule.training['method']['type']} on {schedule.training['model']}"),
+                ("gate", gate_line(schedule.training.get("promotion"))),
+                ("missed ticks", schedule.misfire.replace("_", " ")),
+                ("overlap", schedule.overlap.replace("_", " ")),
+                ("failed in a row", f"{schedule.failures}; {schedule.max_failures} pause it"),
             ]
         )
     )

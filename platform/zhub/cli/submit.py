@@ -12,7 +12,7 @@ from zhub.cli.jobs import finish, show_job
 from zhub.cli.output import duration, facts, note, put, show_json
 from zhub.cli.watching import watch
 from zhub.client import Client
-from zhub.client.wire import EstimateRecord
+from zhub.client.wire.training import EstimateRecord
 from zhub.errors import InvalidRequestError
 
 ANSWER_GRADER = {
@@ -41,8 +41,8 @@ MeasuringClusterOption = Annotated[
 
 
 def submit(
-    dataset: Annotated[str, typer.Argument(help="A JSONL file, uploaded first, or the id of one that was (file-…).")],
-    base: Annotated[str, typer.Option(help="The base model to train on, or an expert version to go on from.")],
+    dataset: Annotated[str, typer.Argument(help="A JSONL file to upload, or the id of an uploaded one (file-…).")],
+    base: Annotated[str, typer.Option(help="The base model to train on, or an expert version to continue from.")],
     method: MethodOption = "reinforcement",
     grader: GraderOption = None,
     suffix: SuffixOption = None,
@@ -55,31 +55,31 @@ def submit(
         list[str] | None, typer.Option(metavar="JOB", help="Wait until this job has succeeded; may be repeated.")
     ] = None,
     dedup_key: Annotated[
-        str | None, typer.Option(help="While a job with this key has not ended, show that one and submit nothing.")
+        str | None, typer.Option(help="If a job with this key has not ended, show that job and submit nothing.")
     ] = None,
     gate: Annotated[
         Path | None, typer.Option(help="A JSON file with the gate that the version must pass to get an alias.")
     ] = None,
     cluster: ClusterOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the request and say what the job would take; train nothing.")
+        bool, typer.Option("--dry-run", help="Check the request and show what the job would need; submit nothing.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the job; exit with 7 if it fails.")] = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train an expert on a dataset."""
-    asked: Any = {"model": base, "suffix": suffix, "seed": seed, "depends_on": after or [], "dedup_key": dedup_key}
-    asked["method"] = training_method(method, grader, settings or [])
+    request: Any = {"model": base, "suffix": suffix, "seed": seed, "depends_on": after or [], "dedup_key": dedup_key}
+    request["method"] = training_method(method, grader, settings or [])
     if gate is not None:
-        asked["promotion"] = read_json(gate, "gate")
+        request["promotion"] = read_json(gate, "gate")
     if cluster is not None:
-        asked["cluster"] = cluster
+        request["cluster"] = cluster
     with connect(data_dir) as client:
-        asked["training_file"] = file_id(client, dataset)
+        request["training_file"] = file_id(client, dataset)
         if dry_run:
-            return show_estimate(client.jobs.estimate(**asked), as_json)
-        job = client.jobs.create(**asked)
+            return show_estimate(client.jobs.estimate(**request), as_json)
+        job = client.jobs.create(**request)
         note(f"Submitted {job.id}." + ("" if wait else f" Follow it with `zhub jobs watch {job.id}`."))
         if wait:
             return finish(client, watch(client, job.id), as_json)
@@ -90,7 +90,7 @@ def show_estimate(estimate: EstimateRecord, as_json: bool) -> None:
     if as_json:
         return show_json(estimate)
     resolved = estimate.method[estimate.method["type"]]["hyperparameters"]
-    workers = "a place of a worker, beside other small jobs" if estimate.shares_a_worker else f"{estimate.workers:d}"
+    workers = "a slot of a worker, beside other small jobs" if estimate.shares_a_worker else f"{estimate.workers:d}"
     unknown = "unknown: no such training on this base has ended yet"
     put(
         facts(
@@ -106,7 +106,7 @@ def show_estimate(estimate: EstimateRecord, as_json: bool) -> None:
 
 
 def training_method(method: str, grader: Path | None, settings: list[str]) -> dict[str, Any]:
-    """The ``method`` of a request, from what the command line says."""
+    """The ``method`` of a request, from the options of the command."""
     body: dict[str, Any] = {"hyperparameters": parse_settings(settings)}
     if method == "reinforcement":
         body["grader"] = read_grader(grader)
@@ -116,7 +116,7 @@ def training_method(method: str, grader: Path | None, settings: list[str]) -> di
 
 
 def read_grader(path: Path | None) -> Any:
-    """The grader in a file; without one, that the answer equals the row's column ``answer``."""
+    """The grader in a file; by default the answer must equal the row's column ``answer``."""
     return ANSWER_GRADER if path is None else read_json(path, "grader")
 
 
@@ -135,7 +135,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The content of a JSON file that holds a ``what``."""
+    """The content of a JSON file; ``what`` names it in errors."""
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as exc:

@@ -1,4 +1,4 @@
-"""Following a job: a live picture on a terminal, its events line by line elsewhere."""
+"""Following a job: a live view on a terminal, its events line by line elsewhere."""
 
 import time
 from collections.abc import Sequence
@@ -13,17 +13,18 @@ from rich.text import Text
 from zhub.cli.exits import INTERRUPTED
 from zhub.cli.output import note, percent, sparkline, status, stderr
 from zhub.client import Client
-from zhub.client.wire import FineTuningJob, JobEvent, TrainingCurve
+from zhub.client.training_curve import TrainingCurve
+from zhub.client.wire.training import FineTuningJob, JobEvent
 
 EVENTS_SHOWN = 3
 
 
 def watch(client: Client, job_id: str) -> FineTuningJob:
-    """Show a job until it has ended, on standard error. Ctrl-C lets go of it and leaves it running."""
+    """Show a job until it has ended, on standard error. Ctrl-C stops the display and leaves the job running."""
     try:
         return _watch_live(client, job_id) if stderr().is_terminal else _watch_lines(client, job_id)
     except KeyboardInterrupt:
-        note(f"\nDetached; the job goes on. To see it again:\n  zhub jobs watch {job_id}")
+        note(f"\nDetached; the job continues. To follow it again:\n  zhub jobs watch {job_id}")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -46,13 +47,13 @@ def _watch_live(client: Client, job_id: str) -> FineTuningJob:
         for job, new in client.jobs.follow(job_id):
             curve.add(new)
             messages += [event for event in new if event.type == "message"]
-            live.update(picture(job, curve, messages[-EVENTS_SHOWN:]))
+            live.update(job_view(job, curve, messages[-EVENTS_SHOWN:]))
             last = job
     return last
 
 
-def picture(job: FineTuningJob, curve: TrainingCurve, messages: Sequence[JobEvent]) -> RenderableType:
-    """One job as a few lines: where it is, how reward and accuracy went, what it said last."""
+def job_view(job: FineTuningJob, curve: TrainingCurve, messages: Sequence[JobEvent]) -> RenderableType:
+    """One job in a few lines: its step, its reward and accuracy so far, its newest messages."""
     grid = Table.grid(padding=(0, 2))
     bar = ProgressBar(total=job.steps, completed=curve.step, width=40)
     grid.add_row(Text("step", "bold"), f"{curve.step} of {job.steps}", bar)

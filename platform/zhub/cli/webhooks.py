@@ -7,7 +7,7 @@ import typer
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import ERROR
 from zhub.cli.output import facts, moment, note, put, show_json, status, table
-from zhub.client.wire import DeliveryRecord, EndpointRecord
+from zhub.client.wire.webhooks import DeliveryRecord, EndpointRecord
 
 app = typer.Typer(help="Webhooks: where a project's events are sent.", no_args_is_help=True)
 
@@ -21,33 +21,41 @@ def add(
         list[str] | None,
         typer.Option(metavar="TYPE", help="An event type to send; may be repeated.", show_default="all of them"),
     ] = None,
-    name: Annotated[str, typer.Option(help="For people to tell endpoints apart.")] = "",
+    name: Annotated[str, typer.Option(help="A name for people.")] = "",
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send the project's events to a URL, and show the secret that signs them, this once."""
+    """Send the project's events to a URL. Shows the secret that signs them, which is shown only now."""
     with connect(data_dir) as client:
         made = client.webhooks.create(url=url, event_types=event or client.webhooks.event_types(), name=name)
     show_secret(made, as_json)
-    note(f"Keep the secret where the receiver finds it; `zhub webhooks test {made.id}` sends an example.")
+    note(f"Give the secret to the receiver; `zhub webhooks test {made.id}` sends an example.")
 
 
 @app.command()
 def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """List the endpoints, newest first."""
     with connect(data_dir) as client:
-        found = client.webhooks.list()
+        endpoints = client.webhooks.list()
     if as_json:
-        return show_json(found)
+        return show_json(endpoints)
     rows = [
-        (one.id, status(one.status), one.url, one.name or "-", ", ".join(one.event_types), _why(one)) for one in found
+        (
+            endpoint.id,
+            status(endpoint.status),
+            endpoint.url,
+            endpoint.name or "-",
+            ", ".join(endpoint.event_types),
+            _why(endpoint),
+        )
+        for endpoint in endpoints
     ]
     put(table(("ID", "STATUS", "URL", "NAME", "EVENTS", "WHY"), rows, whole=2))
 
 
 @app.command()
 def rm(endpoint: EndpointArgument, data_dir: DataDirOption = None) -> None:
-    """Send nothing to an endpoint any more, not even what waits."""
+    """Remove an endpoint. Events that still wait for it are not sent."""
     with connect(data_dir) as client:
         client.webhooks.delete(endpoint)
     note(f"{endpoint} is removed.")
@@ -57,20 +65,20 @@ def rm(endpoint: EndpointArgument, data_dir: DataDirOption = None) -> None:
 def enable(endpoint: EndpointArgument, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """Let a disabled endpoint get events again. What it missed can be replayed."""
     with connect(data_dir) as client:
-        found = client.webhooks.enable(endpoint)
+        enabled = client.webhooks.enable(endpoint)
     if as_json:
-        return show_json(found)
-    note(f"{found.id} is {found.status}. `zhub webhooks deliveries {found.id}` shows what can be replayed.")
+        return show_json(enabled)
+    note(f"{enabled.id} is {enabled.status}. `zhub webhooks deliveries {enabled.id}` shows what can be replayed.")
 
 
 @app.command()
 def rotate(
     endpoint: EndpointArgument,
-    leaked: Annotated[bool, typer.Option("--leaked", help="The old secret shall sign nothing from now on.")] = False,
+    leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with the old secret at once.")] = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a new secret, and show it this once. For a day the old one signs as well."""
+    """Make a new secret, which is shown only now. For a day the old secret signs as well."""
     with connect(data_dir) as client:
         made = client.webhooks.rotate_secret(endpoint, keep_old=not leaked)
     show_secret(made, as_json)
@@ -79,18 +87,25 @@ def rotate(
 @app.command()
 def deliveries(
     endpoint: EndpointArgument,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="Show so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many to show.")] = 20,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what was and will be sent to an endpoint, newest first."""
+    """List the deliveries to an endpoint, newest first."""
     with connect(data_dir) as client:
-        found = client.webhooks.deliveries(endpoint, limit=limit)
+        records = client.webhooks.deliveries(endpoint, limit=limit)
     if as_json:
-        return show_json(found)
+        return show_json(records)
     rows = [
-        (one.id, status(one.status), one.event_type, moment(one.created_at), str(len(one.attempts)), _last(one))
-        for one in found
+        (
+            record.id,
+            status(record.status),
+            record.event_type,
+            moment(record.created_at),
+            str(len(record.attempts)),
+            _last(record),
+        )
+        for record in records
     ]
     put(table(("ID", "STATUS", "EVENT", "AT", "TRIES", "LAST"), rows, whole=2))
 
@@ -102,12 +117,12 @@ def replay(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send an event again. Its webhook-id stays, so a receiver that took it already can tell."""
+    """Send an event again, under the same webhook-id, by which a receiver recognises it."""
     with connect(data_dir) as client:
-        found = client.webhooks.replay(endpoint, delivery)
+        replayed = client.webhooks.replay(endpoint, delivery)
     if as_json:
-        return show_json(found)
-    note(f"{found.event_type} is sent again; `zhub webhooks deliveries {endpoint}` shows how it goes.")
+        return show_json(replayed)
+    note(f"{replayed.event_type} is sent again; `zhub webhooks deliveries {endpoint}` shows the result.")
 
 
 @app.command()
@@ -119,15 +134,15 @@ def test(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have an example of an event sent, and say what the receiver answered. Exits with 1 if it did not take it."""
+    """Send an example of an event, and show the receiver's answer. Exits with 1 if it was not accepted."""
     with connect(data_dir) as client:
-        found = client.webhooks.test(endpoint, event)
+        result = client.webhooks.test(endpoint, event)
     if as_json:
-        show_json(found)
+        show_json(result)
     else:
-        answer = found.error or f"The receiver answered {found.status_code}."
-        note(f"{found.event_type} was {'delivered' if found.success else 'not delivered'}. {answer}")
-    if not found.success:
+        answer = result.error or f"The receiver answered {result.status_code}."
+        note(f"{result.event_type} was {'delivered' if result.success else 'not delivered'}. {answer}")
+    if not result.success:
         raise typer.Exit(ERROR)
 
 
@@ -148,7 +163,7 @@ def show_secret(endpoint: EndpointRecord, as_json: bool) -> None:
 
 def _why(endpoint: EndpointRecord) -> str:
     if endpoint.status_details is None and endpoint.not_before is not None:
-        return f"Its receiver asked for nothing before {moment(endpoint.not_before)}."
+        return f"Its receiver asked for no events before {moment(endpoint.not_before)}."
     return endpoint.status_details or ""
 
 

@@ -1,10 +1,9 @@
-"""A synchronous client of zhub's HTTP API: what the command line and the demo stand on.
+"""A synchronous client of zhub's HTTP API: what the command line and the demo use.
 
-Programs may as well use the ``openai`` package; this client adds what that dialect lacks (base models, experts)
+Programs can also use the ``openai`` package; this client adds what that dialect lacks (base models, experts)
 and checks every byte it pulls.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -15,9 +14,9 @@ from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.lifecycle import Aliases, Promotions, Schedules
 from zhub.client.logs import Logs
 from zhub.client.training import BaseModels, Files, Jobs
-from zhub.client.transport import SLOW_READ_TIMEOUT_S, Http, api_error
+from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, api_error, read_events
 from zhub.client.webhooks import Webhooks
-from zhub.client.wire import ChatPiece, ModelRecord, Routing
+from zhub.client.wire.chat import ChatPiece, ModelRecord, Routing
 from zhub.errors import UnavailableError
 from zhub.generation import ChosenExpert
 
@@ -45,10 +44,10 @@ class Client:
 
     def models(self) -> list[ModelRecord]:
         """Everything that a request may name as its model."""
-        return [ModelRecord.model_validate(found) for found in self._http.get("/v1/models")["data"]]
+        return [ModelRecord.model_validate(entry) for entry in self._http.get("/v1/models")["data"]]
 
     def health(self) -> dict[str, Any]:
-        """That the API's process answers, and its ``version``. Needs no key."""
+        """The ``version`` of the API's process, if it answers. Needs no key."""
         answer = self._http.get("/healthz")
         assert isinstance(answer, dict)
         return answer
@@ -82,20 +81,17 @@ class Client:
         temperature: float | None = None,
         max_tokens: int | None = None,
     ) -> Iterator[ChatPiece]:
-        """Ask one question and yield the answer as it is made.
+        """Ask one question and yield the answer while it is generated.
 
         Raises:
             ApiError, UnavailableError: also in the middle of an answer.
         """
         body = _chat_body(model, message, mixture, temperature, max_tokens) | {"stream": True}
-        with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
-            for line in response.iter_lines():
-                if not line.startswith("data:"):
-                    continue
-                content = line.removeprefix("data:").strip()
-                if content == "[DONE]":
+        with self._http.stream("POST", "/v1/chat/completions", json=body, headers=EVENT_STREAM) as response:
+            for event in read_events(response):
+                if event.data == "[DONE]":
                     return
-                chunk = json.loads(content)
+                chunk = event.json()
                 if "error" in chunk:
                     raise api_error(503, chunk, response)
                 for choice in chunk["choices"]:

@@ -11,7 +11,7 @@ import platformdirs
 from zhub.errors import AuthenticationError, UnavailableError
 
 CREDENTIALS_FILE = "credentials.json"
-# In the file the address ends with it, so that the file's two entries are what the openai client's constructor takes.
+# In the file the address ends with it, so that the file's two entries are arguments of the openai client's constructor.
 DIALECT = "/v1"
 
 
@@ -39,13 +39,13 @@ def find_credentials(data_dir: Path, environ: Mapping[str, str]) -> Credentials:
         raise AuthenticationError(f"ZHUB_API_URL is {url}, and there is no key for it. Set ZHUB_API_KEY.")
     if url and key:
         return Credentials(url.rstrip("/").removesuffix(DIALECT), key)
-    found = read_credentials(data_dir)
-    if found is None:
+    credentials = read_credentials(data_dir)
+    if credentials is None:
         raise UnavailableError(
             f"No zhub was started on {data_dir} yet. Start one with `zhub up`, give another directory with --data-dir, "
             "or set ZHUB_API_URL and ZHUB_API_KEY to use a remote one."
         )
-    return Credentials(found.base_url, key or found.api_key)
+    return Credentials(credentials.base_url, key or credentials.api_key)
 
 
 def read_credentials(data_dir: Path) -> Credentials | None:
@@ -56,14 +56,14 @@ def read_credentials(data_dir: Path) -> Credentials | None:
     """
     path = data_dir / CREDENTIALS_FILE
     try:
-        found = Credentials(**json.loads(path.read_text("utf-8")))
+        credentials = Credentials(**json.loads(path.read_text("utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError) as exc:
         raise AuthenticationError(
             f"{path} cannot be read ({type(exc).__name__}). Remove it and start `zhub up` again: it makes a new key."
         ) from exc
-    return replace(found, base_url=found.base_url.removesuffix(DIALECT))
+    return replace(credentials, base_url=credentials.base_url.removesuffix(DIALECT))
 
 
 def write_credentials(data_dir: Path, credentials: Credentials) -> None:

@@ -1,4 +1,4 @@
-"""The client's side of what training made: experts, evaluations of them, and feedback on their answers."""
+"""Experts, evaluations of them, and feedback on their answers."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from zhub.client.transport import Http, path_part, wait
-from zhub.client.wire import EvaluationRecord, ExpertVersion, FeedbackRecord
+from zhub.client.wire.experts import EvaluationRecord, ExpertVersion, FeedbackRecord
 from zhub.errors import (
     ArtifactError,
     ConflictError,
@@ -57,7 +57,7 @@ class Evaluations:
 
     def list(self) -> list[EvaluationRecord]:
         """Every evaluation of the project, newest first."""
-        return [EvaluationRecord.model_validate(found) for found in self._http.pages("/v1/evaluations", limit=100)]
+        return [EvaluationRecord.model_validate(entry) for entry in self._http.pages("/v1/evaluations", limit=100)]
 
     def rows(self, evaluation_id: str) -> Iterator[dict[str, Any]]:
         """Each row of the suite with the greedy answer to it and its reward."""
@@ -71,10 +71,10 @@ class Evaluations:
         Raises:
             UnavailableError: they had not within ``timeout_s``.
         """
-        give_up = time.monotonic() + timeout_s
-        while not (found := self.get(evaluation_id)).settled:
-            wait(self._poll_s, give_up, f"{evaluation_id} had not ended within {timeout_s:g} s")
-        return found
+        deadline = time.monotonic() + timeout_s
+        while not (evaluation := self.get(evaluation_id)).settled:
+            wait(self._poll_s, deadline, f"{evaluation_id} had not ended within {timeout_s:g} s")
+        return evaluation
 
 
 class Experts:
@@ -85,7 +85,7 @@ class Experts:
 
     def list(self) -> list[ExpertVersion]:
         """Every version of the project, newest first."""
-        return [ExpertVersion.model_validate(found) for found in self._http.get("/v1/experts")["data"]]
+        return [ExpertVersion.model_validate(entry) for entry in self._http.get("/v1/experts")["data"]]
 
     def get(self, name: str) -> ExpertVersion:
         """The version ``<project>.<expert>@v<number>``."""
@@ -137,7 +137,7 @@ class Experts:
 
 
 class Feedback:
-    """How good the answers of experts were, said by whoever uses them."""
+    """Scores of experts' answers, given by those who use them."""
 
     def __init__(self, http: "Http") -> None:
         self._http = http
@@ -152,15 +152,15 @@ class Feedback:
         reference: str | None = None,
         comment: str | None = None,
     ) -> FeedbackRecord:
-        """Say how good an answer of a version was; ``score`` in [-1, 1]. An alias is what it stands on now."""
+        """Score an answer of a version, with ``score`` in [-1, 1]. An alias means the version that it points to now."""
         body = {"model": model, "messages": list(messages), "completion": completion, "score": score}
         body |= {"reference": reference, "comment": comment}
         return FeedbackRecord.model_validate(self._http.post("/v1/feedback", body))
 
     def list(self, model: str | None = None) -> Iterator[FeedbackRecord]:
-        """The project's feedback, newest first, asked for as it is read: all, that on an expert, or on one version."""
+        """The project's feedback, newest first, fetched page by page: all, or only that on an expert or a version."""
         params = {} if model is None else {"model": model}
-        return (FeedbackRecord.model_validate(found) for found in self._http.pages("/v1/feedback", limit=100, **params))
+        return (FeedbackRecord.model_validate(entry) for entry in self._http.pages("/v1/feedback", limit=100, **params))
 
     def delete(self, feedback_id: str) -> None:
         self._http.delete(f"/v1/feedback/{path_part(feedback_id)}")

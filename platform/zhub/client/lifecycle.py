@@ -1,4 +1,4 @@
-"""The client's side of what becomes of experts: aliases, promotions through a gate, and schedules."""
+"""Aliases, promotions through a gate, and schedules."""
 
 import builtins
 import time
@@ -6,31 +6,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zhub.client.transport import Http, path_part, wait
-from zhub.client.wire import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
+from zhub.client.wire.lifecycle import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
 
 
 class Aliases:
-    """Names such as ``@prod`` for the version of an expert that they stand on."""
+    """Names such as ``@prod`` that point to a version of an expert."""
 
     def __init__(self, http: Http) -> None:
         self._http = http
 
     def list(self) -> list[AliasRecord]:
         """The aliases of the project's experts."""
-        return [AliasRecord.model_validate(found) for found in self._http.get("/v1/aliases")["data"]]
+        return [AliasRecord.model_validate(entry) for entry in self._http.get("/v1/aliases")["data"]]
 
     def get(self, name: str) -> AliasRecord:
         """``<project>.<expert>@<alias>``, with every move of it."""
         return AliasRecord.model_validate(self._http.get(_alias_path(name)))
 
     def move(self, name: str, version: str, *, reason: str | None = None) -> AliasRecord:
-        """Put an alias on a version, without a gate."""
+        """Point an alias to a version, without a gate."""
         body = {"version": version, "reason": reason}
         return AliasRecord.model_validate(self._http.put(_alias_path(name), body))
 
 
 class Promotions:
-    """Versions on their way to an alias."""
+    """Versions that get an alias if they pass a gate."""
 
     def __init__(self, http: Http, poll_s: float) -> None:
         self._http = http
@@ -45,7 +45,7 @@ class Promotions:
 
     def list(self) -> list[PromotionRecord]:
         """Every promotion of the project, newest first."""
-        return [PromotionRecord.model_validate(found) for found in self._http.pages("/v1/promotions", limit=100)]
+        return [PromotionRecord.model_validate(entry) for entry in self._http.pages("/v1/promotions", limit=100)]
 
     def cancel(self, promotion_id: str) -> PromotionRecord:
         return PromotionRecord.model_validate(self._http.post(f"/v1/promotions/{path_part(promotion_id)}/cancel", {}))
@@ -56,14 +56,14 @@ class Promotions:
         Raises:
             UnavailableError: it was not within ``timeout_s``.
         """
-        give_up = time.monotonic() + timeout_s
-        while not (found := self.get(promotion_id)).ended:
-            wait(self._poll_s, give_up, f"{promotion_id} had not ended within {timeout_s:g} s")
-        return found
+        deadline = time.monotonic() + timeout_s
+        while not (promotion := self.get(promotion_id)).ended:
+            wait(self._poll_s, deadline, f"{promotion_id} had not ended within {timeout_s:g} s")
+        return promotion
 
 
 class Schedules:
-    """Trainings that are submitted by themselves."""
+    """Trainings that are submitted automatically."""
 
     def __init__(self, http: Http) -> None:
         self._http = http
@@ -77,11 +77,11 @@ class Schedules:
 
     def list(self) -> builtins.list[ScheduleRecord]:
         """The project's schedules, by name."""
-        return [ScheduleRecord.model_validate(found) for found in self._http.get("/v1/schedules")["data"]]
+        return [ScheduleRecord.model_validate(entry) for entry in self._http.get("/v1/schedules")["data"]]
 
     def find(self, name: str) -> ScheduleRecord:
         """The schedule of this name or id. Raises ApiError, as the API does for an id that is not there."""
-        named = [found for found in self.list() if found.name == name]
+        named = [schedule for schedule in self.list() if schedule.name == name]
         return named[0] if named else self.get(name)
 
     def pause(self, schedule_id: str) -> ScheduleRecord:
@@ -98,9 +98,9 @@ class Schedules:
         self._http.delete(f"/v1/schedules/{path_part(schedule_id)}")
 
     def ticks(self, schedule_id: str) -> Sequence[TickRecord]:
-        """What became of its newest ticks."""
-        found = self._http.get(f"/v1/schedules/{path_part(schedule_id)}/ticks", limit=100)["data"]
-        return [TickRecord.model_validate(entry) for entry in found]
+        """Its newest ticks, with their outcomes."""
+        ticks = self._http.get(f"/v1/schedules/{path_part(schedule_id)}/ticks", limit=100)["data"]
+        return [TickRecord.model_validate(entry) for entry in ticks]
 
 
 def _alias_path(name: str) -> str:

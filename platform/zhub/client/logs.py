@@ -1,15 +1,15 @@
-"""The part of the client that reads what jobs print."""
+"""The part of the client that reads the logs of jobs."""
 
 import time
 from collections.abc import Iterator
 
-from zhub.client.transport import MAX_OUTAGE_S, Http, may_pass, path_part
-from zhub.client.wire import LogLine
+from zhub.client.transport import MAX_OUTAGE_S, Http, is_transient, path_part
+from zhub.client.wire.training import LogLine
 from zhub.errors import ApiError, UnavailableError
 
 
 class Logs:
-    """What the attempts of jobs printed."""
+    """The logs of jobs' attempts."""
 
     def __init__(self, http: Http, poll_s: float) -> None:
         self._http = http
@@ -22,19 +22,19 @@ class Logs:
                 yield LogLine.model_validate_json(line)
 
     def follow(self, job_id: str, *, attempt: int | None = None, tail: int | None = None) -> Iterator[LogLine]:
-        """Yield the log line by line until the job, or ``attempt``, has ended; an outage of a minute is survived."""
+        """Yield lines of the log until the job, or ``attempt``, has ended; outages of up to a minute are bridged."""
         params = {"stream": "true"} | _params(attempt, tail)
-        give_up = time.monotonic() + MAX_OUTAGE_S
+        deadline = time.monotonic() + MAX_OUTAGE_S
         while True:
             try:
-                for message in self._http.messages(_path(job_id), **params):
-                    give_up = time.monotonic() + MAX_OUTAGE_S
-                    if message.event == "end":
+                for sent in self._http.events(_path(job_id), **params):
+                    deadline = time.monotonic() + MAX_OUTAGE_S
+                    if sent.event == "end":
                         return
-                    params["after"] = message.id
-                    yield LogLine.model_validate(message.content)
+                    params["after"] = sent.id
+                    yield LogLine.model_validate_json(sent.data)
             except (UnavailableError, ApiError) as exc:
-                if not may_pass(exc) or time.monotonic() > give_up:
+                if not is_transient(exc) or time.monotonic() > deadline:
                     raise
             time.sleep(self._poll_s)
 

@@ -1,12 +1,12 @@
-"""The client's side of what experts are made of and made by: files, base models and fine-tuning jobs."""
+"""Files, base models and fine-tuning jobs."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack
 
-from zhub.client.transport import MAX_OUTAGE_S, Http, may_pass, path_part, wait
-from zhub.client.wire import (
+from zhub.client.transport import MAX_OUTAGE_S, Http, is_transient, path_part, wait
+from zhub.client.wire.training import (
     BaseModelRecord,
     CheckpointRecord,
     DatasetFile,
@@ -49,7 +49,7 @@ class Files:
 
     def list(self) -> list[DatasetFile]:
         """Every file of the project, newest first."""
-        return [DatasetFile.model_validate(found) for found in self._http.pages("/v1/files", limit=1000)]
+        return [DatasetFile.model_validate(entry) for entry in self._http.pages("/v1/files", limit=1000)]
 
     def first_bytes(self, file_id: str) -> bytes:
         """The beginning of a file's content: the object store answers."""
@@ -59,13 +59,13 @@ class Files:
     def wait_processed(
         self, file_id: str, *, progress: Callable[[DatasetFile], None] = lambda _file: None, timeout_s: float = 600.0
     ) -> DatasetFile:
-        """Return the file once its rows have been checked; ``progress`` is called at every look.
+        """Return the file once its rows have been checked; ``progress`` is called at every poll.
 
         Raises:
             InvalidDatasetError: rows that break the schema, by their lines.
             UnavailableError: nobody checked them within ``timeout_s``.
         """
-        give_up = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         while True:
             file = self.get(file_id)
             progress(file)
@@ -74,7 +74,7 @@ class Files:
             if file.status == "error":
                 problems = [RowProblem(**problem) for problem in (file.validation or {}).get("problems", [])]
                 raise InvalidDatasetError(f"{file.filename} did not pass validation.\n{file.status_details}", problems)
-            wait(self._poll_s, give_up, f"{file.filename} was not checked within {timeout_s:g} s")
+            wait(self._poll_s, deadline, f"{file.filename} was not checked within {timeout_s:g} s")
 
 
 class BaseModels:
@@ -96,8 +96,8 @@ class BaseModels:
     ) -> BaseModelRecord:
         """Upload a Hugging Face directory and have it decomposed, see ``wait_ready``.
 
-        ``cluster``: which workers decompose it. ``started`` learns which files are sent and which are not, ``progress``
-        how much of each has been sent.
+        ``cluster``: which workers decompose it. ``started`` is called with the files that are sent or
+        skipped, ``progress`` with the name of a file and how many of its bytes have been sent.
 
         Raises:
             InvalidRequestError, UnsupportedModelError: the directory lacks something; nothing was sent.
@@ -119,7 +119,7 @@ class BaseModels:
         return BaseModelRecord.model_validate(self._http.get(f"/v1/base_models/{path_part(name)}"))
 
     def list(self) -> list[BaseModelRecord]:
-        return [BaseModelRecord.model_validate(found) for found in self._http.get("/v1/base_models")["data"]]
+        return [BaseModelRecord.model_validate(entry) for entry in self._http.get("/v1/base_models")["data"]]
 
     def wait_ready(
         self,
@@ -128,13 +128,13 @@ class BaseModels:
         progress: Callable[[BaseModelRecord], None] = lambda _base: None,
         timeout_s: float = 3600.0,
     ) -> BaseModelRecord:
-        """Return the base model once it is decomposed; ``progress`` is called at every look.
+        """Return the base model once it is decomposed; ``progress`` is called at every poll.
 
         Raises:
             UnsupportedModelError: it cannot be adapted.
             UnavailableError: it was not ready within ``timeout_s``.
         """
-        give_up = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         while True:
             base = self.get(name)
             progress(base)
@@ -142,14 +142,14 @@ class BaseModels:
                 return base
             if base.status == "error":
                 raise UnsupportedModelError(f"The base model '{name}' cannot be used: {base.error}")
-            wait(self._poll_s, give_up, f"The base model '{name}' was not ready within {timeout_s:g} s")
+            wait(self._poll_s, deadline, f"The base model '{name}' was not ready within {timeout_s:g} s")
 
     def _complete(self, name: str) -> BaseModelRecord:
         return BaseModelRecord.model_validate(self._http.post(f"/v1/base_models/{path_part(name)}/complete", {}))
 
 
 class TrainingRequest(TypedDict, total=False):
-    """What a fine-tuning job is asked for with; the API's documentation says what each field means."""
+    """The request for a fine-tuning job; the API's documentation says what each field means."""
 
     model: Required[str]
     training_file: Required[str]
@@ -173,7 +173,7 @@ class Jobs:
         return FineTuningJob.model_validate(self._http.post("/v1/fine_tuning/jobs", request))
 
     def estimate(self, **request: Unpack[TrainingRequest]) -> EstimateRecord:
-        """What ``create`` would make, and what it may take; nothing is made."""
+        """The job that ``create`` would make, and how long it may run; nothing is created."""
         return EstimateRecord.model_validate(self._http.post("/v1/fine_tuning/jobs/estimate", request))
 
     def get(self, job_id: str) -> FineTuningJob:
@@ -181,45 +181,45 @@ class Jobs:
 
     def list(self) -> list[FineTuningJob]:
         """Every fine-tuning job of the project, newest first."""
-        return [FineTuningJob.model_validate(found) for found in self._http.pages("/v1/fine_tuning/jobs", limit=100)]
+        return [FineTuningJob.model_validate(entry) for entry in self._http.pages("/v1/fine_tuning/jobs", limit=100)]
 
     def cancel(self, job_id: str) -> FineTuningJob:
-        return self._wish(job_id, "cancel")
+        return self._request_change(job_id, "cancel")
 
     def pause(self, job_id: str) -> FineTuningJob:
-        """Have the job write a checkpoint and let go of its worker."""
-        return self._wish(job_id, "pause")
+        """Have the job write a checkpoint and release its worker."""
+        return self._request_change(job_id, "pause")
 
     def resume(self, job_id: str) -> FineTuningJob:
-        """Queue a paused job again, to go on from its newest checkpoint."""
-        return self._wish(job_id, "resume")
+        """Queue a paused job again, to continue from its newest checkpoint."""
+        return self._request_change(job_id, "resume")
 
     def redrive(self, job_id: str) -> FineTuningJob:
-        """Queue a job again that failed or was cancelled."""
-        return self._wish(job_id, "redrive")
+        """Queue a failed or cancelled job again."""
+        return self._request_change(job_id, "redrive")
 
     def queue(self, waiting: str) -> QueueRecord:
-        """What a job (``ftjob-…``) waits for, an evaluation (``eval-…``), or a base, by name, to be decomposed."""
+        """What a job (``ftjob-…``), an evaluation (``eval-…``) or the decomposition of a base (its name) waits for."""
         kinds = {"ftjob-": "fine_tuning/jobs", "eval-": "evaluations"}
         kind = next((kind for prefix, kind in kinds.items() if waiting.startswith(prefix)), "base_models")
         return QueueRecord.model_validate(self._http.get(f"/v1/{kind}/{path_part(waiting)}/queue"))
 
     def checkpoints(self, job_id: str) -> Sequence[CheckpointRecord]:
         """The checkpoints that the job keeps, newest first."""
-        found = self._http.pages(f"/v1/fine_tuning/jobs/{path_part(job_id)}/checkpoints", limit=100)
-        return [CheckpointRecord.model_validate(entry) for entry in found]
+        entries = self._http.pages(f"/v1/fine_tuning/jobs/{path_part(job_id)}/checkpoints", limit=100)
+        return [CheckpointRecord.model_validate(entry) for entry in entries]
 
-    def _wish(self, job_id: str, wish: str) -> FineTuningJob:
-        return FineTuningJob.model_validate(self._http.post(f"/v1/fine_tuning/jobs/{path_part(job_id)}/{wish}", {}))
+    def _request_change(self, job_id: str, change: str) -> FineTuningJob:
+        return FineTuningJob.model_validate(self._http.post(f"/v1/fine_tuning/jobs/{path_part(job_id)}/{change}", {}))
 
     def events(self, job_id: str, *, after: str | None = None) -> Sequence[JobEvent]:
         """What happened to the job, oldest first: everything, or only what followed the event ``after``."""
-        found = []
+        events = []
         for entry in self._http.pages(f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", limit=EVENTS_PER_PAGE):
             if entry["id"] == after:
                 break
-            found.append(JobEvent.model_validate(entry))
-        return found[::-1]
+            events.append(JobEvent.model_validate(entry))
+        return events[::-1]
 
     def metrics(self, job_id: str, *, points: int) -> Sequence[SeriesRecord]:
         """A series for each metric of the job, of at most ``points`` points (4 to 2000)."""
@@ -227,26 +227,26 @@ class Jobs:
         return [SeriesRecord.model_validate(series) for series in answer["series"]]
 
     def follow(self, job_id: str) -> Iterator[tuple[FineTuningJob, Sequence[JobEvent]]]:
-        """Yield the job with each event as it happens, until it has ended; an outage of a minute is survived."""
+        """Yield the job with each event as it happens, until it has ended; an outage of up to a minute is bridged."""
         last: dict[str, str] = {}
-        give_up = time.monotonic() + MAX_OUTAGE_S
+        deadline = time.monotonic() + MAX_OUTAGE_S
         while True:
             try:
                 job = self.get(job_id)
-                for message in self._http.messages(
+                for sent in self._http.events(
                     f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", stream="true", **last
                 ):
-                    give_up = time.monotonic() + MAX_OUTAGE_S
-                    if message.event == "end":
-                        yield FineTuningJob.model_validate(message.content), []
+                    deadline = time.monotonic() + MAX_OUTAGE_S
+                    if sent.event == "end":
+                        yield FineTuningJob.model_validate_json(sent.data), []
                         return
-                    event = JobEvent.model_validate(message.content)
+                    event = JobEvent.model_validate_json(sent.data)
                     if event.type == "message":
-                        job = self.get(job_id)  # what has a message may have a new status
+                        job = self.get(job_id)  # an event with a message may come with a new status
                     last = {"after": event.id}
                     yield job, [event]
             except (UnavailableError, ApiError) as exc:
-                if not may_pass(exc) or time.monotonic() > give_up:
+                if not is_transient(exc) or time.monotonic() > deadline:
                     raise
             time.sleep(self._poll_s)
 

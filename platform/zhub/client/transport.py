@@ -1,36 +1,27 @@
 """Requests to zhub's HTTP API: with the key, with retries where they are harmless, and with every failure as an error
 of ours."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
+from httpx_sse import EventSource, ServerSentEvent, SSEError
 
 from zhub.errors import ApiError, InvalidRequestError, UnavailableError
 from zhub.manifest import CHUNK_BYTES
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 GET_TRIES = 3
-STATUSES_THAT_PASS = (429, 502, 503, 504)
+TRANSIENT_STATUSES = (429, 502, 503, 504)
 FIRST_BACK_OFF_S = 0.25
+EVENT_STREAM = {"accept": "text/event-stream"}
 READ_TIMEOUT_S = 30.0
 MAX_OUTAGE_S = 60.0  # while a job is followed; a restart of the API takes seconds
 SLOW_READ_TIMEOUT_S = 900.0  # the server stores an upload, or loads a model, before it answers
-
-
-@dataclass(frozen=True)
-class Message:
-    """One server-sent event: its name, ``message`` where it has none, its content, and its id, empty where none."""
-
-    event: str
-    content: Any
-    id: str
 
 
 class Http:
@@ -47,13 +38,13 @@ class Http:
         )
 
     def get(self, path: str, **params: Any) -> Any:
-        """GET, tried again after a broken connection or an answer that says "try again"."""
+        """GET, repeated after a broken connection or an answer with a transient status."""
         for tried in range(1, GET_TRIES + 1):
             try:
                 return self._send("GET", path, params=params)
             except (UnavailableError, ApiError) as exc:
                 refused = isinstance(exc.__cause__, httpx.ConnectError)
-                if tried == GET_TRIES or refused or not may_pass(exc):
+                if tried == GET_TRIES or refused or not is_transient(exc):
                     raise
             time.sleep(FIRST_BACK_OFF_S * 2 ** (tried - 1))
         raise AssertionError("unreachable: the last try returns or raises")
@@ -110,18 +101,10 @@ class Http:
                 raise _error_of(response)
             yield response
 
-    def messages(self, path: str, **params: str) -> Iterator["Message"]:
-        """Server-sent events, one after the other. The server says something at least every 15 seconds."""
-        headers = {"accept": "text/event-stream"}
-        with self.stream("GET", path, params=params, headers=headers, read_timeout_s=READ_TIMEOUT_S) as response:
-            fields: dict[str, str] = {}
-            for line in response.iter_lines():
-                name, _, value = line.partition(":")
-                if name:
-                    fields[name] = value.removeprefix(" ")
-                elif not line and "data" in fields:
-                    yield Message(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id", ""))
-                    fields = {}
+    def events(self, path: str, **params: str) -> Iterator[ServerSentEvent]:
+        """GET server-sent events, one after the other. The server sends something at least every 15 seconds."""
+        with self.stream("GET", path, params=params, headers=EVENT_STREAM, read_timeout_s=READ_TIMEOUT_S) as response:
+            yield from read_events(response)
 
     def close(self) -> None:
         self._http.close()
@@ -137,9 +120,24 @@ class Http:
             raise _not_zhub(response) from exc
 
 
-def may_pass(error: UnavailableError | ApiError) -> bool:
+def read_events(response: httpx.Response) -> Iterator[ServerSentEvent]:
+    """The events of a stream that was requested with ``EVENT_STREAM``; an event that is cut off is left out.
+
+    Raises:
+        ApiError: the answer is no event stream.
+    """
+    try:
+        for event in EventSource(response).iter_sse():
+            # An id holds until the next one, so after the first id a comment, the heartbeat, comes as an empty event.
+            if event.data:
+                yield event
+    except SSEError as exc:
+        raise _not_zhub(response) from exc
+
+
+def is_transient(error: UnavailableError | ApiError) -> bool:
     """Whether the same request may succeed a little later."""
-    return isinstance(error, UnavailableError) or error.status in STATUSES_THAT_PASS
+    return isinstance(error, UnavailableError) or error.status in TRANSIENT_STATUSES
 
 
 def path_part(text: str) -> str:
@@ -147,9 +145,9 @@ def path_part(text: str) -> str:
     return quote(text, safe="@")
 
 
-def wait(poll_s: float, give_up: float, message: str) -> None:
-    """Wait for the next look, or raise UnavailableError once the monotonic clock has passed ``give_up``."""
-    if time.monotonic() > give_up:
+def wait(poll_s: float, deadline: float, message: str) -> None:
+    """Sleep until the next poll, or raise UnavailableError once the monotonic clock has passed ``deadline``."""
+    if time.monotonic() > deadline:
         raise UnavailableError(f"{message}. `zhub doctor` says what is missing.")
     time.sleep(poll_s)
 

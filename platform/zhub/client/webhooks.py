@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 
 from zhub.client.transport import Http, path_part
-from zhub.client.wire import DeliveryRecord, EndpointRecord, EndpointTest
+from zhub.client.wire.webhooks import DeliveryRecord, EndpointRecord, EndpointTest
 
 TEST_READ_TIMEOUT_S = 60.0  # the server waits for the receiver before it answers
 
 
 class Webhooks:
-    """Where a project's events are sent, and what became of each."""
+    """Where a project's events are sent, and their deliveries."""
 
     def __init__(self, http: Http) -> None:
         self._http = http
 
     def event_types(self) -> Sequence[str]:
         """Every event type that an endpoint can ask for."""
-        found: list[str] = self._http.get("/v1/webhook_event_types")["data"]
-        return found
+        event_types: list[str] = self._http.get("/v1/webhook_event_types")["data"]
+        return event_types
 
     def create(self, *, url: str, event_types: Sequence[str], name: str = "") -> EndpointRecord:
         """Send these events to ``url``; the answer has the ``signing_secret``, which is shown only now."""
@@ -26,7 +26,7 @@ class Webhooks:
 
     def list(self) -> Sequence[EndpointRecord]:
         """Every endpoint of the project, newest first."""
-        return [EndpointRecord.model_validate(found) for found in self._http.pages("/v1/webhook_endpoints", limit=100)]
+        return [EndpointRecord.model_validate(entry) for entry in self._http.pages("/v1/webhook_endpoints", limit=100)]
 
     def enable(self, endpoint_id: str) -> EndpointRecord:
         """Let an endpoint that was disabled get events again."""
@@ -41,7 +41,7 @@ class Webhooks:
         self._http.delete(_path(endpoint_id))
 
     def test(self, endpoint_id: str, event_type: str) -> EndpointTest:
-        """Have an example sent, and wait for what the receiver answers."""
+        """Send an example, and wait for the receiver's answer."""
         body = {"event_type": event_type}
         answer = self._http.post(f"{_path(endpoint_id)}/test", body, read_timeout_s=TEST_READ_TIMEOUT_S)
         return EndpointTest.model_validate(answer)
@@ -49,7 +49,7 @@ class Webhooks:
     def deliveries(self, endpoint_id: str, *, limit: int) -> Sequence[DeliveryRecord]:
         """The newest deliveries of an endpoint, at most ``limit`` (1 to 100)."""
         answer = self._http.get(f"{_path(endpoint_id)}/deliveries", limit=limit)
-        return [DeliveryRecord.model_validate(found) for found in answer["data"]]
+        return [DeliveryRecord.model_validate(entry) for entry in answer["data"]]
 
     def replay(self, endpoint_id: str, delivery_id: str) -> DeliveryRecord:
         """Send an event again, under its old id."""

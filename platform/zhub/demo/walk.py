@@ -1,7 +1,7 @@
-"""The whole path once: from nothing to experts that were trained, measured and asked, through the public API alone.
+"""The demo: trains experts from nothing, measures them and asks them questions, through the public API alone.
 
 ``run`` starts the embedded stack in a directory of its own, trains one expert for each family of synthetic tasks,
-and says how each did. It shows nothing itself; it tells a ``Screen``.
+and returns how good each is. It shows nothing itself; it calls a ``Screen``.
 """
 
 import json
@@ -20,7 +20,10 @@ from typing import Protocol
 
 from zhub.client import Client
 from zhub.client.credentials import read_credentials
-from zhub.client.wire import ChatPiece, ExpertVersion, FineTuningJob, TrainingCurve
+from zhub.client.training_curve import TrainingCurve
+from zhub.client.wire.chat import ChatPiece
+from zhub.client.wire.experts import ExpertVersion
+from zhub.client.wire.training import FineTuningJob
 from zhub.demo.task_families import FAMILIES, sample_rows
 from zhub.embedded.data_dir import DataDir, locked
 from zhub.errors import EmbeddedError, InvalidRequestError, TrainingError, UnavailableError
@@ -54,7 +57,7 @@ GRADER = {
 
 @dataclass
 class Course:
-    """The way of one family through the demo; fields are filled in as it goes."""
+    """The training of one family in the demo; the fields are filled in step by step."""
 
     family: str
     file_id: str = ""
@@ -68,9 +71,9 @@ class Course:
     def test(self) -> Evaluation:
         """Base and expert on the held-out rows, once it is trained."""
         assert self.version is not None
-        found = self.version.evaluation("test")
-        assert found is not None, "a finished training has looked at its test rows"
-        return found
+        evaluation = self.version.evaluation("test")
+        assert evaluation is not None, "a finished training has looked at its test rows"
+        return evaluation
 
     @property
     def gain(self) -> float:
@@ -111,14 +114,14 @@ class Screen(Protocol):
     """Where the demo's progress is shown."""
 
     def step(self, title: str) -> AbstractContextManager[Callable[[str], None]]:
-        """Show that a step goes on until the block ends; call what it gives with what is being done."""
+        """Show a step as running until the block ends; call the function that it yields with what is being done."""
 
     def training(self, courses: Sequence[Course]) -> AbstractContextManager[Callable[[], None]]:
-        """Show how the courses train until the block ends; call what it gives when they changed."""
+        """Show the training of the courses until the block ends; call the function that it yields after each change."""
 
 
 def run(directory: Path, screen: Screen) -> Outcome:
-    """Do everything. The stack is stopped on the way out, whatever happens; the files stay until the next run.
+    """Run the demo. The stack is stopped at the end, whatever happens; the files stay until the next run.
 
     Raises:
         InvalidRequestError: the directory holds something that is not a demo's.
@@ -143,7 +146,7 @@ def make_directory(directory: Path) -> None:
     if directory.exists():
         if not directory.is_dir() or (any(directory.iterdir()) and not (directory / MARKER).is_file()):
             raise InvalidRequestError(
-                f"{directory} is not of an earlier demo, so it is not removed. Choose another with --data-dir."
+                f"{directory} was not made by an earlier demo, so it is not removed. Choose another with --data-dir."
             )
         stack = DataDir(directory / "stack")
         if stack.lock.exists():
@@ -187,9 +190,9 @@ def follow(client: Client, courses: Sequence[Course], check: Callable[[], None],
         TrainingError: a job ended otherwise.
         UnavailableError: they did not end in time.
     """
-    give_up = time.monotonic() + TRAINING_TIMEOUT_S
+    deadline = time.monotonic() + TRAINING_TIMEOUT_S
     while open_courses := [course for course in courses if course.version is None]:
-        if time.monotonic() > give_up:
+        if time.monotonic() > deadline:
             raise UnavailableError(f"The jobs did not end within {TRAINING_TIMEOUT_S:g} s.")
         check()
         jobs = {job.id: job for job in client.jobs.list()}
@@ -203,7 +206,7 @@ def follow(client: Client, courses: Sequence[Course], check: Callable[[], None],
 
 
 def update(client: Client, course: Course, job: FineTuningJob) -> None:
-    """Take in what is new of one job.
+    """Update a course from the new events of its job.
 
     Raises:
         TrainingError: it ended without an expert.
@@ -294,10 +297,10 @@ class _Stack:
         for _ in self._attempts("The stack did not answer"):
             lines = self._log.read_text(errors="replace").splitlines()
             say(lines[-1] if lines else "")
-            found = read_credentials(self._data_dir.path)
-            if found is not None:
-                client = Client(found.base_url, found.api_key, poll_s=POLL_S)
-                # Its base model is added in the same breath as the key is made; without it nothing can be trained.
+            credentials = read_credentials(self._data_dir.path)
+            if credentials is not None:
+                client = Client(credentials.base_url, credentials.api_key, poll_s=POLL_S)
+                # Its base model is added right after the key is made; without it nothing can be trained.
                 if any(base.id == BASE for base in client.base_models.list()):
                     return client
                 client.close()
@@ -319,8 +322,8 @@ class _Stack:
                 self._popen.wait(STOP_TIMEOUT_S)
 
     def _attempts(self, failure: str) -> Iterator[None]:
-        give_up = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < give_up:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
             self.check()
             yield
             time.sleep(POLL_S)

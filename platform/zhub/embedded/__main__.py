@@ -37,7 +37,7 @@ def main() -> None:
     def on_ready(addresses: StackAddresses) -> None:
         credentials = first_start(addresses)
         try:
-            tell(add_shipped_base(credentials) or "The base models of the last time are there.")
+            tell(add_shipped_base(credentials) or "The base models of the last start are still there.")
         except ZhubError as exc:
             err.print(f"[yellow]warning:[/yellow] {escape(str(exc))}")
         out.print(usage(credentials, addresses.data_dir))
@@ -61,18 +61,18 @@ def first_start(addresses: StackAddresses) -> Credentials:
     secret_key = load_secrets(data_dir).secret_key
     engine = make_engine(addresses.database.system, pool_size=1)
     try:
-        found = read_credentials(data_dir.path)
-        if found is None or not _is_valid(addresses, found.api_key, secret_key):
+        credentials = read_credentials(data_dir.path)
+        if credentials is None or not _is_valid(addresses, credentials.api_key, secret_key):
             with system_session(engine) as session:
                 project = ensure_project(session, ORGANIZATION, PROJECT)
-                found = Credentials(base_url, create_full_key(session, project, KEY_NAME, secret_key=secret_key))
-            write_credentials(data_dir.path, found)
+                credentials = Credentials(base_url, create_full_key(session, project, KEY_NAME, secret_key=secret_key))
+            write_credentials(data_dir.path, credentials)
     finally:
         engine.dispose()
-    if found.base_url != base_url:
-        found = replace(found, base_url=base_url)
-        write_credentials(data_dir.path, found)
-    return found
+    if credentials.base_url != base_url:
+        credentials = replace(credentials, base_url=base_url)
+        write_credentials(data_dir.path, credentials)
+    return credentials
 
 
 def _is_valid(addresses: StackAddresses, api_key: str, secret_key: str) -> bool:
@@ -87,7 +87,7 @@ def _is_valid(addresses: StackAddresses, api_key: str, secret_key: str) -> bool:
 
 
 def add_shipped_base(credentials: Credentials) -> str | None:
-    """Upload the base model that comes with zhub if there is no other, and say so."""
+    """Upload the base model that comes with zhub if there is no other. Returns what was done, for people; or None."""
     with Client(credentials.base_url, credentials.api_key) as client:
         bases = {base.id: base.status for base in client.base_models.list()}
         broke_off = bases.get(SHIPPED_BASE) in ("uploading", "error")
@@ -110,7 +110,7 @@ def shipped_base_directory() -> Path | None:
 
 
 def usage(credentials: Credentials, data_dir: Path) -> str:
-    """How to use a stack that runs, for whoever just started it."""
+    """A text for people: how to use the stack that has just started."""
     path = data_dir / CREDENTIALS_FILE
     elsewhere = "" if data_dir == default_data_dir() else f"\n    export ZHUB_DATA_DIR={escape(str(data_dir))}"
     return f"""

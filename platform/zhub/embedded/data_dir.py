@@ -17,7 +17,7 @@ MIN_FREE_BYTES = 500_000_000
 
 @dataclass(frozen=True)
 class DataDir:
-    """The layout. Only ``path`` and ``postgres`` are ever entered by another user than ours."""
+    """The layout. Only ``path`` and ``postgres`` are entered by any other user than ours."""
 
     path: Path
 
@@ -64,7 +64,7 @@ class Secrets:
 
     secret_key: str
     ray_token: str
-    """Without it nobody drives this Ray, which runs any code it is given."""
+    """Required by this Ray, which runs any code that it is sent."""
 
 
 def open_data_dir(path: Path) -> DataDir:
@@ -102,7 +102,7 @@ def check_free_bytes(path: Path, free_bytes: int) -> None:
 
 @contextmanager
 def locked(data_dir: DataDir, *, port: int) -> Iterator[None]:
-    """Hold the data directory for this process; the kernel lets go of it when the process ends, however it ends.
+    """Hold the data directory for this process; the kernel releases it when the process ends, however it ends.
 
     Raises:
         EmbeddedError: another stack runs on it.

@@ -37,7 +37,7 @@ NOBODY = 65534
 
 @dataclass(frozen=True)
 class Urls:
-    """One URL for each role: who may do what is decided by the login."""
+    """One URL for each role; the login decides what is allowed."""
 
     admin: str
     """Superuser: roles and databases, nothing else."""
@@ -55,13 +55,13 @@ class Cluster:
     files: Path
     socket_dir: Path
     user: ServerUser | None
-    entrance: int | None = None
-    """A descriptor of the directory above ``files``, if the user cannot get there by its path: see ``_entrance``."""
+    home_fd: int | None = None
+    """A descriptor of the directory above ``files``, if the user cannot open its path: see ``_open_home``."""
 
     @property
     def pass_fds(self) -> tuple[int, ...]:
         """What the server must inherit for ``argv`` to be true."""
-        return () if self.entrance is None else (self.entrance,)
+        return () if self.home_fd is None else (self.home_fd,)
 
     def url(self, role: str, database: str) -> str:
         return f"postgresql://{role}@/{database}?host={quote(str(self.socket_dir))}"
@@ -73,7 +73,7 @@ class Cluster:
         """The server's command line, for daily work: every commit is on disk before it is answered."""
         return [
             str(self.bin_dir / "postgres"),
-            *("-D", str(_entered(self.files, self.entrance)), "-k", str(self.socket_dir)),
+            *("-D", str(_path_for_server(self.files, self.home_fd)), "-k", str(self.socket_dir)),
             *("-c", "listen_addresses="),
             *("-c", "unix_socket_permissions=0700"),
             *("-c", "max_connections=100"),
@@ -108,22 +108,22 @@ def prepare_cluster(home: Path) -> Cluster:
     """Make the cluster under ``home`` with ``initdb``, unless it is there; remove what a dead server left.
 
     ``home``, an absolute path, is created and owned by the server's user. Nothing of this cluster may run. If the
-    cluster has an entrance, that descriptor stays open, for this process may start the server again at any time.
+    cluster has a ``home_fd``, that stays open, because this process may start the server again at any time.
 
     Raises:
         EmbeddedError: no PostgreSQL, one of another major version, or the server's user cannot get to the files.
     """
     user = server_user()
     files = home / "data"
-    found = find_postgres(_major_of(files))
+    installed = find_postgres(_major_of(files))
     _own(home, user)
-    entrance = _entrance(home, user)
-    socket_dir = home if entrance is None and _fits(home) else short_dir(home, user)
-    # A program finds its libraries and its share directory by its real path, so an entrance is no help to it.
-    bin_dir = _reachable_programs(home if entrance is None else socket_dir, found, user)
-    cluster = Cluster(bin_dir, files, socket_dir, user, entrance)
+    home_fd = _open_home(home, user)
+    socket_dir = home if home_fd is None and _fits(home) else short_dir(home, user)
+    # A program finds its libraries and its share directory by its real path, so the descriptor does not help it.
+    bin_dir = _reachable_programs(home if home_fd is None else socket_dir, installed, user)
+    cluster = Cluster(bin_dir, files, socket_dir, user, home_fd)
     if not (files / "PG_VERSION").is_file():
-        _initdb(cluster, postgres_major(found) or 0)
+        _initdb(cluster, postgres_major(installed) or 0)
     clear_sockets(socket_dir)
     _clear_pid_file(files)
     return cluster
@@ -194,7 +194,7 @@ def server_env() -> dict[str, str]:
 
 
 def short_dir(home: Path, user: ServerUser | None = None) -> Path:
-    """A private directory under /tmp named after ``home``, for what cannot be there: sockets with too long a path, say.
+    """A private directory under /tmp named after ``home``, for sockets, whose paths must be short, and the like.
 
     Raises:
         EmbeddedError: somebody else made it first.
@@ -210,63 +210,64 @@ def short_dir_name(home: Path) -> Path:
 
 def _own(path: Path, user: ServerUser | None) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.lstat()
+    status = path.lstat()
     allowed = {os.geteuid(), user.uid if user else os.geteuid()}
-    if path.is_symlink() or found.st_uid not in allowed:
-        raise EmbeddedError(f"{path}: expected a directory of user {os.geteuid()}, found one of user {found.st_uid}.")
+    if path.is_symlink() or status.st_uid not in allowed:
+        raise EmbeddedError(f"{path}: expected a directory of user {os.geteuid()}, found one of user {status.st_uid}.")
     if user:
         os.chown(path, user.uid, user.gid)
     path.chmod(0o700)
 
 
-def _entrance(home: Path, user: ServerUser | None) -> int | None:
-    """A way into ``home`` for a user whom a closed directory above it stops; None where the path will do.
+def _open_home(home: Path, user: ServerUser | None) -> int | None:
+    """A descriptor of ``home`` for a user who may not search a directory above it; None where the path is enough.
 
-    Root's home and what ``mktemp -d`` makes are closed, and their modes are not ours to change. But ``home`` belongs
-    to the user, and Linux asks for the permission to search a directory only where a path leads through it:
-    ``/proc/self/fd/N`` jumps straight to what root has opened, and opens nothing else above or beside it. The
-    descriptor is inherited by all processes of the server, which therefore all see the same path; whoever is not
-    one of them (root, that is) uses the real one.
+    Root's home and the directories of ``mktemp -d`` are closed to others, and their modes are not ours to change. But
+    ``home`` belongs to the user, and Linux checks the permission to search a directory only where a path leads through
+    it: ``/proc/self/fd/N`` leads straight to what root has opened, and gives access to nothing above or beside it. All
+    processes of the server inherit the descriptor and use the same path; other processes (root's) use the real one.
     """
     if user is None or _may_enter(home, user):
         return None
-    entrance = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
-    if not _may_enter(Path(f"/proc/self/fd/{entrance}"), user, pass_fds=(entrance,)):
-        os.close(entrance)
+    home_fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    if not _may_enter(Path(f"/proc/self/fd/{home_fd}"), user, pass_fds=(home_fd,)):
+        os.close(home_fd)
         raise EmbeddedError(
             f"{home}: PostgreSQL does not run as root, and user {user.uid} cannot enter this path. Choose a data "
             "directory that other users may enter (/var/lib/zhub, say), or start zhub as a normal user."
         )
-    return entrance
+    return home_fd
 
 
-def _entered(path: Path, entrance: int | None) -> Path:
-    """``path`` as the server has to name it, which comes in through its parent."""
-    return path if entrance is None else Path(f"/proc/self/fd/{entrance}") / path.name
+def _path_for_server(path: Path, home_fd: int | None) -> Path:
+    """A path in ``home`` as the server's user can open it."""
+    return path if home_fd is None else Path(f"/proc/self/fd/{home_fd}") / path.name
 
 
-def _reachable_programs(refuge: Path, bin_dir: Path, user: ServerUser | None) -> Path:
-    """``bin_dir``, or a copy below ``refuge`` if the user cannot get there: root's Python is often in /root."""
+def _reachable_programs(copy_to: Path, bin_dir: Path, user: ServerUser | None) -> Path:
+    """``bin_dir``, or a copy below ``copy_to`` if the user cannot open it: root's Python is often in /root."""
     if user is None or _may_enter(bin_dir / "postgres", user):
         return bin_dir
     install, package = bin_dir.parent, bin_dir.parent.parent
-    copied = refuge / "programs"
+    copied = copy_to / "programs"
     shutil.rmtree(copied, ignore_errors=True)
     # The programs look for their libraries beside the package, as pip has laid it out.
     for source in (install, *package.parent.glob(f"{package.name}.libs")):
         shutil.copytree(source, copied / source.relative_to(package.parent), symlinks=True)
-    # pip under a umask of 077 installs for root's eyes only.
+    # pip under a umask of 077 makes files that only root can read.
     for path in (copied, *copied.rglob("*")):
         os.chown(path, user.uid, user.gid, follow_symlinks=False)
-    found = copied / bin_dir.relative_to(package.parent)
-    if not _may_enter(found / "postgres", user):
+    copied_bin_dir = copied / bin_dir.relative_to(package.parent)
+    if not _may_enter(copied_bin_dir / "postgres", user):
         raise EmbeddedError(f"{bin_dir}: user {user.uid}, who runs PostgreSQL for root, cannot enter this path.")
-    return found
+    return copied_bin_dir
 
 
 def _may_enter(path: Path, user: ServerUser, *, pass_fds: tuple[int, ...] = ()) -> bool:
-    asked = subprocess.run(["test", "-x", str(path)], user=user.uid, group=user.gid, extra_groups=[], pass_fds=pass_fds)
-    return asked.returncode == 0
+    tested = subprocess.run(
+        ["test", "-x", str(path)], user=user.uid, group=user.gid, extra_groups=[], pass_fds=pass_fds
+    )
+    return tested.returncode == 0
 
 
 def _initdb(cluster: Cluster, major: int) -> None:
@@ -279,7 +280,7 @@ def _initdb(cluster: Cluster, major: int) -> None:
     made = subprocess.run(
         [
             str(cluster.bin_dir / "initdb"),
-            *("-D", str(_entered(unfinished, cluster.entrance)), "-U", ADMIN, "-E", "UTF8"),
+            *("-D", str(_path_for_server(unfinished, cluster.home_fd)), "-U", ADMIN, "-E", "UTF8"),
             *("--auth-local=trust", "--auth-host=reject", "--no-instructions"),
             *(builtin if major >= 17 else ["--locale=C.UTF-8"]),
         ],
@@ -287,7 +288,7 @@ def _initdb(cluster: Cluster, major: int) -> None:
         user=user.uid if user else None,
         group=user.gid if user else None,
         extra_groups=[] if user else None,
-        cwd="/" if user else None,  # it wants to come back to where it was, which may be closed to this user
+        cwd="/" if user else None,  # it returns to its working directory, which may be closed to this user
         pass_fds=cluster.pass_fds,
         capture_output=True,
         text=True,
@@ -321,8 +322,8 @@ def _fits(socket_dir: Path) -> bool:
 
 
 def _wait_until_it_answers(cluster: Cluster, server: "subprocess.Popen[bytes]", log: Path, *, timeout_s: float) -> None:
-    give_up = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s
     while not cluster.answers():
-        if server.poll() is not None or time.monotonic() > give_up:
+        if server.poll() is not None or time.monotonic() > deadline:
             raise EmbeddedError(f"PostgreSQL did not start: {log.read_text(errors='replace').strip()[-2000:]}")
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Child processes: started so that they die with us, watched, restarted, and ended with their descendants."""
+"""Child processes: started so that they die with this process, watched, restarted, and ended with their descendants."""
 
 import ctypes
 import json
@@ -51,18 +51,20 @@ class Child:
     needs: str | None = None
     """The child that must be ready first; when that one is restarted, so is this one."""
     before_start: Callable[[], object] | None = None
-    """Clears away what the previous run of this child left."""
+    """Removes what the previous run of this child left."""
     stop_signal: signal.Signals = signal.SIGTERM
     stop_grace_s: float = 10.0
     death_signal: signal.Signals = signal.SIGKILL
-    """What the kernel sends when we die without stopping it: by then nobody waits for a polite end."""
+    """The signal that the kernel sends when this process dies without stopping the child."""
     user: ServerUser | None = None
     pass_fds: Sequence[int] = ()
     """Open descriptors that the child inherits under the same numbers, whichever user it runs as."""
 
 
 @dataclass
-class _Supervised:
+class _Service:
+    """A child with the state of its current run."""
+
     child: Child
     log: Path
     popen: "subprocess.Popen[bytes] | None" = None
@@ -84,7 +86,7 @@ class Supervisor:
         self._logs = logs
         self._record = record
         self._progress = progress
-        self._all: dict[str, _Supervised] = {}
+        self._all: dict[str, _Service] = {}
         self._before = {child.pid for child in psutil.Process().children()}
         self._next_record = -math.inf
         self._stopping = False
@@ -102,116 +104,120 @@ class Supervisor:
         log = self._logs / f"{child.name}.log"
         if log.exists():
             log.replace(log.with_suffix(".1.log"))
-        self._all[child.name] = _Supervised(child, log)
+        self._all[child.name] = _Service(child, log)
 
     def is_ready(self, name: str) -> bool:
         return self._all[name].ready
 
     def tick(self) -> None:
-        """Start, restart and look after the children; takes milliseconds unless one has just crashed.
+        """Start, restart and check the children; takes milliseconds unless one has just crashed.
 
         Raises:
             EmbeddedError: a child keeps ending, or is not ready in time.
         """
         self._reap_orphans()
-        for it in self._all.values():
+        for service in self._all.values():
             if self._stopping:
                 return
-            needed = self._all[it.child.needs] if it.child.needs else None
-            if it.popen is not None and it.popen.poll() is not None:
-                self._note_failure(it, it.popen.returncode)
-            elif it.popen is not None and needed and not needed.ready:
-                self._progress(f"{it.child.name} is restarted with {needed.child.name}.")
-                self._stop_one(it)
-            elif it.popen is None and time.monotonic() >= it.start_at and (needed is None or needed.ready):
-                self._start(it)
-            elif it.popen is not None and not it.ready:
-                self._check_ready(it)
+            needed = self._all[service.child.needs] if service.child.needs else None
+            if service.popen is not None and service.popen.poll() is not None:
+                self._note_failure(service, service.popen.returncode)
+            elif service.popen is not None and needed and not needed.ready:
+                self._progress(f"{service.child.name} is restarted with {needed.child.name}.")
+                self._stop_one(service)
+            elif service.popen is None and time.monotonic() >= service.start_at and (needed is None or needed.ready):
+                self._start(service)
+            elif service.popen is not None and not service.ready:
+                self._check_ready(service)
         if time.monotonic() >= self._next_record:
             self._write_record()
 
     def stop(self) -> None:
         """End every child, the last one started first, each with its descendants. Safe to repeat."""
         self._stopping = True
-        for it in reversed(self._all.values()):
-            self._stop_one(it)
+        for service in reversed(self._all.values()):
+            self._stop_one(service)
         self._end_orphans()
         self._record.unlink(missing_ok=True)
 
     def kill(self) -> None:
         """End everything now. Callable from a signal handler; ``stop`` then finds nothing left to wait for."""
         self._stopping = True
-        for _ in range(20):  # a process may start another while we look
-            mine = [process for child in self._children() for process in (child, *_descendants(child))]
-            alive = [process for process in mine if _alive(process)]
+        for _ in range(20):  # a process may start another meanwhile
+            running = [process for child in self._children() for process in (child, *_descendants(child))]
+            alive = [process for process in running if _alive(process)]
             for process in alive:
                 _signal(process, signal.SIGKILL)
             if not alive:
                 break
 
-    def _start(self, it: _Supervised) -> None:
-        child = it.child
+    def _start(self, service: _Service) -> None:
+        child = service.child
         if child.before_start:
             child.before_start()
         try:
-            it.popen = spawn(
+            service.popen = spawn(
                 child.argv,
                 env=child.env,
-                log=it.log,
+                log=service.log,
                 user=child.user,
                 pass_fds=child.pass_fds,
                 death_signal=child.death_signal,
             )
         except OSError as exc:
             raise EmbeddedError(f"{child.name} cannot be started: {child.argv[0]}: {exc}") from exc
-        it.ready = child.ready is None
-        it.ready_by = time.monotonic() + child.ready_timeout_s
+        service.ready = child.ready is None
+        service.ready_by = time.monotonic() + child.ready_timeout_s
         self._write_record()
 
-    def _check_ready(self, it: _Supervised) -> None:
-        assert it.child.ready is not None
-        if it.child.ready():
-            it.ready = True
-            self._progress(f"{it.child.name} is ready.")
+    def _check_ready(self, service: _Service) -> None:
+        assert service.child.ready is not None
+        if service.child.ready():
+            service.ready = True
+            self._progress(f"{service.child.name} is ready.")
             self._write_record()
-        elif time.monotonic() > it.ready_by:
-            raise EmbeddedError(f"{it.child.name} was not ready after {it.child.ready_timeout_s:g} s. {_log_end(it)}")
+        elif time.monotonic() > service.ready_by:
+            raise EmbeddedError(
+                f"{service.child.name} was not ready after {service.child.ready_timeout_s:g} s. {_log_end(service)}"
+            )
 
-    def _note_failure(self, it: _Supervised, status: int) -> None:
+    def _note_failure(self, service: _Service, status: int) -> None:
         now = time.monotonic()
-        it.popen, it.ready = None, False
-        it.failures.append(now)
-        while it.failures[0] < now - FAILURE_WINDOW_S:
-            it.failures.popleft()
+        service.popen, service.ready = None, False
+        service.failures.append(now)
+        while service.failures[0] < now - FAILURE_WINDOW_S:
+            service.failures.popleft()
         how = f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
-        if len(it.failures) >= MAX_QUICK_FAILURES:
-            times = f"{len(it.failures)} times within {FAILURE_WINDOW_S:g} s"
-            raise EmbeddedError(f"{it.child.name} {how}, {times}. {_log_end(it)}")
+        if len(service.failures) >= MAX_QUICK_FAILURES:
+            times = f"{len(service.failures)} times within {FAILURE_WINDOW_S:g} s"
+            raise EmbeddedError(f"{service.child.name} {how}, {times}. {_log_end(service)}")
         self._end_orphans()
-        back_off_s = FIRST_BACK_OFF_S * 2 ** (len(it.failures) - 1)
-        it.start_at = time.monotonic() + back_off_s
-        self._progress(f"{it.child.name} {how}; starting it again in {back_off_s:g} s. Its log is {it.log}.")
+        back_off_s = FIRST_BACK_OFF_S * 2 ** (len(service.failures) - 1)
+        service.start_at = time.monotonic() + back_off_s
+        self._progress(f"{service.child.name} {how}; starting it again in {back_off_s:g} s. Its log is {service.log}.")
 
-    def _stop_one(self, it: _Supervised) -> None:
-        if it.popen is None:
+    def _stop_one(self, service: _Service) -> None:
+        if service.popen is None:
             return
-        family = _descendants(psutil.Process(it.popen.pid)) if it.popen.poll() is None else []
-        if it.popen.poll() is None:
-            it.popen.send_signal(it.child.stop_signal)
+        family = _descendants(psutil.Process(service.popen.pid)) if service.popen.poll() is None else []
+        if service.popen.poll() is None:
+            service.popen.send_signal(service.child.stop_signal)
             try:
-                it.popen.wait(it.child.stop_grace_s)
+                service.popen.wait(service.child.stop_grace_s)
             except subprocess.TimeoutExpired:
-                self._progress(f"{it.child.name} did not stop within {it.child.stop_grace_s:g} s and is killed.")
-                it.popen.kill()
-                it.popen.wait()
-        it.popen, it.ready = None, False
+                self._progress(
+                    f"{service.child.name} did not stop within {service.child.stop_grace_s:g} s and is killed."
+                )
+                service.popen.kill()
+                service.popen.wait()
+        service.popen, service.ready = None, False
         _end(family, grace_s=2.0)
 
     def _children(self) -> list[psutil.Process]:
         return [child for child in psutil.Process().children() if child.pid not in self._before]
 
     def _end_orphans(self) -> None:
-        started = {it.popen.pid for it in self._all.values() if it.popen}
+        started = {service.popen.pid for service in self._all.values() if service.popen}
         orphans = [child for child in self._children() if child.pid not in started]
         _end([*orphans, *(process for orphan in orphans for process in _descendants(orphan))], grace_s=2.0)
         self._reap_orphans()
@@ -220,7 +226,7 @@ class Supervisor:
         """Collect the exit status of adopted orphans, which would stay zombies otherwise."""
         if sys.platform != "linux":
             return
-        started = {it.popen.pid for it in self._all.values() if it.popen}
+        started = {service.popen.pid for service in self._all.values() if service.popen}
         while True:
             try:
                 # WNOWAIT only looks: the status of a child of ours belongs to its Popen.
@@ -232,7 +238,7 @@ class Supervisor:
             os.waitpid(ended.si_pid, os.WNOHANG)
 
     def _write_record(self) -> None:
-        """Note who runs, so that the next stack can end what a dead supervisor and the kernel left."""
+        """Record the running processes, so that the next stack can end those that outlive this supervisor."""
         running = [process for child in self._children() for process in (child, *_descendants(child))]
         rows = []
         for process in running:
@@ -328,8 +334,8 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 def _end(processes: Sequence[psutil.Process], *, grace_s: float) -> None:
     for process in processes:
         _signal(process, signal.SIGTERM)
-    give_up = time.monotonic() + grace_s
-    while any(_alive(process) for process in processes) and time.monotonic() < give_up:
+    deadline = time.monotonic() + grace_s
+    while any(_alive(process) for process in processes) and time.monotonic() < deadline:
         time.sleep(0.02)
     for process in processes:
         if _alive(process):
@@ -348,6 +354,6 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
 
 
-def _log_end(it: _Supervised) -> str:
-    lines = it.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
-    return f"The end of {it.log}:\n" + "\n".join(f"  {line}" for line in lines)
+def _log_end(service: _Service) -> str:
+    lines = service.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+    return f"The end of {service.log}:\n" + "\n".join(f"  {line}" for line in lines)

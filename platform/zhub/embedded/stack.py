@@ -30,7 +30,7 @@ TICK_S = 0.05
 
 @dataclass(frozen=True)
 class StackAddresses:
-    """Where a running stack is."""
+    """The addresses of a running stack."""
 
     api_url: str
     serving_url: str
@@ -137,7 +137,7 @@ class _Run:
             self._wait_for(None)
 
     def _wait_for(self, name: str | None) -> bool:
-        """Supervise until this child is ready: True; or until we are told to stop: False."""
+        """Supervise until this child is ready: True; or until a signal says stop: False."""
         while not self.stopping():
             self.supervisor.tick()
             if name and self.supervisor.is_ready(name):
@@ -158,7 +158,7 @@ class _Run:
 
 @contextmanager
 def _stop_signals(supervisor: Supervisor) -> Iterator[Callable[[], bool]]:
-    """Whether a signal has asked us to stop; a SIGINT after that kills the children there and then."""
+    """Whether a signal has asked us to stop; a SIGINT after that kills the children at once."""
     received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Settings of a zhub process: one URL for each part it stands on, read from the environment once in ``main()``."""
+"""Settings of a zhub process: one URL for each service that it uses, read from the environment once in ``main()``."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -20,14 +20,15 @@ class Settings(BaseSettings):
     database_url: str
     """PostgreSQL. The API's login is a member of ``zhub_app``, the scheduler's and the agent's of ``zhub_system``."""
     store_url: str
-    """``file:///directory`` (made by the first write, though none above it) or
+    """``file:///directory`` (created by the first write; its parent must exist) or
     ``s3://bucket/prefix?endpoint_url=…&region=…``."""
     redis_url: str | None = None
     """Hints only; without it every wait is a poll."""
     secret_key: SecretStr = SecretStr("")
     """Keys the hashes of API keys and the secrets that sign webhooks: the same for API and scheduler."""
     webhook_allow_private: bool = False
-    """Webhooks may go to private addresses and over http: where who holds a key may reach the network anyway."""
+    """Whether webhooks may go to private addresses and over http: only where holders of keys may reach that network
+    anyway."""
 
     host: str = "127.0.0.1"
     port: int = 8460
@@ -50,7 +51,7 @@ class Settings(BaseSettings):
     worker_labels: dict[str, str] = {}
     """The nodes that workers may be on, a label selector of Ray's: ``{"ray.io/accelerator-type": "H100"}``."""
     serve: bool = True
-    """Whether the agent runs the Serve app; of several on one Ray cluster one does."""
+    """Whether the agent runs the Serve app; of several agents on one Ray cluster only one should."""
     jobs_per_worker: int = Field(default=4, ge=1)
     """How many small training jobs on one base a worker runs together; 1: each alone, bit for bit reproducible."""
     device: str | None = None
@@ -75,7 +76,7 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Where the scheduler and the agent answer Prometheus; None: nowhere. The API does so on its own port."""
     drain_s: float = Field(default=0.0, ge=0, le=300)
-    """How long a stopped API says at ``/readyz`` that it drains before it accepts no more: what a balancer needs."""
+    """How long a stopped API reports at ``/readyz`` that it drains before it stops accepting, for a load balancer."""
 
     @model_validator(mode="after")
     def _know_the_gpus_of_labelled_nodes(self) -> Self:

@@ -25,7 +25,7 @@ LEASE_LOST = Counter(
     "(worker_missing), or it made no progress (stalled).",
     ["reason"],
 )
-# Registered last, so that it tells what the other collectors of the same scrape have found.
+# Registered last, because the other collectors of the same scrape query the database first.
 DATABASE_UP = Gauge("zhub_database_up", "Whether the database answers this process.", registry=None)
 
 
@@ -65,6 +65,6 @@ def serve_metrics(settings: Settings) -> None:
     except OSError as exc:
         raise UnavailableError(
             f"Metrics cannot be served at {host}:{port}: {exc.strerror}. Set ZHUB_METRICS_PORT to a free port, or "
-            "leave it away."
+            "leave it unset."
         ) from exc
     log.info("metrics at http://%s:%d/metrics", host, port, extra={"action": "metrics_served"})

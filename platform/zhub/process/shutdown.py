@@ -9,7 +9,7 @@ from types import FrameType
 
 log = logging.getLogger("zhub.stopping")
 
-GRACE_S = 8.0  # orchestrators kill ten seconds after they have asked
+GRACE_S = 8.0  # orchestrators kill a process ten seconds after they have asked it to stop
 
 
 def stop_event() -> threading.Event:

@@ -11,7 +11,7 @@ import redis
 SCHEDULER = "zhub:wake:scheduler"
 JOBS = "zhub:wake:job:"
 # Looking up the name of a server that is away may take many seconds, and no timeout of the client covers it.
-LEFT_ALONE_S = 5.0
+RETRY_AFTER_S = 5.0
 
 
 def agent_topic(cluster: str) -> str:
@@ -19,12 +19,12 @@ def agent_topic(cluster: str) -> str:
 
 
 def job_topic(job_id: uuid.UUID) -> str:
-    """Of those who follow a job's events."""
+    """The topic of the streams that follow a job's events."""
     return f"{JOBS}{job_id.hex}"
 
 
 class Wakeup(Protocol):
-    """Three verbs; none raises and none blocks for longer than it says."""
+    """None of the methods raises, and none blocks for longer than its ``timeout_s``."""
 
     def notify(self, topic: str) -> None:
         """Wake whoever waits for ``topic``, if that is possible."""
@@ -65,15 +65,15 @@ class RedisWakeup:
             url, socket_timeout=2, socket_connect_timeout=1, health_check_interval=30, retry=None
         )
         self._subscriptions: dict[str, redis.client.PubSub] = {}
-        self._left_alone_until = -math.inf
+        self._retry_at = -math.inf
 
     def notify(self, topic: str) -> None:
-        if time.monotonic() < self._left_alone_until:
+        if time.monotonic() < self._retry_at:
             return
         try:
             self._client.publish(topic, b"")
         except redis.RedisError:
-            self._left_alone_until = time.monotonic() + LEFT_ALONE_S
+            self._retry_at = time.monotonic() + RETRY_AFTER_S
 
     def wait(self, topic: str, timeout_s: float) -> None:
         self._next(topic, timeout_s)
@@ -84,7 +84,7 @@ class RedisWakeup:
     def _next(self, pattern: str, timeout_s: float) -> str | None:
         """The topic that was notified, or None when the time is over."""
         deadline = time.monotonic() + timeout_s
-        if time.monotonic() >= self._left_alone_until:
+        if time.monotonic() >= self._retry_at:
             try:
                 subscription = self._subscription(pattern)
                 while (left := deadline - time.monotonic()) > 0:
@@ -93,7 +93,7 @@ class RedisWakeup:
                         return str(message["channel"].decode())
             except redis.RedisError:
                 self._subscriptions.pop(pattern, None)
-                self._left_alone_until = time.monotonic() + LEFT_ALONE_S
+                self._retry_at = time.monotonic() + RETRY_AFTER_S
         time.sleep(max(0.0, deadline - time.monotonic()))
         return None
 

@@ -1,6 +1,6 @@
-"""Runs Python that nobody vouches for: users' graders, and what models wrote.
+"""Runs untrusted Python: users' graders, and code that models wrote.
 
-A warm interpreter (the zygote) forks a child for each program. The child gives up everything but computing: rlimits,
+A warm interpreter (the zygote) forks a child for each program. The child gives up every right but to compute: rlimits,
 no_new_privs, Landlock and a seccomp filter, none of which needs a privilege. A watchdog outside kills it. Where the
 kernel cannot do this, nothing is run.
 """

@@ -42,7 +42,7 @@ def evaluate(job: dict[str, Any], write: Callable[[bytes], None]) -> None:
 
 
 class _Printed(io.TextIOBase):
-    """Where the program prints to. It goes out at once, so that a program that is killed has said what it did."""
+    """Standard output and error of the program. Each line is sent at once: a program may be killed at any time."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
         self._write = write
@@ -75,7 +75,7 @@ def _value(expression: str, namespace: dict[str, Any], variables: dict[str, Any]
 def _attempt(action: Callable[[], list[Any]]) -> list[Any]:
     try:
         return action()
-    except BaseException as exc:  # SystemExit and KeyboardInterrupt are as much the program's own doing
+    except BaseException as exc:  # SystemExit and KeyboardInterrupt come from the program too
         return ["raised", _message(exc), _source_line(exc)]
 
 

@@ -46,7 +46,7 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 
 
 class Sandbox:
-    """Runs programs that nobody vouches for, ``workers`` at a time. Thread-safe; a context manager.
+    """Runs untrusted programs, ``workers`` at a time. Thread-safe; a context manager.
 
     Each zygote is made when it is first needed and replaced when it dies; each attacks its own confinement before it
     runs anything else.
@@ -57,24 +57,24 @@ class Sandbox:
 
     def __init__(self, workers: int = 2) -> None:
         check_kernel()
-        self._places: queue.LifoQueue[_Zygote | None] = queue.LifoQueue()
+        self._zygotes: queue.LifoQueue[_Zygote | None] = queue.LifoQueue()
         for _ in range(workers - 1):
-            self._places.put(None)
-        self._places.put(_Zygote())
+            self._zygotes.put(None)
+        self._zygotes.put(_Zygote())
         self._workers = workers
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
         self._closing = threading.Lock()
         self._closed = False
 
     def run(self, program: Program) -> Outcome:
-        """Run one program. Whatever it does is in the outcome; an error is the sandbox's own.
+        """Run one program. The outcome holds whatever the program does; an exception is a fault of the sandbox itself.
 
         Raises:
             SandboxUnavailableError: the zygote died twice under it, or the sandbox is closed.
         """
-        zygote = self._places.get()
+        zygote = self._zygotes.get()
         if self._closed:
-            self._places.put(zygote)
+            self._zygotes.put(zygote)
             raise SandboxUnavailableError("The sandbox is closed.")
         try:
             for _ in range(2):
@@ -89,13 +89,13 @@ class Sandbox:
                 "The sandbox's process died twice under one program. Look for a lack of memory in the system's log."
             )
         except BaseException:
-            # Whatever came in between (Ctrl-C): a zygote with a child that nobody waits for is of no use.
+            # Whatever interrupted the run (Ctrl-C, say): a zygote with an unfinished child cannot be used again.
             if zygote is not None:
                 zygote.stop()
                 zygote = None
             raise
         finally:
-            self._places.put(zygote)
+            self._zygotes.put(zygote)
 
     def run_many(self, programs: Sequence[Program]) -> list[Outcome]:
         """Run programs side by side; the outcomes come in the order of the programs."""
@@ -107,12 +107,12 @@ class Sandbox:
             if self._closed:
                 return
             self._threads.shutdown(cancel_futures=True)
-            places = [self._places.get() for _ in range(self._workers)]
+            zygotes = [self._zygotes.get() for _ in range(self._workers)]
             self._closed = True
-            for zygote in places:
+            for zygote in zygotes:
                 if zygote is not None:
                     zygote.stop()
-                self._places.put(None)
+                self._zygotes.put(None)
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -145,7 +145,7 @@ class _Zygote:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # In a directory that is gone: there nothing can be made, and nothing is left.
+        # In a directory that is then removed: no file can be made there, and none is left.
         with theirs, tempfile.TemporaryDirectory(prefix="zhub-sandbox-") as directory:
             self._process = subprocess.Popen(
                 [sys.executable, *INTERPRETER, str(Path(__file__).parents[1])],
@@ -159,7 +159,7 @@ class _Zygote:
         self._control = ours
         try:
             self._control.settimeout(START_TIMEOUT_S)
-            self._greet()
+            self._wait_until_ready()
             self._control.settimeout(REPLY_TIMEOUT_S)
             outcome = self.run(self_test.PROGRAM)
             if outcome.results != self_test.HELD:
@@ -172,12 +172,12 @@ class _Zygote:
                 raise SandboxUnavailableError(f"Its process did not start: {exc}.") from exc
             raise
 
-    def _greet(self) -> None:
+    def _wait_until_ready(self) -> None:
         answer = self._control.recv(len(READY))
         assert self._process.stderr is not None
         if answer != READY:
-            said = self._process.stderr.read().decode(errors="replace").strip()
-            raise SandboxUnavailableError(f"Its process did not start: {said.rpartition(chr(10))[2]}")
+            errors = self._process.stderr.read().decode(errors="replace").strip()
+            raise SandboxUnavailableError(f"Its process did not start: {errors.rpartition(chr(10))[2]}")
         self._process.stderr.close()
 
     def run(self, program: Program) -> Outcome:
@@ -221,41 +221,41 @@ class _Zygote:
             self._process.stderr.close()
 
 
-def _exchange(job: bytes, to: int, back: int, limits: Limits) -> tuple[list[bytes], str]:
+def _exchange(job: bytes, job_fd: int, results_fd: int, limits: Limits) -> tuple[list[bytes], str]:
     """Write the job and read lines until the last one, the end of the pipe or a limit; say which limit, if one."""
-    os.set_blocking(to, False)
+    os.set_blocking(job_fd, False)
     poll = select.poll()
-    poll.register(to, select.POLLOUT)
-    poll.register(back, select.POLLIN)
+    poll.register(job_fd, select.POLLOUT)
+    poll.register(results_fd, select.POLLIN)
     deadline = time.monotonic() + limits.wall_s
     unsent = memoryview(job)
-    found = bytearray()
+    received = bytearray()
     stopped = ""
-    while not found.endswith(b'\n["done"]\n'):
+    while not received.endswith(b'\n["done"]\n'):
         left = deadline - time.monotonic()
         ready = poll.poll(left * 1000) if left > 0 else []
         if not ready:
             stopped = "timeout"
             break
         for descriptor, _event in ready:
-            if descriptor == to:
+            if descriptor == job_fd:
                 with contextlib.suppress(BlockingIOError):
                     try:
-                        unsent = unsent[os.write(to, unsent) :]
+                        unsent = unsent[os.write(job_fd, unsent) :]
                     except BrokenPipeError:
                         unsent = unsent[:0]
                 if not unsent:
-                    poll.unregister(to)
-        if any(descriptor == back for descriptor, _event in ready):
-            piece = os.read(back, 1 << 16)
-            found += piece
+                    poll.unregister(job_fd)
+        if any(descriptor == results_fd for descriptor, _event in ready):
+            piece = os.read(results_fd, 1 << 16)
+            received += piece
             if not piece:
                 break
-            if len(found) > limits.output_bytes + PRINTED_BYTES:
+            if len(received) > limits.output_bytes + PRINTED_BYTES:
                 stopped = "output"
                 break
     # What follows the last line feed was cut off.
-    return bytes(found).split(b"\n")[:-1], stopped
+    return bytes(received).split(b"\n")[:-1], stopped
 
 
 def _outcome(lines: list[bytes], stopped: str, status: int) -> Outcome:
@@ -296,10 +296,10 @@ def _outcome(lines: list[bytes], stopped: str, status: int) -> Outcome:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         # Killed by us, after it had closed its results.
-        told = "it closed its results" if number == signal.SIGKILL else f"killed by {signal.Signals(number).name}"
-        return Outcome("died", tuple(results), failure, told, printed)
-    told = f"it left with exit code {os.waitstatus_to_exitcode(status)}"
-    return Outcome("died", tuple(results), failure, told, printed)
+        detail = "it closed its results" if number == signal.SIGKILL else f"killed by {signal.Signals(number).name}"
+        return Outcome("died", tuple(results), failure, detail, printed)
+    detail = f"it left with exit code {os.waitstatus_to_exitcode(status)}"
+    return Outcome("died", tuple(results), failure, detail, printed)
 
 
 def _is_printed(claim: list[Any]) -> bool:

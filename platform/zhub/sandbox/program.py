@@ -1,4 +1,4 @@
-"""What runs in the sandbox, and what is known of it afterwards."""
+"""What runs in the sandbox, and the outcome of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use. ``output_bytes`` is the text of all its values together; what it prints comes on top."""
+    """What one run may use. ``output_bytes`` limits the text of all its values together; printed text is extra."""
 
     wall_s: float = 5.0
     memory_bytes: int = 512 << 20
@@ -30,14 +30,14 @@ class Program:
 
 @dataclass(frozen=True)
 class Value:
-    """What an expression gave: builtin types only, built anew outside (see ``zhub.sandbox.values``)."""
+    """The value of an expression: builtin types only, rebuilt outside (see ``zhub.sandbox.values``)."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An expression gave something that is not a plain value; ``found`` is the name of its type."""
+    """The value of an expression was not plain; ``found`` is the name of its type."""
 
     found: str
 

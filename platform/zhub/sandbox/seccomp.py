@@ -2,7 +2,8 @@
 
 What is not on the list fails with EPERM, so a call that a new kernel adds is refused from the start. Python computes
 with what is listed; it cannot fork, start threads, execute, open sockets, change files' attributes, or reach
-another process. Numbers: ``asm/unistd_64.h`` and ``asm-generic/unistd.h`` of Linux 6.1.
+another process. Numbers: ``asm/unistd_64.h`` and ``asm-generic/unistd.h`` of Linux 6.1;
+``tests/unit/sandbox/test_seccomp.py`` compares them with libseccomp's.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""What a zygote must hold before it runs anything: a program that tries to get out, and what it has to report."""
+"""The self-test of a zygote before it runs anything: a program that tries to get out, and what it must report."""
 
 from zhub.sandbox.program import Limits, Program, Value
 

@@ -1,4 +1,4 @@
-"""The zygote: a warm interpreter that forks a confined child for each program, and knows nothing else.
+"""The zygote: a warm interpreter that forks a confined child for each program, and does nothing else.
 
 It never sees what a program is or what it gave: the two ends of the child's pipes come as descriptors over the
 control socket, and the child reads and writes them itself. A fork inherits its parent's memory; this parent's holds
@@ -49,7 +49,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 def main() -> None:
     os.environ.clear()
     control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, CONTROL)
-    nothing = os.open(os.devnull, os.O_RDWR)
+    devnull = os.open(os.devnull, os.O_RDWR)
     machine = os.uname().machine
     library = [Path(entry) for entry in sys.path if Path(entry).is_dir()]
     ruleset = landlock.make_ruleset(readable=_modules(library), listable=library)
@@ -69,7 +69,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             try:
-                _confine(libc, machine, zygote, ruleset, nothing, job, results, memory_bytes, cpu_s)
+                _confine(libc, machine, zygote, ruleset, devnull, job, results, memory_bytes, cpu_s)
             except BaseException as exc:
                 os.write(results, json.dumps([UNCONFINED, f"{type(exc).__name__}: {exc}"]).encode() + b"\n")
                 os._exit(1)
@@ -95,7 +95,7 @@ def _modules(library: list[Path]) -> list[Path]:
 
 
 def _drop_privileges(libc: ctypes.CDLL, machine: str, library: list[Path]) -> None:
-    """As root, become nobody. Where nobody cannot read the interpreter's own library, stay root without its powers."""
+    """As root, become nobody. Where nobody cannot read the interpreter's library, stay root without capabilities."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
@@ -116,7 +116,7 @@ def _confine(
     machine: str,
     zygote: int,
     ruleset: int,
-    nothing: int,
+    devnull: int,
     job: int,
     results: int,
     memory_bytes: int,
@@ -127,7 +127,7 @@ def _confine(
     if os.getppid() != zygote:
         raise OSError("the zygote is gone")
     for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
+        os.dup2(devnull, descriptor)
     landlock.restrict(ruleset)
     low = 3
     for kept in sorted((job, results)):
@@ -162,10 +162,10 @@ def _run(job: int, results: int) -> None:
 
 
 def _read(descriptor: int, length: int) -> bytes:
-    found = bytearray()
-    while len(found) < length:
-        piece = os.read(descriptor, min(length - len(found), 1 << 16))
+    content = bytearray()
+    while len(content) < length:
+        piece = os.read(descriptor, min(length - len(content), 1 << 16))
         if not piece:
             raise EOFError
-        found += piece
-    return bytes(found)
+        content += piece
+    return bytes(content)

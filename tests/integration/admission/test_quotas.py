@@ -11,7 +11,7 @@ from sqlalchemy import Engine, select
 
 from zhub.admission import budgets
 from zhub.admission import usage as admission
-from zhub.cli.database_process import set_quota
+from zhub.cli.database_operations import set_quota
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import NotFoundError
@@ -53,7 +53,7 @@ def test_an_operator_sets_a_quota_by_the_organisations_name(
         (quota,) = session.scalars(select(Quota))
         assert (quota.org_id, quota.weight, quota.max_workers, quota.max_queued) == (acme.org_id, 3.0, None, 10)
         assert (quota.nominal_workers, quota.monthly_worker_hours) == (1.0, 100.0)
-    said = "acme: weight 3, 1 workers of a cluster for sure, any number of workers of it at most, 10 jobs waiting"
+    said = "acme: weight 3, 1 guaranteed workers of a cluster, any number of workers of it at most, 10 jobs waiting"
     assert f"{said}, 100 worker-hours a month." in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ from job_moves import execute
 from sqlalchemy import Engine
 from suites import manifest_of
 
-from zhub.cli.database_process import examine_history
+from zhub.cli.database_operations import examine_history
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.models import Dataset, Promotion, Schedule, ScheduleTick

@@ -12,7 +12,7 @@ from claims import claim_one
 from sqlalchemy import Engine, select, text
 from suites import GRADER
 
-from zhub.cli.database_process import redrive_jobs
+from zhub.cli.database_operations import redrive_jobs
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import ConflictError, LeaseLostError

@@ -129,6 +129,6 @@ def test_the_demo_removes_only_its_own_directory(tmp_path: Path) -> None:
     walk.make_directory(own)
     assert not (own / "leftover").exists()
     (tmp_path / "precious").touch()
-    with pytest.raises(InvalidRequestError, match="not of an earlier demo"):
+    with pytest.raises(InvalidRequestError, match="not made by an earlier demo"):
         walk.make_directory(tmp_path)
     assert (tmp_path / "precious").exists()

@@ -17,7 +17,7 @@ Run = Callable[..., int]
 def test_feedback_is_given_on_a_prompt(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--prompt", "Sort.", "--completion", "ba", "--score", "-1", "--reference", "ab")
     assert zhub("feedback", "add", "default.sorting@prod", *options) == 0
-    assert "fb-1, on default.sorting@v1" in capsys.readouterr().err
+    assert "Stored as fb-1, for default.sorting@v1." in capsys.readouterr().err
     assert api.bodies("POST", "/v1/feedback") == [
         {
             "model": "default.sorting@prod",

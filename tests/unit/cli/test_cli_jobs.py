@@ -101,7 +101,7 @@ def test_a_wait_is_explained(api: Any, zhub: Run, capsys: pytest.CaptureFixture[
     api.add("GET", path, place)
     assert zhub("queue", "explain", asked) == 0
     shown = capsys.readouterr().out
-    assert "2 jobs are served before it" in shown and "nobody can tell yet" in shown and "1 min 39 s" in shown
+    assert "2 jobs are served before it" in shown and "not known yet" in shown and "1 min 39 s" in shown
 
 
 def test_a_jobs_checkpoints_are_listed_by_the_names_that_answer(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:

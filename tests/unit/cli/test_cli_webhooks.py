@@ -50,7 +50,7 @@ def test_webhooks_are_listed_removed_and_replayed(zhub: Run, arguments: tuple[st
 @pytest.mark.parametrize(
     ("endpoint", "shown"),
     [
-        ({"not_before": 1_700_000_000}, "Its receiver asked for nothing before"),
+        ({"not_before": 1_700_000_000}, "Its receiver asked for no events before"),
         ({"not_before": 1_700_000_000, "status": "disabled", "status_details": "It answered 410 Gone."}, "410 Gone"),
     ],
 )

@@ -133,6 +133,25 @@ def test_following_goes_on_after_the_last_event_where_a_stream_broke_off(api: An
     assert asked == [None, "ftevent-2", "ftevent-3"]
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"], ids=ascii)
+def test_a_character_that_only_unicode_takes_for_the_end_of_a_line_stays_in_its_event(
+    api: Any, client: Client, separator: str
+) -> None:
+    event = api_double.event(1) | {"message": f"before{separator}after"}
+    # The API escapes such characters; JSON and event streams allow them as they are, and a proxy may write them so.
+    told = f"id: ftevent-1\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
+    assert separator in told
+    api.add("GET", JOB_EVENTS, f"{told}event: end\ndata: {json.dumps(api_double.JOB)}\n\n".encode())
+    (_, (seen,)), (job, _) = client.jobs.follow("ftjob-1")
+    assert (seen.message, job.status) == (f"before{separator}after", "succeeded")
+
+
+def test_a_page_in_place_of_an_event_stream_is_an_error(api: Any, client: Client) -> None:
+    api.add("GET", JOB_EVENTS, httpx.Response(200, text="<html>", headers={"content-type": "text/html"}))
+    with pytest.raises(ApiError, match="not as zhub does"):
+        list(client.jobs.follow("ftjob-1"))
+
+
 @pytest.mark.parametrize("how", ["refuses connections", "is full"])
 def test_following_survives_an_api_that_is_away_for_a_moment(
     api: Any, client: Client, monkeypatch: pytest.MonkeyPatch, how: str

@@ -1,7 +1,6 @@
 """The Ray Serve app: HTTP in, the engine's lines out. It needs the object store and no database."""
 
 import asyncio
-import importlib
 import logging
 import threading
 import time
@@ -39,9 +38,10 @@ class Generation:
 
     def __init__(self, store_url: str, cache_dir: str, device: str | None, log_format: LogFormat) -> None:
         configure_logging(log_format)
-        # Imported here, in the replica: the agent imports this module too, and must not pay for torch.
-        engine = importlib.import_module("zhub_workers.serving.engine")
-        self._engine = engine.Engine(open_store(store_url), Path(cache_dir), device)
+        # Imported here, in the replica: the agent imports this module too, and must not wait for torch.
+        from zhub_workers.serving.engine import Engine
+
+        self._engine = Engine(open_store(store_url), Path(cache_dir), device)
 
     async def __call__(self, http_request: Request) -> Response:
         """``POST /generate`` streams one answer as JSON lines; any other path says that the replica is up."""
@@ -57,13 +57,15 @@ class Generation:
             self._engine.submit(request, lambda line: loop.call_soon_threadsafe(lines.put_nowait, line))
         except UnavailableError as exc:
             return PlainTextResponse(str(exc), status_code=503)
-        return StreamingResponse(_until_end(lines), media_type="application/x-ndjson")
+        return StreamingResponse(json_lines(lines), media_type="application/x-ndjson")
 
 
-async def _until_end(lines: "asyncio.Queue[Line]") -> AsyncIterator[str]:
+async def json_lines(lines: "asyncio.Queue[Line]") -> AsyncIterator[str]:
+    """One answer, until its last line, as JSON lines."""
     while True:
         line = await lines.get()
-        yield line.model_dump_json() + "\n"
+        # ASCII, because the API reads lines with httpx, which also ends a line at U+2028 and the like.
+        yield line.model_dump_json(ensure_ascii=True) + "\n"
         if isinstance(line, Ended | Failed):
             return
 

@@ -37,13 +37,13 @@ MAX_EXPERTS_IN_MEMORY = 512
 DEFAULT_MAX_NEW_TOKENS = 512
 REPLACEMENT = "\ufffd"  # what a decoder shows for a character whose last bytes are still to come
 
-Send = Callable[[Line], None]
+Send = Callable[[Line], object]  # what it returns is ignored
 Z = dict[str, Tensor]
 
 
 @dataclass
 class _Row:
-    """One request on its way through a batch. It follows experts, each by its digest and weight: mixed, they are z."""
+    """One request of a batch. ``follows``: the digests and weights of its experts, whose mixture is ``z``."""
 
     request: GenerationRequest
     send: Send
@@ -158,7 +158,7 @@ class Engine:
         match request.candidates, experts:
             case None, []:
                 strategy, reason = "base", "the base model was asked for by name"
-            case None, [one] if one.weight == 1:
+            case None, [expert] if expert.weight == 1:
                 strategy, reason = "expert", "the expert was asked for by name"
             case None, _:
                 strategy, reason = "mixture", "the request gave the experts and their weights"
@@ -178,14 +178,14 @@ class Engine:
         if not candidates:
             return [], "base: the project has no expert on this base model"
         centroids = [self._centroid(adapted, candidate) for candidate in candidates]
-        found = route(prompt_embeddings(adapted.base, [prompt])[0], centroids)
-        nearest = candidates[min(range(len(found.scores)), key=found.scores.__getitem__)]
-        if found.index is None:
+        routed = route(prompt_embeddings(adapted.base, [prompt])[0], centroids)
+        nearest = candidates[min(range(len(routed.scores)), key=routed.scores.__getitem__)]
+        if routed.index is None:
             return [], (
                 f"base: the prompt is unlike every expert's training prompts "
-                f"(nearest {nearest.name} at {found.score:.2f} × its threshold)"
+                f"(nearest {nearest.name} at {routed.score:.2f} × its threshold)"
             )
-        return [nearest], f"nearest training prompts: {nearest.name} at {found.score:.2f} × its threshold"
+        return [nearest], f"nearest training prompts: {nearest.name} at {routed.score:.2f} × its threshold"
 
     def _z(self, adapted: AdaptedModel, expert: ExpertReference) -> Z:
         if expert.z_sha256 not in self._zs:
@@ -220,15 +220,15 @@ def _mixture(zs: Sequence[Z], weights: Sequence[float]) -> Z:
 
 
 def _stack(adapted: AdaptedModel, rows: Sequence[_Row]) -> tuple[Z, list[int]]:
-    """Δ of all that is followed, ``(K, r)`` a matrix, the base's zeros among it, and what each row follows of it."""
+    """The distinct Δ of the rows, ``(K, r)`` for each matrix, zeros for the base; and each row's index among them."""
     distinct = {row.follows: row.z for row in rows}
-    places = {follows: place for place, follows in enumerate(distinct)}
+    indices = {follows: index for index, follows in enumerate(distinct)}
     zero = adapted.zero_delta({name for z in distinct.values() for name in z})
     stack = {
         name: torch.stack([z[name].to(zeros.device) - 1 if name in z else zeros for z in distinct.values()])
         for name, zeros in sorted(zero.items())
     }
-    return stack, [places[row.follows] for row in rows]
+    return stack, [indices[row.follows] for row in rows]
 
 
 def _send_token(adapted: AdaptedModel, row: _Row, token: int) -> None:
@@ -260,8 +260,8 @@ def _send_text(row: _Row, text: str) -> None:
 
 
 def _stop_position(text: str, stops: Sequence[str]) -> int | None:
-    found = [text.index(stop) for stop in stops if stop and stop in text]
-    return min(found) if found else None
+    positions = [text.index(stop) for stop in stops if stop and stop in text]
+    return min(positions) if positions else None
 
 
 def _possible_stop(text: str, stops: Sequence[str]) -> int:

@@ -1,13 +1,14 @@
-"""``python -m zhub.cli.database_process``: what ``zhub db`` does, with the imports that the command itself avoids."""
+"""What the commands of ``zhub db``, ``zhub queue doctor`` and ``zhub queue redrive`` do to the database.
+
+Each command imports this module when it runs: it imports SQLAlchemy, which ``zhub --help`` must not wait for.
+"""
 
 import getpass
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
 
 import psycopg
 import typer
@@ -16,62 +17,22 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from zhub.cli.exits import ERROR, exit_code
-from zhub.cli.output import note, show_error
+from zhub.cli.exits import ERROR
+from zhub.cli.output import note
 from zhub.database import migrate
 from zhub.database.logins import API_LOGIN, SYSTEM_LOGIN, ensure_logins
 from zhub.database.migrate import check_at_head
 from zhub.database.sessions import make_engine, system_session
-from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError, ZhubError
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from zhub.ids import new_id
 from zhub.kinds import redrive
 from zhub.kinds.redrive import DeadLetters
 from zhub.models import Job, Organization, Quota
+from zhub.process.config import MIN_SECRET_CHARACTERS
 from zhub.queue import invariants
 from zhub.tenancy.bootstrap import create_full_key, ensure_project, has_keys
 
 KEY_NAME = "zhub db bootstrap"
-MIN_SECRET_CHARACTERS = 32  # the API refuses to start with less
-
-
-def main() -> None:
-    command, *arguments = sys.argv[1:]
-    try:
-        if command == "upgrade":
-            upgrade(os.environ["ZHUB_OWNER_DATABASE_URL"])
-        elif command == "logins":
-            logins(
-                os.environ["ZHUB_OWNER_DATABASE_URL"],
-                api_password=os.environ["ZHUB_API_LOGIN_PASSWORD"],
-                system_password=os.environ["ZHUB_SYSTEM_LOGIN_PASSWORD"],
-            )
-        elif command == "doctor":
-            examine_history(os.environ["ZHUB_DATABASE_URL"], as_json="--json" in arguments)
-        elif command == "redrive":
-            organization, kind, code, hours = (value or None for value in arguments[:4])
-            within = timedelta(hours=float(hours)) if hours else None
-            which = DeadLetters(organization, kind, code, within)
-            redrive_jobs(os.environ["ZHUB_DATABASE_URL"], which, do_it="--yes" in arguments)
-        elif command == "quota":
-            organization, weight, nominal_workers, *limits = arguments
-            max_workers, max_queued, monthly_hours = (float(limit) if limit else None for limit in limits)
-            set_quota(
-                os.environ["ZHUB_DATABASE_URL"],
-                organization,
-                weight=float(weight),
-                nominal_workers=float(nominal_workers),
-                max_workers=max_workers,
-                max_queued=None if max_queued is None else int(max_queued),
-                monthly_worker_hours=monthly_hours,
-            )
-        else:
-            organization, project = arguments
-            key = bootstrap(os.environ["ZHUB_DATABASE_URL"], os.environ["ZHUB_SECRET_KEY"], organization, project)
-            note("This key is shown only now. Keep it, e.g. as ZHUB_API_KEY:")
-            typer.echo(key)
-    except ZhubError as exc:
-        show_error(exc)
-        sys.exit(exit_code(exc))
 
 
 def upgrade(owner_url: str) -> None:
@@ -93,7 +54,7 @@ def logins(owner_url: str, *, api_password: str, system_password: str) -> None:
         raise UnavailableError(f"The database does not answer: {exc}") from exc
     except psycopg.ProgrammingError as exc:
         raise InvalidRequestError(f"The database refused: {exc}. May this login make roles?") from exc
-    note(f"The logins {API_LOGIN} and {SYSTEM_LOGIN} are there.")
+    note(f"The logins {API_LOGIN} and {SYSTEM_LOGIN} exist.")
 
 
 def bootstrap(system_url: str, secret_key: str, organization: str, project: str) -> str:
@@ -108,10 +69,10 @@ def bootstrap(system_url: str, secret_key: str, organization: str, project: str)
             f"ZHUB_SECRET_KEY must have at least {MIN_SECRET_CHARACTERS} characters, as the API's."
         )
     with _session(system_url) as session:
-        found = ensure_project(session, organization, project)
-        if has_keys(session, found):
+        made = ensure_project(session, organization, project)
+        if has_keys(session, made):
             raise ConflictError(f"The project {organization}/{project} has a key already, which was shown once.")
-        return create_full_key(session, found, KEY_NAME, secret_key=secret_key)
+        return create_full_key(session, made, KEY_NAME, secret_key=secret_key)
 
 
 def set_quota(
@@ -144,17 +105,17 @@ def set_quota(
         session.execute(statement.on_conflict_do_update(index_elements=["org_id"], set_=limits))
     any_ = {name: "any number of" if limit is None else f"{limit:g}" for name, limit in limits.items()}
     note(
-        f"{organization}: weight {weight:g}, {nominal_workers:g} workers of a cluster for sure, {any_['max_workers']} "
-        f"workers of it at most, {any_['max_queued']} jobs waiting, {any_['monthly_worker_hours']} worker-hours a "
-        "month. It holds from the scheduler's next pass on."
+        f"{organization}: weight {weight:g}, {nominal_workers:g} guaranteed workers of a cluster, "
+        f"{any_['max_workers']} workers of it at most, {any_['max_queued']} jobs waiting, "
+        f"{any_['monthly_worker_hours']} worker-hours a month. The scheduler applies it from its next pass on."
     )
 
 
 def redrive_jobs(system_url: str, which: DeadLetters, *, do_it: bool) -> None:
-    """List the failed jobs that are meant, and queue them again if that is wished."""
+    """List the failed jobs that ``which`` describes; with ``do_it`` also queue them again."""
     with _session(system_url) as session:
-        found = redrive.find(session, which)
-        for job in found:
+        failed_jobs = redrive.find(session, which)
+        for job in failed_jobs:
             error = job.error or {}
             typer.echo(
                 f"{job.id}  {job.kind}  {job.finished_at:%Y-%m-%d %H:%M}  {error.get('code')}: {error.get('message')}"
@@ -162,22 +123,22 @@ def redrive_jobs(system_url: str, which: DeadLetters, *, do_it: bool) -> None:
             if do_it:
                 redrive.request(session, job, by=f"operator {getpass.getuser()}")
     if do_it:
-        note(f"{len(found)} jobs are queued again by the scheduler's next pass.")
+        note(f"{len(failed_jobs)} jobs are queued again by the scheduler's next pass.")
     else:
-        note(f"{len(found)} failed jobs. Nothing was changed; --yes queues them again.")
+        note(f"{len(failed_jobs)} failed jobs. Nothing was changed; --yes queues them again.")
 
 
 def examine_history(system_url: str, *, as_json: bool = False) -> None:
-    """Print what breaks a rule of the history, if anything; exit with 1 then."""
+    """Print the rows that break a rule of the history; exit with 1 if there are any."""
     with _session(system_url) as session:
-        found = invariants.examine(session)
+        findings = invariants.examine(session)
         count = session.scalar(select(func.count()).select_from(Job))
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in found], default=str, indent=2))
-    for finding in [] if as_json else found:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], default=str, indent=2))
+    for finding in [] if as_json else findings:
         typer.echo(f"{finding.id}  {finding.rule}: {finding.detail}")
-    if found:
-        note(f"{len(found)} rows break a rule. Please report them: this must not be.")
+    if findings:
+        note(f"{len(findings)} rows break a rule. Please report them: this is a fault of zhub.")
         sys.exit(ERROR)
     note(f"{count} jobs, {len(invariants.RULES)} rules, nothing is wrong.")
 
@@ -205,7 +166,3 @@ def _session(system_url: str) -> Iterator[Session]:
 
 def _first_line(error: DBAPIError) -> str:
     return str(error.orig).partition("\n")[0].rstrip(".")
-
-
-if __name__ == "__main__":
-    main()

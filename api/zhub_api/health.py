@@ -1,0 +1,79 @@
+"""``/healthz`` and ``/readyz``: whether this process answers, and whether to send it requests."""
+
+import asyncio
+import logging
+from datetime import timedelta
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy import Engine, func, select
+from starlette.concurrency import run_in_threadpool
+
+import zhub
+from zhub.database.sessions import system_session
+from zhub.errors import UnavailableError
+from zhub.models import Agent, Leader
+from zhub_api import errors
+
+log = logging.getLogger("zhub.api")
+
+router = APIRouter()
+
+READY_TIMEOUT_S = 3.0
+AGENT_SEEN_WITHIN = timedelta(seconds=30)
+
+
+class Readiness:
+    """Asks the database who is there, one query at a time, however many requests wait for the answer.
+
+    A database that is frozen must not hold every thread of this process.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._query: asyncio.Task[tuple[bool, int]] | None = None
+
+    async def leader_and_agents(self) -> tuple[bool, int]:
+        """Whether a scheduler leads, and how many agents were seen lately.
+
+        Raises:
+            TimeoutError, UnavailableError: the database does not answer.
+        """
+        if self._query is None or self._query.done():
+            self._query = asyncio.create_task(run_in_threadpool(_leader_and_agents, self._engine))
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            return await asyncio.shield(self._query)
+
+
+@router.get("/healthz")
+def healthz() -> dict[str, str]:
+    """This process answers, also while it drains and while its database is away."""
+    return {"status": "ok", "version": zhub.__version__}
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> JSONResponse:
+    """Whether to send requests here: 503 with a reason while the database is away, and once told to stop.
+
+    ``scheduler`` says whether one leads, ``agents`` how many were seen lately.
+    """
+    if request.app.state.draining.is_set():
+        return _not_ready("draining", "This process was told to stop and finishes what it has begun.")
+    readiness: Readiness = request.app.state.readiness
+    try:
+        leads, agents = await readiness.leader_and_agents()
+    except (TimeoutError, UnavailableError) as exc:
+        log.warning("not ready: %s", exc or "the database does not answer", extra={"action": "database_away"})
+        return _not_ready("unavailable", "The database does not answer.")
+    return JSONResponse({"status": "ok", "scheduler": leads, "agents": agents})
+
+
+def _leader_and_agents(engine: Engine) -> tuple[bool, int]:
+    with system_session(engine) as session:
+        leaders = session.scalar(select(func.count()).select_from(Leader).where(Leader.lease_until > func.now()))
+        recent = Agent.seen_at > func.now() - AGENT_SEEN_WITHIN
+        return bool(leaders), session.scalar(select(func.count()).select_from(Agent).where(recent)) or 0
+
+
+def _not_ready(code: str, reason: str) -> JSONResponse:
+    return JSONResponse(errors.envelope(503, reason, code=code), 503)

@@ -1,0 +1,32 @@
+"""Answers about models, and pieces of what a model answered."""
+
+from dataclasses import dataclass
+
+from zhub.client.wire.answer import Answer
+from zhub.generation import ChosenExpert
+
+
+class ModelRecord(Answer):
+    """A name that a request may give as ``model``; ``kind`` is ``expert``, ``base`` or ``router``."""
+
+    id: str
+    kind: str
+    owned_by: str
+
+
+class Routing(Answer):
+    """How the experts of an answer were chosen, and why."""
+
+    strategy: str
+    reason: str
+    base_model: str
+
+
+@dataclass(frozen=True)
+class ChatPiece:
+    """The next piece of an answer, or the whole answer; every piece names the experts that gave it."""
+
+    text: str
+    experts: list[ChosenExpert]
+    routing: Routing
+    finish_reason: str | None

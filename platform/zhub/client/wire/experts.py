@@ -1,0 +1,103 @@
+"""Answers about experts, evaluations of them, and feedback on their answers."""
+
+from typing import Any
+
+from zhub.client.wire.answer import ENDED, Answer
+from zhub.manifest import Evaluation
+
+
+class EvaluationResults(Answer):
+    """Mean reward of greedy answers with its 95 % interval; ``pass_at_k`` where answers were sampled as well."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    parse_failures: int
+    pass_at_k: float | None
+
+
+class EvaluationComparison(Answer):
+    """Two models on the same rows: mean of the first less that of the other, with its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+    verdict: str
+    sentence: str
+
+
+class OtherEvaluation(Answer):
+    """Another model on the same suite; ``comparison`` once both have been measured."""
+
+    id: str
+    model: str
+    status: str
+    results: EvaluationResults | None
+    comparison: EvaluationComparison | None
+
+
+class EvaluationRecord(Answer):
+    """One model measured on one suite. ``others`` is given for a single one only, not in lists."""
+
+    id: str
+    created_at: int
+    finished_at: int | None
+    status: str
+    error: dict[str, Any] | None
+    cluster: str
+    model: str
+    file: str | None
+    suite: dict[str, Any]
+    suite_digest: str
+    results: EvaluationResults | None
+    warnings: list[str]
+    others: list[OtherEvaluation] = []
+
+    @property
+    def settled(self) -> bool:
+        """Whether this and every other evaluation of the suite has ended."""
+        return all(status in ENDED for status in (self.status, *(other.status for other in self.others)))
+
+
+class FeedbackSummary(Answer):
+    """How much feedback there is on a version; ``mean_score``, in [-1, 1], is None where there is none."""
+
+    count: int
+    mean_score: float | None
+
+
+class ExpertVersion(Answer):
+    """One version of an expert; ``digest`` is the SHA-256 of its ``manifest.json``."""
+
+    id: str
+    created_at: int
+    expert: str
+    version: int
+    base_model: str
+    digest: str
+    size_bytes: int
+    job: str
+    uri: str
+    feedback: FeedbackSummary
+    manifest: dict[str, Any]
+
+    def evaluation(self, split: str) -> Evaluation | None:
+        """How base and expert did on the same rows of this split."""
+        entries = [entry for entry in self.manifest["evaluations"] if entry["split"] == split]
+        return Evaluation.model_validate(entries[0]) if entries else None
+
+
+class FeedbackRecord(Answer):
+    """How good one answer of a version was: ``score`` in [-1, 1]; ``reference`` is the right answer."""
+
+    id: str
+    created_at: int
+    model: str
+    messages: list[dict[str, str]]
+    completion: str
+    score: float
+    reference: str | None
+    comment: str | None

@@ -1,0 +1,91 @@
+"""Answers about aliases, promotions and schedules."""
+
+from typing import Any
+
+from pydantic import Field
+
+from zhub.client.wire.answer import ENDED, Answer
+
+
+class AliasMoveRecord(Answer):
+    """One move of an alias."""
+
+    created_at: int
+    origin: str | None = Field(alias="from")
+    to: str
+    by: str
+    reason: str | None
+
+
+class AliasRecord(Answer):
+    """An alias and the version that it points to. ``moves``, newest first, is given for a single one, not in lists."""
+
+    id: str
+    alias: str
+    version: str
+    moved_at: int
+    moves: list[AliasMoveRecord] = []
+
+
+class GateFinding(Answer):
+    """The result of a gate on one suite."""
+
+    file: str
+    passed: bool
+    sentences: list[str]
+
+
+class PromotionRecord(Answer):
+    """The promotion of a version to an alias; ``promoted`` is None until its gate has decided."""
+
+    id: str
+    created_at: int
+    finished_at: int | None
+    status: str
+    error: dict[str, Any] | None
+    model: str | None
+    training_job: str | None
+    alias: str
+    gate: dict[str, Any]
+    promoted: bool | None
+    findings: list[GateFinding] | None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+class ScheduleRecord(Answer):
+    """A schedule; ``next_runs`` in seconds of Unix time, none while it is paused."""
+
+    id: str
+    created_at: int
+    name: str
+    dataset: str
+    training: dict[str, Any]
+    cron: str | None
+    timezone: str
+    on_new_data: bool
+    on_regression: str | None
+    on_feedback: int | None
+    new_feedback: int | None
+    """How many pieces of feedback have come since it fired last; it fires at ``on_feedback``."""
+    misfire: str
+    overlap: str
+    jitter_s: int
+    failures: int
+    max_failures: int
+    status: str
+    paused_because: str | None
+    next_runs: list[int]
+
+
+class TickRecord(Answer):
+    """One tick of a schedule, with its outcome."""
+
+    id: str
+    created_at: int
+    tick: str
+    outcome: str
+    message: str | None
+    job: str | None

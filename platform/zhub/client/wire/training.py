@@ -1,0 +1,136 @@
+"""Answers about dataset files, base models and fine-tuning jobs."""
+
+from typing import Any
+
+from zhub.client.wire.answer import ENDED, Answer
+
+
+class DatasetFile(Answer):
+    """A dataset file. ``status`` is ``uploaded`` until its rows are checked, then ``processed`` or ``error``."""
+
+    id: str
+    filename: str
+    bytes: int
+    created_at: int
+    status: str
+    status_details: str | None
+    sha256: str
+    version: int
+    validation: dict[str, Any] | None
+
+
+class BaseModelRecord(Answer):
+    """A base model. ``status`` is ``uploading``, ``decomposing``, then ``ready`` or ``error``."""
+
+    id: str
+    created_at: int
+    status: str
+    error: str | None
+    is_default: bool
+    cluster: str
+    files: list[str]
+    hub_id: str | None
+    hub_revision: str | None
+    weights_fingerprint: str | None
+    basis_fingerprint: str | None
+    details: dict[str, Any] | None
+
+
+class FineTuningJob(Answer):
+    """A job. ``status`` is ``queued``, ``running``, ``paused``, or one of ``ENDED``."""
+
+    id: str
+    created_at: int
+    finished_at: int | None
+    model: str
+    fine_tuned_model: str | None
+    status: str
+    error: dict[str, Any] | None
+    training_file: str | None
+    method: dict[str, Any]
+    hyperparameters: dict[str, Any]
+    seed: int
+    suffix: str | None
+    attempts: int
+    cluster: str
+
+    @property
+    def steps(self) -> int:
+        """How many steps were requested."""
+        return int(self.hyperparameters["n_steps"])
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+class JobEvent(Answer):
+    """One thing that happened to a job."""
+
+    id: str
+    created_at: int
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any] | None
+
+
+class LogLine(Answer):
+    """A line of a job's log. ``at`` is in UTC, by the clock of the worker that wrote it."""
+
+    at: str
+    level: str
+    logger: str
+    message: str
+    fence: int
+
+
+class SeriesPoint(Answer):
+    step: int
+    value: float
+
+
+class SeriesRecord(Answer):
+    """One metric of a job by step. ``count`` is how many points there are, ``points`` a selection of them."""
+
+    name: str
+    count: int
+    points: list[SeriesPoint]
+
+
+class EstimateRecord(Answer):
+    """What a job would need: ``workers``, unless it ``shares_a_worker`` with other jobs."""
+
+    expert: str
+    method: dict[str, Any]
+    seed: int
+    workers: int
+    shares_a_worker: bool
+    expected_seconds: float | None
+    expected_worker_seconds: float | None
+
+
+class QueueRecord(Answer):
+    """What a job, an evaluation or a base, which ``job_id`` names, waits for.
+
+    ``estimated_start`` and ``expected_seconds``, its run time, are None while they are not known.
+    """
+
+    job_id: str
+    status: str
+    position: int | None
+    reason: str
+    estimated_start: int | None
+    expected_seconds: float | None
+
+
+class CheckpointRecord(Answer):
+    """A checkpoint that a job keeps; ``fine_tuned_model_checkpoint`` is its name as a model."""
+
+    id: str
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: dict[str, float]
+    step_number: int
+    size_bytes: int
