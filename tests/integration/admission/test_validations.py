@@ -8,7 +8,8 @@ from claims import claim_one
 from job_moves import execute
 from sqlalchemy import Engine, text
 
-from zhub.admission.admit import admit, withdraw
+from zhub.admission import admit as admission
+from zhub.admission.admit import withdraw
 from zhub.database.sessions import system_session
 from zhub.kinds import table
 from zhub.tenancy.keys import Caller
@@ -29,7 +30,7 @@ def test_a_file_is_validated_by_another_cluster_where_its_own_has_no_agent(
     make_agent(cluster="h100")
     made = make_job(acme, kind="validate")
     with system_session(system_engine) as session:
-        (admitted,) = admit(session, table.names(), agent_lost_after_s=30)
+        (admitted,) = admission.admit(session, table.names(), agent_lost_after_s=30)
         assert (admitted.job_id, admitted.cluster) == (made, "h100")  # the agent that is woken
         claimed = claim_one(session, *table.of_pool("light"), cluster="h100")
         assert claimed is not None and claimed.job_id == made
