@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from zhub.errors import ConstantRewardError
 from zhub.graders import Grade
 from zhub.specs import ReinforcementHyperparameters
-from zhub_workers.compute.group import Member
-from zhub_workers.evaluation.grading import EncodedRow, Grading
-from zhub_workers.model.adapters import Values
+from zhub_workers.evaluation.grading import EncodedRow
+from zhub_workers.training.job import TrainingJob
+from zhub_workers.training.state import TrainState
 
 MAX_ROUNDS = 5  # of fresh prompts, before a reward that has not varied yet is called constant
 
@@ -41,11 +41,7 @@ class Preflight:
 
 
 def preflight(
-    member: Member,
-    values: Values | None,
-    rows: Sequence[EncodedRow],
-    grading: Grading,
-    hyper: ReinforcementHyperparameters,
+    job: TrainingJob, hyper: ReinforcementHyperparameters, state: TrainState, rows: Sequence[EncodedRow]
 ) -> Preflight:
     """Sample answers as training will, of what it begins from, grade them, and say how the reward is spread.
 
@@ -53,18 +49,19 @@ def preflight(
         ConstantRewardError: every answer to MAX_ROUNDS times ``preflight_prompts`` prompts has the same reward.
         RewardError: the grader cannot grade an answer.
     """
+    values = job.member.adapter.values(state.parameters) if state.parent else None
     size = max(hyper.group_size, 2)
     grades: list[Grade] = []
     for start in range(0, min(len(rows), MAX_ROUNDS * hyper.preflight_prompts), hyper.preflight_prompts):
         samples = [row for row in rows[start : start + hyper.preflight_prompts] for _ in range(size)]
-        completions = member.generate(
+        completions = job.member.generate(
             values,
             [row.prompt for row in samples],
             max_new_tokens=hyper.max_new_tokens,
             temperature=hyper.temperature,
             seeds=range(start * size, start * size + len(samples)),
         )
-        grades += grading([completion.text for completion in completions], samples)
+        grades += job.grading([completion.text for completion in completions], samples)
         if len({grade.reward for grade in grades}) > 1:
             break
     rewards = [grade.reward for grade in grades]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from zhub.process import tracing
-from zhub_workers.training.train import OnEvent
+from zhub_workers.training.job import OnEvent
 
 STEPS_A_SPAN = 10
 

@@ -46,6 +46,13 @@ class TrainState:
     trained_tokens: int
     parent: str = ""
 
+    @property
+    def is_base(self) -> bool:
+        """Whether the base would be published: no step was better, nor the expert that training began from."""
+        if self.best_step > 0:
+            return False
+        return not self.parent or all(bool((z == 1).all()) for z in self.best.values())
+
 
 TENSORS = ("parameters", "current", "first_moments", "second_moments", "kept", "best")
 NUMBERS = ("step", "updates", "best_step", "scores_since_best", "trained_tokens")
