@@ -27,6 +27,7 @@ from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStoppedErr
 from zhub_workers.cluster import ray_cluster
 from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.compute.group import ComputeGroup, Stopped
+from zhub_workers.compute.requests import Generate
 from zhub_workers.compute.sharded import ShardedMember
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
@@ -213,7 +214,7 @@ def test_a_job_with_shards_stops_at_once(job: Job, until: Until) -> None:
             started = time.monotonic()
             with pytest.raises(Stopped):
                 while True:
-                    member.generate(None, [[1, 2, 3]] * 64, max_new_tokens=64, temperature=1.0, seeds=range(64))
+                    member.run(Generate(None, [[1, 2, 3]] * 64, max_new_tokens=64, temperature=1.0, seeds=range(64)))
             assert time.monotonic() - started < 60
 
 
@@ -258,7 +259,7 @@ def test_a_shard_that_died_comes_back_to_its_place_until_it_is_given_up(
             up(shards, 1, until)
             killed += pids(shards)
             os.kill(killed[-1], signal.SIGKILL)
-            assert len(member.generate(None, [[1, 2, 3]] * 8, max_new_tokens=2)) == 8
+            assert len(member.run(Generate(None, [[1, 2, 3]] * 8, max_new_tokens=2))) == 8
         assert shards.ready() == [] and len(set(killed)) == 2
     lost = "Process 2 of 2 was lost, and the others compute its rows"
     assert [event for event in job.events if "lost" in event] == [f"{lost}.", f"{lost}: given up."]

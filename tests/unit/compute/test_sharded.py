@@ -18,6 +18,7 @@ from zhub.specs import BaseModelSource, BasisReference, Recipe, StoredFile, Trai
 from zhub_workers.compute import batches
 from zhub_workers.compute.group import ComputeGroup, Stopped
 from zhub_workers.compute.losses import Loss, NextToken, PolicyGradient, Preference
+from zhub_workers.compute.requests import Differentiate, Generate, Logprobs, Request
 from zhub_workers.compute.sharded import Ask, Shard, ShardedMember, ShardLostError, divide
 from zhub_workers.compute.vectors import Vectors
 from zhub_workers.evaluation.grading import Grading
@@ -42,7 +43,7 @@ class ThreadShards:
         self._asked = [0] * len(shards)
         self._away: dict[int, int] = {}
         self._threads = ThreadPoolExecutor(max(1, len(shards)))
-        self.methods: list[str] = []
+        self.kinds: list[type[Request[Any]]] = []
 
     def ready(self) -> Sequence[Ask]:
         """A shard that was lost is back after two questions to the others."""
@@ -56,18 +57,18 @@ class ThreadShards:
         return sum(shard.pulse() for shard in self._shards)
 
     def _ask(self, place: int) -> Ask:
-        def ask(method: str, **arguments: Any) -> "Future[Any]":
-            return self._threads.submit(self._answer, place, method, arguments)
+        def ask(request: Request[Any]) -> "Future[Any]":
+            return self._threads.submit(self._answer, place, request)
 
         return ask
 
-    def _answer(self, place: int, method: str, arguments: dict[str, Any]) -> Any:
-        self.methods.append(method)
+    def _answer(self, place: int, request: Request[Any]) -> Any:
+        self.kinds.append(type(request))
         self._asked[place] += 1
         if (place, self._asked[place]) in self._losses:
             self._away[place] = 3
             raise ShardLostError
-        return self._shards[place].ask(method, **arguments)
+        return self._shards[place].ask(request)
 
 
 def spec(recipe: Recipe = "reinforcement", **asked: Any) -> TrainSpec:
@@ -124,7 +125,7 @@ def assert_close(one: TrainResult, other: TrainResult) -> None:
 def test_a_job_becomes_the_same_however_many_share_its_rows(load_adapted: Load, prompts: Path, count: int) -> None:
     shards = shards_of(load_adapted, spec(), count)
     assert_close(run(load_adapted, spec(), prompts), run(load_adapted, spec(), prompts, shards))
-    assert set(shards.methods) == {"generate", "logprobs", "gradient"}
+    assert set(shards.kinds) == {Generate, Logprobs, Differentiate}
 
 
 def test_a_lora_is_shared_too(load_adapted: Load, prompts: Path) -> None:
@@ -156,8 +157,9 @@ def test_the_gradient_of_shards_is_that_of_all_rows(load_adapted: Load, loss: Lo
     adapter = make_adapter(load_adapted("llama"), made.hyperparameters)
     values = {name: torch.full_like(zero, 0.01) for name, zero in adapter.initial(0).items()}
     with ComputeGroup().join(adapter, lambda: False) as local:
-        alone = local.gradient(values, PROMPTS, ANSWERS, loss)
-        found = ShardedMember(local, shards_of(load_adapted, made, 2)).gradient(values, PROMPTS, ANSWERS, loss)
+        request = Differentiate(values, PROMPTS, ANSWERS, loss)
+        alone = local.run(request)
+        found = ShardedMember(local, shards_of(load_adapted, made, 2)).run(request)
     assert found.loss == pytest.approx(alone.loss, rel=1e-5)
     for name, gradient in alone.values.items():
         scale = float(gradient.abs().max())
@@ -175,7 +177,7 @@ def test_a_job_stops_while_its_shards_compute(load_adapted: Load) -> None:
         beats = 0
 
         def ready(self) -> Sequence[Ask]:
-            return [lambda *_arguments, **_keywords: unheard]
+            return [lambda _request: unheard]
 
         def pulse(self) -> int:
             self.beats += 1
@@ -183,7 +185,7 @@ def test_a_job_stops_while_its_shards_compute(load_adapted: Load) -> None:
 
     busy = Busy()
     with ComputeGroup().join(adapter, lambda: busy.beats > 3) as local, pytest.raises(Stopped):
-        ShardedMember(local, busy).generate(None, PROMPTS, max_new_tokens=2)
+        ShardedMember(local, busy).run(Generate(None, PROMPTS, max_new_tokens=2))
 
 
 def test_memory_that_runs_out_in_a_shard_is_told(load_adapted: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +203,7 @@ def test_memory_that_runs_out_in_a_shard_is_told(load_adapted: Load, monkeypatch
     monkeypatch.setattr(batches, "_score", short_of_memory)
     with ComputeGroup().join(adapter, lambda: False, token_limit=100) as local:
         member = ShardedMember(local, shards)
-        member.gradient(values, PROMPTS, ANSWERS, NextToken(12.0))
+        member.run(Differentiate(values, PROMPTS, ANSWERS, NextToken(12.0)))
         assert member.token_limit < 100
 
 
@@ -214,7 +216,7 @@ def test_an_error_in_a_shard_is_the_jobs(load_adapted: Load, monkeypatch: pytest
 
     monkeypatch.setattr(batches, "_score", no_memory)
     with ComputeGroup().join(adapter, lambda: False) as local, pytest.raises(OutOfMemoryError):
-        ShardedMember(local, shards_of(load_adapted, made, 1)).logprobs(None, PROMPTS, ANSWERS)
+        ShardedMember(local, shards_of(load_adapted, made, 1)).run(Logprobs(None, PROMPTS, ANSWERS))
 
 
 @given(st.integers(0, 50), st.integers(1, 3), st.integers(1, 9), st.integers(0, 5))

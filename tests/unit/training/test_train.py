@@ -34,6 +34,7 @@ from zhub.specs import (
     TrainSpec,
 )
 from zhub_workers.compute.group import LINGER_S, ComputeGroup, Stopped
+from zhub_workers.compute.requests import Embed, Generate
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model import rollout
 from zhub_workers.model.adapted import AdaptedModel
@@ -480,13 +481,13 @@ def test_a_job_that_should_stop_leaves_in_the_middle_of_what_its_neighbours_comp
 
         with group.join(adapter, ask) as member:
             both.wait(30)
-            member.generate(None, [[1, 2]], max_new_tokens=2)
+            member.run(Generate(None, [[1, 2]], max_new_tokens=2))
             return left.is_set()
 
     def stopped() -> None:
         with pytest.raises(Stopped), group.join(adapter, stopping.is_set) as member:
             both.wait(30)
-            member.generate(None, [[1, 2]], max_new_tokens=2)
+            member.run(Generate(None, [[1, 2]], max_new_tokens=2))
         left.set()
 
     with ThreadPoolExecutor(2) as threads:
@@ -512,11 +513,11 @@ def test_a_job_that_waits_shows_no_progress_while_the_computation_hangs(load_ada
 
     def hung() -> None:
         with group.join(adapter, hang) as member:
-            member.generate(None, [[1, 2]], max_new_tokens=2)
+            member.run(Generate(None, [[1, 2]], max_new_tokens=2))
 
     def waiting() -> None:
         with group.join(adapter, count) as member:
-            member.embeddings([[1, 2]])
+            member.run(Embed(None, [[1, 2]]))
 
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(hung)

@@ -9,6 +9,7 @@ from torch import Tensor
 from zhub.datasets.rows import prompt_position
 from zhub.specs import Hyperparameters, TrainSpec
 from zhub_workers.compute.group import Member
+from zhub_workers.compute.requests import Embed
 from zhub_workers.evaluation.grading import EncodedRow, Grading, greedy_grades, preferences
 from zhub_workers.model.adapters import Values
 
@@ -41,4 +42,4 @@ class TrainingJob:
         """Embeddings of the rows' prompts, ``(n, d)``; n is at most MAX_ROUTING_PROMPTS."""
         # By hash, because a file may be sorted by subject.
         chosen = sorted(rows, key=lambda row: prompt_position(row.row.prompt))[:MAX_ROUTING_PROMPTS]
-        return self.member.embeddings([row.prompt for row in chosen])
+        return self.member.run(Embed(None, [row.prompt for row in chosen]))

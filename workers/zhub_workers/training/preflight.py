@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from zhub.errors import ConstantRewardError
 from zhub.graders import Grade
 from zhub.specs import ReinforcementHyperparameters
+from zhub_workers.compute.requests import Generate
 from zhub_workers.evaluation.grading import EncodedRow
 from zhub_workers.training.job import TrainingJob
 from zhub_workers.training.state import TrainState
@@ -54,13 +55,9 @@ def preflight(
     grades: list[Grade] = []
     for start in range(0, min(len(rows), MAX_ROUNDS * hyper.preflight_prompts), hyper.preflight_prompts):
         samples = [row for row in rows[start : start + hyper.preflight_prompts] for _ in range(size)]
-        completions = job.member.generate(
-            values,
-            [row.prompt for row in samples],
-            max_new_tokens=hyper.max_new_tokens,
-            temperature=hyper.temperature,
-            seeds=range(start * size, start * size + len(samples)),
-        )
+        prompts = [row.prompt for row in samples]
+        seeds = range(start * size, start * size + len(samples))
+        completions = job.member.run(Generate(values, prompts, hyper.max_new_tokens, hyper.temperature, seeds))
         grades += job.grading([completion.text for completion in completions], samples)
         if len({grade.reward for grade in grades}) > 1:
             break

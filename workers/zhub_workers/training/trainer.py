@@ -19,8 +19,8 @@ from torch import Tensor
 from zhub.datasets.rows import Split
 from zhub.errors import NonFiniteLossError
 from zhub.specs import DpoHyperparameters, ReinforcementHyperparameters
-from zhub_workers.compute.batches import Gradient, Tokens
 from zhub_workers.compute.losses import ADVANTAGES, Loss, NextToken, PolicyGradient, Preference
+from zhub_workers.compute.requests import Differentiate, Generate, Gradient, Logprobs, Tokens
 from zhub_workers.evaluation.grading import EncodedRow
 from zhub_workers.model.adapters import SvfAdapter, Values
 from zhub_workers.model.rollout import Completion
@@ -114,13 +114,8 @@ class Trainer:
     ) -> list[Completion]:
         """Sample one answer of the expert to each row."""
         seeds = torch.randint(2**62, (len(rows),), generator=generator).tolist()
-        return self._member.generate(
-            self.values(),
-            [row.prompt for row in rows],
-            max_new_tokens=hyper.max_new_tokens,
-            temperature=hyper.temperature,
-            seeds=seeds,
-        )
+        prompts = [row.prompt for row in rows]
+        return self._member.run(Generate(self.values(), prompts, hyper.max_new_tokens, hyper.temperature, seeds))
 
     def follow_policy_gradient(
         self, hyper: ReinforcementHyperparameters, prompts: Tokens, answers: Tokens, advantages: Tensor
@@ -131,7 +126,7 @@ class Trainer:
         """
 
         def logprobs(values: Values | None) -> list[Tensor]:
-            return self._member.logprobs(values, prompts, answers, temperature=hyper.temperature)  # M of (t_i,)
+            return self._member.run(Logprobs(values, prompts, answers, hyper.temperature))  # M of (t_i,)
 
         reference = logprobs(None) if hyper.kl_coef > 0 else None
         sampled = logprobs(self.values()) if hyper.updates_per_rollout > 1 else None
@@ -157,7 +152,7 @@ class Trainer:
         if isinstance(hyper, DpoHyperparameters):
             prompts = [row.prompt for row in batch for _ in range(2)]
             answers = [answer for row in batch for answer in (row.target, row.rejected)]
-            reference = self._member.logprobs(None, prompts, answers)  # 2 P of (t_i,)
+            reference = self._member.run(Logprobs(None, prompts, answers))  # 2 P of (t_i,)
             loss = Preference(hyper.beta, len(batch), reference)
         else:
             prompts, answers = [row.prompt for row in batch], [row.target for row in batch]
@@ -175,7 +170,7 @@ class Trainer:
         """Take the gradient of a loss by the values, and leave that by the parameters in their ``grad``."""
         values = self._adapter.values(self.state.parameters)
         detached = {name: value.detach() for name, value in values.items()}
-        gradient = self._member.gradient(detached, prompts, answers, loss, temperature=temperature)
+        gradient = self._member.run(Differentiate(detached, prompts, answers, loss, temperature))
         torch.autograd.backward(list(values.values()), [gradient.values[name] for name in values])
         return gradient
 

@@ -27,6 +27,7 @@ from zhub.storage.object_store import open_store
 from zhub_workers.attempts.attempt import AttemptKey
 from zhub_workers.cluster import ray_cluster
 from zhub_workers.cluster.flavour import Flavour
+from zhub_workers.compute.requests import Request
 from zhub_workers.compute.sharded import Ask, Shard, ShardLostError
 from zhub_workers.model.adapters import make_adapter
 from zhub_workers.model.model_cache import ModelCache
@@ -55,9 +56,9 @@ class ShardActor:
         model = models.get(spec.base, spec.basis, open_store(store_url), cache_dir)
         self._shard = Shard(make_adapter(model, hyper), token_limit=hyper.micro_batch_tokens)
 
-    def ask(self, method: str, arguments: dict[str, Any]) -> Any:
+    def ask(self, request: Request[Any]) -> Any:
         try:
-            return self._shard.ask(method, **arguments)
+            return self._shard.ask(request)
         except Exception as exc:
             return Failed(exc)
 
@@ -183,14 +184,14 @@ class RayShards:
         self._on_change(f"{len(self._actors) + 1} of {self._count + 1} processes share the rows.")
 
     def _ask(self, place: int, actor: Any) -> Ask:
-        def ask(method: str, **arguments: Any) -> Future[Any]:
-            return self._threads.submit(self._answer, place, actor, method, arguments)
+        def ask(request: Request[Any]) -> Future[Any]:
+            return self._threads.submit(self._answer, place, actor, request)
 
         return ask
 
-    def _answer(self, place: int, actor: Any, method: str, arguments: dict[str, Any]) -> Any:
+    def _answer(self, place: int, actor: Any, request: Request[Any]) -> Any:
         try:
-            answer = actor.ask.remote(method, arguments)
+            answer = actor.ask.remote(request)
             beats, moved_at = -1, time.monotonic()
             while not ray.wait([answer], timeout=LOOK_S)[0]:
                 pulse: int = ray.get(actor.pulse.remote(), timeout=SILENT_S)

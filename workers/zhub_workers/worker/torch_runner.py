@@ -30,6 +30,7 @@ from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptStoppedError
 from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.compute.group import ComputeGroup, Member, Stopped
+from zhub_workers.compute.requests import Generate
 from zhub_workers.compute.sharded import ShardedMember
 from zhub_workers.evaluation.evaluate import ROWS_FILE, run_evaluation
 from zhub_workers.evaluation.grading import Grading
@@ -335,7 +336,7 @@ def _grading(grader: Grader | None, member: Member, base_name: str, context: Att
 
     def judge(grader: ScoreModelGrader, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
         prompts = [render_prompt(member.base, messages) for messages in conversations]
-        answers = member.generate(None, prompts, max_new_tokens=grader.sampling_params.max_completions_tokens)
+        answers = member.run(Generate(None, prompts, grader.sampling_params.max_completions_tokens))
         return [answer.text for answer in answers]
 
     if grader is None:
