@@ -15,8 +15,9 @@ import pytest
 from zhub.queue.job_logs import attempts_prefix, list_chunks, read_lines
 from zhub.storage.object_store import DirectoryStore
 from zhub_workers.attempts import log as attempt_log
-from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptKey, Worker
+from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptKey
 from zhub_workers.attempts.log import AttemptLog, collect_records, shipping
+from zhub_workers.attempts.worker import Worker
 
 Until = Callable[..., Any]
 ORG, JOB = uuid.UUID(int=1), uuid.UUID(int=2)

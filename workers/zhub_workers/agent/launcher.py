@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Protocol
 
 from zhub.queue.jobs import LIGHT_KINDS
-from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt, Runner, Worker
+from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt, Runner
+from zhub_workers.attempts.worker import Worker
 
 
 class WorkerLostError(Exception):

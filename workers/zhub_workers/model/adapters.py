@@ -16,10 +16,10 @@ from torch import Tensor
 
 from zhub.errors import TrainingError
 from zhub.specs import Hyperparameters
-from zhub_workers.compute.losses import sigmoid_multipliers
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.lora import LoraModel
+from zhub_workers.model.svf import sigmoid_multipliers
 
 Values = Mapping[str, Tensor]
 

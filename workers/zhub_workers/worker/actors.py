@@ -9,7 +9,8 @@ import os
 
 from zhub.process.logs import LogFormat, configure_logging
 from zhub.process.tracing import start_tracing
-from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt, Worker
+from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
+from zhub_workers.attempts.worker import Worker
 from zhub_workers.cluster.flavour import Flavour
 
 

@@ -3,26 +3,23 @@
 The base that was used last stays loaded, so that the next attempt on it begins at once.
 """
 
-import hashlib
-import json
 import os
 import platform
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
 import zhub
 from zhub.graders import Grader, GradingTools, ScoreModelGrader, needs_sandbox
-from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, canonical_json, file_entry
+from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, file_entry
 from zhub.process import tracing
 from zhub.sandbox import Sandbox
 from zhub.specs import DecomposeSpec, EvaluateSpec, Hyperparameters, JobSpec, StartingPoint, StoredFile, TrainSpec
@@ -36,17 +33,16 @@ from zhub_workers.evaluation.evaluate import ROWS_FILE, run_evaluation
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import LoraAdapter, SvfAdapter, make_adapter
-from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_lora, write_routing, write_z
+from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_routing
 from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
 from zhub_workers.model.model_cache import ModelCache, base_directory, basis_prefix
 from zhub_workers.training.spans import traced_steps
-from zhub_workers.training.state import TrainState, read_state, write_state
 from zhub_workers.training.train import TrainResult, train
 from zhub_workers.training.warm_start import Start
+from zhub_workers.worker.checkpoints import Checkpoints, write_adapter
 from zhub_workers.worker.ray_shards import RayShards
 
-STATE_FILE = "state.safetensors"
 MAX_LANES = 4
 
 
@@ -117,13 +113,36 @@ class TorchRunner:
         }
 
     def _train(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> dict[str, Any]:
+        context.note("info", f"Attempt {attempt.key.fence} on {self._hardware()}, zhub {zhub.__version__}.")
         with self._lane() as lane:
-            return self._train_in(lane, spec, attempt, context, store)
+            result = self._train_in(lane, spec, attempt, context, store)
+            if result.stopped:
+                raise AttemptStoppedError
+            return self._store_version(result, spec, attempt, context, store)
+
+    def _store_version(
+        self, result: TrainResult, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
+    ) -> dict[str, Any]:
+        """Store what training has made, and return what the job's row needs."""
+        for evaluation in filter(None, (result.validation, result.test)):
+            means = f"expert {evaluation.expert.mean:.3f}, base {evaluation.base.mean:.3f}"
+            message = f"On {evaluation.base.n} {evaluation.split} rows: {means}, p = {evaluation.p_value:.3g}."
+            context.note("info", message)
+        with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory:
+            manifest = _write_version(Path(directory), spec, attempt, result, self._hardware())
+            # The manifest last: a prefix that has one is whole.
+            for name in (*(file.name for file in manifest.files), MANIFEST_FILE):
+                put_path(store, f"{attempt.key_prefix}/{name}", Path(directory) / name)
+        return {
+            "manifest": manifest.model_dump(mode="json"),
+            "key_prefix": attempt.key_prefix,
+            "trained_tokens": result.trained_tokens,
+        }
 
     def _train_in(
         self, lane: int, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
-    ) -> dict[str, Any]:
-        context.note("info", f"Attempt {attempt.key.fence} on {self._hardware()}, zhub {zhub.__version__}.")
+    ) -> TrainResult:
+        """Fetch what the job needs, and train in this lane."""
         began = time.monotonic()
         model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir, lane=lane)
         context.note("info", f"Base {spec.base.name} and its basis are loaded, {time.monotonic() - began:.1f} s.")
@@ -142,7 +161,7 @@ class TorchRunner:
             _grading(spec.grader, member, spec.base.name, context) as grading,
             traced_steps(context.emit) as on_event,
         ):
-            result = train(
+            return train(
                 spec,
                 member=member,
                 grading=grading,
@@ -153,21 +172,6 @@ class TorchRunner:
                 starts=starts,
                 resumed=resumed,
             )
-        if result.stopped:
-            raise AttemptStoppedError
-        for found in filter(None, (result.validation, result.test)):
-            means = f"expert {found.expert.mean:.3f}, base {found.base.mean:.3f}"
-            context.note("info", f"On {found.base.n} {found.split} rows: {means}, p = {found.p_value:.3g}.")
-        with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory:
-            manifest = _write_version(Path(directory), spec, attempt, result, self._hardware())
-            # The manifest last: a prefix that has one is whole.
-            for name in (*(file.name for file in manifest.files), MANIFEST_FILE):
-                put_path(store, f"{attempt.key_prefix}/{name}", Path(directory) / name)
-        return {
-            "manifest": manifest.model_dump(mode="json"),
-            "key_prefix": attempt.key_prefix,
-            "trained_tokens": result.trained_tokens,
-        }
 
     @contextmanager
     def _lane(self) -> Iterator[int]:
@@ -251,81 +255,6 @@ def lane_count(device: torch.device) -> int:
     return max(1, min(MAX_LANES, (os.cpu_count() or 1) // torch.get_num_threads()))
 
 
-class Checkpoints:
-    """The checkpoints of one job in the object store: each a prefix of its own, whole once it has a manifest."""
-
-    def __init__(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> None:
-        self._spec = spec
-        self._attempt = attempt
-        self._context = context
-        self._store = store
-        self._spec_digest = hashlib.sha256(canonical_json(attempt.spec)).hexdigest()
-
-    def newest(self, kept: Mapping[str, Any]) -> TrainState:
-        """Fetch the state that a row names.
-
-        Raises:
-            ArtifactError: what lies there is not a state of this job.
-        """
-        with tempfile.TemporaryDirectory(dir=self._attempt.cache_dir) as directory:
-            manifest = fetch(
-                self._store,
-                f"{kept['key_prefix']}/{MANIFEST_FILE}",
-                Path(directory) / MANIFEST_FILE,
-                sha256=kept["digest"],
-            )
-            files = {file["name"]: file["sha256"] for file in json.loads(manifest.read_bytes())["files"]}
-            path = fetch(
-                self._store,
-                f"{kept['key_prefix']}/{STATE_FILE}",
-                Path(directory) / STATE_FILE,
-                sha256=files[STATE_FILE],
-            )
-            return read_state(path, spec_digest=self._spec_digest)
-
-    def write(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Store a state and the expert as it is now, and report them; the manifest last."""
-        spec, attempt = self._spec, self._attempt
-        prefix = (
-            f"t/{attempt.org_id.hex}/jobs/{attempt.key.job_id.hex}/checkpoints/{state.step:06d}-f{attempt.key.fence}"
-        )
-        with (
-            tracing.span("checkpoint", step=state.step),
-            tempfile.TemporaryDirectory(dir=attempt.cache_dir) as name,
-        ):
-            directory = Path(name)
-            _write_adapter(directory / Z_FILE, spec, state.current)
-            write_state(directory / STATE_FILE, state, spec_digest=self._spec_digest)
-            files = [file_entry(directory / Z_FILE), file_entry(directory / STATE_FILE)]
-            manifest = canonical_json(
-                {
-                    "schema_version": 1,
-                    "step": state.step,
-                    "job_id": str(attempt.key.job_id),
-                    "base_model": spec.base.name,
-                    "basis_fingerprint": spec.basis.basis_fingerprint,
-                    "spec_digest": self._spec_digest,
-                    "files": [file.model_dump(mode="json") for file in files],
-                }
-            )
-            (directory / MANIFEST_FILE).write_bytes(manifest)
-            for file in (Z_FILE, STATE_FILE, MANIFEST_FILE):
-                put_path(self._store, f"{prefix}/{file}", directory / file)
-        self._context.emit(
-            "info",
-            f"Checkpoint at step {state.step}.",
-            {
-                "type": "checkpoint",
-                "step": state.step,
-                "key_prefix": prefix,
-                "digest": hashlib.sha256(manifest).hexdigest(),
-                "size_bytes": len(manifest) + sum(file.size_bytes for file in files),
-                "z": files[0].model_dump(mode="json"),
-                "metrics": dict(metrics),
-            },
-        )
-
-
 @contextmanager
 def _grading(grader: Grader | None, member: Member, base_name: str, context: AttemptContext) -> Iterator[Grading]:
     """What a grader needs for as long as a job lasts: a sandbox for code, the base for its judgement.
@@ -346,23 +275,8 @@ def _grading(grader: Grader | None, member: Member, base_name: str, context: Att
         yield Grading(grader, GradingTools(sandbox=sandbox, judge=judge, note=context.note))
 
 
-def _write_adapter(path: Path, spec: TrainSpec, exported: Mapping[str, Tensor]) -> None:
-    fingerprint, hyper = spec.basis.basis_fingerprint, spec.hyperparameters
-    if hyper.adapter == "svf":
-        write_z(path, exported, basis_fingerprint=fingerprint, base_model=spec.base.name)
-    else:
-        write_lora(
-            path,
-            exported,
-            basis_fingerprint=fingerprint,
-            base_model=spec.base.name,
-            rank=hyper.lora_rank,
-            alpha=hyper.lora_alpha,
-        )
-
-
 def _write_version(directory: Path, spec: TrainSpec, attempt: Attempt, result: TrainResult, hardware: str) -> Manifest:
-    _write_adapter(directory / Z_FILE, spec, result.artifact)
+    write_adapter(directory / Z_FILE, spec, result.artifact)
     assert result.centroid is not None  # only training that was stopped has none
     write_routing(directory / ROUTING_FILE, result.centroid, basis_fingerprint=spec.basis.basis_fingerprint)
     manifest = Manifest(
