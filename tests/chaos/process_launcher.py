@@ -13,8 +13,9 @@ from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
 
-from zhub_workers.agent.launcher import POOLS, WorkerLostError, WorkerSilentError, choose_worker, holder_of, open_packs
+from zhub_workers.agent.launcher import WorkerLostError, WorkerSilentError, choose_worker, holder_of, open_packs
 from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
+from zhub_workers.attempts.pools import POOLS
 
 CALL_TIMEOUT_S = 2.0
 JOBS_PER_WORKER = 2

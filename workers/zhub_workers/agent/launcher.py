@@ -74,9 +74,6 @@ class Launcher(Protocol):
         """The nodes that live and stay, as far as known."""
 
 
-POOLS = ("torch", "light")  # in the order in which an agent asks for jobs
-
-
 def pool_of(kind: str) -> str:
     """Which workers run a kind of job: those without torch, or those with."""
     return "light" if kind in LIGHT_KINDS else "torch"

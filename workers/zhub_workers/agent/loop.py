@@ -32,10 +32,11 @@ from zhub.process.metrics import LEASE_LOST, database_answers
 from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, job_topic
 from zhub.queue import job_events, jobs
 from zhub.registry import base_models, versions
-from zhub_workers.agent.launcher import POOLS, Launcher, WorkerLostError, WorkerSilentError, kinds_of
+from zhub_workers.agent.launcher import Launcher, WorkerLostError, WorkerSilentError, kinds_of
 from zhub_workers.agent.metrics import FENCE_REJECTED, FOLLOWED, ORPHANS_KILLED, PICKUP, ROUND, START
 from zhub_workers.agent.reconcile import Adopt, Kill, Lose, reconcile
 from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus
+from zhub_workers.attempts.pools import POOLS
 from zhub_workers.attempts.worker import INFRASTRUCTURE
 
 Recorder = Callable[[Session], str]

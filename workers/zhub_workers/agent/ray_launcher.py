@@ -16,9 +16,10 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from zhub.process.logs import LogFormat
-from zhub_workers.agent.launcher import POOLS, WorkerLostError, WorkerSilentError, choose_worker, holder_of, open_packs
+from zhub_workers.agent.launcher import WorkerLostError, WorkerSilentError, choose_worker, holder_of, open_packs
 from zhub_workers.agent.metrics import UNPLACED
 from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
+from zhub_workers.attempts.pools import POOLS
 from zhub_workers.cluster import ray_cluster
 from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.cluster.ray_cluster import NAMESPACE, View

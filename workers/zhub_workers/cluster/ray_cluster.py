@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import ray
 from ray.util import get_placement_group, list_named_actors, placement_group_table, remove_placement_group
 
-from zhub_workers.agent.launcher import POOLS
 from zhub_workers.attempts.attempt import AttemptKey
+from zhub_workers.attempts.pools import POOLS
 
 NAMESPACE = "zhub"
 _ATTEMPT = re.compile(r"([0-9a-f]{32})-f(\d+)")
