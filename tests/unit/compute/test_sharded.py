@@ -47,28 +47,28 @@ class ThreadShards:
 
     def ready(self) -> Sequence[Ask]:
         """A shard that was lost is back after two questions to the others."""
-        for place in list(self._away):
-            self._away[place] -= 1
-            if not self._away[place]:
-                del self._away[place]
-        return [self._ask(place) for place in range(len(self._shards)) if place not in self._away]
+        for index in list(self._away):
+            self._away[index] -= 1
+            if not self._away[index]:
+                del self._away[index]
+        return [self._ask(index) for index in range(len(self._shards)) if index not in self._away]
 
     def pulse(self) -> int:
         return sum(shard.pulse() for shard in self._shards)
 
-    def _ask(self, place: int) -> Ask:
+    def _ask(self, index: int) -> Ask:
         def ask(request: Request[Any]) -> "Future[Any]":
-            return self._threads.submit(self._answer, place, request)
+            return self._threads.submit(self._answer, index, request)
 
         return ask
 
-    def _answer(self, place: int, request: Request[Any]) -> Any:
+    def _answer(self, index: int, request: Request[Any]) -> Any:
         self.kinds.append(type(request))
-        self._asked[place] += 1
-        if (place, self._asked[place]) in self._losses:
-            self._away[place] = 3
+        self._asked[index] += 1
+        if (index, self._asked[index]) in self._losses:
+            self._away[index] = 3
             raise ShardLostError
-        return self._shards[place].ask(request)
+        return self._shards[index].ask(request)
 
 
 def spec(recipe: Recipe = "reinforcement", **asked: Any) -> TrainSpec:
@@ -131,10 +131,10 @@ def test_a_job_becomes_the_same_however_many_share_its_rows(load_adapted: Load, 
 def test_a_lora_is_shared_too(load_adapted: Load, prompts: Path) -> None:
     made = spec(adapter="lora", lora_rank=2, n_steps=2)
     alone = run(load_adapted, made, prompts)
-    found = run(load_adapted, made, prompts, shards_of(load_adapted, made, 1))
-    assert alone.artifact.keys() == found.artifact.keys()
+    together = run(load_adapted, made, prompts, shards_of(load_adapted, made, 1))
+    assert alone.artifact.keys() == together.artifact.keys()
     for name, tensor in alone.artifact.items():
-        torch.testing.assert_close(found.artifact[name], tensor, rtol=0, atol=2e-4)
+        torch.testing.assert_close(together.artifact[name], tensor, rtol=0, atol=2e-4)
 
 
 def test_shards_that_die_in_the_middle_of_a_step_change_nothing(load_adapted: Load, prompts: Path) -> None:
@@ -159,11 +159,11 @@ def test_the_gradient_of_shards_is_that_of_all_rows(load_adapted: Load, loss: Lo
     with ComputeGroup().join(adapter, lambda: False) as local:
         request = Differentiate(values, PROMPTS, ANSWERS, loss)
         alone = local.run(request)
-        found = ShardedMember(local, shards_of(load_adapted, made, 2)).run(request)
-    assert found.loss == pytest.approx(alone.loss, rel=1e-5)
+        together = ShardedMember(local, shards_of(load_adapted, made, 2)).run(request)
+    assert together.loss == pytest.approx(alone.loss, rel=1e-5)
     for name, gradient in alone.values.items():
         scale = float(gradient.abs().max())
-        torch.testing.assert_close(found.values[name], gradient, rtol=1e-5, atol=1e-6 * scale)
+        torch.testing.assert_close(together.values[name], gradient, rtol=1e-5, atol=1e-6 * scale)
 
 
 def test_a_job_stops_while_its_shards_compute(load_adapted: Load) -> None:
@@ -245,9 +245,9 @@ def test_a_part_of_a_loss_is_that_of_its_rows() -> None:
 
 def test_vectors_travel_at_the_cost_of_their_numbers() -> None:
     wide = torch.arange(80_000.0).view(100, 800)
-    views = Vectors([row[: 1 + place % 3] for place, row in enumerate(wide)])
+    views = Vectors([row[: 1 + index % 3] for index, row in enumerate(wide)])
     sent = pickle.dumps(views)
-    found = pickle.loads(sent)
-    assert isinstance(found, Vectors) and pickle.loads(pickle.dumps(Vectors())) == []
-    assert all(torch.equal(one, other) for one, other in zip(views, found, strict=True))
+    received = pickle.loads(sent)
+    assert isinstance(received, Vectors) and pickle.loads(pickle.dumps(Vectors())) == []
+    assert all(torch.equal(one, other) for one, other in zip(views, received, strict=True))
     assert len(sent) < 4 * sum(map(len, views)) + 2000

@@ -48,7 +48,7 @@ class Attempt:
     traceparent: str | None = None
     """The span that asked for the job."""
     workers: int = 1
-    """How many workers' places it was given: its own and those of its shards."""
+    """How many workers' slots it was given: its own and those of its shards."""
 
     @property
     def key_prefix(self) -> str:

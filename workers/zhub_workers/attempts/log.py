@@ -190,9 +190,9 @@ def collect_records(environment: Mapping[str, str] = os.environ) -> None:
 
 def _secrets(environment: Mapping[str, str]) -> list[str]:
     """Values that no log may show, the longest first."""
-    found = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
-    found |= {password for value in environment.values() if (password := _password(value))}
-    return sorted((value for value in found if len(value) >= _MIN_SECRET_CHARACTERS), key=len, reverse=True)
+    secrets = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
+    secrets |= {password for value in environment.values() if (password := _password(value))}
+    return sorted((value for value in secrets if len(value) >= _MIN_SECRET_CHARACTERS), key=len, reverse=True)
 
 
 def _password(value: str) -> str | None:

@@ -90,7 +90,7 @@ class Worker:
             running.context.request_stop()
 
     def forget(self, key: AttemptKey) -> bool:
-        """Drop an attempt that has ended: its place is free again. False if the attempt goes on."""
+        """Drop an attempt that has ended, so that another may start. False if the attempt goes on."""
         with self._lock:
             running = self._attempts.get(key)
             if running is not None and running.ended is None:

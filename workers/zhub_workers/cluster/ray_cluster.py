@@ -1,6 +1,6 @@
-"""The Ray cluster as the agent and its workers find it: its nodes, the names in it, and the groups of places in it.
+"""The Ray cluster as the agent and its workers see it: its nodes, its named actors, and its placement groups.
 
-Where Ray has no public way to ask, its private one is used here and nowhere else, and a test fails when an upgrade
+Where Ray has no public way to ask, its private API is used here and nowhere else, and a test fails when an upgrade
 changes it.
 """
 
@@ -35,8 +35,8 @@ class View(NamedTuple):
 
 def look() -> View:
     """Ask Ray's head. Takes a minute where it is away, and raises what Ray does then."""
-    found = placement_group_table().values()
-    groups = {entry["name"] for entry in found if entry["state"] != "REMOVED"}
+    table = placement_group_table().values()
+    groups = {entry["name"] for entry in table if entry["state"] != "REMOVED"}
     return View(names(), draining_nodes(), groups, {node["NodeID"] for node in _living_nodes()})
 
 
@@ -62,7 +62,7 @@ def draining_nodes() -> set[str]:
     return set(ray._private.state.state.get_draining_nodes())
 
 
-def has_place(actor: Any) -> bool:
+def has_process(actor: Any) -> bool:
     """Whether Ray has a process for an actor; a start that has none may wait for a node for ever."""
     # Not the state: it is PENDING_CREATION until the constructor has returned.
     return bool(ray._private.state.actors(actor._actor_id.hex())["Pid"])
@@ -114,22 +114,22 @@ def group_name(cluster: str, key: AttemptKey) -> str:
     return f"pg-{cluster}-{key.job_id.hex}-f{key.fence}"
 
 
-def attempts_of_groups(found: Set[str], cluster: str) -> Mapping[str, AttemptKey]:
+def attempts_of_groups(groups: Set[str], cluster: str) -> Mapping[str, AttemptKey]:
     """Of the groups under this cluster name, whose shards they are for."""
-    keys = {name: _attempt(name, f"pg-{cluster}-") for name in found}
+    keys = {name: _attempt(name, f"pg-{cluster}-") for name in groups}
     return {name: key for name, key in keys.items() if key is not None}
 
 
-def remove_groups(found: Iterable[str]) -> None:
-    """Give the places of groups back; what runs in them ends. One that is gone already is no error."""
-    for name in found:
+def remove_groups(groups: Iterable[str]) -> None:
+    """Give back what groups reserve; what runs in them ends. A group that is gone already is no error."""
+    for name in groups:
         with contextlib.suppress(ValueError):
             remove_placement_group(get_placement_group(name))
 
 
-def kill_all(found: Iterable[str]) -> None:
-    """End actors by their names; one that is gone already is no error."""
-    for name in found:
+def kill_all(actors: Iterable[str]) -> None:
+    """End actors by their names; an actor that is gone already is no error."""
+    for name in actors:
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
 

@@ -1,10 +1,9 @@
-"""The jobs of one process, which share its device and step through training together.
+"""The jobs of one process, which share its device and take their training steps together.
 
-A job is a thread that runs ``train`` and asks its ``Member`` for one thing after another. A request waits until every
-member has asked, or ``LINGER_S`` has passed; then the jobs that ask for the same kind of thing are answered at once.
-Whoever generates goes first and gradients are taken when nobody generates, so jobs fall into step, and one that joins
-in the middle falls in with the others. One that leaves, fails or stops is no longer waited for, and does not wait for
-the others: it leaves in the middle of what is computed for it.
+Each job is a thread that runs ``train`` and sends its ``Member`` one request after another. A request waits until every
+member has sent one, or ``LINGER_S`` has passed; then all requests of one kind are computed together. ``Generate`` goes
+before ``Differentiate``, so the jobs come to take their steps at the same time, also a job that joins later. A job that
+leaves, fails or stops is no longer waited for, and does not wait itself, not even for what is being computed for it.
 """
 
 import threading
@@ -53,7 +52,7 @@ class Member(Protocol):
 
 
 class ComputeGroup:
-    """The members, and whose turn it is."""
+    """The members, and which of their requests are computed next."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -106,7 +105,7 @@ class ComputeGroup:
         return outcome
 
     def pulse(self) -> None:
-        """Say that what is computed gets on."""
+        """Say that the computation makes progress."""
         self._pulse += 1
 
     def _turn(self) -> list[tuple["GroupMember", Task[Any]]]:

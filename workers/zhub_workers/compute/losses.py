@@ -117,7 +117,7 @@ class Loss(Protocol):
     """The loss of some rows of a step, given the log-probabilities of their answers' tokens.
 
     ``rows_per_unit`` rows in a row belong together and are never parted. ``__call__`` gets ``logprobs`` and ``mask``
-    ``(b, t)`` and the rows' places in the step, and returns the loss and named sums to report. ``part`` is the same
+    ``(b, t)`` and the rows' positions in the step, and returns the loss and named sums to report. ``part`` is the same
     step's loss for these rows alone, which then count from 0, fit to travel.
     """
 

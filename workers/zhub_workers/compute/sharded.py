@@ -1,9 +1,9 @@
-"""One job's rows over several processes: each answers for a part of them, and what it finds is put together in order.
+"""One job's rows on several processes: each computes for a part of them, and the answers are joined in order.
 
-Base and factors stay where they are. To a shard travel the values of the expert (a few hundred KB) and its rows; back
-come answers, log-probabilities, and the gradient by the values: as small again. The rows of a shard that is lost are
-computed by the others, and it takes part again once it has been replaced. So the number of shards, and their losses,
-change nothing but the order in which float32 is summed.
+Every process has its own copy of the base and its factors. A shard is sent the expert's values (a few hundred KB) and
+its rows; it returns answers, log-probabilities, or the gradient by the values, which is as small. The rows of a shard
+that is lost are computed by the others, and it takes part again once it has been replaced. So the number of shards, and
+the loss of some, change nothing but the order in which float32 is summed.
 """
 
 from collections.abc import Callable, Sequence
@@ -120,6 +120,6 @@ def divide(rows: slice, unit: int, count: int) -> list[slice]:
     ``unit`` rows in a row, counted from the first, stay together.
     """
     units = (rows.stop - rows.start) // unit
-    bounds = [rows.start + unit * (units * place // count) for place in range(count + 1)]
+    bounds = [rows.start + unit * (units * cut // count) for cut in range(count + 1)]
     parts = [slice(low, high) for low, high in zip(bounds, bounds[1:], strict=False) if low < high]
     return parts or [rows]

@@ -142,14 +142,14 @@ def target_names(names: Collection[str], targets: str, layers: tuple[int, int] |
     Raises:
         TrainingError: none is left.
     """
-    found = [name for name in sorted(names) if _is_target(name, targets) and _in_range(name, layers)]
-    if not found:
+    chosen = [name for name in sorted(names) if _is_target(name, targets) and _in_range(name, layers)]
+    if not chosen:
         where = "" if layers is None else f" in blocks {layers[0]} to {layers[1]}"
         raise TrainingError(
             f"The base has no matrix for targets '{targets}'{where}. It has {len(names)}, such as '{min(names)}'. "
             "Use targets 'all', and layers that it has."
         )
-    return found
+    return chosen
 
 
 def _is_target(name: str, targets: str) -> bool:

@@ -55,7 +55,7 @@ class LoraModel:
             m, n = layer_weight(layer).shape
             self._shapes[f"{name}.lora_A"] = (rank, n)
             self._shapes[f"{name}.lora_B"] = (m, rank)
-        self._places = _places(base, self.layers)
+        self._holders = _holders(base, self.layers)
         self._state = "base"
 
     def initial(self, seed: int) -> dict[str, Tensor]:
@@ -114,11 +114,11 @@ class LoraModel:
         self._check(values)
         with self._entered("training"), self._holding(values):
             try:
-                for parent, child, name in self._places:
+                for parent, child, name in self._holders:
                     setattr(parent, child, self._peft_layers[name])
                 yield
             finally:
-                for parent, child, name in self._places:
+                for parent, child, name in self._holders:
                     setattr(parent, child, self.layers[name])
 
     @contextmanager
@@ -186,7 +186,7 @@ def _drop_weights(layer: PeftLinear) -> None:
     del layer.lora_B[ADAPTER].weight
 
 
-def _places(base: BaseModel, layers: Mapping[str, nn.Module]) -> list[tuple[nn.Module, str, str]]:
+def _holders(base: BaseModel, layers: Mapping[str, nn.Module]) -> list[tuple[nn.Module, str, str]]:
     """Every module, attribute and layer name such that the attribute is the layer; a shared layer has several."""
     names = {id(layer): name for name, layer in layers.items()}
     return [

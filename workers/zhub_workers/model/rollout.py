@@ -36,7 +36,7 @@ class Completion:
 
 @dataclass
 class _Row:
-    """A row on its way: ``uniforms`` are the random numbers that its tokens are drawn with, one a token."""
+    """An answer in the making; its tokens are drawn with ``uniforms``, one random number for each."""
 
     limit: int
     temperature: float
@@ -128,8 +128,8 @@ def token_logprobs(
     whole_tokens = len(pairs) * max(len(prompt) + len(completion) - 1 for _, prompt, completion in pairs)
     shared_tokens = len(distinct) * max(len(prompt) for _, prompt in distinct) + len(pairs) * (answer - 1)
     score = _score_whole if whole_tokens <= shared_tokens else _score_shared
-    logprobs, places = score(base, pairs, temperature, assign)
-    at = tuple(torch.tensor(places, device=base.device).T)
+    logprobs, cells = score(base, pairs, temperature, assign)
+    at = tuple(torch.tensor(cells, device=base.device).T)
     table = logprobs.new_zeros(len(pairs), answer)
     mask = table.index_put(at, torch.ones_like(logprobs.detach()))
     where = {pair: row for row, pair in enumerate(pairs)}
@@ -166,11 +166,11 @@ def _score_whole(
     """
     # The last token of a completion predicts nothing that is scored.
     ids, _ = _pad_right([(*prompt, *completion[:-1]) for _, prompt, completion in pairs], base)
-    places = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(len(completion))]
-    positions = [row * ids.shape[1] + len(pairs[row][1]) - 1 + column for row, column in places]
+    cells = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(len(completion))]
+    positions = [row * ids.shape[1] + len(pairs[row][1]) - 1 + column for row, column in cells]
     _follow(assign, [owner for owner, _, _ in pairs])
     arguments = {"input_ids": ids, "use_cache": False}
-    return _logprobs(base, arguments, positions, pairs, places, temperature), places
+    return _logprobs(base, arguments, positions, pairs, cells, temperature), cells
 
 
 def _score_shared(
@@ -203,10 +203,10 @@ def _logprobs(
     arguments: dict[str, Any],
     positions: Sequence[int],
     pairs: Sequence[Pair],
-    places: Sequence[tuple[int, int]],
+    cells: Sequence[tuple[int, int]],
     temperature: float,
 ) -> Tensor:
-    tokens = torch.tensor([pairs[row][2][column] for row, column in places], device=base.device)
+    tokens = torch.tensor([pairs[row][2][column] for row, column in cells], device=base.device)
     return logprobs_at(base, arguments, torch.tensor(positions, device=base.device), tokens, temperature)
 
 
@@ -219,9 +219,9 @@ def _unique_prompts(
     owned: Sequence[tuple[int, tuple[int, ...]]],
 ) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
     """Return the distinct prompts of each owner, whose they are, and for each prompt given which of them it is."""
-    places: dict[tuple[int, tuple[int, ...]], int] = {}
-    which = [places.setdefault(prompt, len(places)) for prompt in owned]
-    return [prompt for _, prompt in places], [owner for owner, _ in places], which
+    indices: dict[tuple[int, tuple[int, ...]], int] = {}
+    which = [indices.setdefault(prompt, len(indices)) for prompt in owned]
+    return [prompt for _, prompt in indices], [owner for owner, _ in indices], which
 
 
 def _decode(
@@ -261,14 +261,14 @@ def _decode(
                 row.finish_reason = "length"
             if on_token is not None:
                 on_token(index, token)
-        alive = [place for place, index in enumerate(batch) if rows[index].finish_reason is None]
+        alive = [position for position, index in enumerate(batch) if rows[index].finish_reason is None]
         if not alive:
             return
         if len(batch) - len(alive) >= max(1, DROP_SHARE * len(batch)):
             kept = torch.tensor(alive, device=base.device)
             cache.batch_select_indices(kept)
             tokens, mask = tokens[kept], mask[kept]
-            batch = [batch[place] for place in alive]
+            batch = [batch[position] for position in alive]
             sampler = _Sampler([rows[index] for index in batch], base.device)
             _follow(assign, [owners[index] for index in batch])
         mask = torch.cat([mask, mask.new_ones(len(batch), 1)], 1)

@@ -93,7 +93,7 @@ class Trainer:
         advantages = ADVANTAGES[hyper.algorithm](rewards.view(len(batch), hyper.group_size))  # (P, G)
         # A group without variance says nothing about its prompt; where every reward counts by itself all of them do.
         taught = advantages.any(1).repeat_interleave(hyper.group_size)  # (N,)
-        chosen = taught.nonzero().flatten().tolist()  # M places among the N
+        chosen = taught.nonzero().flatten().tolist()  # M positions among the N
         metrics = {
             "train_reward_mean": rewards.mean().item(),
             "unread": sum(not grade.parsed for grade in grades) / len(grades),

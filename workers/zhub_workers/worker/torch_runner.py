@@ -43,21 +43,22 @@ from zhub_workers.training.warm_start import Start
 from zhub_workers.worker.checkpoints import Checkpoints, write_adapter
 from zhub_workers.worker.ray_shards import RayShards
 
-MAX_LANES = 4
+MAX_COMPUTE_STREAMS = 4
 
 
 class TorchRunner:
     """Runs attempts on one device, those of one pack at the same time; holds the last base model that they used.
 
-    A pack is divided between lanes: groups that compute side by side on twins of the model. A GPU is filled by one.
+    A pack is divided between compute streams: groups that compute side by side, each on its own view of the same
+    weights. One stream fills a GPU.
     """
 
     def __init__(self, device: str | None, flavour: Flavour) -> None:
         self._flavour = flavour
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._models = ModelCache(self.device, capacity=1)
-        self._lanes = [ComputeGroup() for _ in range(lane_count(self.device))]
-        self._attempts = [0] * len(self._lanes)
+        self._streams = [ComputeGroup() for _ in range(compute_stream_count(self.device))]
+        self._attempts = [0] * len(self._streams)
         self._lock = threading.Lock()
 
     def __call__(self, attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
@@ -114,8 +115,8 @@ class TorchRunner:
 
     def _train(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> dict[str, Any]:
         context.note("info", f"Attempt {attempt.key.fence} on {self._hardware()}, zhub {zhub.__version__}.")
-        with self._lane() as lane:
-            result = self._train_in(lane, spec, attempt, context, store)
+        with self._stream() as stream:
+            result = self._train_in(stream, spec, attempt, context, store)
             if result.stopped:
                 raise AttemptStoppedError
             return self._store_version(result, spec, attempt, context, store)
@@ -140,11 +141,11 @@ class TorchRunner:
         }
 
     def _train_in(
-        self, lane: int, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
+        self, stream: int, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
     ) -> TrainResult:
-        """Fetch what the job needs, and train in this lane."""
+        """Fetch what the job needs, and train in this compute stream."""
         began = time.monotonic()
-        model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir, lane=lane)
+        model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir, stream=stream)
         context.note("info", f"Base {spec.base.name} and its basis are loaded, {time.monotonic() - began:.1f} s.")
         training = _dataset(spec.training_file, store, attempt.cache_dir)
         validation = _dataset(spec.validation_file, store, attempt.cache_dir) if spec.validation_file else None
@@ -156,7 +157,7 @@ class TorchRunner:
         adapter = make_adapter(model, spec.hyperparameters)
         token_limit = spec.hyperparameters.micro_batch_tokens
         with (
-            self._lanes[lane].join(adapter, context.should_stop, token_limit=token_limit) as local,
+            self._streams[stream].join(adapter, context.should_stop, token_limit=token_limit) as local,
             self._sharded(local, spec, attempt, context) as member,
             _grading(spec.grader, member, spec.base.name, context) as grading,
             traced_steps(context.emit) as on_event,
@@ -174,22 +175,22 @@ class TorchRunner:
             )
 
     @contextmanager
-    def _lane(self) -> Iterator[int]:
-        """The lane with the fewest attempts, with one more for as long as the context lasts."""
+    def _stream(self) -> Iterator[int]:
+        """The compute stream with the fewest attempts, counted with one more for as long as the context lasts."""
         with self._lock:
-            lane = min(range(len(self._lanes)), key=self._attempts.__getitem__)
-            self._attempts[lane] += 1
+            stream = min(range(len(self._streams)), key=self._attempts.__getitem__)
+            self._attempts[stream] += 1
         try:
-            yield lane
+            yield stream
         finally:
             with self._lock:
-                self._attempts[lane] -= 1
+                self._attempts[stream] -= 1
 
     @contextmanager
     def _sharded(self, local: Member, spec: TrainSpec, attempt: Attempt, context: AttemptContext) -> Iterator[Member]:
         """The member with as many shards as the job asks for beside it, itself where it asks for none.
 
-        Where shards need places there are no more of them than the job was given.
+        Where Ray reserves resources for shards, there are no more of them than the job was given workers.
         """
         asked = spec.hyperparameters.data_parallel
         processes = min(asked, attempt.workers) if self._flavour.bundle else asked
@@ -230,7 +231,7 @@ class TorchRunner:
             values = adapter.imported(read(path, sha256=spec.z.sha256, basis=model.basis))
         with (
             tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory,
-            self._lanes[0].join(adapter, context.should_stop) as member,
+            self._streams[0].join(adapter, context.should_stop) as member,
             _grading(spec.grader, member, spec.base.name, context) as grading,
         ):
             try:
@@ -248,11 +249,11 @@ class TorchRunner:
         return f"cpu {platform.machine()}"
 
 
-def lane_count(device: torch.device) -> int:
-    """On a CPU, as many lanes as there are cores for each thread of a product; small ones gain little by a second."""
+def compute_stream_count(device: torch.device) -> int:
+    """One on a GPU; on a CPU as many as the cores allow: small matrix products gain little by a second core."""
     if device.type != "cpu":
         return 1
-    return max(1, min(MAX_LANES, (os.cpu_count() or 1) // torch.get_num_threads()))
+    return max(1, min(MAX_COMPUTE_STREAMS, (os.cpu_count() or 1) // torch.get_num_threads()))
 
 
 @contextmanager
