@@ -1,4 +1,4 @@
-"""What a worker is told of an attempt, what it says of it, and what the code that runs it may say and ask."""
+"""An attempt as the agent hands it to a worker, its status, and the context of the code that runs it."""
 
 import threading
 import uuid
@@ -94,7 +94,7 @@ class AttemptContext:
         self.log.add(level, "zhub.events", message)
 
     def note(self, level: str, message: str) -> None:
-        """Tell the job's owner something that is worth a line of the log and no event."""
+        """Add a line to the log that the job's owner reads, without an event."""
         self.log.add(level, "zhub.attempt", message)
 
     def progressed(self) -> None:

@@ -150,7 +150,7 @@ class _Running:
 
 
 def classify(error: BaseException) -> Failure:
-    """What an exception means for its job: whether trying again can help, and what to tell its owner."""
+    """The failure that an exception means: whether a retry can help, and the message for the job's owner."""
     # It may quote anything; the database refuses NUL and halves of characters.
     message = str(error).replace("\0", "\ufffd").encode(errors="replace").decode()
     match error:

@@ -21,10 +21,10 @@ _ATTEMPT = re.compile(r"([0-9a-f]{32})-f(\d+)")
 
 
 class View(NamedTuple):
-    """What Ray's head says, of every cluster name."""
+    """What Ray's head reports, for all cluster names."""
 
     names: Set[str]
-    """Of zhub's actors that live or are about to."""
+    """Of zhub's actors that run or are being started."""
     draining: Set[str]
     """Nodes that are about to go away, by id: idle ones of the autoscaler's, and those with a notice of preemption."""
     groups: Set[str]
@@ -34,7 +34,7 @@ class View(NamedTuple):
 
 
 def look() -> View:
-    """Ask Ray's head. Takes a minute where it is away, and raises what Ray does then."""
+    """Ask Ray's head. While it does not answer, this takes a minute and raises Ray's error."""
     table = placement_group_table().values()
     groups = {entry["name"] for entry in table if entry["state"] != "REMOVED"}
     return View(names(), draining_nodes(), groups, {node["NodeID"] for node in _living_nodes()})
@@ -63,7 +63,7 @@ def draining_nodes() -> set[str]:
 
 
 def has_process(actor: Any) -> bool:
-    """Whether Ray has a process for an actor; a start that has none may wait for a node for ever."""
+    """Whether Ray has started a process for an actor; without one it may wait for a node for ever."""
     # Not the state: it is PENDING_CREATION until the constructor has returned.
     return bool(ray._private.state.actors(actor._actor_id.hex())["Pid"])
 
@@ -96,7 +96,7 @@ def worker_name(pool: str, cluster: str) -> str:
 
 
 def pool_of(name: str, cluster: str) -> str | None:
-    """Which pool a worker of this cluster name is of; None for any other actor."""
+    """The pool of a worker of this cluster name; None for any other actor."""
     start = name.rpartition("-")[0]
     return next((pool for pool in POOLS if start == f"zhub-{pool}-{cluster}"), None)
 
@@ -106,7 +106,7 @@ def shard_name(cluster: str, key: AttemptKey) -> str:
 
 
 def attempt_of_shard(name: str, cluster: str) -> AttemptKey | None:
-    """Whose shard an actor is; None for any other actor."""
+    """The attempt that an actor is a shard of; None for any other actor."""
     return _attempt(name.rpartition("-")[0], f"zhub-shard-{cluster}-")
 
 
@@ -115,7 +115,7 @@ def group_name(cluster: str, key: AttemptKey) -> str:
 
 
 def attempts_of_groups(groups: Set[str], cluster: str) -> Mapping[str, AttemptKey]:
-    """Of the groups under this cluster name, whose shards they are for."""
+    """The attempts whose shards the groups of this cluster name are for, by group."""
     keys = {name: _attempt(name, f"pg-{cluster}-") for name in groups}
     return {name: key for name, key in keys.items() if key is not None}
 

@@ -36,7 +36,7 @@ RowKey = tuple[int, int]  # which task, and which of its rows
 
 @dataclass(frozen=True)
 class Task(Generic[RequestT]):
-    """A request of one job: what the job trains, what a micro-batch may hold, and whether it still waits."""
+    """A request with its job's adapter, limit of tokens in a micro-batch, and wish to stop."""
 
     request: RequestT
     adapter: Adapter
@@ -186,7 +186,7 @@ def _differentiate(tasks: Sequence[Task[Differentiate]]) -> list[Gradient]:
 
 @contextmanager
 def _following(tasks: Sequence[Task[Any]], *, gradient: bool) -> Iterator[tuple[dict[str, Tensor], Assign | None]]:
-    """Put the model in the state of these tasks, and the base back at the end.
+    """Let the model follow the values of these tasks, and be the base again at the end.
 
     Yields the tensors that gradients reach, and, where several tasks go together, the function that says which of
     them each row follows: their tensors then have a leading axis of tasks.
@@ -216,7 +216,7 @@ def _stack(adapter: SvfAdapter, values: Sequence[Values | None]) -> dict[str, Te
 
 
 def _all_stop(tasks: Sequence[Task[Any]], batch: Sequence[RowKey]) -> bool:
-    """Whether nobody waits for a batch any more; each is asked, because asking shows progress."""
+    """Whether every task of a batch should stop. All are asked, because asking shows progress."""
     return all([tasks[owner].should_stop() for owner in {owner for owner, _ in batch}])
 
 
@@ -253,7 +253,7 @@ def _micro_batches(tasks: Sequence[Task[Scored]]) -> Iterator[list[RowKey]]:
 
 
 def _units(tasks: Sequence[Task[Scored]]) -> Iterator[list[RowKey]]:
-    """The rows that stay together, of each task in their order."""
+    """The units of rows that stay in one batch, task by task."""
     for owner, task in enumerate(tasks):
         size = task.request.rows_per_unit
         for first in range(0, len(task.request.prompts), size):
@@ -287,5 +287,5 @@ def _generation_rows(base: BaseModel, tokens: int) -> int:
 
 
 def _memory(base: BaseModel, otherwise: int) -> int:
-    """Bytes that a piece of work may take: half of what the device has free, where it says."""
+    """Bytes that a batch may take: half of the device's free memory; ``otherwise`` where that is not known."""
     return int(torch.cuda.mem_get_info(base.device)[0]) // 2 if base.device.type == "cuda" else otherwise

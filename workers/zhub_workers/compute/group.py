@@ -24,11 +24,11 @@ TURNS: tuple[type[Request[Any]], ...] = (Embed, Generate, Logprobs, Differentiat
 
 
 class Stopped(Exception):
-    """The job should stop, and was in the middle of something. Control flow: never leaves ``train``."""
+    """The job should stop while it waits for an answer. Control flow: it never leaves ``train``."""
 
 
 class Member(Protocol):
-    """One job's way to the device.
+    """One job's access to the device.
 
     ``token_limit`` is what a micro-batch may hold; it falls when memory runs out.
     """
@@ -109,7 +109,7 @@ class ComputeGroup:
         self._pulse += 1
 
     def _turn(self) -> list[tuple["GroupMember", Task[Any]]]:
-        """Whose requests to answer next; none while it is worth waiting for those that have not asked yet."""
+        """The tasks to compute next; none while it is worth waiting for members that have not asked yet."""
         asking = [(member, member.task) for member in self._members if member.task is not None]
         waited = time.monotonic() - min(member.asked_at for member, _ in asking)
         if len(asking) < len(self._members) and waited < LINGER_S:
@@ -156,6 +156,6 @@ class GroupMember:
         return outcome
 
     def _stop_asked(self) -> bool:
-        """What a computation asks between its batches."""
+        """The ``should_stop`` of a task, asked between batches; asking shows progress."""
         self._group.pulse()
         return self.should_stop()

@@ -21,7 +21,7 @@ Ask = Callable[[Request[Any]], "Future[Any]"]
 
 
 class ShardLostError(Exception):
-    """A shard's process is gone, and with it what it was asked."""
+    """A shard's process is gone; its request has no answer."""
 
 
 class Shards(Protocol):
@@ -34,7 +34,7 @@ class Shards(Protocol):
         """
 
     def pulse(self) -> int:
-        """A number that grows while the shards get on with what they were asked."""
+        """A number that grows while the shards make progress."""
 
 
 class ShardedMember:
@@ -106,7 +106,7 @@ class Shard:
         return answer.on_cpu() if isinstance(answer, Gradient) else answer
 
     def pulse(self) -> int:
-        """A number that grows while something is computed."""
+        """A number that grows while the shard makes progress."""
         return self._beats
 
     def _beat(self) -> bool:

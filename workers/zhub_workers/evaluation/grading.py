@@ -1,4 +1,4 @@
-"""What an expert, or the base, is worth on held-out rows."""
+"""Rewards of an expert, or of the base, on held-out rows."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What one training job works with: its spec, the device, the grader, and whoever is told how it goes."""
+"""What a training job works with: its spec, its access to the device, its grader, and the receiver of its events."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MAX_ROUTING_PROMPTS = 512  # half as many route 2 of 100 prompts less right, on 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One job's spec, its way to the device, and its grader. ``on_event(level, message, data)`` tells its owner."""
+    """``member`` computes for the job, and ``on_event(level, message, data)`` reports to its owner."""
 
     spec: TrainSpec
     member: Member

@@ -1,4 +1,4 @@
-"""A look at the reward before any step is taken: can the answers of what training begins from teach anything?"""
+"""The check before the first step: do sampled answers get different rewards, so that training can learn from them?"""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MAX_ROUNDS = 5  # of fresh prompts, before a reward that has not varied yet is c
 
 @dataclass(frozen=True)
 class Preflight:
-    """How the reward of ``answers`` sampled answers is spread.
+    """How the reward varies between ``answers`` sampled answers.
 
     ``informative`` is the share of prompts whose samples were not all rewarded alike: only those teach. ``unread`` is
     the share of answers that the grader could not read.
@@ -44,7 +44,7 @@ class Preflight:
 def preflight(
     job: TrainingJob, hyper: ReinforcementHyperparameters, state: TrainState, rows: Sequence[EncodedRow]
 ) -> Preflight:
-    """Sample answers as training will, of what it begins from, grade them, and say how the reward is spread.
+    """Sample and grade answers of the model that training begins from, as a step would; report how the reward varies.
 
     Raises:
         ConstantRewardError: every answer to MAX_ROUNDS times ``preflight_prompts`` prompts has the same reward.

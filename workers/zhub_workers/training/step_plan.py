@@ -1,4 +1,4 @@
-"""What is due at which step: pure functions of the step's number, counted from 1, and the hyper-parameters."""
+"""What happens at which step: pure functions of the step's number, counted from 1, and the hyper-parameters."""
 
 import math
 
@@ -10,7 +10,7 @@ DENSE_SHARE = 1 / 3  # of a sparse expert's steps are taken with all multipliers
 
 
 def learning_rate(step: int, hyper: Hyperparameters) -> float:
-    """Half a cosine from ``hyper.learning_rate`` down."""
+    """The rate of a step: half a cosine from ``hyper.learning_rate`` down to FINAL_LEARNING_RATE of it."""
     cosine = (1 + math.cos(math.pi * (step - 1) / hyper.n_steps)) / 2
     return hyper.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
 

@@ -93,7 +93,7 @@ def train(
 
 
 def read_rows(job: TrainingJob, training_path: Path, validation_path: Path | None) -> dict[Split, list[EncodedRow]]:
-    """The rows of each split as token ids; of validation and test as many as are measured."""
+    """The rows of each split, encoded; validation and test are cut to the number that is measured."""
     splits = split_dataset(training_path, validation_path)
     sizes = ", ".join(f"{len(splits[name])} {name}" for name in ("train", "validation", "test"))
     job.on_event("info", f"Rows: {sizes}.", {"type": "rows", **{name: len(splits[name]) for name in splits}})
@@ -107,7 +107,7 @@ def read_rows(job: TrainingJob, training_path: Path, validation_path: Path | Non
 
 
 def first_state(job: TrainingJob, starts: Sequence[Start], rows: Mapping[Split, Sequence[EncodedRow]]) -> TrainState:
-    """The state before the first step: that of the base, moved to the start that was chosen, if any."""
+    """The state before the first step: of the base, or of the expert that training begins from."""
     adapter = job.member.adapter
     state = base_state(job, job.score(None, rows["validation"]))
     beginning = choose(job, starts, state, rows)
@@ -147,7 +147,7 @@ def base_state(job: TrainingJob, base_rewards: list[float]) -> TrainState:
 
 
 def check_reward(job: TrainingJob, state: TrainState, rows: Sequence[EncodedRow]) -> None:
-    """Before the first step of reinforcement, look whether the reward tells answers apart; see ``preflight``."""
+    """Before reinforcement, check that answers get different rewards; see ``preflight``."""
     hyper = job.hyper
     if isinstance(hyper, ReinforcementHyperparameters) and hyper.preflight_prompts:
         report = preflight(job, hyper, state, rows)
@@ -155,7 +155,7 @@ def check_reward(job: TrainingJob, state: TrainState, rows: Sequence[EncodedRow]
 
 
 def measured_result(job: TrainingJob, state: TrainState, rows: Mapping[Split, Sequence[EncodedRow]]) -> TrainResult:
-    """What training has made, once it is measured on the test rows."""
+    """The result of a finished training, measured on the test rows."""
     if state.best_step == 0:
         what = "the base model" if state.is_base else "the expert that training began from"
         message = f"No step beat {what} on validation rows, so the new expert equals it."
@@ -169,7 +169,7 @@ def measured_result(job: TrainingJob, state: TrainState, rows: Mapping[Split, Se
 
 
 def stopped_result(job: TrainingJob, state: TrainState | None) -> TrainResult:
-    """What there is when training stops; ``state`` is None where it stops before there is anything."""
+    """The result of a training that was stopped; ``state`` is None if that was before the first state."""
     if state is None:
         return TrainResult({}, best_step=0, steps=0, stopped=True, trained_tokens=0, parent_digest=None)
     job.on_event("info", f"Stopped after step {state.step}.", None)

@@ -32,7 +32,7 @@ OnCheckpoint = Callable[[TrainState, Mapping[str, float]], None]
 
 
 class Trainer:
-    """An expert in training: ``state`` is where it stands, and each method is a part of the algorithm."""
+    """Trains one expert. ``state`` is what it has become so far; each method is a part of the algorithm."""
 
     def __init__(self, job: TrainingJob, state: TrainState, on_checkpoint: OnCheckpoint) -> None:
         self.job = job
@@ -45,7 +45,7 @@ class Trainer:
         self._updates_after_step = state.updates  # of the last whole step
 
     def run(self, rows: Mapping[Split, Sequence[EncodedRow]]) -> None:
-        """Take the steps that are left."""
+        """Take the remaining steps, with their validations and checkpoints."""
         hyper, state = self.job.hyper, self.state
         for step in range(state.step + 1, hyper.n_steps + 1):
             if hyper.patience and state.scores_since_best >= hyper.patience:
@@ -63,7 +63,7 @@ class Trainer:
                 self.checkpoint(metrics)
 
     def step(self, rows: Sequence[EncodedRow]) -> dict[str, float]:
-        """Take one step and return its metrics. A step that is interrupted leaves the state of the one before."""
+        """Take one step and return its metrics. An interrupted step leaves the state of the step before."""
         state, hyper = self.state, self.job.hyper
         generator = torch.Generator()
         generator.set_state(state.generator)
@@ -146,7 +146,7 @@ class Trainer:
         return gradients[0]
 
     def imitate(self, batch: Sequence[EncodedRow]) -> dict[str, float]:
-        """Learn the targets of P rows, or of P pairs of answers to prefer one to the other."""
+        """Learn the targets of P rows; or of P pairs of answers, to prefer the first."""
         hyper = self.job.hyper
         loss: Loss
         if isinstance(hyper, DpoHyperparameters):
@@ -163,11 +163,11 @@ class Trainer:
 
     @torch.no_grad()
     def values(self) -> dict[str, Tensor]:
-        """What the model follows now, without gradient: of SVF ``(r,)`` for each matrix."""
+        """The present values that the model follows, without gradient: for SVF ``(r,)`` for each matrix."""
         return self._adapter.values(self.state.parameters)
 
     def differentiate(self, prompts: Tokens, answers: Tokens, loss: Loss, temperature: float) -> Gradient:
-        """Take the gradient of a loss by the values, and leave that by the parameters in their ``grad``."""
+        """Compute the gradient by the values, return it, and carry it on to the ``grad`` of the parameters."""
         values = self._adapter.values(self.state.parameters)
         detached = {name: value.detach() for name, value in values.items()}
         gradient = self._member.run(Differentiate(detached, prompts, answers, loss, temperature))
@@ -175,7 +175,7 @@ class Trainer:
         return gradient
 
     def update(self, gradient: Gradient) -> None:
-        """Move the parameters down their ``grad``, at this step's learning rate.
+        """Let Adam move the parameters by their ``grad``, at this step's learning rate.
 
         Raises:
             NonFiniteLossError: the loss or the gradient is NaN or infinite; nothing was changed.
@@ -193,13 +193,13 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         state.updates += 1
-        self._zero_given_up()
+        self._zero_dropped()
 
     def sparsify(self) -> None:
-        """Choose the multipliers that a sparse expert keeps moving, and give up the others."""
+        """Choose the multipliers that a sparse expert goes on training; the others become and stay zero."""
         assert isinstance(self._adapter, SvfAdapter)  # no other hyper-parameters have a sparsity
         self.state.kept = self._adapter.largest(self.state.parameters, 1 - self.job.hyper.sparsity)
-        self._zero_given_up()
+        self._zero_dropped()
 
     def validate(self, rows: Sequence[EncodedRow]) -> float:
         """Score the present step on validation rows, and keep it if it is the best so far; return its mean reward."""
@@ -214,25 +214,25 @@ class Trainer:
         return fmean(rewards)
 
     def checkpoint(self, metrics: Mapping[str, float]) -> None:
-        """Hand out the state, from which another process can go on."""
+        """Pass the state to ``on_checkpoint``; another process can resume from it."""
         self._on_checkpoint(self.state, metrics)
         self._checkpointed_step = self.state.step
 
     def checkpoint_on_stop(self) -> None:
-        """Hand out the last whole step where no checkpoint has it yet."""
+        """Checkpoint the last whole step, unless that has happened already."""
         # In the middle of several updates on the same answers, the parameters are no step's.
         is_whole = self.state.updates == self._updates_after_step
         if is_whole and self.state.step > self._checkpointed_step:
             self.checkpoint({})
 
     @torch.no_grad()
-    def _zero_given_up(self) -> None:
-        """Keep at zero what a sparse expert has given up; Adam's momentum would carry it on."""
+    def _zero_dropped(self) -> None:
+        """Keep the dropped parameters of a sparse expert at zero; Adam's momentum would move them."""
         for name, kept in self.state.kept.items():
             self.state.parameters[name].mul_(kept)
 
     def _report_memory(self, token_limit: int) -> None:
-        """Tell the owner where memory ran out, and ``token_limit`` held before."""
+        """Tell the owner that memory ran out, if the limit is below ``token_limit``, that of before the step."""
         if self._member.token_limit < token_limit:
             message = f"Out of memory: micro-batches hold at most {self._member.token_limit:,} tokens from now on."
             data = {"type": "out_of_memory", "micro_batch_tokens": self._member.token_limit}
@@ -270,7 +270,7 @@ def deal(
 
 
 def progress_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
-    """The metrics that the owner of a job reads first, in a sentence."""
+    """The most important metrics in one line."""
     names = {"train_reward_mean": "reward", "train_loss": "loss", "valid_reward_mean": "validation reward"}
     shown = [f"{names[key]} {metrics[key]:.3f}" for key in names if key in metrics]
     return f"Step {step}/{steps}: {', '.join(shown)}."

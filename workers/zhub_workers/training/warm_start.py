@@ -47,9 +47,9 @@ class Beginning:
 def choose(
     job: TrainingJob, starts: Sequence[Start], base: TrainState, rows: Mapping[Split, Sequence[EncodedRow]]
 ) -> Beginning | None:
-    """What to begin from: the only start, or with ``warm_start`` the best of the nearest, if it beats the base.
+    """Choose what to begin from: the only start, or with ``warm_start`` the best of the nearest, if it beats the base.
 
-    None for the base. Of ``base``, the state before any start, its parameters and its rewards are looked at.
+    None means the base. ``base`` is the state of the base, whose parameters and rewards are compared with.
 
     Raises:
         TrainingError: the only start changes matrices that training does not move.

@@ -1,4 +1,4 @@
-"""The classes that Ray makes actors of: shells around a Worker.
+"""The classes of the Ray actors: each only forwards to a ``Worker``.
 
 Each imports its runner when it is made, inside its own process: the agent, which also imports this module, must not
 pay for torch, and neither must the worker that validates datasets.
