@@ -32,6 +32,7 @@ from zhub_workers.attempts.attempt import AttemptKey
 from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.cluster.ray_cluster import connect
 from zhub_workers.compute.group import ComputeGroup, Member
+from zhub_workers.compute.requests import Request
 from zhub_workers.compute.sharded import Ask, ShardedMember
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import make_adapter
@@ -61,9 +62,9 @@ class Weighed:
         return self._shards.pulse()
 
     def _weighed(self, ask: Ask) -> Ask:
-        def weighed(method: str, **arguments: Any) -> "Future[Any]":
-            self.sent += len(pickle.dumps(arguments))
-            future = ask(method, **arguments)
+        def weighed(request: Request[Any]) -> "Future[Any]":
+            self.sent += len(pickle.dumps(request))
+            future = ask(request)
             future.add_done_callback(self._receive)
             return future
 

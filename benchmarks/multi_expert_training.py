@@ -128,19 +128,20 @@ def spec_of(rows_a_step: int) -> TrainSpec:
 
 
 def timed(adapted: AdaptedModel, jobs: Sequence[Job], *, together: bool) -> tuple[float, list[dict[str, Tensor]]]:
-    """Seconds until all jobs are done, and their z: with all cores for each product, or with a lane for each core."""
+    """Seconds until all jobs are done, and their z: with all cores for each product, or a compute stream a core."""
     cores = os.cpu_count() or 1
-    lanes = [(adapted if lane == 0 else adapted.twin(), ComputeGroup()) for lane in range(cores if together else 1)]
+    models = [adapted, *(adapted.weight_sharing_view() for _ in range(cores - 1 if together else 0))]
+    streams = [(model, ComputeGroup()) for model in models]
     torch.set_num_threads(1 if together else cores)
     started = time.perf_counter()
     with ThreadPoolExecutor(len(jobs) if together else 1) as threads:
-        results = list(threads.map(run, itertools.cycle(lanes), jobs))
+        results = list(threads.map(run, itertools.cycle(streams), jobs))
     return time.perf_counter() - started, results
 
 
-def run(lane: tuple[AdaptedModel, ComputeGroup], job: Job) -> dict[str, Tensor]:
+def run(stream: tuple[AdaptedModel, ComputeGroup], job: Job) -> dict[str, Tensor]:
     """Train one expert and return its z after the last step."""
-    adapted, group = lane
+    adapted, group = stream
     path, spec = job
     states: list[TrainState] = []
     with group.join(make_adapter(adapted, spec.hyperparameters), lambda: False) as member:

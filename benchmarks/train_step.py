@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from zhub_workers.compute.group import ComputeGroup
 from zhub_workers.compute.losses import PolicyGradient
+from zhub_workers.compute.requests import Differentiate, Logprobs
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import Adapter, LoraAdapter, SvfAdapter, target_names
 from zhub_workers.model.base_model import BaseModel, layer_weight, load_base_model
@@ -181,10 +182,10 @@ def stepping(adapter: Adapter, answers: Answers) -> Iterator[Callable[[], None]]
     with ComputeGroup().join(adapter, lambda: False) as member:
 
         def step() -> None:
-            reference = member.logprobs(None, answers.prompts, answers.completions)
+            reference = member.run(Logprobs(None, answers.prompts, answers.completions))
             loss = PolicyGradient(advantages, token_count, kl_coef=KL_COEF, reference=reference)
             values = {name: value.detach() for name, value in parameters.items()}
-            gradient = member.gradient(values, answers.prompts, answers.completions, loss)
+            gradient = member.run(Differentiate(values, answers.prompts, answers.completions, loss))
             for name, value in parameters.items():
                 value.grad = gradient.values[name]
             optimizer.step()

@@ -18,7 +18,8 @@ import psutil
 from zhub.manifest import MANIFEST_FILE, Z_FILE, FileEntry, Manifest
 from zhub.storage.keys import checkpoints_prefix
 from zhub.storage.object_store import ObjectStore, fetch, open_store
-from zhub_workers.attempts.attempt import Attempt, AttemptContext, Worker
+from zhub_workers.attempts.attempt import Attempt, AttemptContext
+from zhub_workers.attempts.worker import Worker
 from zhub_workers.worker import light_runner
 
 CHECKPOINT_EVERY = 3

@@ -28,6 +28,7 @@ from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStoppedErr
 from zhub_workers.cluster import ray_cluster
 from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.compute.group import ComputeGroup, Stopped
+from zhub_workers.compute.requests import Generate
 from zhub_workers.compute.sharded import ShardedMember
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
@@ -137,8 +138,8 @@ def up(shards: RayShards, count: int, until: Until) -> None:
 
 
 def pids(shards: RayShards) -> list[int]:
-    """The processes of the shards, in the order of their places."""
-    actors = [shards._actors[place] for place in sorted(shards._actors)]
+    """The processes of the shards, in the order of their slots."""
+    actors = [shards._actors[slot] for slot in sorted(shards._actors)]
     return [ray.get(actor.__ray_call__.remote(lambda _self: os.getpid())) for actor in actors]
 
 
@@ -214,17 +215,17 @@ def test_a_job_with_shards_stops_at_once(job: Job, until: Until) -> None:
             started = time.monotonic()
             with pytest.raises(Stopped):
                 while True:
-                    member.generate(None, [[1, 2, 3]] * 64, max_new_tokens=64, temperature=1.0, seeds=range(64))
+                    member.run(Generate(None, [[1, 2, 3]] * 64, max_new_tokens=64, temperature=1.0, seeds=range(64)))
             assert time.monotonic() - started < 60
 
 
-# Places
+# Slots
 
 
 def free_cpus() -> float:
     """Of the head, which has two."""
-    found: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    return found.get("CPU", 0.0)
+    resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return resources.get("CPU", 0.0)
 
 
 @pytest.fixture
@@ -233,7 +234,7 @@ def flavour() -> Flavour:
     return Flavour(cluster=f"c{uuid.uuid4().hex[:8]}", cpus=0.5)
 
 
-def test_the_places_of_all_shards_are_reserved_before_the_job_begins_and_given_back_after_it(
+def test_the_slots_of_all_shards_are_reserved_before_the_job_begins_and_given_back_after_it(
     job: Job, flavour: Flavour, until: Until
 ) -> None:
     with job.shards(2, flavour) as shards:
@@ -245,7 +246,7 @@ def test_the_places_of_all_shards_are_reserved_before_the_job_begins_and_given_b
     assert groups(flavour.cluster) == set()
 
 
-def test_a_shard_that_died_comes_back_to_its_place_until_it_is_given_up(
+def test_a_shard_that_died_comes_back_to_its_slot_until_it_is_given_up(
     job: Job, flavour: Flavour, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_shards, "MAX_FAILURES", 2)
@@ -259,13 +260,13 @@ def test_a_shard_that_died_comes_back_to_its_place_until_it_is_given_up(
             up(shards, 1, until)
             killed += pids(shards)
             os.kill(killed[-1], signal.SIGKILL)
-            assert len(member.generate(None, [[1, 2, 3]] * 8, max_new_tokens=2)) == 8
+            assert len(member.run(Generate(None, [[1, 2, 3]] * 8, max_new_tokens=2))) == 8
         assert shards.ready() == [] and len(set(killed)) == 2
     lost = "Process 2 of 2 was lost, and the others compute its rows"
     assert [event for event in job.events if "lost" in event] == [f"{lost}.", f"{lost}: given up."]
 
 
-def test_a_job_whose_shards_have_no_room_together_begins_with_none_and_keeps_no_place(
+def test_a_job_whose_shards_have_no_room_together_begins_with_none_and_keeps_no_slot(
     job: Job, flavour: Flavour, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_shards, "GROUP_TIMEOUT_S", 2.0)
@@ -283,7 +284,7 @@ def test_a_job_that_waits_for_room_stops_when_it_is_told_to(job: Job, flavour: F
     assert groups(flavour.cluster) == set()
 
 
-def test_a_worker_that_dies_takes_its_shards_and_their_places_along(job: Job, flavour: Flavour, until: Until) -> None:
+def test_a_worker_that_dies_takes_its_shards_and_their_slots_along(job: Job, flavour: Flavour, until: Until) -> None:
     launcher = RayLauncher(flavour, slots=2, jobs_per_worker=1, device="cpu", log_format="text")
 
     def free() -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 from suites import manifest_of
 
 from zhub.errors import PromptTooLongError
-from zhub_workers.attempts.attempt import Attempt, AttemptContext, Worker
+from zhub_workers.attempts.attempt import Attempt, AttemptContext
+from zhub_workers.attempts.worker import Worker
 from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.worker.actors import LightActor
 

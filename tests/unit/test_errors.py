@@ -14,7 +14,7 @@ from zhub import errors
 from zhub.errors import SchemaVersionError, ZhubError
 from zhub_api.errors import STATUSES, TYPES, envelope, status_of
 
-LIGHT_WORKERS = ("attempts.attempt", "agent.launcher", "worker.light_runner", "agent.reconcile")
+LIGHT_WORKERS = ("attempts.worker", "agent.launcher", "worker.light_runner", "agent.reconcile")
 
 
 def modules() -> Iterator[str]:

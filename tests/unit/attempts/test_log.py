@@ -16,8 +16,9 @@ from zhub.queue.job_logs import list_chunks, read_lines
 from zhub.storage.directory import DirectoryStore
 from zhub.storage.keys import attempts_prefix
 from zhub_workers.attempts import log as attempt_log
-from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptKey, Worker
+from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptKey
 from zhub_workers.attempts.log import AttemptLog, collect_records, shipping
+from zhub_workers.attempts.worker import Worker
 
 Until = Callable[..., Any]
 ORG, JOB = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -93,13 +94,13 @@ def test_whoever_learns_that_an_attempt_failed_finds_the_traceback(
     worker.start(attempt, 60)
     until(partial(has_ended, worker, attempt))
     prefix = attempts_prefix(attempt.org_id, attempt.key.job_id)
-    found = [json.loads(line.content) for line in read_lines(store, prefix, list_chunks(store, prefix))]
-    assert [(line["level"], line["logger"], line["fence"]) for line in found] == [
+    lines = [json.loads(line.content) for line in read_lines(store, prefix, list_chunks(store, prefix))]
+    assert [(line["level"], line["logger"], line["fence"]) for line in lines] == [
         ("warning", "py.warnings", 1),
         ("error", "zhub.worker", 1),
     ]
-    assert "this is old" in found[0]["message"]
-    assert "Traceback" in found[1]["message"] and found[1]["message"].endswith("ZeroDivisionError: seven by zero")
+    assert "this is old" in lines[0]["message"]
+    assert "Traceback" in lines[1]["message"] and lines[1]["message"].endswith("ZeroDivisionError: seven by zero")
 
 
 def test_a_record_outside_an_attempt_is_in_no_log(store: DirectoryStore) -> None:

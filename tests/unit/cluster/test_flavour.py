@@ -76,8 +76,7 @@ def test_a_worker_that_asks_for_nothing_says_so() -> None:
 @given(clusters, clusters)
 def test_a_name_belongs_to_its_cluster_and_no_other(own: str, other: str) -> None:
     worker, shard = ray_cluster.worker_name("torch", own), ray_cluster.shard_name(own, KEY)
-    found = ray_cluster.pool_of(worker, own), ray_cluster.attempt_of_shard(shard, own)
-    assert found == ("torch", KEY)
+    assert (ray_cluster.pool_of(worker, own), ray_cluster.attempt_of_shard(shard, own)) == ("torch", KEY)
     assert (ray_cluster.pool_of(shard, own), ray_cluster.attempt_of_shard(worker, own)) == (None, None)
     if other != own:
         assert ray_cluster.pool_of(worker, other) is None and ray_cluster.attempt_of_shard(shard, other) is None

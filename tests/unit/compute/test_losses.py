@@ -13,7 +13,6 @@ from zhub_workers.compute.losses import (
     preference_loss,
     reinforce_advantages,
     rloo_advantages,
-    sigmoid_multipliers,
 )
 
 
@@ -123,11 +122,3 @@ def test_the_preference_loss_is_the_log_sigmoid_of_the_margin() -> None:
     preferred, rejected = torch.tensor([0.4, -1.0]), torch.tensor([-0.1, 0.5])
     expected = sum(math.log1p(math.exp(-0.3 * margin)) for margin in (0.5, -1.5)) / 2
     assert float(preference_loss(preferred, rejected, beta=0.3, pair_count=2)) == pytest.approx(expected, rel=1e-5)
-
-
-def test_sigmoid_multipliers_keep_the_nuclear_norm_and_begin_at_one() -> None:
-    s = torch.tensor([3.0, 2.0, 0.5])
-    assert torch.allclose(sigmoid_multipliers(torch.full((3,), 0.1), s), torch.ones(3))
-    z = sigmoid_multipliers(torch.tensor([2.0, -1.0, 0.3]), s)
-    assert float((s * z).sum()) == pytest.approx(5.5, rel=1e-6)
-    assert bool((z > 0).all())

@@ -18,6 +18,7 @@ from zhub.specs import BaseModelSource, BasisReference, Recipe, StoredFile, Trai
 from zhub_workers.compute import batches
 from zhub_workers.compute.group import ComputeGroup, Stopped
 from zhub_workers.compute.losses import Loss, NextToken, PolicyGradient, Preference
+from zhub_workers.compute.requests import Differentiate, Generate, Logprobs, Request
 from zhub_workers.compute.sharded import Ask, Shard, ShardedMember, ShardLostError, divide
 from zhub_workers.compute.vectors import Vectors
 from zhub_workers.evaluation.grading import Grading
@@ -42,32 +43,32 @@ class ThreadShards:
         self._asked = [0] * len(shards)
         self._away: dict[int, int] = {}
         self._threads = ThreadPoolExecutor(max(1, len(shards)))
-        self.methods: list[str] = []
+        self.kinds: list[type[Request[Any]]] = []
 
     def ready(self) -> Sequence[Ask]:
         """A shard that was lost is back after two questions to the others."""
-        for place in list(self._away):
-            self._away[place] -= 1
-            if not self._away[place]:
-                del self._away[place]
-        return [self._ask(place) for place in range(len(self._shards)) if place not in self._away]
+        for index in list(self._away):
+            self._away[index] -= 1
+            if not self._away[index]:
+                del self._away[index]
+        return [self._ask(index) for index in range(len(self._shards)) if index not in self._away]
 
     def pulse(self) -> int:
         return sum(shard.pulse() for shard in self._shards)
 
-    def _ask(self, place: int) -> Ask:
-        def ask(method: str, **arguments: Any) -> "Future[Any]":
-            return self._threads.submit(self._answer, place, method, arguments)
+    def _ask(self, index: int) -> Ask:
+        def ask(request: Request[Any]) -> "Future[Any]":
+            return self._threads.submit(self._answer, index, request)
 
         return ask
 
-    def _answer(self, place: int, method: str, arguments: dict[str, Any]) -> Any:
-        self.methods.append(method)
-        self._asked[place] += 1
-        if (place, self._asked[place]) in self._losses:
-            self._away[place] = 3
+    def _answer(self, index: int, request: Request[Any]) -> Any:
+        self.kinds.append(type(request))
+        self._asked[index] += 1
+        if (index, self._asked[index]) in self._losses:
+            self._away[index] = 3
             raise ShardLostError
-        return self._shards[place].ask(method, **arguments)
+        return self._shards[index].ask(request)
 
 
 def spec(recipe: Recipe = "reinforcement", **asked: Any) -> TrainSpec:
@@ -124,16 +125,16 @@ def assert_close(one: TrainResult, other: TrainResult) -> None:
 def test_a_job_becomes_the_same_however_many_share_its_rows(load_adapted: Load, prompts: Path, count: int) -> None:
     shards = shards_of(load_adapted, spec(), count)
     assert_close(run(load_adapted, spec(), prompts), run(load_adapted, spec(), prompts, shards))
-    assert set(shards.methods) == {"generate", "logprobs", "gradient"}
+    assert set(shards.kinds) == {Generate, Logprobs, Differentiate}
 
 
 def test_a_lora_is_shared_too(load_adapted: Load, prompts: Path) -> None:
     made = spec(adapter="lora", lora_rank=2, n_steps=2)
     alone = run(load_adapted, made, prompts)
-    found = run(load_adapted, made, prompts, shards_of(load_adapted, made, 1))
-    assert alone.artifact.keys() == found.artifact.keys()
+    together = run(load_adapted, made, prompts, shards_of(load_adapted, made, 1))
+    assert alone.artifact.keys() == together.artifact.keys()
     for name, tensor in alone.artifact.items():
-        torch.testing.assert_close(found.artifact[name], tensor, rtol=0, atol=2e-4)
+        torch.testing.assert_close(together.artifact[name], tensor, rtol=0, atol=2e-4)
 
 
 def test_shards_that_die_in_the_middle_of_a_step_change_nothing(load_adapted: Load, prompts: Path) -> None:
@@ -156,12 +157,13 @@ def test_the_gradient_of_shards_is_that_of_all_rows(load_adapted: Load, loss: Lo
     adapter = make_adapter(load_adapted("llama"), made.hyperparameters)
     values = {name: torch.full_like(zero, 0.01) for name, zero in adapter.initial(0).items()}
     with ComputeGroup().join(adapter, lambda: False) as local:
-        alone = local.gradient(values, PROMPTS, ANSWERS, loss)
-        found = ShardedMember(local, shards_of(load_adapted, made, 2)).gradient(values, PROMPTS, ANSWERS, loss)
-    assert found.loss == pytest.approx(alone.loss, rel=1e-5)
+        request = Differentiate(values, PROMPTS, ANSWERS, loss)
+        alone = local.run(request)
+        together = ShardedMember(local, shards_of(load_adapted, made, 2)).run(request)
+    assert together.loss == pytest.approx(alone.loss, rel=1e-5)
     for name, gradient in alone.values.items():
         scale = float(gradient.abs().max())
-        torch.testing.assert_close(found.values[name], gradient, rtol=1e-5, atol=1e-6 * scale)
+        torch.testing.assert_close(together.values[name], gradient, rtol=1e-5, atol=1e-6 * scale)
 
 
 def test_a_job_stops_while_its_shards_compute(load_adapted: Load) -> None:
@@ -175,7 +177,7 @@ def test_a_job_stops_while_its_shards_compute(load_adapted: Load) -> None:
         beats = 0
 
         def ready(self) -> Sequence[Ask]:
-            return [lambda *_arguments, **_keywords: unheard]
+            return [lambda _request: unheard]
 
         def pulse(self) -> int:
             self.beats += 1
@@ -183,7 +185,7 @@ def test_a_job_stops_while_its_shards_compute(load_adapted: Load) -> None:
 
     busy = Busy()
     with ComputeGroup().join(adapter, lambda: busy.beats > 3) as local, pytest.raises(Stopped):
-        ShardedMember(local, busy).generate(None, PROMPTS, max_new_tokens=2)
+        ShardedMember(local, busy).run(Generate(None, PROMPTS, max_new_tokens=2))
 
 
 def test_memory_that_runs_out_in_a_shard_is_told(load_adapted: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +203,7 @@ def test_memory_that_runs_out_in_a_shard_is_told(load_adapted: Load, monkeypatch
     monkeypatch.setattr(batches, "_score", short_of_memory)
     with ComputeGroup().join(adapter, lambda: False, token_limit=100) as local:
         member = ShardedMember(local, shards)
-        member.gradient(values, PROMPTS, ANSWERS, NextToken(12.0))
+        member.run(Differentiate(values, PROMPTS, ANSWERS, NextToken(12.0)))
         assert member.token_limit < 100
 
 
@@ -214,7 +216,7 @@ def test_an_error_in_a_shard_is_the_jobs(load_adapted: Load, monkeypatch: pytest
 
     monkeypatch.setattr(batches, "_score", no_memory)
     with ComputeGroup().join(adapter, lambda: False) as local, pytest.raises(OutOfMemoryError):
-        ShardedMember(local, shards_of(load_adapted, made, 1)).logprobs(None, PROMPTS, ANSWERS)
+        ShardedMember(local, shards_of(load_adapted, made, 1)).run(Logprobs(None, PROMPTS, ANSWERS))
 
 
 @given(st.integers(0, 50), st.integers(1, 3), st.integers(1, 9), st.integers(0, 5))
@@ -243,9 +245,9 @@ def test_a_part_of_a_loss_is_that_of_its_rows() -> None:
 
 def test_vectors_travel_at_the_cost_of_their_numbers() -> None:
     wide = torch.arange(80_000.0).view(100, 800)
-    views = Vectors([row[: 1 + place % 3] for place, row in enumerate(wide)])
+    views = Vectors([row[: 1 + index % 3] for index, row in enumerate(wide)])
     sent = pickle.dumps(views)
-    found = pickle.loads(sent)
-    assert isinstance(found, Vectors) and pickle.loads(pickle.dumps(Vectors())) == []
-    assert all(torch.equal(one, other) for one, other in zip(views, found, strict=True))
+    received = pickle.loads(sent)
+    assert isinstance(received, Vectors) and pickle.loads(pickle.dumps(Vectors())) == []
+    assert all(torch.equal(one, other) for one, other in zip(views, received, strict=True))
     assert len(sent) < 4 * sum(map(len, views)) + 2000

@@ -344,17 +344,17 @@ def test_a_basis_is_refused_under_another_fingerprint_or_with_a_changed_file(
 
 def test_a_twin_shares_the_weights_and_follows_an_expert_of_its_own(load_adapted: Load) -> None:
     adapted = load_adapted("llama")
-    twin = adapted.twin()
+    view = adapted.weight_sharing_view()
     ids = torch.tensor([[1, 2, 3, 4]])
     base = adapted.base.model(ids).logits
     assert all(
-        one is other for one, other in zip(adapted.base.model.parameters(), twin.base.model.parameters(), strict=True)
+        one is other for one, other in zip(adapted.base.model.parameters(), view.base.model.parameters(), strict=True)
     )
     z = {name: torch.full((len(s),), 1.3) for name, (_, s, _) in adapted.basis.factors.items()}
-    with twin.merged(z):
-        followed = twin.base.model(ids).logits
+    with view.merged(z):
+        followed = view.base.model(ids).logits
         assert torch.equal(adapted.base.model(ids).logits, base)
         with adapted.merged({name: torch.full_like(value, 0.7) for name, value in z.items()}):
-            assert torch.equal(twin.base.model(ids).logits, followed)
+            assert torch.equal(view.base.model(ids).logits, followed)
     assert not torch.equal(followed, base)
-    assert torch.equal(twin.base.model(ids).logits, base)
+    assert torch.equal(view.base.model(ids).logits, base)

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from zhub.errors import ArtifactError, TrainingError
 from zhub_workers.model.base_model import BaseModel, layer_weight, linear_layers, load_base_model, weights_fingerprint
-from zhub_workers.model.lora import LoraModel, save_peft
+from zhub_workers.model.lora import LoraModel
 
 KINDS = ["llama", "gpt2", "neox"]
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [7, 7, 8, 40]])
@@ -269,17 +269,3 @@ def test_a_lora_that_cannot_be_trained_is_refused(load: Load, arguments: dict[st
 
 
 # peft 0.21 asks for a property that transformers 5 has renamed.
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.parametrize("kind", KINDS)
-def test_peft_loads_what_was_saved_for_it(
-    load: Load, model_directory: Callable[[str], Path], tmp_path: Path, kind: str
-) -> None:
-    base = load(kind)
-    lora = on_all_layers(base)
-    values = expert(lora)
-    base_model = str(model_directory(kind))
-    save_peft(tmp_path / "adapter", values, alpha=ALPHA, fan_in_fan_out=kind == "gpt2", base_model=base_model)
-    loaded = peft.PeftModel.from_pretrained(load(kind).model, str(tmp_path / "adapter"))
-    with lora.training(values), torch.no_grad():
-        assert torch.equal(loaded(IDS).logits, logits(base))
-    assert loaded.peft_config["default"].base_model_name_or_path == base_model

@@ -1,4 +1,4 @@
-"""Base models in memory: what is loaded is what was decomposed, once for all that ask, with a twin for each lane."""
+"""Base models in memory: what is loaded is what was decomposed, once for all that ask, with a view for each stream."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,10 +40,10 @@ def get(stored: tuple[DirectoryStore, list[StoredFile], str, str], tmp_path: Pat
     store, files, weights, fingerprint = stored
     cache = ModelCache(torch.device("cpu"), capacity=1)
 
-    def ask(*, weights: str = weights, lane: int = 0) -> AdaptedModel:
+    def ask(*, weights: str = weights, stream: int = 0) -> AdaptedModel:
         source = BaseModelSource(name="tiny", files=files)
         basis = BasisReference(weights_fingerprint=weights, basis_fingerprint=fingerprint, key_prefix="basis")
-        return cache.get(source, basis, store, tmp_path / "cache", lane=lane)
+        return cache.get(source, basis, store, tmp_path / "cache", stream=stream)
 
     return ask
 
@@ -54,9 +54,9 @@ def test_a_model_is_loaded_once_however_many_ask_at_the_same_time(get: Get) -> N
     assert len(set(map(id, found))) == 1
 
 
-def test_each_lane_has_a_twin_of_its_own(get: Get) -> None:
-    first, second = get(lane=0), get(lane=1)
-    assert first is not second and get(lane=1) is second and get(lane=0) is first
+def test_each_compute_stream_has_a_view_of_its_own(get: Get) -> None:
+    first, second = get(stream=0), get(stream=1)
+    assert first is not second and get(stream=1) is second and get(stream=0) is first
 
 
 def test_a_base_whose_weights_have_changed_since_it_was_decomposed_is_refused(get: Get) -> None:

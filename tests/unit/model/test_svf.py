@@ -11,6 +11,7 @@ from zhub_workers.model.svf import (
     gradient_form,
     mix,
     rows_break_even,
+    sigmoid_multipliers,
     squared_projections,
 )
 
@@ -143,3 +144,11 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         mix([torch.ones(2)], [1.0, 2.0])
     with pytest.raises(ValueError, match="NaN"):
         decompose(torch.full((2, 2), float("nan")))
+
+
+def test_sigmoid_multipliers_keep_the_nuclear_norm_and_begin_at_one() -> None:
+    s = torch.tensor([3.0, 2.0, 0.5])
+    assert torch.allclose(sigmoid_multipliers(torch.full((3,), 0.1), s), torch.ones(3))
+    z = sigmoid_multipliers(torch.tensor([2.0, -1.0, 0.3]), s)
+    assert float((s * z).sum()) == pytest.approx(5.5, rel=1e-6)
+    assert bool((z > 0).all())

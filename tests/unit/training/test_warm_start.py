@@ -203,8 +203,8 @@ def test_the_shortlist_holds_no_doubles_and_no_more_than_a_few(load_adapted: Loa
         start(adapted, f"e{n}", SAYINGS, z) for n, z in enumerate([trained, double, *(other() for _ in range(4))])
     ]
     ids = [render_prompt(adapted.base, [{"role": "user", "content": text}]) for text in SAYINGS]
-    found = [one.name for one in shortlist(prompt_embeddings(adapted.base, ids), starts)]
-    assert found == ["e0", "e2", "e3"] and len(found) == SHORTLIST
+    names = [start.name for start in shortlist(prompt_embeddings(adapted.base, ids), starts)]
+    assert names == ["e0", "e2", "e3"] and len(names) == SHORTLIST
 
 
 def test_the_cosine_of_two_experts_is_that_of_their_changes() -> None:

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Protocol
 
-from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt, Runner, Worker
+from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt, Runner
+from zhub_workers.attempts.worker import Worker
 
 
 class WorkerLostError(Exception):

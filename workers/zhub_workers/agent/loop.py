@@ -32,7 +32,8 @@ from zhub.states import LIGHT, POOLS
 from zhub_workers.agent.launcher import Launcher, WorkerLostError, WorkerSilentError
 from zhub_workers.agent.metrics import FENCE_REJECTED, FOLLOWED, ORPHANS_KILLED, PICKUP, ROUND, START
 from zhub_workers.agent.reconcile import Adopt, Kill, Lose, reconcile
-from zhub_workers.attempts.attempt import INFRASTRUCTURE, Attempt, AttemptKey, AttemptStatus
+from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus
+from zhub_workers.attempts.worker import INFRASTRUCTURE
 
 Recorder = Callable[[Session], str]
 """Writes the end of an attempt and returns its job's next state."""

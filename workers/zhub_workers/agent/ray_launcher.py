@@ -216,7 +216,7 @@ class RayLauncher:
         That one goes on waiting: it is the demand that makes Ray's autoscaler add a node.
         """
         extra = {"action": "worker_start_failed", "worker": name}
-        if ray_cluster.has_place(start.actor):
+        if ray_cluster.has_process(start.actor):
             del self._starting[name]
             ray.kill(start.actor, no_restart=True)
             log.error("worker %s did not answer within %.0f s; replaced", name, START_TIMEOUT_S, extra=extra)

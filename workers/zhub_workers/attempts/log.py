@@ -56,7 +56,7 @@ class AttemptLog:
         self._lock = threading.Lock()
 
     def add(self, level: str, logger: str, message: str) -> None:
-        """Add a line; ``level`` in lower case, as ``logging`` or an event has it."""
+        """Add a line; ``level`` in lower case, as in ``logging`` or in an event."""
         line = self._encoded(LEVELS.get(level, level), logger, _shortened(message))
         with self._lock:
             limit = ATTEMPT_BYTES + (ERROR_BYTES if level in ("error", "critical") else 0)
@@ -181,7 +181,7 @@ _collector = _Collector()
 def collect_records(environment: Mapping[str, str] = os.environ) -> None:
     """Have the records of this process go to the attempts that make them, warnings of libraries among them.
 
-    Passwords and keys of the environment are blotted out. Doing it again changes nothing.
+    Passwords and keys of the environment are replaced by ``[secret]``. Doing it again changes nothing.
     """
     _collector.secrets = _secrets(environment)
     logging.getLogger().addHandler(_collector)
@@ -190,9 +190,9 @@ def collect_records(environment: Mapping[str, str] = os.environ) -> None:
 
 def _secrets(environment: Mapping[str, str]) -> list[str]:
     """Values that no log may show, the longest first."""
-    found = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
-    found |= {password for value in environment.values() if (password := _password(value))}
-    return sorted((value for value in found if len(value) >= _MIN_SECRET_CHARACTERS), key=len, reverse=True)
+    secrets = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
+    secrets |= {password for value in environment.values() if (password := _password(value))}
+    return sorted((value for value in secrets if len(value) >= _MIN_SECRET_CHARACTERS), key=len, reverse=True)
 
 
 def _password(value: str) -> str | None:

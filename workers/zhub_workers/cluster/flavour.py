@@ -12,7 +12,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Flavour:
-    """Of the workers with torch that one agent keeps, and of the shards beside them.
+    """The resources of each worker with torch that an agent keeps, and of each shard.
 
     ``cluster`` is the agent's: several agents may share one Ray cluster, and each sees the workers of its own name
     alone. What is reserved is bookkeeping of Ray's and bounds nothing. ``labels`` are a label selector of Ray's.
@@ -27,13 +27,13 @@ class Flavour:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What a placement group reserves for one of them; empty where nothing is."""
+        """What a placement group reserves for one worker or shard; may be empty."""
         amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_gib * GIB, **self.resources}
         return {name: amount for name, amount in amounts.items() if amount}
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of an actor that is one of them."""
+        """The options of the actor of a worker or shard."""
         return {
             "num_cpus": self.cpus,
             "num_gpus": self.gpus,

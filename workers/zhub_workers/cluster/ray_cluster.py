@@ -1,6 +1,6 @@
-"""The Ray cluster as the agent and its workers find it: its nodes, the names in it, and the groups of places in it.
+"""The Ray cluster as the agent and its workers see it: its nodes, its named actors, and its placement groups.
 
-Where Ray has no public way to ask, its private one is used here and nowhere else, and a test fails when an upgrade
+Where Ray has no public way to ask, its private API is used here and nowhere else, and a test fails when an upgrade
 changes it.
 """
 
@@ -21,10 +21,10 @@ _ATTEMPT = re.compile(r"([0-9a-f]{32})-f(\d+)")
 
 
 class View(NamedTuple):
-    """What Ray's head says, of every cluster name."""
+    """What Ray's head reports, for all cluster names."""
 
     names: Set[str]
-    """Of zhub's actors that live or are about to."""
+    """Of zhub's actors that run or are being started."""
     draining: Set[str]
     """Nodes that are about to go away, by id: idle ones of the autoscaler's, and those with a notice of preemption."""
     groups: Set[str]
@@ -34,9 +34,9 @@ class View(NamedTuple):
 
 
 def look() -> View:
-    """Ask Ray's head. Takes a minute where it is away, and raises what Ray does then."""
-    found = placement_group_table().values()
-    groups = {entry["name"] for entry in found if entry["state"] != "REMOVED"}
+    """Ask Ray's head. While it does not answer, this takes a minute and raises Ray's error."""
+    table = placement_group_table().values()
+    groups = {entry["name"] for entry in table if entry["state"] != "REMOVED"}
     return View(names(), draining_nodes(), groups, {node["NodeID"] for node in _living_nodes()})
 
 
@@ -62,8 +62,8 @@ def draining_nodes() -> set[str]:
     return set(ray._private.state.state.get_draining_nodes())
 
 
-def has_place(actor: Any) -> bool:
-    """Whether Ray has a process for an actor; a start that has none may wait for a node for ever."""
+def has_process(actor: Any) -> bool:
+    """Whether Ray has started a process for an actor; without one it may wait for a node for ever."""
     # Not the state: it is PENDING_CREATION until the constructor has returned.
     return bool(ray._private.state.actors(actor._actor_id.hex())["Pid"])
 
@@ -96,7 +96,7 @@ def worker_name(pool: str, cluster: str) -> str:
 
 
 def pool_of(name: str, cluster: str) -> str | None:
-    """Which pool a worker of this cluster name is of; None for any other actor."""
+    """The pool of a worker of this cluster name; None for any other actor."""
     start = name.rpartition("-")[0]
     return next((pool for pool in POOLS if start == f"zhub-{pool}-{cluster}"), None)
 
@@ -106,7 +106,7 @@ def shard_name(cluster: str, key: AttemptKey) -> str:
 
 
 def attempt_of_shard(name: str, cluster: str) -> AttemptKey | None:
-    """Whose shard an actor is; None for any other actor."""
+    """The attempt that an actor is a shard of; None for any other actor."""
     return _attempt(name.rpartition("-")[0], f"zhub-shard-{cluster}-")
 
 
@@ -114,22 +114,22 @@ def group_name(cluster: str, key: AttemptKey) -> str:
     return f"pg-{cluster}-{key.job_id.hex}-f{key.fence}"
 
 
-def attempts_of_groups(found: Set[str], cluster: str) -> Mapping[str, AttemptKey]:
-    """Of the groups under this cluster name, whose shards they are for."""
-    keys = {name: _attempt(name, f"pg-{cluster}-") for name in found}
+def attempts_of_groups(groups: Set[str], cluster: str) -> Mapping[str, AttemptKey]:
+    """The attempts whose shards the groups of this cluster name are for, by group."""
+    keys = {name: _attempt(name, f"pg-{cluster}-") for name in groups}
     return {name: key for name, key in keys.items() if key is not None}
 
 
-def remove_groups(found: Iterable[str]) -> None:
-    """Give the places of groups back; what runs in them ends. One that is gone already is no error."""
-    for name in found:
+def remove_groups(groups: Iterable[str]) -> None:
+    """Give back what groups reserve; what runs in them ends. A group that is gone already is no error."""
+    for name in groups:
         with contextlib.suppress(ValueError):
             remove_placement_group(get_placement_group(name))
 
 
-def kill_all(found: Iterable[str]) -> None:
-    """End actors by their names; one that is gone already is no error."""
-    for name in found:
+def kill_all(actors: Iterable[str]) -> None:
+    """End actors by their names; an actor that is gone already is no error."""
+    for name in actors:
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
 

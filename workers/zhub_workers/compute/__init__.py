@@ -1,1 +1,1 @@
-"""Device work for one or several training jobs together: batches, losses, shards. No algorithm, no files."""
+"""Device work for one or several training jobs together: requests, batches, losses, shards. No algorithm, no files."""

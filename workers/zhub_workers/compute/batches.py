@@ -2,20 +2,21 @@
 
 Requests of several jobs are answered together, each row following its own job's expert, so that the base's matrices
 are read once for all and small jobs fill the device between them. A request alone gets its expert merged into the
-weights. Either way a request is cut into pieces that fit the memory, and into smaller ones where they do not.
+weights. Either way the rows are cut into batches that fit the memory, and into smaller ones where they do not.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from zhub.errors import OutOfMemoryError
-from zhub_workers.compute.losses import Loss
+from zhub_workers.compute.requests import Differentiate, Embed, Generate, Gradient, Logprobs, Request
+from zhub_workers.compute.vectors import Vectors
 from zhub_workers.model.adapters import Adapter, SvfAdapter, Values
 from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.rollout import Assign, Completion, generate, token_logprobs
@@ -28,81 +29,29 @@ MAX_GENERATION_ROWS = 4096
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 ShouldStop = Callable[[], bool]
-Tokens = Sequence[Sequence[int]]
-Place = tuple[int, int]  # which request, and which of its rows
+RequestT = TypeVar("RequestT", bound=Request[Any], covariant=True)
+Scored = Logprobs | Differentiate
+RowKey = tuple[int, int]  # which task, and which of its rows
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a job asks for: something about ``prompts`` by the model that follows ``values``, None for the base."""
+class Task(Generic[RequestT]):
+    """A request with its job's adapter, limit of tokens in a micro-batch, and wish to stop."""
 
+    request: RequestT
     adapter: Adapter
-    values: Values | None
-    prompts: Tokens
+    token_limit: int
     should_stop: ShouldStop
 
-    def together_with(self) -> object:
-        """Equal for requests that one forward can answer; requests that stand alone give something unequal to all."""
-        return id(self.adapter.model) if isinstance(self.adapter, SvfAdapter) else id(self)
 
-
-@dataclass(frozen=True)
-class Generate(Request):
-    """One answer to each prompt."""
-
-    max_new_tokens: int
-    temperature: float
-    seeds: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Logprobs(Request):
-    """The log-probability of every token of every answer, ``(t_i,)`` each, float32 on the CPU."""
-
-    answers: Tokens
-    temperature: float
-    token_limit: int
-
-    def together_with(self) -> object:
-        return super().together_with(), self.temperature
-
-
-@dataclass(frozen=True)
-class Differentiate(Logprobs):
-    """The gradient of a loss by the values."""
-
-    loss: Loss
-
-
-@dataclass(frozen=True)
-class Embed(Request):
-    """Where the base sees the prompts, see ``prompt_embeddings``."""
-
-    def together_with(self) -> object:
-        return id(self)
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """The gradient of a step's loss by the values, float32, with the loss and what it reports.
-
-    ``token_limit`` is set where memory ran out: what a micro-batch may hold from now on.
-    """
-
-    values: dict[str, Tensor]
-    loss: float
-    sums: dict[str, float]
-    token_limit: int | None = None
-
-
-def answer(requests: Sequence[Request]) -> list[Any]:
+def answer(tasks: Sequence[Task[Any]]) -> list[Any]:
     """Answer requests of one kind, together where they can be: a result or the exception of each, in their order."""
     groups: dict[object, list[int]] = {}
-    for index, request in enumerate(requests):
-        groups.setdefault(request.together_with(), []).append(index)
-    outcomes: list[Any] = [None] * len(requests)
+    for index, task in enumerate(tasks):
+        groups.setdefault(_together_with(task), []).append(index)
+    outcomes: list[Any] = [None] * len(tasks)
     for indices in groups.values():
-        for index, outcome in zip(indices, _answer([requests[i] for i in indices]), strict=True):
+        for index, outcome in zip(indices, _answer([tasks[i] for i in indices]), strict=True):
             outcomes[index] = outcome
     return outcomes
 
@@ -119,198 +68,212 @@ def default_token_limit(base: BaseModel) -> int:
     return max(1, int(_memory(base, ACTIVATION_BUDGET_BYTES) / per_token))
 
 
-def _answer(requests: Sequence[Any]) -> list[Any]:
-    """Answer requests in one forward; when that fails, each alone, so that an error is its own request's."""
+def _together_with(task: Task[Any]) -> object:
+    """Equal for tasks that one forward can answer; a task that stands alone gives something unequal to all."""
+    request = task.request
+    if isinstance(request, Embed) or not isinstance(task.adapter, SvfAdapter):
+        return id(task)
+    temperature = None if isinstance(request, Generate) else request.temperature
+    return id(task.adapter.model), temperature
+
+
+def _answer(tasks: Sequence[Task[Any]]) -> list[Any]:
+    """Answer tasks in one forward; when that fails, each alone, so that an error is its own task's."""
     try:
-        match requests[0]:
+        match tasks[0].request:
             case Generate():
-                return _generate(requests)
+                return _generate(tasks)
             case Differentiate():
-                return _differentiate(requests)
+                return _differentiate(tasks)
             case Logprobs():
-                return _logprobs(requests)
-            case _:
-                return [prompt_embeddings(requests[0].adapter.base, requests[0].prompts)]
+                return _logprobs(tasks)
+            case Embed(prompts=prompts):
+                return [prompt_embeddings(tasks[0].adapter.base, prompts)]
     except Exception as exc:
-        if len(requests) == 1:
+        if len(tasks) == 1:
             return [exc]
-    return [outcome for request in requests for outcome in _answer([request])]
+    return [outcome for task in tasks for outcome in _answer([task])]
 
 
 @torch.no_grad()
-def _generate(requests: Sequence[Generate]) -> list[list[Completion]]:
-    base = requests[0].adapter.base
-    places = [(owner, row) for owner, request in enumerate(requests) for row in range(len(request.prompts))]
-    longest = max(len(requests[owner].prompts[row]) + requests[owner].max_new_tokens for owner, row in places)
+def _generate(tasks: Sequence[Task[Generate]]) -> list[list[Completion]]:
+    base, requests = tasks[0].adapter.base, [task.request for task in tasks]
+    rows = [(owner, row) for owner, request in enumerate(requests) for row in range(len(request.prompts))]
+    longest = max(len(requests[owner].prompts[row]) + requests[owner].max_new_tokens for owner, row in rows)
     size = _generation_rows(base, min(longest, base.context_length or longest))
-    places.sort(key=lambda place: len(requests[place[0]].prompts[place[1]]))
-    answers: dict[Place, Completion] = {}
-    with _following(requests, gradient=False) as (_, assign):
-        waiting = [places[start : start + size] for start in range(0, len(places), size)]
+    rows.sort(key=lambda key: len(requests[key[0]].prompts[key[1]]))
+    answers: dict[RowKey, Completion] = {}
+    with _following(tasks, gradient=False) as (_, assign):
+        waiting = [rows[start : start + size] for start in range(0, len(rows), size)]
         while waiting:
-            part = waiting.pop(0)
-            owned = [requests[owner] for owner, _ in part]
+            batch = waiting.pop(0)
+            owned = [(requests[owner], row) for owner, row in batch]
             try:
                 completions = generate(
                     base,
-                    [requests[owner].prompts[row] for owner, row in part],
-                    max_new_tokens=[request.max_new_tokens for request in owned],
-                    temperature=[request.temperature for request in owned],
-                    seeds=[requests[owner].seeds[row] for owner, row in part],
-                    should_stop=partial(_all_stop, requests, part),
-                    owners=[owner for owner, _ in part] if assign else None,
+                    [request.prompts[row] for request, row in owned],
+                    max_new_tokens=[request.max_new_tokens for request, _ in owned],
+                    temperature=[request.temperature for request, _ in owned],
+                    seeds=[0 if request.seeds is None else request.seeds[row] for request, row in owned],
+                    should_stop=partial(_all_stop, tasks, batch),
+                    owners=[owner for owner, _ in batch] if assign else None,
                     assign=assign,
                 )
             except OUT_OF_MEMORY as exc:
-                waiting = [*_halves(part, 1, exc), *waiting]
+                waiting = [*_halves(batch, 1, exc), *waiting]
                 continue
-            answers.update(zip(part, completions, strict=True))
+            answers.update(zip(batch, completions, strict=True))
     return [[answers[owner, row] for row in range(len(r.prompts))] for owner, r in enumerate(requests)]
 
 
 @torch.no_grad()
-def _logprobs(requests: Sequence[Logprobs]) -> list[list[Tensor]]:
-    found: dict[Place, Tensor] = {}
-    with _following(requests, gradient=False) as (_, assign):
-        waiting = list(_micro_batches(requests, [1] * len(requests)))
+def _logprobs(tasks: Sequence[Task[Logprobs]]) -> list[list[Tensor]]:
+    requests = [task.request for task in tasks]
+    answered: dict[RowKey, Tensor] = {}
+    with _following(tasks, gradient=False) as (_, assign):
+        waiting = list(_micro_batches(tasks))
         while waiting:
-            part = waiting.pop(0)
-            if _all_stop(requests, part):
-                found.update({(owner, row): torch.zeros(len(requests[owner].answers[row])) for owner, row in part})
+            batch = waiting.pop(0)
+            if _all_stop(tasks, batch):
+                answered.update({(owner, row): torch.zeros(len(requests[owner].answers[row])) for owner, row in batch})
                 continue
             try:
-                logprobs, _ = _score(requests, part, assign)
+                logprobs, _ = _score(tasks, batch, assign)
             except OUT_OF_MEMORY as exc:
-                waiting = [*_halves(part, 1, exc), *waiting]
+                waiting = [*_halves(batch, 1, exc), *waiting]
                 continue
-            for place, values in zip(part, logprobs.cpu(), strict=True):
-                found[place] = values[: len(requests[place[0]].answers[place[1]])]
-    return [[found[owner, row] for row in range(len(r.prompts))] for owner, r in enumerate(requests)]
+            for (owner, row), values in zip(batch, logprobs.cpu(), strict=True):
+                answered[owner, row] = values[: len(requests[owner].answers[row])]
+    return [Vectors(answered[owner, row] for row in range(len(r.prompts))) for owner, r in enumerate(requests)]
 
 
-def _differentiate(requests: Sequence[Differentiate]) -> list[Gradient]:
-    gradients = [{name: torch.zeros_like(value) for name, value in (r.values or {}).items()} for r in requests]
-    losses = [0.0] * len(requests)
-    sums: list[dict[str, float]] = [{} for _ in requests]
+def _differentiate(tasks: Sequence[Task[Differentiate]]) -> list[Gradient]:
+    losses = [task.request.loss for task in tasks]
+    unit_rows = max(loss.rows_per_unit for loss in losses)
+    gradients = [{name: torch.zeros_like(value) for name, value in (t.request.values or {}).items()} for t in tasks]
+    totals = [0.0] * len(tasks)
+    sums: list[dict[str, float]] = [{} for _ in tasks]
     limit: int | None = None
-    unit_rows = [request.loss.rows_per_unit for request in requests]
-    with _following(requests, gradient=True) as (leaves, assign):
-        waiting = list(_micro_batches(requests, unit_rows))
+    with _following(tasks, gradient=True) as (leaves, assign):
+        waiting = list(_micro_batches(tasks))
         while waiting:
-            part = waiting.pop(0)
-            if _all_stop(requests, part):
+            batch = waiting.pop(0)
+            if _all_stop(tasks, batch):
                 continue
             try:
-                logprobs, mask = _score(requests, part, assign)
-                total = torch.zeros((), device=logprobs.device)
-                for owner in sorted({owner for owner, _ in part}):
-                    at = [place for place, (other, _) in enumerate(part) if other == owner]
-                    loss, reported = requests[owner].loss(logprobs[at], mask[at], [part[place][1] for place in at])
-                    total = total + loss
-                    losses[owner] += loss.item()
+                logprobs, mask = _score(tasks, batch, assign)
+                batch_loss = torch.zeros((), device=logprobs.device)
+                for owner in sorted({owner for owner, _ in batch}):
+                    at = [index for index, (other, _) in enumerate(batch) if other == owner]
+                    loss, reported = losses[owner](logprobs[at], mask[at], [batch[index][1] for index in at])
+                    batch_loss = batch_loss + loss
+                    totals[owner] += loss.item()
                     for name, value in reported.items():
                         sums[owner][name] = sums[owner].get(name, 0.0) + value.item()
-                # Not backward(): when memory runs out half-way, nothing of this part has been added anywhere.
-                found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+                # Not backward(): when memory runs out half-way, nothing of this batch has been added anywhere.
+                by_leaf = torch.autograd.grad(batch_loss, list(leaves.values()), allow_unused=True)
             except OUT_OF_MEMORY as exc:
-                halves = _halves(part, max(unit_rows), exc)
-                limit = max(_token_count(requests, half) for half in halves)
+                halves = _halves(batch, unit_rows, exc)
+                limit = max(_token_count(tasks, half) for half in halves)
                 waiting = [*halves, *waiting]
                 continue
-            for name, gradient in zip(leaves, found, strict=True):
+            for name, gradient in zip(leaves, by_leaf, strict=True):
                 for owner, own in enumerate(gradients):
                     if gradient is not None and name in own:
                         own[name] += gradient if assign is None else gradient[owner]
-    return [Gradient(*made, limit) for made in zip(gradients, losses, sums, strict=True)]
+    return [Gradient(*made, limit) for made in zip(gradients, totals, sums, strict=True)]
 
 
 @contextmanager
-def _following(requests: Sequence[Request], *, gradient: bool) -> Iterator[tuple[dict[str, Tensor], Assign | None]]:
-    """Put the model in the state of these requests, and the base back at the end.
+def _following(tasks: Sequence[Task[Any]], *, gradient: bool) -> Iterator[tuple[dict[str, Tensor], Assign | None]]:
+    """Let the model follow the values of these tasks, and be the base again at the end.
 
-    Yields the tensors that gradients reach, and, where several requests go together, the function that says which of
-    them each row follows: their tensors then have a leading axis of requests.
+    Yields the tensors that gradients reach, and, where several tasks go together, the function that says which of
+    them each row follows: their tensors then have a leading axis of tasks.
     """
-    first = requests[0]
-    adapter, values = first.adapter, first.values
-    if len(requests) == 1:
-        if values is None:
-            yield {}, None
-            return
-        if not gradient:
-            with adapter.merged(values):
-                yield {}, None
-            return
-        leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
+    adapter, values = tasks[0].adapter, [task.request.values for task in tasks]
+    if len(tasks) > 1:
+        assert isinstance(adapter, SvfAdapter)  # nothing else goes together
+        stack = _stack(adapter, values)
+        with adapter.model.rows({name: deltas.requires_grad_(gradient) for name, deltas in stack.items()}) as assign:
+            yield stack, assign
+    elif values[0] is None:
+        yield {}, None
+    elif gradient:
+        leaves = {name: value.detach().clone().requires_grad_() for name, value in values[0].items()}
         with adapter.training(leaves):
             yield leaves, None
-        return
-    assert isinstance(adapter, SvfAdapter)  # nothing else goes together
-    names = sorted({name for request in requests for name in request.values or {}})
+    else:
+        with adapter.merged(values[0]):
+            yield {}, None
+
+
+def _stack(adapter: SvfAdapter, values: Sequence[Values | None]) -> dict[str, Tensor]:
+    """The deltas of K tasks, ``(K, r)`` for each matrix that one of them changes; zeros for a task that does not."""
+    names = sorted({name for own in values for name in own or {}})
     zero = adapter.model.zero_delta(names)
-    leaves = {
-        name: torch.stack([(request.values or zero).get(name, zero[name]).detach() for request in requests])
-        for name in names
-    }
-    with adapter.model.rows({name: leaf.requires_grad_(gradient) for name, leaf in leaves.items()}) as assign:
-        yield leaves, assign
+    return {name: torch.stack([(own or zero).get(name, zero[name]).detach() for own in values]) for name in names}
 
 
-def _all_stop(requests: Sequence[Request], part: Sequence[Place]) -> bool:
-    """Whether nobody waits for a piece of work any more; each is asked, because asking shows progress."""
-    return all([requests[owner].should_stop() for owner in {owner for owner, _ in part}])
+def _all_stop(tasks: Sequence[Task[Any]], batch: Sequence[RowKey]) -> bool:
+    """Whether every task of a batch should stop. All are asked, because asking shows progress."""
+    return all([tasks[owner].should_stop() for owner in {owner for owner, _ in batch}])
 
 
-def _score(requests: Sequence[Logprobs], part: Sequence[Place], assign: Assign | None) -> tuple[Tensor, Tensor]:
-    first = requests[0]
+def _score(tasks: Sequence[Task[Scored]], batch: Sequence[RowKey], assign: Assign | None) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and mask, ``(b, t)`` both, of a batch's answers."""
+    owned = [(tasks[owner].request, row) for owner, row in batch]
     return token_logprobs(
-        first.adapter.base,
-        [requests[owner].prompts[row] for owner, row in part],
-        [requests[owner].answers[row] for owner, row in part],
-        temperature=first.temperature,
-        owners=[owner for owner, _ in part] if assign else None,
+        tasks[0].adapter.base,
+        [request.prompts[row] for request, row in owned],
+        [request.answers[row] for request, row in owned],
+        temperature=tasks[0].request.temperature,
+        owners=[owner for owner, _ in batch] if assign else None,
         assign=assign,
     )
 
 
-def _micro_batches(requests: Sequence[Logprobs], unit_rows: Sequence[int]) -> Iterator[list[Place]]:
-    """Cut the rows of all requests into pieces that fit, rows of like length and of one prompt together."""
-    limit = min(request.token_limit for request in requests)
-    units = [
-        [(owner, first + place) for place in range(unit_rows[owner])]
-        for owner, request in enumerate(requests)
-        for first in range(0, len(request.prompts), unit_rows[owner])
-    ]
+def _micro_batches(tasks: Sequence[Task[Scored]]) -> Iterator[list[RowKey]]:
+    """Cut the rows of all tasks into batches that fit, rows of like length and of one prompt together."""
+    limit = min(task.token_limit for task in tasks)
 
-    def lengths(unit: list[Place]) -> tuple[int, Sequence[int], int]:
+    def lengths(unit: list[RowKey]) -> tuple[int, Sequence[int], int]:
         owner, row = unit[0]
-        request = requests[owner]
+        request = tasks[owner].request
         return len(request.prompts[row]), request.prompts[row], len(request.answers[row])
 
-    part: list[Place] = []
-    for unit in sorted(units, key=lengths):
-        if part and _token_count(requests, [*part, *unit]) > limit:
-            yield part
-            part = []
-        part = [*part, *unit]
-    if part:
-        yield part
+    batch: list[RowKey] = []
+    for unit in sorted(_units(tasks), key=lengths):
+        if batch and _token_count(tasks, [*batch, *unit]) > limit:
+            yield batch
+            batch = []
+        batch = [*batch, *unit]
+    if batch:
+        yield batch
 
 
-def _token_count(requests: Sequence[Logprobs], part: Sequence[Place]) -> int:
-    """Tokens of a piece, padding included."""
-    prompt = max(len(requests[owner].prompts[row]) for owner, row in part)
-    answer_ = max(len(requests[owner].answers[row]) for owner, row in part)
-    return len(part) * (prompt + answer_)
+def _units(tasks: Sequence[Task[Scored]]) -> Iterator[list[RowKey]]:
+    """The units of rows that stay in one batch, task by task."""
+    for owner, task in enumerate(tasks):
+        size = task.request.rows_per_unit
+        for first in range(0, len(task.request.prompts), size):
+            yield [(owner, first + offset) for offset in range(size)]
 
 
-def _halves(part: list[Place], unit_rows: int, exc: BaseException) -> list[list[Place]]:
-    if len(part) <= unit_rows:
+def _token_count(tasks: Sequence[Task[Scored]], batch: Sequence[RowKey]) -> int:
+    """Tokens of a batch, padding included."""
+    prompt = max(len(tasks[owner].request.prompts[row]) for owner, row in batch)
+    answer_ = max(len(tasks[owner].request.answers[row]) for owner, row in batch)
+    return len(batch) * (prompt + answer_)
+
+
+def _halves(batch: list[RowKey], unit_rows: int, exc: BaseException) -> list[list[RowKey]]:
+    if len(batch) <= unit_rows:
         raise OutOfMemoryError() from exc
-    middle = len(part) // 2 // unit_rows * unit_rows or unit_rows
+    middle = len(batch) // 2 // unit_rows * unit_rows or unit_rows
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return [part[:middle], part[middle:]]
+    return [batch[:middle], batch[middle:]]
 
 
 def _generation_rows(base: BaseModel, tokens: int) -> int:
@@ -324,5 +287,5 @@ def _generation_rows(base: BaseModel, tokens: int) -> int:
 
 
 def _memory(base: BaseModel, otherwise: int) -> int:
-    """Bytes that a piece of work may take: half of what the device has free, where it says."""
+    """Bytes that a batch may take: half of the device's free memory; ``otherwise`` where that is not known."""
     return int(torch.cuda.mem_get_info(base.device)[0]) // 2 if base.device.type == "cuda" else otherwise

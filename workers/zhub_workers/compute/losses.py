@@ -113,24 +113,11 @@ def preference_loss(preferred: Tensor, rejected: Tensor, *, beta: float, pair_co
     return -F.logsigmoid(beta * (preferred - rejected)).sum() / pair_count
 
 
-def sigmoid_multipliers(parameters: Tensor, s: Tensor) -> Tensor:
-    """Return multipliers ``m * sum(s) / sum(s * m)`` with ``m = sigmoid(p)``: the nuclear norm of the matrix stays.
-
-    The parameterisation of the authors' code (utils.py, svd_reinforce_hydra.py), which the paper does not mention.
-    Equal parameters give multipliers of one.
-
-    Args:
-        parameters, s: ``(r,)`` of one matrix.
-    """
-    masked = torch.sigmoid(parameters)
-    return masked * (s.sum() / (s * masked).sum())
-
-
 class Loss(Protocol):
     """The loss of some rows of a step, given the log-probabilities of their answers' tokens.
 
     ``rows_per_unit`` rows in a row belong together and are never parted. ``__call__`` gets ``logprobs`` and ``mask``
-    ``(b, t)`` and the rows' places in the step, and returns the loss and named sums to report. ``part`` is the same
+    ``(b, t)`` and the rows' positions in the step, and returns the loss and named sums to report. ``part`` is the same
     step's loss for these rows alone, which then count from 0, fit to travel.
     """
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Vectors(list[Tensor]):
-    """Vectors of any lengths. A plain list would pickle each with all the memory that it is a view of."""
+    """Vectors of any lengths. A plain list would pickle, for each, the whole tensor that it is a view of."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not self:

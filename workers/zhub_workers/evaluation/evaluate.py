@@ -14,6 +14,7 @@ from zhub.evaluation.statistics import pass_at_k
 from zhub.graders import Grade
 from zhub.specs import EvaluateSpec
 from zhub_workers.compute.group import Member
+from zhub_workers.compute.requests import Generate
 from zhub_workers.evaluation.grading import EncodedRow, Grading, encode_rows
 from zhub_workers.model.adapters import Values
 
@@ -49,8 +50,8 @@ def run_evaluation(
     answers: list[str] = []
     grades: list[Grade] = []
     for part in _parts(rows):
-        found = member.generate(values, [row.prompt for row in part], max_new_tokens=spec.max_new_tokens)
-        texts = [completion.text for completion in found]
+        completions = member.run(Generate(values, [row.prompt for row in part], spec.max_new_tokens))
+        texts = [completion.text for completion in completions]
         answers += texts
         grades += grading(texts, part)
         _report(on_event, "Answered", len(grades), len(rows))
@@ -79,14 +80,10 @@ def _pass_at_k(
     generator = random.Random(spec.seed)
     passed: list[bool] = []
     for part in _parts(samples):
-        found = member.generate(
-            values,
-            [row.prompt for row in part],
-            max_new_tokens=spec.max_new_tokens,
-            temperature=spec.temperature,
-            seeds=[generator.getrandbits(62) for _ in part],
-        )
-        passed += [grade.reward >= PASSED for grade in grading([completion.text for completion in found], part)]
+        seeds = [generator.getrandbits(62) for _ in part]
+        prompts = [row.prompt for row in part]
+        completions = member.run(Generate(values, prompts, spec.max_new_tokens, spec.temperature, seeds))
+        passed += [grade.reward >= PASSED for grade in grading([completion.text for completion in completions], part)]
         _report(on_event, "Sampled", len(passed), len(samples))
     counts = [sum(passed[start : start + spec.n]) for start in range(0, len(passed), spec.n)]
     return sum(pass_at_k(spec.n, count, spec.k) for count in counts) / len(rows)

@@ -1,4 +1,4 @@
-"""What an expert, or the base, is worth on held-out rows."""
+"""Rewards of an expert, or of the base, on held-out rows."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from zhub.graders import Grade, Grader, GradingTools, Sample, grade_all
 from zhub.manifest import Evaluation
 from zhub.process import tracing
 from zhub_workers.compute.group import Member, Stopped
+from zhub_workers.compute.requests import Generate, Logprobs
 from zhub_workers.model.adapters import Values
 from zhub_workers.model.base_model import BaseModel, render_prompt, render_target
 
@@ -76,7 +77,7 @@ def greedy_grades(
     member: Member, values: Values | None, rows: Sequence[EncodedRow], grading: Grading, *, max_new_tokens: int
 ) -> list[Grade]:
     """Grade the greedy answer to each row by the model that follows ``values``, None for the base."""
-    answers = member.generate(values, [row.prompt for row in rows], max_new_tokens=max_new_tokens)
+    answers = member.run(Generate(values, [row.prompt for row in rows], max_new_tokens))
     return grading([answer.text for answer in answers], rows)
 
 
@@ -85,7 +86,7 @@ def preferences(member: Member, values: Values | None, rows: Sequence[EncodedRow
     """1 for each row whose preferred answer is likelier than the rejected one, else 0."""
     prompts = [row.prompt for row in rows for _ in range(2)]
     answers = [answer for row in rows for answer in (row.target, row.rejected)]
-    totals = [float(tokens.sum()) for tokens in member.logprobs(values, prompts, answers)]
+    totals = [float(tokens.sum()) for tokens in member.run(Logprobs(values, prompts, answers))]
     return [float(preferred > rejected) for preferred, rejected in zip(totals[0::2], totals[1::2], strict=True)]
 
 

@@ -8,8 +8,8 @@ Four states of one loaded model. Outside of every context it is the base, untouc
   a layer's input or output, and once the rows have read enough tokens to pay for it, by a merged weight each.
 
 They agree up to float rounding, and with a delta of zeros each gives the base's logits bit for bit. One state at a
-time: the model is one object, and two experts cannot have it at once. A ``twin`` shares its memory and has a state of
-its own.
+time: the model is one object, and two experts cannot have it at once. A ``weight_sharing_view``
+shares its memory and has a state of its own.
 """
 
 import copy
@@ -54,13 +54,13 @@ class AdaptedModel:
             self._singular_values[name] = s.to(base.device)
         self._state = "base"
 
-    def twin(self) -> "AdaptedModel":
-        """A model of the same weights and factors in memory, whose state is its own: another thread may have it."""
+    def weight_sharing_view(self) -> "AdaptedModel":
+        """A model on the same weights and factors in memory, with a state of its own, for another thread."""
         model = self.base.model
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        other = AdaptedModel(replace(self.base, model=copy.deepcopy(model, shared)), self.basis)
-        other._factors, other._singular_values = self._factors, self._singular_values
-        return other
+        view = AdaptedModel(replace(self.base, model=copy.deepcopy(model, shared)), self.basis)
+        view._factors, view._singular_values = self._factors, self._singular_values
+        return view
 
     def zero_delta(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """A delta of zeros, float32, on the model's device, of all matrices or of ``names``: the base itself."""
@@ -119,7 +119,7 @@ class AdaptedModel:
         """Let each row of the batch follow one of K experts: ``stack[name]`` is their deltas, ``(K, r)``.
 
         Yields ``assign(owners)``, to be called before the first forward and whenever the batch's rows change: one owner
-        a row, ascending, each a place on the K axis. Gradients reach the tensors of ``stack`` where they require them,
+        a row, ascending, each an index on the K axis. Gradients reach the tensors of ``stack`` where they require them,
         each row's only its own expert's. A matrix that no expert changes costs nothing, and one that ``stack`` leaves
         out stays as it is in the base.
         """
@@ -142,9 +142,9 @@ class AdaptedModel:
 
             def assign(owners: Sequence[int]) -> None:
                 blocks = Blocks.of(owners)
-                places = torch.tensor(owners, device=self.base.device)
+                owner_of_row = torch.tensor(owners, device=self.base.device)  # (b,)
                 for layer in layers.values():
-                    layer.assign(places, blocks)
+                    layer.assign(owner_of_row, blocks)
 
             with self._forwards({name: layer.forward for name, layer in layers.items()}, {}):
                 yield assign

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from zhub.errors import TrainingError
 from zhub.specs import Hyperparameters
-from zhub_workers.compute.losses import sigmoid_multipliers
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.lora import LoraModel
+from zhub_workers.model.svf import sigmoid_multipliers
 
 Values = Mapping[str, Tensor]
 
@@ -142,14 +142,14 @@ def target_names(names: Collection[str], targets: str, layers: tuple[int, int] |
     Raises:
         TrainingError: none is left.
     """
-    found = [name for name in sorted(names) if _is_target(name, targets) and _in_range(name, layers)]
-    if not found:
+    chosen = [name for name in sorted(names) if _is_target(name, targets) and _in_range(name, layers)]
+    if not chosen:
         where = "" if layers is None else f" in blocks {layers[0]} to {layers[1]}"
         raise TrainingError(
             f"The base has no matrix for targets '{targets}'{where}. It has {len(names)}, such as '{min(names)}'. "
             "Use targets 'all', and layers that it has."
         )
-    return found
+    return chosen
 
 
 def _is_target(name: str, targets: str) -> bool:

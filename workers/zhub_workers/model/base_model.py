@@ -59,37 +59,9 @@ def load_base_model(path: Path, *, device: torch.device | str = "cpu", dtype: to
     _check_files(path)
     config = _load_config(path)
     tokenizer = _load_tokenizer(path)
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except LOAD_ERRORS as exc:
-        raise UnsupportedModelError(f"{path.name}: cannot load it as a causal language model: {exc}") from exc
-    # A checkpoint of another kind (a classifier, an encoder) loads with its missing parts drawn at random.
-    if missing := sorted(loading["missing_keys"]):
-        raise UnsupportedModelError(
-            f"{path.name}: the weights lack {len(missing)} tensors of {type(model).__name__}, first '{missing[0]}'. "
-            "Add the base model from a complete checkpoint of a causal language model."
-        )
-    model = model.to(device).eval().requires_grad_(False)
+    model = _load_weights(path, config, dtype).to(device).eval().requires_grad_(False)
     arguments = frozenset(inspect.signature(model.forward).parameters)
-    if "past_key_values" not in arguments:
-        raise UnsupportedModelError(f"{path.name}: {type(model).__name__} has no key-value cache; zhub needs one.")
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise UnsupportedModelError(
-            f"{path.name}: the tokenizer has {len(tokenizer)} tokens and the model {rows}: they do not fit together."
-        )
-    if not linear_layers(model):
-        raise UnsupportedModelError(
-            f"{path.name}: {type(model).__name__} has no linear layer that zhub can adapt (torch.nn.Linear or Conv1D)."
-        )
+    _check_model(path, model, tokenizer, arguments)
     stop_ids = _stop_ids(model, tokenizer)
     if not stop_ids:
         raise UnsupportedModelError(
@@ -136,10 +108,10 @@ def weights_fingerprint(model: Any) -> str:
     digest = hashlib.sha256()
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
     for name, tensor in sorted(model.state_dict().items()):
-        place = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
-        if tensor.numel() and place in seen:
+        memory = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
+        if tensor.numel() and memory in seen:
             continue
-        seen.add(place)
+        seen.add(memory)
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
@@ -229,6 +201,43 @@ def _load_tokenizer(path: Path) -> Any:
             "directory, or pass one with `zhub base-models add --chat-template FILE`."
         )
     return tokenizer
+
+
+def _load_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except LOAD_ERRORS as exc:
+        raise UnsupportedModelError(f"{path.name}: cannot load it as a causal language model: {exc}") from exc
+    # A checkpoint of another kind (a classifier, an encoder) loads with its missing parts drawn at random.
+    if missing := sorted(loading["missing_keys"]):
+        raise UnsupportedModelError(
+            f"{path.name}: the weights lack {len(missing)} tensors of {type(model).__name__}, first '{missing[0]}'. "
+            "Add the base model from a complete checkpoint of a causal language model."
+        )
+    return model
+
+
+def _check_model(path: Path, model: Any, tokenizer: Any, forward_arguments: frozenset[str]) -> None:
+    """Refuse a model that zhub cannot generate with, or cannot adapt."""
+    if "past_key_values" not in forward_arguments:
+        raise UnsupportedModelError(f"{path.name}: {type(model).__name__} has no key-value cache; zhub needs one.")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UnsupportedModelError(
+            f"{path.name}: the tokenizer has {len(tokenizer)} tokens and the model {rows}: they do not fit together."
+        )
+    if not linear_layers(model):
+        raise UnsupportedModelError(
+            f"{path.name}: {type(model).__name__} has no linear layer that zhub can adapt (torch.nn.Linear or Conv1D)."
+        )
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:

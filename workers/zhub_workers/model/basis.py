@@ -124,9 +124,9 @@ def _is_kept(file: Path, weight: Tensor, weight_sha256: str) -> bool:
     m, n = weight.shape
     r = min(m, n)
     try:
-        with safe_open(file, framework="pt") as found:
-            description = json.loads((found.metadata() or {}).get("zhub", "{}"))
-            shapes = [list(found.get_slice(key).get_shape()) for key in FACTORS]
+        with safe_open(file, framework="pt") as kept:
+            description = json.loads((kept.metadata() or {}).get("zhub", "{}"))
+            shapes = [list(kept.get_slice(key).get_shape()) for key in FACTORS]
     except (OSError, SafetensorError, ValueError):
         return False
     return description.get("weight_sha256") == weight_sha256 and shapes == [[m, r], [r], [r, n]]

@@ -29,8 +29,8 @@ def logprobs_at(
         logits = base.model(**arguments).logits
     finally:
         handle.remove()
-    found: Tensor = _TokenLogprobs.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call]
-    return found
+    logprobs: Tensor = _TokenLogprobs.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call]
+    return logprobs
 
 
 def _select(hidden: Tensor, positions: Tensor) -> Tensor:

@@ -14,12 +14,10 @@ They agree up to rounding in the dtype of the base. There is no dropout, because
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as PeftLinear
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -57,7 +55,7 @@ class LoraModel:
             m, n = layer_weight(layer).shape
             self._shapes[f"{name}.lora_A"] = (rank, n)
             self._shapes[f"{name}.lora_B"] = (m, rank)
-        self._places = _places(base, self.layers)
+        self._holders = _holders(base, self.layers)
         self._state = "base"
 
     def initial(self, seed: int) -> dict[str, Tensor]:
@@ -116,11 +114,11 @@ class LoraModel:
         self._check(values)
         with self._entered("training"), self._holding(values):
             try:
-                for parent, child, name in self._places:
+                for parent, child, name in self._holders:
                     setattr(parent, child, self._peft_layers[name])
                 yield
             finally:
-                for parent, child, name in self._places:
+                for parent, child, name in self._holders:
                     setattr(parent, child, self.layers[name])
 
     @contextmanager
@@ -161,30 +159,6 @@ class LoraModel:
                 raise ArtifactError(f"LoRA '{key}' is {values[key].dtype}, expected torch.float32.")
 
 
-def save_peft(
-    directory: Path, values: Mapping[str, Tensor], *, alpha: float, fan_in_fan_out: bool, base_model: str
-) -> None:
-    """Write a LoRA's values as a directory that ``peft.PeftModel.from_pretrained`` loads onto the base.
-
-    Args:
-        fan_in_fan_out: whether the layers are Conv1D, which store their weight the other way round.
-        base_model: what ``from_pretrained`` of transformers finds the base under; written down, not opened.
-    """
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_model,
-        r=next(value.shape[0] for key, value in values.items() if key.endswith(".lora_A")),
-        lora_alpha=alpha,  # type: ignore[arg-type]  # declared int, divided as a float
-        target_modules=sorted({key.rpartition(".")[0] for key in values}),
-        fan_in_fan_out=fan_in_fan_out,
-        inference_mode=True,
-    )
-    config.save_pretrained(str(directory))
-    # The prefix is where PeftModel holds the model that it wraps.
-    tensors = {f"base_model.model.{key}.weight": value.detach().cpu().contiguous() for key, value in values.items()}
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
 def _peft_layer(layer: nn.Module, rank: int, alpha: float) -> PeftLinear:
     """Return peft's layer around ``layer``, which stays as it is, without matrices.
 
@@ -212,7 +186,7 @@ def _drop_weights(layer: PeftLinear) -> None:
     del layer.lora_B[ADAPTER].weight
 
 
-def _places(base: BaseModel, layers: Mapping[str, nn.Module]) -> list[tuple[nn.Module, str, str]]:
+def _holders(base: BaseModel, layers: Mapping[str, nn.Module]) -> list[tuple[nn.Module, str, str]]:
     """Every module, attribute and layer name such that the attribute is the layer; a shared layer has several."""
     names = {id(layer): name for name, layer in layers.items()}
     return [

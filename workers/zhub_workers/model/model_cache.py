@@ -31,12 +31,12 @@ class ModelCache:
         self._device = device
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._models: OrderedDict[str, list[AdaptedModel]] = OrderedDict()
+        self._models: OrderedDict[str, list[AdaptedModel]] = OrderedDict()  # of each, the views by compute stream
 
     def get(
-        self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path, *, lane: int = 0
+        self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path, *, stream: int = 0
     ) -> AdaptedModel:
-        """The base model on its basis, loaded if it is not here. Each ``lane`` has a twin of its own.
+        """The base model on its basis, loaded if it is not here. Each compute ``stream`` has a view of its own.
 
         Raises:
             BasisMismatchError: the files no longer give the weights that were decomposed.
@@ -48,22 +48,22 @@ class ModelCache:
                     self._models.popitem(last=False)
                 self._models[key] = [self._load(source, basis, store, cache_dir)]
             self._models.move_to_end(key)
-            twins = self._models[key]
-            while len(twins) <= lane:
-                twins.append(twins[0].twin())
-            return twins[lane]
+            views = self._models[key]
+            while len(views) <= stream:
+                views.append(views[0].weight_sharing_view())
+            return views[stream]
 
     def _load(
         self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path
     ) -> AdaptedModel:
         base = load_base_model(base_directory(source, store, cache_dir), device=self._device)
-        found = weights_fingerprint(base.model)
-        if found != basis.weights_fingerprint:
+        fingerprint = weights_fingerprint(base.model)
+        if fingerprint != basis.weights_fingerprint:
             raise BasisMismatchError(
                 f"The weights of base model '{source.name}' are not those that were decomposed. "
                 "Add it again under a new name.",
                 expected=basis.weights_fingerprint,
-                actual=found,
+                actual=fingerprint,
             )
         directory = fetch_basis(basis, store, cache_dir)
         return AdaptedModel(base, load_basis(directory, basis.basis_fingerprint))

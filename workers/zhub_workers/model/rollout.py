@@ -36,14 +36,23 @@ class Completion:
 
 @dataclass
 class _Row:
-    """A row on its way: ``uniforms`` are the random numbers that its tokens are drawn with, one a token."""
+    """An answer in the making; its tokens are drawn with ``uniforms``, one random number for each."""
 
+    owner: int
+    prompt: tuple[int, ...]
     limit: int
     temperature: float
     top_p: float
     uniforms: Tensor
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    def add(self, token: int, stop_ids: frozenset[int]) -> None:
+        self.token_ids.append(token)
+        if token in stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) == self.limit:
+            self.finish_reason = "length"
 
 
 @torch.no_grad()
@@ -89,10 +98,12 @@ def generate(
         limits[index] = min(limits[index], room)
     temperatures, top_ps = _per_row(temperature, count), _per_row(top_p, count)
     uniforms = [_uniforms(seeds[i], limits[i] if temperatures[i] > 0 else 0) for i in range(count)]
-    rows = [_Row(*settings) for settings in zip(limits, temperatures, top_ps, uniforms, strict=True)]
-    if count:
-        _decode(base, prompts, rows, on_token, should_stop, _per_row(0 if owners is None else owners, count), assign)
-    return [_completion(base, row, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+    owner_of_row = _per_row(0 if owners is None else owners, count)
+    columns = (owner_of_row, map(tuple, prompts), limits, temperatures, top_ps, uniforms)
+    rows = [_Row(*settings) for settings in zip(*columns, strict=True)]
+    if rows:
+        _decode(base, rows, on_token, should_stop, assign)
+    return [_completion(base, row) for row in rows]
 
 
 def token_logprobs(
@@ -128,8 +139,8 @@ def token_logprobs(
     whole_tokens = len(pairs) * max(len(prompt) + len(completion) - 1 for _, prompt, completion in pairs)
     shared_tokens = len(distinct) * max(len(prompt) for _, prompt in distinct) + len(pairs) * (answer - 1)
     score = _score_whole if whole_tokens <= shared_tokens else _score_shared
-    logprobs, places = score(base, pairs, temperature, assign)
-    at = tuple(torch.tensor(places, device=base.device).T)
+    logprobs, cells = score(base, pairs, temperature, assign)
+    at = tuple(torch.tensor(cells, device=base.device).T)
     table = logprobs.new_zeros(len(pairs), answer)
     mask = table.index_put(at, torch.ones_like(logprobs.detach()))
     where = {pair: row for row, pair in enumerate(pairs)}
@@ -166,11 +177,11 @@ def _score_whole(
     """
     # The last token of a completion predicts nothing that is scored.
     ids, _ = _pad_right([(*prompt, *completion[:-1]) for _, prompt, completion in pairs], base)
-    places = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(len(completion))]
-    positions = [row * ids.shape[1] + len(pairs[row][1]) - 1 + column for row, column in places]
+    cells = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(len(completion))]
+    positions = [row * ids.shape[1] + len(pairs[row][1]) - 1 + column for row, column in cells]
     _follow(assign, [owner for owner, _, _ in pairs])
     arguments = {"input_ids": ids, "use_cache": False}
-    return _logprobs(base, arguments, positions, pairs, places, temperature), places
+    return _logprobs(base, arguments, positions, pairs, cells, temperature), cells
 
 
 def _score_shared(
@@ -203,10 +214,10 @@ def _logprobs(
     arguments: dict[str, Any],
     positions: Sequence[int],
     pairs: Sequence[Pair],
-    places: Sequence[tuple[int, int]],
+    cells: Sequence[tuple[int, int]],
     temperature: float,
 ) -> Tensor:
-    tokens = torch.tensor([pairs[row][2][column] for row, column in places], device=base.device)
+    tokens = torch.tensor([pairs[row][2][column] for row, column in cells], device=base.device)
     return logprobs_at(base, arguments, torch.tensor(positions, device=base.device), tokens, temperature)
 
 
@@ -219,32 +230,22 @@ def _unique_prompts(
     owned: Sequence[tuple[int, tuple[int, ...]]],
 ) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
     """Return the distinct prompts of each owner, whose they are, and for each prompt given which of them it is."""
-    places: dict[tuple[int, tuple[int, ...]], int] = {}
-    which = [places.setdefault(prompt, len(places)) for prompt in owned]
-    return [prompt for _, prompt in places], [owner for owner, _ in places], which
+    indices: dict[tuple[int, tuple[int, ...]], int] = {}
+    which = [indices.setdefault(prompt, len(indices)) for prompt in owned]
+    return [prompt for _, prompt in indices], [owner for owner, _ in indices], which
 
 
 def _decode(
     base: BaseModel,
-    prompts: Sequence[Sequence[int]],
     rows: list[_Row],
     on_token: Callable[[int, int], None] | None,
     should_stop: Callable[[], bool] | None,
-    owners: Sequence[int],
     assign: Assign | None,
 ) -> None:
+    """Add tokens to every row until it is done. A batch holds the indices of rows that are read together."""
     # Rows of one owner side by side: their layers' inputs are then one block of memory.
-    batch = sorted(range(len(rows)), key=lambda index: owners[index])
-    distinct, whose, which = _unique_prompts([(owners[index], tuple(prompts[index])) for index in batch])
-    ids, mask = pad_left(distinct, base.pad_id, base.device)
-    cache = DynamicCache(config=base.model.config)
-    _follow(assign, whose)
-    logits = _forward(base, ids, mask, cache)[:, -1]
-    if len(distinct) != len(batch):
-        copies = torch.tensor(which, device=base.device)
-        cache.batch_select_indices(copies)
-        logits, mask = logits[copies], mask[copies]
-        _follow(assign, [owners[index] for index in batch])
+    batch = sorted(range(len(rows)), key=lambda index: rows[index].owner)
+    logits, mask, cache = _read_prompts(base, [rows[index] for index in batch], assign)
     sampler = _Sampler([rows[index] for index in batch], base.device)
     for step in range(max(row.limit for row in rows)):
         if should_stop is not None and should_stop():
@@ -254,25 +255,40 @@ def _decode(
             row = rows[index]
             if row.finish_reason is not None:
                 continue
-            row.token_ids.append(token)
-            if token in base.stop_ids:
-                row.finish_reason = "stop"
-            elif len(row.token_ids) == row.limit:
-                row.finish_reason = "length"
+            row.add(token, base.stop_ids)
             if on_token is not None:
                 on_token(index, token)
-        alive = [place for place, index in enumerate(batch) if rows[index].finish_reason is None]
+        alive = [position for position, index in enumerate(batch) if rows[index].finish_reason is None]
         if not alive:
             return
         if len(batch) - len(alive) >= max(1, DROP_SHARE * len(batch)):
             kept = torch.tensor(alive, device=base.device)
             cache.batch_select_indices(kept)
             tokens, mask = tokens[kept], mask[kept]
-            batch = [batch[place] for place in alive]
+            batch = [batch[position] for position in alive]
             sampler = _Sampler([rows[index] for index in batch], base.device)
-            _follow(assign, [owners[index] for index in batch])
+            _follow(assign, [rows[index].owner for index in batch])
         mask = torch.cat([mask, mask.new_ones(len(batch), 1)], 1)
         logits = _forward(base, tokens.unsqueeze(1), mask, cache)[:, -1]
+
+
+def _read_prompts(base: BaseModel, rows: Sequence[_Row], assign: Assign | None) -> tuple[Tensor, Tensor, DynamicCache]:
+    """Read each distinct prompt of an owner once.
+
+    Returns:
+        Logits of each row's first token ``(b, v)``, the mask of its prompt ``(b, t)``, and its keys and values.
+    """
+    distinct, owners, which = _unique_prompts([(row.owner, row.prompt) for row in rows])
+    ids, mask = pad_left(distinct, base.pad_id, base.device)
+    cache = DynamicCache(config=base.model.config)
+    _follow(assign, owners)
+    logits = _forward(base, ids, mask, cache)[:, -1]
+    if len(distinct) != len(rows):
+        copies = torch.tensor(which, device=base.device)
+        cache.batch_select_indices(copies)
+        logits, mask = logits[copies], mask[copies]
+        _follow(assign, [row.owner for row in rows])
+    return logits, mask, cache
 
 
 class _Sampler:
@@ -343,7 +359,7 @@ def _per_row(value: Any, count: int) -> list[Any]:
     return list(value)
 
 
-def _completion(base: BaseModel, row: _Row, prompt_tokens: int) -> Completion:
+def _completion(base: BaseModel, row: _Row) -> Completion:
     ended = row.finish_reason == "stop"
     text = base.tokenizer.decode(row.token_ids[:-1] if ended else row.token_ids, skip_special_tokens=True)
-    return Completion(row.token_ids, text, row.finish_reason or "length", prompt_tokens)
+    return Completion(row.token_ids, text, row.finish_reason or "length", len(row.prompt))

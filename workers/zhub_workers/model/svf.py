@@ -69,6 +69,19 @@ def adapt_weight(weight: Tensor, q: Tensor, delta: Tensor, *, right: bool) -> Te
     return (wide + (wide @ change if right else change @ wide)).to(weight.dtype)
 
 
+def sigmoid_multipliers(parameters: Tensor, s: Tensor) -> Tensor:
+    """Return multipliers ``m * sum(s) / sum(s * m)`` with ``m = sigmoid(p)``: the nuclear norm of the matrix stays.
+
+    The parameterisation of the authors' code (utils.py, svd_reinforce_hydra.py), which the paper does not mention.
+    Equal parameters give multipliers of one.
+
+    Args:
+        parameters, s: ``(r,)`` of one matrix.
+    """
+    masked = torch.sigmoid(parameters)
+    return masked * (s.sum() / (s * masked).sum())
+
+
 def factored_change(x: Tensor, q: Tensor, delta_rows: Tensor) -> Tensor:
     """Return ``((x Q) * delta_b) Q^T``: what each row's own expert adds, without making any row's weight.
 

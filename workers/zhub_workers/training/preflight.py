@@ -1,4 +1,4 @@
-"""A look at the reward before any step is taken: can the answers of what training begins from teach anything?"""
+"""The check before the first step: do sampled answers get different rewards, so that training can learn from them?"""
 
 import math
 from collections.abc import Sequence
@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from zhub.errors import ConstantRewardError
 from zhub.graders import Grade
 from zhub.specs import ReinforcementHyperparameters
-from zhub_workers.compute.group import Member
-from zhub_workers.evaluation.grading import EncodedRow, Grading
-from zhub_workers.model.adapters import Values
+from zhub_workers.compute.requests import Generate
+from zhub_workers.evaluation.grading import EncodedRow
+from zhub_workers.training.job import TrainingJob
+from zhub_workers.training.state import TrainState
 
 MAX_ROUNDS = 5  # of fresh prompts, before a reward that has not varied yet is called constant
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """How the reward of ``answers`` sampled answers is spread.
+    """How the reward varies between ``answers`` sampled answers.
 
     ``informative`` is the share of prompts whose samples were not all rewarded alike: only those teach. ``unread`` is
     the share of answers that the grader could not read.
@@ -41,30 +42,23 @@ class Preflight:
 
 
 def preflight(
-    member: Member,
-    values: Values | None,
-    rows: Sequence[EncodedRow],
-    grading: Grading,
-    hyper: ReinforcementHyperparameters,
+    job: TrainingJob, hyper: ReinforcementHyperparameters, state: TrainState, rows: Sequence[EncodedRow]
 ) -> Preflight:
-    """Sample answers as training will, of what it begins from, grade them, and say how the reward is spread.
+    """Sample and grade answers of the model that training begins from, as a step would; report how the reward varies.
 
     Raises:
         ConstantRewardError: every answer to MAX_ROUNDS times ``preflight_prompts`` prompts has the same reward.
         RewardError: the grader cannot grade an answer.
     """
+    values = job.member.adapter.values(state.parameters) if state.parent else None
     size = max(hyper.group_size, 2)
     grades: list[Grade] = []
     for start in range(0, min(len(rows), MAX_ROUNDS * hyper.preflight_prompts), hyper.preflight_prompts):
         samples = [row for row in rows[start : start + hyper.preflight_prompts] for _ in range(size)]
-        completions = member.generate(
-            values,
-            [row.prompt for row in samples],
-            max_new_tokens=hyper.max_new_tokens,
-            temperature=hyper.temperature,
-            seeds=range(start * size, start * size + len(samples)),
-        )
-        grades += grading([completion.text for completion in completions], samples)
+        prompts = [row.prompt for row in samples]
+        seeds = range(start * size, start * size + len(samples))
+        completions = job.member.run(Generate(values, prompts, hyper.max_new_tokens, hyper.temperature, seeds))
+        grades += job.grading([completion.text for completion in completions], samples)
         if len({grade.reward for grade in grades}) > 1:
             break
     rewards = [grade.reward for grade in grades]

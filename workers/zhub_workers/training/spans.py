@@ -1,4 +1,4 @@
-"""Training steps in a trace: a span for each few of them, because a job may have thousands."""
+"""Training steps in a trace: one span for every ``STEPS_A_SPAN`` steps, because a job may take thousands."""
 
 import time
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from zhub.process import tracing
-from zhub_workers.training.train import OnEvent
+from zhub_workers.training.job import OnEvent
 
 STEPS_A_SPAN = 10
 
 
 @contextmanager
 def traced_steps(on_event: OnEvent) -> Iterator[OnEvent]:
-    """``on_event``, with a span for each ``STEPS_A_SPAN`` steps whose metrics it is told."""
+    """Wrap ``on_event``, which gets the metrics of every step, so that it also records the spans."""
     steps: list[int] = []
     began = time.monotonic()
 

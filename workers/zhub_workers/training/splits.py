@@ -50,7 +50,7 @@ def split_dataset(training_path: Path, validation_path: Path | None) -> dict[Spl
 
 
 def sample(rows: list[Row], count: int) -> list[Row]:
-    """The first by hash: a random sample, and the same one in every job on these rows."""
+    """The ``count`` first rows by hash: a random sample, and the same in every job on these rows."""
     return sorted(rows, key=lambda row: (prompt_position(row.prompt), row.line))[:count]
 
 

@@ -1,4 +1,4 @@
-"""Where training stands after a step, in memory and in a file: what it needs to go on as if it had never stopped."""
+"""The state of training after a step, in memory and in a file: all that is needed to resume without a difference."""
 
 import json
 from dataclasses import dataclass
@@ -45,6 +45,13 @@ class TrainState:
     scores_since_best: int
     trained_tokens: int
     parent: str = ""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the best is the base: no step beat it, and neither did the expert that training began from."""
+        if self.best_step > 0:
+            return False
+        return not self.parent or all(bool((z == 1).all()) for z in self.best.values())
 
 
 TENSORS = ("parameters", "current", "first_moments", "second_moments", "kept", "best")

@@ -9,15 +9,18 @@ and only the best of it is used.
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from zhub.datasets.splits import Split
 from zhub.errors import TrainingError
+from zhub_workers.evaluation.grading import EncodedRow
 from zhub_workers.model.routing import Centroid, distances
+from zhub_workers.training.job import TrainingJob
+from zhub_workers.training.state import TrainState
 
 SHORTLIST = 3  # each costs one score of the validation rows
 DOUBLE = 0.9  # z-cosine from which two experts are one for this purpose, such as two of one dataset
@@ -42,34 +45,26 @@ class Beginning:
 
 
 def choose(
-    starts: Sequence[Start],
-    *,
-    nearest: bool,
-    names: Collection[str],
-    embeddings: Callable[[], Tensor],
-    score: Callable[[Mapping[str, Tensor]], list[float]],
-    base_rewards: Sequence[float],
-    on_event: Callable[[str, str, dict[str, Any] | None], None],
+    job: TrainingJob, starts: Sequence[Start], base: TrainState, rows: Mapping[Split, Sequence[EncodedRow]]
 ) -> Beginning | None:
-    """What to begin from: the only start, or of the ``nearest`` the best, if it beats the base; None for the base.
+    """Choose what to begin from: the only start, or with ``warm_start`` the best of the nearest, if it beats the base.
 
-    Args:
-        names: the matrices that training moves; a start must not change others.
-        embeddings: makes those of the training prompts, ``(n, d)``.
-        score: the rewards of a z on the validation rows, as ``base_rewards`` are those of the base.
+    None means the base. ``base`` is the state of the base, whose parameters and rewards are compared with.
 
     Raises:
-        TrainingError: the only start changes other matrices.
+        TrainingError: the only start changes matrices that training does not move.
     """
+    nearest = job.hyper.warm_start == "nearest"
 
     def measured(start: Start) -> Beginning:
-        found = Beginning(start, score(start.z))
-        on_event("info", f"{start.name} scores {statistics.fmean(found.rewards):.3f} on these validation rows.", None)
-        return found
+        rewards = job.score(job.member.adapter.imported(start.z), rows["validation"])
+        message = f"{start.name} scores {statistics.fmean(rewards):.3f} on these validation rows."
+        job.on_event("info", message, None)
+        return Beginning(start, rewards)
 
     if not starts and not nearest:
         return None
-    fitting = [start for start in starts if start.z.keys() <= set(names)]
+    fitting = [start for start in starts if start.z.keys() <= base.parameters.keys()]
     if not nearest:
         if not fitting:
             raise TrainingError(
@@ -77,13 +72,13 @@ def choose(
                 "Use targets 'all' and no layers."
             )
         return measured(fitting[0])
-    near = [measured(start) for start in shortlist(embeddings(), fitting)]
-    best = max(near, key=lambda found: statistics.fmean(found.rewards), default=None)
-    if best is None or statistics.fmean(best.rewards) <= statistics.fmean(base_rewards):
+    near = [measured(start) for start in shortlist(job.embeddings(rows["train"]), fitting)]
+    best = max(near, key=lambda beginning: statistics.fmean(beginning.rewards), default=None)
+    if best is None or statistics.fmean(best.rewards) <= statistics.fmean(base.base_rewards):
         why = "no expert of the project has prompts like these" if best is None else "none beats it"
-        on_event("info", f"Warm start: training begins from the base, because {why}.", None)
+        job.on_event("info", f"Warm start: training begins from the base, because {why}.", None)
         return None
-    on_event("info", f"Warm start: training begins from {best.start.name}.", None)
+    job.on_event("info", f"Warm start: training begins from {best.start.name}.", None)
     return best
 
 
@@ -96,15 +91,15 @@ def shortlist(embeddings: Tensor, starts: Sequence[Start]) -> list[Start]:
         embeddings: of the new dataset's prompts, ``(n, d)``.
     """
     reach = [float(distances(embeddings, start.centroid).median()) / start.centroid.threshold for start in starts]
-    found: list[Start] = []
+    listed: list[Start] = []
     for near, start in sorted(zip(reach, starts, strict=True), key=lambda pair: pair[0]):
-        if near <= 1 and len(found) < SHORTLIST and all(z_cosine(start.z, other.z) < DOUBLE for other in found):
-            found.append(start)
-    return found
+        if near <= 1 and len(listed) < SHORTLIST and all(z_cosine(start.z, other.z) < DOUBLE for other in listed):
+            listed.append(start)
+    return listed
 
 
 def z_cosine(z: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """Cosine of two experts' ``z - 1``; a matrix that only one of them has is unchanged by the other."""
     dot = sum(float(((z[name] - 1) * (other[name] - 1)).sum()) for name in z.keys() & other.keys())
-    norms = [math.sqrt(sum(float((one - 1).square().sum()) for one in of.values())) for of in (z, other)]
+    norms = [math.sqrt(sum(float((values - 1).square().sum()) for values in of.values())) for of in (z, other)]
     return dot / max(norms[0] * norms[1], torch.finfo(torch.float32).tiny)

@@ -1,15 +1,15 @@
-"""The classes that Ray makes actors of: shells around a Worker.
+"""The classes of the Ray actors: each only forwards to a ``Worker``.
 
 Each imports its runner when it is made, inside its own process: the agent, which also imports this module, must not
 pay for torch, and neither must the worker that validates datasets.
 """
 
-import importlib
 import os
 
 from zhub.process.logs import LogFormat, configure_logging
 from zhub.process.tracing import start_tracing
-from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt, Worker
+from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
+from zhub_workers.attempts.worker import Worker
 from zhub_workers.cluster.flavour import Flavour
 
 
@@ -19,7 +19,10 @@ class LightActor:
     def __init__(self, _device: str | None, log_format: LogFormat, _flavour: Flavour) -> None:
         configure_logging(log_format)
         start_tracing("zhub-worker")
-        self._worker = Worker(importlib.import_module("zhub_workers.worker.light_runner").run, exit_process=os._exit)
+        # Here, because the agent imports this module, and needs no runner.
+        from zhub_workers.worker import light_runner
+
+        self._worker = Worker(light_runner.run, exit_process=os._exit)
 
     def start(self, attempt: Attempt, lease_s: float) -> None:
         self._worker.start(attempt, lease_s)
@@ -43,5 +46,7 @@ class TorchActor(LightActor):
     def __init__(self, device: str | None, log_format: LogFormat, flavour: Flavour) -> None:
         configure_logging(log_format)
         start_tracing("zhub-worker")
-        run = importlib.import_module("zhub_workers.worker.torch_runner").TorchRunner(device, flavour)
-        self._worker = Worker(run, exit_process=os._exit)
+        # Here, because it imports torch, which this module must not.
+        from zhub_workers.worker.torch_runner import TorchRunner
+
+        self._worker = Worker(TorchRunner(device, flavour), exit_process=os._exit)

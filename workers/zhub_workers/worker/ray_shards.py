@@ -1,8 +1,8 @@
-"""The shards of one job as Ray actors, each with a place like that of the worker whose job it is.
+"""The shards of one job as Ray actors, each with the same resources as the worker that runs the job.
 
-Their places are reserved together, in a placement group, before the job begins; where a worker reserves nothing, there
-is nothing to reserve for them. They and their group belong to the worker: Ray ends them when it ends, however that is.
-One that is not up yet, that died, or that stands still is left out until it, or another in its place, is up.
+Their slots are reserved together, in a placement group, before the job begins; where a worker reserves nothing, neither
+do they. They and their group belong to the worker: Ray ends them when it ends, however that is. A shard that is not up
+yet, that died, or that makes no progress gets no rows until it, or its replacement, is up.
 """
 
 import logging
@@ -27,6 +27,7 @@ from zhub.storage.object_store import open_store
 from zhub_workers.attempts.attempt import AttemptKey
 from zhub_workers.cluster import ray_cluster
 from zhub_workers.cluster.flavour import Flavour
+from zhub_workers.compute.requests import Request
 from zhub_workers.compute.sharded import Ask, Shard, ShardLostError
 from zhub_workers.model.adapters import make_adapter
 from zhub_workers.model.model_cache import ModelCache
@@ -55,9 +56,9 @@ class ShardActor:
         model = models.get(spec.base, spec.basis, open_store(store_url), cache_dir)
         self._shard = Shard(make_adapter(model, hyper), token_limit=hyper.micro_batch_tokens)
 
-    def ask(self, method: str, arguments: dict[str, Any]) -> Any:
+    def ask(self, request: Request[Any]) -> Any:
         try:
-            return self._shard.ask(method, **arguments)
+            return self._shard.ask(request)
         except Exception as exc:
             return Failed(exc)
 
@@ -68,7 +69,7 @@ class ShardActor:
 class RayShards:
     """``count`` shards of an attempt, for as long as the context lasts. See ``Shards``.
 
-    Entering waits for their places, calls ``check`` meanwhile, which may raise, and raises UnavailableError where there
+    Entering waits for their slots, calls ``check`` meanwhile, which may raise, and raises UnavailableError where there
     is no room for all of them.
     """
 
@@ -92,7 +93,7 @@ class RayShards:
         self._check = check
         self._group: PlacementGroup | None = None
         self._on_change = on_change
-        self._actors: dict[int, Any] = {}  # by place, those that are up
+        self._actors: dict[int, Any] = {}  # by slot, those that are up
         self._starting: dict[int, tuple[Any, Any]] = {}  # with the answer that says that they are
         self._failures = [0] * count
         self._lock = threading.Lock()
@@ -117,12 +118,12 @@ class RayShards:
 
     def ready(self) -> Sequence[Ask]:
         with self._lock:
-            for place, (actor, answer) in list(self._starting.items()):
+            for slot, (actor, answer) in list(self._starting.items()):
                 if ray.wait([answer], timeout=0)[0]:
-                    del self._starting[place]
-                    self._settle(place, actor, answer)
+                    del self._starting[slot]
+                    self._settle(slot, actor, answer)
             self._fill()
-            return [self._ask(place, self._actors[place]) for place in sorted(self._actors)]
+            return [self._ask(slot, self._actors[slot]) for slot in sorted(self._actors)]
 
     def pulse(self) -> int:
         return self._beats
@@ -150,9 +151,9 @@ class RayShards:
         return group
 
     def _fill(self) -> None:
-        for place in range(self._count):
-            absent = place not in self._actors and place not in self._starting
-            if absent and self._failures[place] < MAX_FAILURES:
+        for slot in range(self._count):
+            absent = slot not in self._actors and slot not in self._starting
+            if absent and self._failures[slot] < MAX_FAILURES:
                 actor: Any = (
                     ray.remote(ShardActor)
                     .options(
@@ -161,36 +162,36 @@ class RayShards:
                         max_restarts=0,
                         max_task_retries=0,
                         max_concurrency=2,  # a pulse while it computes
-                        scheduling_strategy=self._strategy(place),
+                        scheduling_strategy=self._strategy(slot),
                         **self._flavour.options,
                     )
                     .remote(*self._made_of)
                 )
-                self._starting[place] = (actor, actor.pulse.remote())
+                self._starting[slot] = (actor, actor.pulse.remote())
 
-    def _strategy(self, place: int) -> str | PlacementGroupSchedulingStrategy:
-        return "SPREAD" if self._group is None else PlacementGroupSchedulingStrategy(self._group, place)
+    def _strategy(self, slot: int) -> str | PlacementGroupSchedulingStrategy:
+        return "SPREAD" if self._group is None else PlacementGroupSchedulingStrategy(self._group, slot)
 
-    def _settle(self, place: int, actor: Any, answer: Any) -> None:
+    def _settle(self, slot: int, actor: Any, answer: Any) -> None:
         try:
             ray.get(answer)
         except RayActorError as exc:
-            extra = {"action": "shard_start_failed", "shard": place + 1}
-            log.error("shard %d did not start: %s", place + 1, exc, extra=extra)
-            self._fail(place, "did not start")
+            extra = {"action": "shard_start_failed", "shard": slot + 1}
+            log.error("shard %d did not start: %s", slot + 1, exc, extra=extra)
+            self._fail(slot, "did not start")
             return
-        self._actors[place] = actor
+        self._actors[slot] = actor
         self._on_change(f"{len(self._actors) + 1} of {self._count + 1} processes share the rows.")
 
-    def _ask(self, place: int, actor: Any) -> Ask:
-        def ask(method: str, **arguments: Any) -> Future[Any]:
-            return self._threads.submit(self._answer, place, actor, method, arguments)
+    def _ask(self, slot: int, actor: Any) -> Ask:
+        def ask(request: Request[Any]) -> Future[Any]:
+            return self._threads.submit(self._answer, slot, actor, request)
 
         return ask
 
-    def _answer(self, place: int, actor: Any, method: str, arguments: dict[str, Any]) -> Any:
+    def _answer(self, slot: int, actor: Any, request: Request[Any]) -> Any:
         try:
-            answer = actor.ask.remote(method, arguments)
+            answer = actor.ask.remote(request)
             beats, moved_at = -1, time.monotonic()
             while not ray.wait([answer], timeout=LOOK_S)[0]:
                 pulse: int = ray.get(actor.pulse.remote(), timeout=SILENT_S)
@@ -199,23 +200,23 @@ class RayShards:
                     self._beats += 1
                 elif time.monotonic() - moved_at > SILENT_S:
                     raise GetTimeoutError
-            found = ray.get(answer)
+            outcome = ray.get(answer)
         except (RayActorError, GetTimeoutError) as exc:
-            self._lose(place, actor)
+            self._lose(slot, actor)
             raise ShardLostError from exc
-        self._failures[place] = 0
-        if isinstance(found, Failed):
-            raise found.error
-        return found
+        self._failures[slot] = 0
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        return outcome
 
-    def _lose(self, place: int, actor: Any) -> None:
+    def _lose(self, slot: int, actor: Any) -> None:
         with self._lock:
-            if place in self._actors and self._actors[place] is actor:
-                del self._actors[place]
+            if slot in self._actors and self._actors[slot] is actor:
+                del self._actors[slot]
                 ray.kill(actor, no_restart=True)
-                self._fail(place, "was lost, and the others compute its rows")
+                self._fail(slot, "was lost, and the others compute its rows")
 
-    def _fail(self, place: int, what: str) -> None:
-        self._failures[place] += 1
-        given_up = ": given up" if self._failures[place] == MAX_FAILURES else ""
-        self._on_change(f"Process {place + 2} of {self._count + 1} {what}{given_up}.")
+    def _fail(self, slot: int, what: str) -> None:
+        self._failures[slot] += 1
+        given_up = ": given up" if self._failures[slot] == MAX_FAILURES else ""
+        self._on_change(f"Process {slot + 2} of {self._count + 1} {what}{given_up}.")

@@ -3,65 +3,63 @@
 The base that was used last stays loaded, so that the next attempt on it begins at once.
 """
 
-import hashlib
-import json
 import os
 import platform
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
 import zhub
 from zhub.graders import Grader, GradingTools, ScoreModelGrader, needs_sandbox
-from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, canonical_json, file_entry
+from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, file_entry
 from zhub.process import tracing
 from zhub.sandbox import Sandbox
 from zhub.specs import DecomposeSpec, EvaluateSpec, Hyperparameters, JobSpec, StartingPoint, StoredFile, TrainSpec
-from zhub.storage.keys import basis_prefix, checkpoint_prefix
+from zhub.storage.keys import basis_prefix
 from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptStoppedError
 from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.compute.group import ComputeGroup, Member, Stopped
+from zhub_workers.compute.requests import Generate
 from zhub_workers.compute.sharded import ShardedMember
 from zhub_workers.evaluation.evaluate import ROWS_FILE, run_evaluation
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import LoraAdapter, SvfAdapter, make_adapter
-from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_lora, write_routing, write_z
+from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_routing
 from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
 from zhub_workers.model.model_cache import ModelCache, base_directory
 from zhub_workers.training.spans import traced_steps
-from zhub_workers.training.state import TrainState, read_state, write_state
 from zhub_workers.training.train import TrainResult, train
 from zhub_workers.training.warm_start import Start
+from zhub_workers.worker.checkpoints import Checkpoints, write_adapter
 from zhub_workers.worker.ray_shards import RayShards
 
-STATE_FILE = "state.safetensors"
-MAX_LANES = 4
+MAX_COMPUTE_STREAMS = 4
 
 
 class TorchRunner:
     """Runs attempts on one device, those of one pack at the same time; holds the last base model that they used.
 
-    A pack is divided between lanes: groups that compute side by side on twins of the model. A GPU is filled by one.
+    A pack is divided between compute streams: groups that compute side by side, each on its own view of the same
+    weights. One stream fills a GPU.
     """
 
     def __init__(self, device: str | None, flavour: Flavour) -> None:
         self._flavour = flavour
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._models = ModelCache(self.device, capacity=1)
-        self._lanes = [ComputeGroup() for _ in range(lane_count(self.device))]
-        self._attempts = [0] * len(self._lanes)
+        self._streams = [ComputeGroup() for _ in range(compute_stream_count(self.device))]
+        self._attempts = [0] * len(self._streams)
         self._lock = threading.Lock()
 
     def __call__(self, attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
@@ -117,47 +115,21 @@ class TorchRunner:
         }
 
     def _train(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> dict[str, Any]:
-        with self._lane() as lane:
-            return self._train_in(lane, spec, attempt, context, store)
-
-    def _train_in(
-        self, lane: int, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
-    ) -> dict[str, Any]:
         context.note("info", f"Attempt {attempt.key.fence} on {self._hardware()}, zhub {zhub.__version__}.")
-        began = time.monotonic()
-        model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir, lane=lane)
-        context.note("info", f"Base {spec.base.name} and its basis are loaded, {time.monotonic() - began:.1f} s.")
-        training = _dataset(spec.training_file, store, attempt.cache_dir)
-        validation = _dataset(spec.validation_file, store, attempt.cache_dir) if spec.validation_file else None
-        for file in filter(None, (spec.training_file, spec.validation_file)):
-            context.note("info", f"{file.name} is here, {file.size_bytes:,} bytes.")
-        checkpoints = Checkpoints(spec, attempt, context, store)
-        resumed = checkpoints.newest(attempt.checkpoint) if attempt.checkpoint else None
-        starts = [] if resumed else [_start(start, model, store, attempt.cache_dir) for start in spec.starts]
-        adapter = make_adapter(model, spec.hyperparameters)
-        token_limit = spec.hyperparameters.micro_batch_tokens
-        with (
-            self._lanes[lane].join(adapter, context.should_stop, token_limit=token_limit) as local,
-            self._sharded(local, spec, attempt, context) as member,
-            _grading(spec.grader, member, spec.base.name, context) as grading,
-            traced_steps(context.emit) as on_event,
-        ):
-            result = train(
-                spec,
-                member=member,
-                grading=grading,
-                training_path=training,
-                validation_path=validation,
-                on_event=on_event,
-                on_checkpoint=checkpoints.write,
-                starts=starts,
-                resumed=resumed,
-            )
-        if result.stopped:
-            raise AttemptStoppedError
-        for found in filter(None, (result.validation, result.test)):
-            means = f"expert {found.expert.mean:.3f}, base {found.base.mean:.3f}"
-            context.note("info", f"On {found.base.n} {found.split} rows: {means}, p = {found.p_value:.3g}.")
+        with self._stream() as stream:
+            result = self._train_in(stream, spec, attempt, context, store)
+            if result.stopped:
+                raise AttemptStoppedError
+            return self._store_version(result, spec, attempt, context, store)
+
+    def _store_version(
+        self, result: TrainResult, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
+    ) -> dict[str, Any]:
+        """Store what training has made, and return what the job's row needs."""
+        for evaluation in filter(None, (result.validation, result.test)):
+            means = f"expert {evaluation.expert.mean:.3f}, base {evaluation.base.mean:.3f}"
+            message = f"On {evaluation.base.n} {evaluation.split} rows: {means}, p = {evaluation.p_value:.3g}."
+            context.note("info", message)
         with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory:
             manifest = _write_version(Path(directory), spec, attempt, result, self._hardware())
             # The manifest last: a prefix that has one is whole.
@@ -169,23 +141,57 @@ class TorchRunner:
             "trained_tokens": result.trained_tokens,
         }
 
+    def _train_in(
+        self, stream: int, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
+    ) -> TrainResult:
+        """Fetch what the job needs, and train in this compute stream."""
+        began = time.monotonic()
+        model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir, stream=stream)
+        context.note("info", f"Base {spec.base.name} and its basis are loaded, {time.monotonic() - began:.1f} s.")
+        training = _dataset(spec.training_file, store, attempt.cache_dir)
+        validation = _dataset(spec.validation_file, store, attempt.cache_dir) if spec.validation_file else None
+        for file in filter(None, (spec.training_file, spec.validation_file)):
+            context.note("info", f"{file.name} is here, {file.size_bytes:,} bytes.")
+        checkpoints = Checkpoints(spec, attempt, context, store)
+        resumed = checkpoints.newest(attempt.checkpoint) if attempt.checkpoint else None
+        starts = [] if resumed else [_start(start, model, store, attempt.cache_dir) for start in spec.starts]
+        adapter = make_adapter(model, spec.hyperparameters)
+        token_limit = spec.hyperparameters.micro_batch_tokens
+        with (
+            self._streams[stream].join(adapter, context.should_stop, token_limit=token_limit) as local,
+            self._sharded(local, spec, attempt, context) as member,
+            _grading(spec.grader, member, spec.base.name, context) as grading,
+            traced_steps(context.emit) as on_event,
+        ):
+            return train(
+                spec,
+                member=member,
+                grading=grading,
+                training_path=training,
+                validation_path=validation,
+                on_event=on_event,
+                on_checkpoint=checkpoints.write,
+                starts=starts,
+                resumed=resumed,
+            )
+
     @contextmanager
-    def _lane(self) -> Iterator[int]:
-        """The lane with the fewest attempts, with one more for as long as the context lasts."""
+    def _stream(self) -> Iterator[int]:
+        """The compute stream with the fewest attempts, counted with one more for as long as the context lasts."""
         with self._lock:
-            lane = min(range(len(self._lanes)), key=self._attempts.__getitem__)
-            self._attempts[lane] += 1
+            stream = min(range(len(self._streams)), key=self._attempts.__getitem__)
+            self._attempts[stream] += 1
         try:
-            yield lane
+            yield stream
         finally:
             with self._lock:
-                self._attempts[lane] -= 1
+                self._attempts[stream] -= 1
 
     @contextmanager
     def _sharded(self, local: Member, spec: TrainSpec, attempt: Attempt, context: AttemptContext) -> Iterator[Member]:
         """The member with as many shards as the job asks for beside it, itself where it asks for none.
 
-        Where shards need places there are no more of them than the job was given.
+        Where Ray reserves resources for shards, there are no more of them than the job was given workers.
         """
         asked = spec.hyperparameters.data_parallel
         processes = min(asked, attempt.workers) if self._flavour.bundle else asked
@@ -226,7 +232,7 @@ class TorchRunner:
             values = adapter.imported(read(path, sha256=spec.z.sha256, basis=model.basis))
         with (
             tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory,
-            self._lanes[0].join(adapter, context.should_stop) as member,
+            self._streams[0].join(adapter, context.should_stop) as member,
             _grading(spec.grader, member, spec.base.name, context) as grading,
         ):
             try:
@@ -244,84 +250,11 @@ class TorchRunner:
         return f"cpu {platform.machine()}"
 
 
-def lane_count(device: torch.device) -> int:
-    """On a CPU, as many lanes as there are cores for each thread of a product; small ones gain little by a second."""
+def compute_stream_count(device: torch.device) -> int:
+    """One on a GPU; on a CPU as many as the cores allow: small matrix products gain little by a second core."""
     if device.type != "cpu":
         return 1
-    return max(1, min(MAX_LANES, (os.cpu_count() or 1) // torch.get_num_threads()))
-
-
-class Checkpoints:
-    """The checkpoints of one job in the object store: each a prefix of its own, whole once it has a manifest."""
-
-    def __init__(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> None:
-        self._spec = spec
-        self._attempt = attempt
-        self._context = context
-        self._store = store
-        self._spec_digest = hashlib.sha256(canonical_json(attempt.spec)).hexdigest()
-
-    def newest(self, kept: Mapping[str, Any]) -> TrainState:
-        """Fetch the state that a row names.
-
-        Raises:
-            ArtifactError: what lies there is not a state of this job.
-        """
-        with tempfile.TemporaryDirectory(dir=self._attempt.cache_dir) as directory:
-            manifest = fetch(
-                self._store,
-                f"{kept['key_prefix']}/{MANIFEST_FILE}",
-                Path(directory) / MANIFEST_FILE,
-                sha256=kept["digest"],
-            )
-            files = {file["name"]: file["sha256"] for file in json.loads(manifest.read_bytes())["files"]}
-            path = fetch(
-                self._store,
-                f"{kept['key_prefix']}/{STATE_FILE}",
-                Path(directory) / STATE_FILE,
-                sha256=files[STATE_FILE],
-            )
-            return read_state(path, spec_digest=self._spec_digest)
-
-    def write(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Store a state and the expert as it is now, and report them; the manifest last."""
-        spec, attempt = self._spec, self._attempt
-        prefix = checkpoint_prefix(attempt.org_id, attempt.key.job_id, state.step, attempt.key.fence)
-        with (
-            tracing.span("checkpoint", step=state.step),
-            tempfile.TemporaryDirectory(dir=attempt.cache_dir) as name,
-        ):
-            directory = Path(name)
-            _write_adapter(directory / Z_FILE, spec, state.current)
-            write_state(directory / STATE_FILE, state, spec_digest=self._spec_digest)
-            files = [file_entry(directory / Z_FILE), file_entry(directory / STATE_FILE)]
-            manifest = canonical_json(
-                {
-                    "schema_version": 1,
-                    "step": state.step,
-                    "job_id": str(attempt.key.job_id),
-                    "base_model": spec.base.name,
-                    "basis_fingerprint": spec.basis.basis_fingerprint,
-                    "spec_digest": self._spec_digest,
-                    "files": [file.model_dump(mode="json") for file in files],
-                }
-            )
-            (directory / MANIFEST_FILE).write_bytes(manifest)
-            for file in (Z_FILE, STATE_FILE, MANIFEST_FILE):
-                put_path(self._store, f"{prefix}/{file}", directory / file)
-        self._context.emit(
-            "info",
-            f"Checkpoint at step {state.step}.",
-            {
-                "type": "checkpoint",
-                "step": state.step,
-                "key_prefix": prefix,
-                "digest": hashlib.sha256(manifest).hexdigest(),
-                "size_bytes": len(manifest) + sum(file.size_bytes for file in files),
-                "z": files[0].model_dump(mode="json"),
-                "metrics": dict(metrics),
-            },
-        )
+    return max(1, min(MAX_COMPUTE_STREAMS, (os.cpu_count() or 1) // torch.get_num_threads()))
 
 
 @contextmanager
@@ -334,7 +267,7 @@ def _grading(grader: Grader | None, member: Member, base_name: str, context: Att
 
     def judge(grader: ScoreModelGrader, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
         prompts = [render_prompt(member.base, messages) for messages in conversations]
-        answers = member.generate(None, prompts, max_new_tokens=grader.sampling_params.max_completions_tokens)
+        answers = member.run(Generate(None, prompts, grader.sampling_params.max_completions_tokens))
         return [answer.text for answer in answers]
 
     if grader is None:
@@ -344,23 +277,8 @@ def _grading(grader: Grader | None, member: Member, base_name: str, context: Att
         yield Grading(grader, GradingTools(sandbox=sandbox, judge=judge, note=context.note))
 
 
-def _write_adapter(path: Path, spec: TrainSpec, exported: Mapping[str, Tensor]) -> None:
-    fingerprint, hyper = spec.basis.basis_fingerprint, spec.hyperparameters
-    if hyper.adapter == "svf":
-        write_z(path, exported, basis_fingerprint=fingerprint, base_model=spec.base.name)
-    else:
-        write_lora(
-            path,
-            exported,
-            basis_fingerprint=fingerprint,
-            base_model=spec.base.name,
-            rank=hyper.lora_rank,
-            alpha=hyper.lora_alpha,
-        )
-
-
 def _write_version(directory: Path, spec: TrainSpec, attempt: Attempt, result: TrainResult, hardware: str) -> Manifest:
-    _write_adapter(directory / Z_FILE, spec, result.artifact)
+    write_adapter(directory / Z_FILE, spec, result.artifact)
     assert result.centroid is not None  # only training that was stopped has none
     write_routing(directory / ROUTING_FILE, result.centroid, basis_fingerprint=spec.basis.basis_fingerprint)
     manifest = Manifest(
