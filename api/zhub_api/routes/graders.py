@@ -13,12 +13,14 @@ from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from zhub.database.sessions import tenant_session
 from zhub.errors import NotFoundError, RewardError, RewardNotANumberError, RewardTimeoutError, UnavailableError
 from zhub.generation import Text
 from zhub.graders import (
     CodeTestsGrader,
     Grade,
     Grader,
+    GraderJson,
     GradingTools,
     MultiGrader,
     PythonGrader,
@@ -27,12 +29,13 @@ from zhub.graders import (
     grade_all,
     judge_models,
     needs_sandbox,
-    parse_grader,
 )
 from zhub.graders.grading import combine
+from zhub.graders.requests import read_grader
 from zhub.sandbox import Sandbox
-from zhub_api.context import CallerDep, ContextDep
-from zhub_api.routes.chat import ChatRequest, Message, _generate, _resolve
+from zhub.tenancy.keys import Caller
+from zhub_api import serving_client
+from zhub_api.context import CallerDep, Context, ContextDep
 
 MAX_SAMPLE_CHARACTERS = 100_000
 # The dialect's flags. Each is in every answer, set or not.
@@ -84,30 +87,30 @@ router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", lifespan=_own_sandbox
 
 class ValidateRequest(Schema):
     model_config = ConfigDict(extra="forbid")
-    grader: dict[str, Any]
+    grader: GraderJson
 
 
 class RunRequest(Schema):
     """A grader, an answer to grade, and the row's columns."""
 
     model_config = ConfigDict(extra="forbid")
-    grader: dict[str, Any]
+    grader: GraderJson
     model_sample: Annotated[str, Field(max_length=MAX_SAMPLE_CHARACTERS)]
     item: dict[str, Any] = {}
 
 
 @router.post("/validate")
-def validate_grader(caller: CallerDep, request: ValidateRequest) -> dict[str, Any]:
+def validate_grader(caller: CallerDep, context: ContextDep, request: ValidateRequest) -> dict[str, Any]:
     """Check all of a grader that can be checked without a dataset; return it with its defaults filled in."""
     caller.require("jobs:write")
-    return {"grader": parse_grader(request.grader, param="grader").model_dump(mode="json")}
+    return {"grader": _read(context, caller, request.grader).model_dump(mode="json")}
 
 
 @router.post("/run")
 def run_grader(caller: CallerDep, context: ContextDep, http_request: Request, request: RunRequest) -> dict[str, Any]:
     """Grade one answer. A grader that fails is answered with a flag and its message, and a reward of 0."""
     caller.require("jobs:write")
-    grader = parse_grader(request.grader, param="grader")
+    grader = _read(context, caller, request.grader)
     if judge_models(grader):
         caller.require("chat")
     serving: httpx.AsyncClient = http_request.app.state.serving
@@ -117,21 +120,20 @@ def run_grader(caller: CallerDep, context: ContextDep, http_request: Request, re
 
     def ask(judging: ScoreModelGrader, conversation: list[dict[str, str]]) -> str:
         sampling = judging.sampling_params
-        asked = _resolve(
+        asked = serving_client.resolve(
             context,
             caller,
-            ChatRequest(
-                model=judging.model,
-                messages=[Message.model_validate(message) for message in conversation],
-                max_completion_tokens=sampling.max_completions_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=sampling.seed,
-            ),
+            judging.model,
+            conversation,
+            max_new_tokens=sampling.max_completions_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
         )
 
         async def text() -> str:
-            return "".join([line.text async for line in _generate(serving, asked) if isinstance(line, Text)])
+            lines = serving_client.generate(serving, asked)
+            return "".join([line.text async for line in lines if isinstance(line, Text)])
 
         # A `def` route runs in one of anyio's threads, the client in the event loop.
         return from_thread.run(text)
@@ -162,6 +164,11 @@ def run_grader(caller: CallerDep, context: ContextDep, http_request: Request, re
         },
         "model_grader_token_usage_per_model": {},
     }
+
+
+def _read(context: Context, caller: Caller, given: Any) -> Grader:
+    with tenant_session(context.engine, caller.org_id) as session:
+        return read_grader(session, given, param="grader")
 
 
 def _try(grader: Grader, sample: Sample, tools: GradingTools, flags: dict[str, Any]) -> Grade:

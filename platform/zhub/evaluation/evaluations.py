@@ -13,17 +13,19 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.admission import admit
 from zhub.datasets import files
-from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
+from zhub.datasets.validated import distinct_rows, require_validated
+from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.evaluation.statistics import accuracy, paired_bootstrap, paired_p_value
-from zhub.graders import Grader, check_templates
-from zhub.ids import parse_id, public_id
+from zhub.graders import GraderJson
+from zhub.graders.requests import read_grader
+from zhub.ids import public_id
 from zhub.manifest import Z_FILE, Manifest, canonical_json
 from zhub.models import BaseModel, DatasetVersion, Evaluation, Job
 from zhub.queue import job_events, jobs
@@ -45,7 +47,7 @@ class EvaluationRequest(Schema):
     model_config = ConfigDict(extra="forbid")
     model: str
     file: str
-    grader: dict[str, Any]
+    grader: GraderJson
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
     k: Annotated[int, Field(strict=True, ge=1, le=50)] = 1
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
@@ -117,18 +119,24 @@ def create(session: Session, caller: Caller, request: EvaluationRequest) -> list
     return measure(session, caller, request)
 
 
-def check_suite(session: Session, caller: Caller, file_id: str, grader: dict[str, Any]) -> None:
-    """Raise what ``create`` would for a file and a grader: InvalidRequestError, NotFoundError or NotReadyError."""
-    _grader(grader, _file(session, caller, file_id))
+def check_suite(session: Session, caller: Caller, file_id: str, grader: Any, *, base: str, param: str) -> None:
+    """Refuse a file and a grader that could not be measured on this base; the fields lie within ``param``.
+
+    Raises:
+        InvalidRequestError, NotFoundError, NotReadyError: what ``create`` would raise.
+    """
+    file = _file(session, caller, file_id, f"{param}.file")
+    read_grader(session, grader, param=f"{param}.grader", bases=[base], files=[file])
 
 
 def measure(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
     """What ``create`` does, however long the queue is, and whether or not the cluster has an agent."""
-    file = _file(session, caller, request.file)
-    grader = _grader(request.grader, file)
+    file = _file(session, caller, request.file, "file")
     named = [_subject(session, caller, request.model, "model")]
     named.append(_Subject(named[0].base, None))
     named += [_subject(session, caller, name, f"compare_with.{i}") for i, name in enumerate(request.compare_with)]
+    bases = [subject.base.name for subject in named]
+    grader = read_grader(session, request.grader, param="grader", bases=bases, files=[file])
     sampled = request.k > 1
     settings = {
         "grader": grader.model_dump(mode="json"),
@@ -326,38 +334,16 @@ def _subject(session: Session, caller: Caller, name: str, param: str) -> _Subjec
     return _Subject(resolved.base, record)
 
 
-def _file(session: Session, caller: Caller, file_id: str) -> DatasetVersion:
-    version = files.get(session, caller.project_id, parse_id("file", file_id))
-    if version.status == "uploaded":
-        raise NotReadyError(f"file: '{file_id}' is still being validated. Wait until its status is 'processed'.")
-    if version.status == "error":
-        raise InvalidRequestError(
-            f"file: '{version.filename}' did not pass validation.\n{version.status_details}", param="file"
-        )
+def _file(session: Session, caller: Caller, file_id: str, param: str) -> DatasetVersion:
+    version = require_validated(session, caller.project_id, file_id, param=param)
     if (rows := distinct_rows(version)) > MAX_ROWS:
         raise InvalidRequestError(
-            f"file: '{version.filename}' has {rows:,} different rows; an evaluation takes at most {MAX_ROWS:,}. "
+            f"{param}: '{version.filename}' has {rows:,} different rows; an evaluation takes at most {MAX_ROWS:,}. "
             "Upload a sample of them.",
-            param="file",
+            param=param,
             code="dataset_too_large",
         )
     return version
-
-
-def distinct_rows(version: DatasetVersion) -> int:
-    assert version.validation is not None
-    return int(version.validation["rows"] - version.validation["duplicate_count"])
-
-
-def _grader(given: dict[str, Any], file: DatasetVersion) -> Grader:
-    try:
-        grader: Grader = TypeAdapter[Any](Grader).validate_python(given)
-    except ValidationError as exc:
-        problem = exc.errors()[0]
-        where = ".".join(["grader", *(str(part) for part in problem["loc"])])
-        raise InvalidRequestError(f"{where}: {problem['msg']}.", param=where, code="invalid_grader") from exc
-    check_templates(grader, (file.validation or {})["columns"], distinct_rows(file), param="grader")
-    return grader
 
 
 def names(session: Session, found: Sequence[Evaluation]) -> dict[uuid.UUID, str]:

@@ -21,11 +21,12 @@ from sqlalchemy.orm import Session, aliased
 
 from zhub import states
 from zhub.admission import admit
-from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, ZhubError
+from zhub.errors import ConflictError, NotFoundError, ZhubError
 from zhub.evaluation import evaluations
 from zhub.evaluation.evaluations import Comparison, EvaluationRequest
+from zhub.graders import GraderJson
 from zhub.ids import public_id
-from zhub.models import Evaluation, Job, JobDependency, Project, Promotion
+from zhub.models import BaseModel, Evaluation, Job, JobDependency, Project, Promotion
 from zhub.queue import dependencies, job_events, jobs
 from zhub.queue.desired import request_cancel
 from zhub.registry import aliases, versions
@@ -44,7 +45,7 @@ class Suite(Schema):
 
     model_config = ConfigDict(extra="forbid")
     file: str
-    grader: dict[str, Any]
+    grader: GraderJson
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
     min_mean: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The mean reward that the version must reach."""
@@ -92,7 +93,7 @@ def create(session: Session, caller: Caller, request: PromotionRequest) -> Promo
     """
     record = versions.version(session, caller.project_id, request.model)
     gate = Gate.model_validate(request.model_dump(exclude={"model"}))
-    _check(session, caller, gate, "")
+    _check(session, caller, gate, record.base.name, "")
     return _add(session, caller, gate, version_id=record.version.id)
 
 
@@ -102,7 +103,8 @@ def create_for_training(session: Session, caller: Caller, gate: Gate, training: 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: a file or a grader is not usable.
     """
-    _check(session, caller, gate, "promotion.")
+    base = session.get_one(BaseModel, training.base_model_id)
+    _check(session, caller, gate, base.name, "promotion.")
     gate = gate.model_copy(update={"cluster": gate.cluster or training.cluster})
     return _add(session, caller, gate, training_job_id=training.id)
 
@@ -193,16 +195,13 @@ def decide(
     return passed, sentences
 
 
-def _check(session: Session, caller: Caller, gate: Gate, prefix: str) -> None:
+def _check(session: Session, caller: Caller, gate: Gate, base: str, prefix: str) -> None:
     aliases.check_alias(gate.alias, param=f"{prefix}alias")
     if gate.cluster is not None:
         admit.check_cluster(session, gate.cluster, param=f"{prefix}cluster")
     for i, suite in enumerate(gate.suites):
-        try:
-            evaluations.check_suite(session, caller, suite.file, suite.grader)
-        except InvalidRequestError as exc:
-            where = f"{prefix}suites.{i}"
-            raise InvalidRequestError(f"{where}: {exc}", param=f"{where}.{exc.param}", code=exc.code) from exc
+        param = f"{prefix}suites.{i}"
+        evaluations.check_suite(session, caller, suite.file, suite.grader, base=base, param=param)
 
 
 def _add(

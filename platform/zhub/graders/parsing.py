@@ -1,15 +1,17 @@
 """From a request's JSON to a grader."""
 
 import difflib
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, WithJsonSchema
 
 from zhub.errors import InvalidRequestError
 from zhub.graders.json_schema import check_schema
 from zhub.graders.templates import check_syntax
-from zhub.graders.types import TYPES, Grader, JsonSchemaGrader, parts
+from zhub.graders.types import TYPES, Grader, JsonSchemaGrader, leaves
 
+# In a request: whatever came, so that what is no object is refused as any other grader that is wrong.
+GraderJson = Annotated[Any, WithJsonSchema({"additionalProperties": True, "type": "object"})]
 _GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
 
 
@@ -43,10 +45,7 @@ def parse_grader(given: Any, *, param: str) -> Grader:
             f"Grader: {'.'.join(path) or kind}: {message}.", param=".".join([param, *path]), code="invalid_grader"
         ) from exc
     check_syntax(grader, param=param)
-    for part_param, part in (
-        (param, grader),
-        *((f"{param}.graders.{key}", part) for key, part in parts(grader).items()),
-    ):
+    for part_param, part in leaves(grader, param):
         if isinstance(part, JsonSchemaGrader):
             try:
                 check_schema(part.json_schema)

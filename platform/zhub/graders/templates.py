@@ -7,7 +7,7 @@ from typing import Any
 
 from zhub.errors import InvalidRequestError, RewardError
 from zhub.graders.samples import Sample
-from zhub.graders.types import CodeTestsGrader, Grader, PythonGrader, ScoreModelGrader, parts
+from zhub.graders.types import CodeTestsGrader, Grader, PythonGrader, ScoreModelGrader, leaves
 
 PLACEHOLDER = re.compile(r"\{\{\s*([a-z_]+)((?:\.[^{}.\s]+)*)\s*\}\}")
 KNOWN = "{{sample.output_text}}, {{sample.output_json.<key>}} and {{item.<column>}}"
@@ -84,7 +84,7 @@ def check_templates(grader: Grader, columns: Mapping[str, int], rows: int, *, pa
         InvalidRequestError: names the field, the placeholder, and the columns that there are.
     """
     check_syntax(grader, param=param)
-    for part_param, part in _leaves(grader, param):
+    for part_param, part in leaves(grader, param):
         for field, template in _templates(part):
             for match in PLACEHOLDER.finditer(template):
                 if match[1] == "item":
@@ -97,7 +97,7 @@ def check_syntax(grader: Grader, *, param: str) -> None:
     Raises:
         InvalidRequestError: names the field and the placeholder.
     """
-    for part_param, part in _leaves(grader, param):
+    for part_param, part in leaves(grader, param):
         templates = list(_templates(part))
         for field, template in templates:
             if "{{" in PLACEHOLDER.sub("", template):
@@ -117,14 +117,6 @@ def check_syntax(grader: Grader, *, param: str) -> None:
             )
         if isinstance(part, CodeTestsGrader) and not PLACEHOLDER.fullmatch(part.tests.strip()):
             raise _refusal(part, "tests must be one column, such as {{item.test_list}}.", f"{part_param}.tests")
-
-
-def _leaves(grader: Grader, param: str) -> Iterator[tuple[str, Grader]]:
-    """The graders that have templates of their own, each with its path."""
-    if not parts(grader):
-        yield param, grader
-    for name, part in parts(grader).items():
-        yield f"{param}.graders.{name}", part
 
 
 def _templates(grader: Grader) -> Iterator[tuple[str, str]]:

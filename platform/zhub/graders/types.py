@@ -6,7 +6,7 @@ The dialect's: ``string_check``, ``text_similarity``, ``python``, ``score_model`
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -178,7 +178,7 @@ class JudgeSampling(BaseModel):
 
 
 class ScoreModelGrader(_Grader):
-    """The reward is the number that ``model``, a base or an expert, answers to ``input``; within ``range``.
+    """The reward is the number that ``model``, a base model, answers to ``input``; within ``range``.
 
     The judge may answer a bare number, or JSON with ``result`` or ``score``.
     """
@@ -266,6 +266,14 @@ TYPES = (
 def parts(grader: Grader) -> dict[str, SubGrader]:
     """The graders that a ``multi`` consists of, by their keys; none for any other."""
     return grader.graders if isinstance(grader, MultiGrader) else {}
+
+
+def leaves(grader: Grader, param: str) -> Iterator[tuple[str, Grader]]:
+    """The grader itself, or the parts of a ``multi``; each with its path in a request where the grader is ``param``."""
+    if not isinstance(grader, MultiGrader):
+        yield param, grader
+    for key, part in parts(grader).items():
+        yield f"{param}.graders.{key}", part
 
 
 def needs_sandbox(grader: Grader) -> bool:

@@ -208,7 +208,8 @@ def _check_training(
         except QuotaExceededError:
             pass  # a full queue says nothing about the runs to come
         except InvalidRequestError as exc:
-            raise InvalidRequestError(f"training: {exc}", param=f"training.{exc.param}", code=exc.code) from exc
+            param = f"training.{exc.param}" if exc.param else "training"
+            raise InvalidRequestError(str(exc), param=param, code=exc.code) from exc
         trial.rollback()
     return request
 

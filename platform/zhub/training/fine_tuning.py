@@ -15,16 +15,11 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.admission import admit
 from zhub.datasets import files as datasets
-from zhub.errors import (
-    InvalidDatasetError,
-    InvalidRequestError,
-    NotFoundError,
-    NotReadyError,
-    RowProblem,
-)
+from zhub.datasets.validated import distinct_rows, require_validated
+from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.evaluation import promotions
-from zhub.graders import Grader, check_templates, judge_models, parse_grader
-from zhub.ids import parse_id
+from zhub.graders import Grader
+from zhub.graders.requests import read_grader
 from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
@@ -123,19 +118,17 @@ def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job,
     parent = versions.version(session, caller.project_id, request.model) if "@" in request.model else None
     base = parent.base if parent else base_models.get(session, request.model)
     basis = base_models.require_ready(base)
-    training = _processed(session, caller, request.training_file, "training_file")
-    validation = (
-        _processed(session, caller, request.validation_file, "validation_file") if request.validation_file else None
-    )
+    training = _file(session, caller, request.training_file, "training_file")
+    validation = _file(session, caller, request.validation_file, "validation_file") if request.validation_file else None
     recipe, hyperparameters, grader_json = _method(request)
-    grader = _grader(recipe, grader_json, base.name)
-    for version, param in ((training, "training_file"), (validation, "validation_file")):
-        if version is not None:
-            _check_rows(version, recipe, param)
-            if grader is not None:
-                columns = (version.validation or {})["columns"]
-                check_templates(grader, columns, _distinct_rows(version), param=GRADER)
-    resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=_distinct_rows(training))
+    _check_rows(training, recipe, "training_file")
+    if validation is not None:
+        _check_rows(validation, recipe, "validation_file")
+    grader = None
+    if recipe == "reinforcement":
+        files = [training, validation] if validation is not None else [training]
+        grader = _grader(session, grader_json, base.name, files)
+    resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=distinct_rows(training))
     if parent is not None:
         _check_parent(parent, resolved, basis)
     admit.check_cluster(session, request.cluster, param="cluster")
@@ -243,23 +236,15 @@ def _earlier(
     )
 
 
-def _processed(session: Session, caller: Caller, file_id: str, param: str) -> DatasetVersion:
+def _file(session: Session, caller: Caller, file_id: str, param: str) -> DatasetVersion:
     try:
-        version = datasets.get(session, caller.project_id, parse_id("file", file_id))
+        return require_validated(session, caller.project_id, file_id, param=param)
     except NotFoundError as exc:
         raise InvalidRequestError(
             f"{param}: there is no file '{file_id}' in this project. Upload it with POST /v1/files first.",
             param=param,
             code="file_not_found",
         ) from exc
-    if version.status == "uploaded":
-        raise NotReadyError(f"{param}: '{file_id}' is still being validated. Wait until its status is 'processed'.")
-    if version.status == "error":
-        problems = [RowProblem(**p) for p in (version.validation or {}).get("problems", [])]
-        raise InvalidDatasetError(
-            f"{param}: '{version.filename}' did not pass validation.\n{version.status_details}", problems, param=param
-        )
-    return version
 
 
 def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
@@ -292,27 +277,12 @@ def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
     return recipe, hyperparameters, body.get("grader")
 
 
-def _grader(recipe: Recipe, given: Any, base: str) -> Grader | None:
-    if recipe != "reinforcement":
-        return None
+def _grader(session: Session, given: Any, base: str, files: Sequence[DatasetVersion]) -> Grader:
     if given is None:
         raise InvalidRequestError(
             "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER
         )
-    grader = parse_grader(given, param=GRADER)
-    for model in judge_models(grader):
-        if model != base:
-            raise InvalidRequestError(
-                f"Grader: the judge is '{model}'. A training job can only ask the base that it trains on: '{base}'.",
-                param=f"{GRADER}.model",
-                code="invalid_grader",
-            )
-    return grader
-
-
-def _distinct_rows(version: DatasetVersion) -> int:
-    assert version.validation is not None
-    return int(version.validation["rows"] - version.validation["duplicate_count"])
+    return read_grader(session, given, param=GRADER, bases=[base], files=files)
 
 
 def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
@@ -329,14 +299,14 @@ def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
             param=param,
             code="dataset_too_small",
         )
-    if recipe == "dpo" and found.get("preferences", 0) < _distinct_rows(version):
+    if recipe == "dpo" and found.get("preferences", 0) < distinct_rows(version):
         raise InvalidRequestError(
             f"{param}: every row must be a pair, with 'input', 'preferred_output' and 'non_preferred_output'; "
             f"line {found.get('first_line_without_preference', 1)} is none.",
             param=param,
             code="wrong_schema",
         )
-    if recipe == "supervised" and found["rows_with_target"] < _distinct_rows(version):
+    if recipe == "supervised" and found["rows_with_target"] < distinct_rows(version):
         raise InvalidRequestError(
             f"{param}: supervised training needs an assistant's message at the end of every row; "
             f"line {found['first_line_without_target']} has none.",

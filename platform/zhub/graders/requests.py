@@ -1,0 +1,51 @@
+"""From the grader in a user's request to one that can grade where it was given: the only way for every such request."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from zhub.datasets import validated
+from zhub.errors import InvalidRequestError, NotFoundError
+from zhub.graders.parsing import parse_grader
+from zhub.graders.templates import check_templates
+from zhub.graders.types import Grader, ScoreModelGrader, leaves
+from zhub.models import DatasetVersion
+from zhub.registry import base_models
+
+
+def read_grader(
+    session: Session, given: Any, *, param: str, bases: Iterable[str] = (), files: Sequence[DatasetVersion] = ()
+) -> Grader:
+    """Parse a grader; check its judges, and its templates against the validated files whose answers it shall grade.
+
+    A judge is a base model. ``bases`` are the base models that the job has loaded, none where the grader comes without
+    a job: a job asks no other model, so each of its judges must be the only one.
+
+    Raises:
+        InvalidRequestError: with the path of the field at fault, which begins with ``param``.
+    """
+    grader = parse_grader(given, param=param)
+    for judge_param, judge in leaves(grader, param):
+        if isinstance(judge, ScoreModelGrader):
+            _check_judge(session, judge, bases, f"{judge_param}.model")
+    for file in files:
+        check_templates(grader, validated.columns(file), validated.distinct_rows(file), param=param)
+    return grader
+
+
+def _check_judge(session: Session, judge: ScoreModelGrader, bases: Iterable[str], param: str) -> None:
+    try:
+        base_models.get(session, judge.model)
+    except NotFoundError as exc:
+        raise InvalidRequestError(
+            f"Grader '{judge.name}': a judge is a base model. {exc}", param=param, code="invalid_grader"
+        ) from exc
+    for base in bases:
+        if judge.model != base:
+            raise InvalidRequestError(
+                f"Grader '{judge.name}': the judge is '{judge.model}', and this job works with '{base}'. A job can "
+                "only ask its own base model.",
+                param=param,
+                code="invalid_grader",
+            )
