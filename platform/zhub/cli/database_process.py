@@ -26,12 +26,12 @@ from zhub.embedded.postgres import API_LOGIN, SYSTEM_LOGIN
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError, ZhubError
 from zhub.ids import new_id
 from zhub.models import Job, Organization, Quota
+from zhub.process.config import MIN_SECRET_CHARACTERS
 from zhub.queue import invariants, redrive
 from zhub.queue.redrive import DeadLetters
 from zhub.tenancy.bootstrap import create_full_key, ensure_project, has_keys
 
 KEY_NAME = "zhub db bootstrap"
-MIN_SECRET_CHARACTERS = 32  # the API refuses to start with less
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from zhub.registry import base_models, versions
 from zhub.specs import BaseModelSource, EvaluatedZ, EvaluateSpec
 from zhub.tenancy.keys import Caller
 
-MAX_ROWS = 10_000
+MAX_EVALUATED_ROWS = 10_000
 MAX_COMPARED = 20
 SAMPLES_PER_K = 2  # for pass@k: n = 2k samples a row, so that the estimator averages over choices of k
 SIGNIFICANT = 0.05
@@ -61,7 +61,9 @@ class EvaluationReport(Schema):
     """What a worker says of a finished evaluation; one reward and one ``parsed`` for each distinct row, in order."""
 
     model_config = ConfigDict(frozen=True)
-    rewards: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_ROWS)]
+    rewards: Annotated[
+        list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_EVALUATED_ROWS)
+    ]
     parsed: list[bool]
     pass_at_k: float | None
     rows_key: str
@@ -336,10 +338,10 @@ def _subject(session: Session, caller: Caller, name: str, param: str) -> _Subjec
 
 def _file(session: Session, caller: Caller, file_id: str, param: str) -> DatasetVersion:
     version = require_validated(session, caller.project_id, file_id, param=param)
-    if (rows := distinct_rows(version)) > MAX_ROWS:
+    if (rows := distinct_rows(version)) > MAX_EVALUATED_ROWS:
         raise InvalidRequestError(
-            f"{param}: '{version.filename}' has {rows:,} different rows; an evaluation takes at most {MAX_ROWS:,}. "
-            "Upload a sample of them.",
+            f"{param}: '{version.filename}' has {rows:,} different rows; an evaluation takes at most "
+            f"{MAX_EVALUATED_ROWS:,}. Upload a sample of them.",
             param=param,
             code="dataset_too_large",
         )

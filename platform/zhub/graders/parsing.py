@@ -9,6 +9,7 @@ from zhub.errors import InvalidRequestError
 from zhub.graders.json_schema import check_schema
 from zhub.graders.templates import check_syntax
 from zhub.graders.types import TYPES, Grader, JsonSchemaGrader, leaves
+from zhub.pydantic_errors import Path, refusal
 
 # In a request: whatever came, so that what is no object is refused as any other grader that is wrong.
 GraderJson = Annotated[Any, WithJsonSchema({"additionalProperties": True, "type": "object"})]
@@ -37,13 +38,7 @@ def parse_grader(given: Any, *, param: str) -> Grader:
     try:
         grader = _GRADER.validate_python(given)
     except ValidationError as exc:
-        problem = exc.errors()[0]
-        # The discriminator's value is part of pydantic's path and of nobody else's.
-        path = [str(part) for part in problem["loc"] if part not in TYPES]
-        message = problem["msg"].removeprefix("Value error, ")
-        raise InvalidRequestError(
-            f"Grader: {'.'.join(path) or kind}: {message}.", param=".".join([param, *path]), code="invalid_grader"
-        ) from exc
+        raise refusal(exc.errors(), within=param, subject="Grader", path=_without_types, code="invalid_grader") from exc
     check_syntax(grader, param=param)
     for part_param, part in leaves(grader, param):
         if isinstance(part, JsonSchemaGrader):
@@ -56,3 +51,10 @@ def parse_grader(given: Any, *, param: str) -> Grader:
                     code="invalid_grader",
                 ) from exc
     return grader
+
+
+def _without_types(location: Path) -> Path:
+    """Pydantic's path names the type of each grader, after its place: nobody writes that."""
+    if location[1:2] == ("graders",):
+        return [*location[1:3], *location[4:]]
+    return location[1:]

@@ -19,6 +19,7 @@ from zhub.datasets import files
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError
 from zhub.ids import new_id, parse_id, public_id
 from zhub.models import Alias, Dataset, DatasetVersion, Expert, Schedule
+from zhub.pydantic_errors import refusal
 from zhub.registry import aliases, versions
 from zhub.schedules import cron
 from zhub.schedules.cron import MAX_CATCH_UP_S, Misfire
@@ -151,9 +152,7 @@ def job_request(training: dict[str, Any], version_id: uuid.UUID) -> JobRequest:
     try:
         return JobRequest.model_validate(training | {"training_file": public_id("file", version_id)})
     except ValidationError as exc:
-        problem = exc.errors()[0]
-        where = ".".join(["training", *(str(part) for part in problem["loc"])])
-        raise InvalidRequestError(f"{where}: {problem['msg']}.", param=where) from exc
+        raise refusal(exc.errors(), within="training") from exc
 
 
 def newest_version(session: Session, dataset_id: uuid.UUID) -> DatasetVersion | None:

@@ -25,6 +25,8 @@ from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
 from zhub.registry import base_models, versions
 from zhub.specs import (
+    MIN_PROMPTS,
+    RECIPES,
     BaseModelSource,
     BasisReference,
     Hyperparameters,
@@ -38,10 +40,8 @@ from zhub.tenancy.keys import Caller
 from zhub.training import estimates
 from zhub.training.packing import pack_key
 
-METHODS: tuple[Recipe, ...] = ("reinforcement", "supervised", "dpo")
-MIN_PROMPTS = 10
 MAX_STARTS = 64  # the newest: a worker fetches them all
-GRADER = "method.reinforcement.grader"
+GRADER_PARAM = "method.reinforcement.grader"
 RETRY_WINDOW = timedelta(minutes=10)
 
 
@@ -255,9 +255,9 @@ def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
             "Give hyperparameters inside 'method', not at the top level as well.", param="hyperparameters"
         )
     recipe = method.get("type")
-    if recipe not in METHODS:
+    if recipe not in RECIPES:
         raise InvalidRequestError(
-            f"method.type must be one of {', '.join(METHODS)}; got {recipe!r}.", param="method.type"
+            f"method.type must be one of {', '.join(RECIPES)}; got {recipe!r}.", param="method.type"
         )
     unknown = set(method) - {"type", recipe}
     body = method.get(recipe) or {}
@@ -280,9 +280,9 @@ def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
 def _grader(session: Session, given: Any, base: str, files: Sequence[DatasetVersion]) -> Grader:
     if given is None:
         raise InvalidRequestError(
-            "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER
+            "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER_PARAM
         )
-    return read_grader(session, given, param=GRADER, bases=[base], files=files)
+    return read_grader(session, given, param=GRADER_PARAM, bases=[base], files=files)
 
 
 def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:

@@ -4,7 +4,7 @@ from zhub.specs import DpoHyperparameters, ReinforcementHyperparameters, TrainSp
 
 # Answers a step: with as many in each of eight jobs, training together still gains a tenth (benchmarks/
 # multi_expert_training.py); a larger step fills the device by itself.
-MAX_ROWS = 256
+MAX_PACKED_ROWS = 256
 
 
 def pack_key(spec: TrainSpec) -> str | None:
@@ -21,4 +21,4 @@ def pack_key(spec: TrainSpec) -> str | None:
         rows *= hyper.group_size
     elif isinstance(hyper, DpoHyperparameters):
         rows *= 2
-    return spec.basis.basis_fingerprint if rows <= MAX_ROWS else None
+    return spec.basis.basis_fingerprint if rows <= MAX_PACKED_ROWS else None

@@ -84,7 +84,11 @@ WITH_A_JOB = [place for place in PLACES if place not in ("validating", "running"
 BAD: list[tuple[Any, str, str]] = [
     (["string_check"], "", "A grader is an object with a 'type': string_check, text_similarity, "),
     ({"type": "strin_check"}, ".type", "There is no grader type 'strin_check'. Did you mean 'string_check'? "),
-    (GRADER | {"operation": "regex"}, ".operation", "Grader: operation: Input should be 'eq', 'ne', 'like' or"),
+    (
+        GRADER | {"operation": "regex"},
+        ".operation",
+        "Grader: operation: Input should be 'eq', 'ne', 'like' or 'ilike' (got 'regex').",
+    ),
     (GRADER | {"input": "{{item.answer}}"}, ".input", "Grader 'exact' never looks at the answer: use {{sample."),
     (GRADER | {"reference": "{{items}}"}, ".reference", "Grader 'exact': unknown placeholder {{items}}. Use "),
     (PYTHON | {"source": "def grade(sample): return 1"}, ".source", "Grader: source: line 1: grade must take two"),
@@ -96,7 +100,7 @@ BAD: list[tuple[Any, str, str]] = [
     (
         {"type": "multi", "name": "m", "graders": {"a": GRADER, "b": PYTHON}, "calculate_output": "a"},
         "",
-        "Grader: multi: the formula 'a' does not use the grader 'b': use it or leave it out.",
+        "Grader: the formula 'a' does not use the grader 'b': use it or leave it out.",
     ),
     (
         {

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from zhub.datasets.rows import Row, Split, prompt_position, split_rows, unique_rows
 from zhub.errors import TrainingError
-
-MIN_PROMPTS = 10  # distinct ones: fewer cannot be split into train, validation and test
+from zhub.specs import MIN_PROMPTS
 
 
 def split_dataset(training_path: Path, validation_path: Path | None) -> dict[Split, list[Row]]:
