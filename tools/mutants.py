@@ -33,7 +33,7 @@ ON_JOBS = ("tests/integration/queue/test_jobs.py", "tests/integration/queue/test
 ON_REDRIVE = ("tests/integration/queue/test_redrive.py", "tests/integration/queue/test_jobs_machine.py")
 ON_SCHEDULES, ON_PROMOTIONS = (
     ("tests/integration/schedules/test_schedules.py",),
-    ("tests/integration/evaluation/test_promotions.py",),
+    ("tests/integration/evaluation/test_promotions.py", "tests/integration/evaluation/test_aliases.py"),
 )
 ON_ADMISSION = ("tests/unit/admission/test_fair_share.py", "tests/integration/admission/test_admission.py", *ON_JOBS)
 
@@ -233,6 +233,27 @@ MUTANTS = (
         "a gate moves an alias only from where it looked",
         "platform/zhub/registry/aliases.py",
         "if expected is not None and expected.version_id != before:",
+        "if False:",
+        ON_PROMOTIONS,
+    ),
+    Mutant(
+        "a gate is decided once",
+        "platform/zhub/evaluation/promotions.py",
+        "undecided = (Job.id == measured.job.id, Job.state == states.WAITING, ",
+        "undecided = (Job.id == measured.job.id, ",
+        ON_PROMOTIONS,
+    ),
+    Mutant(
+        "a cancelled promotion is not decided",
+        "platform/zhub/evaluation/promotions.py",
+        'Job.state == states.WAITING, Job.desired == "run")\n    job =',
+        "Job.state == states.WAITING)\n    job =",
+        ON_PROMOTIONS,
+    ),
+    Mutant(
+        "no gate is decided by a comparison with an earlier version",
+        "platform/zhub/evaluation/promotions.py",
+        "if aliases.current(session, record.expert.id, promotion.alias) != compared_with:",
         "if False:",
         ON_PROMOTIONS,
     ),

@@ -190,16 +190,29 @@ def explain(engine: Engine, holder: uuid.UUID, term: int) -> None:
 
 
 def follow_up(engine: Engine, stopping: threading.Event) -> None:
-    """Fire schedules and decide gates until ``stopping`` is set, each in a transaction of its own."""
+    """Fire schedules and decide gates until ``stopping`` is set, in transactions of their own."""
 
     def look() -> bool:
-        more = False
-        for step in (firing.look, promotions.advance):
-            with system_session(engine) as session:
-                more |= step(session)
-        return more
+        with system_session(engine) as session:
+            fired = firing.look(session)
+        return advance_gate(engine) or fired
 
     _again_and_again(look, POLL_S, stopping, "following up", away="database_away", failed="follow_up_failed")
+
+
+def advance_gate(engine: Engine) -> bool:
+    """Take one gate a step further, and decide it if it can be decided; False where no gate has anything to do.
+
+    What was measured is compared between two transactions: that takes longer than a row may be locked.
+    """
+    with system_session(engine) as session:
+        step = promotions.advance(session)
+    if isinstance(step, promotions.Measured):
+        findings = promotions.judge(step)
+        with system_session(engine) as session:
+            promotions.settle(session, step, findings)
+        return True
+    return step
 
 
 def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None:

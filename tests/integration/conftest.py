@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from fault_proxy import FaultProxy
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
-from suites import ROWS, manifest_of
+from suites import METHOD, ROWS, manifest_of
 
 from zhub.database.sessions import system_session
 from zhub.datasets import files
@@ -172,3 +172,15 @@ def publish_version(system_engine: Engine, make_job: Callable[..., uuid.UUID], c
             return f"main.{expert}@v{version.version}"
 
     return make
+
+
+@pytest.fixture
+def train_expert(client: openai.OpenAI, suite_file: str) -> Callable[..., Any]:
+    """POST /v1/fine_tuning/jobs: train the expert ``summer``."""
+
+    def create(**options: Any) -> Any:
+        return client.fine_tuning.jobs.create(
+            model="tiny", training_file=suite_file, method=METHOD, suffix="summer", extra_body=options
+        )
+
+    return create

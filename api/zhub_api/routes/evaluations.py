@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from zhub.database.sessions import tenant_session
 from zhub.errors import NotReadyError
 from zhub.evaluation import evaluations
+from zhub.evaluation.comparison import compare
 from zhub.ids import parse_id, public_id
 from zhub.models import Evaluation, Job
 from zhub.process.wakeup import SCHEDULER
@@ -27,10 +28,9 @@ def create_evaluation(caller: CallerDep, context: ContextDep, request: evaluatio
     """Measure a model, its base and ``compare_with`` on one suite. What was measured before is not run again."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        made = evaluations.create(session, caller, request)
-        answer = compared_object(session, made[0])
+        shown = shown_with_others(session, evaluations.create(session, caller, request)[0])
     context.wakeup.notify(SCHEDULER)
-    return answer
+    return compared_object(shown)
 
 
 @router.get("")
@@ -49,8 +49,9 @@ def retrieve_evaluation(caller: CallerDep, context: ContextDep, evaluation_id: s
     """One evaluation, beside every other one of the same suite and, where both have finished, compared with it."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
-        return compared_object(session, found)
+        evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
+        shown = shown_with_others(session, evaluation)
+    return compared_object(shown)
 
 
 @router.get("/{evaluation_id}/queue")
@@ -74,43 +75,53 @@ def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) 
     return StreamingResponse(context.store.open(found.rows_key), media_type="application/jsonl")
 
 
-def evaluation_objects(session: Session, found: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    names, records = evaluations.names(session, found), evaluations.records_of(session, found)
-    jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_([one.job_id for one in found])))}
+def evaluation_objects(session: Session, listed: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    names, records = evaluations.names(session, listed), evaluations.records_of(session, listed)
+    job_ids = [evaluation.job_id for evaluation in listed]
+    jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(job_ids)))}
     return [
         {
-            "id": public_id("evaluation", one.id),
+            "id": public_id("evaluation", evaluation.id),
             "object": "evaluation",
-            "created_at": int(one.created_at.timestamp()),
+            "created_at": int(evaluation.created_at.timestamp()),
             "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,
             "status": status_of(job),
             "error": job.error,
             "cluster": job.cluster,
-            "model": names[one.id],
+            "model": names[evaluation.id],
             "file": public_id("file", job.dataset_version_id) if job.dataset_version_id else None,
-            "suite": one.suite,
-            "suite_digest": one.suite_digest,
-            "results": one.results,
-            "warnings": evaluations.warnings(one, records.get(one.id)),
+            "suite": evaluation.suite,
+            "suite_digest": evaluation.suite_digest,
+            "results": evaluation.results,
+            "warnings": evaluations.warnings(evaluation, records.get(evaluation.id)),
         }
-        for one in found
-        for job in [jobs[one.job_id]]
+        for evaluation in listed
+        for job in [jobs[evaluation.job_id]]
     ]
 
 
-def compared_object(session: Session, evaluation: Evaluation) -> dict[str, Any]:
-    others = evaluations.others(session, evaluation)
-    (answer, *beside) = evaluation_objects(session, [evaluation, *others])
+Shown = list[tuple[Evaluation, dict[str, Any]]]
+
+
+def shown_with_others(session: Session, evaluation: Evaluation) -> Shown:
+    """An evaluation and the others of its suite, each with its object."""
+    listed = [evaluation, *evaluations.others(session, evaluation)]
+    return list(zip(listed, evaluation_objects(session, listed), strict=True))
+
+
+def compared_object(shown: Shown) -> dict[str, Any]:
+    """The first with all others compared to it. Needs no session, and comparing takes too long to keep one open."""
+    (own, answer), *others = shown
     return answer | {
         "others": [
             {
-                "id": shown["id"],
-                "model": shown["model"],
-                "status": shown["status"],
-                "results": other.results,
-                "comparison": _comparison(evaluation, other, answer["model"], shown["model"]),
+                "id": beside["id"],
+                "model": beside["model"],
+                "status": beside["status"],
+                "results": beside["results"],
+                "comparison": _comparison(own, other, answer["model"], beside["model"]),
             }
-            for other, shown in zip(others, beside, strict=True)
+            for other, beside in others
         ]
     }
 
@@ -118,5 +129,5 @@ def compared_object(session: Session, evaluation: Evaluation) -> dict[str, Any]:
 def _comparison(evaluation: Evaluation, other: Evaluation, name: str, other_name: str) -> dict[str, Any] | None:
     if evaluation.rewards is None or other.rewards is None:
         return None
-    found = evaluations.compare(tuple(evaluation.rewards), tuple(other.rewards))
-    return asdict(found) | {"verdict": found.verdict, "sentence": found.sentence(name, other_name)}
+    comparison = compare(tuple(evaluation.rewards), tuple(other.rewards))
+    return asdict(comparison) | {"verdict": comparison.verdict, "sentence": comparison.sentence(name, other_name)}

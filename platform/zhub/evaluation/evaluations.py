@@ -9,8 +9,7 @@ import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
@@ -22,7 +21,7 @@ from zhub.admission import admit
 from zhub.datasets import files
 from zhub.datasets.validated import distinct_rows, require_validated
 from zhub.errors import InvalidRequestError, NotFoundError
-from zhub.evaluation.statistics import accuracy, paired_bootstrap, paired_p_value
+from zhub.evaluation.statistics import accuracy
 from zhub.graders import GraderJson
 from zhub.graders.requests import read_grader
 from zhub.ids import public_id
@@ -36,9 +35,6 @@ from zhub.tenancy.keys import Caller
 MAX_EVALUATED_ROWS = 10_000
 MAX_COMPARED = 20
 SAMPLES_PER_K = 2  # for pass@k: n = 2k samples a row, so that the estimator averages over choices of k
-SIGNIFICANT = 0.05
-
-Verdict = Literal["better", "worse", "inside the noise"]
 
 
 class EvaluationRequest(Schema):
@@ -67,34 +63,6 @@ class EvaluationReport(Schema):
     parsed: list[bool]
     pass_at_k: float | None
     rows_key: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two subjects on the same rows. ``difference`` is the first's mean reward less the other's."""
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    n: int
-
-    @property
-    def verdict(self) -> Verdict:
-        """Certain only where the test and the interval both say so."""
-        if self.p_value >= SIGNIFICANT or self.low <= 0 <= self.high:
-            return "inside the noise"
-        return "better" if self.difference > 0 else "worse"
-
-    def sentence(self, name: str, other: str) -> str:
-        """The verdict for people."""
-        found = (
-            f"{100 * self.difference:+.1f} points, 95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}, "
-            f"p = {self.p_value:.2g}, {self.n} rows"
-        )
-        if self.verdict == "inside the noise":
-            return f"The difference of {name} to {other} is inside the noise ({found}): more rows may tell."
-        return f"{name} is {self.verdict} than {other} ({found})."
 
 
 @dataclass(frozen=True)
@@ -216,14 +184,6 @@ def others(session: Session, evaluation: Evaluation) -> list[Evaluation]:
             .limit(MAX_COMPARED)
         )
     )
-
-
-@lru_cache(maxsize=64)  # rewards never change, and a comparison takes a few tenths of a second
-def compare(rewards: tuple[float, ...], other: tuple[float, ...]) -> Comparison:
-    """Compare two subjects by their rewards on the same rows in the same order."""
-    low, high = paired_bootstrap(other, rewards)
-    difference = (sum(rewards) - sum(other)) / len(rewards)
-    return Comparison(difference, low, high, paired_p_value(other, rewards), len(rewards))
 
 
 def warnings(evaluation: Evaluation, record: versions.VersionRecord | None) -> list[str]:

@@ -18,6 +18,7 @@ from zhub.datasets import files as datasets
 from zhub.datasets.validated import distinct_rows, require_validated
 from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.evaluation import promotions
+from zhub.evaluation.gates import Gate
 from zhub.graders import Grader
 from zhub.graders.requests import read_grader
 from zhub.manifest import ROUTING_FILE, Z_FILE
@@ -62,7 +63,7 @@ class JobRequest(Schema):
     """Not in the dialect: fine-tuning jobs that must have succeeded before this one is queued."""
     dedup_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     """Not in the dialect: while a job of the project with this key has not ended, the answer is that one."""
-    promotion: promotions.Gate | None = None
+    promotion: Gate | None = None
     """Not in the dialect: the gate that the version must pass to get an alias."""
     cluster: str = admit.DEFAULT_CLUSTER
     """Not in the dialect: which workers train it, by the name of their agent's cluster."""
