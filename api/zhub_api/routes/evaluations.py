@@ -40,8 +40,8 @@ def list_evaluations(
     caller.require("jobs:read")
     last = parse_id("evaluation", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        found, has_more = evaluations.list_evaluations(session, caller.project_id, after=last, limit=limit)
-        return page(evaluation_objects(session, found), has_more=has_more)
+        newest, has_more = evaluations.list_evaluations(session, caller.project_id, after=last, limit=limit)
+        return page(evaluation_objects(session, newest), has_more=has_more)
 
 
 @router.get("/{evaluation_id}")
@@ -59,9 +59,9 @@ def explain_wait(caller: CallerDep, context: ContextDep, evaluation_id: str) -> 
     """What the evaluation waits for, as of a fine-tuning job."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
-        job = session.get_one(Job, found.job_id)
-        return queue_object(session, job, "evaluation", public_id("evaluation", found.id))
+        evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
+        job = session.get_one(Job, evaluation.job_id)
+        return queue_object(session, job, "evaluation", public_id("evaluation", evaluation.id))
 
 
 @router.get("/{evaluation_id}/rows")
@@ -69,10 +69,10 @@ def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) 
     """Each row with the greedy answer to it, one JSON object a line: line, prompt, answer, reward, parsed."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
-    if found.rows_key is None:
+        evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
+    if evaluation.rows_key is None:
         raise NotReadyError("The evaluation has not finished; its rows come with its results.")
-    return StreamingResponse(context.store.open(found.rows_key), media_type="application/jsonl")
+    return StreamingResponse(context.store.open(evaluation.rows_key), media_type="application/jsonl")
 
 
 def evaluation_objects(session: Session, listed: Sequence[Evaluation]) -> list[dict[str, Any]]:

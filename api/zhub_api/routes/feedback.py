@@ -43,8 +43,8 @@ def list_feedback(
     caller.require("files:read")
     last = parse_id("feedback", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        found, has_more = feedback.list_feedback(session, caller, model=model, after=last, limit=limit)
-        return page(feedback_objects(session, found), has_more=has_more)
+        newest, has_more = feedback.list_feedback(session, caller, model=model, after=last, limit=limit)
+        return page(feedback_objects(session, newest), has_more=has_more)
 
 
 @router.delete("/{feedback_id}")
@@ -56,8 +56,8 @@ def delete_feedback(caller: CallerDep, context: ContextDep, feedback_id: str) ->
     return {"id": feedback_id, "object": "feedback", "deleted": True}
 
 
-def feedback_objects(session: Session, found: Sequence[Feedback]) -> list[dict[str, Any]]:
-    records = versions.versions_by_id(session, list({piece.version_id for piece in found}))
+def feedback_objects(session: Session, pieces: Sequence[Feedback]) -> list[dict[str, Any]]:
+    records = versions.versions_by_id(session, list({piece.version_id for piece in pieces}))
     return [
         {
             "id": public_id("feedback", piece.id),
@@ -70,5 +70,5 @@ def feedback_objects(session: Session, found: Sequence[Feedback]) -> list[dict[s
             "reference": piece.reference,
             "comment": piece.comment,
         }
-        for piece in found
+        for piece in pieces
     ]

@@ -78,8 +78,8 @@ def list_jobs(
     caller.require("jobs:read")
     last = parse_id("fine-tuning job", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        found, has_more = fine_tuning.list_jobs(session, caller.project_id, after=last, limit=limit)
-        return page(job_objects(session, found), has_more=has_more)
+        newest, has_more = fine_tuning.list_jobs(session, caller.project_id, after=last, limit=limit)
+        return page(job_objects(session, newest), has_more=has_more)
 
 
 @router.get("/{job_id}")
@@ -142,8 +142,8 @@ def list_checkpoints(
     last = parse_id("checkpoint", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
-        found, has_more = checkpoints.list_checkpoints(session, job.id, after=last, limit=limit)
-        return page(checkpoint_objects(session, job, found), has_more=has_more)
+        newest, has_more = checkpoints.list_checkpoints(session, job.id, after=last, limit=limit)
+        return page(checkpoint_objects(session, job, newest), has_more=has_more)
 
 
 @router.delete("/{job_id}/checkpoints/{checkpoint_id}")
@@ -152,8 +152,8 @@ def delete_checkpoint(caller: CallerDep, context: ContextDep, job_id: str, check
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
-        found = checkpoints.delete_checkpoint(session, job, parse_id("checkpoint", checkpoint_id))
-    return {"id": public_id("checkpoint", found.id), "object": "fine_tuning.job.checkpoint", "deleted": True}
+        checkpoint = checkpoints.delete_checkpoint(session, job, parse_id("checkpoint", checkpoint_id))
+    return {"id": public_id("checkpoint", checkpoint.id), "object": "fine_tuning.job.checkpoint", "deleted": True}
 
 
 def _wish(
@@ -182,9 +182,9 @@ def status_of(job: Job) -> str:
     return "queued" if job.desired == "redrive" else job.state
 
 
-def job_objects(session: Session, found: Sequence[Job]) -> list[dict[str, Any]]:
-    models = versions.job_model_names(session, found)
-    ids = [job.id for job in found]
+def job_objects(session: Session, listed: Sequence[Job]) -> list[dict[str, Any]]:
+    models = versions.job_model_names(session, listed)
+    ids = [job.id for job in listed]
     needs = dependencies.of(session, ids)
     gates = promotions.of_trainings(session, ids)
     return [
@@ -215,12 +215,12 @@ def job_objects(session: Session, found: Sequence[Job]) -> list[dict[str, Any]]:
             "promotion": public_id("promotion", gates[job.id]) if job.id in gates else None,
             "dedup_key": job.dedup_key,
         }
-        for job in found
+        for job in listed
     ]
 
 
-def checkpoint_objects(session: Session, job: Job, found: Sequence[Checkpoint]) -> list[dict[str, Any]]:
-    names = versions.checkpoint_names(session, job, found)
+def checkpoint_objects(session: Session, job: Job, listed: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+    names = versions.checkpoint_names(session, job, listed)
     return [
         {
             "id": public_id("checkpoint", checkpoint.id),
@@ -233,7 +233,7 @@ def checkpoint_objects(session: Session, job: Job, found: Sequence[Checkpoint]) 
             "digest": checkpoint.digest,
             "size_bytes": checkpoint.size_bytes,
         }
-        for checkpoint, name in zip(found, names, strict=True)
+        for checkpoint, name in zip(listed, names, strict=True)
     ]
 
 

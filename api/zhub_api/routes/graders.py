@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -32,6 +32,7 @@ from zhub.graders import (
 )
 from zhub.graders.grading import combine
 from zhub.graders.requests import read_grader
+from zhub.graders.samples import Judge
 from zhub.sandbox import Sandbox
 from zhub.tenancy.keys import Caller
 from zhub_api import serving_client
@@ -113,42 +114,17 @@ def run_grader(caller: CallerDep, context: ContextDep, http_request: Request, re
     grader = _read(context, caller, request.grader)
     if judge_models(grader):
         caller.require("chat")
-    serving: httpx.AsyncClient = http_request.app.state.serving
-
-    def judge(judging: ScoreModelGrader, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
-        return [ask(judging, conversation) for conversation in conversations]
-
-    def ask(judging: ScoreModelGrader, conversation: list[dict[str, str]]) -> str:
-        sampling = judging.sampling_params
-        asked = serving_client.resolve(
-            context,
-            caller,
-            judging.model,
-            conversation,
-            max_new_tokens=sampling.max_completions_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-        )
-
-        async def text() -> str:
-            lines = serving_client.generate(serving, asked)
-            return "".join([line.text async for line in lines if isinstance(line, Text)])
-
-        # A `def` route runs in one of anyio's threads, the client in the event loop.
-        return from_thread.run(text)
-
     sandbox = http_request.app.state.sandbox.get() if needs_sandbox(grader) else None
-    tools = GradingTools(sandbox=sandbox, judge=judge)
+    tools = GradingTools(sandbox=sandbox, judge=_judge(context, caller, http_request.app.state.serving))
     started = time.perf_counter()
     sample = Sample(request.model_sample, request.item)
     flags: dict[str, Any] = dict.fromkeys(FLAGS, False)
-    found = {
-        name: _try(part, sample, tools, flags)
-        for name, part in (grader.graders if isinstance(grader, MultiGrader) else {"": grader}).items()
-    }
-    total = _combine(grader, sample, found, flags) if isinstance(grader, MultiGrader) else found.pop("")
-    sub_rewards = {name: part.reward for name, part in found.items()}
+    if isinstance(grader, MultiGrader):
+        grades = {name: _try(part, sample, tools, flags) for name, part in grader.graders.items()}
+        total = _combine(grader, sample, grades, flags)
+    else:
+        grades, total = {}, _try(grader, sample, tools, flags)
+    sub_rewards = {name: grade.reward for name, grade in grades.items()}
     return {
         "reward": total.reward,
         "sub_rewards": sub_rewards,
@@ -166,6 +142,32 @@ def run_grader(caller: CallerDep, context: ContextDep, http_request: Request, re
     }
 
 
+def _judge(context: Context, caller: Caller, serving: httpx.AsyncClient) -> Judge:
+    """A judge that answers through serving, as the caller's own requests are answered."""
+
+    def answer(grader: ScoreModelGrader, conversation: list[dict[str, str]]) -> str:
+        sampling = grader.sampling_params
+        request = serving_client.resolve(
+            context,
+            caller,
+            grader.model,
+            conversation,
+            max_new_tokens=sampling.max_completions_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        )
+
+        async def text() -> str:
+            lines = serving_client.generate(serving, request)
+            return "".join([line.text async for line in lines if isinstance(line, Text)])
+
+        # A `def` route runs in one of anyio's threads, the client in the event loop.
+        return from_thread.run(text)
+
+    return lambda grader, conversations: [answer(grader, conversation) for conversation in conversations]
+
+
 def _read(context: Context, caller: Caller, given: Any) -> Grader:
     with tenant_session(context.engine, caller.org_id) as session:
         return read_grader(session, given, param="grader")
@@ -174,7 +176,7 @@ def _read(context: Context, caller: Caller, given: Any) -> Grader:
 def _try(grader: Grader, sample: Sample, tools: GradingTools, flags: dict[str, Any]) -> Grade:
     """Grade, and raise a flag instead of an error for what the grader itself did."""
     try:
-        (found,) = grade_all(grader, [sample], tools)
+        (grade,) = grade_all(grader, [sample], tools)
     except RewardTimeoutError as exc:
         flags["unresponsive_reward_error"] = True
         return _failed(grader, exc, flags)
@@ -188,9 +190,9 @@ def _try(grader: Grader, sample: Sample, tools: GradingTools, flags: dict[str, A
         flags["model_grader_server_error"] = True
         flags["model_grader_server_error_details"] = str(exc)
         return Grade(0.0, parsed=False, detail=str(exc))
-    if not found.parsed:
+    if not grade.parsed:
         flags["model_grader_parse_error" if isinstance(grader, ScoreModelGrader) else "sample_parse_error"] = True
-    return found
+    return grade
 
 
 def _failed(grader: Grader, exc: RewardError, flags: dict[str, Any]) -> Grade:
@@ -200,9 +202,9 @@ def _failed(grader: Grader, exc: RewardError, flags: dict[str, Any]) -> Grade:
     return Grade(0.0, parsed=False, detail=str(exc))
 
 
-def _combine(grader: MultiGrader, sample: Sample, found: dict[str, Grade], flags: dict[str, Any]) -> Grade:
+def _combine(grader: MultiGrader, sample: Sample, grades: dict[str, Grade], flags: dict[str, Any]) -> Grade:
     try:
-        return combine(grader, sample, found)
+        return combine(grader, sample, grades)
     except RewardNotANumberError as exc:
         flags["other_error"] = True
         return Grade(0.0, detail=str(exc))

@@ -135,28 +135,28 @@ def finish(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, report: Mappi
     Raises:
         ValueError: the report lacks its shape, or names a place that is not the job's own.
     """
-    found = EvaluationReport.model_validate(report)
-    if len(found.parsed) != len(found.rewards):
-        raise ValueError(f"{len(found.rewards)} rewards and {len(found.parsed)} marks of what was parsed")
-    if not found.rows_key.startswith(f"t/{org_id.hex}/jobs/{job_id.hex}/"):
-        raise ValueError(f"the rows lie at '{found.rows_key}', not within their job")
-    results = accuracy(found.rewards).model_dump() | {
-        "parse_failures": found.parsed.count(False),
-        "pass_at_k": found.pass_at_k,
+    measured = EvaluationReport.model_validate(report)
+    if len(measured.parsed) != len(measured.rewards):
+        raise ValueError(f"{len(measured.rewards)} rewards and {len(measured.parsed)} marks of what was parsed")
+    if not measured.rows_key.startswith(f"t/{org_id.hex}/jobs/{job_id.hex}/"):
+        raise ValueError(f"the rows lie at '{measured.rows_key}', not within their job")
+    results = accuracy(measured.rewards).model_dump() | {
+        "parse_failures": measured.parsed.count(False),
+        "pass_at_k": measured.pass_at_k,
     }
     session.execute(
         update(Evaluation)
         .where(Evaluation.job_id == job_id)
-        .values(results=results, rewards=found.rewards, rows_key=found.rows_key)
+        .values(results=results, rewards=measured.rewards, rows_key=measured.rows_key)
     )
 
 
 def get(session: Session, project_id: uuid.UUID, evaluation_id: uuid.UUID) -> Evaluation:
     """The evaluation with this id in the project. Raises NotFoundError."""
-    found = session.get(Evaluation, evaluation_id)
-    if found is None or found.project_id != project_id:
+    evaluation = session.get(Evaluation, evaluation_id)
+    if evaluation is None or evaluation.project_id != project_id:
         raise NotFoundError("evaluation", public_id("evaluation", evaluation_id))
-    return found
+    return evaluation
 
 
 def list_evaluations(
@@ -166,8 +166,8 @@ def list_evaluations(
     statement = select(Evaluation).where(Evaluation.project_id == project_id)
     if after is not None:
         statement = statement.where(Evaluation.id < after)
-    found = list(session.scalars(statement.order_by(Evaluation.id.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    newest = list(session.scalars(statement.order_by(Evaluation.id.desc()).limit(limit + 1)))
+    return newest[:limit], len(newest) > limit
 
 
 def others(session: Session, evaluation: Evaluation) -> list[Evaluation]:
@@ -308,16 +308,19 @@ def _file(session: Session, caller: Caller, file_id: str, param: str) -> Dataset
     return version
 
 
-def names(session: Session, found: Sequence[Evaluation]) -> dict[uuid.UUID, str]:
+def names(session: Session, listed: Sequence[Evaluation]) -> dict[uuid.UUID, str]:
     """The model that each of these evaluations measured."""
-    records = records_of(session, found)
-    ids = {evaluation.base_model_id for evaluation in found}
+    records = records_of(session, listed)
+    ids = {evaluation.base_model_id for evaluation in listed}
     bases = dict(session.execute(select(BaseModel.id, BaseModel.name).where(BaseModel.id.in_(ids))).all())
-    return {one.id: records[one.id].name if one.id in records else bases[one.base_model_id] for one in found}
+    return {
+        evaluation.id: records[evaluation.id].name if evaluation.id in records else bases[evaluation.base_model_id]
+        for evaluation in listed
+    }
 
 
-def records_of(session: Session, found: Sequence[Evaluation]) -> dict[uuid.UUID, versions.VersionRecord]:
+def records_of(session: Session, listed: Sequence[Evaluation]) -> dict[uuid.UUID, versions.VersionRecord]:
     """The version behind each of these evaluations, for those that have one."""
-    ids = [evaluation.version_id for evaluation in found if evaluation.version_id is not None]
+    ids = [evaluation.version_id for evaluation in listed if evaluation.version_id is not None]
     records = versions.versions_by_id(session, ids)
-    return {one.id: records[one.version_id] for one in found if one.version_id is not None}
+    return {evaluation.id: records[evaluation.version_id] for evaluation in listed if evaluation.version_id is not None}

@@ -122,8 +122,8 @@ def list_feedback(
         statement = statement.where(Feedback.version_id.in_(versions))
     if after is not None:
         statement = statement.where(Feedback.id < after)
-    found = list(session.scalars(statement.order_by(Feedback.id.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    newest = list(session.scalars(statement.order_by(Feedback.id.desc()).limit(limit + 1)))
+    return newest[:limit], len(newest) > limit
 
 
 def summaries(session: Session, version_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Summary]:
@@ -133,8 +133,8 @@ def summaries(session: Session, version_ids: Sequence[uuid.UUID]) -> dict[uuid.U
         .where(Feedback.version_id.in_(version_ids), Feedback.deleted_at.is_(None))
         .group_by(Feedback.version_id)
     )
-    found = {version_id: Summary(count, mean) for version_id, count, mean in session.execute(statement)}
-    return {version_id: found.get(version_id, Summary(0, None)) for version_id in version_ids}
+    by_version = {version_id: Summary(count, mean) for version_id, count, mean in session.execute(statement)}
+    return {version_id: by_version.get(version_id, Summary(0, None)) for version_id in version_ids}
 
 
 def delete_feedback(session: Session, caller: Caller, feedback_id: uuid.UUID) -> None:

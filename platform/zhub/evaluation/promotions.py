@@ -81,10 +81,10 @@ def create_for_training(session: Session, caller: Caller, gate: Gate, training: 
 
 def get(session: Session, project_id: uuid.UUID, promotion_id: uuid.UUID) -> Promotion:
     """The promotion with this id in the project. Raises NotFoundError."""
-    found = session.get(Promotion, promotion_id)
-    if found is None or found.project_id != project_id:
+    promotion = session.get(Promotion, promotion_id)
+    if promotion is None or promotion.project_id != project_id:
         raise NotFoundError("promotion", public_id("promotion", promotion_id))
-    return found
+    return promotion
 
 
 def list_promotions(
@@ -94,8 +94,8 @@ def list_promotions(
     statement = select(Promotion).where(Promotion.project_id == project_id)
     if after is not None:
         statement = statement.where(Promotion.id < after)
-    found = list(session.scalars(statement.order_by(Promotion.id.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    newest = list(session.scalars(statement.order_by(Promotion.id.desc()).limit(limit + 1)))
+    return newest[:limit], len(newest) > limit
 
 
 def of_trainings(session: Session, job_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, uuid.UUID]:

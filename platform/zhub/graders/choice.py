@@ -33,10 +33,10 @@ def grade_choice(grader: MultipleChoiceGrader, sample: Sample) -> Grade:
             f"{lowest} to {highest}. Correct the row, n_choices or reference_base.",
         )
     answer = fill(grader.name, grader.input, sample)
-    found = read_choice(answer, n_choices=grader.n_choices, base=grader.reference_base)
-    if found is None:
+    chosen = read_choice(answer, n_choices=grader.n_choices, base=grader.reference_base)
+    if chosen is None:
         raise UnreadableAnswerError("the answer chooses none of the options")
-    return Grade(float(found == wanted))
+    return Grade(float(chosen == wanted))
 
 
 def read_choice(text: str, *, n_choices: int, base: int) -> int | None:
@@ -48,8 +48,8 @@ def read_choice(text: str, *, n_choices: int, base: int) -> int | None:
     if alone := ALONE.fullmatch(text):
         return read_key(alone[1], n_choices=n_choices, base=base)
     for pattern in (BOXED, ANNOUNCED):
-        if found := pattern.findall(text):
-            return read_key(found[-1], n_choices=n_choices, base=base)
+        if keys := pattern.findall(text):
+            return read_key(keys[-1], n_choices=n_choices, base=base)
     lines = [line for line in text.splitlines() if line.strip()]
     if lines and (alone := ALONE.fullmatch(lines[-1])):
         return read_key(alone[1], n_choices=n_choices, base=base)

@@ -98,12 +98,12 @@ def grade_code(grader: CodeTestsGrader, samples: Sequence[Sample], tools: Gradin
         for (run, index), outcome in zip(open_scripts, stages, strict=True):
             if (question := _take_script(run, index, outcome)) is not None:
                 questions[runs.index(run)].add(question)
-        asked = [(runs[place], sorted(found)) for place, found in questions.items()]
+        asked = [(runs[place], sorted(of_run)) for place, of_run in questions.items()]
         outcomes = sandbox.run_many(
-            [run.program([_expression(question) for question in found], limits) for run, found in asked]
+            [run.program([_expression(question) for question in of_run], limits) for run, of_run in asked]
         )
-        for (run, found), outcome in zip(asked, outcomes, strict=True):
-            _take_answers(run, found, outcome)
+        for (run, of_run), outcome in zip(asked, outcomes, strict=True):
+            _take_answers(run, of_run, outcome)
     return [_grade(grader, run) for run in runs]
 
 
@@ -211,7 +211,7 @@ def _take_script(run: _Run, index: int, outcome: Outcome) -> str | None:
 
 
 def _grade(grader: CodeTestsGrader, run: _Run) -> Grade:
-    passed = sum(bool(one) for one in run.passed)
+    passed = sum(map(bool, run.passed))
     scripts = sum(isinstance(test, Script) for test in run.tests)
     detail = f"{passed} of {len(run.tests)} tests passed" + (f", {scripts} of them scripts" if scripts else "")
     share = passed / len(run.tests)

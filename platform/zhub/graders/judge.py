@@ -64,11 +64,11 @@ def read_score(judgement: str) -> float | None:
 
 def _keyed(text: str) -> float | None:
     try:
-        found: Any = json.loads(text)
+        values: Any = json.loads(text)
     except (ValueError, RecursionError):
         return None
     for key in KEYS:
-        value = found.get(key)
+        value = values.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
             return float(value)
     return None

@@ -47,23 +47,23 @@ def grade_numeric(grader: NumericGrader, sample: Sample) -> Grade:
         raise RewardError(
             grader.name, f"{sample.where}the reference {text[:100]!r} holds no number. Correct the row or the template."
         )
-    found = final_number(fill(grader.name, grader.input, sample))
-    if found is None:
+    answer = final_number(fill(grader.name, grader.input, sample))
+    if answer is None:
         raise UnreadableAnswerError("no number in the answer")
-    return Grade(float(equal(found, wanted, abs_tol=grader.abs_tol, rel_tol=grader.rel_tol)))
+    return Grade(float(equal(answer, wanted, abs_tol=grader.abs_tol, rel_tol=grader.rel_tol)))
 
 
-def equal(found: Number, wanted: Number, *, abs_tol: float, rel_tol: float) -> bool:
+def equal(answer: Number, wanted: Number, *, abs_tol: float, rel_tol: float) -> bool:
     """Compare exactly, within the greater tolerance.
 
     Where only one of the two has a percent sign, "50%" is equal to 50 (a percentage was asked for) and to 0.5.
     """
     tolerance = max(Fraction(abs_tol), Fraction(rel_tol) * abs(wanted.value))
-    candidates = [found.value]
-    if found.percent and not wanted.percent:
-        candidates.append(found.value / 100)
-    elif wanted.percent and not found.percent:
-        candidates.append(found.value * 100)
+    candidates = [answer.value]
+    if answer.percent and not wanted.percent:
+        candidates.append(answer.value / 100)
+    elif wanted.percent and not answer.percent:
+        candidates.append(answer.value * 100)
     return any(abs(candidate - wanted.value) <= tolerance for candidate in candidates)
 
 
@@ -81,8 +81,8 @@ def final_number(text: str) -> Number | None:
     if announced:
         # Up to the end of its line: what is announced, not what is said about it afterwards.
         said = text[announced[-1].end() :].lstrip().partition("\n")[0]
-        if (found := _first(said)) is not None:
-            return found
+        if (number := _first(said)) is not None:
+            return number
     return _last(text)
 
 

@@ -30,15 +30,18 @@ class Grade:
     detail: str | None = None
 
 
+# Answers conversations as the grader's model, in their order.
+Judge = Callable[[ScoreModelGrader, Sequence[list[dict[str, str]]]], list[str]]
+
+
 @dataclass(frozen=True)
 class GradingTools:
     """What a grader may need beyond the sample.
 
-    ``judge`` answers conversations as the grader's model, in their order. Graders that need a part which is None
-    raise. ``note`` is told, as a level and a line, what a program printed and which answers it failed on: for whoever
-    wrote the program, and nobody else.
+    A grader raises where the part that it needs is None. ``note`` is told, as a level and a line, what a program
+    printed and which answers it failed on: for whoever wrote the program, and nobody else.
     """
 
     sandbox: Sandbox | None = None
-    judge: Callable[[ScoreModelGrader, Sequence[list[dict[str, str]]]], list[str]] | None = None
+    judge: Judge | None = None
     note: Callable[[str, str], None] = lambda _level, _line: None

@@ -40,14 +40,14 @@ class Script:
 def split_asserts(tests: Iterable[str], setup: str) -> list[Equation | Script]:
     """Split MBPP's list of asserts. Raises UnreadableTestsError."""
     defined = _defined(_parse(setup))
-    found: list[Equation | Script] = []
+    split: list[Equation | Script] = []
     for text in tests:
         statements = _parse(text).body
         if all(isinstance(statement, ast.Assert) for statement in statements):
-            found += [_split(statement, defined) for statement in statements]
+            split += [_split(statement, defined) for statement in statements]
         else:
-            found.append(_script(statements, defined))
-    return found
+            split.append(_script(statements, defined))
+    return split
 
 
 def split_check(source: str, entry_point: str) -> list[Equation | Script]:
@@ -131,23 +131,23 @@ def _is_literal(node: ast.AST) -> bool:
 
 
 def _names(node: ast.AST) -> set[str]:
-    return {found.id for found in ast.walk(node) if isinstance(found, ast.Name)}
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
 def _defined(module: ast.Module) -> frozenset[str]:
     """Every name that the statements bind, anywhere in them."""
-    found = set()
+    defined = set()
     for node in ast.walk(module):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                found.add(name)
+                defined.add(name)
             case ast.Import(names=names) | ast.ImportFrom(names=names):
-                found |= {(alias.asname or alias.name).partition(".")[0] for alias in names}
+                defined |= {(alias.asname or alias.name).partition(".")[0] for alias in names}
             case ast.Name(id=name, ctx=ast.Store()):
-                found.add(name)
+                defined.add(name)
             case ast.arg(arg=name) | ast.ExceptHandler(name=str() as name):
-                found.add(name)
-    return frozenset(found)
+                defined.add(name)
+    return frozenset(defined)
 
 
 class _Rename(ast.NodeTransformer):

@@ -55,17 +55,17 @@ def _value(name: str, match: re.Match[str], sample: Sample) -> Any:
     if root == "sample":
         if path == ["output_text"]:
             return sample.output_text
-        found: Any = read_json(sample.output_text)
+        value: Any = read_json(sample.output_text)
         path = path[1:]
     else:
-        found = sample.item
+        value = sample.item
     for key in path:
-        if not isinstance(found, Mapping) or key not in found:
+        if not isinstance(value, Mapping) or key not in value:
             if root == "sample":
                 raise UnreadableAnswerError(f"the answer has no '{match[0]}'")
             raise RewardError(name, f"{sample.where}the row has no column 'item.{'.'.join(path)}'")
-        found = found[key]
-    return found
+        value = value[key]
+    return value
 
 
 def _text(value: object) -> str:

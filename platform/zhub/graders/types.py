@@ -282,7 +282,7 @@ def needs_sandbox(grader: Grader) -> bool:
 
 def judge_models(grader: Grader) -> list[str]:
     """The models that are asked to judge, each once, in order."""
-    found = [grader.model] if isinstance(grader, ScoreModelGrader) else []
+    models = [grader.model] if isinstance(grader, ScoreModelGrader) else []
     for part in parts(grader).values():
-        found += judge_models(part)
-    return list(dict.fromkeys(found))
+        models += judge_models(part)
+    return list(dict.fromkeys(models))

@@ -36,8 +36,12 @@ def expected_seconds(
         .limit(MAX_PAST)
     ).all()
     asked = hyper.model_dump(mode="json")
-    past = [(found, float(seconds) / max(1, int(found["n_steps"]))) for found, seconds in rows if "n_steps" in found]
-    alike = [rate for found, rate in past if _size(found) == _size(asked)]
+    past = [
+        (settings, float(seconds) / max(1, int(settings["n_steps"])))
+        for settings, seconds in rows
+        if "n_steps" in settings
+    ]
+    alike = [rate for settings, rate in past if _size(settings) == _size(asked)]
     rates = alike or [rate for _, rate in past]
     return statistics.median(rates) * hyper.n_steps if rates else None
 

@@ -3,6 +3,7 @@
 import random
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -116,11 +117,64 @@ def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job,
     """
     if request.integrations:
         raise InvalidRequestError("Integrations are not supported; leave them out.", param="integrations")
+    inputs = _inputs(session, caller, request)
+    admit.check_cluster(session, request.cluster, param="cluster")
+    if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
+        raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
+    expert = versions.expert_for(session, caller, request.suffix, inputs.training.filename)
+    starts = _starts(session, caller, inputs.base, inputs.parent, inputs.hyperparameters)
+    spec = TrainSpec(
+        expert=expert.name,
+        base=BaseModelSource.model_validate(inputs.base.source),
+        basis=inputs.basis,
+        training_file=datasets.stored_file(inputs.training),
+        validation_file=datasets.stored_file(inputs.validation) if inputs.validation else None,
+        recipe=inputs.recipe,
+        hyperparameters=inputs.hyperparameters,
+        grader=inputs.grader,
+        seed=request.seed if request.seed is not None else random.SystemRandom().randrange(2**31),
+        starts=[_starting_point(record) for record in starts],
+    )
+    job = Job(
+        org_id=caller.org_id,
+        project_id=caller.project_id,
+        kind="train",
+        spec=spec.model_dump(mode="json"),
+        request=_as_requested(request, spec),
+        base_model_id=inputs.base.id,
+        dataset_version_id=inputs.training.id,
+        validation_version_id=inputs.validation.id if inputs.validation else None,
+        expert_id=expert.id,
+        cluster=request.cluster,
+        pack_key=pack_key(spec),
+        workers=inputs.hyperparameters.data_parallel,
+        expected_s=estimates.expected_seconds(session, inputs.base.id, inputs.recipe, inputs.hyperparameters),
+    )
+    return job, expert
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a request names, looked up and checked. ``parent`` is the version that training begins from, if any."""
+
+    base: BaseModel
+    basis: BasisReference
+    parent: versions.VersionRecord | None
+    training: DatasetVersion
+    validation: DatasetVersion | None
+    recipe: Recipe
+    hyperparameters: Hyperparameters
+    grader: Grader | None
+
+
+def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     parent = versions.version(session, caller.project_id, request.model) if "@" in request.model else None
     base = parent.base if parent else base_models.get(session, request.model)
     basis = base_models.require_ready(base)
     training = _file(session, caller, request.training_file, "training_file")
-    validation = _file(session, caller, request.validation_file, "validation_file") if request.validation_file else None
+    validation = None
+    if request.validation_file:
+        validation = _file(session, caller, request.validation_file, "validation_file")
     recipe, hyperparameters, grader_json = _method(request)
     _check_rows(training, recipe, "training_file")
     if validation is not None:
@@ -132,48 +186,21 @@ def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job,
     resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=distinct_rows(training))
     if parent is not None:
         _check_parent(parent, resolved, basis)
-    admit.check_cluster(session, request.cluster, param="cluster")
-    if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
-        raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
-    seed = request.seed if request.seed is not None else random.SystemRandom().randrange(2**31)
-    expert = versions.expert_for(session, caller, request.suffix, training.filename)
-    spec = TrainSpec(
-        expert=expert.name,
-        base=BaseModelSource.model_validate(base.source),
-        basis=basis,
-        training_file=datasets.stored_file(training),
-        validation_file=datasets.stored_file(validation) if validation else None,
-        recipe=recipe,
-        hyperparameters=resolved,
-        grader=grader,
-        seed=seed,
-        starts=[_starting_point(record) for record in _starts(session, caller, base, parent, resolved)],
-    )
-    echoed: dict[str, Any] = {"hyperparameters": resolved.model_dump(mode="json")}
-    if grader is not None:
-        echoed["grader"] = grader.model_dump(mode="json")
-    job = Job(
-        org_id=caller.org_id,
-        project_id=caller.project_id,
-        kind="train",
-        spec=spec.model_dump(mode="json"),
-        request={
-            "model": request.model,
-            "method": {"type": recipe, recipe: echoed},
-            "suffix": request.suffix,
-            "seed": seed,
-            "metadata": request.metadata or {},
-        },
-        base_model_id=base.id,
-        dataset_version_id=training.id,
-        validation_version_id=validation.id if validation else None,
-        expert_id=expert.id,
-        cluster=request.cluster,
-        pack_key=pack_key(spec),
-        workers=resolved.data_parallel,
-        expected_s=estimates.expected_seconds(session, base.id, recipe, resolved),
-    )
-    return job, expert
+    return _Inputs(base, basis, parent, training, validation, recipe, resolved, grader)
+
+
+def _as_requested(request: JobRequest, spec: TrainSpec) -> dict[str, Any]:
+    """What the API shows of the request, with the values that were chosen for it."""
+    method: dict[str, Any] = {"hyperparameters": spec.hyperparameters.model_dump(mode="json")}
+    if spec.grader is not None:
+        method["grader"] = spec.grader.model_dump(mode="json")
+    return {
+        "model": request.model,
+        "method": {"type": spec.recipe, spec.recipe: method},
+        "suffix": request.suffix,
+        "seed": spec.seed,
+        "metadata": request.metadata or {},
+    }
 
 
 def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis: BasisReference) -> None:
@@ -291,33 +318,34 @@ def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
 
     Those of dpo must be pairs.
     """
-    found = version.validation
-    assert found is not None
-    if param == "training_file" and found["prompts"] < MIN_PROMPTS:
+    validation = version.validation
+    assert validation is not None
+    if param == "training_file" and validation["prompts"] < MIN_PROMPTS:
         raise InvalidRequestError(
-            f"{param}: '{version.filename}' has {found['prompts']} distinct prompts; "
+            f"{param}: '{version.filename}' has {validation['prompts']} distinct prompts; "
             f"at least {MIN_PROMPTS} are needed to train, select and test.",
             param=param,
             code="dataset_too_small",
         )
-    if recipe == "dpo" and found.get("preferences", 0) < distinct_rows(version):
+    if recipe == "dpo" and validation.get("preferences", 0) < distinct_rows(version):
         raise InvalidRequestError(
             f"{param}: every row must be a pair, with 'input', 'preferred_output' and 'non_preferred_output'; "
-            f"line {found.get('first_line_without_preference', 1)} is none.",
+            f"line {validation.get('first_line_without_preference', 1)} is none.",
             param=param,
             code="wrong_schema",
         )
-    if recipe == "supervised" and found["rows_with_target"] < distinct_rows(version):
+    if recipe == "supervised" and validation["rows_with_target"] < distinct_rows(version):
         raise InvalidRequestError(
             f"{param}: supervised training needs an assistant's message at the end of every row; "
-            f"line {found['first_line_without_target']} has none.",
+            f"line {validation['first_line_without_target']} has none.",
             param=param,
             code="wrong_schema",
         )
-    if recipe == "reinforcement" and found["rows_with_target"]:
+    if recipe == "reinforcement" and validation["rows_with_target"]:
         raise InvalidRequestError(
             f"{param}: for reinforcement every row must end with the user's message, so that the model answers; "
-            f"line {found['first_line_with_target']} ends with the assistant's. Put the expected answer in a column.",
+            f"line {validation['first_line_with_target']} ends with the assistant's. Put the expected answer in a "
+            "column.",
             param=param,
             code="wrong_schema",
         )
@@ -330,5 +358,5 @@ def list_jobs(
     statement = select(Job).where(Job.project_id == project_id, Job.kind == "train")
     if after is not None:
         statement = statement.where(Job.id < after)
-    found = list(session.scalars(statement.order_by(Job.id.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    newest = list(session.scalars(statement.order_by(Job.id.desc()).limit(limit + 1)))
+    return newest[:limit], len(newest) > limit
