@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1")
 
 
 class AliasRequest(Schema):
-    """Where an alias shall stand. With ``expected``, only if it stands there now; null: only if it is new."""
+    """The version that an alias shall point to. With ``expected``, only if it points to that now; null: only if new."""
 
     model_config = ConfigDict(extra="forbid")
     version: str
@@ -43,7 +43,7 @@ def list_aliases(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
 
 @router.get("/experts/{expert}/aliases/{alias}")
 def retrieve_alias(caller: CallerDep, context: ContextDep, expert: str, alias: str) -> dict[str, Any]:
-    """The version that ``<project>.<expert>@<alias>`` stands on, and every move of it, newest first."""
+    """The version that ``<project>.<expert>@<alias>`` points to, and every move of it, newest first."""
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         pointer = aliases.get(session, versions.expert(session, caller, expert), alias)
@@ -55,7 +55,7 @@ def retrieve_alias(caller: CallerDep, context: ContextDep, expert: str, alias: s
 def move_alias(
     caller: CallerDep, context: ContextDep, expert: str, alias: str, request: AliasRequest
 ) -> dict[str, Any]:
-    """Put an alias on a version, without a gate: to begin with, to go back, or to overrule one."""
+    """Let an alias point to a version, without a gate: the first one, an earlier one, or one that a gate refused."""
     caller.require("models:write")
     aliases.check_alias(alias, param="alias")
     with tenant_session(context.engine, caller.org_id) as session:
@@ -65,8 +65,8 @@ def move_alias(
             raise InvalidRequestError(f"'{request.version}' is no version of '{expert}'.", param="version")
         expected = None
         if "expected" in request.model_fields_set:
-            stands = versions.version(session, caller.project_id, request.expected) if request.expected else None
-            expected = aliases.Expected(stands.version.id if stands else None)
+            record = versions.version(session, caller.project_id, request.expected) if request.expected else None
+            expected = aliases.Expected(record.version.id if record else None)
         by = public_id("API key", caller.key_id)
         moved = aliases.move(session, alias, to, by=by, reason=request.reason, expected=expected)
         return alias_objects(session, [moved])[0]
@@ -74,7 +74,7 @@ def move_alias(
 
 @router.post("/promotions")
 def create_promotion(caller: CallerDep, context: ContextDep, request: promotions.PromotionRequest) -> dict[str, Any]:
-    """Have a version measured on the gate's suites and, if it passes, put the alias on it."""
+    """Have a version measured on the gate's suites; if it passes, the alias points to it from then on."""
     caller.require("jobs:write")
     caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
@@ -96,7 +96,7 @@ def list_promotions(
 
 @router.get("/promotions/{promotion_id}")
 def retrieve_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) -> dict[str, Any]:
-    """One promotion: how far it is, and why its gate decided as it did."""
+    """One promotion: its status, and the reasons for its gate's decision."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         promotion = promotions.get(session, caller.project_id, parse_id("promotion", promotion_id))
@@ -105,7 +105,7 @@ def retrieve_promotion(caller: CallerDep, context: ContextDep, promotion_id: str
 
 @router.post("/promotions/{promotion_id}/cancel")
 def cancel_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) -> dict[str, Any]:
-    """Ask for the alias to stay. What is being measured goes on being measured."""
+    """Cancel a promotion: the alias does not move. Evaluations that have begun go on."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         promotion = promotions.get(session, caller.project_id, parse_id("promotion", promotion_id))

@@ -59,7 +59,7 @@ def pull(
 
 @app.command()
 def aliases(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List the aliases, and the versions they stand on."""
+    """List the aliases, and the versions they point to."""
     with connect(data_dir) as client:
         found = client.aliases.list()
     if as_json:
@@ -81,7 +81,7 @@ def moves(alias: str, data_dir: DataDirOption = None, as_json: JsonOption = Fals
 @app.command()
 def promote(
     version: Annotated[str, typer.Argument(help="An expert version (project.expert@v1).")],
-    alias: Annotated[str, typer.Option(help="The alias that shall stand on it.")] = "prod",
+    alias: Annotated[str, typer.Option(help="The alias that shall point to it.")] = "prod",
     reason: Annotated[str | None, typer.Option(help="Why, for those who look later.")] = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -91,7 +91,7 @@ def promote(
         moved = client.aliases.move(f"{version.partition('@')[0]}@{alias}", version, reason=reason)
     if as_json:
         return show_json(moved)
-    note(f"{moved.id} stands on {moved.version}.")
+    note(f"{moved.id} points to {moved.version}.")
 
 
 def show_version(version: ExpertVersion, as_json: bool) -> None:

@@ -20,7 +20,7 @@ def create(
     grader: GraderOption = None,
     alias: Annotated[str, typer.Option(help="The alias that the version shall get.")] = "prod",
     rule: Annotated[
-        Literal["not_worse", "better"], typer.Option(help="Than what the alias stands on, beyond the noise.")
+        Literal["not_worse", "better"], typer.Option(help="Than the alias's version, beyond the noise.")
     ] = "not_worse",
     min_mean: Annotated[float | None, typer.Option(help="The mean reward that the version must reach.")] = None,
     cluster: MeasuringClusterOption = None,
@@ -30,7 +30,7 @@ def create(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a version against what the alias stands on, and promote it if it passes."""
+    """Measure a version against the one that the alias points to, and promote it if it passes."""
     with connect(data_dir) as client:
         suite = {
             "file": file_id(client, dataset),

@@ -38,7 +38,7 @@ def add(
     on_regression: Annotated[
         str | None,
         typer.Option(
-            metavar="ALIAS", help="When what this alias (project.expert@prod) stands on is worse than its base."
+            metavar="ALIAS", help="When the version of this alias (project.expert@prod) is worse than its base."
         ),
     ] = None,
     on_feedback: Annotated[

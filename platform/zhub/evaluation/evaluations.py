@@ -1,7 +1,7 @@
 """Evaluations: a base or an expert version measured on a suite, once, and compared on the same rows with the others.
 
 A suite is a dataset file with a grader and the settings of sampling; its digest names it. The same subject on the
-same suite is never run twice in a project: asking again gives the first evaluation, unless its job failed.
+same suite is never run twice in a project: a second request gets the first evaluation, unless its job failed.
 Functions take a Session and never commit.
 """
 
@@ -54,7 +54,7 @@ class EvaluationRequest(Schema):
 
 
 class EvaluationReport(Schema):
-    """What a worker says of a finished evaluation; one reward and one ``parsed`` for each distinct row, in order."""
+    """A worker's report of a finished evaluation: one reward and one ``parsed`` for each distinct row, in order."""
 
     model_config = ConfigDict(frozen=True)
     rewards: Annotated[
@@ -81,7 +81,7 @@ def create(session: Session, caller: Caller, request: EvaluationRequest) -> list
     Raises:
         InvalidRequestError: with the ``param`` at fault.
         NotFoundError, NotReadyError, ConflictError: a model or the file is missing or not usable yet.
-        QuotaExceededError: as many jobs of the organisation wait as may.
+        QuotaExceededError: the organisation's queue is full.
     """
     admit.check_queue(session, caller.org_id)
     if request.cluster is not None:
@@ -100,7 +100,7 @@ def check_suite(session: Session, caller: Caller, file_id: str, grader: Any, *, 
 
 
 def measure(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
-    """What ``create`` does, however long the queue is, and whether or not the cluster has an agent."""
+    """Do what ``create`` does, without its checks of the organisation's queue and of the cluster's agents."""
     file = _file(session, caller, request.file, "file")
     named = [_subject(session, caller, request.model, "model")]
     named.append(_Subject(named[0].base, None))
@@ -113,7 +113,7 @@ def measure(session: Session, caller: Caller, request: EvaluationRequest) -> lis
         "max_new_tokens": request.max_new_tokens,
         "k": request.k,
         "n": SAMPLES_PER_K * request.k if sampled else 0,
-        # Greedy answers use neither: another value must not make another suite.
+        # Greedy answers use neither, so another value must not make another suite.
         "temperature": request.temperature if sampled else 0.0,
         "seed": request.seed if sampled else 0,
     }
@@ -130,10 +130,10 @@ def measure(session: Session, caller: Caller, request: EvaluationRequest) -> lis
 
 
 def finish(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, report: Mapping[str, Any]) -> None:
-    """Write what an evaluation found, in the transaction that ends its job.
+    """Write the results of an evaluation, in the transaction that ends its job.
 
     Raises:
-        ValueError: the report lacks its shape, or names a place that is not the job's own.
+        ValueError: the report does not fit its schema, or its key lies outside of the job's own prefix.
     """
     measured = EvaluationReport.model_validate(report)
     if len(measured.parsed) != len(measured.rewards):
@@ -187,7 +187,7 @@ def others(session: Session, evaluation: Evaluation) -> list[Evaluation]:
 
 
 def warnings(evaluation: Evaluation, record: versions.VersionRecord | None) -> list[str]:
-    """Reasons to take an evaluation's figures with care."""
+    """Reasons why an evaluation's figures may mislead."""
     sha256 = evaluation.suite["file"]["sha256"]
     if record is None or sha256 not in (
         record.version.manifest["dataset_digest"],
@@ -206,7 +206,7 @@ def _evaluation(
     digest: str,
     cluster: str | None,
 ) -> Evaluation:
-    """The evaluation of a subject on a suite, with a job that has not failed."""
+    """The evaluation of a subject on a suite; enqueued if there is none, or if its job failed or was cancelled."""
     row = session.execute(
         select(Evaluation, Job.state)
         .join(Job, Job.id == Evaluation.job_id)
@@ -247,9 +247,9 @@ def _evaluation(
 
 
 def _move(session: Session, job_id: uuid.UUID, cluster: str) -> None:
-    """Have a job that is still queued wait for another cluster: there is one job, and where it waits may be nobody.
+    """Move a job that is still queued to another cluster: the first one may have no agent that would ever run it.
 
-    Only for a cluster with a live agent, and not a job that is just being admitted.
+    Only to a cluster with a live agent, and not a job that is just being admitted.
     """
     elsewhere = (Job.id == job_id, Job.state == states.QUEUED, Job.cluster != cluster)
     moved = select(Job.id).where(*elsewhere, admit.is_alive(cluster)).with_for_update(skip_locked=True)

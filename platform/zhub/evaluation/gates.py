@@ -30,7 +30,7 @@ class Suite(Schema):
 
 
 class Gate(Schema):
-    """What a version must pass to get the alias: ``rule`` on every suite, against the version it points to.
+    """What a version must pass to get the alias: ``rule`` on every suite, against the version that the alias points to.
 
     ``not_worse``: not significantly worse. ``better``: significantly better. Where the alias is new, the rule is
     applied against the base model. A version that is worse than its base model never passes.

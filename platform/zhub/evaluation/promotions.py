@@ -55,11 +55,11 @@ class Measured:
 
 
 def create(session: Session, caller: Caller, request: PromotionRequest) -> Promotion:
-    """Have a version measured and, if it passes, promoted.
+    """Have a version measured, and promoted if it passes.
 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: the version, a file or a grader is not usable.
-        QuotaExceededError: as many jobs of the organisation wait as may.
+        QuotaExceededError: the organisation's queue is full.
     """
     record = versions.version(session, caller.project_id, request.model)
     gate = Gate.model_validate(request.model_dump(exclude={"model"}))
@@ -68,7 +68,7 @@ def create(session: Session, caller: Caller, request: PromotionRequest) -> Promo
 
 
 def create_for_training(session: Session, caller: Caller, gate: Gate, training: Job) -> Promotion:
-    """Have what a training will publish measured and, if it passes, promoted.
+    """Have the version that a training will publish measured, and promoted if it passes.
 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: a file or a grader is not usable.
@@ -107,7 +107,7 @@ def of_trainings(session: Session, job_ids: Sequence[uuid.UUID]) -> dict[uuid.UU
 
 
 def cancel(session: Session, promotion: Promotion) -> None:
-    """Ask for a promotion not to happen. Its evaluations go on: their figures are worth having.
+    """Request that a promotion is cancelled. Its evaluations go on: their figures are useful by themselves.
 
     Raises:
         ConflictError: it has ended.
@@ -184,7 +184,7 @@ def _add(
     training_job_id: uuid.UUID | None = None,
 ) -> Promotion:
     job = Job(org_id=caller.org_id, project_id=caller.project_id, kind="gate", spec={}, state=states.WAITING)
-    jobs.enqueue(session, job, f"Promotion to @{gate.alias} asked for.")
+    jobs.enqueue(session, job, f"Promotion to @{gate.alias} requested.")
     if training_job_id is not None:
         dependencies.add(session, job, [training_job_id])
     promotion = Promotion(

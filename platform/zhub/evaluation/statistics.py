@@ -1,4 +1,4 @@
-"""How sure one may be of a mean reward, and of a difference between two subjects on the same rows.
+"""Confidence intervals of mean rewards, and tests of differences between two subjects on the same rows.
 
 Everything random comes from a fixed seed: equal rewards give equal figures on one release of NumPy.
 """
@@ -25,7 +25,7 @@ def accuracy(rewards: Sequence[float]) -> Accuracy:
 
     The percentile bootstrap is no better for graded rewards: over four smooth distributions of rewards, 400 draws
     each, the two covered the mean alike (0.81 to 0.91 of the time with 10 rows, 0.91 to 0.96 with 30, 0.94 to 0.95
-    with 100), and it takes a thousand times as long.
+    with 100), and it takes longer.
 
     Raises:
         ValueError: no rewards.

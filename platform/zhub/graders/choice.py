@@ -1,4 +1,7 @@
-"""Which option of a multiple-choice question a text chooses. What cannot be read is wrong, never some letter."""
+"""Which option of a multiple-choice question a text chooses.
+
+An answer that cannot be read is wrong; it is never taken for a letter.
+"""
 
 import re
 
@@ -7,13 +10,13 @@ from zhub.graders.samples import Grade, Sample
 from zhub.graders.templates import UnreadableAnswerError, fill
 from zhub.graders.types import MultipleChoiceGrader
 
-# "(B)", "B.", "**B**", "\boxed{B}", "B": the option alone, dressed or not.
+# "(B)", "B.", "**B**", "\boxed{B}", "B": the option alone, with or without marks around it.
 ALONE = re.compile(r"(?:\\boxed\s?\{)?[\s*_`\"'(\[{]*([A-Za-z]|[0-9]{1,2})[\s*_`\"')\]}.:,!]*")
 # "the answer is (B)", "Answer: B", "correct option is B".
 ANNOUNCED = re.compile(
     r"\b(?i:answer|choice|option)\s*(?:is|:|=)?(?:\s+(?:is|option|choice))?\s*[:=]?\s*"
     r"(?:\\boxed\s?\{)?[*_`\"'(\[{]*([A-Z]|[0-9]{1,2})(?![\w'])"
-    # "The answer is A dog" names a dog, and "is I think" nothing.
+    # "The answer is A dog" does not choose A, and "the answer is I think" does not choose I.
     r"(?!(?<=[AI])\s(?!because\b|since\b|as\b|for\b|and\b|is\b)[a-z])",
 )
 BOXED = re.compile(r"\\boxed\s?\{\s*(?:\\text\s?\{)?\s*\(?([A-Za-z]|[0-9]{1,2})\)?\s*\}")
@@ -42,8 +45,8 @@ def grade_choice(grader: MultipleChoiceGrader, sample: Sample) -> Grade:
 def read_choice(text: str, *, n_choices: int, base: int) -> int | None:
     """Return the option that a text chooses, from 0, or None.
 
-    It chooses by being one option and nothing else, by a box, by announcing it ("the answer is"; the last time
-    counts), or by beginning with it.
+    In this order: the text is one option and nothing else, the last ``\\boxed{}``, the last announcement ("the answer
+    is"), its last line is one option, it begins with one.
     """
     if alone := ALONE.fullmatch(text):
         return read_key(alone[1], n_choices=n_choices, base=base)

@@ -1,8 +1,9 @@
-"""Rewards by tests of Python that a model wrote. Expected values never enter the process that runs it.
+"""Rewards by tests of Python code that a model wrote. Expected values never enter the process that runs the code.
 
-Most tests are equations, ``assert f(1) == 2``: the left side is evaluated beside the code and compared outside. The
-others run as scripts in a process of their own, where the code's functions are stubs: what a stub is asked is answered
-by the code in its own process, by value, and the script starts anew with that answer until it needs no more.
+Most tests are equations, ``assert f(1) == 2``: the left side is evaluated in the code's process and compared outside of
+it. Every other test runs as a script in a process of its own, where the code's functions are stubs. When the script
+calls a stub whose answer is not known yet, it ends; the code answers the call by value in its own process, and the
+script runs again with that answer, until no call is open.
 """
 
 import json
@@ -68,7 +69,7 @@ def run(setup, script, functions, modules, answers):
 
 @dataclass
 class _Run:
-    """One answer's code with its tests, and how they stand: True, False, or None while undecided."""
+    """One answer's code with its tests, and for each whether it passed; None while that is undecided."""
 
     code: str
     setup: str
@@ -148,7 +149,7 @@ def _known_questions(run: _Run) -> list[str]:
 
 
 def _expression(question: str) -> str:
-    """The call that a question stands for. Infinity and NaN have no literal, only names."""
+    """The source of a question's call. Infinity and NaN have no literals, so they are passed as names."""
     name, arguments, named = decode(json.loads(question))
     return f"(lambda inf, nan: {name}(*{arguments!r}, **{named!r}))(float('inf'), float('nan'))"
 
@@ -160,7 +161,7 @@ def _take_first(run: _Run, outcome: Outcome) -> None:
         test = run.tests[index]
         assert isinstance(test, Equation)
         result = results[place] if place < len(results) else None
-        # What arrives is of builtin types, so that == is theirs: what the assert means, and cannot be overridden.
+        # The result has builtin types only, so that == is theirs: the code under test cannot override it.
         run.passed[index] = isinstance(result, Value) and bool(result.value == test.expected)
     if outcome.failure is not None or outcome.ending != "finished":
         run.passed = [bool(passed) for passed in run.passed]
@@ -199,7 +200,7 @@ def _script_program(run: _Run, index: int, limits: Limits) -> Program:
 
 
 def _take_script(run: _Run, index: int, outcome: Outcome) -> str | None:
-    """Note how the script ended, or return the question that it cannot go on without."""
+    """Write down how the script ended, or return the call that it needs an answer to."""
     match outcome.results:
         case (Value(value=["question", str(question)]),) if question not in run.answers and run.passed[index] is None:
             return question

@@ -19,7 +19,7 @@ MAX_REFERENCES = 10_000
 
 
 class _TooManyReferences(Exception):
-    """The schema's references multiply without end. Control flow: becomes an error of the grader."""
+    """The schema's references never come to an end. Control flow: becomes an error of the grader."""
 
 
 def grade_json(grader: JsonSchemaGrader, sample: Sample) -> Grade:
@@ -52,7 +52,7 @@ def grade_json(grader: JsonSchemaGrader, sample: Sample) -> Grade:
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """Raise ValueError, with what is wrong, unless this is a JSON schema."""
+    """Raise ValueError, with what is wrong, unless this is a valid JSON schema."""
     from jsonschema.exceptions import SchemaError
 
     try:
@@ -64,7 +64,7 @@ def check_schema(schema: dict[str, Any]) -> None:
 
 
 def _same(value: Any, wanted: Any) -> bool:
-    """Equal as JSON is: 1 and 1.0 are one number, true is none."""
+    """Whether two JSON values are equal: 1 and 1.0 are the same number, and true is not a number."""
     if isinstance(value, bool) or isinstance(wanted, bool):
         return value is wanted
     if isinstance(value, list) and isinstance(wanted, list):
@@ -97,7 +97,7 @@ def _first_problem(grader: JsonSchemaGrader, sample: Sample, instance: Any) -> s
 
 
 def _validator(schema: dict[str, Any]) -> "Validator":
-    """The library's validator, without its two ways of doing harm: it fetches references, and matches without end."""
+    """The library's validator, but it fetches no references, and its patterns and references come to an end."""
     # Imported where they are used: they take 0.1 s, and the command line knows graders too.
     import regex
     from jsonschema import Draft202012Validator, ValidationError

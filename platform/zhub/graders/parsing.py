@@ -1,4 +1,4 @@
-"""From a request's JSON to a grader."""
+"""Parse a request's JSON into a grader."""
 
 import difflib
 from typing import Annotated, Any
@@ -11,13 +11,13 @@ from zhub.graders.templates import check_syntax
 from zhub.graders.types import TYPES, Grader, JsonSchemaGrader, leaves
 from zhub.pydantic_errors import Path, refusal
 
-# In a request: whatever came, so that what is no object is refused as any other grader that is wrong.
+# The type of a grader in a request. Any value passes, so that `parse_grader` refuses all bad ones by its messages.
 GraderJson = Annotated[Any, WithJsonSchema({"additionalProperties": True, "type": "object"})]
 _GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
 
 
 def parse_grader(given: Any, *, param: str) -> Grader:
-    """Read a grader, and check all of it that can be checked without a dataset.
+    """Parse a grader, and check all that can be checked without a dataset and a base model.
 
     Raises:
         InvalidRequestError: with the path of the field at fault.
@@ -46,7 +46,7 @@ def parse_grader(given: Any, *, param: str) -> Grader:
                 check_schema(part.json_schema)
             except ValueError as exc:
                 raise InvalidRequestError(
-                    f"Grader '{part.name}': json_schema is no JSON schema: {exc}",
+                    f"Grader '{part.name}': json_schema is not a valid JSON schema: {exc}",
                     param=f"{part_param}.json_schema",
                     code="invalid_grader",
                 ) from exc
@@ -54,7 +54,7 @@ def parse_grader(given: Any, *, param: str) -> Grader:
 
 
 def _without_types(location: Path) -> Path:
-    """Pydantic's path names the type of each grader, after its place: nobody writes that."""
+    """Drop the types of graders that pydantic adds to the path of a union: they are not in the user's JSON."""
     if location[1:2] == ("graders",):
         return [*location[1:3], *location[4:]]
     return location[1:]

@@ -9,7 +9,7 @@ from zhub.graders.templates import UnreadableAnswerError, read_json
 from zhub.graders.types import PythonGrader
 from zhub.sandbox import Limits, Outcome, Program, Raised, Sandbox, Unreadable, Value
 
-MAX_TOLD = 5  # of one batch: a grader that prints does so for every answer
+MAX_TOLD = 5  # rows of one batch: a grader that prints does so for every answer
 MAX_PRINTED_CHARACTERS = 2000
 REMEDY = "Correct the source; POST /v1/fine_tuning/alpha/graders/run tries it on one answer."
 
@@ -47,7 +47,7 @@ def _tell(
     grades: Sequence[Grade | RewardError],
     tools: GradingTools,
 ) -> None:
-    """Note what the source printed on the first few rows that it failed on, and on as many others."""
+    """Log what the source printed: on its first MAX_TOLD rows with a failure, and on as many without one."""
     told: dict[bool, set[int]] = {True: set(), False: set()}
     for sample, outcome, grade in zip(samples, outcomes, grades, strict=True):
         failed = isinstance(grade, RewardError)

@@ -1,4 +1,4 @@
-"""From the grader in a user's request to one that can grade where it was given: the only way for every such request."""
+"""Read the grader of a request. Every request that gives a grader is read here, so that all refuse the same ones."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,8 +19,8 @@ def read_grader(
 ) -> Grader:
     """Parse a grader; check its judges, and its templates against the validated files whose answers it shall grade.
 
-    A judge is a base model. ``bases`` are the base models that the job has loaded, none where the grader comes without
-    a job: a job asks no other model, so each of its judges must be the only one.
+    A judge must be a base model. ``bases`` are the base models of the jobs that will grade; a job can ask only its own,
+    so a judge must be the only one of them. Without a job, any base model may judge.
 
     Raises:
         InvalidRequestError: with the path of the field at fault, which begins with ``param``.

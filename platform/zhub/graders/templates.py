@@ -29,16 +29,16 @@ def fill(name: str, template: str, sample: Sample) -> str:
 
 
 def look_up(name: str, template: str, sample: Sample) -> Any:
-    """The value itself where the template is one placeholder and nothing else; the filled-in text otherwise."""
+    """The value itself where the template is a single placeholder; the filled-in text otherwise."""
     match = PLACEHOLDER.fullmatch(template.strip())
     return fill(name, template, sample) if match is None else _value(name, match, sample)
 
 
 def read_json(text: str) -> Any:
-    """Parse JSON as the standard has it: no NaN, no Infinity.
+    """Parse JSON by the standard: NaN and Infinity are refused.
 
     Raises:
-        UnreadableAnswerError: it is none.
+        UnreadableAnswerError: the text is not JSON.
     """
 
     def refuse(constant: str) -> None:
@@ -92,7 +92,7 @@ def check_templates(grader: Grader, columns: Mapping[str, int], rows: int, *, pa
 
 
 def check_syntax(grader: Grader, *, param: str) -> None:
-    """Refuse a grader with a template that no row could fill in, or that never looks at the answer.
+    """Refuse a grader with a template that no row could fill in, or that does not use the answer.
 
     Raises:
         InvalidRequestError: names the field and the placeholder.

@@ -32,7 +32,7 @@ class _Grader(BaseModel):
 
 
 class StringCheckGrader(_Grader):
-    """1 when the filled-in ``input`` stands in ``operation`` to the filled-in ``reference``, else 0.
+    """1 when ``operation`` holds between the filled-in ``input`` and the filled-in ``reference``, else 0.
 
     ``eq`` and ``ne`` compare exactly; ``like`` asks whether the input contains the reference,
     ``ilike`` the same without regard to case.

@@ -1,4 +1,4 @@
-"""From a request for fine-tuning to a job: everything that can be refused is refused here, before it costs anything."""
+"""From a request for fine-tuning to a job: all checks are made here, before a worker is needed."""
 
 import random
 import uuid
@@ -75,13 +75,13 @@ def create(
 ) -> Job:
     """Validate a request against dataset, base model and hyper-parameters, and enqueue its job.
 
-    ``is_retry`` says that the client repeats a call whose answer it never saw: an equal request of the last
-    ten minutes is then returned instead of made again.
+    With ``is_retry`` the client repeats a call because it got no answer: if an equal request was made in the last
+    ten minutes, its job is returned, and none is made.
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
         NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet.
-        QuotaExceededError: as many jobs of the organisation wait as may.
+        QuotaExceededError: the organisation's queue is full.
         IdempotencyMismatchError: the key came with another body before.
     """
     request_hash = idempotency.hash_of(request)
@@ -99,7 +99,7 @@ def create(
     except IntegrityError as exc:
         if idempotency_key is None and request.dedup_key is None:
             raise
-        # Nothing else about a job is unique: a request with this key was committed after we looked for one.
+        # A job's only unique values are its keys: another request with one was committed after our look.
         raise NotReadyError("A request with this Idempotency-Key or dedup_key is being answered; try again.") from exc
     dependencies.add(session, job, [needed.id for needed in needs])
     if request.promotion is not None:

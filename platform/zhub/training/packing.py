@@ -2,7 +2,7 @@
 
 from zhub.specs import DpoHyperparameters, ReinforcementHyperparameters, TrainSpec
 
-# Answers a step: with as many in each of eight jobs, training together still gains a tenth (benchmarks/
+# Answers in one step. With so many in each of eight jobs, training together is still a tenth faster (benchmarks/
 # multi_expert_training.py); a larger step fills the device by itself.
 MAX_PACKED_ROWS = 256
 
@@ -10,7 +10,7 @@ MAX_PACKED_ROWS = 256
 def pack_key(spec: TrainSpec) -> str | None:
     """Equal for jobs that may train in one worker together; None for one that needs a worker of its own.
 
-    Rows of one forward can follow different z on one basis; LoRA has no such path. A job with shards asks for whole
+    The rows of one forward pass can have different z on one basis; LoRA has no such path. A job with shards needs whole
     devices. Packed or alone, a seed gives the same z up to the rounding of matrix products of another shape.
     """
     hyper = spec.hyperparameters

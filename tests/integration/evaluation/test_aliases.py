@@ -44,10 +44,10 @@ def test_every_move_of_an_alias_is_kept_with_who_and_why(ask: Ask, publish_versi
 def test_an_alias_moves_only_from_where_it_is_expected(ask: Ask, publish_version: Ask) -> None:
     first, second = publish_version(), publish_version()
     path = "/experts/main.summer/aliases/prod"
-    with pytest.raises(openai.ConflictError, match="stands elsewhere"):
+    with pytest.raises(openai.ConflictError, match="points to another version than expected"):
         ask("put", path, {"version": first, "expected": second})
     ask("put", path, {"version": first, "expected": None})
-    with pytest.raises(openai.ConflictError, match="stands elsewhere"):
+    with pytest.raises(openai.ConflictError, match="points to another version than expected"):
         ask("put", path, {"version": second, "expected": None})
     assert ask("put", path, {"version": second, "expected": first})["version"] == second
 

@@ -95,7 +95,7 @@ BAD: list[tuple[Any, str, str]] = [
     (
         {"type": "json_schema", "name": "j", "json_schema": {"type": "nonsense"}},
         ".json_schema",
-        "Grader 'j': json_schema is no JSON schema: $.type: 'nonsense' is not valid under any of the given schemas",
+        "Grader 'j': json_schema is not a valid JSON schema: $.type: 'nonsense' is not valid under any",
     ),
     (
         {"type": "multi", "name": "m", "graders": {"a": GRADER, "b": PYTHON}, "calculate_output": "a"},
@@ -110,7 +110,7 @@ BAD: list[tuple[Any, str, str]] = [
             "calculate_output": "j",
         },
         ".graders.j.json_schema",
-        "Grader 'j': json_schema is no JSON schema: $.type: 'nonsense' is not valid under any of the given schemas",
+        "Grader 'j': json_schema is not a valid JSON schema: $.type: 'nonsense' is not valid under any",
     ),
     (
         JUDGE | {"model": "unheard-of"},
