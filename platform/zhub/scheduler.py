@@ -208,7 +208,7 @@ def advance_gate(engine: Engine) -> bool:
     with system_session(engine) as session:
         step = promotions.advance(session)
     if isinstance(step, promotions.Measured):
-        findings = promotions.judge(step)
+        findings = promotions.compare(step)
         with system_session(engine) as session:
             promotions.settle(session, step, findings)
         return True

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``: who may use what is decided here, what to compute by the Ray Serve app behind it."""
+"""``/v1/chat/completions``: rights are checked here, and the Ray Serve app computes the answer."""
 
 import json
 import time
@@ -51,7 +51,7 @@ class StreamOptions(Schema):
 
 
 class ChatRequest(Schema):
-    """The fields that zhub acts on. Unknown ones are accepted, as clients send many that only steer other servers."""
+    """The fields that zhub acts on. Unknown ones are accepted, because clients send many for other servers."""
 
     model_config = ConfigDict(extra="ignore")
     model: str

@@ -1,4 +1,4 @@
-"""``/v1/evaluations``: how good a base or an expert is on a file of one's own, and whether a difference is real."""
+"""``/v1/evaluations``: how good a base or an expert is on a file, and whether a difference is significant."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -46,7 +46,7 @@ def list_evaluations(
 
 @router.get("/{evaluation_id}")
 def retrieve_evaluation(caller: CallerDep, context: ContextDep, evaluation_id: str) -> dict[str, Any]:
-    """One evaluation, beside every other one of the same suite and, where both have finished, compared with it."""
+    """One evaluation with all others of the same suite, and its comparison with each that has finished as well."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
@@ -56,7 +56,7 @@ def retrieve_evaluation(caller: CallerDep, context: ContextDep, evaluation_id: s
 
 @router.get("/{evaluation_id}/queue")
 def explain_wait(caller: CallerDep, context: ContextDep, evaluation_id: str) -> dict[str, Any]:
-    """What the evaluation waits for, as of a fine-tuning job."""
+    """What the evaluation waits for, in the form of a fine-tuning job's queue."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
@@ -110,7 +110,7 @@ def shown_with_others(session: Session, evaluation: Evaluation) -> Shown:
 
 
 def compared_object(shown: Shown) -> dict[str, Any]:
-    """The first with all others compared to it. Needs no session, and comparing takes too long to keep one open."""
+    """The first one's object, with its comparison to each of the others. Slow: call it after the session is closed."""
     (own, answer), *others = shown
     return answer | {
         "others": [

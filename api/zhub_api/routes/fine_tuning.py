@@ -50,7 +50,7 @@ def create_job(
 
 @router.post("/estimate")
 def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.JobRequest) -> dict[str, Any]:
-    """Check a request as creating its job would, and say what the job would be and take. Nothing is kept.
+    """Check a request as ``POST /v1/fine_tuning/jobs`` does, and say what its job would be and cost. Nothing is stored.
 
     Not in the dialect. ``expected_seconds`` is null where no training on this base by this method has ended yet.
     """
@@ -91,19 +91,19 @@ def retrieve_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[st
 
 @router.post("/{job_id}/cancel")
 def cancel_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
-    """Ask for the job to stop; it is ``cancelled`` once its worker has let go."""
+    """Request that the job stops; it is ``cancelled`` once its worker has released it."""
     return _wish(caller, context, job_id, request_cancel)
 
 
 @router.post("/{job_id}/pause")
 def pause_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
-    """Ask the job to write a checkpoint and let go of its worker; it is ``paused`` then."""
+    """Request that the job writes a checkpoint and releases its worker; it is ``paused`` then."""
     return _wish(caller, context, job_id, request_pause)
 
 
 @router.post("/{job_id}/resume")
 def resume_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
-    """Queue a paused job again; it goes on from its newest checkpoint."""
+    """Queue a paused job again; it continues from its newest checkpoint."""
     return _wish(caller, context, job_id, request_resume)
 
 
@@ -137,7 +137,7 @@ def list_checkpoints(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
 ) -> dict[str, Any]:
-    """The checkpoints that the job keeps, newest first; each can be asked as a model."""
+    """The job's checkpoints, newest first; each of them can be used as a model."""
     caller.require("jobs:read")
     last = parse_id("checkpoint", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
@@ -148,7 +148,7 @@ def list_checkpoints(
 
 @router.delete("/{job_id}/checkpoints/{checkpoint_id}")
 def delete_checkpoint(caller: CallerDep, context: ContextDep, job_id: str, checkpoint_id: str) -> dict[str, Any]:
-    """Delete a checkpoint. The newest one of a job that has not ended is what the job goes on from: it stays."""
+    """Delete a checkpoint. The newest one of a job that has not ended is refused: the job continues from it."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
@@ -174,7 +174,7 @@ def own_job(session: Session, caller: Caller, job_id: str) -> Job:
 
 
 def status_of(job: Job) -> str:
-    """The dialect's word for a state. What is wanted of a job that no worker holds has as good as happened."""
+    """The dialect's word for a state. A request about a job that no worker holds is shown as already fulfilled."""
     if job.state in (states.WAITING, states.QUEUED, states.ADMITTED, states.PAUSED):
         return {"cancel": "cancelled", "pause": "paused"}.get(job.desired, "queued")
     if job.state in states.ACTIVE:
@@ -238,7 +238,7 @@ def checkpoint_objects(session: Session, job: Job, listed: Sequence[Checkpoint])
 
 
 def queue_object(session: Session, job: Job, kind: str, shown_id: str) -> dict[str, Any]:
-    """What a job waits for that is shown as an object of this kind, under this id."""
+    """What a job waits for, shown as the queue of an object of this kind with this id."""
     place = None
     if job.state == states.WAITING:
         reason = dependencies.reason(dependencies.of(session, [job.id]).get(job.id, []))

@@ -56,7 +56,7 @@ FLAGS = (
 
 
 class LazySandbox:
-    """The sandbox of this process, made when a grader first needs it."""
+    """The sandbox of this process, started when a grader first needs it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -174,7 +174,7 @@ def _read(context: Context, caller: Caller, given: Any) -> Grader:
 
 
 def _try(grader: Grader, sample: Sample, tools: GradingTools, flags: dict[str, Any]) -> Grade:
-    """Grade, and raise a flag instead of an error for what the grader itself did."""
+    """Grade; where the grader itself failed, set a flag instead of raising an error."""
     try:
         (grade,) = grade_all(grader, [sample], tools)
     except RewardTimeoutError as exc:

@@ -10,7 +10,7 @@ from zhub.client.wire import AliasRecord, PromotionRecord, ScheduleRecord, TickR
 
 
 class Aliases:
-    """Names such as ``@prod`` for the version of an expert that they stand on."""
+    """Names such as ``@prod`` for the version of an expert that they point to."""
 
     def __init__(self, http: Http) -> None:
         self._http = http

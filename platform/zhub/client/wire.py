@@ -307,7 +307,7 @@ class AliasMoveRecord(_Answer):
 
 
 class AliasRecord(_Answer):
-    """An alias and the version it stands on. ``moves``, newest first, is given for a single one only, not in lists."""
+    """An alias and the version it points to. ``moves``, newest first, is given for a single one only, not in lists."""
 
     id: str
     alias: str

@@ -71,7 +71,7 @@ class Finding:
         return {"file": self.file, "passed": self.passed, "sentences": list(self.sentences)}
 
 
-def judge(rule: Rule, name: str, suite: MeasuredSuite) -> Finding:
+def finding(rule: Rule, name: str, suite: MeasuredSuite) -> Finding:
     """Compare the version ``name`` on one suite, and decide. Takes a tenth of a second for each of ``others``."""
     against = [(other, compare(suite.rewards, rewards)) for other, rewards in suite.others]
     passed, sentences = decide(rule, name, suite.mean, suite.min_mean, against)

@@ -119,7 +119,7 @@ def advance(session: Session) -> Measured | bool:
     """Take one gate whose dependencies have ended one step further; False where there is none.
 
     Its row stays locked until the transaction ends, and other schedulers pass it by. A gate that can be decided is
-    returned for ``judge`` and ``settle``. The caller commits before it compares.
+    returned for ``compare`` and ``settle``. The caller commits before it compares.
     """
     needed = aliased(Job)
     unfinished = exists().where(
@@ -140,10 +140,10 @@ def advance(session: Session) -> Measured | bool:
     return measured or True
 
 
-def judge(measured: Measured) -> list[Finding] | None:
+def compare(measured: Measured) -> list[Finding] | None:
     """Compare what was measured, without a session: it takes a while. None where that failed; the log says why."""
     try:
-        return [gates.judge(measured.gate.rule, measured.record.name, suite) for suite in measured.suites]
+        return [gates.finding(measured.gate.rule, measured.record.name, suite) for suite in measured.suites]
     except Exception:
         _log_failure(measured.job)
         return None

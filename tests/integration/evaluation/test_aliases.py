@@ -16,7 +16,7 @@ from zhub.tenancy.keys import Caller
 Ask = Callable[..., Any]
 
 
-def test_an_alias_stands_for_the_version_it_was_put_on(ask: Ask, publish_version: Ask) -> None:
+def test_an_alias_points_to_the_version_it_was_moved_to(ask: Ask, publish_version: Ask) -> None:
     first, second = publish_version(), publish_version()
     assert ask("put", "/experts/main.summer/aliases/prod", {"version": first})["version"] == first
     assert ask("get", "/experts/main.summer@prod")["id"] == first

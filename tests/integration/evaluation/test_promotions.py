@@ -39,7 +39,7 @@ def test_the_first_version_is_measured_against_its_base(
     assert (move["by"], move["reason"]) == (made["id"], "passed its gate")
 
 
-def test_a_version_that_is_worse_than_what_the_alias_stands_on_is_not_promoted(
+def test_a_version_that_is_worse_than_the_one_that_the_alias_points_to_is_not_promoted(
     ask: Ask, promote: Ask, publish_version: Ask, work: Ask
 ) -> None:
     good = publish_version(**z("aa"))
@@ -198,7 +198,7 @@ def test_a_comparison_that_fails_ends_its_gate_and_promotes_nothing(
 ) -> None:
     (suite,) = measured.suites
     broken = dataclasses.replace(measured, suites=[dataclasses.replace(suite, rewards=(1.0,))])
-    findings = promotions.judge(broken)
+    findings = promotions.compare(broken)
     assert findings is None
     with system_session(system_engine) as session:
         promotions.settle(session, broken, findings)
