@@ -152,7 +152,7 @@ class Feedback:
         reference: str | None = None,
         comment: str | None = None,
     ) -> FeedbackRecord:
-        """Say how good an answer of a version was; ``score`` in [-1, 1]. An alias means the version it points to now."""
+        """Say how good an answer of a version was; ``score`` in [-1, 1]. An alias is the version it points to now."""
         body = {"model": model, "messages": list(messages), "completion": completion, "score": score}
         body |= {"reference": reference, "comment": comment}
         return FeedbackRecord.model_validate(self._http.post("/v1/feedback", body))

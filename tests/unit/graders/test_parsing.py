@@ -57,6 +57,16 @@ from zhub.graders import needs_sandbox, parse_grader
             ".graders.a.input",
             "never looks",
         ),
+        (
+            {
+                "type": "multi",
+                "name": "m",
+                "calculate_output": "a",
+                "graders": {"string_check": STRING | {"operation": "x"}},
+            },
+            ".graders.string_check.operation",
+            "Grader: graders.string_check.operation: ",
+        ),
     ],
 )
 def test_a_grader_that_cannot_work_is_refused_by_its_field(given: Any, param: str, message: str) -> None:
