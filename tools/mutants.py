@@ -22,7 +22,7 @@ CLAIMS, ATTEMPTS, REAPER = (
 DESIRED, LEADERSHIP = "platform/zhub/queue/desired.py", "platform/zhub/queue/leadership.py"
 DEPENDENCIES, REDRIVE, TICKS = (
     "platform/zhub/queue/dependencies.py",
-    "platform/zhub/queue/redrive.py",
+    "platform/zhub/kinds/redrive.py",
     "platform/zhub/schedules/firing.py",
 )
 SNAPSHOT, SHARES, BASELINE = (
@@ -44,7 +44,10 @@ ON_SCHEDULES = (
     "tests/integration/schedules/test_ticks.py",
     "tests/integration/schedules/test_feedback_schedules.py",
 )
-ON_PROMOTIONS = ("tests/integration/evaluation/test_promotions.py",)
+ON_PROMOTIONS = (
+    "tests/integration/evaluation/test_promotions.py",
+    "tests/integration/evaluation/test_aliases.py",
+)
 ON_ADMISSION = (
     "tests/unit/admission/test_fair_share.py",
     "tests/integration/admission/test_admit.py",
@@ -210,7 +213,7 @@ MUTANTS = (
         "'queued'",
         ON_PROMOTIONS,
     ),
-    Mutant("gates are left to decide", DEPENDENCIES, " AND j.kind <> 'gate'", "", ON_PROMOTIONS),
+    Mutant("gates are left to decide", DEPENDENCIES, " AND j.kind <> ALL(:without_worker)", "", ON_PROMOTIONS),
     Mutant(
         "a redrive takes dead jobs alone",
         REDRIVE,
@@ -250,6 +253,27 @@ MUTANTS = (
         "a gate moves an alias only from where it looked",
         "platform/zhub/registry/aliases.py",
         "if expected is not None and expected.version_id != before:",
+        "if False:",
+        ON_PROMOTIONS,
+    ),
+    Mutant(
+        "a gate is decided once",
+        "platform/zhub/evaluation/promotions.py",
+        "undecided = (Job.id == measured.job.id, Job.state == states.WAITING, ",
+        "undecided = (Job.id == measured.job.id, ",
+        ON_PROMOTIONS,
+    ),
+    Mutant(
+        "a cancelled promotion is not decided",
+        "platform/zhub/evaluation/promotions.py",
+        'Job.state == states.WAITING, Job.desired == "run")\n    job =',
+        "Job.state == states.WAITING)\n    job =",
+        ON_PROMOTIONS,
+    ),
+    Mutant(
+        "no gate is decided by a comparison with an earlier version",
+        "platform/zhub/evaluation/promotions.py",
+        "if aliases.current(session, record.expert.id, promotion.alias) != compared_with:",
         "if False:",
         ON_PROMOTIONS,
     ),

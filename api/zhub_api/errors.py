@@ -11,6 +11,7 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from zhub import errors
+from zhub.pydantic_errors import refusal
 
 log = logging.getLogger("zhub.api")
 
@@ -96,15 +97,9 @@ def _zhub_error(request: Request, exc: errors.ZhubError) -> JSONResponse:
 
 
 def _validation_error(_request: Request, exc: RequestValidationError) -> JSONResponse:
-    problem = exc.errors()[0]
-    where = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
-    # For a body that is not JSON, loc is an offset, not a parameter.
-    param = ".".join(where) if where and problem["type"] != "json_invalid" else None
-    message = f"{param}: {problem['msg']}" if param else str(problem["msg"])
-    unknown = problem["type"] == "extra_forbidden"
-    return JSONResponse(
-        envelope(400, message, code="unknown_parameter" if unknown else "invalid_request", param=param), 400
-    )
+    # The location begins with the part of the request: body, query, path or header.
+    refused = refusal(exc.errors(), path=lambda location: location[1:])
+    return JSONResponse(envelope(400, str(refused), code=refused.code, param=refused.param), 400)
 
 
 def _http_error(request: Request, exc: HTTPException) -> JSONResponse:

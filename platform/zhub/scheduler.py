@@ -197,16 +197,29 @@ def explanation_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
 
 
 def follow_up(engine: Engine, stopping: threading.Event) -> None:
-    """Fire schedules and decide gates until ``stopping`` is set, each in a transaction of its own."""
+    """Fire schedules and decide gates until ``stopping`` is set, in transactions of their own."""
 
     def run_once() -> bool:
-        more = False
-        for step in (process_next_due, promotions.advance):
-            with system_session(engine) as session:
-                more |= step(session)
-        return more
+        with system_session(engine) as session:
+            fired = process_next_due(session)
+        return advance_gate(engine) or fired
 
     _run_periodically(run_once, POLL_S, stopping, "following up", away="database_away", failed="follow_up_failed")
+
+
+def advance_gate(engine: Engine) -> bool:
+    """Take one gate a step further, and decide it if it can be decided; False where no gate has anything to do.
+
+    What was measured is compared between two transactions: that takes longer than a row may be locked.
+    """
+    with system_session(engine) as session:
+        step = promotions.advance(session)
+    if isinstance(step, promotions.Measured):
+        findings = promotions.compare(step)
+        with system_session(engine) as session:
+            promotions.settle(session, step, findings)
+        return True
+    return step
 
 
 def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None:

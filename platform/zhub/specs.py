@@ -13,10 +13,13 @@ from pydantic_core import PydanticCustomError
 
 from zhub.errors import InvalidRequestError
 from zhub.graders import Grader
+from zhub.pydantic_errors import refusal
 
 Recipe = Literal["reinforcement", "supervised", "dpo"]
 AdapterKind = Literal["svf", "lora"]
 Targets = Literal["all", "both", "mlp", "attention"]
+
+MIN_PROMPTS = 10  # distinct ones: fewer cannot be split into train, validation and test
 
 SVF_LEARNING_RATE = 0.02
 LORA_LEARNING_RATE = 0.002
@@ -126,6 +129,8 @@ HYPERPARAMETERS: dict[Recipe, type[_Hyperparameters]] = {
     "dpo": DpoHyperparameters,
 }
 
+RECIPES = tuple(HYPERPARAMETERS)
+
 # Fields of the OpenAI dialect that resolve into ours instead of being one of ours.
 FOREIGN = ("n_epochs", "learning_rate_multiplier")
 MAX_FACTOR = 1_000_000  # of n_epochs and learning_rate_multiplier: what they result in has its own limits
@@ -171,13 +176,12 @@ def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_r
     try:
         return model.model_validate(given)  # type: ignore[return-value]
     except ValidationError as exc:
-        problem = exc.errors()[0]
-        name = str(problem["loc"][0] if problem["loc"] else problem["ctx"]["field"])
+        refused = refusal(exc.errors(), within=where)
         # What is out of range may have come from a field of the other dialect: then that one is at fault.
-        field = name if name in asked else {"n_steps": "n_epochs", "learning_rate": "learning_rate_multiplier"}[name]
-        raise InvalidRequestError(
-            f"Hyperparameter '{name}': {problem['msg']} (got {given.get(name)!r}).", param=f"{where}.{field}"
-        ) from exc
+        for field, foreign in (("n_steps", "n_epochs"), ("learning_rate", "learning_rate_multiplier")):
+            if refused.param == f"{where}.{field}" and field not in asked:
+                refused.param = f"{where}.{foreign}"
+        raise refused from exc
 
 
 def _number(value: object, param: str) -> float:

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from fault_proxy import FaultProxy
 from pydantic import SecretStr
 from sqlalchemy import Engine, func, text
-from suites import ROWS, manifest_of
+from suites import METHOD, ROWS, manifest_of
 
 from zhub.database.sessions import system_session
 from zhub.datasets import files
@@ -183,3 +183,15 @@ def admitted(make_job: Callable[..., uuid.UUID], caller: Caller) -> Callable[...
         return make_job(caller, **({"state": "admitted", "admitted_at": func.now()} | options))
 
     return make
+
+
+@pytest.fixture
+def train_expert(client: openai.OpenAI, suite_file: str) -> Callable[..., Any]:
+    """POST /v1/fine_tuning/jobs: train the expert ``summer``."""
+
+    def create(**options: Any) -> Any:
+        return client.fine_tuning.jobs.create(
+            model="tiny", training_file=suite_file, method=METHOD, suffix="summer", extra_body=options
+        )
+
+    return create

@@ -20,7 +20,8 @@ from zhub.database.sessions import system_session, tenant_session
 from zhub.datasets import files
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from zhub.evaluation import promotions
-from zhub.evaluation.promotions import Gate, PromotionRequest, Suite
+from zhub.evaluation.gates import Gate, Suite
+from zhub.evaluation.promotions import PromotionRequest
 from zhub.ids import public_id
 from zhub.kinds import redrive
 from zhub.models import BaseModel, Dataset, DatasetVersion, Job, Organization, Project, Quota, Schedule

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``: who may use what is decided here, what to compute by the Ray Serve app behind it."""
+"""``/v1/chat/completions``: rights are checked here, and the Ray Serve app computes the answer."""
 
 import json
 import time
@@ -6,32 +6,21 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-import httpx
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError, UnavailableError
-from zhub.generation import LINE, Ended, ExpertReference, Failed, GenerationRequest, Line, Started, Text
-from zhub.manifest import ROUTING_FILE, Z_FILE, Manifest
-from zhub.registry import base_models, versions
-from zhub.registry.resolve import resolve
-from zhub.specs import BaseModelSource
-from zhub.tenancy.keys import Caller
-from zhub_api.context import CallerDep, Context, ContextDep
+from zhub.generation import Ended, Failed, Line, Started, Text
+from zhub_api import serving_client
+from zhub_api.context import CallerDep, ContextDep
 from zhub_api.errors import envelope
-from zhub_api.observed import CHAT_TOKENS
 
 router = APIRouter(prefix="/v1/chat")
 
 MAX_MIXTURE = 16
-# What a replica may refuse because of the request itself; anything else is the platform's fault.
-CALLERS_FAULT = ("invalid_request", "context_length_exceeded")
-# Until the first token: a replica may first have to fetch and load the base model.
-FIRST_LINE_TIMEOUT_S = 300.0
 
 
 class ContentPart(Schema):
@@ -62,7 +51,7 @@ class StreamOptions(Schema):
 
 
 class ChatRequest(Schema):
-    """The fields that zhub acts on. Unknown ones are accepted, as clients send many that only steer other servers."""
+    """The fields that zhub acts on. Unknown ones are accepted, because clients send many for other servers."""
 
     model_config = ConfigDict(extra="ignore")
     model: str
@@ -87,8 +76,20 @@ async def create_completion(
     caller.require("chat")
     if request.n not in (None, 1):
         raise InvalidRequestError("n must be 1: one answer a request.", param="n")
-    asked = await run_in_threadpool(_resolve, context, caller, request)
-    lines = _generate(http_request.app.state.serving, asked)
+    asked = await run_in_threadpool(
+        serving_client.resolve,
+        context,
+        caller,
+        request.model,
+        [_plain(index, message) for index, message in enumerate(request.messages)],
+        mixture=[(part.model, part.weight) for part in request.experts],
+        max_new_tokens=request.max_completion_tokens or request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        stop=[request.stop] if isinstance(request.stop, str) else request.stop or [],
+    )
+    lines = serving_client.generate(http_request.app.state.serving, asked)
     # The first line decides the status: an error before it is a plain HTTP error, streamed or not.
     started = await anext(lines)
     assert isinstance(started, Started)
@@ -117,63 +118,6 @@ async def create_completion(
     raise UnavailableError("The model's replica went away in the middle of the answer; try again.")
 
 
-def _resolve(context: Context, caller: Caller, request: ChatRequest) -> GenerationRequest:
-    mixture = [(part.model, part.weight) for part in request.experts]
-    with tenant_session(context.engine, caller.org_id) as session:
-        resolved = resolve(session, caller, request.model, mixture)
-        basis = base_models.require_ready(resolved.base)
-        base = BaseModelSource.model_validate(resolved.base.source)
-        experts = [_reference(part.record, part.weight) for part in resolved.experts]
-        candidates = (
-            None if resolved.candidates is None else [_reference(record, 1.0) for record in resolved.candidates]
-        )
-    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    return GenerationRequest(
-        base=base,
-        basis=basis,
-        messages=[_plain(index, message) for index, message in enumerate(request.messages)],
-        experts=experts,
-        candidates=candidates,
-        max_new_tokens=request.max_completion_tokens or request.max_tokens,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        seed=request.seed,
-        stop=stop,
-    )
-
-
-def _reference(record: versions.VersionRecord | versions.CheckpointRecord, weight: float) -> ExpertReference:
-    if isinstance(record, versions.CheckpointRecord):
-        checkpoint = record.checkpoint
-        return ExpertReference(
-            name=record.name,
-            digest=checkpoint.digest,
-            z_key=f"{checkpoint.key_prefix}/{checkpoint.z['name']}",
-            z_sha256=checkpoint.z["sha256"],
-            # Never read: only what may be routed to has prompts of its own, and a checkpoint may not.
-            routing_key="",
-            routing_sha256="",
-            weight=weight,
-        )
-    version = record.version
-    manifest = Manifest.model_validate(version.manifest)
-    if record.is_lora:
-        raise InvalidRequestError(
-            f"'{record.name}' is a LoRA: it can be evaluated and pulled, to compare with, but serving mixes experts of "
-            "singular values only. Train it with the adapter 'svf' to serve it.",
-            param="model",
-        )
-    return ExpertReference(
-        name=record.name,
-        digest=version.digest,
-        z_key=f"{version.key_prefix}/{Z_FILE}",
-        z_sha256=manifest.file(Z_FILE).sha256,
-        routing_key=f"{version.key_prefix}/{ROUTING_FILE}",
-        routing_sha256=manifest.file(ROUTING_FILE).sha256,
-        weight=weight,
-    )
-
-
 def _plain(index: int, message: Message) -> dict[str, str]:
     content = message.content
     if isinstance(content, list):
@@ -181,39 +125,6 @@ def _plain(index: int, message: Message) -> dict[str, str]:
             raise InvalidRequestError("Only text content is supported.", param=f"messages.{index}.content")
         content = "".join(part.text for part in content)
     return {"role": message.role, "content": content or ""}
-
-
-async def _generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> AsyncIterator[Line]:
-    """The Serve app's lines. Raises UnavailableError when it is away, and what it reports before it has begun."""
-    try:
-        async with serving.stream(
-            "POST", "/generate", content=asked.model_dump_json(), timeout=httpx.Timeout(FIRST_LINE_TIMEOUT_S, connect=5)
-        ) as response:
-            if response.status_code != 200:
-                await response.aread()
-                raise UnavailableError(f"Serving answered {response.status_code}: {response.text[:200]}")
-            begun = False
-            async for text in response.aiter_lines():
-                line = LINE.validate_json(text)
-                if isinstance(line, Failed) and not begun:
-                    raise _as_error(line)
-                begun = True
-                if isinstance(line, Started):
-                    CHAT_TOKENS.labels("prompt").inc(line.prompt_tokens)
-                elif isinstance(line, Ended):
-                    CHAT_TOKENS.labels("completion").inc(line.completion_tokens)
-                yield line
-    except httpx.HTTPError as exc:
-        raise UnavailableError(
-            f"Serving does not answer at {serving.base_url} ({type(exc).__name__}). "
-            "It may still be starting; try again."
-        ) from exc
-
-
-def _as_error(failed: Failed) -> Exception:
-    if failed.code in CALLERS_FAULT:
-        return InvalidRequestError(failed.message, code=failed.code)
-    return UnavailableError(failed.message)
 
 
 async def _chunks(

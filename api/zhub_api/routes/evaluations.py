@@ -1,4 +1,4 @@
-"""``/v1/evaluations``: how good a base or an expert is on a file of one's own, and whether a difference is real."""
+"""``/v1/evaluations``: how good a base or an expert is on a file, and whether a difference is significant."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +13,7 @@ from zhub.admission import limits
 from zhub.database.sessions import tenant_session
 from zhub.errors import NotReadyError
 from zhub.evaluation import evaluations
+from zhub.evaluation.comparison import compare
 from zhub.ids import parse_id, public_id
 from zhub.kinds import table
 from zhub.models import Evaluation, Job
@@ -30,10 +31,9 @@ def create_evaluation(caller: CallerDep, context: ContextDep, request: evaluatio
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         limits.check_queue(session, caller.org_id, table.names())
-        made = evaluations.create(session, caller, request)
-        answer = compared_object(session, made[0])
+        shown = shown_with_others(session, evaluations.create(session, caller, request)[0])
     context.wakeup.notify(SCHEDULER)
-    return answer
+    return compared_object(shown)
 
 
 @router.get("")
@@ -43,27 +43,28 @@ def list_evaluations(
     caller.require("jobs:read")
     last = parse_id("evaluation", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        found, has_more = evaluations.list_evaluations(session, caller.project_id, after=last, limit=limit)
-        return page(evaluation_objects(session, found), has_more=has_more)
+        newest, has_more = evaluations.list_evaluations(session, caller.project_id, after=last, limit=limit)
+        return page(evaluation_objects(session, newest), has_more=has_more)
 
 
 @router.get("/{evaluation_id}")
 def retrieve_evaluation(caller: CallerDep, context: ContextDep, evaluation_id: str) -> dict[str, Any]:
-    """One evaluation, beside every other one of the same suite and, where both have finished, compared with it."""
+    """One evaluation with all others of the same suite, and its comparison with each that has finished as well."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
-        return compared_object(session, found)
+        evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
+        shown = shown_with_others(session, evaluation)
+    return compared_object(shown)
 
 
 @router.get("/{evaluation_id}/queue")
 def explain_wait(caller: CallerDep, context: ContextDep, evaluation_id: str) -> dict[str, Any]:
-    """What the evaluation waits for, as of a fine-tuning job."""
+    """What the evaluation waits for, in the form of a fine-tuning job's queue."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
-        job = session.get_one(Job, found.job_id)
-        return queue_object(session, job, "evaluation", public_id("evaluation", found.id))
+        evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
+        job = session.get_one(Job, evaluation.job_id)
+        return queue_object(session, job, "evaluation", public_id("evaluation", evaluation.id))
 
 
 @router.get("/{evaluation_id}/rows")
@@ -71,49 +72,59 @@ def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) 
     """Each row with the greedy answer to it, one JSON object a line: line, prompt, answer, reward, parsed."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
-    if found.rows_key is None:
+        evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
+    if evaluation.rows_key is None:
         raise NotReadyError("The evaluation has not finished; its rows come with its results.")
-    return StreamingResponse(context.store.open(found.rows_key), media_type="application/jsonl")
+    return StreamingResponse(context.store.open(evaluation.rows_key), media_type="application/jsonl")
 
 
-def evaluation_objects(session: Session, found: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    names, records = evaluations.names(session, found), evaluations.records_of(session, found)
-    jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_([one.job_id for one in found])))}
+def evaluation_objects(session: Session, listed: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    names, records = evaluations.names(session, listed), evaluations.records_of(session, listed)
+    job_ids = [evaluation.job_id for evaluation in listed]
+    jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(job_ids)))}
     return [
         {
-            "id": public_id("evaluation", one.id),
+            "id": public_id("evaluation", evaluation.id),
             "object": "evaluation",
-            "created_at": int(one.created_at.timestamp()),
+            "created_at": int(evaluation.created_at.timestamp()),
             "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,
             "status": status_of(job),
             "error": job.error,
             "cluster": job.cluster,
-            "model": names[one.id],
+            "model": names[evaluation.id],
             "file": public_id("file", job.dataset_version_id) if job.dataset_version_id else None,
-            "suite": one.suite,
-            "suite_digest": one.suite_digest,
-            "results": one.results,
-            "warnings": evaluations.warnings(one, records.get(one.id)),
+            "suite": evaluation.suite,
+            "suite_digest": evaluation.suite_digest,
+            "results": evaluation.results,
+            "warnings": evaluations.warnings(evaluation, records.get(evaluation.id)),
         }
-        for one in found
-        for job in [jobs[one.job_id]]
+        for evaluation in listed
+        for job in [jobs[evaluation.job_id]]
     ]
 
 
-def compared_object(session: Session, evaluation: Evaluation) -> dict[str, Any]:
-    others = evaluations.others(session, evaluation)
-    (answer, *beside) = evaluation_objects(session, [evaluation, *others])
+Shown = list[tuple[Evaluation, dict[str, Any]]]
+
+
+def shown_with_others(session: Session, evaluation: Evaluation) -> Shown:
+    """An evaluation and the others of its suite, each with its object."""
+    listed = [evaluation, *evaluations.others(session, evaluation)]
+    return list(zip(listed, evaluation_objects(session, listed), strict=True))
+
+
+def compared_object(shown: Shown) -> dict[str, Any]:
+    """The first one's object, with its comparison to each of the others. Slow: call it after the session is closed."""
+    (own, answer), *others = shown
     return answer | {
         "others": [
             {
-                "id": shown["id"],
-                "model": shown["model"],
-                "status": shown["status"],
-                "results": other.results,
-                "comparison": _comparison(evaluation, other, answer["model"], shown["model"]),
+                "id": beside["id"],
+                "model": beside["model"],
+                "status": beside["status"],
+                "results": beside["results"],
+                "comparison": _comparison(own, other, answer["model"], beside["model"]),
             }
-            for other, shown in zip(others, beside, strict=True)
+            for other, beside in others
         ]
     }
 
@@ -121,5 +132,5 @@ def compared_object(session: Session, evaluation: Evaluation) -> dict[str, Any]:
 def _comparison(evaluation: Evaluation, other: Evaluation, name: str, other_name: str) -> dict[str, Any] | None:
     if evaluation.rewards is None or other.rewards is None:
         return None
-    found = evaluations.compare(tuple(evaluation.rewards), tuple(other.rewards))
-    return asdict(found) | {"verdict": found.verdict, "sentence": found.sentence(name, other_name)}
+    comparison = compare(tuple(evaluation.rewards), tuple(other.rewards))
+    return asdict(comparison) | {"verdict": comparison.verdict, "sentence": comparison.sentence(name, other_name)}

@@ -1,4 +1,4 @@
-"""``/v1/feedback``: how good the answers of experts were, said by whoever uses them."""
+"""``/v1/feedback``: how good the answers of experts were, by their users."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ def create_feedback(
     request: feedback.FeedbackRequest,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> dict[str, Any]:
-    """Say how good an answer was: who may ask, may. Repeating it with the same Idempotency-Key adds nothing."""
+    """Say how good an answer was; needs the scope of chat. A repetition with the same Idempotency-Key adds nothing."""
     caller.require("chat")
     with tenant_session(context.engine, caller.org_id) as session:
         piece = feedback.create(session, caller, request, idempotency_key=idempotency_key)
@@ -43,21 +43,21 @@ def list_feedback(
     caller.require("files:read")
     last = parse_id("feedback", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        found, has_more = feedback.list_feedback(session, caller, model=model, after=last, limit=limit)
-        return page(feedback_objects(session, found), has_more=has_more)
+        newest, has_more = feedback.list_feedback(session, caller, model=model, after=last, limit=limit)
+        return page(feedback_objects(session, newest), has_more=has_more)
 
 
 @router.delete("/{feedback_id}")
 def delete_feedback(caller: CallerDep, context: ContextDep, feedback_id: str) -> dict[str, Any]:
-    """Take a piece of feedback back. For schedules it has come all the same."""
+    """Delete a piece of feedback. Schedules that fire by feedback still count it."""
     caller.require("files:write")
     with tenant_session(context.engine, caller.org_id) as session:
         feedback.delete_feedback(session, caller, parse_id("feedback", feedback_id))
     return {"id": feedback_id, "object": "feedback", "deleted": True}
 
 
-def feedback_objects(session: Session, found: Sequence[Feedback]) -> list[dict[str, Any]]:
-    records = versions.by_id(session, list({piece.version_id for piece in found}))
+def feedback_objects(session: Session, pieces: Sequence[Feedback]) -> list[dict[str, Any]]:
+    records = versions.by_id(session, list({piece.version_id for piece in pieces}))
     return [
         {
             "id": public_id("feedback", piece.id),
@@ -70,5 +70,5 @@ def feedback_objects(session: Session, found: Sequence[Feedback]) -> list[dict[s
             "reference": piece.reference,
             "comment": piece.comment,
         }
-        for piece in found
+        for piece in pieces
     ]

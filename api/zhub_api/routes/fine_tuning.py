@@ -51,7 +51,7 @@ def create_job(
 
 @router.post("/estimate")
 def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.JobRequest) -> dict[str, Any]:
-    """Check a request as creating its job would, and say what the job would be and take. Nothing is kept.
+    """Check a request as ``POST /v1/fine_tuning/jobs`` does, and say what its job would be and cost. Nothing is stored.
 
     Not in the dialect. ``expected_seconds`` is null where no training on this base by this method has ended yet.
     """
@@ -79,8 +79,8 @@ def list_jobs(
     caller.require("jobs:read")
     last = parse_id("fine-tuning job", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        found, has_more = fine_tuning.list_jobs(session, caller.project_id, after=last, limit=limit)
-        return page(job_objects(session, found), has_more=has_more)
+        newest, has_more = fine_tuning.list_jobs(session, caller.project_id, after=last, limit=limit)
+        return page(job_objects(session, newest), has_more=has_more)
 
 
 @router.get("/{job_id}")
@@ -92,19 +92,19 @@ def retrieve_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[st
 
 @router.post("/{job_id}/cancel")
 def cancel_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
-    """Ask for the job to stop; it is ``cancelled`` once its worker has let go."""
+    """Request that the job stops; it is ``cancelled`` once its worker has released it."""
     return _wish(caller, context, job_id, request_cancel)
 
 
 @router.post("/{job_id}/pause")
 def pause_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
-    """Ask the job to write a checkpoint and let go of its worker; it is ``paused`` then."""
+    """Request that the job writes a checkpoint and releases its worker; it is ``paused`` then."""
     return _wish(caller, context, job_id, request_pause)
 
 
 @router.post("/{job_id}/resume")
 def resume_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
-    """Queue a paused job again; it goes on from its newest checkpoint."""
+    """Queue a paused job again; it continues from its newest checkpoint."""
     return _wish(caller, context, job_id, request_resume)
 
 
@@ -138,23 +138,23 @@ def list_checkpoints(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
 ) -> dict[str, Any]:
-    """The checkpoints that the job keeps, newest first; each can be asked as a model."""
+    """The job's checkpoints, newest first; each of them can be used as a model."""
     caller.require("jobs:read")
     last = parse_id("checkpoint", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
-        found, has_more = checkpoints.list_checkpoints(session, job.id, after=last, limit=limit)
-        return page(checkpoint_objects(session, job, found), has_more=has_more)
+        newest, has_more = checkpoints.list_checkpoints(session, job.id, after=last, limit=limit)
+        return page(checkpoint_objects(session, job, newest), has_more=has_more)
 
 
 @router.delete("/{job_id}/checkpoints/{checkpoint_id}")
 def delete_checkpoint(caller: CallerDep, context: ContextDep, job_id: str, checkpoint_id: str) -> dict[str, Any]:
-    """Delete a checkpoint. The newest one of a job that has not ended is what the job goes on from: it stays."""
+    """Delete a checkpoint. The newest one of a job that has not ended is refused: the job continues from it."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
-        found = checkpoints.delete_checkpoint(session, job, parse_id("checkpoint", checkpoint_id))
-    return {"id": public_id("checkpoint", found.id), "object": "fine_tuning.job.checkpoint", "deleted": True}
+        checkpoint = checkpoints.delete_checkpoint(session, job, parse_id("checkpoint", checkpoint_id))
+    return {"id": public_id("checkpoint", checkpoint.id), "object": "fine_tuning.job.checkpoint", "deleted": True}
 
 
 def _wish(
@@ -175,7 +175,7 @@ def own_job(session: Session, caller: Caller, job_id: str) -> Job:
 
 
 def status_of(job: Job) -> str:
-    """The dialect's word for a state. What is wanted of a job that no worker holds has as good as happened."""
+    """The dialect's word for a state. A request about a job that no worker holds is shown as already fulfilled."""
     if job.state in (states.WAITING, states.QUEUED, states.ADMITTED, states.PAUSED):
         return {"cancel": "cancelled", "pause": "paused"}.get(job.desired, "queued")
     if job.state in states.ACTIVE:
@@ -183,9 +183,9 @@ def status_of(job: Job) -> str:
     return "queued" if job.desired == "redrive" else job.state
 
 
-def job_objects(session: Session, found: Sequence[Job]) -> list[dict[str, Any]]:
-    models = versions.job_model_names(session, found)
-    ids = [job.id for job in found]
+def job_objects(session: Session, listed: Sequence[Job]) -> list[dict[str, Any]]:
+    models = versions.job_model_names(session, listed)
+    ids = [job.id for job in listed]
     needs = dependencies.of(session, ids)
     gates = promotions.of_trainings(session, ids)
     return [
@@ -216,12 +216,12 @@ def job_objects(session: Session, found: Sequence[Job]) -> list[dict[str, Any]]:
             "promotion": public_id("promotion", gates[job.id]) if job.id in gates else None,
             "dedup_key": job.dedup_key,
         }
-        for job in found
+        for job in listed
     ]
 
 
-def checkpoint_objects(session: Session, job: Job, found: Sequence[Checkpoint]) -> list[dict[str, Any]]:
-    names = versions.checkpoint_names(session, job, found)
+def checkpoint_objects(session: Session, job: Job, listed: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+    names = versions.checkpoint_names(session, job, listed)
     return [
         {
             "id": public_id("checkpoint", checkpoint.id),
@@ -234,12 +234,12 @@ def checkpoint_objects(session: Session, job: Job, found: Sequence[Checkpoint]) 
             "digest": checkpoint.digest,
             "size_bytes": checkpoint.size_bytes,
         }
-        for checkpoint, name in zip(found, names, strict=True)
+        for checkpoint, name in zip(listed, names, strict=True)
     ]
 
 
 def queue_object(session: Session, job: Job, kind: str, shown_id: str) -> dict[str, Any]:
-    """What a job waits for that is shown as an object of this kind, under this id."""
+    """What a job waits for, shown as the queue of an object of this kind with this id."""
     place = None
     if job.state == states.WAITING:
         reason = dependencies.reason(dependencies.of(session, [job.id]).get(job.id, []))

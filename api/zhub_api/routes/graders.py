@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -13,12 +13,15 @@ from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from zhub.database.sessions import tenant_session
 from zhub.errors import NotFoundError, RewardError, RewardNotANumberError, RewardTimeoutError, UnavailableError
+from zhub.evaluation.grader_requests import read_grader
 from zhub.generation import Text
 from zhub.graders import (
     CodeTestsGrader,
     Grade,
     Grader,
+    GraderJson,
     GradingTools,
     MultiGrader,
     PythonGrader,
@@ -27,12 +30,13 @@ from zhub.graders import (
     grade_all,
     judge_models,
     needs_sandbox,
-    parse_grader,
 )
 from zhub.graders.grading import combine
+from zhub.graders.samples import Judge
 from zhub.sandbox import Sandbox
-from zhub_api.context import CallerDep, ContextDep
-from zhub_api.routes.chat import ChatRequest, Message, _generate, _resolve
+from zhub.tenancy.keys import Caller
+from zhub_api import serving_client
+from zhub_api.context import CallerDep, Context, ContextDep
 
 MAX_SAMPLE_CHARACTERS = 100_000
 # The dialect's flags. Each is in every answer, set or not.
@@ -52,7 +56,7 @@ FLAGS = (
 
 
 class LazySandbox:
-    """The sandbox of this process, made when a grader first needs it."""
+    """The sandbox of this process, started when a grader first needs it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -84,69 +88,43 @@ router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", lifespan=_own_sandbox
 
 class ValidateRequest(Schema):
     model_config = ConfigDict(extra="forbid")
-    grader: dict[str, Any]
+    grader: GraderJson
 
 
 class RunRequest(Schema):
     """A grader, an answer to grade, and the row's columns."""
 
     model_config = ConfigDict(extra="forbid")
-    grader: dict[str, Any]
+    grader: GraderJson
     model_sample: Annotated[str, Field(max_length=MAX_SAMPLE_CHARACTERS)]
     item: dict[str, Any] = {}
 
 
 @router.post("/validate")
-def validate_grader(caller: CallerDep, request: ValidateRequest) -> dict[str, Any]:
+def validate_grader(caller: CallerDep, context: ContextDep, request: ValidateRequest) -> dict[str, Any]:
     """Check all of a grader that can be checked without a dataset; return it with its defaults filled in."""
     caller.require("jobs:write")
-    return {"grader": parse_grader(request.grader, param="grader").model_dump(mode="json")}
+    return {"grader": _read(context, caller, request.grader).model_dump(mode="json")}
 
 
 @router.post("/run")
 def run_grader(caller: CallerDep, context: ContextDep, http_request: Request, request: RunRequest) -> dict[str, Any]:
     """Grade one answer. A grader that fails is answered with a flag and its message, and a reward of 0."""
     caller.require("jobs:write")
-    grader = parse_grader(request.grader, param="grader")
+    grader = _read(context, caller, request.grader)
     if judge_models(grader):
         caller.require("chat")
-    serving: httpx.AsyncClient = http_request.app.state.serving
-
-    def judge(judging: ScoreModelGrader, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
-        return [ask(judging, conversation) for conversation in conversations]
-
-    def ask(judging: ScoreModelGrader, conversation: list[dict[str, str]]) -> str:
-        sampling = judging.sampling_params
-        asked = _resolve(
-            context,
-            caller,
-            ChatRequest(
-                model=judging.model,
-                messages=[Message.model_validate(message) for message in conversation],
-                max_completion_tokens=sampling.max_completions_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=sampling.seed,
-            ),
-        )
-
-        async def text() -> str:
-            return "".join([line.text async for line in _generate(serving, asked) if isinstance(line, Text)])
-
-        # A `def` route runs in one of anyio's threads, the client in the event loop.
-        return from_thread.run(text)
-
     sandbox = http_request.app.state.sandbox.get() if needs_sandbox(grader) else None
-    tools = GradingTools(sandbox=sandbox, judge=judge)
+    tools = GradingTools(sandbox=sandbox, judge=_judge(context, caller, http_request.app.state.serving))
     started = time.perf_counter()
     sample = Sample(request.model_sample, request.item)
     flags: dict[str, Any] = dict.fromkeys(FLAGS, False)
-    found = {
-        name: _try(part, sample, tools, flags)
-        for name, part in (grader.graders if isinstance(grader, MultiGrader) else {"": grader}).items()
-    }
-    total = _combine(grader, sample, found, flags) if isinstance(grader, MultiGrader) else found.pop("")
-    sub_rewards = {name: part.reward for name, part in found.items()}
+    if isinstance(grader, MultiGrader):
+        grades = {name: _try(part, sample, tools, flags) for name, part in grader.graders.items()}
+        total = _combine(grader, sample, grades, flags)
+    else:
+        grades, total = {}, _try(grader, sample, tools, flags)
+    sub_rewards = {name: grade.reward for name, grade in grades.items()}
     return {
         "reward": total.reward,
         "sub_rewards": sub_rewards,
@@ -164,10 +142,41 @@ def run_grader(caller: CallerDep, context: ContextDep, http_request: Request, re
     }
 
 
+def _judge(context: Context, caller: Caller, serving: httpx.AsyncClient) -> Judge:
+    """A judge that answers through serving, as the caller's own requests are answered."""
+
+    def answer(grader: ScoreModelGrader, conversation: list[dict[str, str]]) -> str:
+        sampling = grader.sampling_params
+        request = serving_client.resolve(
+            context,
+            caller,
+            grader.model,
+            conversation,
+            max_new_tokens=sampling.max_completions_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        )
+
+        async def text() -> str:
+            lines = serving_client.generate(serving, request)
+            return "".join([line.text async for line in lines if isinstance(line, Text)])
+
+        # A `def` route runs in one of anyio's threads, the client in the event loop.
+        return from_thread.run(text)
+
+    return lambda grader, conversations: [answer(grader, conversation) for conversation in conversations]
+
+
+def _read(context: Context, caller: Caller, given: Any) -> Grader:
+    with tenant_session(context.engine, caller.org_id) as session:
+        return read_grader(session, given, param="grader")
+
+
 def _try(grader: Grader, sample: Sample, tools: GradingTools, flags: dict[str, Any]) -> Grade:
-    """Grade, and raise a flag instead of an error for what the grader itself did."""
+    """Grade; where the grader itself failed, set a flag instead of raising an error."""
     try:
-        (found,) = grade_all(grader, [sample], tools)
+        (grade,) = grade_all(grader, [sample], tools)
     except RewardTimeoutError as exc:
         flags["unresponsive_reward_error"] = True
         return _failed(grader, exc, flags)
@@ -181,9 +190,9 @@ def _try(grader: Grader, sample: Sample, tools: GradingTools, flags: dict[str, A
         flags["model_grader_server_error"] = True
         flags["model_grader_server_error_details"] = str(exc)
         return Grade(0.0, parsed=False, detail=str(exc))
-    if not found.parsed:
+    if not grade.parsed:
         flags["model_grader_parse_error" if isinstance(grader, ScoreModelGrader) else "sample_parse_error"] = True
-    return found
+    return grade
 
 
 def _failed(grader: Grader, exc: RewardError, flags: dict[str, Any]) -> Grade:
@@ -193,9 +202,9 @@ def _failed(grader: Grader, exc: RewardError, flags: dict[str, Any]) -> Grade:
     return Grade(0.0, parsed=False, detail=str(exc))
 
 
-def _combine(grader: MultiGrader, sample: Sample, found: dict[str, Grade], flags: dict[str, Any]) -> Grade:
+def _combine(grader: MultiGrader, sample: Sample, grades: dict[str, Grade], flags: dict[str, Any]) -> Grade:
     try:
-        return combine(grader, sample, found)
+        return combine(grader, sample, grades)
     except RewardNotANumberError as exc:
         flags["other_error"] = True
         return Grade(0.0, detail=str(exc))

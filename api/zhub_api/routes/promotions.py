@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1")
 
 
 class AliasRequest(Schema):
-    """Where an alias shall stand. With ``expected``, only if it stands there now; null: only if it is new."""
+    """The version that an alias shall point to. With ``expected``, only if it points to that now; null: only if new."""
 
     model_config = ConfigDict(extra="forbid")
     version: str
@@ -37,25 +37,25 @@ def list_aliases(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """The aliases of the project's experts."""
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = alias_objects(session, aliases.list_aliases(session, caller.project_id))
-    return page(found, has_more=False)
+        objects = alias_objects(session, aliases.list_aliases(session, caller.project_id))
+    return page(objects, has_more=False)
 
 
 @router.get("/experts/{expert}/aliases/{alias}")
 def retrieve_alias(caller: CallerDep, context: ContextDep, expert: str, alias: str) -> dict[str, Any]:
-    """The version that ``<project>.<expert>@<alias>`` stands on, and every move of it, newest first."""
+    """The version that ``<project>.<expert>@<alias>`` points to, and every move of it, newest first."""
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = aliases.get(session, versions.get_expert(session, caller, expert), alias)
-        (answer,) = alias_objects(session, [found])
-        return answer | {"moves": move_objects(session, found)}
+        pointer = aliases.get(session, versions.get_expert(session, caller, expert), alias)
+        (answer,) = alias_objects(session, [pointer])
+        return answer | {"moves": move_objects(session, pointer)}
 
 
 @router.put("/experts/{expert}/aliases/{alias}")
 def move_alias(
     caller: CallerDep, context: ContextDep, expert: str, alias: str, request: AliasRequest
 ) -> dict[str, Any]:
-    """Put an alias on a version, without a gate: to begin with, to go back, or to overrule one."""
+    """Let an alias point to a version, without a gate: the first one, an earlier one, or one that a gate refused."""
     caller.require("models:write")
     aliases.check_alias(alias, param="alias")
     with tenant_session(context.engine, caller.org_id) as session:
@@ -65,8 +65,8 @@ def move_alias(
             raise InvalidRequestError(f"'{request.version}' is no version of '{expert}'.", param="version")
         expected = None
         if "expected" in request.model_fields_set:
-            stands = versions.get_version(session, caller.project_id, request.expected) if request.expected else None
-            expected = aliases.Expected(stands.version.id if stands else None)
+            record = versions.get_version(session, caller.project_id, request.expected) if request.expected else None
+            expected = aliases.Expected(record.version.id if record else None)
         by = public_id("API key", caller.key_id)
         moved = aliases.move(session, alias, to, by=by, reason=request.reason, expected=expected)
         return alias_objects(session, [moved])[0]
@@ -74,7 +74,7 @@ def move_alias(
 
 @router.post("/promotions")
 def create_promotion(caller: CallerDep, context: ContextDep, request: promotions.PromotionRequest) -> dict[str, Any]:
-    """Have a version measured on the gate's suites and, if it passes, put the alias on it."""
+    """Have a version measured on the gate's suites; if it passes, the alias points to it from then on."""
     caller.require("jobs:write")
     caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
@@ -90,33 +90,33 @@ def list_promotions(
     caller.require("jobs:read")
     last = parse_id("promotion", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        found, has_more = promotions.list_promotions(session, caller.project_id, after=last, limit=limit)
-        return page(promotion_objects(session, found), has_more=has_more)
+        newest, has_more = promotions.list_promotions(session, caller.project_id, after=last, limit=limit)
+        return page(promotion_objects(session, newest), has_more=has_more)
 
 
 @router.get("/promotions/{promotion_id}")
 def retrieve_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) -> dict[str, Any]:
-    """One promotion: how far it is, and why its gate decided as it did."""
+    """One promotion: its status, and the reasons for its gate's decision."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = promotions.get(session, caller.project_id, parse_id("promotion", promotion_id))
-        return promotion_objects(session, [found])[0]
+        promotion = promotions.get(session, caller.project_id, parse_id("promotion", promotion_id))
+        return promotion_objects(session, [promotion])[0]
 
 
 @router.post("/promotions/{promotion_id}/cancel")
 def cancel_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) -> dict[str, Any]:
-    """Ask for the alias to stay. What is being measured goes on being measured."""
+    """Cancel a promotion: the alias does not move. Evaluations that have begun go on."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = promotions.get(session, caller.project_id, parse_id("promotion", promotion_id))
-        promotions.cancel(session, found)
-        answer = promotion_objects(session, [found])[0]
+        promotion = promotions.get(session, caller.project_id, parse_id("promotion", promotion_id))
+        promotions.cancel(session, promotion)
+        answer = promotion_objects(session, [promotion])[0]
     context.wakeup.notify(SCHEDULER)
     return answer
 
 
-def alias_objects(session: Session, found: Sequence[Alias]) -> list[dict[str, Any]]:
-    records = versions.by_id(session, [alias.version_id for alias in found])
+def alias_objects(session: Session, listed: Sequence[Alias]) -> list[dict[str, Any]]:
+    records = versions.by_id(session, [alias.version_id for alias in listed])
     return [
         {
             "id": f"{record.project.name}.{record.expert.name}@{alias.name}",
@@ -125,14 +125,14 @@ def alias_objects(session: Session, found: Sequence[Alias]) -> list[dict[str, An
             "version": record.name,
             "moved_at": int(alias.moved_at.timestamp()),
         }
-        for alias in found
+        for alias in listed
         for record in [records[alias.version_id]]
     ]
 
 
 def move_objects(session: Session, alias: Alias) -> list[dict[str, Any]]:
-    found = aliases.moves(session, alias)
-    ids = {version_id for move in found for version_id in (move.from_version_id, move.to_version_id) if version_id}
+    moves = aliases.moves(session, alias)
+    ids = {version_id for move in moves for version_id in (move.from_version_id, move.to_version_id) if version_id}
     names = {version_id: record.name for version_id, record in versions.by_id(session, list(ids)).items()}
     return [
         {
@@ -144,29 +144,34 @@ def move_objects(session: Session, alias: Alias) -> list[dict[str, Any]]:
             "by": move.by,
             "reason": move.reason,
         }
-        for move in found
+        for move in moves
     ]
 
 
-def promotion_objects(session: Session, found: Sequence[Promotion]) -> list[dict[str, Any]]:
-    ids = [promotion.version_id for promotion in found if promotion.version_id is not None]
+def promotion_objects(session: Session, listed: Sequence[Promotion]) -> list[dict[str, Any]]:
+    ids = [promotion.version_id for promotion in listed if promotion.version_id is not None]
     records = versions.by_id(session, ids)
-    jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_([one.job_id for one in found])))}
+    jobs = {
+        job.id: job
+        for job in session.scalars(select(Job).where(Job.id.in_([promotion.job_id for promotion in listed])))
+    }
     return [
         {
-            "id": public_id("promotion", one.id),
+            "id": public_id("promotion", promotion.id),
             "object": "promotion",
-            "created_at": int(one.created_at.timestamp()),
+            "created_at": int(promotion.created_at.timestamp()),
             "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,
             "status": states.CANCELLED if job.desired == "cancel" else job.state,
             "error": job.error,
-            "model": records[one.version_id].name if one.version_id is not None else None,
-            "training_job": public_id("fine-tuning job", one.training_job_id) if one.training_job_id else None,
-            "alias": one.alias,
-            "gate": one.gate,
-            "promoted": one.promoted,
-            "findings": one.findings,
+            "model": records[promotion.version_id].name if promotion.version_id is not None else None,
+            "training_job": public_id("fine-tuning job", promotion.training_job_id)
+            if promotion.training_job_id
+            else None,
+            "alias": promotion.alias,
+            "gate": promotion.gate,
+            "promoted": promotion.promoted,
+            "findings": promotion.findings,
         }
-        for one in found
-        for job in [jobs[one.job_id]]
+        for promotion in listed
+        for job in [jobs[promotion.job_id]]
     ]

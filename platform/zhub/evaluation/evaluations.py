@@ -1,7 +1,7 @@
 """Evaluations: a base or an expert version measured on a suite, once, and compared on the same rows with the others.
 
 A suite is a dataset file with a grader and the settings of sampling; its digest names it. The same subject on the
-same suite is never run twice in a project: asking again gives the first evaluation, unless its job failed.
+same suite is never run twice in a project: a second request gets the first evaluation, unless its job failed.
 Functions take a Session and never commit.
 """
 
@@ -9,36 +9,33 @@ import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from sqlalchemy import exists, func, select, update
 from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.admission import limits
 from zhub.datasets import files
-from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError
-from zhub.evaluation.statistics import accuracy, paired_bootstrap, paired_p_value
-from zhub.graders import Grader, check_templates
-from zhub.ids import parse_id, public_id
+from zhub.datasets.validated import distinct_rows, require_validated
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
+from zhub.evaluation.grader_requests import read_grader
+from zhub.evaluation.statistics import accuracy
+from zhub.graders import GraderJson
+from zhub.ids import public_id
 from zhub.manifest import Z_FILE, Manifest, canonical_json
 from zhub.models import BaseModel, DatasetVersion, Evaluation, Job
 from zhub.queue import job_events, jobs
 from zhub.registry import base_models, versions
 from zhub.registry.resolve import resolve
 from zhub.specs import BaseModelSource, EvaluatedZ, EvaluateSpec
-from zhub.storage.keys import job_prefix
 from zhub.tenancy.keys import Caller
 
-MAX_ROWS = 10_000
+MAX_EVALUATED_ROWS = 10_000
 MAX_COMPARED = 20
 SAMPLES_PER_K = 2  # for pass@k: n = 2k samples a row, so that the estimator averages over choices of k
-SIGNIFICANT = 0.05
-
-Verdict = Literal["better", "worse", "inside the noise"]
 
 
 class EvaluationRequest(Schema):
@@ -47,7 +44,7 @@ class EvaluationRequest(Schema):
     model_config = ConfigDict(extra="forbid")
     model: str
     file: str
-    grader: dict[str, Any]
+    grader: GraderJson
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
     k: Annotated[int, Field(strict=True, ge=1, le=50)] = 1
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
@@ -58,41 +55,15 @@ class EvaluationRequest(Schema):
 
 
 class EvaluationReport(Schema):
-    """What a worker says of a finished evaluation; one reward and one ``parsed`` for each distinct row, in order."""
+    """A worker's report of a finished evaluation: one reward and one ``parsed`` for each distinct row, in order."""
 
     model_config = ConfigDict(frozen=True)
-    rewards: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_ROWS)]
+    rewards: Annotated[
+        list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_EVALUATED_ROWS)
+    ]
     parsed: list[bool]
     pass_at_k: float | None
     rows_key: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two subjects on the same rows. ``difference`` is the first's mean reward less the other's."""
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    n: int
-
-    @property
-    def verdict(self) -> Verdict:
-        """Certain only where the test and the interval both say so."""
-        if self.p_value >= SIGNIFICANT or self.low <= 0 <= self.high:
-            return "inside the noise"
-        return "better" if self.difference > 0 else "worse"
-
-    def sentence(self, name: str, other: str) -> str:
-        """The verdict for people."""
-        found = (
-            f"{100 * self.difference:+.1f} points, 95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}, "
-            f"p = {self.p_value:.2g}, {self.n} rows"
-        )
-        if self.verdict == "inside the noise":
-            return f"The difference of {name} to {other} is inside the noise ({found}): more rows may tell."
-        return f"{name} is {self.verdict} than {other} ({found})."
 
 
 @dataclass(frozen=True)
@@ -117,25 +88,31 @@ def create(session: Session, caller: Caller, request: EvaluationRequest) -> list
     return measure(session, caller, request)
 
 
-def check_suite(session: Session, caller: Caller, file_id: str, grader: dict[str, Any]) -> None:
-    """Raise what ``create`` would for a file and a grader: InvalidRequestError, NotFoundError or NotReadyError."""
-    _grader(grader, _file(session, caller, file_id))
+def check_suite(session: Session, caller: Caller, file_id: str, grader: Any, *, base: str, param: str) -> None:
+    """Refuse a file and a grader that could not be measured on this base; the fields lie within ``param``.
+
+    Raises:
+        InvalidRequestError, NotFoundError, NotReadyError: what ``create`` would raise.
+    """
+    file = _file(session, caller, file_id, f"{param}.file")
+    read_grader(session, grader, param=f"{param}.grader", bases=[base], files=[file])
 
 
 def measure(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
-    """What ``create`` does, whether or not the cluster has an agent."""
-    file = _file(session, caller, request.file)
-    grader = _grader(request.grader, file)
+    """Do what ``create`` does, without its checks of the organisation's queue and of the cluster's agents."""
+    file = _file(session, caller, request.file, "file")
     named = [_subject(session, caller, request.model, "model")]
     named.append(_Subject(named[0].base, None))
     named += [_subject(session, caller, name, f"compare_with.{i}") for i, name in enumerate(request.compare_with)]
+    bases = [subject.base.name for subject in named]
+    grader = read_grader(session, request.grader, param="grader", bases=bases, files=[file])
     sampled = request.k > 1
     settings = {
         "grader": grader.model_dump(mode="json"),
         "max_new_tokens": request.max_new_tokens,
         "k": request.k,
         "n": SAMPLES_PER_K * request.k if sampled else 0,
-        # Greedy answers use neither: another value must not make another suite.
+        # Greedy answers use neither, so another value must not make another suite.
         "temperature": request.temperature if sampled else 0.0,
         "seed": request.seed if sampled else 0,
     }
@@ -152,24 +129,24 @@ def measure(session: Session, caller: Caller, request: EvaluationRequest) -> lis
 
 
 def finish(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, report: Mapping[str, Any]) -> None:
-    """Write what an evaluation found, in the transaction that ends its job.
+    """Write the results of an evaluation, in the transaction that ends its job.
 
     Raises:
-        ValueError: the report lacks its shape, or names a place that is not the job's own.
+        ValueError: the report does not fit its schema, or its key lies outside of the job's own prefix.
     """
-    found = EvaluationReport.model_validate(report)
-    if len(found.parsed) != len(found.rewards):
-        raise ValueError(f"{len(found.rewards)} rewards and {len(found.parsed)} marks of what was parsed")
-    if not found.rows_key.startswith(f"{job_prefix(org_id, job_id)}/"):
-        raise ValueError(f"the rows lie at '{found.rows_key}', not within their job")
-    results = accuracy(found.rewards).model_dump() | {
-        "parse_failures": found.parsed.count(False),
-        "pass_at_k": found.pass_at_k,
+    measured = EvaluationReport.model_validate(report)
+    if len(measured.parsed) != len(measured.rewards):
+        raise ValueError(f"{len(measured.rewards)} rewards and {len(measured.parsed)} marks of what was parsed")
+    if not measured.rows_key.startswith(f"t/{org_id.hex}/jobs/{job_id.hex}/"):
+        raise ValueError(f"the rows lie at '{measured.rows_key}', not within their job")
+    results = accuracy(measured.rewards).model_dump() | {
+        "parse_failures": measured.parsed.count(False),
+        "pass_at_k": measured.pass_at_k,
     }
     session.execute(
         update(Evaluation)
         .where(Evaluation.job_id == job_id)
-        .values(results=results, rewards=found.rewards, rows_key=found.rows_key)
+        .values(results=results, rewards=measured.rewards, rows_key=measured.rows_key)
     )
 
 
@@ -181,10 +158,10 @@ def check_redrive(session: Session, job: Job) -> None:
 
 def get(session: Session, project_id: uuid.UUID, evaluation_id: uuid.UUID) -> Evaluation:
     """The evaluation with this id in the project. Raises NotFoundError."""
-    found = session.get(Evaluation, evaluation_id)
-    if found is None or found.project_id != project_id:
+    evaluation = session.get(Evaluation, evaluation_id)
+    if evaluation is None or evaluation.project_id != project_id:
         raise NotFoundError("evaluation", public_id("evaluation", evaluation_id))
-    return found
+    return evaluation
 
 
 def list_evaluations(
@@ -194,8 +171,8 @@ def list_evaluations(
     statement = select(Evaluation).where(Evaluation.project_id == project_id)
     if after is not None:
         statement = statement.where(Evaluation.id < after)
-    found = list(session.scalars(statement.order_by(Evaluation.id.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    newest = list(session.scalars(statement.order_by(Evaluation.id.desc()).limit(limit + 1)))
+    return newest[:limit], len(newest) > limit
 
 
 def others(session: Session, evaluation: Evaluation) -> list[Evaluation]:
@@ -214,16 +191,8 @@ def others(session: Session, evaluation: Evaluation) -> list[Evaluation]:
     )
 
 
-@lru_cache(maxsize=64)  # rewards never change, and a comparison takes a few tenths of a second
-def compare(rewards: tuple[float, ...], other: tuple[float, ...]) -> Comparison:
-    """Compare two subjects by their rewards on the same rows in the same order."""
-    low, high = paired_bootstrap(other, rewards)
-    difference = (sum(rewards) - sum(other)) / len(rewards)
-    return Comparison(difference, low, high, paired_p_value(other, rewards), len(rewards))
-
-
 def warnings(evaluation: Evaluation, record: versions.VersionRecord | None) -> list[str]:
-    """Reasons to take an evaluation's figures with care."""
+    """Reasons why an evaluation's figures may mislead."""
     sha256 = evaluation.suite["file"]["sha256"]
     if record is None or sha256 not in (
         record.version.manifest["dataset_digest"],
@@ -242,7 +211,7 @@ def _evaluation(
     digest: str,
     cluster: str | None,
 ) -> Evaluation:
-    """The evaluation of a subject on a suite, with a job that has not failed."""
+    """The evaluation of a subject on a suite; enqueued if there is none, or if its job failed or was cancelled."""
     row = session.execute(
         select(Evaluation, Job.state)
         .join(Job, Job.id == Evaluation.job_id)
@@ -283,9 +252,9 @@ def _evaluation(
 
 
 def _move(session: Session, job_id: uuid.UUID, cluster: str) -> None:
-    """Have a job that is still queued wait for another cluster: there is one job, and where it waits may be nobody.
+    """Move a job that is still queued to another cluster: the first one may have no agent that would ever run it.
 
-    Only for a cluster with a live agent, and not a job that is just being admitted.
+    Only to a cluster with a live agent, and not a job that is just being admitted.
     """
     elsewhere = (Job.id == job_id, Job.state == states.QUEUED, Job.cluster != cluster)
     moved = select(Job.id).where(*elsewhere, limits.is_alive(cluster)).with_for_update(skip_locked=True)
@@ -332,50 +301,31 @@ def _subject(session: Session, caller: Caller, name: str, param: str) -> _Subjec
     return _Subject(resolved.base, record)
 
 
-def _file(session: Session, caller: Caller, file_id: str) -> DatasetVersion:
-    version = files.get(session, caller.project_id, parse_id("file", file_id))
-    if version.status == "uploaded":
-        raise NotReadyError(f"file: '{file_id}' is still being validated. Wait until its status is 'processed'.")
-    if version.status == "error":
+def _file(session: Session, caller: Caller, file_id: str, param: str) -> DatasetVersion:
+    version = require_validated(session, caller.project_id, file_id, param=param)
+    if (rows := distinct_rows(version)) > MAX_EVALUATED_ROWS:
         raise InvalidRequestError(
-            f"file: '{version.filename}' did not pass validation.\n{version.status_details}", param="file"
-        )
-    if (rows := distinct_rows(version)) > MAX_ROWS:
-        raise InvalidRequestError(
-            f"file: '{version.filename}' has {rows:,} different rows; an evaluation takes at most {MAX_ROWS:,}. "
-            "Upload a sample of them.",
-            param="file",
+            f"{param}: '{version.filename}' has {rows:,} different rows; an evaluation takes at most "
+            f"{MAX_EVALUATED_ROWS:,}. Upload a sample of them.",
+            param=param,
             code="dataset_too_large",
         )
     return version
 
 
-def distinct_rows(version: DatasetVersion) -> int:
-    assert version.validation is not None
-    return int(version.validation["rows"] - version.validation["duplicate_count"])
-
-
-def _grader(given: dict[str, Any], file: DatasetVersion) -> Grader:
-    try:
-        grader: Grader = TypeAdapter[Any](Grader).validate_python(given)
-    except ValidationError as exc:
-        problem = exc.errors()[0]
-        where = ".".join(["grader", *(str(part) for part in problem["loc"])])
-        raise InvalidRequestError(f"{where}: {problem['msg']}.", param=where, code="invalid_grader") from exc
-    check_templates(grader, (file.validation or {})["columns"], distinct_rows(file), param="grader")
-    return grader
-
-
-def names(session: Session, found: Sequence[Evaluation]) -> dict[uuid.UUID, str]:
+def names(session: Session, listed: Sequence[Evaluation]) -> dict[uuid.UUID, str]:
     """The model that each of these evaluations measured."""
-    records = records_of(session, found)
-    ids = {evaluation.base_model_id for evaluation in found}
+    records = records_of(session, listed)
+    ids = {evaluation.base_model_id for evaluation in listed}
     bases = dict(session.execute(select(BaseModel.id, BaseModel.name).where(BaseModel.id.in_(ids))).all())
-    return {one.id: records[one.id].name if one.id in records else bases[one.base_model_id] for one in found}
+    return {
+        evaluation.id: records[evaluation.id].name if evaluation.id in records else bases[evaluation.base_model_id]
+        for evaluation in listed
+    }
 
 
-def records_of(session: Session, found: Sequence[Evaluation]) -> dict[uuid.UUID, versions.VersionRecord]:
+def records_of(session: Session, listed: Sequence[Evaluation]) -> dict[uuid.UUID, versions.VersionRecord]:
     """The version behind each of these evaluations, for those that have one."""
-    ids = [evaluation.version_id for evaluation in found if evaluation.version_id is not None]
+    ids = [evaluation.version_id for evaluation in listed if evaluation.version_id is not None]
     records = versions.by_id(session, ids)
-    return {one.id: records[one.version_id] for one in found if one.version_id is not None}
+    return {evaluation.id: records[evaluation.version_id] for evaluation in listed if evaluation.version_id is not None}

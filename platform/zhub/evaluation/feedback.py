@@ -1,7 +1,7 @@
-"""Feedback: what those who use an expert say of its answers, one piece for each.
+"""Feedback: how good single answers of an expert were, in the words of its users.
 
-A piece is about one expert version, and counts on its expert as soon as it comes: schedules fire by that count
-(``zhub.schedules.firing``). With the answer that would have been right it can become a row of a dataset. Functions
+A piece is about one expert version. It adds to the count of its expert when it is created, and schedules fire by that
+count (``zhub.schedules.firing``). With a reference, the right answer, it can become a row of a dataset. Functions
 take a Session and never commit.
 """
 
@@ -37,11 +37,11 @@ class PromptMessage(Schema):
 
 
 class FeedbackRequest(Schema):
-    """How good one answer was. In all it is no longer than a row of a dataset may be."""
+    """How good one answer was. As a whole it must not be longer than a row of a dataset may be."""
 
     model_config = ConfigDict(extra="forbid")
     model: str
-    """The expert version that answered, or an alias: then what it stands on now."""
+    """The expert version that answered, or an alias: then the version that it points to now."""
     messages: list[PromptMessage]
     """The prompt: it ends where the answer begins."""
     completion: str
@@ -62,7 +62,7 @@ class Summary:
 
 
 def create(session: Session, caller: Caller, request: FeedbackRequest, *, idempotency_key: str | None) -> Feedback:
-    """Keep a piece of feedback, and count it on its expert.
+    """Store a piece of feedback, and add it to the count of its expert.
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
@@ -94,9 +94,9 @@ def create(session: Session, caller: Caller, request: FeedbackRequest, *, idempo
     except IntegrityError as exc:
         if idempotency_key is None:
             raise
-        # Nothing else about it is unique: a request with this key was committed after we looked for one.
+        # Its only unique value is the key: another request with it was committed after our look.
         raise NotReadyError("A request with this Idempotency-Key is being answered; try again.") from exc
-    # Last, because whoever publishes a version of the expert waits for this row.
+    # Last, because the publication of a version waits for the lock on the expert's row.
     counted = update(Expert).where(Expert.id == record.expert.id)
     session.execute(counted.values(feedback_count=Expert.feedback_count + 1))
     session.refresh(piece)
@@ -108,7 +108,7 @@ def list_feedback(
 ) -> tuple[list[Feedback], bool]:
     """The project's feedback, newest first, and whether more follows.
 
-    ``model`` leaves only that on an expert, ``<project>.<expert>``, or on one version of it.
+    With ``model``, only feedback on that expert, ``<project>.<expert>``, or on that version.
 
     Raises:
         NotFoundError: no such expert or version.
@@ -123,8 +123,8 @@ def list_feedback(
         statement = statement.where(Feedback.version_id.in_(versions))
     if after is not None:
         statement = statement.where(Feedback.id < after)
-    found = list(session.scalars(statement.order_by(Feedback.id.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    newest = list(session.scalars(statement.order_by(Feedback.id.desc()).limit(limit + 1)))
+    return newest[:limit], len(newest) > limit
 
 
 def summaries(session: Session, version_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Summary]:
@@ -134,12 +134,12 @@ def summaries(session: Session, version_ids: Sequence[uuid.UUID]) -> dict[uuid.U
         .where(Feedback.version_id.in_(version_ids), Feedback.deleted_at.is_(None))
         .group_by(Feedback.version_id)
     )
-    found = {version_id: Summary(count, mean) for version_id, count, mean in session.execute(statement)}
-    return {version_id: found.get(version_id, Summary(0, None)) for version_id in version_ids}
+    by_version = {version_id: Summary(count, mean) for version_id, count, mean in session.execute(statement)}
+    return {version_id: by_version.get(version_id, Summary(0, None)) for version_id in version_ids}
 
 
 def delete_feedback(session: Session, caller: Caller, feedback_id: uuid.UUID) -> None:
-    """Hide a piece of feedback; the sweep removes it. It stays counted on its expert: it has come.
+    """Hide a piece of feedback; the sweep removes it. The count of its expert does not fall.
 
     Raises:
         NotFoundError: the project has no such piece, or it was deleted before.
@@ -155,13 +155,13 @@ def delete_feedback(session: Session, caller: Caller, feedback_id: uuid.UUID) ->
 
 
 def sweep(session: Session) -> int:
-    """Remove what was deleted, at most SWEEP_BATCH pieces; return how many. Two at once do no harm."""
+    """Remove deleted feedback, at most SWEEP_BATCH pieces; return how many. Two sweeps at once do no harm."""
     due = select(Feedback.id).where(Feedback.deleted_at.is_not(None)).limit(SWEEP_BATCH)
     return len(session.scalars(delete(Feedback).where(Feedback.id.in_(due)).returning(Feedback.id)).all())
 
 
 def _prompt(request: FeedbackRequest) -> list[dict[str, str]]:
-    """The messages, once all of the request could be a row of a dataset."""
+    """The messages, after a check that the request could be a row of a dataset."""
     raw = json.dumps(request.model_dump()).encode()
     if len(raw) > rows.MAX_ROW_BYTES:
         raise InvalidRequestError(
@@ -172,7 +172,7 @@ def _prompt(request: FeedbackRequest) -> list[dict[str, str]]:
         row = rows.parse_row(1, raw)
     except rows.RowSyntaxError as exc:
         param = "messages" if exc.code == "wrong_schema" else None
-        raise InvalidRequestError(f"Feedback must be such that it can become a row: {exc}.", param=param) from exc
+        raise InvalidRequestError(f"Feedback must be fit to become a row of a dataset: {exc}.", param=param) from exc
     if row.target is not None:
         raise InvalidRequestError(
             "messages: they must end before the answer, with the user's message; the answer is 'completion'.",

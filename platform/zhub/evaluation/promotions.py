@@ -1,31 +1,31 @@
 """Promotions: a version gets an alias such as ``@prod`` if it passes its gate, and only then.
 
-A promotion is a job of the kind ``gate``. It waits for a training, if it was asked for with one, has the version and
-what the alias stands on measured on the gate's suites, waits for these evaluations, and decides. Nothing of it needs a
-worker: every scheduler looks after gates, and the lock on a gate's row is what lets one of them decide.
+A promotion is a job of the kind ``gate``. It waits for a training, if it was requested with one, has the version and
+the one that the alias points to measured on the gate's suites, waits for these evaluations, and decides. No worker is
+needed for that: every scheduler looks after gates. It takes a gate's next step under a lock on the gate's row. It
+compares what was measured without a transaction, and writes the decision in another one, where it still holds.
 
 Functions take a Session and never commit.
 """
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, Field
 from sqlalchemy import exists, func, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
 from zhub import states
 from zhub.admission import limits
-from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, ZhubError
-from zhub.evaluation import evaluations
-from zhub.evaluation.evaluations import Comparison, EvaluationRequest
+from zhub.errors import ConflictError, NotFoundError, ZhubError
+from zhub.evaluation import evaluations, gates
+from zhub.evaluation.evaluations import EvaluationRequest
+from zhub.evaluation.gates import Finding, Gate, MeasuredSuite, Suite
 from zhub.ids import public_id
-from zhub.models import Evaluation, Job, JobDependency, Project, Promotion
+from zhub.models import BaseModel, Evaluation, Job, JobDependency, Project, Promotion
 from zhub.queue import dependencies, job_events, jobs
 from zhub.queue.desired import request_cancel
 from zhub.registry import aliases, versions
@@ -33,37 +33,9 @@ from zhub.registry.publish import published
 from zhub.registry.versions import VersionRecord
 from zhub.tenancy.keys import Caller
 
-MAX_SUITES = 5
+FAILED_TO_DECIDE = "zhub failed to decide; its log says why."
 
 log = logging.getLogger("zhub.promotions")
-
-Rule = Literal["not_worse", "better"]
-
-
-class Suite(Schema):
-    """What to measure on: an evaluation's file and grader."""
-
-    model_config = ConfigDict(extra="forbid")
-    file: str
-    grader: dict[str, Any]
-    max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
-    min_mean: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """The mean reward that the version must reach."""
-
-
-class Gate(Schema):
-    """What a version must pass to get the alias: ``rule`` on every suite, against what the alias stands on.
-
-    ``not_worse``: not significantly worse. ``better``: significantly better. Where the alias stands on nothing yet,
-    against the base. Worse than the base passes neither.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    alias: str = "prod"
-    rule: Rule = "not_worse"
-    suites: Annotated[list[Suite], Field(min_length=1, max_length=MAX_SUITES)]
-    cluster: str | None = None
-    """Which workers measure, as in an evaluation; None: those that trained, where the gate came with a training."""
 
 
 class PromotionRequest(Gate):
@@ -73,47 +45,47 @@ class PromotionRequest(Gate):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a gate found on one suite."""
+class Measured:
+    """A gate whose evaluations have all succeeded: what to decide by, and ``current``, to which the alias points."""
 
-    file: str
-    passed: bool
-    sentences: Sequence[str]
-
-    def as_json(self) -> dict[str, Any]:
-        return {"file": self.file, "passed": self.passed, "sentences": list(self.sentences)}
+    job: Job
+    gate: Gate
+    record: VersionRecord
+    current: VersionRecord | None
+    suites: Sequence[MeasuredSuite]
 
 
 def create(session: Session, caller: Caller, request: PromotionRequest) -> Promotion:
-    """Have a version measured and, if it passes, promoted.
+    """Have a version measured, and promoted if it passes.
 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: the version, a file or a grader is not usable.
-        QuotaExceededError: as many jobs of the organisation wait as may.
+        QuotaExceededError: the organisation's queue is full.
     """
     record = versions.get_version(session, caller.project_id, request.model)
     gate = Gate.model_validate(request.model_dump(exclude={"model"}))
-    _check(session, caller, gate, "")
+    _check(session, caller, gate, record.base.name, "")
     return _add(session, caller, gate, version_id=record.version.id)
 
 
 def create_for_training(session: Session, caller: Caller, gate: Gate, training: Job) -> Promotion:
-    """Have what a training will publish measured and, if it passes, promoted.
+    """Have the version that a training will publish measured, and promoted if it passes.
 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: a file or a grader is not usable.
     """
-    _check(session, caller, gate, "promotion.")
+    base = session.get_one(BaseModel, training.base_model_id)
+    _check(session, caller, gate, base.name, "promotion.")
     gate = gate.model_copy(update={"cluster": gate.cluster or training.cluster})
     return _add(session, caller, gate, training_job_id=training.id)
 
 
 def get(session: Session, project_id: uuid.UUID, promotion_id: uuid.UUID) -> Promotion:
     """The promotion with this id in the project. Raises NotFoundError."""
-    found = session.get(Promotion, promotion_id)
-    if found is None or found.project_id != project_id:
+    promotion = session.get(Promotion, promotion_id)
+    if promotion is None or promotion.project_id != project_id:
         raise NotFoundError("promotion", public_id("promotion", promotion_id))
-    return found
+    return promotion
 
 
 def list_promotions(
@@ -123,8 +95,8 @@ def list_promotions(
     statement = select(Promotion).where(Promotion.project_id == project_id)
     if after is not None:
         statement = statement.where(Promotion.id < after)
-    found = list(session.scalars(statement.order_by(Promotion.id.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    newest = list(session.scalars(statement.order_by(Promotion.id.desc()).limit(limit + 1)))
+    return newest[:limit], len(newest) > limit
 
 
 def of_trainings(session: Session, job_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, uuid.UUID]:
@@ -136,7 +108,7 @@ def of_trainings(session: Session, job_ids: Sequence[uuid.UUID]) -> dict[uuid.UU
 
 
 def cancel(session: Session, promotion: Promotion) -> None:
-    """Ask for a promotion not to happen. Its evaluations go on: their figures are worth having.
+    """Request that a promotion is cancelled. Its evaluations go on: their figures are useful by themselves.
 
     Raises:
         ConflictError: it has ended.
@@ -144,10 +116,11 @@ def cancel(session: Session, promotion: Promotion) -> None:
     request_cancel(session, promotion.job_id)
 
 
-def advance(session: Session) -> bool:
+def advance(session: Session) -> Measured | bool:
     """Take one gate whose dependencies have ended one step further; False where there is none.
 
-    Its row stays locked until the transaction ends, and other schedulers pass it by.
+    Its row stays locked until the transaction ends, and other schedulers pass it by. A gate that can be decided is
+    returned for ``compare`` and ``settle``. The caller commits before it compares.
     """
     needed = aliased(Job)
     unfinished = exists().where(
@@ -162,48 +135,45 @@ def advance(session: Session) -> bool:
     )
     if job is None:
         return False
-    promotion = session.scalars(select(Promotion).where(Promotion.job_id == job.id)).one()
+    measured = None
+    with _fails_alone(session, job):
+        measured = _step(session, job, _promotion(session, job))
+    return measured or True
+
+
+def compare(measured: Measured) -> list[Finding] | None:
+    """Compare what was measured, without a session: it takes a while. None where that failed; the log says why."""
     try:
-        with session.begin_nested():
-            _step(session, job, promotion)
-    except ZhubError as exc:
-        _end(session, job, states.FAILED, str(exc), code=exc.code)
-    except DBAPIError:
-        raise
-    except Exception:  # it must not stand in the way of every other gate
-        log.exception("gate %s", job.id, extra={"action": "gate_failed", "org_id": job.org_id, "job_id": job.id})
-        _end(session, job, states.FAILED, "zhub failed to decide; its log says why.", code="internal_error")
-    return True
+        return [gates.finding(measured.gate.rule, measured.record.name, suite) for suite in measured.suites]
+    except Exception:
+        _log_failure(measured.job)
+        return None
 
 
-def decide(
-    rule: Rule, name: str, mean: float, minimum: float | None, against: Sequence[tuple[str, Comparison]]
-) -> tuple[bool, list[str]]:
-    """Whether a version passes on one suite, and the sentences that say why.
+def settle(session: Session, measured: Measured, findings: Sequence[Finding] | None) -> None:
+    """Write a decision, and move the alias if the version passed.
 
-    ``against`` has the comparison that the rule speaks of first; the base follows where it is not that itself.
+    Nothing is written where another scheduler has decided meanwhile, where the promotion was cancelled, or where the
+    alias has moved: the next step of the gate compares with the version that it points to then. The evaluations cannot
+    have changed: one that succeeded is final.
     """
-    sentences = [compared.sentence(name, other) for other, compared in against]
-    first = against[0][1].verdict
-    passed = first == "better" if rule == "better" else first != "worse"
-    passed = passed and all(compared.verdict != "worse" for _, compared in against)
-    if minimum is not None:
-        reached = mean >= minimum
-        sentences.append(f"Its mean reward is {mean:.3f}; the gate asks for {minimum:.3f}.")
-        passed = passed and reached
-    return passed, sentences
+    undecided = (Job.id == measured.job.id, Job.state == states.WAITING, Job.desired == "run")
+    job = session.scalar(select(Job).where(*undecided).with_for_update())
+    if job is None:
+        return
+    if findings is None:
+        return _end(session, job, states.FAILED, FAILED_TO_DECIDE, code="internal_error")
+    with _fails_alone(session, job):
+        _settle(session, job, _promotion(session, job), measured, findings)
 
 
-def _check(session: Session, caller: Caller, gate: Gate, prefix: str) -> None:
+def _check(session: Session, caller: Caller, gate: Gate, base: str, prefix: str) -> None:
     aliases.check_alias(gate.alias, param=f"{prefix}alias")
     if gate.cluster is not None:
         limits.check_cluster(session, gate.cluster, param=f"{prefix}cluster")
     for i, suite in enumerate(gate.suites):
-        try:
-            evaluations.check_suite(session, caller, suite.file, suite.grader)
-        except InvalidRequestError as exc:
-            where = f"{prefix}suites.{i}"
-            raise InvalidRequestError(f"{where}: {exc}", param=f"{where}.{exc.param}", code=exc.code) from exc
+        param = f"{prefix}suites.{i}"
+        evaluations.check_suite(session, caller, suite.file, suite.grader, base=base, param=param)
 
 
 def _add(
@@ -215,7 +185,7 @@ def _add(
     training_job_id: uuid.UUID | None = None,
 ) -> Promotion:
     job = Job(org_id=caller.org_id, project_id=caller.project_id, kind="gate", spec={}, state=states.WAITING)
-    jobs.enqueue(session, job, f"Promotion to @{gate.alias} asked for.")
+    jobs.enqueue(session, job, f"Promotion to @{gate.alias} requested.")
     if training_job_id is not None:
         dependencies.add(session, job, [training_job_id])
     promotion = Promotion(
@@ -233,97 +203,130 @@ def _add(
     return promotion
 
 
-def _step(session: Session, job: Job, promotion: Promotion) -> None:
+def _promotion(session: Session, job: Job) -> Promotion:
+    return session.scalars(select(Promotion).where(Promotion.job_id == job.id)).one()
+
+
+@contextmanager
+def _fails_alone(session: Session, job: Job) -> Iterator[None]:
+    """End a gate that cannot be decided: it must not stand in the way of every other gate."""
+    try:
+        with session.begin_nested():
+            yield
+    except ZhubError as exc:
+        _end(session, job, states.FAILED, str(exc), code=exc.code)
+    except DBAPIError:
+        raise
+    except Exception:
+        _log_failure(job)
+        _end(session, job, states.FAILED, FAILED_TO_DECIDE, code="internal_error")
+
+
+def _log_failure(job: Job) -> None:
+    log.exception("gate %s", job.id, extra={"action": "gate_failed", "org_id": job.org_id, "job_id": job.id})
+
+
+def _step(session: Session, job: Job, promotion: Promotion) -> Measured | None:
+    """End the gate, have what is missing measured, or return what was measured once all of it is there."""
     needs = dependencies.of(session, [job.id]).get(job.id, [])
-    for lost in needs:
-        if lost.kind == "evaluate" and lost.state != states.SUCCEEDED:
-            why = (lost.error or {}).get("message", "it was cancelled")
-            return _end(session, job, states.FAILED, f"An evaluation did not succeed: {why}", code="dependency_failed")
+    for needed in needs:
+        if needed.kind == "evaluate" and needed.state != states.SUCCEEDED:
+            why = (needed.error or {}).get("message", "it was cancelled")
+            _end(session, job, states.FAILED, f"An evaluation did not succeed: {why}", code="dependency_failed")
+            return None
+    record = _version(session, promotion)
+    if record is None:
+        message = "The training did not succeed, so there is nothing to promote."
+        _end(session, job, states.CANCELLED, message, code="dependency_failed")
+        return None
+    gate = Gate.model_validate(promotion.gate)
+    current_id = aliases.current(session, record.expert.id, gate.alias)
+    current = versions.by_id(session, [current_id])[current_id] if current_id else None
+    measured = [_measure(session, job, record, current, suite, gate.cluster) for suite in gate.suites]
+    evaluating = {evaluation.job_id for of_suite in measured for evaluation in of_suite}
+    dependencies.add(session, job, sorted(evaluating - {needed.id for needed in needs}))
+    if session.scalar(select(Job.id).where(Job.id.in_(evaluating), Job.finished_at.is_(None)).limit(1)):
+        job_events.add(session, job.org_id, job.id, f"{record.name} is being measured.")
+        return None
+    suites = [
+        _measured_suite(record, current, suite, of_suite) for suite, of_suite in zip(gate.suites, measured, strict=True)
+    ]
+    return Measured(job, gate, record, current, suites)
+
+
+def _version(session: Session, promotion: Promotion) -> VersionRecord | None:
+    """The version that is to be promoted; None where its training ended without one."""
     if promotion.version_id is None:
         version = published(session, promotion.training_job_id) if promotion.training_job_id else None
         if version is None:
-            message = "The training did not succeed, so there is nothing to promote."
-            return _end(session, job, states.CANCELLED, message, code="dependency_failed")
+            return None
         promotion.version_id = version.id
         session.flush()
-    records = versions.by_id(session, [promotion.version_id])
-    record = records[promotion.version_id]
-    gate = Gate.model_validate(promotion.gate)
-    standing_id = aliases.current(session, record.expert.id, gate.alias)
-    standing = versions.by_id(session, [standing_id])[standing_id] if standing_id else None
-    measured = [_measure(session, job, record, standing, suite, gate.cluster) for suite in gate.suites]
-    evaluating = {one.job_id for found in measured for one in found}
-    dependencies.add(session, job, sorted(evaluating - {needed.id for needed in needs}))
-    if session.scalar(select(Job.id).where(Job.id.in_(evaluating), Job.finished_at.is_(None)).limit(1)):
-        return job_events.add(session, job.org_id, job.id, f"{record.name} is being measured.")
-    findings = [
-        _finding(gate, record, standing, suite, found) for suite, found in zip(gate.suites, measured, strict=True)
-    ]
-    return _settle(session, job, promotion, record, standing, findings)
+    return versions.by_id(session, [promotion.version_id])[promotion.version_id]
 
 
 def _measure(
     session: Session,
     job: Job,
     record: VersionRecord,
-    standing: VersionRecord | None,
+    current: VersionRecord | None,
     suite: Suite,
     cluster: str | None,
 ) -> list[Evaluation]:
-    """Evaluations of the version, of its base, and of what the alias stands on, made where they are missing."""
+    """Evaluations of the version, of its base, and of the version that the alias points to; enqueued where missing."""
     request = EvaluationRequest(
         model=record.name,
         file=suite.file,
         grader=suite.grader,
         max_new_tokens=suite.max_new_tokens,
-        compare_with=[standing.name] if standing is not None else [],
+        compare_with=[current.name] if current is not None else [],
         cluster=cluster,
     )
     project = session.scalars(select(Project).where(Project.id == job.project_id)).one()
-    # The gate speaks for whoever asked for it, within the one project.
+    # The gate acts for whoever requested it, within the one project.
     caller = Caller(job.id, job.org_id, job.project_id, project.name, frozenset())
     return evaluations.measure(session, caller, request)
 
 
-def _finding(
-    gate: Gate, record: VersionRecord, standing: VersionRecord | None, suite: Suite, found: Sequence[Evaluation]
-) -> Finding:
-    own = found[0]
-    others = {one.version_id: one for one in found[1:]}
-    file = own.suite["file"]["name"]
+def _measured_suite(
+    record: VersionRecord, current: VersionRecord | None, suite: Suite, measured: Sequence[Evaluation]
+) -> MeasuredSuite:
+    own, *others = measured
     assert own.results is not None and own.rewards is not None
-    names = [(standing.version.id, standing.name)] if standing is not None and standing.version.id in others else []
-    against = [
-        (name, evaluations.compare(tuple(own.rewards), tuple(others[version_id].rewards or ())))
-        for version_id, name in [*names, (None, record.base.name)]
-    ]
-    passed, sentences = decide(gate.rule, record.name, own.results["mean"], suite.min_mean, against)
-    return Finding(file, passed, [*sentences, *evaluations.warnings(own, record)])
+    by_version = {evaluation.version_id: tuple(evaluation.rewards or ()) for evaluation in others}
+    compared = [(record.base.name, by_version[None])]
+    # Where the alias points to the version itself, the base is all that there is to compare with.
+    if current is not None and current.version.id in by_version:
+        compared.insert(0, (current.name, by_version[current.version.id]))
+    return MeasuredSuite(
+        file=own.suite["file"]["name"],
+        min_mean=suite.min_mean,
+        mean=own.results["mean"],
+        rewards=tuple(own.rewards),
+        others=compared,
+        warnings=evaluations.warnings(own, record),
+    )
 
 
-def _settle(
-    session: Session,
-    job: Job,
-    promotion: Promotion,
-    record: VersionRecord,
-    standing: VersionRecord | None,
-    findings: Sequence[Finding],
-) -> None:
+def _settle(session: Session, job: Job, promotion: Promotion, measured: Measured, findings: Sequence[Finding]) -> None:
+    record, alias = measured.record, f"@{promotion.alias}"
+    compared_with = measured.current.version.id if measured.current is not None else None
+    if aliases.current(session, record.expert.id, promotion.alias) != compared_with:
+        return
     passed = all(finding.passed for finding in findings)
     if passed:
-        expected = aliases.Expected(standing.version.id if standing is not None else None)
+        expected = aliases.Expected(compared_with)
         by = public_id("promotion", promotion.id)
         try:
             with session.begin_nested():
                 aliases.move(session, promotion.alias, record, by=by, reason="passed its gate", expected=expected)
         except ConflictError:
-            return  # it moved a moment ago: the next look compares with where it stands now
+            return  # it has moved since we looked
     promotion.promoted = passed
     promotion.findings = [finding.as_json() for finding in findings]
     for finding in findings:
         for sentence in finding.sentences:
             job_events.add(session, job.org_id, job.id, f"{finding.file}: {sentence}")
-    alias = f"@{promotion.alias}"
     outcome = f"{record.name} is {alias} now." if passed else f"{record.name} did not pass: {alias} stays where it is."
     _end(session, job, states.SUCCEEDED, outcome)
 

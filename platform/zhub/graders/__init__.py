@@ -4,7 +4,7 @@ The wire form is OpenAI's grader object, with four types of our own; see ``zhub.
 """
 
 from zhub.graders.grading import combine, grade, grade_all
-from zhub.graders.parsing import parse_grader
+from zhub.graders.parsing import GraderJson, parse_grader
 from zhub.graders.samples import Grade, GradingTools, Sample
 from zhub.graders.templates import check_templates
 from zhub.graders.types import (
@@ -26,6 +26,7 @@ __all__ = [
     "CodeTestsGrader",
     "Grade",
     "Grader",
+    "GraderJson",
     "GradingTools",
     "JsonSchemaGrader",
     "MultiGrader",

@@ -1,8 +1,9 @@
-"""Rewards by tests of Python that a model wrote. Expected values never enter the process that runs it.
+"""Rewards by tests of Python code that a model wrote. Expected values never enter the process that runs the code.
 
-Most tests are equations, ``assert f(1) == 2``: the left side is evaluated beside the code and compared outside. The
-others run as scripts in a process of their own, where the code's functions are stubs: what a stub is asked is answered
-by the code in its own process, by value, and the script starts anew with that answer until it needs no more.
+Most tests are equations, ``assert f(1) == 2``: the left side is evaluated in the code's process and compared outside of
+it. Every other test runs as a script in a process of its own, where the code's functions are stubs. When the script
+calls a stub whose answer is not known yet, it ends; the code answers the call by value in its own process, and the
+script runs again with that answer, until no call is open.
 """
 
 import json
@@ -68,7 +69,7 @@ def run(setup, script, functions, modules, answers):
 
 @dataclass
 class _Run:
-    """One answer's code with its tests, and how they stand: True, False, or None while undecided."""
+    """One answer's code with its tests, and for each whether it passed; None while that is undecided."""
 
     code: str
     setup: str
@@ -98,12 +99,12 @@ def grade_code(grader: CodeTestsGrader, samples: Sequence[Sample], tools: Gradin
         for (run, index), outcome in zip(open_scripts, stages, strict=True):
             if (question := _take_script(run, index, outcome)) is not None:
                 questions[runs.index(run)].add(question)
-        asked = [(runs[place], sorted(found)) for place, found in questions.items()]
+        asked = [(runs[place], sorted(of_run)) for place, of_run in questions.items()]
         outcomes = sandbox.run_many(
-            [run.program([_expression(question) for question in found], limits) for run, found in asked]
+            [run.program([_expression(question) for question in of_run], limits) for run, of_run in asked]
         )
-        for (run, found), outcome in zip(asked, outcomes, strict=True):
-            _take_answers(run, found, outcome)
+        for (run, of_run), outcome in zip(asked, outcomes, strict=True):
+            _take_answers(run, of_run, outcome)
     return [_grade(grader, run) for run in runs]
 
 
@@ -148,7 +149,7 @@ def _known_questions(run: _Run) -> list[str]:
 
 
 def _expression(question: str) -> str:
-    """The call that a question stands for. Infinity and NaN have no literal, only names."""
+    """The source of a question's call. Infinity and NaN have no literals, so they are passed as names."""
     name, arguments, named = decode(json.loads(question))
     return f"(lambda inf, nan: {name}(*{arguments!r}, **{named!r}))(float('inf'), float('nan'))"
 
@@ -160,7 +161,7 @@ def _take_first(run: _Run, outcome: Outcome) -> None:
         test = run.tests[index]
         assert isinstance(test, Equation)
         result = results[place] if place < len(results) else None
-        # What arrives is of builtin types, so that == is theirs: what the assert means, and cannot be overridden.
+        # The result has builtin types only, so that == is theirs: the code under test cannot override it.
         run.passed[index] = isinstance(result, Value) and bool(result.value == test.expected)
     if outcome.failure is not None or outcome.ending != "finished":
         run.passed = [bool(passed) for passed in run.passed]
@@ -199,7 +200,7 @@ def _script_program(run: _Run, index: int, limits: Limits) -> Program:
 
 
 def _take_script(run: _Run, index: int, outcome: Outcome) -> str | None:
-    """Note how the script ended, or return the question that it cannot go on without."""
+    """Write down how the script ended, or return the call that it needs an answer to."""
     match outcome.results:
         case (Value(value=["question", str(question)]),) if question not in run.answers and run.passed[index] is None:
             return question
@@ -211,7 +212,7 @@ def _take_script(run: _Run, index: int, outcome: Outcome) -> str | None:
 
 
 def _grade(grader: CodeTestsGrader, run: _Run) -> Grade:
-    passed = sum(bool(one) for one in run.passed)
+    passed = sum(map(bool, run.passed))
     scripts = sum(isinstance(test, Script) for test in run.tests)
     detail = f"{passed} of {len(run.tests)} tests passed" + (f", {scripts} of them scripts" if scripts else "")
     share = passed / len(run.tests)

@@ -40,38 +40,38 @@ def grade(grader: Grader, output_text: str, item: Mapping[str, Any]) -> float:
 
 
 def grade_string(grader: StringCheckGrader, sample: Sample) -> Grade:
-    found = fill(grader.name, grader.input, sample)
+    answer = fill(grader.name, grader.input, sample)
     wanted = fill(grader.name, grader.reference, sample)
     match grader.operation:
         case "eq":
-            return Grade(float(found == wanted))
+            return Grade(float(answer == wanted))
         case "ne":
-            return Grade(float(found != wanted))
+            return Grade(float(answer != wanted))
         case "like":
-            return Grade(float(wanted in found))
+            return Grade(float(wanted in answer))
         case "ilike":
-            return Grade(float(wanted.casefold() in found.casefold()))
+            return Grade(float(wanted.casefold() in answer.casefold()))
 
 
 def grade_multi(grader: MultiGrader, samples: Sequence[Sample], tools: GradingTools) -> list[Grade]:
-    found = {name: grade_all(part, samples, tools) for name, part in grader.graders.items()}
+    grades = {name: grade_all(part, samples, tools) for name, part in grader.graders.items()}
     return [
-        combine(grader, sample, {name: grades[index] for name, grades in found.items()})
+        combine(grader, sample, {name: of_part[index] for name, of_part in grades.items()})
         for index, sample in enumerate(samples)
     ]
 
 
-def combine(grader: MultiGrader, sample: Sample, found: Mapping[str, Grade]) -> Grade:
+def combine(grader: MultiGrader, sample: Sample, grades: Mapping[str, Grade]) -> Grade:
     """The reward of a ``multi`` from the grades of its graders on one sample."""
-    rewards = {name: part.reward for name, part in found.items()}
+    rewards = {name: grade.reward for name, grade in grades.items()}
     try:
         reward = formula.evaluate(grader.calculate_output, rewards)
     except (ArithmeticError, ValueError) as exc:
         raise _no_number(grader, sample, rewards, str(exc)) from exc
     if not math.isfinite(reward):
         raise _no_number(grader, sample, rewards, f"it gives {reward}")
-    details = "; ".join(f"{name}: {part.detail}" for name, part in found.items() if part.detail)
-    return Grade(reward, all(part.parsed for part in found.values()), details or None)
+    details = "; ".join(f"{name}: {grade.detail}" for name, grade in grades.items() if grade.detail)
+    return Grade(reward, all(grade.parsed for grade in grades.values()), details or None)
 
 
 def _no_number(

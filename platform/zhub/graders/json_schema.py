@@ -19,14 +19,14 @@ MAX_REFERENCES = 10_000
 
 
 class _TooManyReferences(Exception):
-    """The schema's references multiply without end. Control flow: becomes an error of the grader."""
+    """The schema's references never come to an end. Control flow: becomes an error of the grader."""
 
 
 def grade_json(grader: JsonSchemaGrader, sample: Sample) -> Grade:
     text = fill(grader.name, grader.input, sample)
     fenced = FENCED.fullmatch(text)
-    found = read_json(fenced[1] if fenced else text)
-    if problem := _first_problem(grader, sample, found):
+    answer = read_json(fenced[1] if fenced else text)
+    if problem := _first_problem(grader, sample, answer):
         return Grade(0.0, detail=problem)
     if grader.reference is None:
         return Grade(1.0)
@@ -45,14 +45,14 @@ def grade_json(grader: JsonSchemaGrader, sample: Sample) -> Grade:
     if missing or not fields:
         raise RewardError(grader.name, f"{sample.where}the reference lacks {', '.join(missing) or 'fields'}.")
     differing = [
-        field for field in fields if not isinstance(found, dict) or not _same(found.get(field, ...), wanted[field])
+        field for field in fields if not isinstance(answer, dict) or not _same(answer.get(field, ...), wanted[field])
     ]
     detail = f"differs in {', '.join(differing)}" if differing else None
     return Grade(1 - len(differing) / len(fields), detail=detail)
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """Raise ValueError, with what is wrong, unless this is a JSON schema."""
+    """Raise ValueError, with what is wrong, unless this is a valid JSON schema."""
     from jsonschema.exceptions import SchemaError
 
     try:
@@ -63,22 +63,22 @@ def check_schema(schema: dict[str, Any]) -> None:
         raise ValueError("it is nested too deeply") from exc
 
 
-def _same(found: Any, wanted: Any) -> bool:
-    """Equal as JSON is: 1 and 1.0 are one number, true is none."""
-    if isinstance(found, bool) or isinstance(wanted, bool):
-        return found is wanted
-    if isinstance(found, list) and isinstance(wanted, list):
-        return len(found) == len(wanted) and all(map(_same, found, wanted))
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        return found.keys() == wanted.keys() and all(_same(found[key], wanted[key]) for key in wanted)
-    return bool(found == wanted)
+def _same(value: Any, wanted: Any) -> bool:
+    """Whether two JSON values are equal: 1 and 1.0 are the same number, and true is not a number."""
+    if isinstance(value, bool) or isinstance(wanted, bool):
+        return value is wanted
+    if isinstance(value, list) and isinstance(wanted, list):
+        return len(value) == len(wanted) and all(map(_same, value, wanted))
+    if isinstance(value, dict) and isinstance(wanted, dict):
+        return value.keys() == wanted.keys() and all(_same(value[key], wanted[key]) for key in wanted)
+    return bool(value == wanted)
 
 
-def _first_problem(grader: JsonSchemaGrader, sample: Sample, found: Any) -> str | None:
+def _first_problem(grader: JsonSchemaGrader, sample: Sample, instance: Any) -> str | None:
     from referencing.exceptions import Unresolvable
 
     try:
-        for error in _validator(grader.json_schema).iter_errors(found):
+        for error in _validator(grader.json_schema).iter_errors(instance):
             return f"{error.json_path}: {error.message}"[:500]
     except TimeoutError as exc:
         raise RewardTimeoutError(
@@ -97,7 +97,7 @@ def _first_problem(grader: JsonSchemaGrader, sample: Sample, found: Any) -> str 
 
 
 def _validator(schema: dict[str, Any]) -> "Validator":
-    """The library's validator, without its two ways of doing harm: it fetches references, and matches without end."""
+    """The library's validator, but it fetches no references, and its patterns and references come to an end."""
     # Imported where they are used: they take 0.1 s, and the command line knows graders too.
     import regex
     from jsonschema import Draft202012Validator, ValidationError
@@ -106,14 +106,14 @@ def _validator(schema: dict[str, Any]) -> "Validator":
 
     left = MAX_REFERENCES
 
-    def pattern(_validator: Any, wanted: str, found: Any, _schema: Any) -> Iterator[ValidationError]:
-        if isinstance(found, str) and not regex.search(wanted, found, timeout=PATTERN_TIMEOUT_S):
-            yield ValidationError(f"{found!r} does not match {wanted!r}")
+    def pattern(_validator: Any, wanted: str, instance: Any, _schema: Any) -> Iterator[ValidationError]:
+        if isinstance(instance, str) and not regex.search(wanted, instance, timeout=PATTERN_TIMEOUT_S):
+            yield ValidationError(f"{instance!r} does not match {wanted!r}")
 
-    def pattern_properties(validator: Any, patterns: dict[str, Any], found: Any, _schema: Any) -> Iterator[Any]:
-        if isinstance(found, dict):
+    def pattern_properties(validator: Any, patterns: dict[str, Any], instance: Any, _schema: Any) -> Iterator[Any]:
+        if isinstance(instance, dict):
             for wanted, subschema in patterns.items():
-                for name, value in found.items():
+                for name, value in instance.items():
                     if regex.search(wanted, name, timeout=PATTERN_TIMEOUT_S):
                         yield from validator.descend(value, subschema, path=name, schema_path=wanted)
 

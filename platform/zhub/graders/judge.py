@@ -1,4 +1,4 @@
-"""Rewards by a judge: a model that is shown the answer and says a number."""
+"""Rewards by a judge: a model that reads the answer and replies with a number."""
 
 import json
 import re
@@ -17,12 +17,12 @@ MAX_DIGITS = 30
 
 
 def grade_by_model(grader: ScoreModelGrader, samples: Sequence[Sample], tools: GradingTools) -> list[Grade]:
-    """Let the judge answer about every sample at once; the reward is its number.
+    """Ask the judge about all samples at once; the reward is the number in its reply.
 
-    A judgement without a number within the range is worth the range's low end, and is not parsed.
+    A judgement without a number within the range gets the low end of the range, and counts as not parsed.
 
     Raises:
-        RewardError: no judge is at hand.
+        RewardError: this process has no judge.
     """
     if tools.judge is None:
         raise RewardError(
@@ -64,11 +64,11 @@ def read_score(judgement: str) -> float | None:
 
 def _keyed(text: str) -> float | None:
     try:
-        found: Any = json.loads(text)
+        values: Any = json.loads(text)
     except (ValueError, RecursionError):
         return None
     for key in KEYS:
-        value = found.get(key)
+        value = values.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
             return float(value)
     return None

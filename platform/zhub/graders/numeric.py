@@ -9,12 +9,12 @@ from zhub.graders.samples import Grade, Sample
 from zhub.graders.templates import UnreadableAnswerError, fill
 from zhub.graders.types import NumericGrader
 
-# Longer ones are nobody's answer, and exact arithmetic on 10^999999999 would take all memory.
+# No answer is longer, and exact arithmetic on 10^999999999 would take all memory.
 MAX_DIGITS = 60
 MAX_EXPONENT = 300
 
 _PLAIN = r"(?:[0-9]{1,3}(?:[,\u00a0\u202f][0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-# A hyphen is a minus only where nothing stands before it that it could join to the number, as in "3-5" or "x-5".
+# A hyphen is no minus where it joins the number to what comes before it, as in "3-5" or "x-5".
 NUMBER = re.compile(
     rf"""
     (?P<sign>(?<![\w)\].,%])[-+\u2212\u2013]\s?)?
@@ -47,31 +47,31 @@ def grade_numeric(grader: NumericGrader, sample: Sample) -> Grade:
         raise RewardError(
             grader.name, f"{sample.where}the reference {text[:100]!r} holds no number. Correct the row or the template."
         )
-    found = final_number(fill(grader.name, grader.input, sample))
-    if found is None:
+    answer = final_number(fill(grader.name, grader.input, sample))
+    if answer is None:
         raise UnreadableAnswerError("no number in the answer")
-    return Grade(float(equal(found, wanted, abs_tol=grader.abs_tol, rel_tol=grader.rel_tol)))
+    return Grade(float(equal(answer, wanted, abs_tol=grader.abs_tol, rel_tol=grader.rel_tol)))
 
 
-def equal(found: Number, wanted: Number, *, abs_tol: float, rel_tol: float) -> bool:
+def equal(answer: Number, wanted: Number, *, abs_tol: float, rel_tol: float) -> bool:
     """Compare exactly, within the greater tolerance.
 
     Where only one of the two has a percent sign, "50%" is equal to 50 (a percentage was asked for) and to 0.5.
     """
     tolerance = max(Fraction(abs_tol), Fraction(rel_tol) * abs(wanted.value))
-    candidates = [found.value]
-    if found.percent and not wanted.percent:
-        candidates.append(found.value / 100)
-    elif wanted.percent and not found.percent:
-        candidates.append(found.value * 100)
+    candidates = [answer.value]
+    if answer.percent and not wanted.percent:
+        candidates.append(answer.value / 100)
+    elif wanted.percent and not answer.percent:
+        candidates.append(answer.value * 100)
     return any(abs(candidate - wanted.value) <= tolerance for candidate in candidates)
 
 
 def final_number(text: str) -> Number | None:
-    """Return the number that a text ends up with, or None.
+    """Return the final number of a text, or None.
 
-    It is sought after the last ``####``, else in the last ``\\boxed{}``, else right after the last "answer is", else
-    it is the last number of the text.
+    It is the first one after the last ``####``, else the last one in the last ``\\boxed{}``, else the first one after
+    the last "answer is", else the last number of the text.
     """
     if FINAL_MARK in text:
         return _first(text.rpartition(FINAL_MARK)[2])
@@ -79,10 +79,10 @@ def final_number(text: str) -> Number | None:
         return _last(boxed[-1])
     announced = list(ANNOUNCED.finditer(text))
     if announced:
-        # Up to the end of its line: what is announced, not what is said about it afterwards.
+        # Only to the end of the line: the next lines may explain the answer with other numbers.
         said = text[announced[-1].end() :].lstrip().partition("\n")[0]
-        if (found := _first(said)) is not None:
-            return found
+        if (number := _first(said)) is not None:
+            return number
     return _last(text)
 
 

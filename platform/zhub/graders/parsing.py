@@ -1,20 +1,23 @@
-"""From a request's JSON to a grader."""
+"""Parse a request's JSON into a grader."""
 
 import difflib
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, WithJsonSchema
 
 from zhub.errors import InvalidRequestError
 from zhub.graders.json_schema import check_schema
 from zhub.graders.templates import check_syntax
-from zhub.graders.types import TYPES, Grader, JsonSchemaGrader, parts
+from zhub.graders.types import TYPES, Grader, JsonSchemaGrader, leaves
+from zhub.pydantic_errors import Path, refusal
 
+# The type of a grader in a request. Any value passes, so that `parse_grader` refuses all bad ones by its messages.
+GraderJson = Annotated[Any, WithJsonSchema({"additionalProperties": True, "type": "object"})]
 _GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
 
 
 def parse_grader(given: Any, *, param: str) -> Grader:
-    """Read a grader, and check all of it that can be checked without a dataset.
+    """Parse a grader, and check all that can be checked without a dataset and a base model.
 
     Raises:
         InvalidRequestError: with the path of the field at fault.
@@ -35,25 +38,23 @@ def parse_grader(given: Any, *, param: str) -> Grader:
     try:
         grader = _GRADER.validate_python(given)
     except ValidationError as exc:
-        problem = exc.errors()[0]
-        # The discriminator's value is part of pydantic's path and of nobody else's.
-        path = [str(part) for part in problem["loc"] if part not in TYPES]
-        message = problem["msg"].removeprefix("Value error, ")
-        raise InvalidRequestError(
-            f"Grader: {'.'.join(path) or kind}: {message}.", param=".".join([param, *path]), code="invalid_grader"
-        ) from exc
+        raise refusal(exc.errors(), within=param, subject="Grader", path=_without_types, code="invalid_grader") from exc
     check_syntax(grader, param=param)
-    for part_param, part in (
-        (param, grader),
-        *((f"{param}.graders.{key}", part) for key, part in parts(grader).items()),
-    ):
+    for part_param, part in leaves(grader, param):
         if isinstance(part, JsonSchemaGrader):
             try:
                 check_schema(part.json_schema)
             except ValueError as exc:
                 raise InvalidRequestError(
-                    f"Grader '{part.name}': json_schema is no JSON schema: {exc}",
+                    f"Grader '{part.name}': json_schema is not a valid JSON schema: {exc}",
                     param=f"{part_param}.json_schema",
                     code="invalid_grader",
                 ) from exc
     return grader
+
+
+def _without_types(location: Path) -> Path:
+    """Drop the types of graders that pydantic adds to the path of a union: they are not in the user's JSON."""
+    if location[1:2] == ("graders",):
+        return [*location[1:3], *location[4:]]
+    return location[1:]

@@ -9,7 +9,7 @@ from zhub.graders.templates import UnreadableAnswerError, read_json
 from zhub.graders.types import PythonGrader
 from zhub.sandbox import Limits, Outcome, Program, Raised, Sandbox, Unreadable, Value
 
-MAX_TOLD = 5  # of one batch: a grader that prints does so for every answer
+MAX_TOLD = 5  # rows of one batch: a grader that prints does so for every answer
 MAX_PRINTED_CHARACTERS = 2000
 REMEDY = "Correct the source; POST /v1/fine_tuning/alpha/graders/run tries it on one answer."
 
@@ -27,10 +27,10 @@ def grade_python(grader: PythonGrader, samples: Sequence[Sample], tools: Grading
     outcomes = sandbox_of(grader.name, tools).run_many(programs)
     grades = [_graded(grader, sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)]
     _tell(grader, samples, outcomes, grades, tools)
-    for found in grades:
-        if isinstance(found, RewardError):
-            raise found
-    return [found for found in grades if isinstance(found, Grade)]
+    for grade in grades:
+        if isinstance(grade, RewardError):
+            raise grade
+    return [grade for grade in grades if isinstance(grade, Grade)]
 
 
 def _graded(grader: PythonGrader, sample: Sample, outcome: Outcome) -> Grade | RewardError:
@@ -47,16 +47,16 @@ def _tell(
     grades: Sequence[Grade | RewardError],
     tools: GradingTools,
 ) -> None:
-    """Note what the source printed on the first few rows that it failed on, and on as many others."""
+    """Log what the source printed: on its first MAX_TOLD rows with a failure, and on as many without one."""
     told: dict[bool, set[int]] = {True: set(), False: set()}
-    for sample, outcome, found in zip(samples, outcomes, grades, strict=True):
-        failed = isinstance(found, RewardError)
+    for sample, outcome, grade in zip(samples, outcomes, grades, strict=True):
+        failed = isinstance(grade, RewardError)
         printed = outcome.printed.rstrip()
         if len(told[failed]) == MAX_TOLD or sample.line in told[failed] or not (failed or printed):
             continue
         told[failed].add(sample.line)
-        if isinstance(found, RewardError):
-            tools.note("error", str(found))
+        if isinstance(grade, RewardError):
+            tools.note("error", str(grade))
         if printed:
             cut = f"{printed[:MAX_PRINTED_CHARACTERS]} …" if len(printed) > MAX_PRINTED_CHARACTERS else printed
             tools.note("error" if failed else "info", f"{sample.where}grader '{grader.name}' printed:\n{cut}")
@@ -108,11 +108,11 @@ def _reward(grader: PythonGrader, sample: Sample, outcome: Outcome) -> float:
         if math.isfinite(reward):
             return reward
     raise RewardNotANumberError(
-        grader.name, f"{sample.where}grade returned {_found(result)}, expected a finite number. {REMEDY}"
+        grader.name, f"{sample.where}grade returned {_describe(result)}, expected a finite number. {REMEDY}"
     )
 
 
-def _found(result: Value | Unreadable | Raised | None) -> str:
+def _describe(result: Value | Unreadable | Raised | None) -> str:
     match result:
         case Value(value=None):
             return "nothing"

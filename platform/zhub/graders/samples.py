@@ -1,4 +1,4 @@
-"""What graders work on and what they give."""
+"""The input and the result of a grader: samples, grades, and the tools that some graders need."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from zhub.sandbox import Sandbox
 
 @dataclass(frozen=True)
 class Sample:
-    """An answer and its row's columns. ``line`` is the row's in its file, for messages; 0 where there is none."""
+    """An answer and its row's columns. ``line`` is the row's line in its file, for messages; 0 where it is in none."""
 
     output_text: str
     item: Mapping[str, Any]
@@ -30,15 +30,18 @@ class Grade:
     detail: str | None = None
 
 
+# Answers conversations as the grader's model, in their order.
+Judge = Callable[[ScoreModelGrader, Sequence[list[dict[str, str]]]], list[str]]
+
+
 @dataclass(frozen=True)
 class GradingTools:
     """What a grader may need beyond the sample.
 
-    ``judge`` answers conversations as the grader's model, in their order. Graders that need a part which is None
-    raise. ``note`` is told, as a level and a line, what a program printed and which answers it failed on: for whoever
-    wrote the program, and nobody else.
+    A grader raises where the part that it needs is None. ``note`` gets, as a level and a line, what a program
+    printed and on which answers it failed. Only the program's author may read that.
     """
 
     sandbox: Sandbox | None = None
-    judge: Callable[[ScoreModelGrader, Sequence[list[dict[str, str]]]], list[str]] | None = None
+    judge: Judge | None = None
     note: Callable[[str, str], None] = lambda _level, _line: None

@@ -1,7 +1,7 @@
-"""Tests of Python code, taken apart: what the code under test is asked, and what it should answer.
+"""Split tests of Python code into calls of the code under test and the values that it should return.
 
-The two must not meet in one process. Code that shares an interpreter with its assertions can always forge a pass:
-by reading the expected value from a caller's frame, or by an object that is equal to everything.
+Calls and expected values must not meet in one process. Code that shares an interpreter with its assertions can always
+forge a pass: it can read the expected value from a caller's frame, or return an object that is equal to everything.
 """
 
 import ast
@@ -17,7 +17,7 @@ class UnreadableTestsError(Exception):
 
 @dataclass(frozen=True)
 class Equation:
-    """``expression`` is evaluated beside the code; what it gives should equal ``expected``, outside."""
+    """``expression`` is evaluated in the code's process; outside of it, its value is compared with ``expected``."""
 
     expression: str
     expected: Any
@@ -25,10 +25,10 @@ class Equation:
 
 @dataclass(frozen=True)
 class Script:
-    """A test of any other shape: run apart from the code, whose ``functions`` are stubs that answer by value.
+    """Any other test: it runs in another process than the code, whose ``functions`` are stubs that answer by value.
 
-    ``modules`` are names that the script takes for imported. ``calls`` are the calls with literal arguments that it
-    makes, as (function, arguments, named arguments), so that they can be answered beforehand.
+    ``modules`` are names that the script uses as imported modules. ``calls`` are its calls with literal arguments, as
+    (function, arguments, named arguments), so that they can be answered before the script runs.
     """
 
     text: str
@@ -40,18 +40,22 @@ class Script:
 def split_asserts(tests: Iterable[str], setup: str) -> list[Equation | Script]:
     """Split MBPP's list of asserts. Raises UnreadableTestsError."""
     defined = _defined(_parse(setup))
-    found: list[Equation | Script] = []
+    split: list[Equation | Script] = []
     for text in tests:
         statements = _parse(text).body
         if all(isinstance(statement, ast.Assert) for statement in statements):
-            found += [_split(statement, defined) for statement in statements]
+            split += [_split(statement, defined) for statement in statements]
         else:
-            found.append(_script(statements, defined))
-    return found
+            split.append(_script(statements, defined))
+    return split
 
 
 def split_check(source: str, entry_point: str) -> list[Equation | Script]:
-    """Split HumanEval's ``check(candidate)``: into its asserts if it has nothing else. Raises UnreadableTestsError."""
+    """Split HumanEval's ``check(candidate)`` into its asserts; where it has other statements, it is one script.
+
+    Raises:
+        UnreadableTestsError: the source does not define it.
+    """
     tree = _parse(source)
     checks = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
     if not checks or len(checks[-1].args.args) != 1:
@@ -110,7 +114,7 @@ def _script(statements: list[ast.stmt], defined: frozenset[str]) -> Script:
                     calls.append((name, arguments, {str(key): ast.literal_eval(x) for key, x in named.items()}))
             case ast.Attribute(value=ast.Name(id=name)) if name not in known:
                 modules.add(name)
-    # A function that is only handed on, as in check(candidate), is called by whoever gets it.
+    # A function may be an argument, as in check(candidate): then the function that gets it calls it.
     handed_on = {
         argument.id
         for node in ast.walk(module)
@@ -131,23 +135,23 @@ def _is_literal(node: ast.AST) -> bool:
 
 
 def _names(node: ast.AST) -> set[str]:
-    return {found.id for found in ast.walk(node) if isinstance(found, ast.Name)}
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
 def _defined(module: ast.Module) -> frozenset[str]:
     """Every name that the statements bind, anywhere in them."""
-    found = set()
+    defined = set()
     for node in ast.walk(module):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                found.add(name)
+                defined.add(name)
             case ast.Import(names=names) | ast.ImportFrom(names=names):
-                found |= {(alias.asname or alias.name).partition(".")[0] for alias in names}
+                defined |= {(alias.asname or alias.name).partition(".")[0] for alias in names}
             case ast.Name(id=name, ctx=ast.Store()):
-                found.add(name)
+                defined.add(name)
             case ast.arg(arg=name) | ast.ExceptHandler(name=str() as name):
-                found.add(name)
-    return frozenset(found)
+                defined.add(name)
+    return frozenset(defined)
 
 
 class _Rename(ast.NodeTransformer):

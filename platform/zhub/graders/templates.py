@@ -7,7 +7,7 @@ from typing import Any
 
 from zhub.errors import InvalidRequestError, RewardError
 from zhub.graders.samples import Sample
-from zhub.graders.types import CodeTestsGrader, Grader, PythonGrader, ScoreModelGrader, parts
+from zhub.graders.types import CodeTestsGrader, Grader, PythonGrader, ScoreModelGrader, leaves
 
 PLACEHOLDER = re.compile(r"\{\{\s*([a-z_]+)((?:\.[^{}.\s]+)*)\s*\}\}")
 KNOWN = "{{sample.output_text}}, {{sample.output_json.<key>}} and {{item.<column>}}"
@@ -29,16 +29,16 @@ def fill(name: str, template: str, sample: Sample) -> str:
 
 
 def look_up(name: str, template: str, sample: Sample) -> Any:
-    """The value itself where the template is one placeholder and nothing else; the filled-in text otherwise."""
+    """The value itself where the template is a single placeholder; the filled-in text otherwise."""
     match = PLACEHOLDER.fullmatch(template.strip())
     return fill(name, template, sample) if match is None else _value(name, match, sample)
 
 
 def read_json(text: str) -> Any:
-    """Parse JSON as the standard has it: no NaN, no Infinity.
+    """Parse JSON by the standard: NaN and Infinity are refused.
 
     Raises:
-        UnreadableAnswerError: it is none.
+        UnreadableAnswerError: the text is not JSON.
     """
 
     def refuse(constant: str) -> None:
@@ -55,17 +55,17 @@ def _value(name: str, match: re.Match[str], sample: Sample) -> Any:
     if root == "sample":
         if path == ["output_text"]:
             return sample.output_text
-        found: Any = read_json(sample.output_text)
+        value: Any = read_json(sample.output_text)
         path = path[1:]
     else:
-        found = sample.item
+        value = sample.item
     for key in path:
-        if not isinstance(found, Mapping) or key not in found:
+        if not isinstance(value, Mapping) or key not in value:
             if root == "sample":
                 raise UnreadableAnswerError(f"the answer has no '{match[0]}'")
             raise RewardError(name, f"{sample.where}the row has no column 'item.{'.'.join(path)}'")
-        found = found[key]
-    return found
+        value = value[key]
+    return value
 
 
 def _text(value: object) -> str:
@@ -84,7 +84,7 @@ def check_templates(grader: Grader, columns: Mapping[str, int], rows: int, *, pa
         InvalidRequestError: names the field, the placeholder, and the columns that there are.
     """
     check_syntax(grader, param=param)
-    for part_param, part in _leaves(grader, param):
+    for part_param, part in leaves(grader, param):
         for field, template in _templates(part):
             for match in PLACEHOLDER.finditer(template):
                 if match[1] == "item":
@@ -92,12 +92,12 @@ def check_templates(grader: Grader, columns: Mapping[str, int], rows: int, *, pa
 
 
 def check_syntax(grader: Grader, *, param: str) -> None:
-    """Refuse a grader with a template that no row could fill in, or that never looks at the answer.
+    """Refuse a grader with a template that no row could fill in, or that does not use the answer.
 
     Raises:
         InvalidRequestError: names the field and the placeholder.
     """
-    for part_param, part in _leaves(grader, param):
+    for part_param, part in leaves(grader, param):
         templates = list(_templates(part))
         for field, template in templates:
             if "{{" in PLACEHOLDER.sub("", template):
@@ -117,14 +117,6 @@ def check_syntax(grader: Grader, *, param: str) -> None:
             )
         if isinstance(part, CodeTestsGrader) and not PLACEHOLDER.fullmatch(part.tests.strip()):
             raise _refusal(part, "tests must be one column, such as {{item.test_list}}.", f"{part_param}.tests")
-
-
-def _leaves(grader: Grader, param: str) -> Iterator[tuple[str, Grader]]:
-    """The graders that have templates of their own, each with its path."""
-    if not parts(grader):
-        yield param, grader
-    for name, part in parts(grader).items():
-        yield f"{param}.graders.{name}", part
 
 
 def _templates(grader: Grader) -> Iterator[tuple[str, str]]:

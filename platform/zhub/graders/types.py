@@ -6,7 +6,7 @@ The dialect's: ``string_check``, ``text_similarity``, ``python``, ``score_model`
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -32,7 +32,7 @@ class _Grader(BaseModel):
 
 
 class StringCheckGrader(_Grader):
-    """1 when the filled-in ``input`` stands in ``operation`` to the filled-in ``reference``, else 0.
+    """1 when ``operation`` holds between the filled-in ``input`` and the filled-in ``reference``, else 0.
 
     ``eq`` and ``ne`` compare exactly; ``like`` asks whether the input contains the reference,
     ``ilike`` the same without regard to case.
@@ -178,7 +178,7 @@ class JudgeSampling(BaseModel):
 
 
 class ScoreModelGrader(_Grader):
-    """The reward is the number that ``model``, a base or an expert, answers to ``input``; within ``range``.
+    """The reward is the number that ``model``, a base model, answers to ``input``; within ``range``.
 
     The judge may answer a bare number, or JSON with ``result`` or ``score``.
     """
@@ -268,13 +268,21 @@ def parts(grader: Grader) -> dict[str, SubGrader]:
     return grader.graders if isinstance(grader, MultiGrader) else {}
 
 
+def leaves(grader: Grader, param: str) -> Iterator[tuple[str, Grader]]:
+    """The grader itself, or the parts of a ``multi``; each with its path in a request where the grader is ``param``."""
+    if not isinstance(grader, MultiGrader):
+        yield param, grader
+    for key, part in parts(grader).items():
+        yield f"{param}.graders.{key}", part
+
+
 def needs_sandbox(grader: Grader) -> bool:
     return isinstance(grader, PythonGrader | CodeTestsGrader) or any(map(needs_sandbox, parts(grader).values()))
 
 
 def judge_models(grader: Grader) -> list[str]:
     """The models that are asked to judge, each once, in order."""
-    found = [grader.model] if isinstance(grader, ScoreModelGrader) else []
+    models = [grader.model] if isinstance(grader, ScoreModelGrader) else []
     for part in parts(grader).values():
-        found += judge_models(part)
-    return list(dict.fromkeys(found))
+        models += judge_models(part)
+    return list(dict.fromkeys(models))

@@ -126,7 +126,7 @@ class ExpertVersion(TenantOwned, Base):
 
 
 class Alias(TenantOwned, Base):
-    """A name for the version of an expert that it stands on now, ``@prod`` say. Every move has a row of its own."""
+    """A name for the version of an expert that it points to now, such as ``@prod``. Every move has a row of its own."""
 
     __tablename__ = "aliases"
     expert_id: Mapped[uuid.UUID]

@@ -37,7 +37,7 @@ class Schedule(TenantOwned, Base):
     seen_version_id: Mapped[uuid.UUID | None]
     """The newest version of the dataset that it has fired for, or found when it was made."""
     watched_alias_id: Mapped[uuid.UUID | None]
-    """It fires when an evaluation finds the version that this alias stands on worse than its base."""
+    """It fires when an evaluation finds the version that this alias points to worse than its base."""
     on_feedback: Mapped[int | None]
     """It fires when so many pieces of feedback have come on this expert, the one it trains, since ``feedback_seen``."""
     feedback_expert_id: Mapped[uuid.UUID | None]

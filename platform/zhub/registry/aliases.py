@@ -1,4 +1,4 @@
-"""Aliases: names such as ``@prod`` for the version of an expert that they stand on, moved by compare-and-swap.
+"""Aliases: names such as ``@prod`` for the version of an expert that they point to, moved by compare-and-swap.
 
 Who asks for ``<project>.<expert>@prod`` is answered by that version from the next request on. Every move is kept, so
 that a move back is one as well.
@@ -23,7 +23,7 @@ ALIAS = re.compile(r"(?!v[0-9])[a-z](?:[a-z0-9_-]{0,30}[a-z0-9])?")
 
 @dataclass(frozen=True)
 class Expected:
-    """What an alias must stand on for a move to happen: this version, or None, nothing yet."""
+    """What an alias must point to for a move to happen: this version, or None, nothing yet."""
 
     version_id: uuid.UUID | None
 
@@ -48,7 +48,7 @@ def get(session: Session, expert: Expert, name: str) -> Alias:
 
 
 def current(session: Session, expert_id: uuid.UUID, name: str) -> uuid.UUID | None:
-    """The version that an alias stands on, if there is one."""
+    """The version that an alias points to, if there is one."""
     return session.scalar(select(Alias.version_id).where(Alias.expert_id == expert_id, Alias.name == name))
 
 
@@ -61,12 +61,12 @@ def move(
     reason: str | None = None,
     expected: Expected | None = None,
 ) -> Alias:
-    """Put an alias on a version, wherever it stands now, or only from where it is ``expected``.
+    """Let an alias point to a version, whatever it points to now, or only if it points to ``expected``.
 
-    A move to where it stands already is none.
+    Where it points to that version already, nothing is recorded.
 
     Raises:
-        ConflictError: it stands elsewhere.
+        ConflictError: it points to another version than expected.
     """
     made = session.scalar(
         insert(Alias)
@@ -80,7 +80,8 @@ def move(
     before = None if made is not None else alias.version_id
     if expected is not None and expected.version_id != before:
         raise ConflictError(
-            f"'@{name}' of '{to.expert.name}' stands elsewhere than expected: somebody moved it. Look where to."
+            f"'@{name}' of '{to.expert.name}' points to another version than expected: somebody moved it. "
+            "Read where it points to now."
         )
     if before == to.version.id:
         return alias

@@ -19,6 +19,7 @@ from zhub.datasets import files
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError
 from zhub.ids import new_id, parse_id, public_id
 from zhub.models import Alias, Dataset, DatasetVersion, Expert, Schedule
+from zhub.pydantic_errors import refusal
 from zhub.registry import aliases, versions
 from zhub.registry.publish import expert_for
 from zhub.schedules import cron
@@ -153,9 +154,7 @@ def job_request(training: dict[str, Any], version_id: uuid.UUID) -> JobRequest:
     try:
         return JobRequest.model_validate(training | {"training_file": public_id("file", version_id)})
     except ValidationError as exc:
-        problem = exc.errors()[0]
-        where = ".".join(["training", *(str(part) for part in problem["loc"])])
-        raise InvalidRequestError(f"{where}: {problem['msg']}.", param=where) from exc
+        raise refusal(exc.errors(), within="training") from exc
 
 
 def newest_version(session: Session, dataset_id: uuid.UUID) -> DatasetVersion | None:
@@ -210,7 +209,8 @@ def _check_training(
         except QuotaExceededError:
             pass  # a full queue says nothing about the runs to come
         except InvalidRequestError as exc:
-            raise InvalidRequestError(f"training: {exc}", param=f"training.{exc.param}", code=exc.code) from exc
+            param = f"training.{exc.param}" if exc.param else "training"
+            raise InvalidRequestError(str(exc), param=param, code=exc.code) from exc
         trial.rollback()
     return request
 

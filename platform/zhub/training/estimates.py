@@ -1,4 +1,4 @@
-"""How long a training may take, by what those before it took."""
+"""Estimates of how long a training will take, from the durations of earlier ones."""
 
 import statistics
 import uuid
@@ -19,9 +19,9 @@ SIZE = ("batch_size", "group_size", "max_new_tokens", "data_parallel")
 def expected_seconds(
     session: Session, base_model_id: uuid.UUID, recipe: Recipe, hyper: Hyperparameters
 ) -> float | None:
-    """Median seconds a step of past trainings on the same base by the same recipe, times the steps; None without one.
+    """The median seconds per step of past trainings with the same base and recipe, times the steps; None without any.
 
-    Those with steps of the same size count alone where there are any. The session sees its own organisation's only.
+    Where some had steps of the same size, only those count. The session sees its own organisation's only.
     """
     last = func.coalesce(Job.started_at, Job.finished_at)
     rows = session.execute(
@@ -36,8 +36,12 @@ def expected_seconds(
         .limit(MAX_PAST)
     ).all()
     asked = hyper.model_dump(mode="json")
-    past = [(found, float(seconds) / max(1, int(found["n_steps"]))) for found, seconds in rows if "n_steps" in found]
-    alike = [rate for found, rate in past if _size(found) == _size(asked)]
+    past = [
+        (settings, float(seconds) / max(1, int(settings["n_steps"])))
+        for settings, seconds in rows
+        if "n_steps" in settings
+    ]
+    alike = [rate for settings, rate in past if _size(settings) == _size(asked)]
     rates = alike or [rate for _, rate in past]
     return statistics.median(rates) * hyper.n_steps if rates else None
 

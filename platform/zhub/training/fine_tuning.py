@@ -1,8 +1,9 @@
-"""From a request for fine-tuning to a job: everything that can be refused is refused here, before it costs anything."""
+"""From a request for fine-tuning to a job: all checks are made here, before a worker is needed."""
 
 import random
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -15,16 +16,12 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.admission import limits
 from zhub.datasets import files as datasets
-from zhub.errors import (
-    InvalidDatasetError,
-    InvalidRequestError,
-    NotFoundError,
-    NotReadyError,
-    RowProblem,
-)
+from zhub.datasets.validated import distinct_rows, require_validated
+from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.evaluation import promotions
-from zhub.graders import Grader, check_templates, judge_models, parse_grader
-from zhub.ids import parse_id
+from zhub.evaluation.gates import Gate
+from zhub.evaluation.grader_requests import read_grader
+from zhub.graders import Grader
 from zhub.kinds import table
 from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
@@ -32,6 +29,8 @@ from zhub.queue import dependencies, jobs
 from zhub.registry import base_models, versions
 from zhub.registry.publish import expert_for
 from zhub.specs import (
+    MIN_PROMPTS,
+    RECIPES,
     BaseModelSource,
     BasisReference,
     Hyperparameters,
@@ -45,10 +44,8 @@ from zhub.tenancy.keys import Caller
 from zhub.training import estimates
 from zhub.training.packing import pack_key
 
-METHODS: tuple[Recipe, ...] = ("reinforcement", "supervised", "dpo")
-MIN_PROMPTS = 10
 MAX_STARTS = 64  # the newest: a worker fetches them all
-GRADER = "method.reinforcement.grader"
+GRADER_PARAM = "method.reinforcement.grader"
 RETRY_WINDOW = timedelta(minutes=10)
 
 
@@ -69,7 +66,7 @@ class JobRequest(Schema):
     """Not in the dialect: fine-tuning jobs that must have succeeded before this one is queued."""
     dedup_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     """Not in the dialect: while a job of the project with this key has not ended, the answer is that one."""
-    promotion: promotions.Gate | None = None
+    promotion: Gate | None = None
     """Not in the dialect: the gate that the version must pass to get an alias."""
     cluster: str = limits.DEFAULT_CLUSTER
     """Not in the dialect: which workers train it, by the name of their agent's cluster."""
@@ -80,13 +77,13 @@ def create(
 ) -> Job:
     """Validate a request against dataset, base model and hyper-parameters, and enqueue its job.
 
-    ``is_retry`` says that the client repeats a call whose answer it never saw: an equal request of the last
-    ten minutes is then returned instead of made again.
+    With ``is_retry`` the client repeats a call because it got no answer: if an equal request was made in the last
+    ten minutes, its job is returned, and none is made.
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
         NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet.
-        QuotaExceededError: as many jobs of the organisation wait as may.
+        QuotaExceededError: the organisation's queue is full.
         IdempotencyMismatchError: the key came with another body before.
     """
     request_hash = idempotency.hash_of(request)
@@ -106,7 +103,7 @@ def create(
     except IntegrityError as exc:
         if idempotency_key is None and request.dedup_key is None:
             raise
-        # Nothing else about a job is unique: a request with this key was committed after we looked for one.
+        # A job's only unique values are its keys: another request with one was committed after our look.
         raise NotReadyError("A request with this Idempotency-Key or dedup_key is being answered; try again.") from exc
     dependencies.add(session, job, [needed.id for needed in needs])
     if request.promotion is not None:
@@ -124,66 +121,90 @@ def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job,
     """
     if request.integrations:
         raise InvalidRequestError("Integrations are not supported; leave them out.", param="integrations")
-    parent = versions.get_version(session, caller.project_id, request.model) if "@" in request.model else None
-    base = parent.base if parent else base_models.get(session, request.model)
-    basis = base_models.require_ready(base)
-    training = _processed(session, caller, request.training_file, "training_file")
-    validation = (
-        _processed(session, caller, request.validation_file, "validation_file") if request.validation_file else None
-    )
-    recipe, hyperparameters, grader_json = _method(request)
-    grader = _grader(recipe, grader_json, base.name)
-    for version, param in ((training, "training_file"), (validation, "validation_file")):
-        if version is not None:
-            _check_rows(version, recipe, param)
-            if grader is not None:
-                columns = (version.validation or {})["columns"]
-                check_templates(grader, columns, _distinct_rows(version), param=GRADER)
-    resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=_distinct_rows(training))
-    if parent is not None:
-        _check_parent(parent, resolved, basis)
+    inputs = _inputs(session, caller, request)
     limits.check_cluster(session, request.cluster, param="cluster")
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
-    seed = request.seed if request.seed is not None else random.SystemRandom().randrange(2**31)
-    expert = expert_for(session, caller, request.suffix, training.filename)
+    expert = expert_for(session, caller, request.suffix, inputs.training.filename)
+    starts = _starts(session, caller, inputs.base, inputs.parent, inputs.hyperparameters)
     spec = TrainSpec(
         expert=expert.name,
-        base=BaseModelSource.model_validate(base.source),
-        basis=basis,
-        training_file=datasets.stored_file(training),
-        validation_file=datasets.stored_file(validation) if validation else None,
-        recipe=recipe,
-        hyperparameters=resolved,
-        grader=grader,
-        seed=seed,
-        starts=[_starting_point(record) for record in _starts(session, caller, base, parent, resolved)],
+        base=BaseModelSource.model_validate(inputs.base.source),
+        basis=inputs.basis,
+        training_file=datasets.stored_file(inputs.training),
+        validation_file=datasets.stored_file(inputs.validation) if inputs.validation else None,
+        recipe=inputs.recipe,
+        hyperparameters=inputs.hyperparameters,
+        grader=inputs.grader,
+        seed=request.seed if request.seed is not None else random.SystemRandom().randrange(2**31),
+        starts=[_starting_point(record) for record in starts],
     )
-    echoed: dict[str, Any] = {"hyperparameters": resolved.model_dump(mode="json")}
-    if grader is not None:
-        echoed["grader"] = grader.model_dump(mode="json")
     job = Job(
         org_id=caller.org_id,
         project_id=caller.project_id,
         kind="train",
         spec=spec.model_dump(mode="json"),
-        request={
-            "model": request.model,
-            "method": {"type": recipe, recipe: echoed},
-            "suffix": request.suffix,
-            "seed": seed,
-            "metadata": request.metadata or {},
-        },
-        base_model_id=base.id,
-        dataset_version_id=training.id,
-        validation_version_id=validation.id if validation else None,
+        request=_as_requested(request, spec),
+        base_model_id=inputs.base.id,
+        dataset_version_id=inputs.training.id,
+        validation_version_id=inputs.validation.id if inputs.validation else None,
         expert_id=expert.id,
         cluster=request.cluster,
         pack_key=pack_key(spec),
-        workers=resolved.data_parallel,
-        expected_s=estimates.expected_seconds(session, base.id, recipe, resolved),
+        workers=inputs.hyperparameters.data_parallel,
+        expected_s=estimates.expected_seconds(session, inputs.base.id, inputs.recipe, inputs.hyperparameters),
     )
     return job, expert
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a request names, looked up and checked. ``parent`` is the version that training begins from, if any."""
+
+    base: BaseModel
+    basis: BasisReference
+    parent: versions.VersionRecord | None
+    training: DatasetVersion
+    validation: DatasetVersion | None
+    recipe: Recipe
+    hyperparameters: Hyperparameters
+    grader: Grader | None
+
+
+def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
+    parent = versions.get_version(session, caller.project_id, request.model) if "@" in request.model else None
+    base = parent.base if parent else base_models.get(session, request.model)
+    basis = base_models.require_ready(base)
+    training = _file(session, caller, request.training_file, "training_file")
+    validation = None
+    if request.validation_file:
+        validation = _file(session, caller, request.validation_file, "validation_file")
+    recipe, hyperparameters, grader_json = _method(request)
+    _check_rows(training, recipe, "training_file")
+    if validation is not None:
+        _check_rows(validation, recipe, "validation_file")
+    grader = None
+    if recipe == "reinforcement":
+        files = [training, validation] if validation is not None else [training]
+        grader = _grader(session, grader_json, base.name, files)
+    resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=distinct_rows(training))
+    if parent is not None:
+        _check_parent(parent, resolved, basis)
+    return _Inputs(base, basis, parent, training, validation, recipe, resolved, grader)
+
+
+def _as_requested(request: JobRequest, spec: TrainSpec) -> dict[str, Any]:
+    """What the API shows of the request, with the values that were chosen for it."""
+    method: dict[str, Any] = {"hyperparameters": spec.hyperparameters.model_dump(mode="json")}
+    if spec.grader is not None:
+        method["grader"] = spec.grader.model_dump(mode="json")
+    return {
+        "model": request.model,
+        "method": {"type": spec.recipe, spec.recipe: method},
+        "suffix": request.suffix,
+        "seed": spec.seed,
+        "metadata": request.metadata or {},
+    }
 
 
 def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis: BasisReference) -> None:
@@ -247,23 +268,15 @@ def _earlier(
     )
 
 
-def _processed(session: Session, caller: Caller, file_id: str, param: str) -> DatasetVersion:
+def _file(session: Session, caller: Caller, file_id: str, param: str) -> DatasetVersion:
     try:
-        version = datasets.get(session, caller.project_id, parse_id("file", file_id))
+        return require_validated(session, caller.project_id, file_id, param=param)
     except NotFoundError as exc:
         raise InvalidRequestError(
             f"{param}: there is no file '{file_id}' in this project. Upload it with POST /v1/files first.",
             param=param,
             code="file_not_found",
         ) from exc
-    if version.status == "uploaded":
-        raise NotReadyError(f"{param}: '{file_id}' is still being validated. Wait until its status is 'processed'.")
-    if version.status == "error":
-        problems = [RowProblem(**p) for p in (version.validation or {}).get("problems", [])]
-        raise InvalidDatasetError(
-            f"{param}: '{version.filename}' did not pass validation.\n{version.status_details}", problems, param=param
-        )
-    return version
 
 
 def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
@@ -274,9 +287,9 @@ def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
             "Give hyperparameters inside 'method', not at the top level as well.", param="hyperparameters"
         )
     recipe = method.get("type")
-    if recipe not in METHODS:
+    if recipe not in RECIPES:
         raise InvalidRequestError(
-            f"method.type must be one of {', '.join(METHODS)}; got {recipe!r}.", param="method.type"
+            f"method.type must be one of {', '.join(RECIPES)}; got {recipe!r}.", param="method.type"
         )
     unknown = set(method) - {"type", recipe}
     body = method.get(recipe) or {}
@@ -296,27 +309,12 @@ def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
     return recipe, hyperparameters, body.get("grader")
 
 
-def _grader(recipe: Recipe, given: Any, base: str) -> Grader | None:
-    if recipe != "reinforcement":
-        return None
+def _grader(session: Session, given: Any, base: str, files: Sequence[DatasetVersion]) -> Grader:
     if given is None:
         raise InvalidRequestError(
-            "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER
+            "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER_PARAM
         )
-    grader = parse_grader(given, param=GRADER)
-    for model in judge_models(grader):
-        if model != base:
-            raise InvalidRequestError(
-                f"Grader: the judge is '{model}'. A training job can only ask the base that it trains on: '{base}'.",
-                param=f"{GRADER}.model",
-                code="invalid_grader",
-            )
-    return grader
-
-
-def _distinct_rows(version: DatasetVersion) -> int:
-    assert version.validation is not None
-    return int(version.validation["rows"] - version.validation["duplicate_count"])
+    return read_grader(session, given, param=GRADER_PARAM, bases=[base], files=files)
 
 
 def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
@@ -324,33 +322,34 @@ def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
 
     Those of dpo must be pairs.
     """
-    found = version.validation
-    assert found is not None
-    if param == "training_file" and found["prompts"] < MIN_PROMPTS:
+    validation = version.validation
+    assert validation is not None
+    if param == "training_file" and validation["prompts"] < MIN_PROMPTS:
         raise InvalidRequestError(
-            f"{param}: '{version.filename}' has {found['prompts']} distinct prompts; "
+            f"{param}: '{version.filename}' has {validation['prompts']} distinct prompts; "
             f"at least {MIN_PROMPTS} are needed to train, select and test.",
             param=param,
             code="dataset_too_small",
         )
-    if recipe == "dpo" and found.get("preferences", 0) < _distinct_rows(version):
+    if recipe == "dpo" and validation.get("preferences", 0) < distinct_rows(version):
         raise InvalidRequestError(
             f"{param}: every row must be a pair, with 'input', 'preferred_output' and 'non_preferred_output'; "
-            f"line {found.get('first_line_without_preference', 1)} is none.",
+            f"line {validation.get('first_line_without_preference', 1)} is none.",
             param=param,
             code="wrong_schema",
         )
-    if recipe == "supervised" and found["rows_with_target"] < _distinct_rows(version):
+    if recipe == "supervised" and validation["rows_with_target"] < distinct_rows(version):
         raise InvalidRequestError(
             f"{param}: supervised training needs an assistant's message at the end of every row; "
-            f"line {found['first_line_without_target']} has none.",
+            f"line {validation['first_line_without_target']} has none.",
             param=param,
             code="wrong_schema",
         )
-    if recipe == "reinforcement" and found["rows_with_target"]:
+    if recipe == "reinforcement" and validation["rows_with_target"]:
         raise InvalidRequestError(
             f"{param}: for reinforcement every row must end with the user's message, so that the model answers; "
-            f"line {found['first_line_with_target']} ends with the assistant's. Put the expected answer in a column.",
+            f"line {validation['first_line_with_target']} ends with the assistant's. Put the expected answer in a "
+            "column.",
             param=param,
             code="wrong_schema",
         )
@@ -363,5 +362,5 @@ def list_jobs(
     statement = select(Job).where(Job.project_id == project_id, Job.kind == "train")
     if after is not None:
         statement = statement.where(Job.id < after)
-    found = list(session.scalars(statement.order_by(Job.id.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    newest = list(session.scalars(statement.order_by(Job.id.desc()).limit(limit + 1)))
+    return newest[:limit], len(newest) > limit

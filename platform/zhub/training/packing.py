@@ -2,15 +2,15 @@
 
 from zhub.specs import DpoHyperparameters, ReinforcementHyperparameters, TrainSpec
 
-# Answers a step: with as many in each of eight jobs, training together still gains a tenth (benchmarks/
+# Answers in one step. With so many in each of eight jobs, training together is still a tenth faster (benchmarks/
 # multi_expert_training.py); a larger step fills the device by itself.
-MAX_ROWS = 256
+MAX_PACKED_ROWS = 256
 
 
 def pack_key(spec: TrainSpec) -> str | None:
     """Equal for jobs that may train in one worker together; None for one that needs a worker of its own.
 
-    Rows of one forward can follow different z on one basis; LoRA has no such path. A job with shards asks for whole
+    The rows of one forward pass can have different z on one basis; LoRA has no such path. A job with shards needs whole
     devices. Packed or alone, a seed gives the same z up to the rounding of matrix products of another shape.
     """
     hyper = spec.hyperparameters
@@ -21,4 +21,4 @@ def pack_key(spec: TrainSpec) -> str | None:
         rows *= hyper.group_size
     elif isinstance(hyper, DpoHyperparameters):
         rows *= 2
-    return spec.basis.basis_fingerprint if rows <= MAX_ROWS else None
+    return spec.basis.basis_fingerprint if rows <= MAX_PACKED_ROWS else None

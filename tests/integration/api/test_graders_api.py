@@ -94,8 +94,8 @@ def test_a_judge_that_is_away_is_told(run: Callable[..., Any], make_base_model: 
     }
     found = run(judge)  # serving is at a port where nothing listens
     assert (found.reward, found.metadata.errors.model_grader_server_error) == (0.0, True)
-    found = run(judge | {"model": "unheard-of"})
-    assert "unheard-of" in found.metadata.errors.model_grader_server_error_details
+    with pytest.raises(openai.BadRequestError, match="unheard-of"):
+        run(judge | {"model": "unheard-of"})
 
 
 def test_an_answer_that_is_too_long_is_refused(run: Callable[..., Any]) -> None:

@@ -252,7 +252,7 @@ def test_a_file_of_too_many_rows_is_refused(
     with system_session(system_engine) as session:
         found = session.get(DatasetVersion, uuid.UUID(suite_file.removeprefix("file-")))
         assert found is not None
-        found.validation = dict(found.validation or {}) | {"rows": evaluations.MAX_ROWS + 1}
+        found.validation = dict(found.validation or {}) | {"rows": evaluations.MAX_EVALUATED_ROWS + 1}
     with pytest.raises(openai.BadRequestError, match="at most 10,000"):
         create()
 

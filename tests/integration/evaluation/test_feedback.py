@@ -75,7 +75,7 @@ def test_feedback_is_kept_as_it_was_given(ask: Ask, version: str) -> None:
     assert ask("get", "/feedback")["data"] == [made]
 
 
-def test_feedback_through_an_alias_is_about_the_version_that_it_stands_on_now(
+def test_feedback_through_an_alias_is_about_the_version_that_it_points_to_now(
     ask: Ask, version: str, publish_version: Callable[..., str]
 ) -> None:
     ask("put", "/experts/main.summer/aliases/prod", {"version": version})

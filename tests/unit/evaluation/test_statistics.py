@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import tracemalloc
 
 import pytest
 
@@ -11,6 +12,7 @@ from zhub.evaluation.statistics import (
     accuracy,
     bootstrap_interval,
     mcnemar_exact,
+    n_resamples,
     normal_interval,
     paired_bootstrap,
     paired_p_value,
@@ -121,16 +123,36 @@ def test_values_that_never_vary_leave_no_doubt(value: float) -> None:
     assert bootstrap_interval([value] * 30) == (value, value)
 
 
-def test_however_many_the_rows_a_bootstrap_has_a_bounded_number_of_draws() -> None:
-    class Counted(list[float]):
-        drawn = 0
+def test_the_bootstrap_and_the_sign_flip_test_agree_with_one_draw_after_another() -> None:
+    """Values of three digits, so that sums tie: a tie counts as large."""
+    rng = random.Random(3)
+    base = [round(rng.random(), 1) for _ in range(150)]
+    expert = [round(rng.random() + 0.05, 1) for _ in range(150)]
+    differences = [e - b for b, e in zip(base, expert, strict=True)]
+    means = sorted(math.fsum(rng.choices(differences, k=150)) / 150 for _ in range(10_000))
+    assert paired_bootstrap(base, expert) == pytest.approx((means[250], means[9750]), abs=0.003)
+    observed = abs(math.fsum(differences)) - 1e-9
+    sums = [math.fsum(rng.choice((-1, 1)) * value for value in differences) for _ in range(10_000)]
+    share = sum(abs(total) >= observed for total in sums) / len(sums)
+    assert 0.05 < share < 0.95
+    assert sign_flip(base, expert) == pytest.approx(share, abs=0.02)
 
-        def __getitem__(self, index: object) -> float:  # type: ignore[override]
-            type(self).drawn += 1
-            return 0.5
 
-    bootstrap_interval(Counted([0.5] * 4000))
-    assert 1000 * 4000 <= Counted.drawn <= MAX_DRAWS
+@pytest.mark.parametrize("count", [1, 499, 500, 501, 4000, 5000, 10_000])
+def test_however_many_the_rows_a_bootstrap_has_a_bounded_number_of_draws(count: int) -> None:
+    assert 1000 <= n_resamples(count) <= 10_000
+    assert n_resamples(count) * count <= max(MAX_DRAWS, 1000 * count)
+
+
+def test_ten_thousand_rows_are_compared_in_little_memory() -> None:
+    rng = random.Random(4)
+    base, expert = ([rng.random() for _ in range(10_000)] for _ in range(2))
+    tracemalloc.start()
+    paired_bootstrap(base, expert)
+    sign_flip(base, expert)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 << 20
 
 
 def test_a_paired_bootstrap_is_that_of_the_differences() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from zhub.specs import BaseModelSource, BasisReference, Recipe, StoredFile, TrainSpec, resolve_hyperparameters
-from zhub.training.packing import MAX_ROWS, pack_key
+from zhub.training.packing import MAX_PACKED_ROWS, pack_key
 
 
 def spec(recipe: Recipe = "reinforcement", basis: str = "b", **asked: Any) -> TrainSpec:
@@ -38,9 +38,9 @@ def test_a_lora_shares_with_none() -> None:
 @pytest.mark.parametrize(
     ("recipe", "largest"),
     [
-        ("reinforcement", {"batch_size": MAX_ROWS // 4, "group_size": 4}),
-        ("supervised", {"batch_size": MAX_ROWS}),
-        ("dpo", {"batch_size": MAX_ROWS // 2}),
+        ("reinforcement", {"batch_size": MAX_PACKED_ROWS // 4, "group_size": 4}),
+        ("supervised", {"batch_size": MAX_PACKED_ROWS}),
+        ("dpo", {"batch_size": MAX_PACKED_ROWS // 2}),
     ],
 )
 def test_a_job_with_more_answers_a_step_than_gain_by_it_shares_with_none(recipe: Recipe, largest: Any) -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 from zhub.datasets.rows import Row, unique_rows
 from zhub.datasets.splits import Split, prompt_position, split_rows
 from zhub.errors import TrainingError
-
-MIN_PROMPTS = 10  # distinct ones: fewer cannot be split into train, validation and test
+from zhub.specs import MIN_PROMPTS
 
 
 def split_dataset(training_path: Path, validation_path: Path | None) -> dict[Split, list[Row]]:

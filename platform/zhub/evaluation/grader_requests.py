@@ -1,0 +1,51 @@
+"""Read the grader of a request. Every request that gives a grader is read here, so that all refuse the same ones."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from zhub.datasets import validated
+from zhub.errors import InvalidRequestError, NotFoundError
+from zhub.graders.parsing import parse_grader
+from zhub.graders.templates import check_templates
+from zhub.graders.types import Grader, ScoreModelGrader, leaves
+from zhub.models import DatasetVersion
+from zhub.registry import base_models
+
+
+def read_grader(
+    session: Session, given: Any, *, param: str, bases: Iterable[str] = (), files: Sequence[DatasetVersion] = ()
+) -> Grader:
+    """Parse a grader; check its judges, and its templates against the validated files whose answers it shall grade.
+
+    A judge must be a base model. ``bases`` are the base models of the jobs that will grade; a job can ask only its own,
+    so a judge must be the only one of them. Without a job, any base model may judge.
+
+    Raises:
+        InvalidRequestError: with the path of the field at fault, which begins with ``param``.
+    """
+    grader = parse_grader(given, param=param)
+    for judge_param, judge in leaves(grader, param):
+        if isinstance(judge, ScoreModelGrader):
+            _check_judge(session, judge, bases, f"{judge_param}.model")
+    for file in files:
+        check_templates(grader, validated.columns(file), validated.distinct_rows(file), param=param)
+    return grader
+
+
+def _check_judge(session: Session, judge: ScoreModelGrader, bases: Iterable[str], param: str) -> None:
+    try:
+        base_models.get(session, judge.model)
+    except NotFoundError as exc:
+        raise InvalidRequestError(
+            f"Grader '{judge.name}': a judge is a base model. {exc}", param=param, code="invalid_grader"
+        ) from exc
+    for base in bases:
+        if judge.model != base:
+            raise InvalidRequestError(
+                f"Grader '{judge.name}': the judge is '{judge.model}', and this job works with '{base}'. A job can "
+                "only ask its own base model.",
+                param=param,
+                code="invalid_grader",
+            )
