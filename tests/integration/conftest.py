@@ -148,7 +148,7 @@ def make_file(system_engine: Engine, store: DirectoryStore) -> Callable[..., str
             version = files.register(
                 session, caller, filename=name, purpose="fine-tune", size_bytes=len(content), sha256=sha256
             )
-            files.finish_validation(session, version.id, files.validation_report(validate(io.BytesIO(content))))
+            files.write_validation(session, version.id, files.validation_report(validate(io.BytesIO(content))))
         return f"file-{version.id.hex}"
 
     return make

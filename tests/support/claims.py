@@ -6,6 +6,7 @@ from collections.abc import Collection
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from zhub.kinds import table
 from zhub.queue import claims as job_claims
 from zhub.queue.claims import Claim
 
@@ -26,5 +27,7 @@ def claim_one(
     packs: Collection[str] = (),
 ) -> Claim | None:
     """Lease the first admitted job of these kinds for a minute, as ``jobs.claim_up_to`` does; None where none fits."""
-    claims = job_claims.claim_up_to(session, 1, agent, cluster, kinds, lease_s=60, free=free, packs=packs)
+    claims = job_claims.claim_up_to(
+        session, 1, agent, cluster, kinds, lease_s=60, light=table.names().light, free=free, packs=packs
+    )
     return claims[0] if claims else None

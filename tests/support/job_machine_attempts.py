@@ -14,7 +14,7 @@ from suites import manifest_of
 
 from zhub.database.sessions import system_session
 from zhub.errors import LeaseLostError
-from zhub.kinds import outcomes
+from zhub.kinds import outcomes, table
 from zhub.queue import attempts as job_attempts
 from zhub.queue import checkpoints, job_events
 from zhub.queue import claims as job_claims
@@ -29,7 +29,9 @@ class AttemptMoves(World):
     @rule(target=attempts, agent=st.sampled_from(AGENTS), kinds=st.sampled_from([KINDS, ["train"], ["validate"]]))
     def claim(self, agent: uuid.UUID, kinds: list[str]) -> Any:
         with system_session(self.engine) as session:
-            claims = job_claims.claim_up_to(session, 1, agent, "default", kinds, lease_s=3600)
+            claims = job_claims.claim_up_to(
+                session, 1, agent, "default", kinds, light=table.names().light, lease_s=3600
+            )
         ready = [m for m in self.models if m.state == "admitted" and m.desired == "run" and m.kind in kinds]
         assert bool(claims) == bool(ready)
         if not claims:

@@ -1,11 +1,12 @@
 """Datasets: an uploaded file becomes an immutable dataset version, checked by a job before anything trains on it."""
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -14,6 +15,7 @@ from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
 from zhub.ids import new_id, public_id
 from zhub.models import Dataset, DatasetVersion, Job
 from zhub.queue import jobs
+from zhub.queue.attempts import Released, Succeeded
 from zhub.specs import StoredFile, ValidateSpec
 from zhub.storage.keys import dataset_key
 from zhub.tenancy.keys import Caller
@@ -113,37 +115,37 @@ def delete(session: Session, project_id: uuid.UUID, version_id: uuid.UUID) -> No
     session.execute(update(DatasetVersion).where(DatasetVersion.id == version.id).values(deleted_at=func.now()))
 
 
-def finish_validation(session: Session, version_id: uuid.UUID, found: dict[str, Any]) -> None:
-    """Write what the validation job found beside the file, and decide its status."""
-    ok = found["problem_count"] == 0
+def finish_validation(session: Session, job: Succeeded, result: Mapping[str, Any]) -> None:
+    """The validation job has succeeded: the file is usable, or its report says why not."""
+    if job.dataset_version_id is not None:
+        write_validation(session, job.dataset_version_id, result["validation"])
+
+
+def write_validation(session: Session, version_id: uuid.UUID, report: Mapping[str, Any]) -> None:
+    """Write a ``validation_report`` beside its file."""
+    ok = report["problem_count"] == 0
     session.execute(
         update(DatasetVersion)
         .where(DatasetVersion.id == version_id)
         .values(
-            validation=found,
+            validation=report,
             status="processed" if ok else "error",
-            status_details=None if ok else describe_problems(found),
+            status_details=None if ok else describe_problems(report),
         )
     )
 
 
-def fail_validation(session: Session, version_id: uuid.UUID, reason: str) -> None:
+def fail_validation(session: Session, job: Released) -> None:
     """The validation job has failed: the file cannot be used."""
-    details = f"The file could not be validated: {reason}"
-    _set_status(session, version_id, "error", details)
+    failed = {"status": "error", "status_details": f"The file could not be validated: {job.reason}"}
+    session.execute(update(DatasetVersion).where(DatasetVersion.id == job.dataset_version_id).values(failed))
 
 
-def restart_validation(session: Session, version_id: uuid.UUID) -> None:
+def restart_validation(session: Session, job: Job) -> None:
     """The validation job is queued again."""
-    only_failed = DatasetVersion.status == "error"
-    _set_status(session, version_id, "uploaded", None, only_failed)
-
-
-def _set_status(
-    session: Session, version_id: uuid.UUID, status: str, details: str | None, *conditions: ColumnElement[bool]
-) -> None:
-    changed = update(DatasetVersion).where(DatasetVersion.id == version_id, *conditions)
-    session.execute(changed.values(status=status, status_details=details))
+    waiting = {"status": "uploaded", "status_details": None}
+    failed = (DatasetVersion.id == job.dataset_version_id, DatasetVersion.status == "error")
+    session.execute(update(DatasetVersion).where(*failed).values(waiting))
 
 
 def validation_report(found: Validation) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def validation_report(found: Validation) -> dict[str, Any]:
     return asdict(found)
 
 
-def describe_problems(found: dict[str, Any], *, shown: int = 5) -> str:
+def describe_problems(found: Mapping[str, Any], *, shown: int = 5) -> str:
     """The first problems in words, one a line, for people."""
     count = found["problem_count"]
     lines = [f"line {p['line']}: {p['message']}" for p in found["problems"][:shown]]

@@ -28,9 +28,11 @@ from zhub.ids import public_id
 from zhub.manifest import Z_FILE, Manifest, canonical_json
 from zhub.models import BaseModel, DatasetVersion, Evaluation, Job
 from zhub.queue import job_events, jobs
+from zhub.queue.attempts import Succeeded
 from zhub.registry import base_models, versions
 from zhub.registry.resolve import resolve
 from zhub.specs import BaseModelSource, EvaluatedZ, EvaluateSpec
+from zhub.storage.keys import job_prefix
 from zhub.tenancy.keys import Caller
 
 MAX_EVALUATED_ROWS = 10_000
@@ -128,7 +130,7 @@ def measure(session: Session, caller: Caller, request: EvaluationRequest) -> lis
     return list(made.values())
 
 
-def finish(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, report: Mapping[str, Any]) -> None:
+def finish(session: Session, job: Succeeded, report: Mapping[str, Any]) -> None:
     """Write the results of an evaluation, in the transaction that ends its job.
 
     Raises:
@@ -137,7 +139,7 @@ def finish(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, report: Mappi
     measured = EvaluationReport.model_validate(report)
     if len(measured.parsed) != len(measured.rewards):
         raise ValueError(f"{len(measured.rewards)} rewards and {len(measured.parsed)} marks of what was parsed")
-    if not measured.rows_key.startswith(f"t/{org_id.hex}/jobs/{job_id.hex}/"):
+    if not measured.rows_key.startswith(f"{job_prefix(job.org_id, job.id)}/"):
         raise ValueError(f"the rows lie at '{measured.rows_key}', not within their job")
     results = accuracy(measured.rewards).model_dump() | {
         "parse_failures": measured.parsed.count(False),
@@ -145,7 +147,7 @@ def finish(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, report: Mappi
     }
     session.execute(
         update(Evaluation)
-        .where(Evaluation.job_id == job_id)
+        .where(Evaluation.job_id == job.id)
         .values(results=results, rewards=measured.rewards, rows_key=measured.rows_key)
     )
 

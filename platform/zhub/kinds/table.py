@@ -12,45 +12,10 @@ from zhub.evaluation import evaluations
 from zhub.kinds.kind import Kind, success
 from zhub.manifest import Manifest
 from zhub.models import Job
-from zhub.queue.attempts import Released, Succeeded
 from zhub.queue.jobs import KindNames
 from zhub.registry import base_models
 from zhub.registry.publish import publish
 from zhub.states import LIGHT, TORCH
-
-
-def _write_validation(session: Session, job: Succeeded, result: Mapping[str, Any]) -> None:
-    assert job.dataset_version_id is not None
-    files.finish_validation(session, job.dataset_version_id, result["validation"])
-
-
-def _fail_validation(session: Session, job: Released) -> None:
-    assert job.dataset_version_id is not None
-    files.fail_validation(session, job.dataset_version_id, job.reason)
-
-
-def _restart_validation(session: Session, job: Job) -> None:
-    assert job.dataset_version_id is not None
-    files.restart_validation(session, job.dataset_version_id)
-
-
-def _write_basis(session: Session, job: Succeeded, result: Mapping[str, Any]) -> None:
-    assert job.base_model_id is not None
-    base_models.finish_decomposition(session, job.base_model_id, result)
-
-
-def _fail_decomposition(session: Session, job: Released) -> None:
-    assert job.base_model_id is not None
-    base_models.fail_decomposition(session, job.base_model_id, job.reason)
-
-
-def _restart_decomposition(session: Session, job: Job) -> None:
-    assert job.base_model_id is not None
-    base_models.restart_decomposition(session, job.base_model_id)
-
-
-def _write_evaluation(session: Session, job: Succeeded, result: Mapping[str, Any]) -> None:
-    evaluations.finish(session, job.org_id, job.id, result)
 
 
 def _publish(session: Session, job_id: uuid.UUID, fence: int, result: Mapping[str, Any]) -> None:
@@ -68,19 +33,19 @@ KINDS: dict[str, Kind] = {
         Kind(
             "validate",
             LIGHT,
-            succeed=success(_write_validation),
-            failed=_fail_validation,
-            redriven=_restart_validation,
+            succeed=success(files.finish_validation),
+            failed=files.fail_validation,
+            redriven=files.restart_validation,
         ),
         Kind(
             "decompose",
             TORCH,
-            succeed=success(_write_basis),
-            failed=_fail_decomposition,
-            redriven=_restart_decomposition,
+            succeed=success(base_models.finish_decomposition),
+            failed=base_models.fail_decomposition,
+            redriven=base_models.restart_decomposition,
         ),
         Kind("train", TORCH, resumable=True, succeed=_publish),
-        Kind("evaluate", TORCH, succeed=success(_write_evaluation), check_redrive=evaluations.check_redrive),
+        Kind("evaluate", TORCH, succeed=success(evaluations.finish), check_redrive=evaluations.check_redrive),
         Kind("gate", None, check_redrive=_refuse_redrive),
     )
 }

@@ -45,18 +45,17 @@ def claim_up_to(
     kinds: Sequence[str],
     *,
     lease_s: float,
-    needs_worker: bool = True,
+    light: Collection[str] = (),
     free: int = 1,
     packs: Collection[str] = (),
 ) -> list[Claim]:
     """Lease the first admitted jobs of these kinds, at most ``limit``. Two callers never get the same one.
 
-    The caller commits before it starts anything, and renews each lease before ``lease_s`` seconds have passed. Where
-    these kinds take nothing of their cluster ``needs_worker`` is False. ``free``
-    workers hold nothing, and the packs of the keys ``packs`` have room: jobs are leased in their order as far as they
-    fit in. Where the first does not, nothing is, also where a later one would, so that a job that fits nowhere gets the
-    next free workers: all that it takes, at once. A job that was lost before shares no more: it may be what brings
-    workers down.
+    The caller commits before it starts anything, and renews each lease before ``lease_s`` seconds have passed. Jobs of
+    the kinds ``light`` take nothing of their cluster. ``free`` workers hold nothing, and the packs with keys ``packs``
+    have room: jobs are leased in their order as far as they fit in. Where the first does not, nothing is, also where a
+    later one would, so that a job that fits nowhere gets the next free workers: all that it takes, at once. A job that
+    was lost before shares no more: it may be what brings workers down.
     """
     rows = session.execute(
         _CLAIM,
@@ -68,7 +67,7 @@ def claim_up_to(
             "limit": limit,
             "free": free,
             "packs": list(packs),
-            "needs_worker": needs_worker,
+            "light": list(light),
             "attempts": [new_id() for _ in range(limit)],
             "events": [new_id() for _ in range(limit)],
         },
@@ -101,7 +100,7 @@ _CLAIM = text("""
     ), attempt AS (
         INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
         SELECT (cast(:attempts AS uuid[]))[place], org_id, claimed.id, fence, :agent,
-               CASE WHEN NOT :needs_worker THEN 0
+               CASE WHEN kind = ANY(:light) THEN 0
                     WHEN pack_key IS NULL THEN workers
                     ELSE 1.0 / coalesce(agents.jobs_per_worker, 1) END
           FROM claimed LEFT JOIN agents ON agents.id = :agent

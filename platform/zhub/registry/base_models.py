@@ -4,7 +4,6 @@ They belong to the platform, not to a tenant: every organisation trains on the s
 """
 
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,6 +15,7 @@ from zhub.admission import limits
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, UnsupportedModelError
 from zhub.models import BaseModel, Job
 from zhub.queue import jobs
+from zhub.queue.attempts import Released, Succeeded
 from zhub.registry.model_directory import FILE_SUFFIXES, REFUSED_SUFFIXES
 from zhub.specs import BaseModelSource, BasisReference, DecomposeSpec, StoredFile
 from zhub.tenancy.keys import Caller
@@ -146,30 +146,30 @@ def require_ready(base: BaseModel) -> BasisReference:
     )
 
 
-def fail_decomposition(session: Session, base_model_id: uuid.UUID, reason: str) -> None:
+def fail_decomposition(session: Session, job: Released) -> None:
     """The job that decomposes the base has failed."""
-    failed = {"status": "error", "error": reason}
-    session.execute(update(BaseModel).where(BaseModel.id == base_model_id).values(failed))
+    failed = {"status": "error", "error": job.reason}
+    session.execute(update(BaseModel).where(BaseModel.id == job.base_model_id).values(failed))
 
 
-def restart_decomposition(session: Session, base_model_id: uuid.UUID) -> None:
+def restart_decomposition(session: Session, job: Job) -> None:
     """The job that decomposes the base is queued again."""
     again = {"status": "decomposing", "error": None}
-    failed = update(BaseModel).where(BaseModel.id == base_model_id, BaseModel.status == "error")
-    session.execute(failed.values(again))
+    failed = (BaseModel.id == job.base_model_id, BaseModel.status == "error")
+    session.execute(update(BaseModel).where(*failed).values(again))
 
 
-def finish_decomposition(session: Session, base_model_id: uuid.UUID, found: Mapping[str, Any]) -> None:
+def finish_decomposition(session: Session, job: Succeeded, result: Mapping[str, Any]) -> None:
     """The basis is in the store: the base model is ready."""
     session.execute(
         update(BaseModel)
-        .where(BaseModel.id == base_model_id)
+        .where(BaseModel.id == job.base_model_id)
         .values(
             status="ready",
             error=None,
-            weights_fingerprint=found["weights_fingerprint"],
-            basis_fingerprint=found["basis_fingerprint"],
-            basis_key_prefix=found["basis_key_prefix"],
-            details=found["details"],
+            weights_fingerprint=result["weights_fingerprint"],
+            basis_fingerprint=result["basis_fingerprint"],
+            basis_key_prefix=result["basis_key_prefix"],
+            details=result["details"],
         )
     )

@@ -36,7 +36,7 @@ def check_files(system_engine: Engine, store: DirectoryStore) -> Callable[[], No
                 job = attempts.succeed(session, claim.job_id, claim.fence)
                 content = io.BytesIO(b"".join(store.open(claim.spec["file"]["key"])))
                 assert job.dataset_version_id is not None
-                files.finish_validation(session, job.dataset_version_id, files.validation_report(validate(content)))
+                files.write_validation(session, job.dataset_version_id, files.validation_report(validate(content)))
 
     return check
 

@@ -18,7 +18,7 @@ from zhub.database.sessions import system_session, tenant_session
 from zhub.evaluation import evaluations
 from zhub.evaluation.evaluations import EvaluationRequest
 from zhub.evaluation.statistics import paired_bootstrap, paired_p_value
-from zhub.kinds import table
+from zhub.kinds import outcomes, table
 from zhub.models import Agent, DatasetVersion, Evaluation, Job, JobEvent
 from zhub.queue import attempts
 from zhub.queue.attempts import Failure
@@ -370,7 +370,11 @@ def test_a_report_that_cannot_be_right_is_refused(
     (job,) = queued(system_engine)
     key = f"t/{job.org_id.hex}/jobs/{job.id.hex}/rows.jsonl"
     report = {"rewards": [1.0], "parsed": [True], "pass_at_k": None, "rows_key": key} | changed
+    with system_session(system_engine) as session:
+        admit_queued(session)
+        claim = claim_one(session, "evaluate")
+    assert claim is not None
     with pytest.raises(ValueError), system_session(system_engine) as session:
-        evaluations.finish(session, job.org_id, job.id, report)
+        outcomes.record_success(session, claim.job_id, claim.fence, report)
     with system_session(system_engine) as session:
         assert session.scalars(select(Evaluation.results)).one() is None

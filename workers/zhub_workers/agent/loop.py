@@ -28,7 +28,7 @@ from zhub.process.config import Settings
 from zhub.process.metrics import LEASE_LOST, database_answers
 from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, job_topic
 from zhub.queue import attempts, claims, job_events
-from zhub.states import LIGHT, POOLS
+from zhub.states import POOLS
 from zhub_workers.agent.launcher import Launcher, WorkerLostError, WorkerSilentError
 from zhub_workers.agent.metrics import FENCE_REJECTED, FOLLOWED, ORPHANS_KILLED, PICKUP, ROUND, START
 from zhub_workers.agent.reconcile import Adopt, Kill, Lose, reconcile
@@ -138,7 +138,7 @@ class Agent:
                         self._settings.cluster,
                         table.of_pool(pool),
                         lease_s=self._settings.lease_s,
-                        needs_worker=pool != LIGHT,
+                        light=table.names().light,
                         free=free,
                         packs=packs,
                     )
