@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from legal_moves import forbid_illegal_moves
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
@@ -80,6 +81,7 @@ def postgres() -> Iterator[Cluster]:
     with temporary_postgres() as cluster:
         upgrade(cluster.urls().owner)
         grant_groups(cluster.urls().admin)
+        forbid_illegal_moves(cluster.urls().owner)
         yield cluster
 
 

@@ -16,7 +16,7 @@ from zhub.cli.database_operations import redrive_jobs
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
 from zhub.errors import ConflictError, LeaseLostError
-from zhub.kinds import redrive, table
+from zhub.kinds import outcomes, redrive, table
 from zhub.kinds.redrive import DeadLetters, process_redrives
 from zhub.models import BaseModel, DatasetVersion, Job, JobEvent
 from zhub.queue import attempts, dependencies, invariants, jobs
@@ -34,7 +34,7 @@ def fail(engine: Engine, job_id: uuid.UUID, kind: str = "train", code: str = "x"
         session.execute(text("UPDATE jobs SET state = 'admitted', admitted_at = now() WHERE id = :id"), {"id": job_id})
         claim = claim_one(session, kind)
         assert claim is not None and claim.job_id == job_id
-        attempts.fail(session, job_id, claim.fence, Failure(code, "It broke."))
+        outcomes.record_failure(session, job_id, claim.fence, Failure(code, "It broke."))
         return claim.fence
 
 
