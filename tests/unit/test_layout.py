@@ -1,5 +1,6 @@
 """The layout that imports rest on: source roots that are no packages, and heavy libraries where they belong only."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MAX_LINES = 400
 SOURCE_ROOTS = {"platform": "zhub", "workers": "zhub_workers", "api": "zhub_api"}
 
 
@@ -23,6 +25,20 @@ def test_no_folder_of_tests_is_a_package() -> None:
 @pytest.mark.parametrize(("root", "package"), SOURCE_ROOTS.items())
 def test_a_source_root_holds_one_import_package(root: str, package: str) -> None:
     assert [path.parent.name for path in (ROOT / root).glob("*/__init__.py")] == [package]
+
+
+ROOMS = sorted(room for root, package in SOURCE_ROOTS.items() for room in (ROOT / root / package).rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("package", ROOMS, ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_a_room_says_in_its_docstring_what_lives_there(package: Path) -> None:
+    assert ast.get_docstring(ast.parse(package.read_text()))
+
+
+@pytest.mark.parametrize("root", [*SOURCE_ROOTS, "tests", "tools", "migrations"])
+def test_no_file_has_more_than_400_lines(root: str) -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in (ROOT / root).rglob("*.py")}
+    assert {str(path): length for path, length in lengths.items() if length > MAX_LINES} == {}
 
 
 def test_the_standard_librarys_platform_is_the_one_imported_at_the_root_of_the_repository() -> None:

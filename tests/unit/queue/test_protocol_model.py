@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from zhub import states
+
 MAX_FENCE = 3
 MAX_LOSSES = 1
-ACTIVE = ("starting", "running", "stopping")
-ENDED = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class State:
 
     @property
     def active(self) -> bool:
-        return self.state in ACTIVE
+        return self.state in states.ACTIVE
 
 
 def moves(now: State, guards: Guards) -> Iterator[State]:
@@ -90,7 +90,7 @@ def _released(now: State) -> State:
 
 
 def _wishes(now: State) -> Iterator[State]:
-    if now.state not in ENDED:
+    if now.state not in states.TERMINAL:
         if now.desired != "cancel":
             yield replace(now, desired="cancel", cancelled=True)
         if now.desired in ("run", "preempt"):
@@ -116,8 +116,8 @@ def broken(before: State, after: State) -> str | None:
             return "a version after an accepted cancellation"
         if after.versions[-1] != after.fence:
             return "a version by an attempt that does not own the job"
-    if before.state in ENDED and after.state != before.state:
-        return "a job that had ended goes on"
+    if after.state != before.state and after.state not in states.TRANSITIONS[before.state]:
+        return "a job that had ended goes on" if before.state in states.TERMINAL else "a move that is in no table"
     if (after.state == "succeeded") != bool(after.versions):
         return "a version without a success, or a success without a version"
     if not after.active and after.leased:
@@ -154,7 +154,7 @@ def stuck(graph: dict[State, set[State]]) -> list[State]:
     for now, nexts in graph.items():
         for after in nexts:
             before.setdefault(after, set()).add(now)
-    good = [now for now in graph if now.state in ENDED]
+    good = [now for now in graph if now.state in states.TERMINAL]
     reaches = set(good)
     while good:
         for now in before.get(good.pop(), ()):
