@@ -124,6 +124,17 @@ def test_an_estimate_refuses_what_creating_the_job_would(client: Client, checked
     assert error.code == "unknown_hyperparameter"
 
 
+@pytest.mark.parametrize("field", ["depends_on", "promotion"])
+def test_an_estimate_refuses_the_dependency_or_gate_that_creating_the_job_would(
+    client: Client, checked_file: str, field: str
+) -> None:
+    gate = {"alias": "v1", "suites": [{"file": checked_file, "grader": GRADER}]}
+    body = {"model": "tiny", "training_file": checked_file, "method": METHOD}
+    body[field] = {"depends_on": ["ftjob-" + "0" * 32], "promotion": gate}[field]
+    error = refused(lambda: client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object))
+    assert (error.status_code, error.param) == (400, "depends_on" if field == "depends_on" else "promotion.alias")
+
+
 def test_a_small_job_may_share_a_worker_and_a_lora_may_not(train: Callable[..., Any], system_engine: Engine) -> None:
     train()
     train(method=reinforcement(hyperparameters={"adapter": "lora"}))
