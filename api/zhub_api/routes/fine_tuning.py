@@ -211,6 +211,7 @@ def job_objects(session: Session, listed: Sequence[Job]) -> list[dict[str, Any]]
             "estimated_finish": None,
             "attempts": job.fence,
             "cluster": job.cluster,
+            "priority": job.priority,
             "depends_on": [public_id("fine-tuning job", needed.id) for needed in needs.get(job.id, [])],
             "promotion": public_id("promotion", gates[job.id]) if job.id in gates else None,
             "dedup_key": job.dedup_key,

@@ -160,6 +160,7 @@ class TrainingRequest(TypedDict, total=False):
     dedup_key: str | None
     promotion: Mapping[str, Any] | None
     cluster: str
+    priority: int
 
 
 class Jobs:

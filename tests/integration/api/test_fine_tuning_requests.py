@@ -89,6 +89,9 @@ HYPERPARAMETERS = "method.reinforcement.hyperparameters"
             f"{HYPERPARAMETERS}.n_epochs",
         ),
         ({"method": METHOD, "hyperparameters": {"n_epochs": 1}}, 400, "invalid_request", "hyperparameters"),
+        ({"extra_body": {"priority": -1}}, 400, "invalid_request", "priority"),
+        ({"extra_body": {"priority": 10}}, 400, "invalid_request", "priority"),
+        ({"extra_body": {"priority": True}}, 400, "invalid_request", "priority"),
         ({"extra_body": {"trainig_file": "x"}}, 400, "unknown_parameter", "trainig_file"),
     ],
 )
