@@ -274,7 +274,7 @@ def _starts(
     hyper: Hyperparameters,
 ) -> Sequence[versions.VersionRecord]:
     if hyper.warm_start == "nearest":
-        return versions.newest(session, caller.project_id, base)[:MAX_STARTS]
+        return versions.newest(session, caller.project_id, base, limit=MAX_STARTS)
     return [parent] if parent is not None else []
 
 
