@@ -109,7 +109,7 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
             if term is None or time.monotonic() - elected_at >= leader_lease_s / 3:
                 began = time.monotonic()
                 with statement_session(engine) as session:
-                    term = leadership.elect(session, leadership.SCHEDULER, holder, lease_s=leader_lease_s)
+                    term = leadership.elect(session, holder, lease_s=leader_lease_s)
                 elected_at = began
             _note_leading(term)
             if term is not None:
@@ -133,7 +133,7 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
     leading.term = None
     try:
         with system_session(engine) as session:
-            leadership.resign(session, leadership.SCHEDULER, holder)
+            leadership.resign(session, holder)
     except UnavailableError as exc:
         # The next leader waits for the lease to run out.
         log.warning("%s", exc, extra={"action": "database_away"})
@@ -153,7 +153,7 @@ def _note_leading(term: int | None) -> None:
 def admission_pass(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
     """Admit, in one transaction; return the clusters whose agents have something new to do. Somebody waits for this."""
     with PASS.labels("schedule").time(), system_session(engine) as session:
-        leadership.check_leading(session, leadership.SCHEDULER, holder, term)
+        leadership.check_leading(session, holder, term)
         admitted = admit(session, table.names(), agent_lost_after_s=AGENT_LOST_AFTER_S)
     for job in admitted:
         log.info(
@@ -171,7 +171,7 @@ def maintenance_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
     nobody can claim, charge what was used, hold budgets, and forget agents that went away long ago.
     """
     with PASS.labels("maintenance").time(), system_session(engine) as session:
-        leadership.check_leading(session, leadership.SCHEDULER, holder, term)
+        leadership.check_leading(session, holder, term)
         apply_requested_changes(session)
         process_redrives(session)
         release_dependents(session, table.names())
@@ -192,7 +192,7 @@ def maintenance_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
 def explanation_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
     """Tell every queued job what it waits for, in a transaction of its own: no admission waits for this."""
     with PASS.labels("explain").time(), system_session(engine) as session:
-        leadership.check_leading(session, leadership.SCHEDULER, holder, term)
+        leadership.check_leading(session, holder, term)
         explain(session, table.names(), agent_lost_after_s=AGENT_LOST_AFTER_S)
 
 

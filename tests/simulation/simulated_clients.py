@@ -206,10 +206,10 @@ class Team:
         gate = self._gate()
 
         def act(session: Session) -> str:
-            found = versions.list_versions(session, self._caller.project_id)
-            if not found:
+            newest, _ = versions.list_versions(session, self._caller.project_id, limit=1)
+            if not newest:
                 return "nothing to promote"
-            request = PromotionRequest.model_validate(gate.model_dump() | {"model": found[0].name})
+            request = PromotionRequest.model_validate(gate.model_dump() | {"model": newest[0].name})
             return str(promotions.create(session, self._caller, request).id)
 
         return act
@@ -218,10 +218,10 @@ class Team:
         position = self._rng.randrange(3)
 
         def act(session: Session) -> str:
-            found = versions.list_versions(session, self._caller.project_id)[position:]
-            if not found:
+            newest, _ = versions.list_versions(session, self._caller.project_id, limit=3)
+            if position >= len(newest):
                 return "nothing to move to"
-            return str(aliases.move(session, "prod", found[0], by=self._name).version_id)
+            return str(aliases.move(session, "prod", newest[position], by=self._name).version_id)
 
         return act
 

@@ -66,6 +66,7 @@ JOB = {
     "suffix": "sorting",
     "attempts": 1,
     "cluster": "default",
+    "priority": 0,
 }
 
 

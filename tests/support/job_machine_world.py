@@ -117,7 +117,7 @@ class World(RuleBasedStateMachine):
     def elect(self, scheduler_id: uuid.UUID) -> None:
         """A scheduler asks to lead: it does if it did, or if nobody does."""
         with system_session(self.engine) as session:
-            term = leadership.elect(session, leadership.SCHEDULER, scheduler_id, lease_s=3600)
+            term = leadership.elect(session, scheduler_id, lease_s=3600)
         assert (term is not None) == (self.leader in (None, scheduler_id))
         if term is not None:
             assert term >= max(self.terms.values(), default=0)
@@ -144,7 +144,7 @@ class World(RuleBasedStateMachine):
         """A transaction of the leader's."""
         assert self.leader is not None
         with system_session(self.engine) as session:
-            leadership.check_leading(session, leadership.SCHEDULER, self.leader, self.terms[self.leader])
+            leadership.check_leading(session, self.leader, self.terms[self.leader])
             yield session
 
     def any_in(self, *wanted: str) -> bool:

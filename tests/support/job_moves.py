@@ -114,7 +114,7 @@ def lead(engine: Engine) -> None:
     """A pass of the leader, in which no back-off is waited for."""
     execute(engine, "UPDATE jobs SET not_before = NULL WHERE state = 'queued'")
     with system_session(engine) as session:
-        term = leadership.elect(session, "scheduler", LEADER, lease_s=60)
+        term = leadership.elect(session, LEADER, lease_s=60)
     assert term is not None
     scheduler.maintenance_pass(engine, LEADER, term)
     scheduler.admission_pass(engine, LEADER, term)

@@ -57,19 +57,18 @@ def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.Jo
     """
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        job, expert = fine_tuning.prepare(session, caller, request)
-        answer = {
-            "object": "fine_tuning.job.estimate",
-            "expert": f"{caller.project}.{expert.name}",
-            "method": job.request["method"],
-            "seed": job.request["seed"],
-            "workers": job.workers,
-            "shares_a_worker": job.pack_key is not None,
-            "expected_seconds": job.expected_s,
-            "expected_worker_seconds": None if job.expected_s is None else job.expected_s * job.workers,
-        }
-        session.rollback()
-    return answer
+        resolved = fine_tuning.check_training(session, caller, request)
+    expected_s = resolved.expected_s
+    return {
+        "object": "fine_tuning.job.estimate",
+        "expert": f"{caller.project}.{resolved.spec.expert}",
+        "method": resolved.method,
+        "seed": resolved.spec.seed,
+        "workers": resolved.workers,
+        "shares_a_worker": resolved.pack_key is not None,
+        "expected_seconds": expected_s,
+        "expected_worker_seconds": None if expected_s is None else expected_s * resolved.workers,
+    }
 
 
 @router.get("")
@@ -212,6 +211,7 @@ def job_objects(session: Session, listed: Sequence[Job]) -> list[dict[str, Any]]
             "estimated_finish": None,
             "attempts": job.fence,
             "cluster": job.cluster,
+            "priority": job.priority,
             "depends_on": [public_id("fine-tuning job", needed.id) for needed in needs.get(job.id, [])],
             "promotion": public_id("promotion", gates[job.id]) if job.id in gates else None,
             "dedup_key": job.dedup_key,

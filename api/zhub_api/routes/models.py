@@ -1,8 +1,8 @@
 """``/v1/models``, ``/v1/experts`` and ``/v1/base_models``: what can be asked, and what it is made of."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict
@@ -29,19 +29,33 @@ from zhub_api.routes.uploads import MAX_MODEL_FILE_BYTES, spool
 
 router = APIRouter(prefix="/v1")
 
+MAX_MODELS = 1000
+
 
 @router.get("/models")
-def list_models(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
-    """Every expert version of the project, newest first, then the base models and the router ``auto``."""
+def list_models(
+    caller: CallerDep,
+    context: ContextDep,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_MODELS)] = MAX_MODELS,
+) -> dict[str, Any]:
+    """The project's expert versions, newest first, then the base models and the router ``auto``.
+
+    The dialect's clients read the first page and no other. So it is long, and the base models and ``auto`` are on it,
+    whatever ``limit`` is; the pages that follow ``last_id`` have the older versions.
+    """
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        experts = [_version_model(record) for record in versions.list_versions(session, caller.project_id)]
-        bases = [
-            _base_model_model(base)
-            for base in session.scalars(select(BaseModel).where(BaseModel.status == "ready").order_by(BaseModel.name))
-        ]
+        newest, has_more = versions.list_versions(
+            session, caller.project_id, after=after, limit=limit, with_manifests=False
+        )
+        experts = page([_version_model(record) for record in newest], has_more=has_more)
+        if after is not None:
+            return experts
+        ready = session.scalars(select(BaseModel).where(BaseModel.status == "ready").order_by(BaseModel.name))
+        bases = [_base_model_model(base) for base in ready]
     router_model = {"id": AUTO, "object": "model", "created": 0, "owned_by": "zhub", "kind": "router"}
-    return page([*experts, *bases, router_model], has_more=False)
+    return experts | {"data": [*experts["data"], *bases, router_model]}
 
 
 @router.get("/models/{model:path}")
@@ -58,13 +72,16 @@ def retrieve_model(caller: CallerDep, context: ContextDep, model: str) -> dict[s
 
 
 @router.get("/experts")
-def list_experts(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+def list_experts(
+    caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> dict[str, Any]:
+    """The project's expert versions with their manifests, newest first."""
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        records = versions.list_versions(session, caller.project_id)
-        said = feedback.summaries(session, [record.version.id for record in records])
-        found = [_version_object(record, said[record.version.id]) for record in records]
-    return page(found, has_more=False)
+        newest, has_more = versions.list_versions(session, caller.project_id, after=after, limit=limit)
+        summaries = feedback.summaries(session, [record.version.id for record in newest])
+        listed = [_version_object(record, summaries[record.version.id]) for record in newest]
+    return page(listed, has_more=has_more)
 
 
 @router.get("/experts/{name}")
@@ -73,8 +90,8 @@ def retrieve_version(caller: CallerDep, context: ContextDep, name: str) -> dict[
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         record = versions.get_version(session, caller.project_id, name)
-        said = feedback.summaries(session, [record.version.id])
-        return _version_object(record, said[record.version.id])
+        summaries = feedback.summaries(session, [record.version.id])
+        return _version_object(record, summaries[record.version.id])
 
 
 @router.get("/experts/{name}/files/{filename}")
@@ -141,11 +158,14 @@ def complete_base_model(caller: CallerDep, context: ContextDep, name: str) -> di
 
 
 @router.get("/base_models")
-def list_base_models(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+def list_base_models(
+    caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> dict[str, Any]:
+    """The base models, by name."""
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = [base_model_object(base) for base in session.scalars(select(BaseModel).order_by(BaseModel.name))]
-    return page(found, has_more=False)
+        bases, has_more = base_models.list_base_models(session, after=after, limit=limit)
+        return page([base_model_object(base) for base in bases], has_more=has_more)
 
 
 @router.get("/base_models/{name}")
@@ -199,7 +219,7 @@ def _base_model_model(base: BaseModel) -> dict[str, Any]:
     }
 
 
-def _version_object(record: versions.VersionRecord, said: feedback.Summary) -> dict[str, Any]:
+def _version_object(record: versions.VersionRecord, summary: feedback.Summary) -> dict[str, Any]:
     version = record.version
     return {
         "id": record.name,
@@ -212,7 +232,7 @@ def _version_object(record: versions.VersionRecord, said: feedback.Summary) -> d
         "size_bytes": version.size_bytes,
         "job": public_id("fine-tuning job", version.job_id),
         "uri": version.key_prefix,
-        "feedback": {"count": said.count, "mean_score": said.mean_score},
+        "feedback": {"count": summary.count, "mean_score": summary.mean_score},
         "manifest": version.manifest,
     }
 

@@ -198,6 +198,7 @@ def show_job(job: FineTuningJob, as_json: bool) -> None:
                 ("finished", moment(job.finished_at) if job.finished_at else "-"),
                 ("attempts", str(job.attempts)),
                 ("cluster", job.cluster),
+                ("priority", str(job.priority)),
             ]
         )
     )

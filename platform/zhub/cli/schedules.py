@@ -12,6 +12,7 @@ from zhub.cli.submit import (
     ClusterOption,
     GraderOption,
     MethodOption,
+    PriorityOption,
     SettingsOption,
     SuffixOption,
     file_id,
@@ -57,6 +58,7 @@ def add(
         Path | None, typer.Option(help="A JSON file with the gate that each version must pass to get an alias.")
     ] = None,
     cluster: ClusterOption = None,
+    priority: PriorityOption = None,
     misfire: Annotated[
         Literal["skip", "fire_once", "backfill"], typer.Option(help="What to do about ticks that were missed.")
     ] = "fire_once",
@@ -75,6 +77,8 @@ def add(
         training["promotion"] = read_json(gate, "gate")
     if cluster is not None:
         training["cluster"] = cluster
+    if priority is not None:
+        training["priority"] = priority
     with connect(data_dir) as client:
         made = client.schedules.create(
             name=name,

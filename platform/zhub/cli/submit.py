@@ -35,6 +35,12 @@ SettingsOption = Annotated[
 ClusterOption = Annotated[
     str | None, typer.Option(help="Which workers train it, where there are several kinds.", show_default="default")
 ]
+PriorityOption = Annotated[
+    int | None,
+    typer.Option(
+        help="0 to 9: each is a head start of ten minutes over the other jobs of your organisation.", show_default="0"
+    ),
+]
 MeasuringClusterOption = Annotated[
     str | None, typer.Option(help="Which workers measure, where there are several kinds.", show_default="default")
 ]
@@ -61,6 +67,7 @@ def submit(
         Path | None, typer.Option(help="A JSON file with the gate that the version must pass to get an alias.")
     ] = None,
     cluster: ClusterOption = None,
+    priority: PriorityOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the request and show what the job would need; submit nothing.")
     ] = False,
@@ -75,6 +82,8 @@ def submit(
         request["promotion"] = read_json(gate, "gate")
     if cluster is not None:
         request["cluster"] = cluster
+    if priority is not None:
+        request["priority"] = priority
     with connect(data_dir) as client:
         request["training_file"] = file_id(client, dataset)
         if dry_run:

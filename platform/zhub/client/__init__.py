@@ -44,7 +44,7 @@ class Client:
 
     def models(self) -> list[ModelRecord]:
         """Everything that a request may name as its model."""
-        return [ModelRecord.model_validate(entry) for entry in self._http.get("/v1/models")["data"]]
+        return [ModelRecord.model_validate(entry) for entry in self._http.pages("/v1/models", limit=1000)]
 
     def health(self) -> dict[str, Any]:
         """The ``version`` of the API's process, if it answers. Needs no key."""

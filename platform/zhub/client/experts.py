@@ -85,7 +85,7 @@ class Experts:
 
     def list(self) -> list[ExpertVersion]:
         """Every version of the project, newest first."""
-        return [ExpertVersion.model_validate(entry) for entry in self._http.get("/v1/experts")["data"]]
+        return [ExpertVersion.model_validate(entry) for entry in self._http.pages("/v1/experts", limit=100)]
 
     def get(self, name: str) -> ExpertVersion:
         """The version ``<project>.<expert>@v<number>``."""

@@ -119,7 +119,7 @@ class BaseModels:
         return BaseModelRecord.model_validate(self._http.get(f"/v1/base_models/{path_part(name)}"))
 
     def list(self) -> list[BaseModelRecord]:
-        return [BaseModelRecord.model_validate(entry) for entry in self._http.get("/v1/base_models")["data"]]
+        return [BaseModelRecord.model_validate(entry) for entry in self._http.pages("/v1/base_models", limit=100)]
 
     def wait_ready(
         self,
@@ -160,6 +160,7 @@ class TrainingRequest(TypedDict, total=False):
     dedup_key: str | None
     promotion: Mapping[str, Any] | None
     cluster: str
+    priority: int
 
 
 class Jobs:

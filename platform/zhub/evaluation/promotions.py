@@ -74,10 +74,14 @@ def create_for_training(session: Session, caller: Caller, gate: Gate, training: 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: a file or a grader is not usable.
     """
-    base = session.get_one(BaseModel, training.base_model_id)
-    _check(session, caller, gate, base.name, "promotion.")
+    check_gate_of_training(session, caller, gate, session.get_one(BaseModel, training.base_model_id))
     gate = gate.model_copy(update={"cluster": gate.cluster or training.cluster})
     return _add(session, caller, gate, training_job_id=training.id)
+
+
+def check_gate_of_training(session: Session, caller: Caller, gate: Gate, base: BaseModel) -> None:
+    """Refuse the gate of a training on this base where ``create_for_training`` would; write nothing."""
+    _check(session, caller, gate, base.name, "promotion.")
 
 
 def get(session: Session, project_id: uuid.UUID, promotion_id: uuid.UUID) -> Promotion:

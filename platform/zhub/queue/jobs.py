@@ -16,6 +16,7 @@ from zhub.process import tracing
 from zhub.queue import job_events
 
 PRIORITY_HEAD_START = timedelta(minutes=10)
+MAX_PRIORITY = 9
 
 
 @dataclass(frozen=True)

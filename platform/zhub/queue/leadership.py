@@ -1,4 +1,7 @@
-"""Leadership: one row, moved by compare-and-swap on the database's clock, with a term that fences its writes."""
+"""The scheduler's leadership: one row, moved by compare-and-swap, with a term that fences the leader's writes.
+
+Time is the database's clock. Functions take a Session and never commit.
+"""
 
 import uuid
 
@@ -7,11 +10,11 @@ from sqlalchemy.orm import Session
 
 from zhub.errors import DeposedError
 
-SCHEDULER = "scheduler"
+SCHEDULER = "scheduler"  # the key of the only row
 
 
-def elect(session: Session, name: str, holder: uuid.UUID, *, lease_s: float) -> int | None:
-    """Become or stay the leader; return the term, or None while somebody else leads."""
+def elect(session: Session, holder: uuid.UUID, *, lease_s: float) -> int | None:
+    """Become or stay the leader; return the term, or None while another holder leads."""
     term: int | None = session.scalar(
         text(
             """
@@ -24,27 +27,27 @@ def elect(session: Session, name: str, holder: uuid.UUID, *, lease_s: float) -> 
          RETURNING term
             """
         ),
-        {"name": name, "holder": holder, "lease_s": lease_s},
+        {"name": SCHEDULER, "holder": holder, "lease_s": lease_s},
     )
     return term
 
 
-def check_leading(session: Session, name: str, holder: uuid.UUID, term: int) -> None:
+def check_leading(session: Session, holder: uuid.UUID, term: int) -> None:
     """The first statement of every transaction that only the leader may commit.
 
     Locks the row against an election until the transaction ends. Raises DeposedError.
     """
     row = session.execute(
         text("SELECT 1 FROM leaders WHERE name = :name AND holder = :holder AND term = :term FOR SHARE"),
-        {"name": name, "holder": holder, "term": term},
+        {"name": SCHEDULER, "holder": holder, "term": term},
     ).one_or_none()
     if row is None:
-        raise DeposedError(f"{name}: term {term} is over")
+        raise DeposedError(f"{SCHEDULER}: term {term} is over")
 
 
-def resign(session: Session, name: str, holder: uuid.UUID) -> None:
+def resign(session: Session, holder: uuid.UUID) -> None:
     """Let the next candidate in at once."""
     session.execute(
         text("UPDATE leaders SET lease_until = now() - interval '1 second' WHERE name = :name AND holder = :holder"),
-        {"name": name, "holder": holder},
+        {"name": SCHEDULER, "holder": holder},
     )

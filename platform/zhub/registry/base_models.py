@@ -146,6 +146,15 @@ def require_ready(base: BaseModel) -> BasisReference:
     )
 
 
+def list_base_models(session: Session, *, after: str | None, limit: int) -> tuple[list[BaseModel], bool]:
+    """The base models by name, from the one that follows the name ``after``, and whether more follow."""
+    statement = select(BaseModel)
+    if after is not None:
+        statement = statement.where(BaseModel.name > after)
+    bases = list(session.scalars(statement.order_by(BaseModel.name).limit(limit + 1)))
+    return bases[:limit], len(bases) > limit
+
+
 def fail_decomposition(session: Session, job: Released) -> None:
     """The job that decomposes the base has failed."""
     failed = {"status": "error", "error": job.reason}

@@ -16,10 +16,18 @@ from zhub.tenancy.names import check_name, slugify
 from zhub.webhooks import endpoints, outbox
 
 
-def expert_for(session: Session, caller: Caller, suffix: str | None, filename: str) -> Expert:
-    """The expert that a training's ``suffix`` names, or else its file without the ending; made if it is new."""
+def expert_name(suffix: str | None, filename: str) -> str:
+    """The name of the expert that a training's ``suffix`` gives, or else its file without the ending.
+
+    Raises:
+        InvalidRequestError: it cannot be a name.
+    """
     name = slugify(suffix) if suffix is not None else slugify(filename.rpartition(".")[0]) or "expert"
-    name = check_name(name, "expert", param="suffix")
+    return check_name(name, "expert", param="suffix")
+
+
+def get_or_create_expert(session: Session, caller: Caller, name: str) -> Expert:
+    """The expert of this name in the caller's project, created if it is new."""
     session.execute(
         insert(Expert)
         .values(id=new_id(), org_id=caller.org_id, project_id=caller.project_id, name=name, last_version=0)

@@ -4,8 +4,8 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, and_, or_, select, tuple_
+from sqlalchemy.orm import Session, aliased, defer
 
 from zhub.errors import NotFoundError
 from zhub.ids import parse_id, public_id
@@ -26,11 +26,11 @@ class VersionRecord:
     @property
     def name(self) -> str:
         """``<project>.<expert>@v<number>``, the model id of this version."""
-        return f"{self.project.name}.{self.expert.name}@v{self.version.version}"
+        return _name(self.project.name, self.expert.name, self.version.version)
 
     @property
     def is_base(self) -> bool:
-        """It answers as the base does: no step of its training was better, nor what that began from."""
+        """It answers as the base does: no step of its training was better, and it began from no other version."""
         manifest = self.version.manifest
         return manifest["best_step"] == 0 and manifest["parent_digest"] is None
 
@@ -56,24 +56,63 @@ class CheckpointRecord:
         return f"{self.project.name}.{self.expert.name}@{job}:step-{self.checkpoint.step}"
 
 
-def list_versions(session: Session, project_id: uuid.UUID) -> list[VersionRecord]:
-    """The project's versions, newest first."""
-    return records(session, Expert.project_id == project_id)
+def list_versions(
+    session: Session, project_id: uuid.UUID, *, after: str | None = None, limit: int, with_manifests: bool = True
+) -> tuple[list[VersionRecord], bool]:
+    """The project's versions, newest first, from the one that follows the name ``after``, and whether more follow.
+
+    Raises:
+        NotFoundError: there is no version ``after``.
+    """
+    statement = _records().where(Expert.project_id == project_id)
+    if after is not None:
+        last = get_version(session, project_id, after).version
+        statement = statement.where(tuple_(*_AGE) < (last.created_at, last.version, last.id))
+    if not with_manifests:
+        statement = statement.options(defer(ExpertVersion.manifest, raiseload=True))
+    newest_first = [VersionRecord(*row) for row in session.execute(statement.limit(limit + 1))]
+    return newest_first[:limit], len(newest_first) > limit
 
 
-def newest(session: Session, project_id: uuid.UUID, base: BaseModel) -> list[VersionRecord]:
+def newest(
+    session: Session, project_id: uuid.UUID, base: BaseModel, *, limit: int | None = None
+) -> list[VersionRecord]:
     """The newest version of each of the project's experts on this base and its basis, newest first.
 
     Without LoRAs, and without those that are the base: choosing one would only pretend.
     """
-    by_expert: dict[uuid.UUID, VersionRecord] = {}
-    for record in list_versions(session, project_id):
-        fits = record.base.id == base.id and record.version.manifest["basis_fingerprint"] == base.basis_fingerprint
-        if fits and not record.is_lora:
-            best = by_expert.get(record.expert.id)
-            if best is None or record.version.version > best.version.version:
-                by_expert[record.expert.id] = record
-    return [record for record in by_expert.values() if not record.is_base]
+    version = aliased(ExpertVersion, _newest_of_expert(base).lateral(), name="version")
+    statement = (
+        select(version, Expert, Project)
+        .select_from(Project)
+        .join(Expert, and_(Expert.org_id == Project.org_id, Expert.project_id == Project.id))
+        .join(version, version.expert_id == Expert.id)
+        .where(
+            Project.id == project_id,
+            or_(
+                version.manifest["best_step"].as_integer() != 0,
+                version.manifest["parent_digest"].astext.is_not(None),
+            ),
+        )
+        .order_by(version.created_at.desc(), version.version.desc(), version.id.desc())
+        .limit(limit)
+    )
+    return [VersionRecord(*row, base) for row in session.execute(statement)]
+
+
+def _newest_of_expert(base: BaseModel) -> Select[ExpertVersion]:
+    """The newest version of the enclosing statement's expert that serving can answer with on this base."""
+    return (
+        select(ExpertVersion)
+        .where(
+            ExpertVersion.expert_id == Expert.id,
+            ExpertVersion.base_model_id == base.id,
+            ExpertVersion.manifest["basis_fingerprint"].astext == base.basis_fingerprint,
+            ExpertVersion.manifest["hyperparameters"]["adapter"].astext.is_distinct_from("lora"),
+        )
+        .order_by(ExpertVersion.version.desc())
+        .limit(1)
+    )
 
 
 def by_id(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, VersionRecord]:
@@ -88,35 +127,35 @@ def get_version(session: Session, project_id: uuid.UUID, name: str) -> VersionRe
         NotFoundError: with where to look.
     """
     if match := VERSION_NAME.fullmatch(name):
-        which = ExpertVersion.version == int(match["number"])
+        is_named = ExpertVersion.version == int(match["number"])
     elif match := ALIAS_NAME.fullmatch(name):
-        stands_on = select(Alias.version_id).where(Alias.expert_id == Expert.id, Alias.name == match["alias"])
-        which = ExpertVersion.id == stands_on.scalar_subquery()
+        target = select(Alias.version_id).where(Alias.expert_id == Expert.id, Alias.name == match["alias"])
+        is_named = ExpertVersion.id == target.scalar_subquery()
     else:
         raise no_such_model(name)
-    found = records(
+    versions = records(
         session,
         Expert.project_id == project_id,
         Project.name == match["project"],
         Expert.name == match["expert"],
-        which,
+        is_named,
     )
-    if not found:
+    if not versions:
         raise no_such_model(name)
-    return found[0]
+    return versions[0]
 
 
 def get_expert(session: Session, caller: Caller, name: str) -> Expert:
     """The expert that ``<project>.<expert>`` names. Raises NotFoundError."""
     match = EXPERT_NAME.fullmatch(name)
-    found = (
+    expert = (
         session.scalar(select(Expert).where(Expert.project_id == caller.project_id, Expert.name == match["expert"]))
         if match and match["project"] == caller.project
         else None
     )
-    if found is None:
-        raise NotFoundError("expert", name, "GET /v1/experts lists the versions of those that there are.")
-    return found
+    if expert is None:
+        raise NotFoundError("expert", name, "GET /v1/experts lists the versions of all experts.")
+    return expert
 
 
 def get_checkpoint(session: Session, project_id: uuid.UUID, name: str) -> CheckpointRecord:
@@ -145,7 +184,7 @@ def get_checkpoint(session: Session, project_id: uuid.UUID, name: str) -> Checkp
     return CheckpointRecord(*row)
 
 
-def checkpoint_names(session: Session, job: Job, found: Sequence[Checkpoint]) -> list[str]:
+def checkpoint_names(session: Session, job: Job, checkpoints: Sequence[Checkpoint]) -> list[str]:
     """The model id of each of these checkpoints of a job."""
     expert, project, base = session.execute(
         select(Expert, Project, BaseModel)
@@ -153,13 +192,18 @@ def checkpoint_names(session: Session, job: Job, found: Sequence[Checkpoint]) ->
         .join(BaseModel, BaseModel.id == job.base_model_id)
         .where(Expert.id == job.expert_id)
     ).one()
-    return [CheckpointRecord(one, expert, project, base).name for one in found]
+    return [CheckpointRecord(checkpoint, expert, project, base).name for checkpoint in checkpoints]
 
 
 def job_model_names(session: Session, jobs: Sequence[Job]) -> dict[uuid.UUID, str]:
     """The model that each of these jobs published, for those that did."""
-    published = records(session, ExpertVersion.job_id.in_([job.id for job in jobs]))
-    return {record.version.job_id: record.name for record in published}
+    published = (
+        select(ExpertVersion.job_id, Project.name, Expert.name, ExpertVersion.version)
+        .join(Expert, Expert.id == ExpertVersion.expert_id)
+        .join(Project, Project.id == Expert.project_id)
+        .where(ExpertVersion.job_id.in_([job.id for job in jobs]))
+    )
+    return {job_id: _name(project, expert, number) for job_id, project, expert, number in session.execute(published)}
 
 
 def no_such_model(name: str) -> NotFoundError:
@@ -168,13 +212,22 @@ def no_such_model(name: str) -> NotFoundError:
 
 def records(session: Session, *conditions: ColumnElement[bool]) -> list[VersionRecord]:
     """Versions with what they belong to, newest first."""
-    rows = session.execute(
+    return [VersionRecord(*row) for row in session.execute(_records().where(*conditions))]
+
+
+# Not by the id alone, which begins with the time of the process that published.
+_AGE = (ExpertVersion.created_at, ExpertVersion.version, ExpertVersion.id)
+
+
+def _records() -> Select[ExpertVersion, Expert, Project, BaseModel]:
+    return (
         select(ExpertVersion, Expert, Project, BaseModel)
         .join(Expert, Expert.id == ExpertVersion.expert_id)
         .join(Project, Project.id == Expert.project_id)
         .join(BaseModel, BaseModel.id == ExpertVersion.base_model_id)
-        .where(*conditions)
-        # Not by id, which begins with the time of whoever published.
-        .order_by(ExpertVersion.created_at.desc(), ExpertVersion.version.desc())
+        .order_by(*(column.desc() for column in _AGE))
     )
-    return [VersionRecord(*row) for row in rows]
+
+
+def _name(project: str, expert: str, number: int) -> str:
+    return f"{project}.{expert}@v{number}"

@@ -16,12 +16,12 @@ from sqlalchemy.orm import Session
 
 from zhub.database import sessions
 from zhub.datasets import files
-from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
 from zhub.ids import new_id, parse_id, public_id
 from zhub.models import Alias, Dataset, DatasetVersion, Expert, Schedule
 from zhub.pydantic_errors import refusal
 from zhub.registry import aliases, versions
-from zhub.registry.publish import expert_for
+from zhub.registry.publish import expert_name, get_or_create_expert
 from zhub.schedules import cron
 from zhub.schedules.cron import MAX_CATCH_UP_S, Misfire
 from zhub.tenancy.keys import Caller
@@ -203,27 +203,24 @@ def _check_training(
     request = job_request(training, newest.id if newest else new_id())
     if newest is None:
         return request
-    with session.begin_nested() as trial:
-        try:
-            fine_tuning.create(session, caller, request, idempotency_key=None, is_retry=False)
-        except QuotaExceededError:
-            pass  # a full queue says nothing about the runs to come
-        except InvalidRequestError as exc:
-            param = f"training.{exc.param}" if exc.param else "training"
-            raise InvalidRequestError(str(exc), param=param, code=exc.code) from exc
-        trial.rollback()
+    try:
+        fine_tuning.check_training(session, caller, request)
+    except InvalidRequestError as exc:
+        param = f"training.{exc.param}" if exc.param else "training"
+        raise InvalidRequestError(str(exc), param=param, code=exc.code) from exc
     return request
 
 
 def _trained(session: Session, caller: Caller, suffix: str | None, newest: DatasetVersion | None) -> Expert:
-    """The expert that the runs of a schedule train; made here if it is new, so that there is something to count on."""
+    """The expert that the runs of a schedule train, created here if it is new: its row counts the feedback."""
     if suffix is None and newest is None:
         raise InvalidRequestError(
             "on_feedback: feedback on which expert? Name it as training.suffix: the dataset has no version yet that "
             "passed its check, whose file would name it.",
             param="training.suffix",
         )
-    return expert_for(session, caller, suffix, newest.filename if newest else "")
+    name = expert_name(suffix, newest.filename if newest else "")
+    return get_or_create_expert(session, caller, name)
 
 
 def _dataset(session: Session, caller: Caller, name: str) -> Dataset:

@@ -27,9 +27,8 @@ from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
 from zhub.registry import base_models, versions
-from zhub.registry.publish import expert_for
+from zhub.registry.publish import expert_name, get_or_create_expert
 from zhub.specs import (
-    MIN_PROMPTS,
     RECIPES,
     BaseModelSource,
     BasisReference,
@@ -43,6 +42,7 @@ from zhub.tenancy import idempotency
 from zhub.tenancy.keys import Caller
 from zhub.training import estimates
 from zhub.training.packing import pack_key
+from zhub.training.rows import check_rows
 
 MAX_STARTS = 64  # the newest: a worker fetches them all
 GRADER_PARAM = "method.reinforcement.grader"
@@ -70,6 +70,8 @@ class JobRequest(Schema):
     """Not in the dialect: the gate that the version must pass to get an alias."""
     cluster: str = limits.DEFAULT_CLUSTER
     """Not in the dialect: which workers train it, by the name of their agent's cluster."""
+    priority: Annotated[int, Field(strict=True, ge=0, le=jobs.MAX_PRIORITY)] = 0
+    """Not in the dialect: each one is a head start of ten minutes over the other jobs of the organisation."""
 
 
 def create(
@@ -94,7 +96,9 @@ def create(
     ):
         return live
     limits.check_queue(session, caller.org_id, table.names())
-    job, expert = prepare(session, caller, request)
+    resolved = resolve_training(session, caller, request)
+    expert = get_or_create_expert(session, caller, resolved.spec.expert)
+    job = job_of(resolved, expert)
     job.request_hash, job.idempotency_key, job.dedup_key = request_hash, idempotency_key, request.dedup_key
     needs = dependencies.needed(session, caller.project_id, request.depends_on, param="depends_on")
     job.state = states.WAITING if needs else states.QUEUED
@@ -112,8 +116,47 @@ def create(
     return job
 
 
-def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job, Expert]:
-    """The job that a request asks for, with everything resolved, not enqueued; and its expert, made if it is new.
+@dataclass(frozen=True)
+class ResolvedTraining:
+    """A request with everything that it names looked up and checked. The expert may be new: only its name is known."""
+
+    request: JobRequest
+    base: BaseModel
+    training: DatasetVersion
+    validation: DatasetVersion | None
+    spec: TrainSpec
+    expected_s: float | None
+
+    @property
+    def workers(self) -> int:
+        """How many workers it takes where it does not share one."""
+        return self.spec.hyperparameters.data_parallel
+
+    @property
+    def pack_key(self) -> str | None:
+        """See ``zhub.training.packing``."""
+        return pack_key(self.spec)
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """The ``method`` that the API shows: as requested, with the values that were chosen for it."""
+        method: dict[str, Any] = {"hyperparameters": self.spec.hyperparameters.model_dump(mode="json")}
+        if self.spec.grader is not None:
+            method["grader"] = self.spec.grader.model_dump(mode="json")
+        return {"type": self.spec.recipe, self.spec.recipe: method}
+
+
+def check_training(session: Session, caller: Caller, request: JobRequest) -> ResolvedTraining:
+    """Make every check of ``create`` but that of the organisation's queue, and write nothing. Raises what it does."""
+    resolved = resolve_training(session, caller, request)
+    dependencies.needed(session, caller.project_id, request.depends_on, param="depends_on")
+    if request.promotion is not None:
+        promotions.check_gate_of_training(session, caller, request.promotion, resolved.base)
+    return resolved
+
+
+def resolve_training(session: Session, caller: Caller, request: JobRequest) -> ResolvedTraining:
+    """Look up everything that the training of a request needs, and check it. Reads only.
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
@@ -125,10 +168,9 @@ def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job,
     limits.check_cluster(session, request.cluster, param="cluster")
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
-    expert = expert_for(session, caller, request.suffix, inputs.training.filename)
     starts = _starts(session, caller, inputs.base, inputs.parent, inputs.hyperparameters)
     spec = TrainSpec(
-        expert=expert.name,
+        expert=expert_name(request.suffix, inputs.training.filename),
         base=BaseModelSource.model_validate(inputs.base.source),
         basis=inputs.basis,
         training_file=datasets.stored_file(inputs.training),
@@ -139,22 +181,35 @@ def prepare(session: Session, caller: Caller, request: JobRequest) -> tuple[Job,
         seed=request.seed if request.seed is not None else random.SystemRandom().randrange(2**31),
         starts=[_starting_point(record) for record in starts],
     )
-    job = Job(
-        org_id=caller.org_id,
-        project_id=caller.project_id,
+    expected_s = estimates.expected_seconds(session, inputs.base.id, inputs.recipe, inputs.hyperparameters)
+    return ResolvedTraining(request, inputs.base, inputs.training, inputs.validation, spec, expected_s)
+
+
+def job_of(resolved: ResolvedTraining, expert: Expert) -> Job:
+    """The job of a training, not enqueued."""
+    request = resolved.request
+    return Job(
+        org_id=expert.org_id,
+        project_id=expert.project_id,
         kind="train",
-        spec=spec.model_dump(mode="json"),
-        request=_as_requested(request, spec),
-        base_model_id=inputs.base.id,
-        dataset_version_id=inputs.training.id,
-        validation_version_id=inputs.validation.id if inputs.validation else None,
+        spec=resolved.spec.model_dump(mode="json"),
+        request={
+            "model": request.model,
+            "method": resolved.method,
+            "suffix": request.suffix,
+            "seed": resolved.spec.seed,
+            "metadata": request.metadata or {},
+        },
+        base_model_id=resolved.base.id,
+        dataset_version_id=resolved.training.id,
+        validation_version_id=resolved.validation.id if resolved.validation else None,
         expert_id=expert.id,
         cluster=request.cluster,
-        pack_key=pack_key(spec),
-        workers=inputs.hyperparameters.data_parallel,
-        expected_s=estimates.expected_seconds(session, inputs.base.id, inputs.recipe, inputs.hyperparameters),
+        priority=request.priority,
+        pack_key=resolved.pack_key,
+        workers=resolved.workers,
+        expected_s=resolved.expected_s,
     )
-    return job, expert
 
 
 @dataclass(frozen=True)
@@ -180,9 +235,9 @@ def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     if request.validation_file:
         validation = _file(session, caller, request.validation_file, "validation_file")
     recipe, hyperparameters, grader_json = _method(request)
-    _check_rows(training, recipe, "training_file")
+    check_rows(training, recipe, "training_file")
     if validation is not None:
-        _check_rows(validation, recipe, "validation_file")
+        check_rows(validation, recipe, "validation_file")
     grader = None
     if recipe == "reinforcement":
         files = [training, validation] if validation is not None else [training]
@@ -191,20 +246,6 @@ def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     if parent is not None:
         _check_parent(parent, resolved, basis)
     return _Inputs(base, basis, parent, training, validation, recipe, resolved, grader)
-
-
-def _as_requested(request: JobRequest, spec: TrainSpec) -> dict[str, Any]:
-    """What the API shows of the request, with the values that were chosen for it."""
-    method: dict[str, Any] = {"hyperparameters": spec.hyperparameters.model_dump(mode="json")}
-    if spec.grader is not None:
-        method["grader"] = spec.grader.model_dump(mode="json")
-    return {
-        "model": request.model,
-        "method": {"type": spec.recipe, spec.recipe: method},
-        "suffix": request.suffix,
-        "seed": spec.seed,
-        "metadata": request.metadata or {},
-    }
 
 
 def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis: BasisReference) -> None:
@@ -233,7 +274,7 @@ def _starts(
     hyper: Hyperparameters,
 ) -> Sequence[versions.VersionRecord]:
     if hyper.warm_start == "nearest":
-        return versions.newest(session, caller.project_id, base)[:MAX_STARTS]
+        return versions.newest(session, caller.project_id, base, limit=MAX_STARTS)
     return [parent] if parent is not None else []
 
 
@@ -315,44 +356,6 @@ def _grader(session: Session, given: Any, base: str, files: Sequence[DatasetVers
             "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER_PARAM
         )
     return read_grader(session, given, param=GRADER_PARAM, bases=[base], files=files)
-
-
-def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
-    """Rows must end where the recipe begins: with the user for reinforcement, with the assistant for supervised.
-
-    Those of dpo must be pairs.
-    """
-    validation = version.validation
-    assert validation is not None
-    if param == "training_file" and validation["prompts"] < MIN_PROMPTS:
-        raise InvalidRequestError(
-            f"{param}: '{version.filename}' has {validation['prompts']} distinct prompts; "
-            f"at least {MIN_PROMPTS} are needed to train, select and test.",
-            param=param,
-            code="dataset_too_small",
-        )
-    if recipe == "dpo" and validation.get("preferences", 0) < distinct_rows(version):
-        raise InvalidRequestError(
-            f"{param}: every row must be a pair, with 'input', 'preferred_output' and 'non_preferred_output'; "
-            f"line {validation.get('first_line_without_preference', 1)} is none.",
-            param=param,
-            code="wrong_schema",
-        )
-    if recipe == "supervised" and validation["rows_with_target"] < distinct_rows(version):
-        raise InvalidRequestError(
-            f"{param}: supervised training needs an assistant's message at the end of every row; "
-            f"line {validation['first_line_without_target']} has none.",
-            param=param,
-            code="wrong_schema",
-        )
-    if recipe == "reinforcement" and validation["rows_with_target"]:
-        raise InvalidRequestError(
-            f"{param}: for reinforcement every row must end with the user's message, so that the model answers; "
-            f"line {validation['first_line_with_target']} ends with the assistant's. Put the expected answer in a "
-            "column.",
-            param=param,
-            code="wrong_schema",
-        )
 
 
 def list_jobs(

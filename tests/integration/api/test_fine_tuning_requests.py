@@ -89,6 +89,9 @@ HYPERPARAMETERS = "method.reinforcement.hyperparameters"
             f"{HYPERPARAMETERS}.n_epochs",
         ),
         ({"method": METHOD, "hyperparameters": {"n_epochs": 1}}, 400, "invalid_request", "hyperparameters"),
+        ({"extra_body": {"priority": -1}}, 400, "invalid_request", "priority"),
+        ({"extra_body": {"priority": 10}}, 400, "invalid_request", "priority"),
+        ({"extra_body": {"priority": True}}, 400, "invalid_request", "priority"),
         ({"extra_body": {"trainig_file": "x"}}, 400, "unknown_parameter", "trainig_file"),
     ],
 )
@@ -122,6 +125,17 @@ def test_an_estimate_refuses_what_creating_the_job_would(client: Client, checked
     body = {"model": "tiny", "training_file": checked_file, "method": reinforcement(hyperparameters={"n_stepz": 2})}
     error = refused(lambda: client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object))
     assert error.code == "unknown_hyperparameter"
+
+
+@pytest.mark.parametrize("field", ["depends_on", "promotion"])
+def test_an_estimate_refuses_the_dependency_or_gate_that_creating_the_job_would(
+    client: Client, checked_file: str, field: str
+) -> None:
+    gate = {"alias": "v1", "suites": [{"file": checked_file, "grader": GRADER}]}
+    body = {"model": "tiny", "training_file": checked_file, "method": METHOD}
+    body[field] = {"depends_on": ["ftjob-" + "0" * 32], "promotion": gate}[field]
+    error = refused(lambda: client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object))
+    assert (error.status_code, error.param) == (400, "depends_on" if field == "depends_on" else "promotion.alias")
 
 
 def test_a_small_job_may_share_a_worker_and_a_lora_may_not(train: Callable[..., Any], system_engine: Engine) -> None:

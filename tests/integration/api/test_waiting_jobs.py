@@ -45,6 +45,18 @@ def test_a_job_in_a_queue_knows_its_position(
     assert found[1]["reason"] == "1 job is served before it: 1 of your organisation's."
 
 
+def test_a_job_with_a_priority_goes_before_an_older_one(
+    client: Client, train: Callable[..., Any], system_engine: Engine, make_agent: Callable[..., uuid.UUID]
+) -> None:
+    make_agent()
+    old, urgent = train(), train(extra_body={"priority": 2})
+    assert (old.priority, urgent.priority) == (0, 2)
+    with system_session(system_engine) as session:
+        explain(session, table.names(), agent_lost_after_s=30)
+    places: list[Any] = [client.get(f"/fine_tuning/jobs/{job.id}/queue", cast_to=object) for job in (old, urgent)]
+    assert [place["position"] for place in places] == [2, 1]
+
+
 @pytest.mark.parametrize(
     ("wish", "told"),
     [("pause", "It is paused, until somebody resumes it."), ("cancel", "It has ended.")],

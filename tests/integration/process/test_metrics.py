@@ -61,7 +61,7 @@ def counted(name: str, **labels: str) -> float:
 @pytest.fixture
 def lead(system_engine: Engine) -> int:
     with system_session(system_engine) as session:
-        term = leadership.elect(session, leadership.SCHEDULER, LEADER, lease_s=600)
+        term = leadership.elect(session, LEADER, lease_s=600)
     assert term is not None
     return term
 

@@ -116,7 +116,7 @@ def test_a_scheduler_that_is_told_to_stop_resigns(
     scheduler.stop()
     assert (scheduler.status(), scheduler.said("stopped")) == (0, True)
     with system_session(system_engine) as session:
-        assert leadership.elect(session, leadership.SCHEDULER, uuid.UUID(int=2), lease_s=60) == 2
+        assert leadership.elect(session, uuid.UUID(int=2), lease_s=60) == 2
 
 
 def test_a_scheduler_ends_while_its_database_is_away(

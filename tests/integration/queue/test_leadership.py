@@ -27,7 +27,7 @@ ONE, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
 
 def elect(engine: Engine, holder: uuid.UUID, *, lease_s: float = 60) -> int | None:
     with system_session(engine) as session:
-        return leadership.elect(session, "scheduler", holder, lease_s=lease_s)
+        return leadership.elect(session, holder, lease_s=lease_s)
 
 
 def expire_leader(engine: Engine) -> None:
@@ -65,14 +65,14 @@ def test_the_term_grows_with_every_change_of_leader(system_engine: Engine) -> No
 def test_who_resigns_lets_the_next_in_at_once(system_engine: Engine) -> None:
     elect(system_engine, ONE)
     with system_session(system_engine) as session:
-        leadership.resign(session, "scheduler", ONE)
+        leadership.resign(session, ONE)
     assert elect(system_engine, OTHER) == 2
 
 
 def test_nobody_can_resign_for_the_leader(system_engine: Engine) -> None:
     elect(system_engine, ONE)
     with system_session(system_engine) as session:
-        leadership.resign(session, "scheduler", OTHER)
+        leadership.resign(session, OTHER)
     assert elect(system_engine, OTHER) is None
 
 
@@ -111,7 +111,7 @@ def test_an_election_waits_for_the_leaders_transaction(system_engine: Engine, un
     expire_leader(system_engine)
     with ThreadPoolExecutor(1) as pool:
         with system_session(system_engine) as session:
-            leadership.check_leading(session, "scheduler", ONE, 1)
+            leadership.check_leading(session, ONE, 1)
             electing = pool.submit(elect, system_engine, OTHER)
             wait_until_blocked(system_engine, until)
             assert not electing.done()

@@ -57,6 +57,12 @@ def test_a_run_with_a_gate_asks_for_a_promotion(
     assert ask("get", f"/promotions/{job['promotion']}")["status"] == "waiting"
 
 
+def test_a_run_has_the_priority_of_its_schedule(ask: Ask, schedule: Ask) -> None:
+    made = schedule(training=TRAINING | {"priority": 3})
+    tick = ask("post", f"/schedules/{made['id']}/run")
+    assert ask("get", f"/fine_tuning/jobs/{tick['job']}")["priority"] == 3
+
+
 def test_a_full_queue_refuses_a_run_and_not_the_schedule(
     ask: Ask, schedule: Ask, system_engine: Engine, caller: Caller
 ) -> None:

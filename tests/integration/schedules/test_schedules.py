@@ -7,7 +7,11 @@ from typing import Any
 import openai
 import pytest
 from schedule_ticks import TRAINING, make_due, trainings
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
+from suites import GRADER
+
+from zhub.database.sessions import system_session
+from zhub.models import Expert
 
 Ask = Callable[..., Any]
 
@@ -34,6 +38,8 @@ def test_a_schedule_says_when_it_runs_next(ask: Ask, schedule: Ask) -> None:
         ({"training": TRAINING | {"model": "none"}}, 404, None),
         ({"training": TRAINING | {"method": {"type": "magic"}}}, 400, "training.method.type"),
         ({"training": {"model": "tiny", "method": {"type": "supervised"}}}, 400, "training.training_file"),
+        ({"training": TRAINING | {"depends_on": ["ftjob-" + "0" * 32]}}, 400, "training.depends_on"),
+        ({"training": TRAINING | {"promotion": {"alias": "v1", "suites": []}}}, 400, "training.promotion.suites"),
         ({"overlap": "sometimes"}, 400, "overlap"),
         ({"jitter_s": -1}, 400, "jitter_s"),
         ({"catch_up_s": 10**9}, 400, "catch_up_s"),
@@ -48,6 +54,19 @@ def test_what_could_never_run_is_refused_and_leaves_nothing(
         schedule(**changed)
     assert (caught.value.status_code, caught.value.param) == (status, param)
     assert ask("get", "/schedules")["data"] == [] and trainings(system_engine) == []
+
+
+def test_the_gate_of_a_schedule_is_checked_when_it_is_made(schedule: Ask, suite_file: str) -> None:
+    gate = {"alias": "v1", "suites": [{"file": suite_file, "grader": GRADER}]}
+    with pytest.raises(openai.BadRequestError) as caught:
+        schedule(training=TRAINING | {"promotion": gate})
+    assert caught.value.param == "training.promotion.alias"
+
+
+def test_making_a_schedule_creates_no_expert(schedule: Ask, system_engine: Engine) -> None:
+    schedule()
+    with system_session(system_engine) as session:
+        assert session.scalar(select(func.count()).select_from(Expert)) == 0
 
 
 def test_two_schedules_of_one_name_are_refused(schedule: Ask) -> None:

@@ -64,13 +64,27 @@ def test_submitting_sends_the_grader_and_the_settings(api: Any, zhub: Run) -> No
     assert sent["method"]["reinforcement"]["grader"]["reference"] == "{{item.answer}}"
 
 
-@pytest.mark.parametrize(("options", "sent"), [((), None), (("--cluster", "h100"), "h100")])
-def test_submitting_names_a_cluster_only_where_one_is_asked_for(
-    api: Any, zhub: Run, options: tuple[str, ...], sent: str | None
+@pytest.mark.parametrize(
+    ("options", "field", "sent"),
+    [
+        ((), "cluster", None),
+        (("--cluster", "h100"), "cluster", "h100"),
+        ((), "priority", None),
+        (("--priority", "3"), "priority", 3),
+    ],
+)
+def test_submitting_names_a_cluster_and_a_priority_only_where_they_are_asked_for(
+    api: Any, zhub: Run, options: tuple[str, ...], field: str, sent: str | int | None
 ) -> None:
     api.add("POST", "/v1/fine_tuning/jobs", api_double.JOB)
     assert zhub("submit", "file-1", "--base", "zhub-tiny", *options) == 0
-    assert json.loads(api.requests[-1].content).get("cluster") == sent
+    assert json.loads(api.requests[-1].content).get(field) == sent
+
+
+def test_a_job_is_shown_with_its_priority(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", api_double.JOB | {"priority": 4})
+    assert zhub("jobs", "show", "ftjob-1") == 0
+    assert ["priority", "4"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
 @pytest.mark.parametrize("wish", ["pause", "resume", "cancel"])

@@ -13,12 +13,13 @@ def test_a_schedule_is_made_with_its_training_and_gate(zhub: Run, api: Any, tmp_
     gate = tmp_path / "gate.json"
     gate.write_text('{"rule": "better", "suites": []}')
     options = ("--base", "zhub-tiny", "--cron", "0 3 * * 1", "--timezone", "Europe/Paris", "--set", "n_steps=5")
-    assert zhub("schedules", "add", "weekly", "rows", *options, "--gate", str(gate), "--cluster", "h100") == 0
+    more = ("--gate", str(gate), "--cluster", "h100", "--priority", "2")
+    assert zhub("schedules", "add", "weekly", "rows", *options, *more) == 0
     (body,) = api.bodies("POST", "/v1/schedules")
     assert (body["name"], body["dataset"], body["cron"]) == ("weekly", "rows", "0 3 * * 1")
     assert body["training"]["method"]["reinforcement"]["hyperparameters"] == {"n_steps": 5}
     assert body["training"]["promotion"] == {"rule": "better", "suites": []}
-    assert body["training"]["cluster"] == "h100"
+    assert (body["training"]["cluster"], body["training"]["priority"]) == ("h100", 2)
 
 
 def test_a_schedule_by_feedback_says_how_much_of_it(zhub: Run, api: Any) -> None:

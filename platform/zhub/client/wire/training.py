@@ -53,6 +53,7 @@ class FineTuningJob(Answer):
     suffix: str | None
     attempts: int
     cluster: str
+    priority: int
 
     @property
     def steps(self) -> int:
