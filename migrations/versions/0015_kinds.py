@@ -14,7 +14,7 @@ KINDS = "kind IN ('validate', 'decompose', 'train', 'evaluate', 'gate')"
 
 
 def upgrade() -> None:
-    op.drop_constraint("ck_jobs_kind", "jobs", type_="check")
+    op.drop_constraint(op.f("ck_jobs_kind"), "jobs", type_="check")
     op.drop_index("ix_jobs_light", table_name="jobs")
     op.create_index(
         "ix_jobs_light",

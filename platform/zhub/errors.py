@@ -10,6 +10,7 @@
     │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
     ├── AuthenticationError                        no key, or not a known one
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
+    ├── NotTheOwnerError           (kind, name)    another organisation's, which this one may see and not change
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
     ├── ConflictError                              the thing is in a state that forbids it
@@ -117,6 +118,17 @@ class PermissionDeniedError(ZhubError):
     def __init__(self, scope: str) -> None:
         super().__init__(f"This API key lacks the scope '{scope}'. Use a key that has it, or ask an owner for one.")
         self.scope = scope
+
+
+class NotTheOwnerError(ZhubError):
+    """Another organisation owns the thing: the caller's may see it and not change it."""
+
+    code = "not_the_owner"
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"The {kind} '{name}' can be changed only by the organisation that added it.")
+        self.kind = kind
+        self.name = name
 
 
 class NotFoundError(ZhubError):

@@ -173,7 +173,7 @@ class _Inputs:
 
 def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     parent = versions.get_version(session, caller.project_id, request.model) if "@" in request.model else None
-    base = parent.base if parent else base_models.get(session, request.model)
+    base = parent.base if parent else base_models.get(session, caller.org_id, request.model)
     basis = base_models.require_ready(base)
     training = _file(session, caller, request.training_file, "training_file")
     validation = None
@@ -186,7 +186,7 @@ def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     grader = None
     if recipe == "reinforcement":
         files = [training, validation] if validation is not None else [training]
-        grader = _grader(session, grader_json, base.name, files)
+        grader = _grader(session, caller.org_id, grader_json, base.name, files)
     resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=distinct_rows(training))
     if parent is not None:
         _check_parent(parent, resolved, basis)
@@ -309,12 +309,12 @@ def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
     return recipe, hyperparameters, body.get("grader")
 
 
-def _grader(session: Session, given: Any, base: str, files: Sequence[DatasetVersion]) -> Grader:
+def _grader(session: Session, org_id: uuid.UUID, given: Any, base: str, files: Sequence[DatasetVersion]) -> Grader:
     if given is None:
         raise InvalidRequestError(
             "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER_PARAM
         )
-    return read_grader(session, given, param=GRADER_PARAM, bases=[base], files=files)
+    return read_grader(session, org_id, given, param=GRADER_PARAM, bases=[base], files=files)
 
 
 def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
