@@ -76,7 +76,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """The connections to serving, and the thread that hears about events of jobs, while the application runs."""
     context: Context = app.state.context
     limits = httpx.Limits(max_connections=200)
-    async with httpx.AsyncClient(base_url=context.settings.serving_url, limits=limits) as serving:
+    token = context.settings.serving_token.get_secret_value()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    async with httpx.AsyncClient(base_url=context.settings.serving_url, limits=limits, headers=headers) as serving:
         app.state.serving = serving
         stopping, loop = threading.Event(), asyncio.get_running_loop()
         listening = (context.wakeup, app.state.streams, loop, stopping)
