@@ -9,7 +9,7 @@ a million rows costs a 16-byte digest each, never its text.
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -38,13 +38,22 @@ class Row:
         return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else None
 
 
+def all_rows(file: BinaryIO) -> Iterator[Row]:
+    """Yield the rows of a file that ``validate`` found good, in their order, as often as they stand in it."""
+    for line, raw in numbered_lines(file):
+        if not is_blank(raw):
+            yield parse_row(line, raw)
+
+
 def unique_rows(file: BinaryIO) -> Iterator[Row]:
     """Yield the distinct rows of a file that ``validate`` found good, in their order."""
+    return distinct(all_rows(file))
+
+
+def distinct(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the first of equal rows, in their order."""
     seen: set[bytes] = set()
-    for line, raw in numbered_lines(file):
-        if is_blank(raw):
-            continue
-        row = parse_row(line, raw)
+    for row in rows:
         digest = row_digest(row)
         if digest not in seen:
             seen.add(digest)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.admission import limits
 from zhub.datasets import files as datasets
-from zhub.datasets.validated import distinct_rows, require_validated
+from zhub.datasets.validated import all_rows, distinct_rows, require_validated
 from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.evaluation import promotions
 from zhub.evaluation.gates import Gate
@@ -187,7 +187,9 @@ def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     if recipe == "reinforcement":
         files = [training, validation] if validation is not None else [training]
         grader = _grader(session, caller.org_id, grader_json, base.name, files)
-    resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=distinct_rows(training))
+    kept = hyperparameters.get("duplicates") == "keep"
+    train_rows = all_rows(training) if kept else distinct_rows(training)
+    resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=train_rows)
     if parent is not None:
         _check_parent(parent, resolved, basis)
     return _Inputs(base, basis, parent, training, validation, recipe, resolved, grader)
