@@ -18,6 +18,7 @@ from zhub.process.wakeup import open_wakeup
 from zhub.storage.object_store import open_store
 from zhub_api import errors, health, observed
 from zhub_api.context import Context
+from zhub_api.known_parameters import KnownQuery
 from zhub_api.routes import (
     chat,
     evaluations,
@@ -51,8 +52,10 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, chat, feedback,
-        webhooks, observed, health,
+        webhooks,
     ):  # fmt: skip
+        app.include_router(part.router, dependencies=[KnownQuery])
+    for part in (observed, health):
         app.include_router(part.router)
     _add_middleware(app)
     return app

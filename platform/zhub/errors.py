@@ -140,6 +140,8 @@ class NotFoundError(ZhubError):
         super().__init__(f"No such {kind}: '{name}'." + (f" {hint}" if hint else ""))
         self.kind = kind
         self.name = name
+        if kind in ("model", "base model"):
+            self.code = "model_not_found"  # by which clients of the OpenAI dialect know it
 
 
 class QuotaExceededError(ZhubError):

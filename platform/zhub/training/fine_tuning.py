@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -358,11 +358,23 @@ def _check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
 
 
 def list_jobs(
-    session: Session, project_id: uuid.UUID, *, after: uuid.UUID | None, limit: int
+    session: Session,
+    project_id: uuid.UUID,
+    *,
+    after: uuid.UUID | None,
+    limit: int,
+    metadata: Mapping[str, str] | None = None,
 ) -> tuple[list[Job], bool]:
-    """The project's fine-tuning jobs, newest first, and whether more follow."""
+    """The project's fine-tuning jobs, newest first, and whether more follow.
+
+    With ``metadata``, only jobs that have all of it; an empty one: only jobs without any.
+    """
     statement = select(Job).where(Job.project_id == project_id, Job.kind == "train")
     if after is not None:
         statement = statement.where(Job.id < after)
+    if metadata:
+        statement = statement.where(Job.request["metadata"].contains(dict(metadata)))
+    elif metadata is not None:
+        statement = statement.where(Job.request["metadata"] == text("'{}'::jsonb"))
     newest = list(session.scalars(statement.order_by(Job.id.desc()).limit(limit + 1)))
     return newest[:limit], len(newest) > limit

@@ -33,7 +33,7 @@ def test_chat_with_a_model_that_is_not_there_is_refused(
 ) -> None:
     publish()
     error = refused(lambda: client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}]))
-    assert (error.status_code, error.code) == (404, "not_found")
+    assert (error.status_code, error.code) == (404, "model_not_found")
 
 
 def test_chat_accepts_fields_that_only_steer_other_servers(client: Client, checked_file: str) -> None:
