@@ -15,6 +15,7 @@ SECRETS: dict[str, Callable[[], str]] = {
     "S3_ACCESS_KEY": lambda: secrets.token_hex(10).upper(),
     "S3_SECRET_KEY": lambda: secrets.token_hex(24),
     "RAY_AUTH_TOKEN": lambda: secrets.token_hex(32),
+    "ZHUB_SERVING_TOKEN": lambda: secrets.token_hex(32),
     "ZHUB_SECRET_KEY": lambda: secrets.token_hex(32),
 }
 

@@ -18,6 +18,7 @@ from zhub.process.wakeup import open_wakeup
 from zhub.storage.object_store import open_store
 from zhub_api import errors, health, observed
 from zhub_api.context import Context
+from zhub_api.known_parameters import KnownQuery
 from zhub_api.routes import (
     chat,
     evaluations,
@@ -51,8 +52,10 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, chat, feedback,
-        webhooks, observed, health,
+        webhooks,
     ):  # fmt: skip
+        app.include_router(part.router, dependencies=[KnownQuery])
+    for part in (observed, health):
         app.include_router(part.router)
     _add_middleware(app)
     return app
@@ -76,7 +79,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """The connections to serving, and the thread that hears about events of jobs, while the application runs."""
     context: Context = app.state.context
     limits = httpx.Limits(max_connections=200)
-    async with httpx.AsyncClient(base_url=context.settings.serving_url, limits=limits) as serving:
+    token = context.settings.serving_token.get_secret_value()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    async with httpx.AsyncClient(base_url=context.settings.serving_url, limits=limits, headers=headers) as serving:
         app.state.serving = serving
         stopping, loop = threading.Event(), asyncio.get_running_loop()
         listening = (context.wakeup, app.state.streams, loop, stopping)

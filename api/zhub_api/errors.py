@@ -24,6 +24,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.AddressRefusedError: 400,
     errors.AuthenticationError: 401,
     errors.PermissionDeniedError: 403,
+    errors.NotTheOwnerError: 403,
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
     errors.NotReadyError: 409,

@@ -10,6 +10,7 @@
     │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
     ├── AuthenticationError                        no key, or not a known one
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
+    ├── NotTheOwnerError           (kind, name)    another organisation's, which this one may see and not change
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
     ├── ConflictError                              the thing is in a state that forbids it
@@ -119,6 +120,17 @@ class PermissionDeniedError(ZhubError):
         self.scope = scope
 
 
+class NotTheOwnerError(ZhubError):
+    """Another organisation owns the thing: the caller's may see it and not change it."""
+
+    code = "not_the_owner"
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"The {kind} '{name}' can be changed only by the organisation that added it.")
+        self.kind = kind
+        self.name = name
+
+
 class NotFoundError(ZhubError):
     """There is no such thing, or this key may not know of it."""
 
@@ -128,6 +140,8 @@ class NotFoundError(ZhubError):
         super().__init__(f"No such {kind}: '{name}'." + (f" {hint}" if hint else ""))
         self.kind = kind
         self.name = name
+        if kind in ("model", "base model"):
+            self.code = "model_not_found"  # by which clients of the OpenAI dialect know it
 
 
 class QuotaExceededError(ZhubError):

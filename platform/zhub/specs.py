@@ -5,8 +5,8 @@ A spec is complete: every ``"auto"`` is resolved, every name is a digest or a ke
 
 import difflib
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,6 +18,7 @@ from zhub.pydantic_errors import refusal
 Recipe = Literal["reinforcement", "supervised", "dpo"]
 AdapterKind = Literal["svf", "lora"]
 Targets = Literal["all", "both", "mlp", "attention"]
+LongRows = Literal["refuse", "skip", "cut"]
 
 MIN_PROMPTS = 10  # distinct ones: fewer cannot be split into train, validation and test
 
@@ -41,6 +42,11 @@ class _Hyperparameters(BaseModel):
     ``checkpoint_interval`` steps (0: with every score), and when training is interrupted. ``data_parallel`` processes,
     each with a device like the worker's, divide the rows between them. With ``warm_start`` ``nearest`` training begins
     from the best of the project's experts whose prompts look like these, if one beats the base on validation rows.
+
+    Rows that repeat others are trained on once, or with ``duplicates`` ``keep`` as often as they stand in the file;
+    validation and test count each once. ``long_rows`` says what becomes of rows with more tokens than the base's
+    context: the job fails and names them all (``refuse``), they are left out (``skip``), or they are cut to fit
+    (``cut``): the answer at its end, and a prompt that leaves no room for one at its beginning.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +69,8 @@ class _Hyperparameters(BaseModel):
     data_parallel: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
     warm_start: Literal["off", "nearest"] = "off"
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
+    duplicates: Literal["drop", "keep"] = "drop"
+    long_rows: LongRows = "refuse"
 
     @model_validator(mode="after")
     def _fits_the_adapter(self) -> "_Hyperparameters":
@@ -143,54 +151,70 @@ def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_r
     ``n_epochs`` becomes ``n_steps`` (epochs × rows / batch), ``learning_rate_multiplier`` scales the default rate.
 
     Raises:
-        InvalidRequestError: an unknown name (with the nearest known one) or a value out of range, by its ``param``.
+        InvalidRequestError: unknown names (each with the nearest known one) and values out of range. The message has
+            all of them, ``param`` is the first.
     """
     model = HYPERPARAMETERS[recipe]
     where = f"method.{recipe}.hyperparameters"
     known = [*model.model_fields, *FOREIGN]
-    for name in asked:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise InvalidRequestError(
-                f"Unknown hyperparameter '{name}' for method '{recipe}'.{hint} Known: {', '.join(sorted(known))}.",
-                param=f"{where}.{name}",
-                code="unknown_hyperparameter",
-            )
-    given = {name: value for name, value in asked.items() if value is not None and value != "auto"}
-    rate = LORA_LEARNING_RATE if given.get("adapter") == "lora" else SVF_LEARNING_RATE
-    multiplier = _number(given.pop("learning_rate_multiplier", 1.0), f"{where}.learning_rate_multiplier")
+    refusals = [_unknown(name, known, recipe, where) for name in asked if name not in known]
+    given = {name: value for name, value in asked.items() if name in known and value is not None and value != "auto"}
+    multiplier = given.pop("learning_rate_multiplier", 1.0)
     epochs = given.pop("n_epochs", None)
+    for name, factor in (("learning_rate_multiplier", multiplier), ("n_epochs", 1.0 if epochs is None else epochs)):
+        if not _is_factor(factor):
+            what = f"'{name}' must be a number above 0 and at most {MAX_FACTOR:,}, got {factor!r}."
+            refusals.append(InvalidRequestError(what, param=f"{where}.{name}"))
     if multiplier != 1.0 and "learning_rate" in given:
-        raise InvalidRequestError(
-            "Give learning_rate or learning_rate_multiplier, not both.", param=f"{where}.learning_rate_multiplier"
-        )
-    given.setdefault("learning_rate", multiplier * rate)
-    if "n_steps" not in given:
-        batch_size = given.get("batch_size", model.model_fields["batch_size"].default)
-        given["n_steps"] = DEFAULT_STEPS
-        if epochs is not None and type(batch_size) is int and batch_size > 0:
-            given["n_steps"] = max(1, math.ceil(_number(epochs, f"{where}.n_epochs") * train_rows / batch_size))
-    elif epochs is not None:
-        raise InvalidRequestError("Give n_steps or n_epochs, not both.", param=f"{where}.n_epochs")
+        what = "Give learning_rate or learning_rate_multiplier, not both."
+        refusals.append(InvalidRequestError(what, param=f"{where}.learning_rate_multiplier"))
+    if epochs is not None and "n_steps" in given:
+        refusals.append(InvalidRequestError("Give n_steps or n_epochs, not both.", param=f"{where}.n_epochs"))
+    if _is_factor(multiplier):
+        rate = LORA_LEARNING_RATE if given.get("adapter") == "lora" else SVF_LEARNING_RATE
+        given.setdefault("learning_rate", multiplier * rate)
+    given.setdefault("n_steps", _steps(epochs, given.get("batch_size", _default_batch_size(model)), train_rows))
     try:
-        return model.model_validate(given)  # type: ignore[return-value]
+        resolved = model.model_validate(given)
     except ValidationError as exc:
-        refused = refusal(exc.errors(), within=where)
-        # What is out of range may have come from a field of the other dialect: then that one is at fault.
-        for field, foreign in (("n_steps", "n_epochs"), ("learning_rate", "learning_rate_multiplier")):
-            if refused.param == f"{where}.{field}" and field not in asked:
-                refused.param = f"{where}.{foreign}"
-        raise refused from exc
+        refusals += [_refusal(error, where, asked) for error in exc.errors()]
+    if refusals:
+        raise InvalidRequestError(" ".join(map(str, refusals)), param=refusals[0].param, code=refusals[0].code)
+    return resolved  # type: ignore[return-value]
 
 
-def _number(value: object, param: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_FACTOR:
-        name = param.rpartition(".")[2]
-        raise InvalidRequestError(
-            f"'{name}' must be a number above 0 and at most {MAX_FACTOR:,}, got {value!r}.", param=param
-        )
-    return float(value)
+def _unknown(name: str, known: Sequence[str], recipe: Recipe, where: str) -> InvalidRequestError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return InvalidRequestError(
+        f"Unknown hyperparameter '{name}' for method '{recipe}'.{hint} Known: {', '.join(sorted(known))}.",
+        param=f"{where}.{name}",
+        code="unknown_hyperparameter",
+    )
+
+
+def _refusal(error: Mapping[str, Any], where: str, asked: Mapping[str, Any]) -> InvalidRequestError:
+    refused = refusal([error], within=where)
+    # What is out of range may have come from a field of the other dialect: then that one is at fault.
+    for field, foreign in (("n_steps", "n_epochs"), ("learning_rate", "learning_rate_multiplier")):
+        if refused.param == f"{where}.{field}" and field not in asked:
+            refused.param = f"{where}.{foreign}"
+    return refused
+
+
+def _steps(epochs: object, batch_size: object, train_rows: int) -> int:
+    """The steps that so many epochs take; the default where a number is not one."""
+    if epochs is None or not _is_factor(epochs) or type(batch_size) is not int or batch_size <= 0:
+        return DEFAULT_STEPS
+    return max(1, math.ceil(epochs * train_rows / batch_size))
+
+
+def _default_batch_size(model: type[_Hyperparameters]) -> int:
+    return int(model.model_fields["batch_size"].default)
+
+
+def _is_factor(value: object) -> TypeGuard[float]:
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value <= MAX_FACTOR
 
 
 class StoredFile(BaseModel):

@@ -126,7 +126,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
 @pytest.fixture(scope="module")
 def client(compose: Compose) -> openai.OpenAI:
     """An openai client with the first key, made as the compose file's head says."""
-    shown = compose("run", "--rm", "admin", "zhub", "db", "bootstrap", "--organization", "acme")
+    shown = compose("run", "--rm", "admin", "zhub", "db", "bootstrap", "--organization", "acme", "--operator")
     return openai.OpenAI(base_url=f"{compose.url}/v1", api_key=shown.split()[-1], max_retries=5)
 
 

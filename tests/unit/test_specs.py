@@ -101,6 +101,22 @@ def test_two_names_for_one_thing_are_refused(both: dict[str, Any]) -> None:
     assert "not both" in str(refusal(both))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"batch_size": 0, "n_steps": 0},
+        {"lerning_rate": 1, "bach_size": 2},
+        {"zzz": 1, "batch_size": True},
+        {"n_epochs": 0, "learning_rate_multiplier": -1},
+        {"n_epochs": 0, "batch_size": "8", "eval_interval": 0},
+    ],
+)
+def test_everything_that_is_wrong_is_named_at_once(asked: dict[str, Any]) -> None:
+    error = refusal(asked)
+    assert all(name in str(error) for name in asked)
+    assert error.param in {param(name) for name in asked}
+
+
 NUMBERS = ["batch_size", "n_steps", "n_epochs", "learning_rate", "learning_rate_multiplier", "eval_interval"]
 NOT_NUMBERS = [True, False, "8", "", [], {}, [8], math.nan, math.inf, -math.inf, 0, -1, 10**400, 1e308, 1 << 70]
 

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from zhub.errors import InvalidRequestError, UnavailableError
 from zhub.generation import Ended, Failed, Line, Started, Text
 from zhub_api import serving_client
+from zhub_api.chat_parameters import refuse_unsupported
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.errors import envelope
 
@@ -51,7 +52,7 @@ class StreamOptions(Schema):
 
 
 class ChatRequest(Schema):
-    """The fields that zhub acts on. Unknown ones are accepted, because clients send many for other servers."""
+    """The fields that zhub acts on; ``chat_parameters`` says what becomes of each other one."""
 
     model_config = ConfigDict(extra="ignore")
     model: str
@@ -66,6 +67,8 @@ class ChatRequest(Schema):
     seed: int | None = None
     stop: str | list[str] | None = None
     n: int | None = None
+
+    _supported = model_validator(mode="before")(refuse_unsupported)
 
 
 @router.post("/completions", response_model=None)

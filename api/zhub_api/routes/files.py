@@ -16,6 +16,7 @@ from zhub.models import DatasetVersion
 from zhub.process.wakeup import SCHEDULER
 from zhub.storage.keys import dataset_key
 from zhub_api.context import CallerDep, ContextDep
+from zhub_api.known_parameters import KnownForm
 from zhub_api.pages import page
 
 router = APIRouter(prefix="/v1/files")
@@ -25,7 +26,11 @@ MAX_FILE_BYTES = 2 << 30
 
 @router.post("")
 def create_file(
-    caller: CallerDep, context: ContextDep, file: Annotated[UploadFile, File()], purpose: Annotated[str, Form()]
+    caller: CallerDep,
+    context: ContextDep,
+    file: Annotated[UploadFile, File()],
+    purpose: Annotated[str, Form()],
+    _known: KnownForm,
 ) -> dict[str, Any]:
     """Store a JSONL file and enqueue its validation; follow ``status`` until it is ``processed`` or ``error``."""
     caller.require("files:write")

@@ -1,10 +1,10 @@
 """``/v1/fine_tuning/jobs``: training, in the OpenAI dialect."""
 
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -73,13 +73,28 @@ def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.Jo
 
 @router.get("")
 def list_jobs(
-    caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    caller: CallerDep,
+    context: ContextDep,
+    http_request: Request,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    metadata: Annotated[
+        Literal["null"] | None, Query(description="`metadata[key]=value`, which may be repeated; `null`: without any.")
+    ] = None,
 ) -> dict[str, Any]:
+    """The project's jobs, newest first."""
     caller.require("jobs:read")
+    wanted = {} if metadata == "null" else _wanted_metadata(http_request.query_params) or None
     last = parse_id("fine-tuning job", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        newest, has_more = fine_tuning.list_jobs(session, caller.project_id, after=last, limit=limit)
+        newest, has_more = fine_tuning.list_jobs(session, caller.project_id, after=last, limit=limit, metadata=wanted)
         return page(job_objects(session, newest), has_more=has_more)
+
+
+def _wanted_metadata(query: Mapping[str, str]) -> dict[str, str]:
+    """What ``metadata[key]=value`` in the query asks for."""
+    names = {name: name.removeprefix("metadata[").removesuffix("]") for name in query if name.startswith("metadata[")}
+    return {key: query[name] for name, key in names.items()}
 
 
 @router.get("/{job_id}")

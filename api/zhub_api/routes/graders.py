@@ -170,7 +170,7 @@ def _judge(context: Context, caller: Caller, serving: httpx.AsyncClient) -> Judg
 
 def _read(context: Context, caller: Caller, given: Any) -> Grader:
     with tenant_session(context.engine, caller.org_id) as session:
-        return read_grader(session, given, param="grader")
+        return read_grader(session, caller.org_id, given, param="grader")
 
 
 def _try(grader: Grader, sample: Sample, tools: GradingTools, flags: dict[str, Any]) -> Grade:

@@ -22,7 +22,8 @@ from zhub.registry.names import AUTO
 from zhub.registry.resolve import resolve
 from zhub.specs import StoredFile
 from zhub.storage.keys import base_file_key
-from zhub_api.context import CallerDep, ContextDep
+from zhub.tenancy.keys import Caller
+from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.pages import page
 from zhub_api.routes.fine_tuning import queue_object
 from zhub_api.routes.uploads import MAX_MODEL_FILE_BYTES, spool
@@ -112,6 +113,8 @@ class BaseModelRequest(Schema):
 
     model_config = ConfigDict(extra="forbid")
     name: str
+    private: bool | None = None
+    """Whether it is for your organisation only; null: for everybody, if the key may add such, else private."""
     hub_id: str | None = None
     hub_revision: str | None = None
     cluster: str = limits.DEFAULT_CLUSTER
@@ -123,7 +126,7 @@ def create_base_model(caller: CallerDep, context: ContextDep, request: BaseModel
     """Begin to add a base model; PUT its files, then POST ``/complete``."""
     caller.require("base_models:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        base = base_models.create(session, **request.model_dump())
+        base = base_models.create(session, caller, **request.model_dump())
         session.refresh(base)
         return base_model_object(base)
 
@@ -135,6 +138,8 @@ async def put_base_model_file(
     """Store one file of the model's directory; the body is the file itself."""
     caller.require("base_models:write")
     base_models.check_file_name(filename)
+    # Before the body is read: nobody fills the disk with files of a base model that are then refused.
+    await run_in_threadpool(_check_may_change, context, caller, name)
     async with spool(request, limit=MAX_MODEL_FILE_BYTES) as upload:
 
         def record() -> dict[str, Any]:
@@ -142,9 +147,14 @@ async def put_base_model_file(
             context.store.put(key, upload.file)
             stored = StoredFile(name=filename, key=key, sha256=upload.sha256, size_bytes=upload.size_bytes)
             with tenant_session(context.engine, caller.org_id) as session:
-                return base_model_object(base_models.add_file(session, name, stored))
+                return base_model_object(base_models.add_file(session, caller, name, stored))
 
         return await run_in_threadpool(record)
+
+
+def _check_may_change(context: Context, caller: Caller, name: str) -> None:
+    with tenant_session(context.engine, caller.org_id) as session:
+        base_models.check_may_change(session, caller, name)
 
 
 @router.post("/base_models/{name}/complete")
@@ -172,7 +182,7 @@ def list_base_models(
 def retrieve_base_model(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        return base_model_object(base_models.get(session, name))
+        return base_model_object(base_models.get(session, caller.org_id, name))
 
 
 @router.get("/base_models/{name}/queue")
@@ -180,7 +190,7 @@ def explain_decomposition(caller: CallerDep, context: ContextDep, name: str) -> 
     """What the decomposition waits for, as of a fine-tuning job; only for the organisation that added the base."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        job = base_models.decomposition(session, base_models.get(session, name))
+        job = base_models.decomposition(session, base_models.get(session, caller.org_id, name))
         return queue_object(session, job, "base_model", name)
 
 
@@ -245,6 +255,7 @@ def base_model_object(base: BaseModel) -> dict[str, Any]:
         "status": base.status,
         "error": base.error,
         "is_default": base.is_default,
+        "private": base.private,
         "cluster": base.cluster,
         "files": [file["name"] for file in base.source["files"]],
         "hub_id": base.source["hub_id"],

@@ -26,6 +26,14 @@ def add(
     cluster: Annotated[
         str, typer.Option(help="Which workers decompose it, where there are several kinds.")
     ] = "default",
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--platform",
+            help="Only for your organisation, or for everybody, which is an operator's right.",
+            show_default="for everybody where the key may",
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until it is decomposed.")] = True,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -39,10 +47,10 @@ def add(
         )
     with connect(data_dir) as client:
         if path is not None:
-            base = _add_directory(client, name, path, chat_template, cluster)
+            base = _add_directory(client, name, path, chat_template, cluster, private)
         else:
             hub_id, _, revision = (hub or "").partition("@")
-            base = client.base_models.add_hub(name, hub_id, revision, cluster=cluster)
+            base = client.base_models.add_hub(name, hub_id, revision, cluster=cluster, private=private)
         if wait:
             with stderr().status(f"{name}: {base.status}") as spinner:
                 base = client.base_models.wait_ready(name, progress=lambda b: spinner.update(f"{name}: {b.status}"))
@@ -57,7 +65,13 @@ def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         return show_json(bases)
     rows = [
-        (base.id, status(base.status), "default" if base.is_default else "", moment(base.created_at), base.error or "")
+        (
+            base.id,
+            status(base.status),
+            "default" if base.is_default else "private" if base.private else "",
+            moment(base.created_at),
+            base.error or "",
+        )
         for base in bases
     ]
     put(table(("NAME", "STATUS", "", "ADDED", "ERROR"), rows, whole=2))
@@ -70,7 +84,9 @@ def show(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False)
         _show(client.base_models.get(name), as_json)
 
 
-def _add_directory(client: Client, name: str, path: Path, chat_template: Path | None, cluster: str) -> BaseModelRecord:
+def _add_directory(
+    client: Client, name: str, path: Path, chat_template: Path | None, cluster: str, private: bool | None
+) -> BaseModelRecord:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     console = stderr()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
@@ -86,7 +102,13 @@ def _add_directory(client: Client, name: str, path: Path, chat_template: Path | 
             bars.update(tasks[filename], completed=sent_bytes)
 
         return client.base_models.add_directory(
-            name, path, chat_template=chat_template, cluster=cluster, started=started, progress=progress
+            name,
+            path,
+            chat_template=chat_template,
+            cluster=cluster,
+            private=private,
+            started=started,
+            progress=progress,
         )
 
 
@@ -97,7 +119,7 @@ def _show(base: BaseModelRecord, as_json: bool) -> None:
     put(
         facts(
             [
-                ("name", base.id + (" (default)" if base.is_default else "")),
+                ("name", base.id + (" (default)" if base.is_default else " (private)" if base.private else "")),
                 ("status", status(base.status)),
                 *([("error", base.error)] if base.error else []),
                 ("added", moment(base.created_at)),

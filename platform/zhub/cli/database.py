@@ -44,6 +44,9 @@ def logins(
 def bootstrap(
     organization: Annotated[str, typer.Option(help="The first organisation.")],
     project: Annotated[str, typer.Option(help="Its first project.")] = "default",
+    operator: Annotated[
+        bool, typer.Option("--operator", help="The key may also add base models for every organisation.")
+    ] = False,
     url: Annotated[
         str,
         typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
@@ -52,10 +55,10 @@ def bootstrap(
         str, typer.Option(envvar="ZHUB_SECRET_KEY", help="The API's secret key; better in the environment.")
     ] = ...,  # type: ignore[assignment]
 ) -> None:
-    """Make an organisation, a project and a key with all rights. The key is printed, once."""
+    """Make an organisation, a project and a key with all rights in it. The key is printed, once."""
     from zhub.cli import database_operations
 
-    key = database_operations.bootstrap(url, secret_key, organization, project)
+    key = database_operations.bootstrap(url, secret_key, organization, project, operator=operator)
     note("This key is shown only now. Keep it, e.g. as ZHUB_API_KEY:")
     typer.echo(key)
 

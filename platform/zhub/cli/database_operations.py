@@ -57,8 +57,8 @@ def logins(owner_url: str, *, api_password: str, system_password: str) -> None:
     note(f"The logins {API_LOGIN} and {SYSTEM_LOGIN} exist.")
 
 
-def bootstrap(system_url: str, secret_key: str, organization: str, project: str) -> str:
-    """Return the first key of a project.
+def bootstrap(system_url: str, secret_key: str, organization: str, project: str, *, operator: bool = False) -> str:
+    """Return the first key of a project, an ``operator``'s where that is asked for.
 
     Raises:
         ConflictError: the project has a key already.
@@ -72,7 +72,7 @@ def bootstrap(system_url: str, secret_key: str, organization: str, project: str)
         made = ensure_project(session, organization, project)
         if has_keys(session, made):
             raise ConflictError(f"The project {organization}/{project} has a key already, which was shown once.")
-        return create_full_key(session, made, KEY_NAME, secret_key=secret_key)
+        return create_full_key(session, made, KEY_NAME, operator=operator, secret_key=secret_key)
 
 
 def set_quota(

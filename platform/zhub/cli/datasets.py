@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
-from zhub.cli.output import facts, moment, put, show_json, size, status, stderr, table
+from zhub.cli.output import facts, moment, note, put, show_json, size, status, stderr, table
 from zhub.client import Client
 from zhub.client.wire.training import DatasetFile
 
@@ -59,7 +59,10 @@ def push_file(client: Client, path: Path) -> DatasetFile:
     with stderr().status(f"{path.name}: uploading") as spinner:
         file = client.files.upload(path)
         spinner.update(f"{path.name}: its rows are being checked")
-        return client.files.wait_processed(file.id)
+        checked = client.files.wait_processed(file.id)
+    if repeated := (checked.validation or {}).get("duplicate_count"):
+        note(f"{path.name}: {repeated:,} rows repeat others. They are used once; see the hyper-parameter 'duplicates'.")
+    return checked
 
 
 def _rows(file: DatasetFile) -> str:

@@ -2,7 +2,15 @@
 
 from typing import Final
 
-from zhub.errors import ApiError, AuthenticationError, ConflictError, NotFoundError, PermissionDeniedError, ZhubError
+from zhub.errors import (
+    ApiError,
+    AuthenticationError,
+    ConflictError,
+    NotFoundError,
+    NotTheOwnerError,
+    PermissionDeniedError,
+    ZhubError,
+)
 
 ERROR: Final = 1
 AUTHENTICATION: Final = 3
@@ -17,7 +25,7 @@ _BY_STATUS = {401: AUTHENTICATION, 403: AUTHENTICATION, 404: NOT_FOUND, 409: CON
 def exit_code(error: ZhubError) -> int:
     if isinstance(error, ApiError):
         return _BY_STATUS.get(error.status, ERROR)
-    if isinstance(error, AuthenticationError | PermissionDeniedError):
+    if isinstance(error, AuthenticationError | PermissionDeniedError | NotTheOwnerError):
         return AUTHENTICATION
     if isinstance(error, NotFoundError):
         return NOT_FOUND

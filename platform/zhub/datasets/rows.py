@@ -9,9 +9,12 @@ a million rows costs a 16-byte digest each, never its text.
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
+
+from zhub.datasets.row_fields import ignored_in_message, ignored_in_messages, ignored_in_row, unreadable_content
+from zhub.errors import TrainingError
 
 MAX_ROW_BYTES = 1 << 20
 PREFERENCE_COLUMNS = ("preferred_output", "non_preferred_output")
@@ -38,13 +41,30 @@ class Row:
         return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else None
 
 
-def unique_rows(file: BinaryIO) -> Iterator[Row]:
-    """Yield the distinct rows of a file that ``validate`` found good, in their order."""
-    seen: set[bytes] = set()
+def all_rows(file: BinaryIO) -> Iterator[Row]:
+    """Yield the rows of a file that ``validate`` found good, in their order, as often as they stand in it.
+
+    Raises:
+        TrainingError: a row that an earlier release found good, and this one refuses.
+    """
     for line, raw in numbered_lines(file):
         if is_blank(raw):
             continue
-        row = parse_row(line, raw)
+        try:
+            yield parse_row(line, raw)
+        except RowSyntaxError as exc:
+            raise TrainingError(f"line {line}: {exc}. Mend the row, and upload the file again.") from exc
+
+
+def unique_rows(file: BinaryIO) -> Iterator[Row]:
+    """Yield the distinct rows of a file that ``validate`` found good, in their order."""
+    return distinct(all_rows(file))
+
+
+def distinct(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the first of equal rows, in their order."""
+    seen: set[bytes] = set()
+    for row in rows:
         digest = row_digest(row)
         if digest not in seen:
             seen.add(digest)
@@ -79,6 +99,7 @@ def parse_row(line: int, raw: bytes) -> Row:
         _check_text(value)
     item = dict(value)
     rejected = None
+    _refuse_ignored(ignored_in_row(item))
     if any(column in item for column in PREFERENCE_COLUMNS):
         messages, rejected = _preference(item)
     else:
@@ -87,6 +108,7 @@ def parse_row(line: int, raw: bytes) -> Row:
         raise RowSyntaxError("wrong_schema", "'messages' must be a list with at least one message")
     for index, message in enumerate(messages):
         _check_message(index, message)
+    _refuse_ignored(ignored_in_messages(messages))
     if messages[-1]["role"] in ("system", "developer") or (len(messages) == 1 and messages[0]["role"] == "assistant"):
         raise RowSyntaxError("wrong_schema", "'messages' must hold a user's message before the answer")
     return Row(line, [{"role": m["role"], "content": m["content"]} for m in messages], item, rejected)
@@ -109,6 +131,7 @@ def _preference(item: dict[str, Any]) -> tuple[Any, str]:
     messages = prompt.get("messages") if isinstance(prompt, dict) else None
     if not isinstance(messages, list) or not messages:
         raise RowSyntaxError("wrong_schema", "'input.messages' must be a list with at least one message")
+    _refuse_ignored(ignored_in_row(prompt))
     if isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
         raise RowSyntaxError("wrong_schema", "'input.messages' must end before the answer, with a user's message")
     answers: list[str] = []
@@ -117,10 +140,16 @@ def _preference(item: dict[str, Any]) -> tuple[Any, str]:
         one = given[0] if isinstance(given, list) and len(given) == 1 else None
         if not isinstance(one, dict) or one.get("role") != "assistant" or not isinstance(one.get("content"), str):
             raise RowSyntaxError("wrong_schema", f"'{column}' must be a list with one message of the assistant's")
+        _refuse_ignored(ignored_in_message(one, f"{column}[0]"))
         answers.append(one["content"])
     if answers[0] == answers[1]:
         raise RowSyntaxError("wrong_schema", "the preferred and the non-preferred output are the same text")
     return [*messages, {"role": "assistant", "content": answers[0]}], answers[1]
+
+
+def _refuse_ignored(problem: str | None) -> None:
+    if problem is not None:
+        raise RowSyntaxError("unsupported_field", problem)
 
 
 def _check_message(index: int, message: object) -> None:
@@ -129,10 +158,12 @@ def _check_message(index: int, message: object) -> None:
         raise RowSyntaxError("wrong_schema", f"{where} must be an object, found {_json_type(message)}")
     if message.get("role") not in ROLES:
         raise RowSyntaxError("wrong_schema", f"{where}.role must be one of {', '.join(ROLES)}")
-    if not isinstance(message.get("content"), str):
-        raise RowSyntaxError(
-            "wrong_schema", f"{where}.content must be a string, found {_json_type(message.get('content'))}"
-        )
+    content = message.get("content")
+    if not isinstance(content, str):
+        if content is None:
+            _refuse_ignored(ignored_in_message(message, where))
+        what = unreadable_content(content) or f"must be a string, found {_json_type(content)}"
+        raise RowSyntaxError("wrong_schema", f"{where}.content {what}")
 
 
 def _check_text(value: dict[str, Any]) -> None:

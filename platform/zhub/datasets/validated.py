@@ -30,8 +30,14 @@ def require_validated(session: Session, project_id: uuid.UUID, file_id: str, *, 
     return version
 
 
+def all_rows(version: DatasetVersion) -> int:
+    """How many rows a validated file has, those included that repeat others."""
+    assert version.validation is not None
+    return int(version.validation["rows"])
+
+
 def distinct_rows(version: DatasetVersion) -> int:
-    """How many rows of a validated file differ: a row that is there twice is read once."""
+    """How many rows of a validated file differ."""
     assert version.validation is not None
     return int(version.validation["rows"] - version.validation["duplicate_count"])
 

@@ -15,9 +15,6 @@ MAX_COLUMNS = 1000
 MAX_PROBLEMS = 100  # reported with their lines; the rest is counted
 
 
-MAX_DUPLICATE_SHARE = 0.10  # above this a file is taken for an export gone wrong
-
-
 @dataclass
 class Validation:
     """What one pass over a file found. ``ok`` decides between ``processed`` and ``error``."""
@@ -48,8 +45,7 @@ class Validation:
 def validate(file: BinaryIO) -> Validation:
     """Check every line of a JSONL file and say what is wrong with which.
 
-    Equal rows are reported and later trained on once; when they are more than a tenth of the file
-    they are an error. Never raises for bad content, and holds one line in memory at a time.
+    Equal rows are reported, and no error. Never raises for bad content, and holds one line in memory at a time.
     """
     found = Validation()
     seen_rows: dict[bytes, int] = {}
@@ -91,7 +87,4 @@ def validate(file: BinaryIO) -> Validation:
     found.prompts = len(seen_prompts)
     if found.rows == 0:
         found.add_problem(1, "empty", "the file has no rows; put one JSON object on each line")
-    elif found.duplicate_count > MAX_DUPLICATE_SHARE * found.rows:
-        found.problem_count += found.duplicate_count
-        found.problems = (found.problems + found.duplicates)[:MAX_PROBLEMS]
     return found

@@ -65,7 +65,8 @@ def first_start(addresses: StackAddresses) -> Credentials:
         if credentials is None or not _is_valid(addresses, credentials.api_key, secret_key):
             with system_session(engine) as session:
                 project = ensure_project(session, ORGANIZATION, PROJECT)
-                credentials = Credentials(base_url, create_full_key(session, project, KEY_NAME, secret_key=secret_key))
+                key = create_full_key(session, project, KEY_NAME, operator=True, secret_key=secret_key)
+                credentials = Credentials(base_url, key)
             write_credentials(data_dir.path, credentials)
     finally:
         engine.dispose()

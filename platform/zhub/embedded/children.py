@@ -137,6 +137,7 @@ def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey
         # Whoever holds a key here may use this machine anyway, and its webhooks go to programs on it.
         "ZHUB_WEBHOOK_ALLOW_PRIVATE": "1",
         "ZHUB_SERVING_URL": plan.serving_url,
+        "ZHUB_SERVING_TOKEN": plan.secrets.serving_token,
         "ZHUB_SERVING_HOST": LOOPBACK,
         "ZHUB_SERVING_PORT": str(plan.serving_port),
         "ZHUB_RAY_ADDRESS": f"{LOOPBACK}:{plan.ray_port}",

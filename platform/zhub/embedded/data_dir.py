@@ -1,6 +1,8 @@
 """The data directory of the embedded stack: what is in it, who may use it, whether it can be used at all."""
 
 import fcntl
+import hashlib
+import hmac
 import json
 import os
 import secrets
@@ -65,6 +67,11 @@ class Secrets:
     secret_key: str
     ray_token: str
     """Required by this Ray, which runs any code that it is sent."""
+
+    @property
+    def serving_token(self) -> str:
+        """Required by serving; derived, so that data directories of earlier releases have one too."""
+        return hmac.new(self.secret_key.encode(), b"serving", hashlib.sha256).hexdigest()
 
 
 def open_data_dir(path: Path) -> DataDir:

@@ -97,7 +97,7 @@ def check_suite(session: Session, caller: Caller, file_id: str, grader: Any, *, 
         InvalidRequestError, NotFoundError, NotReadyError: what ``create`` would raise.
     """
     file = _file(session, caller, file_id, f"{param}.file")
-    read_grader(session, grader, param=f"{param}.grader", bases=[base], files=[file])
+    read_grader(session, caller.org_id, grader, param=f"{param}.grader", bases=[base], files=[file])
 
 
 def measure(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
@@ -107,7 +107,7 @@ def measure(session: Session, caller: Caller, request: EvaluationRequest) -> lis
     named.append(_Subject(named[0].base, None))
     named += [_subject(session, caller, name, f"compare_with.{i}") for i, name in enumerate(request.compare_with)]
     bases = [subject.base.name for subject in named]
-    grader = read_grader(session, request.grader, param="grader", bases=bases, files=[file])
+    grader = read_grader(session, caller.org_id, request.grader, param="grader", bases=bases, files=[file])
     sampled = request.k > 1
     settings = {
         "grader": grader.model_dump(mode="json"),

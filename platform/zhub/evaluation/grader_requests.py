@@ -1,5 +1,6 @@
 """Read the grader of a request. Every request that gives a grader is read here, so that all refuse the same ones."""
 
+import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,13 @@ from zhub.registry import base_models
 
 
 def read_grader(
-    session: Session, given: Any, *, param: str, bases: Iterable[str] = (), files: Sequence[DatasetVersion] = ()
+    session: Session,
+    org_id: uuid.UUID,
+    given: Any,
+    *,
+    param: str,
+    bases: Iterable[str] = (),
+    files: Sequence[DatasetVersion] = (),
 ) -> Grader:
     """Parse a grader; check its judges, and its templates against the validated files whose answers it shall grade.
 
@@ -28,15 +35,17 @@ def read_grader(
     grader = parse_grader(given, param=param)
     for judge_param, judge in leaves(grader, param):
         if isinstance(judge, ScoreModelGrader):
-            _check_judge(session, judge, bases, f"{judge_param}.model")
+            _check_judge(session, org_id, judge, bases, f"{judge_param}.model")
     for file in files:
         check_templates(grader, validated.columns(file), validated.distinct_rows(file), param=param)
     return grader
 
 
-def _check_judge(session: Session, judge: ScoreModelGrader, bases: Iterable[str], param: str) -> None:
+def _check_judge(
+    session: Session, org_id: uuid.UUID, judge: ScoreModelGrader, bases: Iterable[str], param: str
+) -> None:
     try:
-        base_models.get(session, judge.model)
+        base_models.get(session, org_id, judge.model)
     except NotFoundError as exc:
         raise InvalidRequestError(
             f"Grader '{judge.name}': a judge is a base model. {exc}", param=param, code="invalid_grader"

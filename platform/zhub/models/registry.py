@@ -25,11 +25,15 @@ from zhub.models.base import Base, TenantOwned, one_of, tenant_fk
 
 
 class BaseModel(Base):
-    """A frozen base model. Owned by the platform: every organisation may train on it and serve from it."""
+    """A frozen base model: of the platform, for every organisation, or ``private`` to the one that added it."""
 
     __tablename__ = "base_models"
     id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=new_id)
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    owner_org_id: Mapped[uuid.UUID | None] = mapped_column(Uuid, ForeignKey("organizations.id"))
+    """Who began it, and alone adds its files. None: added by a release that did not note it."""
+    private: Mapped[bool] = mapped_column(Boolean, default=False, server_default=text("false"))
+    """Whether only its owner sees and uses it."""
     status: Mapped[str] = mapped_column(default="uploading")
     error: Mapped[str | None]
     source: Mapped[dict[str, Any]]
@@ -45,7 +49,10 @@ class BaseModel(Base):
     __table_args__ = (
         one_of("status", states.BASE_MODEL_STATUSES),
         CheckConstraint("(status = 'ready') <= (basis_fingerprint IS NOT NULL)", name="ready_has_basis"),
+        CheckConstraint("NOT private OR (owner_org_id IS NOT NULL AND NOT is_default)", name="private_has_owner"),
         Index("uq_base_models_default", "is_default", unique=True, postgresql_where=text("is_default")),
+        Index("uq_base_models_name", "name", unique=True, postgresql_where=text("NOT private")),
+        Index("uq_base_models_owner_name", "owner_org_id", "name", unique=True, postgresql_where=text("private")),
     )
 
 

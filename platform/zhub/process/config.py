@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     port: int = 8460
     serving_url: str = "http://127.0.0.1:8461"
     """Where the API reaches the Ray Serve app."""
+    serving_token: SecretStr = SecretStr("")
+    """What the API sends with its requests to the Serve app, which answers no other: the same for API and agent."""
     serving_host: str = "127.0.0.1"
     serving_port: int = 8461
 
@@ -86,6 +88,16 @@ class Settings(BaseSettings):
                 "known. Say what each worker takes, 0 to 1."
             )
         return self
+
+    def require_serving_token(self) -> str:
+        """The token of the Serve app. Raises InvalidRequestError where it is missing or short."""
+        token = self.serving_token.get_secret_value()
+        if len(token) < MIN_SECRET_CHARACTERS:
+            raise InvalidRequestError(
+                f"ZHUB_SERVING_TOKEN must have at least {MIN_SECRET_CHARACTERS} characters; with it the API proves "
+                "itself to serving. Make one with `openssl rand -hex 32`, and give it to API and agent."
+            )
+        return token
 
     def require_secret_key(self) -> str:
         """The secret key. Raises InvalidRequestError where it is missing or short."""

@@ -1,6 +1,7 @@
 """Base models: frozen weights that experts adapt. Added file by file or from the hub, then decomposed by a job.
 
-They belong to the platform, not to a tenant: every organisation trains on the same ones.
+Those of the platform are for every organisation, and an operator adds them; a private one is seen and used only by the
+organisation that added it. Whoever began a base model alone adds its files.
 """
 
 import re
@@ -8,59 +9,101 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from zhub.admission import limits
-from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, UnsupportedModelError
+from zhub.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    NotReadyError,
+    NotTheOwnerError,
+    UnsupportedModelError,
+)
 from zhub.models import BaseModel, Job
 from zhub.queue import jobs
 from zhub.queue.attempts import Released, Succeeded
 from zhub.registry.model_directory import FILE_SUFFIXES, REFUSED_SUFFIXES
 from zhub.specs import BaseModelSource, BasisReference, DecomposeSpec, StoredFile
-from zhub.tenancy.keys import Caller
+from zhub.tenancy.keys import OPERATOR_SCOPE, Caller
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 RESERVED = ("auto", "base")
+HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}")
 REVISION = re.compile(r"[0-9a-f]{40}")
+MAX_FILE_NAME_CHARACTERS = 255
 
 
-def create(session: Session, name: str, *, hub_id: str | None, hub_revision: str | None, cluster: str) -> BaseModel:
+def create(
+    session: Session,
+    caller: Caller,
+    name: str,
+    *,
+    private: bool | None,
+    hub_id: str | None,
+    hub_revision: str | None,
+    cluster: str,
+) -> BaseModel:
     """Add a base model that ``cluster`` shall decompose; its files follow, unless it comes from the hub.
 
+    ``private`` None: for everybody where the caller may add such, else private.
+
     Raises:
-        InvalidRequestError: a bad name, a hub id without a full commit hash, or a cluster that no agent has offered.
+        InvalidRequestError: a bad name, a hub id that is none or without a full commit hash, or a cluster that no agent
+            has offered.
+        PermissionDeniedError: one for everybody, without an operator's right.
         ConflictError: the name is taken.
     """
+    if private is None:
+        private = OPERATOR_SCOPE not in caller.scopes
+    if not private:
+        caller.require(OPERATOR_SCOPE)
     if not NAME.fullmatch(name) or name in RESERVED:
         raise InvalidRequestError(
             f"'{name}' cannot name a base model: use 1 to 64 lower-case letters, digits, '.', '-' or '_'"
             f" (and not {' or '.join(RESERVED)}).",
             param="name",
         )
+    if hub_id is not None and (not HUB_ID.fullmatch(hub_id) or ".." in hub_id):
+        raise InvalidRequestError(f"{hub_id!r} is not the id of a model of the hub: 'owner/name'.", param="hub_id")
     if hub_id is not None and not REVISION.fullmatch(hub_revision or ""):
         raise InvalidRequestError(
             f"A hub model is added at a commit, so that it never changes: '{hub_id}@<40 hex digits>'.", param="hub"
         )
     limits.check_cluster(session, cluster, param="cluster")
-    existing = session.scalar(select(BaseModel).where(BaseModel.name == name))
-    if existing is not None and existing.status in ("ready", "decomposing"):
+    existing = _find(session, caller.org_id, name)
+    if existing is not None and not (existing.private == private and _may_begin_again(existing, caller)):
         raise ConflictError(f"The base model '{name}' exists already. Choose another name.")
     source = BaseModelSource(name=name, hub_id=hub_id, hub_revision=hub_revision).model_dump(mode="json")
+    owned = {"owner_org_id": caller.org_id, "private": private, "cluster": cluster, "source": source}
     if existing is not None:  # an upload that broke off, or a model that was refused: begin again
-        again = {"status": "uploading", "source": source, "error": None, "cluster": cluster}
-        session.execute(update(BaseModel).where(BaseModel.id == existing.id).values(again))
+        again = {"status": "uploading", "error": None}
+        session.execute(update(BaseModel).where(BaseModel.id == existing.id).values(owned | again))
         session.refresh(existing)
         return existing
-    first = session.scalar(select(func.count()).select_from(BaseModel)) == 0
-    base = BaseModel(name=name, source=source, is_default=first, cluster=cluster)
+    of_platform = select(func.count()).select_from(BaseModel).where(~BaseModel.private)
+    base = BaseModel(name=name, is_default=not private and session.scalar(of_platform) == 0, **owned)
     session.add(base)
     session.flush()
     return base
 
 
+def _may_begin_again(base: BaseModel, caller: Caller) -> bool:
+    if base.status in ("ready", "decomposing"):
+        return False
+    # Without an owner: begun by a release that noted none, and for everybody.
+    return base.owner_org_id in (None, caller.org_id)
+
+
 def check_file_name(filename: str) -> None:
     """Refuse what could run code when loaded, and what is no part of a model."""
+    if not filename.isprintable() or len(filename) > MAX_FILE_NAME_CHARACTERS:
+        raise InvalidRequestError(
+            f"{filename[:80]!r} cannot name a file: use at most {MAX_FILE_NAME_CHARACTERS} characters, no control "
+            "characters and no line breaks.",
+            param="file",
+        )
     path = PurePosixPath(filename)
     if path.suffix in REFUSED_SUFFIXES:
         raise UnsupportedModelError(
@@ -74,9 +117,9 @@ def check_file_name(filename: str) -> None:
         )
 
 
-def add_file(session: Session, name: str, file: StoredFile) -> BaseModel:
+def add_file(session: Session, caller: Caller, name: str, file: StoredFile) -> BaseModel:
     """Record one uploaded file of a base model that is still ``uploading``; the same name replaces."""
-    base = get(session, name, for_update=True)
+    base = _lock_own(session, caller, name)
     if base.status != "uploading":
         raise ConflictError(f"The base model '{name}' is {base.status}; its files cannot change any more.")
     source = BaseModelSource.model_validate(base.source)
@@ -88,7 +131,7 @@ def add_file(session: Session, name: str, file: StoredFile) -> BaseModel:
 
 def complete(session: Session, caller: Caller, name: str) -> BaseModel:
     """All files are there: enqueue the decomposition."""
-    base = get(session, name, for_update=True)
+    base = _lock_own(session, caller, name)
     if base.status != "uploading":
         raise ConflictError(f"The base model '{name}' is already {base.status}.")
     source = BaseModelSource.model_validate(base.source)
@@ -113,13 +156,48 @@ def complete(session: Session, caller: Caller, name: str) -> BaseModel:
     return base
 
 
-def get(session: Session, name: str, *, for_update: bool = False) -> BaseModel:
-    """The base model of this name. Raises NotFoundError that lists what there is."""
-    statement = select(BaseModel).where(BaseModel.name == name)
-    base = session.scalar(statement.with_for_update() if for_update else statement)
+def get(session: Session, org_id: uuid.UUID, name: str) -> BaseModel:
+    """The base model that an organisation calls by this name, its own before the platform's.
+
+    Raises:
+        NotFoundError: it lists what there is.
+    """
+    base = _find(session, org_id, name)
     if base is None:
-        known = ", ".join(sorted(session.scalars(select(BaseModel.name)))) or "none yet"
+        known = ", ".join(sorted(set(session.scalars(select(BaseModel.name).where(_visible_to(org_id)))))) or "none yet"
         raise NotFoundError("base model", name, f"Base models: {known}. Add one with `zhub base-models add`.")
+    return base
+
+
+def _find(session: Session, org_id: uuid.UUID, name: str) -> BaseModel | None:
+    of_name = select(BaseModel).where(BaseModel.name == name, _visible_to(org_id))
+    return session.scalar(of_name.order_by(BaseModel.private.desc()).limit(1))
+
+
+def _visible_to(org_id: uuid.UUID) -> ColumnElement[bool]:
+    """Row-level security says the same to the API; the scheduler's sessions see every tenant."""
+    return or_(~BaseModel.private, BaseModel.owner_org_id == org_id)
+
+
+def check_may_change(session: Session, caller: Caller, name: str) -> BaseModel:
+    """The base model, if the caller may add files to it.
+
+    Raises:
+        NotFoundError: there is no such base model.
+        NotTheOwnerError: another organisation began it.
+        PermissionDeniedError: it is for everybody, and the caller is no operator.
+    """
+    base = get(session, caller.org_id, name)
+    if base.owner_org_id != caller.org_id:
+        raise NotTheOwnerError("base model", name)
+    if not base.private:
+        caller.require(OPERATOR_SCOPE)
+    return base
+
+
+def _lock_own(session: Session, caller: Caller, name: str) -> BaseModel:
+    base = check_may_change(session, caller, name)
+    session.refresh(base, with_for_update=True)
     return base
 
 

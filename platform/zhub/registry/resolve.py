@@ -49,14 +49,15 @@ def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tupl
     if mixture:
         return _resolve_mixture(session, caller, model, mixture)
     if model == AUTO or model.startswith(f"{AUTO}:"):
-        base = _default_base(session) if model == AUTO else base_models.get(session, model.removeprefix(f"{AUTO}:"))
+        named = model.removeprefix(f"{AUTO}:")
+        base = _default_base(session) if model == AUTO else base_models.get(session, caller.org_id, named)
         base_models.require_ready(base)
         return ResolvedModel(base, candidates=versions.newest(session, caller.project_id, base))
     if "@" in model:
-        named = _version_or_checkpoint(session, caller.project_id, model)
-        return ResolvedModel(named.base, [WeightedVersion(named, 1.0)])
+        record = _version_or_checkpoint(session, caller.project_id, model)
+        return ResolvedModel(record.base, [WeightedVersion(record, 1.0)])
     try:
-        base = base_models.get(session, model)
+        base = base_models.get(session, caller.org_id, model)
     except NotFoundError as exc:
         raise no_such_model(model) from exc
     base_models.require_ready(base)

@@ -21,7 +21,11 @@ def has_keys(session: Session, project: Project) -> bool:
     return session.scalar(select(ApiKey.id).where(ApiKey.project_id == project.id).limit(1)) is not None
 
 
-def create_full_key(session: Session, project: Project, name: str, *, secret_key: str) -> str:
-    """Make a key that may do everything in its project, and return it; it is never to be had again."""
-    _row, key = keys.create_api_key(session, project, name, scopes=keys.SCOPES, secret_key=secret_key)
+def create_full_key(session: Session, project: Project, name: str, *, operator: bool, secret_key: str) -> str:
+    """Make a key that may do everything in its project, and return it; it is never to be had again.
+
+    An ``operator``'s key may also add base models for every organisation.
+    """
+    scopes = keys.SCOPES if operator else keys.TENANT_SCOPES
+    _row, key = keys.create_api_key(session, project, name, scopes=scopes, secret_key=secret_key)
     return key

@@ -19,10 +19,14 @@ from zhub.database.sessions import key_session, tenant_session
 from zhub.errors import AuthenticationError, InvalidRequestError, PermissionDeniedError
 from zhub.models import ApiKey, Project
 
-SCOPES = (
+TENANT_SCOPES = (
     "files:read", "files:write", "jobs:read", "jobs:write", "models:read", "models:write", "chat", "base_models:write",
     "webhooks:read", "webhooks:write",
 )  # fmt: skip
+"""What a tenant's key may do by default; ``base_models:write`` lets it add base models of its own organisation."""
+OPERATOR_SCOPE = "platform_base_models:write"
+"""Base models for every organisation: an operator's right."""
+SCOPES = (*TENANT_SCOPES, OPERATOR_SCOPE)
 KEY_PATTERN = re.compile(r"zhub_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 LAST_USED_GRANULARITY = timedelta(minutes=1)
 

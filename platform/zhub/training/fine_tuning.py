@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.admission import limits
 from zhub.datasets import files as datasets
-from zhub.datasets.validated import distinct_rows, require_validated
+from zhub.datasets.validated import all_rows, distinct_rows, require_validated
 from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.evaluation import promotions
 from zhub.evaluation.gates import Gate
@@ -228,7 +228,7 @@ class _Inputs:
 
 def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     parent = versions.get_version(session, caller.project_id, request.model) if "@" in request.model else None
-    base = parent.base if parent else base_models.get(session, request.model)
+    base = parent.base if parent else base_models.get(session, caller.org_id, request.model)
     basis = base_models.require_ready(base)
     training = _file(session, caller, request.training_file, "training_file")
     validation = None
@@ -241,8 +241,10 @@ def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     grader = None
     if recipe == "reinforcement":
         files = [training, validation] if validation is not None else [training]
-        grader = _grader(session, grader_json, base.name, files)
-    resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=distinct_rows(training))
+        grader = _grader(session, caller.org_id, grader_json, base.name, files)
+    kept = hyperparameters.get("duplicates") == "keep"
+    train_rows = all_rows(training) if kept else distinct_rows(training)
+    resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=train_rows)
     if parent is not None:
         _check_parent(parent, resolved, basis)
     return _Inputs(base, basis, parent, training, validation, recipe, resolved, grader)
@@ -350,20 +352,32 @@ def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
     return recipe, hyperparameters, body.get("grader")
 
 
-def _grader(session: Session, given: Any, base: str, files: Sequence[DatasetVersion]) -> Grader:
+def _grader(session: Session, org_id: uuid.UUID, given: Any, base: str, files: Sequence[DatasetVersion]) -> Grader:
     if given is None:
         raise InvalidRequestError(
             "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER_PARAM
         )
-    return read_grader(session, given, param=GRADER_PARAM, bases=[base], files=files)
+    return read_grader(session, org_id, given, param=GRADER_PARAM, bases=[base], files=files)
 
 
 def list_jobs(
-    session: Session, project_id: uuid.UUID, *, after: uuid.UUID | None, limit: int
+    session: Session,
+    project_id: uuid.UUID,
+    *,
+    after: uuid.UUID | None,
+    limit: int,
+    metadata: Mapping[str, str] | None = None,
 ) -> tuple[list[Job], bool]:
-    """The project's fine-tuning jobs, newest first, and whether more follow."""
+    """The project's fine-tuning jobs, newest first, and whether more follow.
+
+    With ``metadata``, only jobs that have all of it; an empty one: only jobs without any.
+    """
     statement = select(Job).where(Job.project_id == project_id, Job.kind == "train")
     if after is not None:
         statement = statement.where(Job.id < after)
+    if metadata:
+        statement = statement.where(Job.request["metadata"].contains(dict(metadata)))
+    elif metadata is not None:
+        statement = statement.where(Job.request["metadata"] == text("'{}'::jsonb"))
     newest = list(session.scalars(statement.order_by(Job.id.desc()).limit(limit + 1)))
     return newest[:limit], len(newest) > limit

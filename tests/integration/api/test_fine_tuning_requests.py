@@ -27,7 +27,7 @@ HYPERPARAMETERS = "method.reinforcement.hyperparameters"
 @pytest.mark.parametrize(
     ("options", "status", "code", "param"),
     [
-        ({"model": "gpt-5"}, 404, "not_found", None),
+        ({"model": "gpt-5"}, 404, "model_not_found", None),
         ({"model": "tiny\0"}, 400, "invalid_request", None),
         ({"training_file": "file-" + "0" * 32}, 400, "file_not_found", "training_file"),
         ({"training_file": "sums.jsonl"}, 400, "file_not_found", "training_file"),

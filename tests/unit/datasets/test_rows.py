@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import math
+import random
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -183,11 +184,19 @@ def test_columns_without_end_are_an_error() -> None:
 # Duplicates
 
 
-@pytest.mark.parametrize(("repeated", "ok"), [(0, True), (1, True), (2, True), (3, False)])
-def test_duplicates_are_an_error_above_a_tenth_of_the_file(repeated: int, ok: bool) -> None:
+@pytest.mark.parametrize("repeated", [0, 1, 3, 10, 19])
+def test_rows_that_repeat_are_counted_and_never_refused(repeated: int) -> None:
     rows = [line_of(str(n)) for n in range(20 - repeated)]
-    found = check(*rows, *rows[:repeated])
-    assert (found.rows, found.duplicate_count, found.ok) == (20, repeated, ok)
+    found = check(*rows, *(rows[n % len(rows)] for n in range(repeated)))
+    assert (found.rows, found.duplicate_count, found.prompts, found.ok) == (20, repeated, 20 - repeated, True)
+    assert (found.problems, len(found.duplicates)) == ([], repeated)
+
+
+def test_draws_from_a_small_space_are_a_good_file() -> None:
+    chance = random.Random(7)
+    draws = [chance.randrange(500) for _ in range(400)]
+    found = check(*(line_of(str(n)) for n in draws))
+    assert (found.ok, found.duplicate_count) == (True, 400 - len(set(draws)))
 
 
 def test_a_duplicate_names_the_line_that_it_repeats() -> None:

@@ -30,3 +30,19 @@ def test_a_validation_file_that_leaves_nothing_to_train_on_or_to_test_on_is_refu
         split_dataset(training, write_rows(tmp_path / "all", PROMPTS[:12]))
     with pytest.raises(TrainingError, match="At least 2"):
         split_dataset(training, write_rows(tmp_path / "one", ["only this"]))
+
+
+@pytest.mark.parametrize("with_file", [False, True])
+def test_rows_that_repeat_are_trained_on_once_or_as_often_as_they_stand(tmp_path: Path, with_file: bool) -> None:
+    training = write_rows(tmp_path / "t", [prompt for n, prompt in enumerate(PROMPTS) for _ in range(1 + n % 3)])
+    held_out = [*PROMPTS[:9], *(f"new {n}" for n in range(9))] * 2
+    validation = write_rows(tmp_path / "v", held_out) if with_file else None
+    once, often = (split_dataset(training, validation, duplicates=how) for how in ("drop", "keep"))
+    texts = {name: [row.messages[0]["content"] for row in rows] for name, rows in often.items()}
+    assert all(texts["train"].count(text) == 1 + PROMPTS.index(text) % 3 for text in texts["train"])
+    for name, rows in once.items():
+        distinct = {row.messages[0]["content"] for row in rows}
+        assert len(rows) == len(distinct) and set(texts[name]) == distinct
+    assert not set(texts["train"]) & {*texts["validation"], *texts["test"]}
+    for name in ("validation", "test"):  # each measured row counts once
+        assert len(texts[name]) == len(set(texts[name]))

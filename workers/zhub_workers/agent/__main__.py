@@ -5,7 +5,7 @@ import threading
 from functools import partial
 
 from zhub.database.sessions import make_engine
-from zhub.errors import UnavailableError
+from zhub.errors import InvalidRequestError, UnavailableError
 from zhub.process import tracing
 from zhub.process.config import Settings
 from zhub.process.logs import configure_logging
@@ -25,8 +25,10 @@ def main() -> None:
     configure_logging(settings.log_format)
     tracing.start_tracing("zhub-agent")
     try:
+        if settings.serve:
+            settings.require_serving_token()
         serve_metrics(settings)
-    except UnavailableError as exc:
+    except (InvalidRequestError, UnavailableError) as exc:
         sys.exit(str(exc))
     connect(settings.ray_address)
     stopping = stop_event()  # after connect, which puts signal handlers of Ray's own in their place

@@ -1,6 +1,8 @@
 """The Ray Serve app: HTTP in, the engine's lines out. It needs the object store and no database."""
 
 import asyncio
+import hashlib
+import hmac
 import logging
 import threading
 import time
@@ -36,17 +38,25 @@ READY_TIMEOUT_S = 300.0
 class Generation:
     """A replica: one engine on one device."""
 
-    def __init__(self, store_url: str, cache_dir: str, device: str | None, log_format: LogFormat) -> None:
+    def __init__(
+        self, store_url: str, cache_dir: str, device: str | None, log_format: LogFormat, token_sha256: str
+    ) -> None:
         configure_logging(log_format)
+        self._token_sha256 = token_sha256
         # Imported here, in the replica: the agent imports this module too, and must not wait for torch.
         from zhub_workers.serving.engine import Engine
 
         self._engine = Engine(open_store(store_url), Path(cache_dir), device)
 
     async def __call__(self, http_request: Request) -> Response:
-        """``POST /generate`` streams one answer as JSON lines; any other path says that the replica is up."""
+        """``POST /generate`` streams one answer as JSON lines; any other path says that the replica is up.
+
+        ``/generate`` answers only who sends the platform's token.
+        """
         if http_request.url.path != "/generate":
             return PlainTextResponse("ok")
+        if not is_authorized(http_request.headers.get("authorization", ""), self._token_sha256):
+            return PlainTextResponse("Only the API asks serving, with the platform's token.", status_code=401)
         try:
             request = GenerationRequest.model_validate_json(await http_request.body())
         except ValidationError as exc:
@@ -58,6 +68,16 @@ class Generation:
         except UnavailableError as exc:
             return PlainTextResponse(str(exc), status_code=503)
         return StreamingResponse(json_lines(lines), media_type="application/x-ndjson")
+
+
+def is_authorized(authorization: str, token_sha256: str) -> bool:
+    """Whether the header carries the token with this digest. Compared by digest, so that Ray never stores the token."""
+    scheme, _, token = authorization.partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(sha256_of(token), token_sha256)
+
+
+def sha256_of(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 async def json_lines(lines: "asyncio.Queue[Line]") -> AsyncIterator[str]:
@@ -74,13 +94,17 @@ def deploy(settings: Settings, stopping: threading.Event, *, gpus: float) -> Non
     """Run the app on the Ray cluster that this process has joined, or keep the one that runs there already.
 
     Writes ``ready_file`` once the app answers. Serve restarts its replicas itself; nothing durable lives in them.
+
+    Raises:
+        InvalidRequestError: there is no token.
     """
+    token_sha256 = sha256_of(settings.require_serving_token())
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=settings.serving_host, port=settings.serving_port),
     )
     app = Generation.options(ray_actor_options={"num_cpus": 0, "num_gpus": gpus}).bind(  # type: ignore[attr-defined]  # the decorator's type hides what it returns
-        settings.store_url, str(settings.cache_dir), settings.device, settings.log_format
+        settings.store_url, str(settings.cache_dir), settings.device, settings.log_format, token_sha256
     )
     serve.run(app, name=APP, route_prefix="/", blocking=False)
     deadline = time.monotonic() + READY_TIMEOUT_S

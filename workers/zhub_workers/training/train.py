@@ -94,7 +94,7 @@ def train(
 
 def read_rows(job: TrainingJob, training_path: Path, validation_path: Path | None) -> dict[Split, list[EncodedRow]]:
     """The rows of each split, encoded; validation and test are cut to the number that is measured."""
-    splits = split_dataset(training_path, validation_path)
+    splits = split_dataset(training_path, validation_path, duplicates=job.hyper.duplicates)
     sizes = ", ".join(f"{len(splits[name])} {name}" for name in ("train", "validation", "test"))
     job.on_event("info", f"Rows: {sizes}.", {"type": "rows", **{name: len(splits[name]) for name in splits}})
     splits["validation"] = sample(splits["validation"], job.hyper.eval_samples)

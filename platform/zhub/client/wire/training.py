@@ -27,6 +27,7 @@ class BaseModelRecord(Answer):
     status: str
     error: str | None
     is_default: bool
+    private: bool = False
     cluster: str
     files: list[str]
     hub_id: str | None
