@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Literal
 
 from zhub.errors import RewardError
+from zhub.graders.latex_boxes import last_boxed
 from zhub.graders.number_reader import Number
 from zhub.graders.number_tokens import Token, tokens_of
 from zhub.graders.samples import Grade, Sample
@@ -18,7 +19,6 @@ from zhub.graders.types import NumericGrader
 
 # A final number stands near the end of a text, or near what announces it.
 MAX_READ_CHARACTERS = 8_000
-BOXES = re.compile(r"\\f?box(?:ed)?[^\S\n]{0,2}\{|\\.|[{}]", re.DOTALL)
 ANNOUNCED = re.compile(r"\banswer[\s*_]{0,8}(?:is\b|:|=)(?:\s{0,8}:)?", re.IGNORECASE)
 FINAL_MARK = "####"
 UNIT_WORDS = 3  # at most, between a number and the operator that makes it part of a sum
@@ -67,7 +67,7 @@ def final_number(text: str) -> Number | None:
 def _final(text: str) -> Number | Unreadable | None:
     if FINAL_MARK in text:
         return _first(text.rpartition(FINAL_MARK)[2])
-    if (boxed := _last_boxed(text)) is not None:
+    if (boxed := last_boxed(text)) is not None:
         return _last(boxed)
     if announced := [match.end() for match in ANNOUNCED.finditer(text)]:
         # Only to the end of the line: the next lines may explain the answer with other numbers.
@@ -75,20 +75,6 @@ def _final(text: str) -> Number | Unreadable | None:
         if (number := _first(said)) is not None:
             return number
     return _last(text)
-
-
-def _last_boxed(text: str) -> str | None:
-    """What stands in the box that is closed last."""
-    open_braces: list[int | None] = []  # where a box's content begins; None for other braces
-    content = None
-    for match in BOXES.finditer(text):
-        lexeme = match[0]
-        if lexeme == "}":
-            begin = open_braces.pop() if open_braces else None
-            content = (begin, match.start()) if begin is not None else content
-        elif lexeme.endswith("{") and lexeme != "\\{":
-            open_braces.append(None if lexeme == "{" else match.end())
-    return None if content is None else text[slice(*content)]
 
 
 def _first(text: str) -> Number | Unreadable | None:

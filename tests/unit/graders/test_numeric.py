@@ -1,7 +1,8 @@
-"""What graders read out of texts: the final number, and the option chosen."""
+"""The final number of a text."""
 
 import json
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 from counted_steps import counted_steps
 from hypothesis import given
 from hypothesis import strategies as st
+from nasty_texts import NASTY
 
 from zhub.errors import RewardError
-from zhub.graders import GradingTools, MultipleChoiceGrader, NumericGrader, Sample, grade, grade_all
-from zhub.graders.choice import read_choice
+from zhub.graders import GradingTools, NumericGrader, Sample, grade, grade_all
 from zhub.graders.number_tokens import tokens_of
 from zhub.graders.numeric import MAX_READ_CHARACTERS, final_number
 
@@ -212,21 +213,10 @@ def test_any_text_has_a_number_or_none(text: str) -> None:
     assert found is None or isinstance(found.value, Fraction)
 
 
-# What makes a reader that looks back or ahead without a bound take quadratic time or more.
-NASTY = [
-    "1\u00a0", "1e", "1 ", "1/", "1,", ",1", "1-", "1:", "1.", "111 ", "1^", "1^{", "1'", "1_", "1 x ", "1+", "1=", "-",
-    "$-", "7", " ", "\u00a0", "\n", "\u00bd", "{", "\\", "\\{", "\\boxed{", "\\boxed {", "\\frac", "\\frac{", "\\sqrt{",
-    "x_{", "**", "#", "####", "answer ", "answer is ", "answer: ", "negative ", "1 million ", "1 per ", "1\u00d710^",
-    "(", "((1", "*", "_", "[", "answer" + " " * 9, "option\n", "A ", "(A) ", "B.", "(A",
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("shape", NASTY)
 def test_twice_as_long_a_text_takes_no_more_than_twice_the_steps_to_read_its_numbers(shape: str) -> None:
-    once, twice = (
-        counted_steps(lambda text=shape * (length // len(shape)): tokens_of(text), "zhub.graders")
-        for length in (1_000, 2_000)
-    )
+    texts = [shape * (length // len(shape)) for length in (1_000, 2_000)]
+    once, twice = (counted_steps(partial(tokens_of, text), "zhub.graders") for text in texts)
     assert twice <= 2.2 * once + 100
 
 
@@ -289,80 +279,3 @@ def test_every_answer_of_gsm8k_is_its_own_number(split: str) -> None:
         answer = json.loads(line)["answer"]
         found = final_number(answer)
         assert found is not None and found.value == Fraction(answer.rpartition("####")[2].strip().replace(",", ""))
-
-
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ("B", 1),
-        ("b", 1),
-        ("(B)", 1),
-        ("B.", 1),
-        ("**B**", 1),
-        (" B \n", 1),
-        ("2", 1),
-        ("The answer is B.", 1),
-        ("The answer is (B) because A is wrong.", 1),
-        ("The answer is A because it rains", 0),
-        ("The correct answer is: **B**", 1),
-        ("Answer: B", 1),
-        ("A is tempting.\nAnswer: B", 1),
-        ("The answer is A. No, the answer is B", 1),
-        (r"So \boxed{B}", 1),
-        (r"\boxed{\text{B}}", 1),
-        ("B) because it rains", 1),
-        ("It rains, so\n\nB", 1),
-        ("The correct option is D", 3),
-    ],
-)
-def test_the_option_that_a_text_chooses(text: str, place: int) -> None:
-    assert read_choice(text, n_choices=4, base=1) == place
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "E",
-        "5",
-        "0",
-        "I do not know",
-        "A or B",
-        "Bananas",
-        "A dog runs",
-        "I think so",
-        "The answer is Apple",
-        "ABCD",
-    ],
-)
-def test_what_chooses_nothing_is_no_letter(text: str) -> None:
-    assert read_choice(text, n_choices=4, base=1) is None
-
-
-def choice(**more: Any) -> MultipleChoiceGrader:
-    return MultipleChoiceGrader(type="multiple_choice", name="c", reference="{{item.key}}", **more)
-
-
-@pytest.mark.parametrize(
-    ("answer", "key", "base", "reward"),
-    [
-        ("A", "A", 1, 1),
-        ("A", "1", 1, 1),
-        ("1", "A", 1, 1),
-        ("A", "0", 0, 1),
-        ("B", "1", 0, 1),
-        ("A", 0, 0, 1),
-        ("D", 4, 1, 1),
-        ("A", "2", 1, 0),
-        ("banana", "A", 1, 0),
-        ("", "A", 1, 0),
-    ],
-)
-def test_letters_and_numbers_name_the_same_options(answer: str, key: object, base: Any, reward: float) -> None:
-    assert grade(choice(reference_base=base), answer, {"key": key}) == reward
-
-
-@pytest.mark.parametrize("key", ["E", "0", "5", "x1", ""])
-def test_a_key_that_names_no_option_is_an_error_of_the_row(key: str) -> None:
-    with pytest.raises(RewardError, match="neither a letter from A to D nor a number from 1 to 4"):
-        grade(choice(), "A", {"key": key})
