@@ -4,22 +4,29 @@ An answer that cannot be read is wrong; it is never taken for a letter.
 """
 
 import re
+import string
 
 from zhub.errors import RewardError
+from zhub.graders.latex_boxes import last_boxed
 from zhub.graders.samples import Grade, Sample
 from zhub.graders.templates import UnreadableAnswerError, fill
 from zhub.graders.types import MultipleChoiceGrader
 
-# "(B)", "B.", "**B**", "\boxed{B}", "B": the option alone, with or without marks around it.
-ALONE = re.compile(r"(?:\\boxed\s?\{)?[\s*_`\"'(\[{]*([A-Za-z]|[0-9]{1,2})[\s*_`\"')\]}.:,!]*")
-# "the answer is (B)", "Answer: B", "correct option is B".
+# "(B)", "B.", "**B**", "\\boxed{\\textbf{(B)}}", "B": the option alone, with or without marks around it.
+COMMAND = re.compile(r"\\[A-Za-z]+")
+MARKS_BEFORE = string.whitespace + "\\$*_`\"'([{"
+MARKS_BEHIND = string.whitespace + "\\$*_`\"')]}.:,!"
+KEY = re.compile(r"[A-Za-z]|[0-9]{1,2}")
+# "the answer is (B)", "Answer: B", "correct option is B". Every repetition has a bound and gives nothing back, so that
+# an answer of blanks takes no longer than another.
 ANNOUNCED = re.compile(
-    r"\b(?i:answer|choice|option)\s*(?:is|:|=)?(?:\s+(?:is|option|choice))?\s*[:=]?\s*"
-    r"(?:\\boxed\s?\{)?[*_`\"'(\[{]*([A-Z]|[0-9]{1,2})(?![\w'])"
-    # "The answer is A dog" does not choose A, and "the answer is I think" does not choose I.
-    r"(?!(?<=[AI])\s(?!because\b|since\b|as\b|for\b|and\b|is\b)[a-z])",
+    r"\b(?i:answer|choice|option)\s{0,16}+(?P<said>(?i:is\b)|[:=])?+(?:\s{1,16}+(?i:is|option|choice)\b)?+"
+    r"\s{0,16}+[:=]?+(?:\\[A-Za-z]{1,16}+|[\s\\$*_`\"'(\[{]){0,16}+(?P<key>[A-Za-z]|[0-9]{1,2})(?![\w'])"
 )
-BOXED = re.compile(r"\\boxed\s?\{\s*(?:\\text\s?\{)?\s*\(?([A-Za-z]|[0-9]{1,2})\)?\s*\}")
+# "The answer is A dog" does not choose A, and "the answer is I think" does not choose I.
+GOES_ON = re.compile(r"\s(?!(?:because|since|as|for|and|is)\b)[a-z]")
+# A small letter is a key only where the sentence ends, or gives its reasons: "the answer is a dog".
+ENDS = re.compile(r"[\\$*_`\"')\]}]{0,16}+(?:\s{0,16}+\Z|[^\S\n]{0,16}+(?:[.,;:!?\n]|(?:because|since|as)\b))")
 # "B. because …", "B) because …": the option first, then the reason.
 LEADING = re.compile(r"\s*[*_(\[]*([A-Z]|[0-9]{1,2})[)\].:][*_]*\s")
 
@@ -45,20 +52,37 @@ def grade_choice(grader: MultipleChoiceGrader, sample: Sample) -> Grade:
 def read_choice(text: str, *, n_choices: int, base: int) -> int | None:
     """Return the option that a text chooses, from 0, or None.
 
-    In this order: the text is one option and nothing else, the last ``\\boxed{}``, the last announcement ("the answer
-    is"), its last line is one option, it begins with one.
+    In this order: the text is one option and nothing else, its last ``\\boxed{}`` is one, the last announcement ("the
+    answer is"), its last line is one option, it begins with one.
     """
-    if alone := ALONE.fullmatch(text):
-        return read_key(alone[1], n_choices=n_choices, base=base)
-    for pattern in (BOXED, ANNOUNCED):
-        if keys := pattern.findall(text):
-            return read_key(keys[-1], n_choices=n_choices, base=base)
+    boxed = last_boxed(text)
     lines = [line for line in text.splitlines() if line.strip()]
-    if lines and (alone := ALONE.fullmatch(lines[-1])):
-        return read_key(alone[1], n_choices=n_choices, base=base)
-    if leading := LEADING.match(text):
-        return read_key(leading[1], n_choices=n_choices, base=base)
-    return None
+    leading = LEADING.match(text)
+    keys = (
+        _alone(text),
+        _alone(boxed) if boxed is not None else None,
+        _announced(text),
+        _alone(lines[-1]) if lines else None,
+        leading[1] if leading is not None else None,
+    )
+    key = next((key for key in keys if key is not None), None)
+    return None if key is None else read_key(key, n_choices=n_choices, base=base)
+
+
+def _alone(text: str) -> str | None:
+    """The option that is all of a text but for marks around it."""
+    key = COMMAND.sub("", text).lstrip(MARKS_BEFORE).rstrip(MARKS_BEHIND)
+    return key if KEY.fullmatch(key) else None
+
+
+def _announced(text: str) -> str | None:
+    chosen = None
+    for match in ANNOUNCED.finditer(text):
+        key, end = match["key"], match.end()
+        vague = key.islower() and not (match["said"] and ENDS.match(text, end))
+        if not vague and not (key in ("A", "I") and GOES_ON.match(text, end)):
+            chosen = key
+    return chosen
 
 
 def read_key(key: str, *, n_choices: int, base: int) -> int | None:

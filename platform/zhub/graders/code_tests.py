@@ -7,24 +7,23 @@ script runs again with that answer, until no call is open.
 """
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zhub.errors import RewardError
+from zhub.graders.fenced_code import code_of
 from zhub.graders.python_source import sandbox_of
 from zhub.graders.samples import Grade, GradingTools, Sample
 from zhub.graders.splitting import Equation, Script, UnreadableTestsError, split_asserts, split_check
-from zhub.graders.templates import fill, look_up
+from zhub.graders.templates import PLACEHOLDER, fill, look_up
 from zhub.graders.types import CodeTestsGrader
 from zhub.sandbox import Limits, Outcome, Program, Raised, Unreadable, Value
 from zhub.sandbox.values import decode, encode
 
 # A script that asks more than this fails; HumanEval's longest loops ask about a hundred times.
 MAX_QUESTIONS = 200
-FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE)
 
 # What runs a script. It holds expected values and answers, and nothing of the code under test.
 STUBS = '''
@@ -108,12 +107,6 @@ def grade_code(grader: CodeTestsGrader, samples: Sequence[Sample], tools: Gradin
     return [_grade(grader, run) for run in runs]
 
 
-def code_of(text: str) -> str:
-    """The first fenced block of an answer, also one that was cut off; the whole answer where nothing is fenced."""
-    fenced = FENCE.search(text)
-    return fenced[1] if fenced else text
-
-
 def _prepare(grader: CodeTestsGrader, sample: Sample) -> _Run:
     setup = fill(grader.name, grader.setup, sample) if grader.setup is not None else ""
     tests = look_up(grader.name, grader.tests, sample)
@@ -132,8 +125,14 @@ def _prepare(grader: CodeTestsGrader, sample: Sample) -> _Run:
         ) from exc
     if not split:
         raise RewardError(grader.name, f"{sample.where}this row has no tests. Add some, or drop it.")
-    code = code_of(fill(grader.name, grader.input, sample))
-    return _Run(code, setup, split, [None] * len(split))
+    return _Run(_code(grader, sample), setup, split, [None] * len(split))
+
+
+def _code(grader: CodeTestsGrader, sample: Sample) -> str:
+    """The code is taken out of the answer before the template joins it to the row's: what is fenced stands alone."""
+    code = fill(grader.name, grader.input, replace(sample, output_text=code_of(sample.output_text)))
+    # A text within an answer in JSON may be fenced too.
+    return code_of(code) if PLACEHOLDER.fullmatch(grader.input.strip()) else code
 
 
 def _first_expressions(run: _Run) -> list[str]:

@@ -1,43 +1,29 @@
-"""The final number of a text, read as people write numbers in English: ``$-1,234.50``, ``70,000``, ``3/4``, ``50%``."""
+"""The final number of a text, read as people write numbers in English: ``$-1,234.50``, ``70,000``, ``3/4``, ``50%``.
+
+A final number that is not understood whole is no number: a part of it would be a wrong answer, or be
+right by chance.
+"""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Literal
 
 from zhub.errors import RewardError
+from zhub.graders.latex_boxes import last_boxed
+from zhub.graders.number_reader import Number
+from zhub.graders.number_tokens import Token, tokens_of
 from zhub.graders.samples import Grade, Sample
 from zhub.graders.templates import UnreadableAnswerError, fill
 from zhub.graders.types import NumericGrader
 
-# No answer is longer, and exact arithmetic on 10^999999999 would take all memory.
-MAX_DIGITS = 60
-MAX_EXPONENT = 300
-
-_PLAIN = r"(?:[0-9]{1,3}(?:[,\u00a0\u202f][0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-# A hyphen is no minus where it joins the number to what comes before it, as in "3-5" or "x-5".
-NUMBER = re.compile(
-    rf"""
-    (?P<sign>(?<![\w)\].,%])[-+\u2212\u2013]\s?)?
-    [$€£¥]?\s?(?P<inner_sign>(?<=[$€£¥])[-+\u2212])?
-    (?P<whole>{_PLAIN})
-    (?:[eE](?P<exponent>[-+]?[0-9]{{1,9}})(?![\w]))?
-    (?:\s?/\s?(?P<below>[0-9][0-9,]*(?:\.[0-9]+)?)|[ ](?P<part_above>[0-9]+)/(?P<part_below>[0-9]+))?
-    \s?(?P<percent>\\?%|percent\b|per\scent\b)?
-    """,
-    re.VERBOSE | re.IGNORECASE,
-)
-LATEX_FRACTION = re.compile(r"\\[dt]?frac\s?\{\s?(-?[0-9.,]+)\s?\}\s?\{\s?([0-9.,]+)\s?\}")
-BOXED = re.compile(r"\\boxed\s?\{((?:[^{}]|\{[^{}]*\})*)\}")
-ANNOUNCED = re.compile(r"\banswer\s*(?:is|:|=)(?:\s*:)?", re.IGNORECASE)
+# A final number stands near the end of a text, or near what announces it.
+MAX_READ_CHARACTERS = 8_000
+ANNOUNCED = re.compile(r"\banswer[\s*_]{0,8}(?:is\b|:|=)(?:\s{0,8}:)?", re.IGNORECASE)
 FINAL_MARK = "####"
+UNIT_WORDS = 3  # at most, between a number and the operator that makes it part of a sum
 
-
-@dataclass(frozen=True)
-class Number:
-    """``value`` is what is written before a percent sign, not a hundredth of it."""
-
-    value: Fraction
-    percent: bool = False
+Unreadable = Literal["unreadable"]
 
 
 def grade_numeric(grader: NumericGrader, sample: Sample) -> Grade:
@@ -68,50 +54,56 @@ def equal(answer: Number, wanted: Number, *, abs_tol: float, rel_tol: float) -> 
 
 
 def final_number(text: str) -> Number | None:
-    """Return the final number of a text, or None.
+    """Return the final number of a text, or None where there is none that is understood whole.
 
-    It is the first one after the last ``####``, else the last one in the last ``\\boxed{}``, else the first one after
-    the last "answer is", else the last number of the text.
+    It is the first one after the last ``####``, else the last one in the last ``\\boxed{}`` or ``\\fbox{}``, else the
+    first one after the last "answer is", else the last number of the text. Where there is an ``=`` beside it, the one
+    on its right; a sum without an ``=`` is not worked out.
     """
+    number = _final(text)
+    return number if isinstance(number, Number) else None
+
+
+def _final(text: str) -> Number | Unreadable | None:
     if FINAL_MARK in text:
         return _first(text.rpartition(FINAL_MARK)[2])
-    if boxed := BOXED.findall(text):
-        return _last(boxed[-1])
-    announced = list(ANNOUNCED.finditer(text))
-    if announced:
+    if (boxed := last_boxed(text)) is not None:
+        return _last(boxed)
+    if announced := [match.end() for match in ANNOUNCED.finditer(text)]:
         # Only to the end of the line: the next lines may explain the answer with other numbers.
-        said = text[announced[-1].end() :].lstrip().partition("\n")[0]
+        said = text[announced[-1] :].lstrip().partition("\n")[0]
         if (number := _first(said)) is not None:
             return number
     return _last(text)
 
 
-def _first(text: str) -> Number | None:
-    return next((number for number in map(_read, NUMBER.finditer(_plain(text))) if number is not None), None)
-
-
-def _last(text: str) -> Number | None:
-    numbers = [number for number in map(_read, NUMBER.finditer(_plain(text))) if number is not None]
-    return numbers[-1] if numbers else None
-
-
-def _plain(text: str) -> str:
-    text = LATEX_FRACTION.sub(r" \1/\2 ", text)
-    return text.replace("{,}", ",").replace("\\,", "").replace("\\!", "").replace("\\$", "$").replace("**", "")
-
-
-def _read(match: re.Match[str]) -> Number | None:
-    digits = re.sub(r"[,\u00a0\u202f]", "", match["whole"])
-    exponent = int(match["exponent"] or 0)
-    below = (match["below"] or match["part_below"] or "1").replace(",", "")
-    above = match["part_above"] or "0"
-    if max(len(digits), len(below), len(above)) > MAX_DIGITS or abs(exponent) > MAX_EXPONENT:
+def _first(text: str) -> Number | Unreadable | None:
+    """The first number of the first clause with numbers, or the first one on the right of its last ``=``."""
+    tokens = tokens_of(text[:MAX_READ_CHARACTERS])
+    places = _places(tokens)
+    if not places:
         return None
-    if Fraction(below) == 0:
-        return None
-    value = Fraction(digits) * Fraction(10) ** exponent
-    value = value + Fraction(above) / Fraction(below) if match["part_above"] else value / Fraction(below)
-    signs = (match["sign"] or "") + (match["inner_sign"] or "")
-    if any(sign in signs for sign in "-\u2212\u2013"):
-        value = -value
-    return Number(value, percent=bool(match["percent"]))
+    end = next((place for place in range(places[0], len(tokens)) if tokens[place] == "end"), len(tokens))
+    last = max(place for place in places if place < end)
+    equals = max((place for place in range(last) if tokens[place] == "equals"), default=0)
+    return _alone(tokens[:end], next(place for place in places if place >= equals))
+
+
+def _last(text: str) -> Number | Unreadable | None:
+    tokens = tokens_of(text[-MAX_READ_CHARACTERS:])
+    places = _places(tokens)
+    return _alone(tokens, places[-1]) if places else None
+
+
+def _places(tokens: Sequence[Token]) -> list[int]:
+    return [place for place, token in enumerate(tokens) if isinstance(token, Number) or token == "unreadable"]
+
+
+def _alone(tokens: Sequence[Token], place: int) -> Number | Unreadable:
+    """The number at a place among tokens, unless it is only a part of a sum."""
+    number = tokens[place]
+    after = place + 1
+    while after < len(tokens) and after <= place + UNIT_WORDS and tokens[after] == "word":
+        after += 1
+    in_a_sum = "operator" in (*tokens[max(0, place - 1) : place], *tokens[after : after + 1])
+    return number if isinstance(number, Number) and not in_a_sum else "unreadable"

@@ -2,12 +2,17 @@
 
 ROUGE is computed here: its one library (rouge-score 0.1.2, of 2022) brings 49 MB of dependencies for it and reads no
 letter outside ASCII, so that two texts in Greek share nothing.
+
+Words are those of the script: a letter keeps the marks that belong to it (Hindi "कि" is not "की"), and scripts that put
+no blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) are compared character by character, as
+sacrebleu's tokenizer for Chinese does. Texts are compared in the Unicode normal form C.
 """
 
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+import regex
 from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
@@ -15,14 +20,20 @@ from zhub.graders.samples import Grade, Sample
 from zhub.graders.templates import fill
 from zhub.graders.types import TextSimilarityGrader
 
-WORD = re.compile(r"\w+")
-WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+UNSPACED_SCRIPTS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+# A letter of an unspaced script with its marks.
+CHARACTER = regex.compile(rf"(?V1)[[{UNSPACED_SCRIPTS}]&&[\p{{L}}\p{{N}}]]\p{{M}}*+")
+# The joiners stand within words of Persian and Hindi.
+WORD = regex.compile(
+    rf"{CHARACTER.pattern}|[[\p{{L}}\p{{N}}_]--[{UNSPACED_SCRIPTS}]][[\p{{L}}\p{{M}}\p{{N}}_\u200c\u200d]--[{UNSPACED_SCRIPTS}]]*+"
+)
+WORD_OR_MARK = regex.compile(rf"{WORD.pattern}|[^\s\p{{L}}\p{{M}}\p{{N}}_]")
 GLEU_ORDER = 4
 
 
 def grade_similarity(grader: TextSimilarityGrader, sample: Sample) -> Grade:
-    answer = fill(grader.name, grader.input, sample)
-    wanted = fill(grader.name, grader.reference, sample)
+    answer = unicodedata.normalize("NFC", fill(grader.name, grader.input, sample))
+    wanted = unicodedata.normalize("NFC", fill(grader.name, grader.reference, sample))
     match grader.evaluation_metric:
         case "fuzzy_match":
             score = fuzz.ratio(answer, wanted) / 100
@@ -42,6 +53,7 @@ def bleu(answer: str, wanted: str) -> float:
     # Imported where it is used: it takes 0.1 s and numpy, and the command line knows graders too.
     from sacrebleu.metrics.bleu import BLEU
 
+    answer, wanted = (CHARACTER.sub(r" \g<0> ", text) for text in (answer, wanted))
     return float(min(1.0, BLEU(effective_order=True).sentence_score(answer, [wanted]).score / 100))
 
 
@@ -57,8 +69,11 @@ def gleu(answer: str, wanted: str) -> float:
 
 
 def rouge_n(answer: str, wanted: str, order: int) -> float:
-    """F1 over n-grams of lower-case words. Source: Lin 2004."""
-    left, right = (Counter(_ngrams(WORD.findall(text.lower()), order)) for text in (answer, wanted))
+    """F1 over n-grams of lower-case words. Source: Lin 2004. Texts too short for one are equal or not."""
+    words = [WORD.findall(text.lower()) for text in (answer, wanted)]
+    if max(map(len, words)) < order:
+        return float(words[0] == words[1])
+    left, right = (Counter(_ngrams(of_text, order)) for of_text in words)
     return _f1((left & right).total(), left.total(), right.total())
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from zhub.errors import RewardError, RewardNotANumberError, RewardTimeoutError, SandboxUnavailableError
 from zhub.graders import CodeTestsGrader, Grade, GradingTools, PythonGrader, Sample, grade, grade_all
-from zhub.graders.code_tests import code_of
 from zhub.graders.splitting import Equation, Script, split_asserts, split_check
 from zhub.sandbox import Sandbox
 
@@ -294,17 +293,23 @@ def test_a_check_of_asserts_is_split_and_renamed() -> None:
     assert [type(test) for test in tests] == [Equation, Equation, Script]
 
 
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("x = 1", "x = 1"),
-        ("a\n```python\nx = 1\n```\nb\n```python\ny = 2\n```", "x = 1"),
-        ("```py\nx = 1", "x = 1"),
-        ("```\nx = '```'\n```", "x = '```'"),
-    ],
-)
-def test_the_first_fenced_block_is_the_code(text: str, code: str) -> None:
-    assert code_of(text) == code
+@pytest.mark.parametrize("body", ["    return math.sqrt(x)", "def root(x):\n    return math.sqrt(x)"])
+@pytest.mark.parametrize("form", ["{}", "```python\n{}\n```", "Here you are:\n```\n{}\n```\nIt uses math."])
+def test_a_fenced_answer_keeps_the_imports_of_the_prompt_that_it_continues(
+    body: str, form: str, tools: GradingTools
+) -> None:
+    grader = code_tests(input="{{item.prompt}}{{sample.output_text}}", entry_point="{{item.entry_point}}")
+    item = {
+        "prompt": 'import math\n\ndef root(x):\n    """The root."""\n',
+        "tests": "def check(candidate):\n    assert candidate(4) == 2.0\n",
+        "entry_point": "root",
+    }
+    assert one(grader, form.format(body), item, tools).reward == 1
+
+
+def test_code_in_an_answer_of_json_may_be_fenced(tools: GradingTools) -> None:
+    answer = json.dumps({"code": f"```python\n{ADD}```"})
+    assert one(code_tests(input="{{sample.output_json.code}}"), answer, {"tests": TESTS}, tools).reward == 1
 
 
 @pytest.fixture(scope="module")

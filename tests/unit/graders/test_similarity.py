@@ -1,5 +1,7 @@
 """Text similarity, against slow formulas."""
 
+import unicodedata
+
 import pytest
 from example_graders import PARAM
 from hypothesis import given
@@ -7,14 +9,14 @@ from hypothesis import strategies as st
 
 from zhub.errors import InvalidRequestError
 from zhub.graders import Grader, grade, parse_grader
-from zhub.graders.similarity import bleu, gleu, rouge_l, rouge_n
+from zhub.graders.similarity import WORD_OR_MARK, bleu, gleu, rouge_l, rouge_n
 
 
 def slow_rouge(found: list[str], wanted: list[str], order: int) -> float:
     left = [found[i : i + order] for i in range(len(found) - order + 1)]
     right = [wanted[i : i + order] for i in range(len(wanted) - order + 1)]
     if not left and not right:
-        return 1.0
+        return float(found == wanted)
     common, rest = 0, list(right)
     for gram in left:
         if gram in rest:
@@ -85,6 +87,65 @@ def test_a_similarity_ranks_the_nearer_answer_higher(metric: str) -> None:
         for text in (item["answer"], "the quick brown fox jumps over a dog", "no such animal")
     )
     assert same == pytest.approx(1) and same > near > far >= 0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ("कि", "की"),
+        ("दिन", "दीन"),
+        ("มา", "ม้า"),
+        ("ใกล้", "ไกล"),
+        ("ກາ", "ກ້າ"),
+        ("កា", "កី"),
+        ("שָׁלוֹם", "שׁלום"),
+        ("دِين", "دَين"),
+    ],
+    ids=["Hindi", "Hindi words", "Thai tones", "Thai", "Lao", "Khmer", "Hebrew", "Arabic"],
+)
+def test_texts_that_differ_in_their_marks_are_not_equal(metric: str, answer: str, wanted: str) -> None:
+    assert (
+        grade(similarity(metric), answer, {"answer": wanted})
+        < 1
+        == grade(similarity(metric), answer, {"answer": answer})
+    )
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("near", "far", "wanted"),
+    [
+        ("我非常喜欢小猫", "今天下雨了", "我非常喜欢小狗"),
+        ("私は猫がとても好きです", "雨だ", "私は犬がとても好きです"),
+        ("ฉันชอบแมวตัวนี้มาก", "ฝนตก", "ฉันชอบหมาตัวนี้มาก"),
+        ("ខ្ញុំចូលចិត្តឆ្មានេះណាស់", "ភ្លៀង", "ខ្ញុំចូលចិត្តឆ្កែនេះណាស់"),
+        ("मुझे यह छोटी बिल्ली बहुत पसंद है आज भी और कल भी", "बारिश हुई", "मुझे यह छोटी चिड़िया बहुत पसंद है आज भी और कल भी"),
+        (
+            "나는 이 작은 고양이를 아주 많이 좋아한다 오늘도 그리고 내일도",
+            "비가 온다",
+            "나는 이 작은 강아지를 아주 많이 좋아한다 오늘도 그리고 내일도",
+        ),
+    ],
+    ids=["Chinese", "Japanese", "Thai", "Khmer", "Hindi", "Korean"],
+)
+def test_a_similar_text_is_near_in_every_script(metric: str, near: str, far: str, wanted: str) -> None:
+    rewards = [grade(similarity(metric), text, {"answer": wanted}) for text in (wanted, near, far)]
+    assert rewards[0] == pytest.approx(1) and rewards[0] > rewards[1] > rewards[2]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("text", ["Größe über Bäume", "é", "한국어 문장", "ガギグ", "क़लम"])
+def test_composed_and_decomposed_texts_are_equal(metric: str, text: str) -> None:
+    composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    assert grade(similarity(metric), composed, {"answer": decomposed}) == pytest.approx(1)
+    assert grade(similarity(metric), decomposed, {"answer": composed}) == pytest.approx(1)
+
+
+def test_words_are_split_from_marks_and_characters_of_unspaced_scripts_from_each_other() -> None:
+    assert WORD_OR_MARK.findall("don't, 我们2人 B2_x ม้า!") == [
+        "don", "'", "t", ",", "我", "们", "2", "人", "B2_x", "ม้", "า", "!",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("metric", "reason"), [("cosine", "embedding"), ("meteor", "WordNet"), ("rouge", "rouge_1")])
