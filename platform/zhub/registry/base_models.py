@@ -5,6 +5,7 @@ organisation that added it. Whoever began a base model alone adds its files.
 """
 
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -225,11 +226,14 @@ def require_ready(base: BaseModel) -> BasisReference:
 
 
 def list_base_models(session: Session, *, after: str | None, limit: int) -> tuple[list[BaseModel], bool]:
-    """The base models by name, from the one that follows the name ``after``, and whether more follow."""
-    statement = select(BaseModel)
+    """The base models that the session sees, by name, from the one that follows the name ``after``; whether more follow.
+
+    Of two with one name the organisation's own, which is the one that ``get`` means.
+    """
+    statement = select(BaseModel).distinct(BaseModel.name)
     if after is not None:
         statement = statement.where(BaseModel.name > after)
-    bases = list(session.scalars(statement.order_by(BaseModel.name).limit(limit + 1)))
+    bases = list(session.scalars(statement.order_by(BaseModel.name, BaseModel.private.desc()).limit(limit + 1)))
     return bases[:limit], len(bases) > limit
 
 
