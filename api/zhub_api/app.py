@@ -17,7 +17,7 @@ from zhub.process.shares import Shares
 from zhub.process.tracing import start_tracing
 from zhub.process.wakeup import open_wakeup
 from zhub.storage.object_store import open_store
-from zhub_api import errors, health, observed
+from zhub_api import bodies, errors, health, observed
 from zhub_api.context import Context
 from zhub_api.routes import (
     chat,
@@ -95,6 +95,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _add_middleware(app: FastAPI) -> None:
     """The innermost first."""
+    app.add_middleware(bodies.GuardedBodies)
     app.middleware("http")(_one_dialect_prefix)
     app.add_middleware(observed.Observed)
     if start_tracing("zhub-api"):

@@ -37,12 +37,18 @@ ContextDep = Annotated[Context, Depends(context_of)]
 
 def caller_of(request: Request, context: ContextDep, authorization: Annotated[str | None, Header()] = None) -> Caller:
     """The caller that the bearer token identifies; the database session for this ends before the route begins."""
+    # Where the request has a body, it was asked for only once this was known.
+    caller: Caller = getattr(request.state, "caller", None) or authenticated(context, authorization)
+    request.state.org_id = caller.org_id
+    return caller
+
+
+def authenticated(context: Context, authorization: str | None) -> Caller:
+    """The caller that the header identifies. Raises AuthenticationError."""
     scheme, _, key = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise AuthenticationError("No API key provided. Send it as 'Authorization: Bearer zhub_…'.")
-    caller = authenticate(context.engine, key.strip(), secret_key=context.settings.secret_key.get_secret_value())
-    request.state.org_id = caller.org_id
-    return caller
+    return authenticate(context.engine, key.strip(), secret_key=context.settings.secret_key.get_secret_value())
 
 
 async def caller_with_a_thread(
