@@ -14,6 +14,7 @@ from zhub.process.config import Settings
 from zhub.process.logs import configure_logging
 from zhub.process.shutdown import GRACE_S, end_after
 from zhub_api.app import create_app
+from zhub_api.head_timeout import TimedProtocol
 
 # A stream that a client holds open must not keep the process: it ends after this many seconds.
 STREAM_GRACE_S = 5
@@ -30,6 +31,7 @@ def main() -> None:
         app,
         host=settings.host,
         port=settings.port,
+        http=TimedProtocol,
         log_config=None,
         access_log=False,  # zhub_api.observed logs requests
         timeout_graceful_shutdown=STREAM_GRACE_S,

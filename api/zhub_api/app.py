@@ -13,10 +13,11 @@ from zhub.database.migrate import check_at_head
 from zhub.database.sessions import make_engine
 from zhub.errors import ZhubError
 from zhub.process.config import Settings
+from zhub.process.shares import Shares
 from zhub.process.tracing import start_tracing
 from zhub.process.wakeup import open_wakeup
 from zhub.storage.object_store import open_store
-from zhub_api import errors, health, observed
+from zhub_api import bodies, errors, health, observed
 from zhub_api.context import Context
 from zhub_api.known_parameters import KnownQuery
 from zhub_api.routes import (
@@ -34,6 +35,8 @@ from zhub_api.routes import (
     webhooks,
 )
 
+THREADS = 40  # that FastAPI runs `def` routes in
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the application on its settings' parts.
@@ -46,7 +49,11 @@ def create_app(settings: Settings) -> FastAPI:
     context = _open_context(settings)
     app = FastAPI(title="zhub", version=zhub.__version__, lifespan=_lifespan, docs_url="/docs", redoc_url=None)
     app.state.context = context
-    app.state.streams = job_events.Streams()
+    app.state.threads = Shares("requests", places=THREADS, per_org=settings.requests_per_org)
+    app.state.grader_runs = Shares("grader runs", places=settings.grader_runs, per_org=settings.grader_runs_per_org)
+    app.state.streams = job_events.Streams(
+        Shares("event streams", places=settings.streams, per_org=settings.streams_per_org)
+    )
     app.state.readiness = health.Readiness(context.engine)
     app.state.draining = threading.Event()
     errors.install(app)
@@ -64,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
 def _open_context(settings: Settings) -> Context:
     settings.require_secret_key()
     store = open_store(settings.store_url)
-    # FastAPI runs `def` routes in 40 threads; each needs a connection for a moment.
+    # Each of the threads needs a connection for a moment.
     engine = make_engine(settings.database_url, pool_size=20)
     try:
         check_at_head(engine)
@@ -93,6 +100,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _add_middleware(app: FastAPI) -> None:
     """The innermost first."""
+    app.add_middleware(bodies.GuardedBodies)
     app.middleware("http")(_one_dialect_prefix)
     app.add_middleware(observed.Observed)
     if start_tracing("zhub-api"):

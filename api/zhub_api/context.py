@@ -1,5 +1,7 @@
 """What every route uses: settings, engine, store and wake-ups of this process, and the caller."""
 
+import inspect
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,6 +10,7 @@ from sqlalchemy import Engine
 
 from zhub.errors import AuthenticationError
 from zhub.process.config import Settings
+from zhub.process.shares import Shares
 from zhub.process.wakeup import Wakeup
 from zhub.storage.object_store import ObjectStore
 from zhub.tenancy.keys import Caller, authenticate
@@ -34,12 +37,35 @@ ContextDep = Annotated[Context, Depends(context_of)]
 
 def caller_of(request: Request, context: ContextDep, authorization: Annotated[str | None, Header()] = None) -> Caller:
     """The caller that the bearer token identifies; the database session for this ends before the route begins."""
-    scheme, _, key = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not key:
-        raise AuthenticationError("No API key provided. Send it as 'Authorization: Bearer zhub_…'.")
-    caller = authenticate(context.engine, key.strip(), secret_key=context.settings.secret_key.get_secret_value())
+    # Where the request has a body, it was asked for only once this was known.
+    caller: Caller = getattr(request.state, "caller", None) or authenticated(context, authorization)
     request.state.org_id = caller.org_id
     return caller
 
 
-CallerDep = Annotated[Caller, Depends(caller_of)]
+def authenticated(context: Context, authorization: str | None) -> Caller:
+    """The caller that the header identifies. Raises AuthenticationError."""
+    scheme, _, key = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not key:
+        raise AuthenticationError("No API key provided. Send it as 'Authorization: Bearer zhub_…'.")
+    return authenticate(context.engine, key.strip(), secret_key=context.settings.secret_key.get_secret_value())
+
+
+async def caller_with_a_thread(
+    request: Request, caller: Annotated[Caller, Depends(caller_of)]
+) -> AsyncIterator[Caller]:
+    """The caller, whose organisation leaves threads to the others while the route runs in one.
+
+    Raises:
+        TooManyAtOnceError: it has as many of them as it may.
+    """
+    if inspect.iscoroutinefunction(request.scope["endpoint"]):
+        yield caller
+        return
+    threads: Shares = request.app.state.threads
+    with threads.place(caller.org_id):
+        yield caller
+
+
+# The thread is given back before the answer is sent, however slowly a client reads it.
+CallerDep = Annotated[Caller, Depends(caller_with_a_thread, scope="function")]

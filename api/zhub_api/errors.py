@@ -30,6 +30,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.NotReadyError: 409,
     errors.IdempotencyMismatchError: 422,
     errors.QuotaExceededError: 429,
+    errors.TooManyAtOnceError: 429,
     errors.UnavailableError: 503,
     errors.SandboxUnavailableError: 503,
     errors.StoreError: 503,
@@ -66,6 +67,14 @@ TYPES = {
 }
 
 
+class BodyTooLarge(HTTPException):
+    """A request has a larger body than its route reads."""
+
+    # Of Starlette's tree, because FastAPI takes any other exception in the middle of a body for a broken one.
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"The body has more than {limit:,} bytes, which is as much as is read here.")
+
+
 def status_of(error: errors.ZhubError) -> int:
     return STATUSES[type(error)] or 500
 
@@ -78,14 +87,14 @@ def envelope(status: int, message: str, *, code: str, param: str | None = None, 
 
 def install(app: FastAPI) -> None:
     """Answer every error in the dialect's envelope: FastAPI's own ``detail`` reaches its users as an empty message."""
-    app.exception_handler(errors.ZhubError)(_zhub_error)
+    app.exception_handler(errors.ZhubError)(zhub_error)
     app.exception_handler(RequestValidationError)(_validation_error)
-    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(HTTPException)(http_error)
     app.exception_handler(DataError)(_unstorable)
     app.exception_handler(Exception)(_unexpected)
 
 
-def _zhub_error(request: Request, exc: errors.ZhubError) -> JSONResponse:
+def zhub_error(request: Request, exc: errors.ZhubError) -> JSONResponse:
     status = status_of(exc)
     if status >= 500:
         about = {"action": "request_failed", "code": exc.code}
@@ -103,11 +112,12 @@ def _validation_error(_request: Request, exc: RequestValidationError) -> JSONRes
     return JSONResponse(envelope(400, str(refused), code=refused.code, param=refused.param), 400)
 
 
-def _http_error(request: Request, exc: HTTPException) -> JSONResponse:
+def http_error(request: Request, exc: HTTPException) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {exc.detail}"
     if exc.status_code == 404:
         message = f"No such route: {request.method} {request.url.path}."
-    code = str(exc.detail).lower().replace(" ", "_")
+    is_too_large = isinstance(exc, BodyTooLarge)
+    code = "request_too_large" if is_too_large else str(exc.detail).lower().replace(" ", "_")
     return JSONResponse(envelope(exc.status_code, message, code=code), exc.status_code, headers=exc.headers)
 
 
@@ -133,6 +143,8 @@ def _unexpected(request: Request, exc: Exception) -> JSONResponse:
 
 def _retry_headers(exc: errors.ZhubError, status: int) -> dict[str, str]:
     """The client retries 409, 429 and 5xx by itself: headers say when that can help."""
+    if isinstance(exc, errors.TooManyAtOnceError):
+        return {"retry-after": "1"}
     if status == 503 or isinstance(exc, errors.NotReadyError):
         return {"retry-after-ms": "1000"}
     return {"x-should-retry": "false"} if status in (409, 429) else {}

@@ -13,6 +13,7 @@
     ├── NotTheOwnerError           (kind, name)    another organisation's, which this one may see and not change
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
+    ├── TooManyAtOnceError         (limit)         the organisation does as much at a time as it may; try again
     ├── ConflictError                              the thing is in a state that forbids it
     │   └── NotReadyError                          it will be as asked in a while; try again
     ├── UnavailableError                           a part that zhub needs does not answer; try again
@@ -148,6 +149,19 @@ class QuotaExceededError(ZhubError):
     """The organisation has as much of something as its quota allows."""
 
     code = "quota_exceeded"
+
+
+class TooManyAtOnceError(ZhubError):
+    """The organisation does as much of something at a time as a process does for one; it may try again at once."""
+
+    code = "too_many_at_once"
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(
+            f"Your organisation has {limit} {what} here at this moment, which is as many as it may. Try again when one "
+            "has ended."
+        )
+        self.limit = limit
 
 
 class ConflictError(ZhubError):

@@ -8,13 +8,20 @@ from typing import Annotated, Any
 
 import httpx
 from anyio import from_thread
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from zhub.database.sessions import tenant_session
-from zhub.errors import NotFoundError, RewardError, RewardNotANumberError, RewardTimeoutError, UnavailableError
+from zhub.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    RewardError,
+    RewardNotANumberError,
+    RewardTimeoutError,
+    UnavailableError,
+)
 from zhub.evaluation.grader_requests import read_grader
 from zhub.generation import Text
 from zhub.graders import (
@@ -32,13 +39,14 @@ from zhub.graders import (
     needs_sandbox,
 )
 from zhub.graders.grading import combine
+from zhub.graders.limits import ANSWER_CHARACTERS, ITEM_CHARACTERS, TooLargeError, check_size
 from zhub.graders.samples import Judge
+from zhub.process.shares import Shares
 from zhub.sandbox import Sandbox
 from zhub.tenancy.keys import Caller
 from zhub_api import serving_client
 from zhub_api.context import CallerDep, Context, ContextDep
 
-MAX_SAMPLE_CHARACTERS = 100_000
 # The dialect's flags. Each is in every answer, set or not.
 FLAGS = (
     "formula_parse_error",
@@ -58,7 +66,8 @@ FLAGS = (
 class LazySandbox:
     """The sandbox of this process, started when a grader first needs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
         self._lock = threading.Lock()
         self._made: Sandbox | None = None
 
@@ -66,7 +75,7 @@ class LazySandbox:
         """Raises SandboxUnavailableError."""
         with self._lock:
             if self._made is None:
-                self._made = Sandbox()
+                self._made = Sandbox(self._workers)
             return self._made
 
     def close(self) -> None:
@@ -78,12 +87,21 @@ class LazySandbox:
 
 @asynccontextmanager
 async def _own_sandbox(app: FastAPI) -> AsyncIterator[None]:
-    app.state.sandbox = LazySandbox()
+    app.state.sandbox = LazySandbox(app.state.context.settings.grader_runs)
     yield
     await run_in_threadpool(app.state.sandbox.close)
 
 
 router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", lifespan=_own_sandbox)
+
+
+def runs_of(request: Request) -> Shares:
+    runs: Shares = request.app.state.grader_runs
+    return runs
+
+
+# No organisation tries graders in all of the places that there are for it.
+RunsDep = Annotated[Shares, Depends(runs_of)]
 
 
 class ValidateRequest(Schema):
@@ -96,21 +114,33 @@ class RunRequest(Schema):
 
     model_config = ConfigDict(extra="forbid")
     grader: GraderJson
-    model_sample: Annotated[str, Field(max_length=MAX_SAMPLE_CHARACTERS)]
+    model_sample: Annotated[str, Field(max_length=ANSWER_CHARACTERS)]
     item: dict[str, Any] = {}
 
 
 @router.post("/validate")
-def validate_grader(caller: CallerDep, context: ContextDep, request: ValidateRequest) -> dict[str, Any]:
+def validate_grader(caller: CallerDep, context: ContextDep, runs: RunsDep, request: ValidateRequest) -> dict[str, Any]:
     """Check all of a grader that can be checked without a dataset; return it with its defaults filled in."""
     caller.require("jobs:write")
-    return {"grader": _read(context, caller, request.grader).model_dump(mode="json")}
+    with runs.place(caller.org_id):
+        return {"grader": _read(context, caller, request.grader).model_dump(mode="json")}
 
 
 @router.post("/run")
-def run_grader(caller: CallerDep, context: ContextDep, http_request: Request, request: RunRequest) -> dict[str, Any]:
+def run_grader(
+    caller: CallerDep, context: ContextDep, runs: RunsDep, http_request: Request, request: RunRequest
+) -> dict[str, Any]:
     """Grade one answer. A grader that fails is answered with a flag and its message, and a reward of 0."""
     caller.require("jobs:write")
+    try:
+        check_size(request.item, most=ITEM_CHARACTERS)
+    except TooLargeError as exc:
+        raise InvalidRequestError(f"The item {exc}. Shorten it.", param="item") from exc
+    with runs.place(caller.org_id):
+        return _run(caller, context, http_request, request)
+
+
+def _run(caller: Caller, context: Context, http_request: Request, request: RunRequest) -> dict[str, Any]:
     grader = _read(context, caller, request.grader)
     if judge_models(grader):
         caller.require("chat")
@@ -190,6 +220,8 @@ def _try(grader: Grader, sample: Sample, tools: GradingTools, flags: dict[str, A
         flags["model_grader_server_error"] = True
         flags["model_grader_server_error_details"] = str(exc)
         return Grade(0.0, parsed=False, detail=str(exc))
+    if not grade.in_time:
+        flags["unresponsive_reward_error"] = True
     if not grade.parsed:
         flags["model_grader_parse_error" if isinstance(grader, ScoreModelGrader) else "sample_parse_error"] = True
     return grade

@@ -23,6 +23,7 @@ from zhub.database.sessions import tenant_session
 from zhub.errors import UnavailableError
 from zhub.ids import parse_id, public_id
 from zhub.models import JobEvent
+from zhub.process.shares import Shares
 from zhub.process.wakeup import JOBS, Wakeup, job_topic
 from zhub.queue import job_events
 from zhub.queue.job_events import Cursor
@@ -34,7 +35,6 @@ from zhub_api.routes.fine_tuning import job_objects, own_job
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 log = logging.getLogger("zhub.api")
 
-MAX_STREAMS = 100  # of a process: each asks the database once a second
 MAX_STREAM_S = 3600.0  # then the client comes again, with a key that is looked at again
 POLL_S = 1.0
 HEARTBEAT_S = 15.0
@@ -63,7 +63,7 @@ async def list_events(
         return await run_in_threadpool(_page, context, caller, job_id, after, limit)
     found, cursor = await run_in_threadpool(_begin, context, caller, job_id, last_event_id or after)
     streams: Streams = request.app.state.streams
-    return EventStream(streams, partial(_messages, context, caller, job_id, found, cursor))
+    return EventStream(streams, caller.org_id, partial(_messages, context, caller, job_id, found, cursor))
 
 
 @router.get("/{job_id}/metrics")
@@ -85,21 +85,13 @@ def job_metrics(
 class Streams:
     """The event streams that a process serves, and what wakes them. Belongs to the event loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, shares: Shares) -> None:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self.count = 0
+        self.shares = shares
 
-    def enter(self) -> None:
-        """Take one of the places. Raises UnavailableError when there is none."""
-        if self.count >= MAX_STREAMS:
-            raise UnavailableError(
-                f"This API process serves {MAX_STREAMS} event streams, which is as many as it does. Try again in a "
-                "while, or ask for the events in pages, without 'stream'."
-            )
-        self.count += 1
-
-    def leave(self) -> None:
-        self.count -= 1
+    @property
+    def count(self) -> int:
+        return self.shares.held
 
     @contextmanager
     def waking(self, job_id: uuid.UUID) -> Iterator[asyncio.Event]:
@@ -130,18 +122,19 @@ def listen(wakeup: Wakeup, streams: Streams, loop: asyncio.AbstractEventLoop, st
 class EventStream(StreamingResponse):
     """Gives its place back however it ends: also when its client went away before it began."""
 
-    def __init__(self, streams: Streams, messages: Callable[[Streams], AsyncGenerator[str]]) -> None:
-        streams.enter()
+    def __init__(self, streams: Streams, org_id: uuid.UUID, messages: Callable[[Streams], AsyncGenerator[str]]) -> None:
+        """Raises TooManyAtOnceError, UnavailableError: there is no place for it."""
+        streams.shares.take(org_id)
         # A proxy that collects an answer before it passes it on would keep every event back.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        self._streams, self._messages = streams, messages(streams)
+        self._shares, self._org_id, self._messages = streams.shares, org_id, messages(streams)
         super().__init__(self._messages, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._streams.leave()
+            self._shares.give_back(self._org_id)
             await self._messages.aclose()
 
 

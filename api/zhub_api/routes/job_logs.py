@@ -67,7 +67,9 @@ async def read_logs(
     begun = None if seen is None else Position.parse(seen)
     told = await run_in_threadpool(_lines, context, source, attempt, tail) if tail and begun is None else ()
     streams: Streams = request.app.state.streams
-    return EventStream(streams, partial(_messages, context, caller, job_id, attempt, source, begun, list(told)))
+    return EventStream(
+        streams, caller.org_id, partial(_messages, context, caller, job_id, attempt, source, begun, list(told))
+    )
 
 
 def _look(context: Context, caller: Caller, job_id: str, attempt: int | None) -> _Source:

@@ -14,6 +14,8 @@ from typing import Any
 
 from zhub.errors import RewardError
 from zhub.graders.fenced_code import code_of
+from zhub.graders.isolation import call_isolated
+from zhub.graders.limits import TESTS
 from zhub.graders.python_source import sandbox_of
 from zhub.graders.samples import Grade, GradingTools, Sample
 from zhub.graders.splitting import Equation, Script, UnreadableTestsError, split_asserts, split_check
@@ -85,7 +87,8 @@ class _Run:
 def grade_code(grader: CodeTestsGrader, samples: Sequence[Sample], tools: GradingTools) -> list[Grade]:
     sandbox = sandbox_of(grader.name, tools)
     limits = Limits(wall_s=grader.timeout_s)
-    runs = [_prepare(grader, sample) for sample in samples]
+    prepared = call_isolated(_prepare, grader, samples)
+    runs = [run for run in prepared if isinstance(run, _Run)]
     outcomes = sandbox.run_many([run.program(_first_expressions(run), limits) for run in runs])
     for run, outcome in zip(runs, outcomes, strict=True):
         _take_first(run, outcome)
@@ -104,7 +107,7 @@ def grade_code(grader: CodeTestsGrader, samples: Sequence[Sample], tools: Gradin
         )
         for (run, of_run), outcome in zip(asked, outcomes, strict=True):
             _take_answers(run, of_run, outcome)
-    return [_grade(grader, run) for run in runs]
+    return [_grade(grader, run) if isinstance(run, _Run) else run for run in prepared]
 
 
 def _prepare(grader: CodeTestsGrader, sample: Sample) -> _Run:
@@ -125,6 +128,8 @@ def _prepare(grader: CodeTestsGrader, sample: Sample) -> _Run:
         ) from exc
     if not split:
         raise RewardError(grader.name, f"{sample.where}this row has no tests. Add some, or drop it.")
+    if len(split) > TESTS:
+        raise RewardError(grader.name, f"{sample.where}this row has {len(split):,} tests; at most {TESTS:,} are run.")
     return _Run(_code(grader, sample), setup, split, [None] * len(split))
 
 

@@ -4,30 +4,46 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from zhub.errors import RewardNotANumberError
+from zhub.errors import RewardError, RewardNotANumberError
 from zhub.graders import formula
 from zhub.graders.choice import grade_choice
 from zhub.graders.code_tests import grade_code
+from zhub.graders.isolation import call_isolated, read_with
 from zhub.graders.json_schema import grade_json
 from zhub.graders.judge import grade_by_model
+from zhub.graders.limits import ANSWER_CHARACTERS, ITEM_CHARACTERS, TooLargeError, check_size
 from zhub.graders.numeric import grade_numeric
 from zhub.graders.python_source import grade_python
 from zhub.graders.samples import Grade, GradingTools, Sample
 from zhub.graders.similarity import grade_similarity
-from zhub.graders.templates import UnreadableAnswerError, fill
+from zhub.graders.templates import fill
 from zhub.graders.types import Grader, MultiGrader, StringCheckGrader
 
 NO_TOOLS = GradingTools()
+TOO_LONG = f"the answer has more than {ANSWER_CHARACTERS:,} characters"
 
 
 def grade_all(grader: Grader, samples: Sequence[Sample], tools: GradingTools) -> list[Grade]:
-    """Grade answers, in their order.
+    """Grade answers, in their order. What cannot be bounded runs in processes that can be ended.
+
+    An answer that is too long to be read, or that cannot be graded in time, is worth 0 and counts as not parsed.
 
     Raises:
         RewardError: the grader failed on a row, or the row lacks what it needs; with its line.
+        RewardTimeoutError: a schema, or many answers of one batch, took too long.
         SandboxUnavailableError: the grader runs code, and there is no sandbox.
     """
-    return GRADERS[grader.type](grader, samples, tools)
+    for sample in samples:
+        try:
+            check_size(sample.item, most=ITEM_CHARACTERS)
+        except TooLargeError as exc:
+            raise RewardError(grader.name, f"{sample.where}the row is too large: it {exc}. Shorten it.") from exc
+    readable = [sample for sample in samples if len(sample.output_text) <= ANSWER_CHARACTERS]
+    grades = iter(GRADERS[grader.type](grader, readable, tools) if readable else ())
+    return [
+        next(grades) if len(sample.output_text) <= ANSWER_CHARACTERS else Grade(0.0, parsed=False, detail=TOO_LONG)
+        for sample in samples
+    ]
 
 
 def grade(grader: Grader, output_text: str, item: Mapping[str, Any]) -> float:
@@ -85,24 +101,22 @@ def _no_number(
     )
 
 
-def _each(function: Callable[[Any, Sample], Grade]) -> Callable[[Any, Sequence[Sample], GradingTools], list[Grade]]:
-    """For graders that look at one sample at a time and need no tools."""
+def _here(function: Callable[[Any, Sample], Grade]) -> Callable[[Any, Sequence[Sample], GradingTools], list[Grade]]:
+    """For graders of one sample whose cost grows with the length of capped texts, and not faster."""
+    return lambda grader, samples, _tools: [read_with(function, grader, sample) for sample in samples]
 
-    def grade_one(grader: Any, sample: Sample) -> Grade:
-        try:
-            return function(grader, sample)
-        except UnreadableAnswerError as exc:
-            return Grade(0.0, parsed=False, detail=str(exc))
 
-    return lambda grader, samples, _tools: [grade_one(grader, sample) for sample in samples]
+def _isolated(function: Callable[[Any, Sample], Grade]) -> Callable[[Any, Sequence[Sample], GradingTools], list[Grade]]:
+    """For all other graders of one sample."""
+    return lambda grader, samples, _tools: call_isolated(function, grader, samples)
 
 
 GRADERS: dict[str, Callable[[Any, Sequence[Sample], GradingTools], list[Grade]]] = {
-    "string_check": _each(grade_string),
-    "text_similarity": _each(grade_similarity),
-    "numeric": _each(grade_numeric),
-    "multiple_choice": _each(grade_choice),
-    "json_schema": _each(grade_json),
+    "string_check": _here(grade_string),
+    "text_similarity": _isolated(grade_similarity),
+    "numeric": _isolated(grade_numeric),
+    "multiple_choice": _isolated(grade_choice),
+    "json_schema": _isolated(grade_json),
     "python": grade_python,
     "code_tests": grade_code,
     "score_model": grade_by_model,

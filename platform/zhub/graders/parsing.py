@@ -1,23 +1,30 @@
 """Parse a request's JSON into a grader."""
 
 import difflib
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError, WithJsonSchema
 
 from zhub.errors import InvalidRequestError
 from zhub.graders.json_schema import check_schema
+from zhub.graders.limits import GRADER_CHARACTERS, SCHEMA_CHARACTERS, TooLargeError, check_size
+from zhub.graders.processes import Lost, own_processes
 from zhub.graders.templates import check_syntax
 from zhub.graders.types import TYPES, Grader, JsonSchemaGrader, leaves
 from zhub.pydantic_errors import Path, refusal
 
 # The type of a grader in a request. Any value passes, so that `parse_grader` refuses all bad ones by its messages.
 GraderJson = Annotated[Any, WithJsonSchema({"additionalProperties": True, "type": "object"})]
+MAX_SHOWN = 100  # characters
+READ_APART = ("python", "json_schema", "multi")
 _GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
 
 
 def parse_grader(given: Any, *, param: str) -> Grader:
     """Parse a grader, and check all that can be checked without a dataset and a base model.
+
+    Sources and schemas are read in a process that can be ended: Python's own readers of both can take for ever.
 
     Raises:
         InvalidRequestError: with the path of the field at fault.
@@ -26,15 +33,30 @@ def parse_grader(given: Any, *, param: str) -> Grader:
         raise InvalidRequestError(
             f"A grader is an object with a 'type': {', '.join(TYPES)}.", param=param, code="invalid_grader"
         )
+    try:
+        check_size(given, most=GRADER_CHARACTERS)
+    except TooLargeError as exc:
+        raise InvalidRequestError(f"The grader {exc}. Shorten it.", param=param, code="invalid_grader") from exc
     kind = given.get("type")
     if kind not in TYPES:
-        near = difflib.get_close_matches(str(kind), TYPES, n=1)
+        near = difflib.get_close_matches(str(kind)[:MAX_SHOWN], TYPES, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise InvalidRequestError(
-            f"There is no grader type {kind!r}.{hint} Known: {', '.join(TYPES)}.",
+            f"There is no grader type {repr(kind)[:MAX_SHOWN]}.{hint} Known: {', '.join(TYPES)}.",
             param=f"{param}.type",
             code="invalid_grader",
         )
+    if kind not in READ_APART:
+        return _parse(given, param=param)
+    parsed = own_processes().call(partial(_parse, param=param), given)
+    if isinstance(parsed, Lost):
+        raise InvalidRequestError(
+            f"The grader could not be checked: it {parsed.reason}. Simplify it.", param=param, code="invalid_grader"
+        )
+    return parsed
+
+
+def _parse(given: dict[str, Any], *, param: str) -> Grader:
     try:
         grader = _GRADER.validate_python(given)
     except ValidationError as exc:
@@ -43,7 +65,14 @@ def parse_grader(given: Any, *, param: str) -> Grader:
     for part_param, part in leaves(grader, param):
         if isinstance(part, JsonSchemaGrader):
             try:
+                check_size(part.json_schema, most=SCHEMA_CHARACTERS)
                 check_schema(part.json_schema)
+            except TooLargeError as exc:
+                raise InvalidRequestError(
+                    f"Grader '{part.name}': json_schema {exc}. Shorten it.",
+                    param=f"{part_param}.json_schema",
+                    code="invalid_grader",
+                ) from exc
             except ValueError as exc:
                 raise InvalidRequestError(
                     f"Grader '{part.name}': json_schema is not a valid JSON schema: {exc}",

@@ -23,11 +23,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Grade:
-    """A finite reward. ``parsed`` is False where the answer could not be read, which counts as wrong."""
+    """A finite reward. ``parsed`` is False where the answer could not be read, which counts as wrong.
+
+    ``in_time`` is False where that was because grading it was given up.
+    """
 
     reward: float
     parsed: bool = True
     detail: str | None = None
+    in_time: bool = True
 
 
 # Answers conversations as the grader's model, in their order.

@@ -2,10 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from typing import Any
 
 from zhub.errors import InvalidRequestError, RewardError
+from zhub.graders.limits import FILLED_CHARACTERS, JUDGE_MESSAGES, TEMPLATE_CHARACTERS
 from zhub.graders.samples import Sample
 from zhub.graders.types import CodeTestsGrader, Grader, PythonGrader, ScoreModelGrader, leaves
 
@@ -22,16 +24,33 @@ def fill(name: str, template: str, sample: Sample) -> str:
     """Replace the template's placeholders by this sample's and this row's values, for the grader ``name``.
 
     Raises:
-        RewardError: the row lacks a column.
-        UnreadableAnswerError: the answer is no JSON, or lacks a key.
+        RewardError: the row lacks a column, or makes the text too long by itself.
+        UnreadableAnswerError: the answer is no JSON, lacks a key, or makes the text too long.
     """
-    return PLACEHOLDER.sub(lambda match: _text(_value(name, match, sample)), template)
+    parts: list[str] = []
+    length = end = 0
+    output_json = cache(partial(read_json, sample.output_text))
+    for match in PLACEHOLDER.finditer(template):
+        value = _text(_value(name, match, sample, output_json))
+        parts += (template[end : match.start()], value)
+        length += match.start() - end + len(value)
+        end = match.end()
+        if length > FILLED_CHARACTERS:
+            break
+    if length + len(template) - end > FILLED_CHARACTERS:
+        message = f"the template '{template[:100]}' gives more than {FILLED_CHARACTERS:,} characters"
+        if any(match[1] == "sample" for match in PLACEHOLDER.finditer(template)):
+            raise UnreadableAnswerError(message)
+        raise RewardError(name, f"{sample.where}{message}. Shorten the row's columns.")
+    return "".join([*parts, template[end:]])
 
 
 def look_up(name: str, template: str, sample: Sample) -> Any:
     """The value itself where the template is a single placeholder; the filled-in text otherwise."""
     match = PLACEHOLDER.fullmatch(template.strip())
-    return fill(name, template, sample) if match is None else _value(name, match, sample)
+    if match is None:
+        return fill(name, template, sample)
+    return _value(name, match, sample, partial(read_json, sample.output_text))
 
 
 def read_json(text: str) -> Any:
@@ -50,12 +69,12 @@ def read_json(text: str) -> Any:
         raise UnreadableAnswerError(f"the answer is not JSON: {exc}") from exc
 
 
-def _value(name: str, match: re.Match[str], sample: Sample) -> Any:
+def _value(name: str, match: re.Match[str], sample: Sample, output_json: Callable[[], Any]) -> Any:
     root, path = match[1], match[2].split(".")[1:]
     if root == "sample":
         if path == ["output_text"]:
             return sample.output_text
-        value: Any = read_json(sample.output_text)
+        value: Any = output_json()
         path = path[1:]
     else:
         value = sample.item
@@ -99,7 +118,12 @@ def check_syntax(grader: Grader, *, param: str) -> None:
     """
     for part_param, part in leaves(grader, param):
         templates = list(_templates(part))
+        if isinstance(part, ScoreModelGrader) and len(templates) > JUDGE_MESSAGES:
+            raise _refusal(part, f"a judge reads at most {JUDGE_MESSAGES} messages.", f"{part_param}.input")
         for field, template in templates:
+            if len(template) > TEMPLATE_CHARACTERS:
+                message = f"the template has {len(template):,} characters; at most {TEMPLATE_CHARACTERS:,} are read."
+                raise _refusal(part, message, f"{part_param}.{field}")
             if "{{" in PLACEHOLDER.sub("", template):
                 raise _refusal(part, f"cannot read the template {template!r}. Use {KNOWN}.", f"{part_param}.{field}")
             for match in PLACEHOLDER.finditer(template):

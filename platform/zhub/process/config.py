@@ -72,6 +72,15 @@ class Settings(BaseSettings):
     logs_kept_days: int = Field(default=90, ge=1, le=36500)
     """How long the scheduler keeps the logs of an attempt that has ended."""
 
+    grader_runs: int = Field(default=8, ge=1, le=64)
+    """How many graders an API process tries at a time for ``…/graders/run`` and ``…/graders/validate``."""
+    grader_runs_per_org: int = Field(default=2, ge=1)
+    streams: int = Field(default=200, ge=1)
+    """How many streams of events and logs an API process serves; each asks the database once a second."""
+    streams_per_org: int = Field(default=64, ge=1)
+    requests_per_org: int = Field(default=24, ge=1)
+    """How many of an API process's 40 threads requests of one organisation may hold."""
+
     log_format: LogFormat = "text"
     """``json``: one JSON object a line."""
     metrics_host: str = "127.0.0.1"

@@ -226,7 +226,7 @@ def require_ready(base: BaseModel) -> BasisReference:
 
 
 def list_base_models(session: Session, *, after: str | None, limit: int) -> tuple[list[BaseModel], bool]:
-    """The base models that the session sees, by name, from the one that follows the name ``after``; whether more follow.
+    """The base models that the session sees, by name, from the one after ``after``, and whether more follow.
 
     Of two with one name the organisation's own, which is the one that ``get`` means.
     """

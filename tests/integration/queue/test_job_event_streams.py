@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from zhub.embedded.postgres import Urls
 from zhub.ids import public_id
 from zhub.process.config import Settings
+from zhub.process.shares import Shares
 from zhub.process.wakeup import PollingWakeup, job_topic
 from zhub_api.app import create_app
 from zhub_api.routes import job_events as routes
@@ -182,9 +183,9 @@ def test_a_client_that_goes_away_gives_its_place_back(
 
 def test_a_process_serves_so_many_streams_and_says_so_to_the_next(
     app: FastAPI, api_url: str, make_key: Callable[..., str], job_id: uuid.UUID, open_stream: Callable[..., Stream],
-    until: Until, monkeypatch: pytest.MonkeyPatch,
+    until: Until,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(routes, "MAX_STREAMS", 1)
+    app.state.streams = routes.Streams(Shares("event streams", places=1, per_org=2))
     first = open_stream(job_id)
     until(lambda: first.told)
     where = f"{api_url}/fine_tuning/jobs/{public_id('fine-tuning job', job_id)}/events?stream=true"
