@@ -101,14 +101,24 @@ def make_database(postgres: Cluster) -> Callable[..., Urls]:
     return make
 
 
+@pytest.fixture(scope="session")
+def drop_database(postgres: Cluster) -> Callable[[Urls], None]:
+    """Drop a database, whoever is connected to it."""
+
+    def drop(urls: Urls) -> None:
+        with psycopg.connect(postgres.url(ADMIN, "postgres"), autocommit=True) as connection:
+            name = sql.Identifier(str(conninfo_to_dict(urls.admin)["dbname"]))
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+    return drop
+
+
 @pytest.fixture
-def database(make_database: Callable[..., Urls], postgres: Cluster) -> Iterator[Urls]:
+def database(make_database: Callable[..., Urls], drop_database: Callable[[Urls], None]) -> Iterator[Urls]:
     """A migrated database of this test's own: one URL for each role."""
     urls = make_database()
     yield urls
-    with psycopg.connect(postgres.url(ADMIN, "postgres"), autocommit=True) as connection:
-        name = sql.Identifier(str(conninfo_to_dict(urls.admin)["dbname"]))
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+    drop_database(urls)
 
 
 @pytest.fixture

@@ -202,8 +202,8 @@ MUTANTS = (
     Mutant(
         "a job waits for all that it needs",
         DEPENDENCIES,
-        "HAVING bool_and(n.state = 'succeeded')",
-        "HAVING bool_or(n.state = 'succeeded')",
+        "bool_and(n.state = 'succeeded') AS won",
+        "bool_or(n.state = 'succeeded') AS won",
         ON_PROMOTIONS,
     ),
     Mutant(

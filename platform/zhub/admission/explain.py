@@ -58,6 +58,9 @@ def explain(session: Session, kinds: KindNames, *, agent_lost_after_s: float) ->
         )
 
 
+_WAITS = "id, org_id, cluster, kind, desired, not_before"
+
+
 # Queued jobs that no pass looks at, and why. Each of the three has its own index: the queue may be long.
 _ELSEWHERE = f"""
     WITH RECURSIVE {CLUSTERS}, queued_in AS (
@@ -66,13 +69,13 @@ _ELSEWHERE = f"""
         SELECT (SELECT min(cluster) FROM jobs WHERE state = 'queued' AND cluster > queued_in.cluster)
           FROM queued_in WHERE cluster IS NOT NULL
     ), elsewhere AS (
-        (SELECT id FROM jobs WHERE state = 'queued' AND desired <> 'run' LIMIT :limit)
+        (SELECT {_WAITS} FROM jobs WHERE state = 'queued' AND desired <> 'run' LIMIT :limit)
          UNION
-        (SELECT id FROM jobs WHERE state = 'queued' AND not_before IS NOT NULL AND not_before > now()
+        (SELECT {_WAITS} FROM jobs WHERE state = 'queued' AND not_before IS NOT NULL AND not_before > now()
           ORDER BY not_before LIMIT :limit)
          UNION
-        SELECT j.id FROM queued_in CROSS JOIN LATERAL
-               (SELECT id FROM jobs WHERE state = 'queued' AND cluster = queued_in.cluster
+        SELECT j.* FROM queued_in CROSS JOIN LATERAL
+               (SELECT {_WAITS} FROM jobs WHERE state = 'queued' AND cluster = queued_in.cluster
                    AND (kind <> ALL(:light) OR NOT EXISTS (SELECT FROM clusters))
                  ORDER BY org_id, ranked_at, id LIMIT :limit) j
          WHERE queued_in.cluster NOT IN (SELECT cluster FROM clusters)
@@ -80,7 +83,7 @@ _ELSEWHERE = f"""
     SELECT j.id, j.org_id, j.cluster, j.desired, j.not_before,
            c.cluster IS NULL AND (j.kind <> ALL(:light) OR NOT EXISTS (SELECT FROM clusters)) AS no_agent,
            (SELECT string_agg(cluster, ', ' ORDER BY cluster) FROM clusters) AS alive
-      FROM elsewhere JOIN jobs j USING (id) LEFT JOIN clusters c USING (cluster)
+      FROM elsewhere j LEFT JOIN clusters c USING (cluster)
 """
 
 

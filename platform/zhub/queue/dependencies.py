@@ -73,14 +73,17 @@ def release_dependents(session: Session, kinds: KindNames) -> int:
     rows = session.execute(
         text(
             """
-            WITH due AS (
-                SELECT j.id, bool_or(n.state IN ('failed', 'cancelled')) AS lost,
-                       min(n.id::text) FILTER (WHERE n.state IN ('failed', 'cancelled')) AS lost_id
-                  FROM jobs j JOIN job_dependencies d ON d.job_id = j.id JOIN jobs n ON n.id = d.needs_job_id
-                 WHERE j.state = 'waiting' AND j.kind <> ALL(:without_worker)
-                 GROUP BY j.id
-                HAVING bool_and(n.state = 'succeeded') OR bool_or(n.state IN ('failed', 'cancelled'))
-                 ORDER BY j.id LIMIT :limit
+            WITH waiting AS MATERIALIZED (
+                SELECT j.id FROM jobs j WHERE j.state = 'waiting' AND j.kind <> ALL(:without_worker)
+            ), due AS (
+                SELECT waiting.id, lost, lost_id
+                  FROM waiting CROSS JOIN LATERAL (
+                       SELECT bool_and(n.state = 'succeeded') AS won,
+                              bool_or(n.state IN ('failed', 'cancelled')) AS lost,
+                              min(n.id::text) FILTER (WHERE n.state IN ('failed', 'cancelled')) AS lost_id
+                         FROM job_dependencies d JOIN jobs n ON n.id = d.needs_job_id
+                        WHERE d.job_id = waiting.id) needed
+                 WHERE won OR lost ORDER BY waiting.id LIMIT :limit
             )
             UPDATE jobs SET state = CASE WHEN lost THEN 'cancelled' ELSE 'queued' END,
                    finished_at = CASE WHEN lost THEN now() END,

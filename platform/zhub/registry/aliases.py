@@ -1,7 +1,7 @@
 """Aliases: names such as ``@prod`` for the version of an expert that they point to, moved by compare-and-swap.
 
-Who asks for ``<project>.<expert>@prod`` is answered by that version from the next request on. Every move is kept, so
-that a move back is one as well.
+A request for ``<project>.<expert>@prod`` is answered by that version from the next request on. Every move is recorded,
+a roll-back too.
 """
 
 import re
@@ -17,13 +17,13 @@ from zhub.ids import new_id
 from zhub.models import Alias, AliasMove, Expert
 from zhub.registry.versions import VersionRecord
 
-# None of them can be taken for a number of a version.
+# No alias reads like the number of a version.
 ALIAS = re.compile(r"(?!v[0-9])[a-z](?:[a-z0-9_-]{0,30}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What an alias must point to for a move to happen: this version, or None, nothing yet."""
+    """What an alias must point to before it is moved: this version, or None: it must not exist yet."""
 
     version_id: uuid.UUID | None
 
@@ -41,10 +41,10 @@ def check_alias(name: str, *, param: str) -> str:
 
 def get(session: Session, expert: Expert, name: str) -> Alias:
     """The alias of an expert. Raises NotFoundError."""
-    found = session.scalar(select(Alias).where(Alias.expert_id == expert.id, Alias.name == name))
-    if found is None:
+    alias = session.scalar(select(Alias).where(Alias.expert_id == expert.id, Alias.name == name))
+    if alias is None:
         raise NotFoundError("alias", name, f"The expert '{expert.name}' has no alias '{name}'.")
-    return found
+    return alias
 
 
 def current(session: Session, expert_id: uuid.UUID, name: str) -> uuid.UUID | None:
@@ -61,9 +61,9 @@ def move(
     reason: str | None = None,
     expected: Expected | None = None,
 ) -> Alias:
-    """Let an alias point to a version, whatever it points to now, or only if it points to ``expected``.
+    """Point an alias to a version, whatever it points to now, or only if it points to ``expected``.
 
-    Where it points to that version already, nothing is recorded.
+    If it points to that version already, nothing is recorded.
 
     Raises:
         ConflictError: it points to another version than expected.

@@ -41,7 +41,7 @@ def publish(
 ) -> ExpertVersion:
     """Make the version of a finished attempt, in the one transaction that also ends the job.
 
-    Two jobs of one expert serialise on the expert's counter row; numbers have no gaps.
+    Jobs of the same expert serialise on the expert's counter row; numbers have no gaps.
 
     Raises:
         LeaseLostError: another attempt owns the job, or it was cancelled: nothing is written.
@@ -69,11 +69,11 @@ def publish(
     session.flush()
     name = records(session, ExpertVersion.id == version.id)[0].name
     job_events.add(session, job.org_id, job_id, f"Published {name}.", data={"model": name, "digest": version.digest})
-    told = {"id": name, "job": public_id("fine-tuning job", job_id), "digest": version.digest}
-    outbox.announce(session, job.org_id, job.project_id, endpoints.PUBLISHED, told)
+    announced = {"id": name, "job": public_id("fine-tuning job", job_id), "digest": version.digest}
+    outbox.announce(session, job.org_id, job.project_id, endpoints.PUBLISHED, announced)
     return version
 
 
 def published(session: Session, job_id: uuid.UUID) -> ExpertVersion | None:
-    """The version that a job made, if it did: the question after a commit whose answer was lost."""
+    """The version that a job published, or None: to be asked after a commit whose answer was lost."""
     return session.scalar(select(ExpertVersion).where(ExpertVersion.job_id == job_id))

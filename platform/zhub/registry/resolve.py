@@ -1,9 +1,9 @@
-"""What the model name of a request stands for.
+"""Resolve the model name of a request.
 
 ``auto`` and ``auto:<base>`` route by prompt, ``<project>.<expert>@v<number>`` is one version,
 ``<project>.<expert>@<alias>`` the one that the alias points to, ``<project>.<expert>@ftjob-<32 hex digits>:step-<n>`` a
-checkpoint, anything else is a base model. Checkpoints answer who names them; they are in no list of models and never
-routed to.
+checkpoint, anything else is a base model. A checkpoint answers only by its name: no list of models has it, and no
+request is routed to it.
 """
 
 import uuid
@@ -73,12 +73,12 @@ def _resolve_mixture(
     bases = {part.record.base.name: part.record.base for part in parts}
     if len(bases) > 1:
         raise InvalidRequestError(
-            f"A mixture needs experts of one base model; these stand on {', '.join(sorted(bases))}.", param="experts"
+            f"A mixture needs experts of one base model; these belong to {', '.join(sorted(bases))}.", param="experts"
         )
     (base,) = bases.values()
     if model not in (base.name, AUTO, *(name for name, _weight in mixture)):
         raise InvalidRequestError(
-            f"'model' is '{model}', but the experts of this mixture stand on '{base.name}'. Give that as the model.",
+            f"'model' is '{model}', but the experts of this mixture belong to '{base.name}'. Give that as the model.",
             param="model",
         )
     return ResolvedModel(base, parts)

@@ -1,6 +1,7 @@
-"""Schedules: trainings that are submitted by themselves, at times of a cron expression or when something has happened.
+"""Schedules: trainings that are submitted automatically, by a cron expression or by an event.
 
-What users do with them; how they fire is in ``zhub.schedules.firing``. Functions take a Session and never commit.
+Created, changed, paused and deleted here; ``zhub.schedules.firing`` fires them. Functions take a Session and never
+commit.
 """
 
 import uuid
@@ -60,7 +61,7 @@ class ScheduleRequest(Schema):
 
 
 def create(session: Session, caller: Caller, request: ScheduleRequest) -> Schedule:
-    """Make a schedule; what its training would be refused for is refused here, where its dataset has a checked version.
+    """Create a schedule. If its dataset has a version that passed its check, its training is checked as well.
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
@@ -79,7 +80,7 @@ def create(session: Session, caller: Caller, request: ScheduleRequest) -> Schedu
 
 
 def replace(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest) -> Schedule:
-    """Make a schedule what ``request`` says; its ticks so far stay. Raises what ``create`` does."""
+    """Replace what a schedule says by ``request``; its ticks so far stay. Raises what ``create`` does."""
     _set(session, caller, schedule, request)
     _flush(session, request.name)
     session.refresh(schedule)
@@ -91,10 +92,10 @@ def get(session: Session, project_id: uuid.UUID, schedule_id: uuid.UUID, *, lock
     statement = select(Schedule).where(
         Schedule.id == schedule_id, Schedule.project_id == project_id, Schedule.deleted_at.is_(None)
     )
-    found = session.scalar(statement.with_for_update() if lock else statement)
-    if found is None:
+    schedule = session.scalar(statement.with_for_update() if lock else statement)
+    if schedule is None:
         raise NotFoundError("schedule", public_id("schedule", schedule_id))
-    return found
+    return schedule
 
 
 def list_schedules(session: Session, project_id: uuid.UUID) -> list[Schedule]:
@@ -104,19 +105,19 @@ def list_schedules(session: Session, project_id: uuid.UUID) -> list[Schedule]:
 
 
 def delete(session: Session, schedule: Schedule) -> None:
-    """Let it fire no more, and hide it. Its jobs stay."""
+    """Stop firing it, and hide it. Its jobs stay."""
     schedule.deleted_at = sessions.now(session)
     session.flush()
 
 
 def pause(session: Session, schedule: Schedule) -> None:
-    """Let it fire no more until it is resumed. A job that runs goes on."""
+    """Stop firing it until it is resumed. A job that runs continues."""
     schedule.paused_because = schedule.paused_because or "Somebody paused it."
     session.flush()
 
 
 def resume(session: Session, schedule: Schedule) -> None:
-    """Let it fire again, from the next tick on: those since it was paused were not missed."""
+    """Fire it again, from the next tick on: the ticks during the pause do not count as missed."""
     if schedule.paused_because is None:
         return
     schedule.paused_because, schedule.failures = None, 0
@@ -129,14 +130,14 @@ def resume(session: Session, schedule: Schedule) -> None:
     session.flush()
 
 
-def new_feedback(session: Session, found: Sequence[Schedule]) -> dict[uuid.UUID, int]:
-    """Of the schedules that fire by feedback, how many of their ``on_feedback`` pieces have come, by their ids."""
-    ids = {one.feedback_expert_id for one in found if one.feedback_expert_id is not None}
+def new_feedback(session: Session, schedules: Sequence[Schedule]) -> dict[uuid.UUID, int]:
+    """For each schedule that fires by feedback, by its id, how many of its ``on_feedback`` pieces have come."""
+    ids = {schedule.feedback_expert_id for schedule in schedules if schedule.feedback_expert_id is not None}
     counts = dict(session.execute(select(Expert.id, Expert.feedback_count).where(Expert.id.in_(ids))).all())
     return {
-        one.id: counts[one.feedback_expert_id] - one.feedback_seen
-        for one in found
-        if one.feedback_expert_id is not None
+        schedule.id: counts[schedule.feedback_expert_id] - schedule.feedback_seen
+        for schedule in schedules
+        if schedule.feedback_expert_id is not None
     }
 
 
@@ -184,7 +185,7 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     suffix = _check_training(session, caller, request.training, newest).suffix
     expert = _trained(session, caller, suffix, newest) if request.on_feedback is not None else None
     alias = _alias(session, caller, request.on_regression) if request.on_regression is not None else None
-    now = sessions.now(session)  # all is asked first: a query writes what is half changed
+    now = sessions.now(session)  # every query comes before the changes: it would flush a half-changed row
     schedule.name = check_name(request.name, "schedule", param="name")
     schedule.dataset_id = dataset.id
     schedule.request = request.training
@@ -227,10 +228,10 @@ def _dataset(session: Session, caller: Caller, name: str) -> Dataset:
     if name.startswith("file-"):
         version = files.get(session, caller.project_id, parse_id("file", name))
         return session.scalars(select(Dataset).where(Dataset.id == version.dataset_id)).one()
-    found = session.scalar(select(Dataset).where(Dataset.project_id == caller.project_id, Dataset.name == name))
-    if found is None:
+    dataset = session.scalar(select(Dataset).where(Dataset.project_id == caller.project_id, Dataset.name == name))
+    if dataset is None:
         raise NotFoundError("dataset", name, "A dataset has the name of its file without the ending; upload one first.")
-    return found
+    return dataset
 
 
 def _alias(session: Session, caller: Caller, name: str) -> Alias:

@@ -1,0 +1,128 @@
+"""The plans of the heaviest statements: each reads by its indexes, and no more rows than it needs.
+
+``ZHUB_PLAN_ROWS=1000000`` fills the tables with a million rows each, as the figures beside the statements have it, and
+``--log-cli-level=INFO`` shows what was read.
+"""
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+from filled_tables import EXPERTS, ORGANIZATIONS, fill
+from query_plans import reads_of
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from zhub.admission.admit import MAX_HEADS
+from zhub.admission.explain import MAX_EXPLAINED, explain
+from zhub.admission.snapshot import read_clusters
+from zhub.database.sessions import make_engine, system_session, tenant_session
+from zhub.embedded.postgres import Urls
+from zhub.kinds import table
+from zhub.models import BaseModel
+from zhub.queue import claims, job_events
+from zhub.queue.dependencies import release_dependents
+from zhub.queue.desired import apply_requested_changes
+from zhub.queue.reaper import reap
+from zhub.registry import versions
+from zhub.training import fine_tuning
+
+ROWS = int(os.environ.get("ZHUB_PLAN_ROWS", "100000"))
+log = logging.getLogger(__name__)
+LARGE = {"jobs", "attempts", "job_events", "expert_versions"}
+
+ORG, PROJECT, AGENT = (uuid.UUID(f"{prefix}{0:030x}") for prefix in ("0a", "0b", "0d"))
+JOB, MIDDLE = (uuid.UUID(f"01{number:030x}") for number in (100, ROWS // 2))  # the first has half of the events
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement that ``call`` sends, known by ``marker``, with the indexes that it must use, and its rows at most."""
+
+    call: Callable[[Session], object]
+    marker: str
+    indexes: set[str]
+    rows: int
+    of_tenant: bool = False
+
+
+def newest_versions(session: Session) -> None:
+    base = session.scalars(select(BaseModel)).one()
+    versions.newest(session, PROJECT, base)
+
+
+STATEMENTS = {
+    "claim": Statement(
+        lambda session: claims.claim_up_to(session, 8, AGENT, "default", ["train"], lease_s=60, free=8),
+        "FOR UPDATE SKIP LOCKED", {"ix_jobs_claim"}, 300,
+    ),
+    "admission": Statement(
+        lambda session: read_clusters(session, table.names(), 30, MAX_HEADS),
+        "AS heads", {"ix_jobs_rank", "ix_jobs_held"}, 3 * ORGANIZATIONS * MAX_HEADS,
+    ),
+    "explanation": Statement(
+        lambda session: explain(session, table.names(), agent_lost_after_s=30),
+        "elsewhere", {"ix_jobs_wish", "ix_jobs_retry", "ix_jobs_rank"}, 6 * MAX_EXPLAINED + 1000,
+    ),
+    "reaper": Statement(reap, "lease_until < now()", {"ix_jobs_lease", "pk_jobs"}, 300),
+    "requested changes": Statement(
+        apply_requested_changes, "desired = 'pause' AND state", {"ix_jobs_wish", "ix_jobs_paused"}, 600,
+    ),
+    "dependents": Statement(
+        lambda session: release_dependents(session, table.names()), "), due AS (", {"ix_jobs_waiting", "pk_jobs"}, 4000,
+    ),
+    "newest versions": Statement(
+        newest_versions, "LATERAL", {"uq_expert_versions_expert_id_version"}, 2 * EXPERTS, of_tenant=True,
+    ),
+    "jobs of a project": Statement(
+        partial(fine_tuning.list_jobs, project_id=PROJECT, after=MIDDLE, limit=20),
+        "ORDER BY jobs.id DESC", {"ix_jobs_project"}, 21, of_tenant=True,
+    ),
+    "newest events": Statement(
+        partial(job_events.list_newest, job_id=JOB, before=None, limit=100),
+        "ORDER BY", {"ix_job_events_job"}, 101, of_tenant=True,
+    ),
+    "events in order": Statement(
+        partial(job_events.list_settled, job_id=JOB, after=(20, 0), limit=100),
+        "ORDER BY", {"ix_job_events_job"}, 101, of_tenant=True,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def urls(make_database: Callable[..., Urls], drop_database: Callable[[Urls], None]) -> Iterator[Urls]:
+    made = make_database()
+    fill(made.admin, ROWS)
+    yield made
+    drop_database(made)
+
+
+@pytest.fixture(scope="module")
+def leader(urls: Urls) -> Iterator[Engine]:
+    engine = make_engine(urls.system)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def api(urls: Urls) -> Iterator[Engine]:
+    engine = make_engine(urls.api)
+    yield engine
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_statement_reads_by_its_indexes_and_no_more_than_it_needs(name: str, leader: Engine, api: Engine) -> None:
+    statement = STATEMENTS[name]
+    open_session = partial(tenant_session, api, ORG) if statement.of_tenant else partial(system_session, leader)
+    reads = reads_of(open_session, statement.call, statement.marker, LARGE)
+    log.info(
+        "%s: %d of %d rows in %.1f ms by %s", name, reads.rows, ROWS, reads.took_ms, ", ".join(sorted(reads.indexes))
+    )
+    assert reads.scanned == set()
+    assert reads.indexes >= statement.indexes
+    assert reads.rows <= statement.rows
