@@ -2,7 +2,6 @@
 
 import uuid
 from dataclasses import asdict
-from pathlib import PurePosixPath
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select, update
@@ -17,7 +16,7 @@ from zhub.queue import jobs
 from zhub.specs import StoredFile, ValidateSpec
 from zhub.storage.keys import dataset_key
 from zhub.tenancy.keys import Caller
-from zhub.tenancy.names import slugify
+from zhub.tenancy.names import name_of_file
 
 PUSHED = "fine-tune"
 PURPOSES = (PUSHED, "evals", "user_data")
@@ -39,7 +38,7 @@ def register(
     The same file name in the same project makes the next version of the same dataset; the same bytes under it are the
     version that there is, unless that was deleted, is in error, or was not pushed while this one is.
     """
-    name = slugify(PurePosixPath(filename).stem) or "dataset"
+    name = name_of_file(filename, default="dataset")
     session.execute(
         insert(Dataset)
         .values(id=new_id(), org_id=caller.org_id, project_id=caller.project_id, name=name, last_version=0)

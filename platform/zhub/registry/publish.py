@@ -12,14 +12,16 @@ from zhub.models import Expert, ExpertVersion
 from zhub.queue import attempts, job_events
 from zhub.registry.versions import records
 from zhub.tenancy.keys import Caller
-from zhub.tenancy.names import check_name, slugify
+from zhub.tenancy.names import check_name, name_of_file, name_of_suffix
 from zhub.webhooks import endpoints, outbox
 
 
 def expert_for(session: Session, caller: Caller, suffix: str | None, filename: str) -> Expert:
     """The expert that a training's ``suffix`` names, or else its file without the ending; made if it is new."""
-    name = slugify(suffix) if suffix is not None else slugify(filename.rpartition(".")[0]) or "expert"
-    name = check_name(name, "expert", param="suffix")
+    if suffix is None:
+        name = check_name(name_of_file(filename, default="expert"), "expert", param="suffix")
+    else:
+        name = name_of_suffix(suffix, "expert", param="suffix")
     session.execute(
         insert(Expert)
         .values(id=new_id(), org_id=caller.org_id, project_id=caller.project_id, name=name, last_version=0)
