@@ -50,6 +50,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.ConstantRewardError: 400,
     errors.OutOfMemoryError: 400,
     errors.PromptTooLongError: 400,
+    errors.RowsTooLongError: 400,
     errors.BasisMismatchError: 409,
     errors.ArtifactError: 500,
 }

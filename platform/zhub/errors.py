@@ -35,6 +35,7 @@
         ├── ConstantRewardError    (reward)
         ├── OutOfMemoryError                       not even one row fits the device
         ├── PromptTooLongError     (line, tokens, limit)
+        │   └── RowsTooLongError   (rows)
         ├── BasisMismatchError     (expected, actual)
         └── ArtifactError                          a file of an expert that must not be loaded
 
@@ -373,6 +374,35 @@ class PromptTooLongError(TrainingError):
         self.line = line
         self.tokens = tokens
         self.limit = limit
+
+
+@dataclass(frozen=True)
+class LongRow:
+    """A row with more tokens than the context of a base model, by its line in the training or the validation file."""
+
+    line: int
+    tokens: int
+    in_validation_file: bool = False
+
+    def __str__(self) -> str:
+        return f"{'validation file, ' if self.in_validation_file else ''}line {self.line} ({self.tokens:,} tokens)"
+
+
+class RowsTooLongError(PromptTooLongError):
+    """Rows leave no room in the model's context: all of them, so that they are mended at once."""
+
+    MAX_NAMED = 200
+
+    def __init__(self, rows: Sequence[LongRow], limit: int) -> None:
+        super().__init__(rows[0].line, rows[0].tokens, limit)
+        named = ", ".join(map(str, rows[: self.MAX_NAMED]))
+        more = f" and {len(rows) - self.MAX_NAMED:,} more" if len(rows) > self.MAX_NAMED else ""
+        self.args = (
+            f"{len(rows):,} {'row has' if len(rows) == 1 else 'rows have'} more tokens than the {limit:,} that fit "
+            f"this base model: {named}{more}. Shorten or drop them; a training leaves them out or cuts them with the "
+            "hyper-parameter 'long_rows' at 'skip' or 'cut'.",
+        )
+        self.rows = rows
 
 
 class BasisMismatchError(TrainingError):

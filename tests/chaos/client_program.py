@@ -100,7 +100,10 @@ class Client:
         """Register a dataset file, whose validation needs the store."""
         project_id = uuid.UUID(self._world["project_id"])
         caller = Caller(uuid.UUID(int=0), self._org_id, project_id, "main", frozenset())
-        version = files.register(session, caller, purpose="fine-tune", **self._world["file"])
+        file = self._world["file"] | {
+            "filename": f"{uuid.uuid4().hex}.jsonl"
+        }  # equal bytes under one name are one file
+        version = files.register(session, caller, purpose="fine-tune", **file)
         return session.scalars(select(Job.id).where(Job.dataset_version_id == version.id)).one()
 
     def _wish(self, kind: str, job_id: uuid.UUID, session: Session) -> uuid.UUID:

@@ -141,12 +141,12 @@ def proxy(postgres: Cluster) -> Iterator[FaultProxy]:
 def make_file(system_engine: Engine, store: DirectoryStore) -> Callable[..., str]:
     """Put a dataset file into a project, checked; return its id."""
 
-    def make(caller: Caller, content: bytes = ROWS, name: str = "suite.jsonl") -> str:
+    def make(caller: Caller, content: bytes = ROWS, name: str = "suite.jsonl", purpose: str = "fine-tune") -> str:
         sha256 = hashlib.sha256(content).hexdigest()
         store.put(dataset_key(caller.org_id, sha256), io.BytesIO(content))
         with system_session(system_engine) as session:
             version = files.register(
-                session, caller, filename=name, purpose="fine-tune", size_bytes=len(content), sha256=sha256
+                session, caller, filename=name, purpose=purpose, size_bytes=len(content), sha256=sha256
             )
             files.write_validation(session, version.id, files.validation_report(validate(io.BytesIO(content))))
         return f"file-{version.id.hex}"

@@ -54,10 +54,10 @@ def show(file_id: str, data_dir: DataDirOption = None, as_json: JsonOption = Fal
         _show(client.files.get(file_id), as_json)
 
 
-def push_file(client: Client, path: Path) -> DatasetFile:
-    """Upload a file and wait until its rows are checked."""
+def push_file(client: Client, path: Path, *, purpose: str = "fine-tune") -> DatasetFile:
+    """Upload a file and wait until its rows are checked. Only with the purpose ``fine-tune`` it is new data."""
     with stderr().status(f"{path.name}: uploading") as spinner:
-        file = client.files.upload(path)
+        file = client.files.upload(path, purpose=purpose)
         spinner.update(f"{path.name}: its rows are being checked")
         checked = client.files.wait_processed(file.id)
     if repeated := (checked.validation or {}).get("duplicate_count"):

@@ -38,7 +38,7 @@ def create(
     with connect(data_dir) as client:
         evaluation = client.evaluations.create(
             model=model,
-            file=file_id(client, dataset),
+            file=file_id(client, dataset, purpose="evals"),
             grader=read_grader(grader),
             compare_with=compare_with or [],
             max_new_tokens=max_new_tokens,

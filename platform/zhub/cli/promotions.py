@@ -34,7 +34,7 @@ def create(
     """Measure a version against the one that the alias points to, and promote it if it passes."""
     with connect(data_dir) as client:
         suite = {
-            "file": file_id(client, dataset),
+            "file": file_id(client, dataset, purpose="evals"),
             "grader": read_grader(grader),
             "min_mean": min_mean,
         }

@@ -82,7 +82,7 @@ def add(
     with connect(data_dir) as client:
         made = client.schedules.create(
             name=name,
-            dataset=file_id(client, dataset) if Path(dataset).is_file() else dataset,
+            dataset=file_id(client, dataset, purpose="fine-tune") if Path(dataset).is_file() else dataset,
             training=training,
             cron=cron,
             timezone=timezone,

@@ -85,7 +85,7 @@ def submit(
     if priority is not None:
         request["priority"] = priority
     with connect(data_dir) as client:
-        request["training_file"] = file_id(client, dataset)
+        request["training_file"] = file_id(client, dataset, purpose="user_data")
         if dry_run:
             return show_estimate(client.jobs.estimate(**request), as_json)
         job = client.jobs.create(**request)
@@ -153,8 +153,9 @@ def read_json(path: Path, what: str) -> Any:
         raise InvalidRequestError(f"{path}: the {what} is not JSON: {exc}.") from exc
 
 
-def file_id(client: Client, dataset: str) -> str:
+def file_id(client: Client, dataset: str, *, purpose: str) -> str:
+    """The id of an uploaded file, or of one that is uploaded for this ``purpose``."""
     path = Path(dataset)
     if dataset.startswith("file-") and not path.exists():
         return dataset
-    return push_file(client, path).id
+    return push_file(client, path, purpose=purpose).id

@@ -12,7 +12,7 @@ from zhub.client.credentials import default_data_dir
 
 def up(
     data_dir: DataDirOption = None,
-    port: Annotated[int, typer.Option(help="Where the API listens.")] = 8460,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the API listens.")] = 8460,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in; there is no TLS.")] = "127.0.0.1",
 ) -> None:
     """Start zhub on this machine: database, API, scheduler, Ray and a base model. Ctrl-C stops it."""

@@ -36,12 +36,16 @@ class Files:
         self._http = http
         self._poll_s = poll_s
 
-    def upload(self, path: Path) -> DatasetFile:
-        """Send a JSONL file, read from disk in pieces; its rows are checked afterwards, see ``wait_processed``."""
+    def upload(self, path: Path, *, purpose: str = "fine-tune") -> DatasetFile:
+        """Send a JSONL file, read from disk in pieces; its rows are checked afterwards, see ``wait_processed``.
+
+        With the ``purpose`` ``fine-tune`` it is pushed: the newest data of its dataset, on which schedules fire. With
+        ``evals`` or ``user_data`` it can be used as well, and is no new data. Equal bytes are the file that there is.
+        """
         if not path.is_file():
             raise InvalidRequestError(f"{path}: expected a JSONL file, found {_kind(path)}.", param="file")
         with path.open("rb") as file:
-            answer = self._http.post_form("/v1/files", {"purpose": "fine-tune"}, {"file": (path.name, file)})
+            answer = self._http.post_form("/v1/files", {"purpose": purpose}, {"file": (path.name, file)})
         return DatasetFile.model_validate(answer)
 
     def get(self, file_id: str) -> DatasetFile:

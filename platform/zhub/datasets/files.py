@@ -3,7 +3,6 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import PurePosixPath
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -19,14 +18,18 @@ from zhub.queue.attempts import Released, Succeeded
 from zhub.specs import StoredFile, ValidateSpec
 from zhub.storage.keys import dataset_key
 from zhub.tenancy.keys import Caller
-from zhub.tenancy.names import slugify
+from zhub.tenancy.names import name_of_file
 
-PURPOSES = ("fine-tune",)
+PUSHED = "fine-tune"
+PURPOSES = (PUSHED, "evals", "user_data")
+"""A file to fine-tune with is pushed as the newest data of its dataset. The others can be used in the same ways, and
+are never new data: what an evaluation measures on, and what one request brings along."""
 
 
 def check_purpose(purpose: str) -> None:
     if purpose not in PURPOSES:
-        raise InvalidRequestError(f"'{purpose}' is not a purpose of ours. Use 'fine-tune'.", param="purpose")
+        known = ", ".join(f"'{known}'" for known in PURPOSES)
+        raise InvalidRequestError(f"'{purpose}' is not a purpose of ours. Known: {known}.", param="purpose")
 
 
 def register(
@@ -34,27 +37,27 @@ def register(
 ) -> DatasetVersion:
     """Record a file whose bytes are already in the store, and enqueue its validation.
 
-    The same file name in the same project makes the next version of the same dataset.
+    The same file name in the same project makes the next version of the same dataset; the same bytes under it are the
+    version that there is, unless that was deleted, is in error, or was not pushed while this one is.
     """
-    name = slugify(PurePosixPath(filename).stem) or "dataset"
+    name = name_of_file(filename, default="dataset")
     session.execute(
         insert(Dataset)
         .values(id=new_id(), org_id=caller.org_id, project_id=caller.project_id, name=name, last_version=0)
         .on_conflict_do_nothing()
     )
     # The counter row also serialises concurrent uploads of one name: max(version) + 1 would collide.
-    dataset_id, number = session.execute(
-        update(Dataset)
-        .where(Dataset.project_id == caller.project_id, Dataset.name == name)
-        .values(last_version=Dataset.last_version + 1)
-        .returning(Dataset.id, Dataset.last_version)
-    ).one()
+    of_name = select(Dataset).where(Dataset.project_id == caller.project_id, Dataset.name == name)
+    dataset = session.scalars(of_name.with_for_update().execution_options(populate_existing=True)).one()
+    if (equal := _equal_version(session, dataset.id, purpose, sha256)) is not None:
+        return equal
+    dataset.last_version += 1
     version = DatasetVersion(
         id=new_id(),
         org_id=caller.org_id,
         project_id=caller.project_id,
-        dataset_id=dataset_id,
-        version=number,
+        dataset_id=dataset.id,
+        version=dataset.last_version,
         filename=filename,
         purpose=purpose,
         size_bytes=size_bytes,
@@ -74,6 +77,22 @@ def register(
     jobs.enqueue(session, job, f"Validation of {filename} enqueued.")
     session.refresh(version)
     return version
+
+
+def _equal_version(session: Session, dataset_id: uuid.UUID, purpose: str, sha256: str) -> DatasetVersion | None:
+    """The newest version with these bytes, if this upload brings nothing new."""
+    return session.scalar(
+        select(DatasetVersion)
+        .where(
+            DatasetVersion.dataset_id == dataset_id,
+            DatasetVersion.sha256 == sha256,
+            DatasetVersion.purpose.in_((PUSHED, purpose)),
+            DatasetVersion.status != "error",
+            DatasetVersion.deleted_at.is_(None),
+        )
+        .order_by(DatasetVersion.version.desc())
+        .limit(1)
+    )
 
 
 def stored_file(version: DatasetVersion) -> StoredFile:

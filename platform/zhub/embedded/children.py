@@ -1,6 +1,7 @@
 """The programs of the embedded stack: how each is called, and how to tell that it is ready."""
 
 import http.client
+import ipaddress
 import math
 import os
 import shutil
@@ -19,6 +20,7 @@ from zhub.embedded.processes import Child
 from zhub.errors import EmbeddedError
 
 LOOPBACK = "127.0.0.1"
+MAX_PORT = 65535
 OBJECT_STORE_BYTES = 100_000_000  # what passes through it is small; the default is a third of the memory
 
 
@@ -134,14 +136,16 @@ def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey
         "ZHUB_STORE_URL": plan.data_dir.objects.as_uri(),
         "ZHUB_CACHE_DIR": str(plan.data_dir.cache),
         "ZHUB_SECRET_KEY": plan.secrets.secret_key,
-        # Whoever holds a key here may use this machine anyway, and its webhooks go to programs on it.
-        "ZHUB_WEBHOOK_ALLOW_PRIVATE": "1",
         "ZHUB_SERVING_URL": plan.serving_url,
         "ZHUB_SERVING_TOKEN": plan.secrets.serving_token,
         "ZHUB_SERVING_HOST": LOOPBACK,
         "ZHUB_SERVING_PORT": str(plan.serving_port),
         "ZHUB_RAY_ADDRESS": f"{LOOPBACK}:{plan.ray_port}",
     }
+    if is_loopback(plan.host):
+        # Whoever reaches the API may use this machine anyway, and its webhooks go to programs on it. Where others
+        # reach it, only who starts the stack may say so.
+        common["ZHUB_WEBHOOK_ALLOW_PRIVATE"] = "1"
     if has_valkey:
         common["ZHUB_REDIS_URL"] = f"unix://{valkey_socket(plan)}"
     listen = {"ZHUB_HOST": plan.host, "ZHUB_PORT": str(plan.port)}
@@ -187,6 +191,9 @@ def free_ports(count: int) -> list[int]:
 
 def check_port(host: str, port: int) -> None:
     """Raise EmbeddedError if the API could not listen there."""
+    # Where a number is too large, the system takes its last 16 bits: the API would listen elsewhere.
+    if not 0 <= port <= MAX_PORT:
+        raise EmbeddedError(f"{port} is not a port: expected 1 to {MAX_PORT}. Choose another with --port.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -196,6 +203,14 @@ def check_port(host: str, port: int) -> None:
         raise EmbeddedError(
             f"Port {port} of {host} cannot be used: {exc.strerror}. Choose another with --port."
         ) from exc
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _environ() -> dict[str, str]:

@@ -12,7 +12,7 @@ from zhub.models import Expert, ExpertVersion
 from zhub.queue import attempts, job_events
 from zhub.registry.versions import records
 from zhub.tenancy.keys import Caller
-from zhub.tenancy.names import check_name, slugify
+from zhub.tenancy.names import check_name, name_of_file, name_of_suffix
 from zhub.webhooks import endpoints, outbox
 
 
@@ -22,8 +22,9 @@ def expert_name(suffix: str | None, filename: str) -> str:
     Raises:
         InvalidRequestError: it cannot be a name.
     """
-    name = slugify(suffix) if suffix is not None else slugify(filename.rpartition(".")[0]) or "expert"
-    return check_name(name, "expert", param="suffix")
+    if suffix is not None:
+        return name_of_suffix(suffix, "expert", param="suffix")
+    return check_name(name_of_file(filename, default="expert"), "expert", param="suffix")
 
 
 def get_or_create_expert(session: Session, caller: Caller, name: str) -> Expert:

@@ -159,11 +159,12 @@ def job_request(training: dict[str, Any], version_id: uuid.UUID) -> JobRequest:
 
 
 def newest_version(session: Session, dataset_id: uuid.UUID) -> DatasetVersion | None:
-    """The newest version of a dataset that passed its check."""
+    """The newest version of a dataset that was pushed and passed its check."""
     return session.scalar(
         select(DatasetVersion)
         .where(
             DatasetVersion.dataset_id == dataset_id,
+            DatasetVersion.purpose == files.PUSHED,
             DatasetVersion.status == "processed",
             DatasetVersion.deleted_at.is_(None),
         )

@@ -92,7 +92,8 @@ _DUE = (
                             WHERE t.schedule_id = s.id AND NOT t.counted AND t.outcome = 'fired')
         OR s.on_new_data AND s.seen_version_id IS DISTINCT FROM
            (SELECT v.id FROM dataset_versions v
-             WHERE v.dataset_id = s.dataset_id AND v.status = 'processed' AND v.deleted_at IS NULL
+             WHERE v.dataset_id = s.dataset_id AND v.purpose = 'fine-tune' AND v.status = 'processed'
+               AND v.deleted_at IS NULL
              ORDER BY v.version DESC LIMIT 1)
         OR EXISTS (SELECT 1 FROM experts e
                     WHERE e.id = s.feedback_expert_id AND e.feedback_count >= s.feedback_seen + s.on_feedback)
@@ -213,7 +214,7 @@ def _submit(session: Session, schedule: Schedule, tick: ScheduleTick) -> Schedul
         with session.begin_nested():
             newest = definitions.newest_version(session, schedule.dataset_id)
             if newest is None:
-                raise ConflictError("The dataset has no version that passed its check.")
+                raise ConflictError("The dataset has no version that was pushed and passed its check.")
             request = definitions.job_request(schedule.request, newest.id)
             origin = {"schedule": schedule.name, "tick": tick.key}
             request = request.model_copy(update={"metadata": (request.metadata or {}) | origin})

@@ -76,6 +76,28 @@ def test_the_same_name_makes_the_next_version(client: Client) -> None:
     assert [*versions, upload(client, "b.jsonl").version] == [1, 2, 1]
 
 
+def test_equal_bytes_under_one_name_are_the_version_that_there_is(client: Client) -> None:
+    first = upload(client, "a.jsonl")
+    assert upload(client, "a.jsonl").id == first.id
+    assert upload(client, "b.jsonl").id != first.id
+    client.files.delete(first.id)
+    again = upload(client, "a.jsonl")
+    assert (again.id != first.id, again.version) == (True, 2)
+
+
+def test_concurrent_uploads_of_equal_bytes_are_one_version(client: Client) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        ids = set(pool.map(lambda _n: upload(client, "a.jsonl").id, range(6)))
+    assert len(ids) == 1 == len(client.files.list().data)
+
+
+def test_a_file_may_be_there_for_an_evaluation_only(client: Client) -> None:
+    for purpose in ("evals", "user_data"):
+        file = client.files.create(file=("a.jsonl", ROWS), purpose=purpose)
+        assert file.purpose == purpose
+    assert [file.purpose for file in client.files.list(purpose="evals")] == ["evals"]
+
+
 def test_concurrent_uploads_of_one_name_get_numbers_without_a_gap(client: Client) -> None:
     with ThreadPoolExecutor(6) as pool:
         versions = pool.map(lambda n: upload(client, "a.jsonl", str(n).encode()).version, range(6))

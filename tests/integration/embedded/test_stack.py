@@ -86,6 +86,40 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "postgres").exists()
 
 
+@pytest.mark.parametrize("port", [80800, 65536, -1])
+def test_a_number_that_is_no_port_is_refused_before_anything_starts(tmp_path: Path, port: int) -> None:
+    with pytest.raises(EmbeddedError, match=f"{port} is not a port"):
+        unstartable_stack(tmp_path / "data", port=port).run(lambda _addresses: None, lambda _message: None)
+    assert not (tmp_path / "data" / "postgres").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "asked", "allowed"),
+    [
+        ("127.0.0.1", None, "1"),
+        ("localhost", None, "1"),
+        ("::1", None, "1"),
+        ("0.0.0.0", None, None),
+        ("::", None, None),
+        ("192.168.0.7", None, None),
+        ("example.org", None, None),
+        ("0.0.0.0", "1", "1"),
+    ],
+)
+def test_webhooks_go_to_private_addresses_only_where_nobody_else_reaches_the_api(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, asked: str | None, allowed: str | None
+) -> None:
+    monkeypatch.delenv("ZHUB_WEBHOOK_ALLOW_PRIVATE", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("ZHUB_WEBHOOK_ALLOW_PRIVATE", asked)
+    data_dir = open_data_dir(tmp_path / "data")
+    plan = Plan(data_dir, load_secrets(data_dir), host, 0, 1, 0, 0, tmp_path)
+    children = own_children(
+        plan, Cluster(bin_dir=tmp_path, files=tmp_path, socket_dir=tmp_path, user=None), Programs(), has_valkey=False
+    )
+    assert {child.env.get("ZHUB_WEBHOOK_ALLOW_PRIVATE") for child in children} == {allowed}
+
+
 def unstartable_stack(path: Path, *, port: int = 0) -> Stack:
     """A stack that must be refused before it has started anything."""
 

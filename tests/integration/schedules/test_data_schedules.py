@@ -29,6 +29,40 @@ def test_new_data_fires_once_when_it_has_passed_its_check(
     assert outcomes(system_engine) == ["fired"]
 
 
+NEW = ROWS + ROWS.replace(b"+ 1", b"+ 2")
+
+
+@pytest.mark.parametrize("purpose", ["evals", "user_data"])
+def test_a_file_that_was_not_pushed_fires_nothing_and_is_not_trained_on(
+    ask: Ask, schedule: Ask, look: Ask, make_file: Ask, caller: Caller, system_engine: Engine, purpose: str
+) -> None:
+    made = schedule(cron=None, on_new_data=True)
+    unpushed = make_file(caller, NEW, purpose=purpose)
+    assert look() == 0 and outcomes(system_engine) == []
+    tick = ask("post", f"/schedules/{made['id']}/run")
+    assert ask("get", f"/fine_tuning/jobs/{tick['job']}")["training_file"] != unpushed
+
+
+def test_equal_bytes_are_no_new_data(
+    schedule: Ask, look: Ask, make_file: Ask, suite_file: str, caller: Caller, system_engine: Engine
+) -> None:
+    schedule(cron=None, on_new_data=True)
+    assert make_file(caller) == suite_file
+    assert look() == 0 and outcomes(system_engine) == []
+
+
+def test_what_was_tried_first_is_new_data_once_it_is_pushed(
+    schedule: Ask, look: Ask, make_file: Ask, caller: Caller, system_engine: Engine
+) -> None:
+    schedule(cron=None, on_new_data=True)
+    tried = make_file(caller, NEW, purpose="user_data")
+    assert look() == 0
+    pushed = make_file(caller, NEW)
+    assert pushed != tried and look() == 1
+    assert outcomes(system_engine) == ["fired"]
+    assert make_file(caller, NEW, purpose="user_data") == pushed
+
+
 def test_an_older_version_that_comes_to_the_fore_is_no_new_data(
     ask: Ask, schedule: Ask, look: Ask, make_file: Ask, caller: Caller, system_engine: Engine
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import api_double
@@ -51,6 +52,25 @@ def test_a_dry_run_shows_what_a_job_would_take(api: Any, zhub: Run, capsys: pyte
     out, err = capsys.readouterr()
     assert "default.sums" in out and "n_steps=40" in out and "1 h 1 min" in out and "beside other small jobs" in out
     assert "Nothing was submitted" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "purpose"),
+    [
+        (("datasets", "push"), "fine-tune"),
+        (("submit", "--base", "zhub-tiny"), "user_data"),
+        (("submit", "--base", "zhub-tiny", "--dry-run"), "user_data"),
+        (("evaluations", "create", "zhub-tiny"), "evals"),
+    ],
+)
+def test_only_what_is_pushed_is_new_data(
+    api: Any, zhub: Run, tmp_path: Path, command: tuple[str, ...], purpose: str
+) -> None:
+    api.refuse("POST", "/v1/files", 400, "invalid_request", "It was seen.")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    assert zhub(*command, str(rows)) == 1
+    assert f'name="purpose"\r\n\r\n{purpose}\r\n'.encode() in api.requests[-1].content
 
 
 def test_submitting_sends_the_grader_and_the_settings(api: Any, zhub: Run) -> None:

@@ -7,14 +7,17 @@ import pytest
 import torch
 from tiny_training import CONTAINS_E, PROMPTS, Load, reinforcement, run, supervised, write_rows
 
+from zhub.datasets.rows import Row
 from zhub.errors import (
     ConstantRewardError,
     NonFiniteLossError,
     OutOfMemoryError,
     PromptTooLongError,
     RewardError,
+    RowsTooLongError,
     TrainingError,
 )
+from zhub_workers.evaluation.grading import EncodedRow, cut
 from zhub_workers.model import rollout
 
 
@@ -74,6 +77,38 @@ def test_a_prompt_that_fills_the_context_is_named_by_its_line(load_adapted: Load
     with pytest.raises(PromptTooLongError) as caught:
         run(load_adapted("llama"), reinforcement(), rows)
     assert (caught.value.line, caught.value.limit) == (81, 64)
+
+
+LONG = ["x" * 80, "y" * 90, "z" * 100]
+
+
+def test_all_rows_that_are_too_long_are_named_at_once(load_adapted: Load, tmp_path: Path) -> None:
+    training, validation = write_rows(tmp_path / "t", [LONG[0], *PROMPTS, LONG[1]]), tmp_path / "v"
+    write_rows(validation, [*(f"new {n}" for n in range(20)), LONG[2]])
+    with pytest.raises(RowsTooLongError) as caught:
+        run(load_adapted("llama"), reinforcement(), training, validation)
+    assert [(row.line, row.in_validation_file) for row in caught.value.rows] == [(1, False), (82, False), (21, True)]
+    assert all(f"line {line} (" in str(caught.value) for line in (1, 82, 21))
+
+
+def test_rows_that_are_too_long_are_left_out_or_cut_on_request(load_adapted: Load, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "t", [*PROMPTS, *LONG], answer="ok")
+    for how, done in (("skip", "left out"), ("cut", "cut")):
+        _, events = run(load_adapted("llama"), supervised(n_steps=1, long_rows=how), rows)
+        (warning,) = [message for level, message, data in events if (data or {}).get("type") == "long_rows"]
+        assert f"3 rows with more than 64 tokens are {done}, the first: line 81" in warning
+
+
+def test_a_row_is_cut_at_the_end_of_its_answers_and_then_at_the_beginning_of_its_prompt() -> None:
+    row = EncodedRow(Row(1, [], {}), prompt=[1, 2, 3, 4], target=[5, 6, 7], rejected=[8])
+    parts = {limit: cut(row, limit) for limit in (7, 6, 5, 3)}
+    assert {limit: (part.prompt, part.target, part.rejected) for limit, part in parts.items()} == {
+        7: ([1, 2, 3, 4], [5, 6, 7], [8]),
+        6: ([1, 2, 3, 4], [5, 6], [8]),
+        5: ([1, 2, 3, 4], [5], [8]),
+        3: ([3, 4], [5], [8]),
+    }
+    assert all(part.tokens <= limit for limit, part in parts.items())
 
 
 def test_a_grader_that_needs_a_column_the_row_lacks_fails_the_job(load_adapted: Load, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from zhub.datasets.rows import Row
-from zhub.errors import InvalidRequestError, PromptTooLongError, TrainingError
+from zhub.errors import InvalidRequestError, LongRow, RowsTooLongError, TrainingError
 from zhub.evaluation.statistics import accuracy, paired_p_value
 from zhub.graders import Grade, Grader, GradingTools, Sample, grade_all
 from zhub.manifest import Evaluation
@@ -25,6 +25,11 @@ class EncodedRow:
     prompt: list[int]
     target: list[int]
     rejected: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of context the row takes with its longest answer, which has at least one."""
+        return len(self.prompt) + max(len(self.target), len(self.rejected), 1)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,22 @@ def encode_rows(
     """Render every row once.
 
     Raises:
-        PromptTooLongError: a prompt (with its answers, where they are needed) that leaves no room, by its line.
+        RowsTooLongError: prompts (with their answers, where they are needed) that leave no room, by their lines.
+        TrainingError, Stopped: see ``render_rows``.
+    """
+    encoded = render_rows(base, rows, with_target=with_target, should_stop=should_stop)
+    limit = base.context_length
+    if limit is not None and (too_long := [row for row in encoded if row.tokens > limit]):
+        raise RowsTooLongError([LongRow(row.row.line, row.tokens) for row in too_long], limit)
+    return encoded
+
+
+def render_rows(
+    base: BaseModel, rows: Iterable[Row], *, with_target: bool, should_stop: Callable[[], bool]
+) -> list[EncodedRow]:
+    """Render every row once, however long.
+
+    Raises:
         TrainingError: a row that the chat template refuses, or one without the target that it needs, by its line.
         Stopped: should_stop.
     """
@@ -64,12 +84,15 @@ def encode_rows(
             raise TrainingError(f"line {row.line}: the last message is not the assistant's, so there is no target.")
         target = render_target(base, row.target) if with_target and row.target is not None else []
         rejected = render_target(base, row.rejected) if with_target and row.rejected is not None else []
-        # An answer has at least one token.
-        tokens = len(prompt) + max(len(target), len(rejected), 1)
-        if base.context_length is not None and tokens > base.context_length:
-            raise PromptTooLongError(row.line, tokens, base.context_length)
         encoded.append(EncodedRow(row, prompt, target, rejected))
     return encoded
+
+
+def cut(row: EncodedRow, limit: int) -> EncodedRow:
+    """The row within ``limit`` tokens: without the end of its answers, or the beginning of a prompt that fills them."""
+    prompt = row.prompt[-(limit - 1) :]  # an answer has at least one token
+    room = limit - len(prompt)
+    return EncodedRow(row.row, prompt, row.target[:room], row.rejected[:room])
 
 
 @tracing.span("evaluate")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from zhub.datasets.splits import Split
+from zhub.errors import LongRow, RowsTooLongError, TrainingError
 from zhub.manifest import Evaluation
 from zhub.specs import ReinforcementHyperparameters, TrainSpec
 from zhub_workers.compute.group import Member, Stopped
-from zhub_workers.evaluation.grading import EncodedRow, Grading, compare, encode_rows
+from zhub_workers.evaluation.grading import EncodedRow, Grading, compare, cut, render_rows
 from zhub_workers.model.routing import Centroid, make_centroid
 from zhub_workers.training.job import OnEvent, TrainingJob
 from zhub_workers.training.preflight import preflight
@@ -69,7 +70,7 @@ def train(
 
     Raises:
         TrainingError: too few distinct prompts, or a row that cannot be used; see also its subclasses
-            PromptTooLongError, RewardError, ConstantRewardError, NonFiniteLossError, OutOfMemoryError.
+            RowsTooLongError, RewardError, ConstantRewardError, NonFiniteLossError, OutOfMemoryError.
     """
     job = TrainingJob(spec, member, grading, on_event)
     state, trainer = resumed, None
@@ -100,10 +101,44 @@ def read_rows(job: TrainingJob, training_path: Path, validation_path: Path | Non
     splits["validation"] = sample(splits["validation"], job.hyper.eval_samples)
     splits["test"] = sample(splits["test"], MAX_TEST_ROWS)
     with_target = job.spec.recipe != "reinforcement"
-    return {
-        name: encode_rows(job.member.base, rows, with_target=with_target, should_stop=job.member.should_stop)
+    encoded = {
+        name: render_rows(job.member.base, rows, with_target=with_target, should_stop=job.member.should_stop)
         for name, rows in splits.items()
     }
+    limit = job.member.base.context_length
+    return encoded if limit is None else fit_rows(job, encoded, limit, has_validation_file=validation_path is not None)
+
+
+def fit_rows(
+    job: TrainingJob, rows: Mapping[Split, Sequence[EncodedRow]], limit: int, *, has_validation_file: bool
+) -> dict[Split, list[EncodedRow]]:
+    """The rows of each split within ``limit`` tokens: those that are longer are refused, left out, or cut.
+
+    Raises:
+        RowsTooLongError: they are refused; with all of them.
+        TrainingError: they are left out, and a split has no others.
+    """
+    how = job.hyper.long_rows
+    too_long = [
+        LongRow(row.row.line, row.tokens, in_validation_file=has_validation_file and name != "train")
+        for name, of_split in rows.items()
+        for row in of_split
+        if row.tokens > limit
+    ]
+    too_long.sort(key=lambda row: (row.in_validation_file, row.line))
+    if too_long and how == "refuse":
+        raise RowsTooLongError(too_long, limit)
+    if too_long:
+        done = "left out" if how == "skip" else "cut"
+        message = f"{len(too_long):,} rows with more than {limit:,} tokens are {done}, the first: {too_long[0]}."
+        job.on_event("warn", message, {"type": "long_rows", "count": len(too_long), "done": how})
+    fitting: dict[Split, list[EncodedRow]] = {}
+    for name, of_split in rows.items():
+        kept = [row for row in of_split if how == "cut" or row.tokens <= limit]
+        fitting[name] = [row if row.tokens <= limit else cut(row, limit) for row in kept]
+        if of_split and not kept:
+            raise TrainingError(f"All {len(of_split):,} rows for {name} have more than {limit:,} tokens: none is left.")
+    return fitting
 
 
 def first_state(job: TrainingJob, starts: Sequence[Start], rows: Mapping[Split, Sequence[EncodedRow]]) -> TrainState:
