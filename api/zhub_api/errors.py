@@ -42,6 +42,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.DeposedError: None,
     errors.TrainingError: 400,
     errors.NonFiniteLossError: 400,
+    errors.NonFiniteLogitsError: 400,
     errors.RewardError: 400,
     errors.RewardTimeoutError: 400,
     errors.RewardNotANumberError: 400,
