@@ -44,6 +44,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.DeposedError: None,
     errors.TrainingError: 400,
     errors.NonFiniteLossError: 400,
+    errors.NonFiniteLogitsError: 400,
     errors.RewardError: 400,
     errors.RewardTimeoutError: 400,
     errors.RewardNotANumberError: 400,
@@ -54,6 +55,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.BasisMismatchError: 409,
     errors.ArtifactError: 500,
 }
+INTERNAL_ERROR = "zhub failed to answer; the error is in the API's log."
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -138,8 +140,7 @@ def _unexpected(request: Request, exc: Exception) -> JSONResponse:
         exc_info=exc,
         extra={"action": "request_failed", "code": "internal_error", "request_id": request_id},
     )
-    message = "zhub failed to answer; the error is in the API's log."
-    return JSONResponse(envelope(500, message, code="internal_error"), 500, headers={"x-request-id": request_id})
+    return JSONResponse(envelope(500, INTERNAL_ERROR, code="internal_error"), 500, headers={"x-request-id": request_id})
 
 
 def _retry_headers(exc: errors.ZhubError, status: int) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """The API's side of serving: from a model's name to a request that a replica can compute, and the lines it answers."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import httpx
+from pydantic import ValidationError
 
 from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError, UnavailableError
-from zhub.generation import LINE, Ended, ExpertReference, Failed, GenerationRequest, Line, Started
+from zhub.generation import LINE, Ended, ExpertReference, Failed, GenerationRequest, Started, Text
 from zhub.manifest import ROUTING_FILE, Z_FILE, Manifest
 from zhub.registry import base_models, versions
 from zhub.registry import resolve as version_resolve
@@ -16,7 +17,7 @@ from zhub_api.context import Context
 from zhub_api.observed import CHAT_TOKENS
 
 # What a replica may refuse because of the request itself; anything else is the platform's fault.
-CALLERS_FAULT = ("invalid_request", "context_length_exceeded")
+CALLERS_FAULT = ("invalid_request", "context_length_exceeded", "non_finite_logits")
 # Until the first token: a replica may first have to fetch and load the base model.
 FIRST_LINE_TIMEOUT_S = 300.0
 
@@ -62,8 +63,13 @@ def resolve(
     )
 
 
-async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> AsyncIterator[Line]:
-    """The Serve app's lines. Raises UnavailableError when it is away, and what it reports before it has begun."""
+async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> AsyncGenerator[Started | Text | Ended]:
+    """The Serve app's lines, of which the last is Ended.
+
+    Raises:
+        InvalidRequestError: the replica refuses the request.
+        UnavailableError: serving is away, or failed, or the answer broke off.
+    """
     try:
         async with serving.stream(
             "POST", "/generate", content=asked.model_dump_json(), timeout=httpx.Timeout(FIRST_LINE_TIMEOUT_S, connect=5)
@@ -71,22 +77,25 @@ async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> Asyn
             if response.status_code != 200:
                 await response.aread()
                 raise UnavailableError(f"Serving answered {response.status_code}: {response.text[:200]}")
-            begun = False
             async for text in response.aiter_lines():
                 line = LINE.validate_json(text)
-                if isinstance(line, Failed) and not begun:
+                if isinstance(line, Failed):
                     raise _as_error(line)
-                begun = True
+                if isinstance(line, Ended):
+                    CHAT_TOKENS.labels("completion").inc(line.completion_tokens)
+                    yield line
+                    return
                 if isinstance(line, Started):
                     CHAT_TOKENS.labels("prompt").inc(line.prompt_tokens)
-                elif isinstance(line, Ended):
-                    CHAT_TOKENS.labels("completion").inc(line.completion_tokens)
                 yield line
     except httpx.HTTPError as exc:
         raise UnavailableError(
             f"Serving does not answer at {serving.base_url} ({type(exc).__name__}). "
             "It may still be starting; try again."
         ) from exc
+    except ValidationError as exc:
+        raise UnavailableError("Serving answered with something that is no line of an answer; try again.") from exc
+    raise UnavailableError("The model's replica went away in the middle of the answer; try again.")
 
 
 def _as_error(failed: Failed) -> Exception:

@@ -29,6 +29,7 @@
     ├── DeposedError                               another scheduler leads; never leaves the scheduler
     └── TrainingError                              fails the job
         ├── NonFiniteLossError     (step)
+        ├── NonFiniteLogitsError                   the model scores its next token with NaN or infinity
         ├── RewardError            (name)
         │   ├── RewardTimeoutError
         │   └── RewardNotANumberError
@@ -309,6 +310,18 @@ class NonFiniteLossError(TrainingError):
             f"step {step}: the loss is not a finite number. Lower learning_rate, or look for extreme rewards."
         )
         self.step = step
+
+
+class NonFiniteLogitsError(TrainingError):
+    """The model's scores for its next token are NaN or infinite, so there is none to choose."""
+
+    code = "non_finite_logits"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The model cannot go on: its scores for the next token are not finite numbers. Lower the weights of the "
+            "experts, or use other experts or another base model."
+        )
 
 
 class RewardError(TrainingError):

@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -13,11 +13,11 @@ from pydantic import ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from zhub.errors import InvalidRequestError, UnavailableError
-from zhub.generation import Ended, Failed, Line, Started, Text
+from zhub.generation import Ended, Started, Text
 from zhub_api import serving_client
 from zhub_api.chat_parameters import refuse_unsupported
 from zhub_api.context import CallerDep, ContextDep
-from zhub_api.errors import envelope
+from zhub_api.streams import ending_with_errors
 
 router = APIRouter(prefix="/v1/chat")
 
@@ -95,7 +95,8 @@ async def create_completion(
     lines = serving_client.generate(http_request.app.state.serving, asked)
     # The first line decides the status: an error before it is a plain HTTP error, streamed or not.
     started = await anext(lines)
-    assert isinstance(started, Started)
+    if not isinstance(started, Started):
+        raise UnavailableError("Serving answered without saying who answers; try again.")
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
@@ -106,19 +107,15 @@ async def create_completion(
     }
     if request.stream:
         include_usage = request.stream_options is not None and request.stream_options.include_usage
-        body = _chunks(head, started, lines, include_usage=include_usage)
+        body = ending_with_errors(_chunks(head, started, lines, include_usage=include_usage))
         return StreamingResponse(body, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-    pieces = []
-    async for line in lines:
-        if isinstance(line, Text):
-            pieces.append(line.text)
-        elif isinstance(line, Ended):
-            message = {"role": "assistant", "content": "".join(pieces), "refusal": None}
-            choice = {"index": 0, "message": message, "finish_reason": line.finish_reason, "logprobs": None}
-            return JSONResponse(
-                head | {"object": "chat.completion", "choices": [choice], "usage": _usage(started, line)}
-            )
-    raise UnavailableError("The model's replica went away in the middle of the answer; try again.")
+    pieces = [line async for line in lines]
+    ended = pieces[-1]
+    assert isinstance(ended, Ended)
+    text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "finish_reason": ended.finish_reason, "logprobs": None}
+    return JSONResponse(head | {"object": "chat.completion", "choices": [choice], "usage": _usage(started, ended)})
 
 
 def _plain(index: int, message: Message) -> dict[str, str]:
@@ -131,8 +128,8 @@ def _plain(index: int, message: Message) -> dict[str, str]:
 
 
 async def _chunks(
-    head: dict[str, Any], started: Started, lines: AsyncIterator[Line], *, include_usage: bool
-) -> AsyncIterator[str]:
+    head: dict[str, Any], started: Started, lines: AsyncIterator[Started | Text | Ended], *, include_usage: bool
+) -> AsyncGenerator[str]:
     """Server-sent events with ``data:`` lines only: ids and named events break the dialect's clients."""
     head = head | {"object": "chat.completion.chunk"}
 
@@ -140,27 +137,15 @@ async def _chunks(
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
         return f"data: {json.dumps(head | {'choices': [choice]})}\n\n"
 
-    def failure(message: str, code: str) -> str:
-        return f"data: {json.dumps(envelope(503, message, code=code))}\n\n"
-
     yield event({"role": "assistant", "content": ""})
-    try:
-        async for line in lines:
-            if isinstance(line, Text):
-                yield event({"content": line.text})
-            elif isinstance(line, Failed):
-                yield failure(line.message, line.code)
-                return
-            elif isinstance(line, Ended):
-                yield event({}, line.finish_reason)
-                if include_usage:
-                    yield f"data: {json.dumps(head | {'choices': [], 'usage': _usage(started, line)})}\n\n"
-                yield "data: [DONE]\n\n"
-                return
-    except UnavailableError as exc:
-        yield failure(str(exc), exc.code)
-        return
-    yield failure("The model's replica went away in the middle of the answer; try again.", "unavailable")
+    async for line in lines:
+        if isinstance(line, Text):
+            yield event({"content": line.text})
+        elif isinstance(line, Ended):
+            yield event({}, line.finish_reason)
+            if include_usage:
+                yield f"data: {json.dumps(head | {'choices': [], 'usage': _usage(started, line)})}\n\n"
+            yield "data: [DONE]\n\n"
 
 
 def _usage(started: Started, ended: Ended) -> dict[str, int]:

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from zhub.errors import PromptTooLongError
+from zhub.errors import NonFiniteLogitsError, PromptTooLongError
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.rollout import generate, token_logprobs
@@ -85,6 +86,42 @@ def test_top_p_samples_only_from_the_smallest_set_that_reaches_it(load_adapted: 
     size = next(k for k in range(1, 100) if float(ordered.values[:k].sum()) >= 0.5)
     found = generate(base, [PROMPTS[0]] * 500, max_new_tokens=1, temperature=1, seeds=range(500), top_p=0.5)
     assert {c.token_ids[0] for c in found} == set(ordered.indices[:size].tolist())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 1e-38}, {"temperature": 1e-6}, {"temperature": 1.0, "top_p": 5e-324}]
+)
+def test_the_smallest_temperature_and_top_p_are_greedy(load_adapted: Load, settings: Any) -> None:
+    base = load_adapted("llama").base
+    found = generate(base, PROMPTS, max_new_tokens=12, seeds=[1, 2, 3, 4], **settings)
+    greedy = generate(base, PROMPTS, max_new_tokens=12, seeds=[0] * 4, temperature=0)
+    assert [c.token_ids for c in found] == [c.token_ids for c in greedy]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_an_error(load_adapted: Load, value: float, temperature: float) -> None:
+    base = load_adapted("llama").base
+    broken = base.model.get_output_embeddings().register_forward_hook(
+        lambda _module, _inputs, logits: torch.cat([torch.full_like(logits[..., :1], value), logits[..., 1:]], -1)
+    )
+    try:
+        with pytest.raises(NonFiniteLogitsError, match="not finite"):
+            generate(base, PROMPTS, max_new_tokens=3, temperature=temperature, seeds=[0] * 4)
+    finally:
+        broken.remove()
+
+
+def test_a_model_may_forbid_tokens_by_minus_infinity(load_adapted: Load) -> None:
+    base = load_adapted("llama").base
+    forbidding = base.model.get_output_embeddings().register_forward_hook(
+        lambda _module, _inputs, logits: torch.cat([logits[..., :5], torch.full_like(logits[..., 5:], -torch.inf)], -1)
+    )
+    try:
+        found = generate(base, PROMPTS, max_new_tokens=5, temperature=[0.0, 1.0, 0.0, 1.0], seeds=[1, 2, 3, 4])
+    finally:
+        forbidding.remove()
+    assert all(token < 5 for completion in found for token in completion.token_ids)
 
 
 def test_an_answer_ends_with_its_stop_token_or_at_its_length(load_adapted: Load) -> None:

@@ -170,6 +170,29 @@ def test_the_same_seed_gives_the_same_sample(served: Served) -> None:
     assert text_of(served.ask(request)) == text_of(served.ask(request))
 
 
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 1e-38}, {"temperature": 5e-324}, {"temperature": 1.0, "top_p": 5e-324}]
+)
+def test_the_smallest_temperature_and_top_p_answer_with_the_likeliest_tokens(
+    served: Served, settings: dict[str, float]
+) -> None:
+    greedy, smallest = served.ask_all(
+        [served.request("add 5 and 6", temperature=0.0), served.request("add 5 and 6", seed=3, **settings)]
+    )
+    assert text_of(smallest) == text_of(greedy) and smallest[-1] == greedy[-1]
+
+
+def test_an_answer_without_finite_logits_fails_and_its_batch_mates_are_answered(
+    served: Served, experts: list[ExpertReference]
+) -> None:
+    endless = experts[0].model_copy(update={"weight": 1e38})
+    failed, answered = served.ask_all(
+        [served.request("add 1 and 2", experts=[endless]), served.request("add 1 and 2", temperature=1.0)]
+    )
+    assert isinstance(failed[-1], Failed) and failed[-1].code == "non_finite_logits" and text_of(failed) == ""
+    assert isinstance(answered[-1], Ended)
+
+
 def test_a_prompt_that_fills_the_context_is_refused_and_its_batch_mates_are_answered(served: Served) -> None:
     long, short = served.ask_all([served.request("a b " * 2000), served.request("add 1 and 2")])
     assert isinstance(long[-1], Failed) and long[-1].code == "context_length_exceeded"

@@ -14,13 +14,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from zhub.errors import PromptTooLongError
+from zhub.errors import NonFiniteLogitsError, PromptTooLongError
 from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.logprobs import logprobs_at
 
 FinishReason = Literal["stop", "length"]
 Assign = Callable[[Sequence[int]], None]  # AdaptedModel.rows yields one
 Pair = tuple[int, tuple[int, ...], tuple[int, ...]]  # owner, prompt, completion
+# Below it a distribution is its likeliest token, and float32 divides by zero.
+MIN_TEMPERATURE = 1e-5
+NO_TOKEN = -1  # instead of a token that cannot be chosen
 DROP_SHARE = 0.125  # finished rows leave the batch once they are this share of it; each time copies the cache
 
 
@@ -65,6 +68,7 @@ def generate(
     seeds: Sequence[int],
     top_p: float | Sequence[float] = 1.0,
     on_token: Callable[[int, int], None] | None = None,
+    on_non_finite: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     owners: Sequence[int] | None = None,
     assign: Assign | None = None,
@@ -78,16 +82,19 @@ def generate(
     Args:
         prompts: token ids, each at least one.
         max_new_tokens: at least 1, for all rows or one per row; cut to what fits the context.
-        temperature: 0 is greedy; for all rows or one per row.
+        temperature: 0 is greedy, and so is less than MIN_TEMPERATURE; for all rows or one per row.
         seeds: one per row.
         top_p: the smallest set of tokens with this much probability is sampled from; 1 is all.
         on_token: called as (row, token id) for each new token, stop tokens included.
+        on_non_finite: called with each row whose answer ends because its logits are NaN or infinite; its batch mates go
+            on. Without it, one such row raises.
         should_stop: asked before each token; when true, rows that are not done end with reason "length".
         owners, assign: given together, in ``AdaptedModel.rows``: which expert each row follows, and the function that
             is told for the rows of every batch. Equal prompts of one owner are read once.
 
     Raises:
         PromptTooLongError: a prompt fills the model's context; its ``line`` is the row, from 1.
+        NonFiniteLogitsError: the logits of a row are NaN or infinite.
     """
     count = len(prompts)
     limits = _per_row(max_new_tokens, count)
@@ -96,13 +103,14 @@ def generate(
         if room < 1:
             raise PromptTooLongError(index + 1, len(prompt), (base.context_length or 0) - 1)
         limits[index] = min(limits[index], room)
-    temperatures, top_ps = _per_row(temperature, count), _per_row(top_p, count)
+    temperatures = [value if value >= MIN_TEMPERATURE else 0.0 for value in _per_row(temperature, count)]
+    top_ps = _per_row(top_p, count)
     uniforms = [_uniforms(seeds[i], limits[i] if temperatures[i] > 0 else 0) for i in range(count)]
     owner_of_row = _per_row(0 if owners is None else owners, count)
     columns = (owner_of_row, map(tuple, prompts), limits, temperatures, top_ps, uniforms)
     rows = [_Row(*settings) for settings in zip(*columns, strict=True)]
     if rows:
-        _decode(base, rows, on_token, should_stop, assign)
+        _decode(base, rows, on_token, on_non_finite, should_stop, assign)
     return [_completion(base, row) for row in rows]
 
 
@@ -239,6 +247,7 @@ def _decode(
     base: BaseModel,
     rows: list[_Row],
     on_token: Callable[[int, int], None] | None,
+    on_non_finite: Callable[[int], None] | None,
     should_stop: Callable[[], bool] | None,
     assign: Assign | None,
 ) -> None:
@@ -255,6 +264,12 @@ def _decode(
             row = rows[index]
             if row.finish_reason is not None:
                 continue
+            if token == NO_TOKEN:
+                if on_non_finite is None:
+                    raise NonFiniteLogitsError
+                row.finish_reason = "length"
+                on_non_finite(index)
+                continue
             row.add(token, base.stop_ids)
             if on_token is not None:
                 on_token(index, token)
@@ -269,7 +284,7 @@ def _decode(
             sampler = _Sampler([rows[index] for index in batch], base.device)
             _follow(assign, [rows[index].owner for index in batch])
         mask = torch.cat([mask, mask.new_ones(len(batch), 1)], 1)
-        logits = _forward(base, tokens.unsqueeze(1), mask, cache)[:, -1]
+        logits = _forward(base, tokens.clamp_min(0).unsqueeze(1), mask, cache)[:, -1]
 
 
 def _read_prompts(base: BaseModel, rows: Sequence[_Row], assign: Assign | None) -> tuple[Tensor, Tensor, DynamicCache]:
@@ -306,7 +321,13 @@ class _Sampler:
             self.uniforms = pad_sequence([row.uniforms for row in rows], batch_first=True).to(device)
 
     def draw(self, logits: Tensor, step: int) -> Tensor:
-        """Return token ids ``(b,)`` from logits ``(b, v)``."""
+        """Return token ids ``(b,)`` from logits ``(b, v)``; NO_TOKEN where they are NaN or infinite.
+
+        A model may forbid tokens by minus infinity, but not all of them.
+        """
+        return torch.where(logits.amax(1).isfinite(), self._tokens(logits, step), NO_TOKEN)
+
+    def _tokens(self, logits: Tensor, step: int) -> Tensor:
         if self.all_greedy:
             return logits.argmax(1)
         probabilities = (logits.float() / self.temperature).softmax(1)
@@ -326,7 +347,9 @@ def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
     """Zero every token outside of the smallest set that reaches ``top_p``; the likeliest token always stays."""
     ordered, order = probabilities.sort(1, descending=True)
     before = ordered.cumsum(1) - ordered
-    return torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(before >= top_p, 0.0))
+    # Before the first there is nothing, which a top_p below the smallest float32 would reach already.
+    outside = (before >= top_p) & (before > 0)
+    return torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(outside, 0.0))
 
 
 def _forward(base: BaseModel, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:

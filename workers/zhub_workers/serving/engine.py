@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zhub.errors import InvalidRequestError, PromptTooLongError, UnavailableError, ZhubError
+from zhub.errors import InvalidRequestError, NonFiniteLogitsError, PromptTooLongError, UnavailableError, ZhubError
 from zhub.generation import ChosenExpert, Ended, ExpertReference, Failed, GenerationRequest, Line, Started, Text
 from zhub.storage.object_store import ObjectStore, fetch
 from zhub_workers.model.adapted import AdaptedModel
@@ -125,6 +125,7 @@ class Engine:
                 top_p=[row.request.top_p for row in ready],
                 seeds=[random.getrandbits(62) if row.request.seed is None else row.request.seed for row in ready],
                 on_token=on_token,
+                on_non_finite=lambda index: _fail(ready[index], NonFiniteLogitsError()),
                 should_stop=lambda: all(row.ended for row in ready),
                 owners=owners,
                 assign=assign,

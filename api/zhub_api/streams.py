@@ -1,0 +1,34 @@
+"""Streams of server-sent events that end with what went wrong, where something does."""
+
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from zhub.errors import ZhubError
+from zhub_api.errors import INTERNAL_ERROR, envelope, status_of
+
+log = logging.getLogger("zhub.api")
+
+
+async def ending_with_errors(messages: AsyncGenerator[str]) -> AsyncIterator[str]:
+    """The messages of a stream, and an error event where it breaks off: its status was sent long ago.
+
+    Without one, a client would take what came before for the whole. The event is ``data: {"error": …}``, by which the
+    dialect's clients raise.
+    """
+    async with aclosing(messages):
+        try:
+            async for message in messages:
+                yield message
+        except ZhubError as exc:
+            status = status_of(exc)
+            log.warning("a stream broke off: %s", exc, extra={"action": "stream_failed", "code": exc.code})
+            yield _event(envelope(status, str(exc), code=exc.code, param=getattr(exc, "param", None)))
+        except Exception as exc:
+            log.error("a stream broke off", exc_info=exc, extra={"action": "stream_failed", "code": "internal_error"})
+            yield _event(envelope(500, INTERNAL_ERROR, code="internal_error"))
+
+
+def _event(error: dict[str, object]) -> str:
+    return f"data: {json.dumps(error)}\n\n"
