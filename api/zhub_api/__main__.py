@@ -2,6 +2,7 @@
 
 import math
 import signal
+import socket
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ import uvicorn
 from zhub.errors import ZhubError
 from zhub.process.config import Settings
 from zhub.process.logs import configure_logging
-from zhub.process.shutdown import GRACE_S, end_after
+from zhub.process.shutdown import GRACE_S, end_after, end_from_outside
 from zhub_api.app import create_app
 from zhub_api.head_timeout import TimedProtocol
 
@@ -48,6 +49,10 @@ class _Server(uvicorn.Server):
         self._drain_s = drain_s
         self._exit_at = math.inf
         end_after(draining, drain_s + GRACE_S)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        end_from_outside(self._drain_s + GRACE_S)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         again = self._draining.is_set()

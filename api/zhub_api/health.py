@@ -46,8 +46,11 @@ class Readiness:
 
 
 @router.get("/healthz")
-def healthz() -> dict[str, str]:
-    """This process answers, also while it drains and while its database is away."""
+async def healthz() -> dict[str, str]:
+    """This process answers, also while it drains, while its database is away, and while all of its threads wait.
+
+    A process whose interpreter is held does not: restart one that is silent for more than a few seconds.
+    """
     return {"status": "ok", "version": zhub.__version__}
 
 

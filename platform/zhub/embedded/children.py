@@ -21,6 +21,7 @@ from zhub.errors import EmbeddedError
 
 LOOPBACK = "127.0.0.1"
 MAX_PORT = 65535
+ALIVE_TIMEOUT_S = 5.0
 OBJECT_STORE_BYTES = 100_000_000  # what passes through it is small; the default is a third of the memory
 
 
@@ -157,7 +158,13 @@ def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey
         as_agent["ZHUB_METRICS_PORT"] = str(int(metrics_port) + 1)
     ready_file = plan.data_dir.agent_ready
     return (
-        Child("api", programs.api, as_api, ready=lambda: _is_healthy(plan.host, plan.port)),
+        Child(
+            "api",
+            programs.api,
+            as_api,
+            ready=lambda: _is_healthy(plan.host, plan.port, timeout_s=1.0),
+            alive=lambda: _is_healthy(plan.host, plan.port, timeout_s=ALIVE_TIMEOUT_S),
+        ),
         Child("scheduler", programs.scheduler, as_system),
         Child(
             "agent",
@@ -233,9 +240,9 @@ def _accepts(unix_socket: Path) -> bool:
     return True
 
 
-def _is_healthy(host: str, port: int) -> bool:
+def _is_healthy(host: str, port: int, *, timeout_s: float) -> bool:
     reachable = {"0.0.0.0": LOOPBACK, "::": "::1", "": LOOPBACK}.get(host, host)
-    connection = http.client.HTTPConnection(reachable, port, timeout=1.0)
+    connection = http.client.HTTPConnection(reachable, port, timeout=timeout_s)
     try:
         connection.request("GET", "/healthz")
         return connection.getresponse().status == 200

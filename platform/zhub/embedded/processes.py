@@ -18,6 +18,7 @@ from typing import Self
 
 import psutil
 
+from zhub.embedded.liveness import Liveness
 from zhub.errors import EmbeddedError
 
 PR_SET_PDEATHSIG = 1
@@ -48,6 +49,8 @@ class Child:
     ready: Callable[[], bool] | None = None
     """Answers at once. Without it the child counts as ready as soon as it runs."""
     ready_timeout_s: float = 60.0
+    alive: Callable[[], bool] | None = None
+    """Whether it answers, once it is ready; takes seconds at most. One that does not is killed and started again."""
     needs: str | None = None
     """The child that must be ready first; when that one is restarted, so is this one."""
     before_start: Callable[[], object] | None = None
@@ -70,6 +73,7 @@ class _Service:
     popen: "subprocess.Popen[bytes] | None" = None
     ready: bool = False
     ready_by: float = math.inf
+    liveness: Liveness | None = None
     start_at: float = -math.inf
     failures: "deque[float]" = field(default_factory=deque)
 
@@ -129,6 +133,11 @@ class Supervisor:
                 self._start(service)
             elif service.popen is not None and not service.ready:
                 self._check_ready(service)
+            elif service.popen is not None and service.liveness is not None and service.liveness.is_lost():
+                self._progress(f"{service.child.name} runs and does not answer; it is killed.")
+                # Not asked to stop: it could not hear that. The next tick starts it again.
+                service.popen.kill()
+                service.popen.wait()
         if time.monotonic() >= self._next_record:
             self._write_record()
 
@@ -174,6 +183,7 @@ class Supervisor:
         assert service.child.ready is not None
         if service.child.ready():
             service.ready = True
+            service.liveness = Liveness(service.child.alive) if service.child.alive else None
             self._progress(f"{service.child.name} is ready.")
             self._write_record()
         elif time.monotonic() > service.ready_by:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from child_processes import tick_until, wait_until, wait_until_ended
 
+from zhub.embedded import liveness
 from zhub.embedded.processes import Child, Supervisor, end_recorded
 from zhub.errors import EmbeddedError
 
@@ -23,6 +25,17 @@ import subprocess, sys, time
 nap = "import time, sys; time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", nap, sys.argv[1]], start_new_session=True)
 time.sleep(600)
+"""
+# Writes a letter many times a second, until a file is there: then it holds its interpreter for years.
+BEATING = """
+import re, sys, time
+from pathlib import Path
+with open(sys.argv[1], "a") as beats:
+    while not Path(sys.argv[2]).exists():
+        beats.write("x")
+        beats.flush()
+        time.sleep(0.01)
+    re.match("(a+)+$", "a" * 64 + "b")
 """
 SUPERVISOR = """
 import signal, sys, time
@@ -77,6 +90,34 @@ def test_a_crashed_child_is_started_again(supervisor: Supervisor, tmp_path: Path
     code = "import sys, time; f = open(sys.argv[1], 'a+'); f.write('x'); f.flush(); time.sleep(600 * (f.tell() - 1))"
     supervisor.add(python_child("crashing", code, str(starts)))
     tick_until(supervisor, lambda: starts.exists() and starts.read_text() == "xx")
+
+
+def test_a_child_that_runs_and_does_not_answer_is_started_again(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "PROBE_EVERY_S", 0.05)
+    beats, freeze_at = tmp_path / "beats", tmp_path / "freeze"
+    beating = python_child("beating", BEATING, str(beats), str(freeze_at))
+
+    def beats_on() -> bool:
+        before = beats.stat().st_size
+        give_up = time.monotonic() + 2
+        while beats.stat().st_size == before and time.monotonic() < give_up:
+            time.sleep(0.02)
+        return beats.stat().st_size != before
+
+    supervisor.add(replace(beating, ready=beats.exists, alive=beats_on))
+    tick_until(supervisor, lambda: supervisor.is_ready("beating"))
+    first = supervisor._all["beating"].popen
+    assert first is not None
+    # Probed for a while, and left alone.
+    give_up = time.monotonic() + 1
+    tick_until(supervisor, lambda: time.monotonic() > give_up)
+    assert first.poll() is None
+    freeze_at.touch()
+    tick_until(supervisor, lambda: first.poll() == -signal.SIGKILL)
+    freeze_at.unlink()
+    tick_until(supervisor, lambda: supervisor.is_ready("beating") and beats_on())
 
 
 def test_a_child_that_keeps_crashing_stops_the_stack_with_the_end_of_its_log(

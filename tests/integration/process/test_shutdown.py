@@ -35,6 +35,20 @@ assert shutdown.GRACE_S < 10
 shutdown.GRACE_S, metrics.FRESH_S = 1.0, 0.5
 runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
 """
+# A regular expression that backtracks for years: it holds the interpreter's lock all the time.
+FREEZE = "import re; re.match('(a+)+$', 'a' * 64 + 'b')"
+# Runs a module and freezes the process as soon as a file is there.
+FREEZING = """
+import sys, threading, time
+from pathlib import Path
+
+def freeze():
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
+    exec(sys.argv[3])
+
+threading.Thread(target=freeze, daemon=True).start()
+"""
 
 
 @dataclass
@@ -56,17 +70,22 @@ class Process:
 
 @pytest.fixture
 def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Start a module as a process, ``HASTY`` or not, with these settings beside the test's own."""
+    """Start a module as a process, ``HASTY`` or not, with these settings beside the test's own.
+
+    A hasty one freezes as soon as the file ``freeze_at`` is there.
+    """
     started: list[Process] = []
 
-    def run(module: str, *, hasty: bool = False, **changed: Any) -> Process:
+    def run(module: str, *, hasty: bool = False, freeze_at: Path | None = None, **changed: Any) -> Process:
         log = tmp_path / f"{module}.{len(started)}.log"
         values = settings.model_dump() | {"log_format": "json", **changed}
         values["secret_key"] = settings.secret_key.get_secret_value()
         env = {f"ZHUB_{name.upper()}": str(value) for name, value in values.items() if value is not None}
-        program = ["-c", HASTY] if hasty else ["-m"]
+        program = ["-c", HASTY if freeze_at is None else FREEZING + HASTY] if hasty else ["-m"]
+        freezing = [] if freeze_at is None else [str(freeze_at), FREEZE]
         with log.open("wb") as output:
-            popen = subprocess.Popen([sys.executable, *program, module], env=os.environ | env, stderr=output)
+            arguments = [sys.executable, *program, module, *freezing]
+            popen = subprocess.Popen(arguments, env=os.environ | env, stderr=output)
         started.append(Process(popen, log))
         return started[-1]
 
@@ -251,3 +270,41 @@ def test_an_api_with_a_time_to_drain_says_so_and_goes_on_answering_until_then(
     assert answers(f"{url}/healthz")
     api.stop()  # asked again, it waits no longer
     assert api.status() == 0
+
+
+def test_an_api_whose_interpreter_is_held_fails_its_probe_and_ends_when_it_is_told_to(
+    start_api: Callable[..., tuple[Process, str]], tmp_path: Path, until: Callable[..., Any]
+) -> None:
+    freeze_at = tmp_path / "freeze"
+    api, url = start_api(hasty=True, freeze_at=freeze_at)
+    freeze_at.touch()
+    until(lambda: not answers(f"{url}/healthz"))
+    api.stop()
+    assert api.status() == -signal.SIGKILL
+
+
+def test_a_scheduler_whose_interpreter_is_held_ends_when_it_is_told_to(
+    start: Callable[..., Process], database: Urls, tmp_path: Path, until: Callable[..., Any]
+) -> None:
+    freeze_at = tmp_path / "freeze"
+    port = free_port()
+    scheduler = start(
+        "zhub.scheduler", hasty=True, freeze_at=freeze_at, database_url=database.system, metrics_port=port
+    )
+    until(lambda: scheduler.said("leading"))
+    freeze_at.touch()
+    until(lambda: not answers(f"http://127.0.0.1:{port}/metrics"))
+    scheduler.stop()
+    assert scheduler.status() == -signal.SIGKILL
+
+
+def test_what_watches_over_a_process_ends_with_it(
+    start: Callable[..., Process], database: Urls, until: Callable[..., Any]
+) -> None:
+    scheduler = start("zhub.scheduler", database_url=database.system)
+    until(lambda: scheduler.said("leading"))
+    (watch,) = psutil.Process(scheduler.popen.pid).children()
+    assert "stop_watch.py" in " ".join(watch.cmdline())
+    scheduler.popen.kill()
+    scheduler.popen.wait()
+    until(lambda: not watch.is_running() or watch.status() == psutil.STATUS_ZOMBIE)
