@@ -33,9 +33,9 @@ class ProcessLauncher:
         self._holds: dict[str, dict[AttemptKey, HeldAttempt]] = {}
         for path in folder.glob("zhub-*.pid"):
             self._adopt(path.stem)
-        self.fill_pools()
+        self.restore_pool_sizes()
 
-    def fill_pools(self) -> None:
+    def restore_pool_sizes(self) -> None:
         for pool in POOLS:
             if not any(_pool(name) == pool for name in (*self._holds, *self._starting)):
                 name = f"zhub-{pool}-{uuid.uuid4().hex[:6]}"
@@ -49,7 +49,7 @@ class ProcessLauncher:
             self._started.append(self._starting.pop(name))
         self._started = [process for process in self._started if process.poll() is None]
 
-    def tidy(self) -> None:
+    def clean_up(self) -> None:
         return
 
     def slots(self) -> int:

@@ -40,7 +40,7 @@ def launcher(shared: Launcher, until: Until) -> Iterator[Launcher]:
     """The launcher, with its worker free."""
 
     def ready() -> int:
-        shared.fill_pools()
+        shared.restore_pool_sizes()
         return shared.free("torch") > 0
 
     until(ready, timeout_s=90)
@@ -134,7 +134,7 @@ def test_a_worker_that_was_killed_is_replaced(
     launcher.kill(going_on.key)
 
     def free() -> int:
-        launcher.fill_pools()
+        launcher.restore_pool_sizes()
         return launcher.free("torch") > 0
 
     until(free, timeout_s=90)
@@ -168,7 +168,7 @@ def test_the_lease_of_a_killed_worker_does_not_end_its_replacement(
     launcher.kill(first.key)
 
     def free() -> int:
-        launcher.fill_pools()
+        launcher.restore_pool_sizes()
         return launcher.free("torch") > 0
 
     until(free, timeout_s=90)

@@ -288,7 +288,7 @@ def test_a_worker_that_dies_takes_its_shards_and_their_slots_along(job: Job, fla
     launcher = RayLauncher(flavour, slots=2, jobs_per_worker=1, device="cpu", log_format="text")
 
     def free() -> bool:
-        launcher.fill_pools()
+        launcher.restore_pool_sizes()
         return launcher.free("torch") > 0
 
     until(free, timeout_s=90)

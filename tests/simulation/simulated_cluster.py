@@ -223,11 +223,11 @@ class SimulatedLauncher:
         self._cluster = cluster
         self._agent = agent
 
-    def fill_pools(self) -> None:
-        self._ask("fill_pools")
+    def restore_pool_sizes(self) -> None:
+        self._ask("restore_pool_sizes")
         self._cluster.fill()
 
-    def tidy(self) -> None:
+    def clean_up(self) -> None:
         return
 
     def slots(self) -> int:

@@ -54,8 +54,8 @@ def come_to(until: Until) -> Callable[..., None]:
 
     def wait(launcher: RayLauncher, free: int) -> None:
         def reached() -> bool:
-            launcher.tidy()
-            launcher.fill_pools()
+            launcher.clean_up()
+            launcher.restore_pool_sizes()
             return launcher.free("torch") == free
 
         until(reached, timeout_s=60)

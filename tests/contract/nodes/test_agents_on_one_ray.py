@@ -48,10 +48,10 @@ def test_a_worker_that_an_earlier_agent_started_late_is_found_with_its_attempt(
         name=name, namespace=ray_cluster.NAMESPACE, lifetime="detached", max_concurrency=4, num_cpus=0
     ).remote(None, "text", flavour)  # fmt: skip
     ray.get(stranger.start.remote(made, LEASE_S))
-    launcher.tidy()
+    launcher.clean_up()
 
     def adopted() -> bool:
-        launcher.fill_pools()
+        launcher.restore_pool_sizes()
         return launcher.running() == {made.key: name}
 
     until(adopted, timeout_s=60)
@@ -74,7 +74,7 @@ def test_shards_and_groups_of_attempts_that_no_worker_holds_are_removed_and_no_o
         ray.get(actor.held.remote())
     for owner in owners:
         placement_group([{"CPU": 0.01}], name=ray_cluster.group_name(*owner), lifetime="detached").wait(10)
-    launcher.tidy()
+    launcher.clean_up()
     until(lambda: set(ray_cluster.names()) & set(shards) == {shards[0], shards[2]})
     until(lambda: groups(flavour.cluster) == {held.key})
     assert groups(elsewhere) == {gone.key}
@@ -93,8 +93,8 @@ def test_free_workers_make_way_for_the_shards_of_a_job_and_come_back_after_it(
     launcher.start("torch", made, LEASE_S)
     group = placement_group([flavour.bundle] * 2, name=ray_cluster.group_name(flavour.cluster, made.key))
     assert group.wait(30)
-    launcher.tidy()
-    launcher.fill_pools()
+    launcher.clean_up()
+    launcher.restore_pool_sizes()
     assert (launcher.free("torch"), launcher.slots(), len(launcher._starting)) == (0, 3, 0)
     assert make_launcher(flavour, slots=3).slots() == 3
     launcher.kill(made.key)

@@ -32,21 +32,21 @@ def test_a_head_that_does_not_answer_keeps_no_attempt_from_being_polled(
     made = attempt()
     launcher.start("torch", made, LEASE_S)
     answer = threading.Event()
-    monkeypatch.setattr(ray_launcher, "LOOK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(ray_launcher, "VIEW_TIMEOUT_S", 0.1)
     monkeypatch.setattr(ray_cluster, "placement_group_table", lambda: answer.wait(60) and {})
-    launcher.tidy()
+    launcher.clean_up()
     assert "Ray's head does not answer" in caplog.text
     assert launcher.poll(made.key, 0, LEASE_S).state == "running"
     answer.set()
 
     def answers() -> bool:
         caplog.clear()
-        launcher.tidy()
+        launcher.clean_up()
         return not caplog.text
 
     until(answers)
     monkeypatch.delattr(ray_cluster, "placement_group_table")
-    launcher.tidy()
+    launcher.clean_up()
     assert "NameError" in caplog.text
     assert launcher.poll(made.key, 0, LEASE_S).state == "running"
 
@@ -73,12 +73,12 @@ def test_a_node_that_drains_takes_no_attempt_loses_its_free_workers_and_says_whi
     launcher.start("torch", made, LEASE_S)
     drain(ray_head, going.node_id)
     assert going.node_id in ray_cluster.draining_nodes() and staying.node_id not in ray_cluster.draining_nodes()
-    launcher.tidy()
+    launcher.clean_up()
     assert (launcher.leaving(), launcher.free("torch")) == ({made.key}, 0)
     assert launcher.poll(made.key, 0, LEASE_S).state == "running"
     with pytest.raises(WorkerLostError):
         launcher.start("torch", attempt(), LEASE_S)
-    launcher.fill_pools()
+    launcher.restore_pool_sizes()
     other = add_node(resources={"place": 2.0})
     come_to(launcher, 2)
     assert {worker.node for worker in launcher._usable("torch").values()} == {other.node_id}

@@ -40,7 +40,7 @@ def test_workers_are_spread_and_those_of_a_node_that_dies_are_lost_alone_and_rep
     until(lambda: is_lost(launcher, first.key), timeout_s=60)
     assert (launcher.died_on(first.key), launcher.died_on(second.key)) == (gone, None)
     assert stays in launcher.nodes() and gone not in launcher.nodes()
-    launcher.fill_pools()
+    launcher.restore_pool_sizes()
     assert launcher.poll(second.key, 0, LEASE_S).state == "running"
     assert launcher.free("torch") == 0
     add_node(resources=PLACE)
@@ -73,7 +73,7 @@ def test_a_free_worker_that_dies_is_replaced_before_it_costs_a_job_an_attempt(
     os.kill(pid_of(launcher, name), signal.SIGKILL)
 
     def noticed() -> bool:
-        launcher.tidy()
+        launcher.clean_up()
         return launcher.free("torch") == 0
 
     until(noticed, timeout_s=60)

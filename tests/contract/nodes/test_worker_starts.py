@@ -29,7 +29,7 @@ def test_a_worker_without_a_place_says_what_it_asks_for_does_not_count_and_start
     before = launcher.slots()
 
     def complained() -> bool:
-        launcher.fill_pools()
+        launcher.restore_pool_sizes()
         return "0.5 CPU, 1 gold, on a node with kind=fast" in caplog.text
 
     with caplog.at_level(logging.ERROR, logger="zhub.agent"):
@@ -56,7 +56,7 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(
     monkeypatch.setattr(ray_launcher, "ACTORS", working)
 
     def replaced() -> bool:
-        launcher.fill_pools()
+        launcher.restore_pool_sizes()
         return stuck not in launcher._starting
 
     until(replaced, timeout_s=60)

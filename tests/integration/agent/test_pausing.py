@@ -62,8 +62,8 @@ def test_a_job_resumed_while_its_attempt_still_stops_goes_on_from_there(
     rig.drive(agent, job_id, "stopping")
     resume(rig.engine, caller, job_id)
     (followed,) = agent._followed.values()
-    assert followed.stop_asked_at is not None
-    followed.stop_asked_at -= STOP_GRACE_S + 1
+    assert followed.stop_requested_at is not None
+    followed.stop_requested_at -= STOP_GRACE_S + 1
     rig.round(agent)
     assert (rig.attempts(job_id), rig.job(job_id).infra_failures) == ([(1, "paused")], 0)
     training.finish.set()
@@ -89,8 +89,8 @@ def test_an_attempt_that_was_to_stop_and_has_not_heard_of_it_goes_on_when_its_jo
     pause(rig.engine, caller, job_id)
     rig.drive(agent, job_id, "stopping")
     (followed,) = agent._followed.values()
-    assert followed.stop_asked_at is not None
-    followed.stop_asked_at -= STOP_GRACE_S + 1
+    assert followed.stop_requested_at is not None
+    followed.stop_requested_at -= STOP_GRACE_S + 1
     resume(rig.engine, caller, job_id)
     rig.round(agent)
     training.finish.set()

@@ -83,8 +83,8 @@ def test_a_job_whose_neighbour_had_to_be_killed_is_tried_again_without_neighbour
     cancel(rig.engine, caller, first)
     rig.drive(agent, first, "stopping")
     followed = next(one for one in agent._followed.values() if one.key.job_id == first)
-    assert followed.stop_asked_at is not None
-    followed.stop_asked_at -= STOP_GRACE_S + 1
+    assert followed.stop_requested_at is not None
+    followed.stop_requested_at -= STOP_GRACE_S + 1
     rig.drive(agent, second, "running")
     rig.round(agent)
     assert [rig.job(job_id).state for job_id in (first, second, third)] == ["cancelled", "running", "queued"]

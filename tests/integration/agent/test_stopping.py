@@ -51,8 +51,8 @@ def test_an_attempt_that_ignores_the_request_to_stop_is_killed_after_the_grace(
     cancel(rig.engine, caller, job_id)
     rig.drive(agent, job_id, "stopping")
     (followed,) = agent._followed.values()
-    assert followed.stop_asked_at is not None and held.running()
-    followed.stop_asked_at -= STOP_GRACE_S + 1
+    assert followed.stop_requested_at is not None and held.running()
+    followed.stop_requested_at -= STOP_GRACE_S + 1
     rig.round(agent)
     assert (rig.job(job_id).state, held.running(), held.free("torch")) == ("cancelled", {}, True)
 

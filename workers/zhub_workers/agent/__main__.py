@@ -1,4 +1,4 @@
-"""The agent process: one for each Ray cluster. ``python -m zhub_workers.agent``"""
+"""The agent process, one for each Ray cluster. Start it with ``python -m zhub_workers.agent``."""
 
 import sys
 import threading
@@ -31,7 +31,7 @@ def main() -> None:
     except (InvalidRequestError, UnavailableError) as exc:
         sys.exit(str(exc))
     connect(settings.ray_address)
-    stopping = stop_event()  # after connect, which puts signal handlers of Ray's own in their place
+    stopping = stop_event()  # after connect, because Ray installs signal handlers of its own there
     gpus = 0 if settings.device == "cpu" else gpus_in_cluster()
     shares = gpu_shares(gpus, settings.slots, settings.worker_gpus)
     launcher = RayLauncher(

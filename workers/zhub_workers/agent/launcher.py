@@ -1,6 +1,6 @@
-"""Where attempts run: the seam between the agent and whatever executes them.
+"""The interface between the agent and the workers that run its attempts.
 
-Two implementations: detached Ray actors (``ray_launcher``), and threads of this process for tests.
+There are two implementations: detached Ray actors (``ray_launcher``), and threads of this process for tests.
 """
 
 import threading
@@ -12,92 +12,92 @@ from zhub_workers.attempts.worker import Worker
 
 
 class WorkerLostError(Exception):
-    """The attempt's worker is gone, and the attempt with it."""
+    """The attempt's worker has died, and the attempt has ended with it."""
 
 
 class WorkerSilentError(Exception):
-    """The worker did not answer in time; the attempt may or may not go on."""
+    """The worker did not answer in time; the attempt may still run."""
 
 
 class Launcher(Protocol):
-    """Starts attempts and asks after them. Each call returns within seconds, whatever the workers do."""
+    """Starts attempts and polls them. Each call returns within seconds, also when workers do not answer."""
 
-    def fill_pools(self) -> None:
-        """Replace workers that are gone; returns before the new ones are ready."""
+    def restore_pool_sizes(self) -> None:
+        """Replace workers that have died; return before the new ones are ready."""
 
-    def tidy(self) -> None:
-        """Look for what nobody told: workers of an earlier agent, leftovers of attempts, nodes that will go away."""
+    def clean_up(self) -> None:
+        """Adopt an earlier agent's workers, remove leftovers of attempts, and note nodes that will go away."""
 
     def slots(self) -> int:
-        """How many workers with torch there are or will be soon, with the places that shards take instead."""
+        """How many workers with torch are up or starting, plus the slots that shards occupy."""
 
     def free(self, pool: str) -> int:
-        """How many workers of this pool are ready, will stay, and hold nothing."""
+        """How many workers of this pool are ready, hold no attempt, and are on a node that stays."""
 
     def packs(self, pool: str) -> set[str]:
         """The keys of the packs of this pool that have room for another attempt."""
 
     def start(self, pool: str, attempt: Attempt, lease_s: float) -> str:
-        """Begin an attempt on a free worker, or else in its pack, and return the worker's name.
+        """Start an attempt on a free worker, or else in its pack, and return the worker's name.
 
-        Free workers make way for its shards, as many as the attempt takes workers beside its own. Again for one that
-        has begun, nothing happens and its worker's name is returned.
+        Free workers are ended to make room for the attempt's shards: ``attempt.workers - 1`` of them. Starting an
+        attempt that has already started does nothing and returns its worker's name.
 
         Raises:
-            WorkerLostError: no worker is free and no pack has room, or it died.
-            WorkerSilentError: the worker did not answer; the attempt may or may not have begun.
+            WorkerLostError: no worker is free and no pack has room, or the worker died.
+            WorkerSilentError: the worker did not answer; the attempt may have started.
         """
 
     def poll(self, key: AttemptKey, after_seq: int, lease_s: float) -> AttemptStatus:
-        """How the attempt is doing. Raises WorkerLostError, WorkerSilentError."""
+        """The attempt's state, and its events after ``after_seq``. Raises WorkerLostError, WorkerSilentError."""
 
     def request_stop(self, key: AttemptKey) -> None:
-        """Ask the attempt to end soon."""
+        """Ask the attempt to stop soon."""
 
     def kill(self, key: AttemptKey) -> None:
-        """End the attempt's worker now, and with it the other attempts of its pack."""
+        """Kill the attempt's worker now, and with it the other attempts of its pack."""
 
     def forget(self, key: AttemptKey) -> None:
-        """The attempt has ended and its end is recorded: its place is free again."""
+        """Free the slot of an attempt that has ended and whose end is recorded."""
 
     def running(self) -> dict[AttemptKey, str]:
-        """Every attempt that some worker holds, with the worker's name."""
+        """Every attempt that a worker holds, with the worker's name."""
 
     def leaving(self) -> set[AttemptKey]:
-        """The attempts whose worker will go away soon, with its node."""
+        """The attempts whose worker's node will go away soon."""
 
     def died_on(self, key: AttemptKey) -> str | None:
-        """Where the attempt's worker was seen to die. Said once; None: it was not seen."""
+        """The node on which the attempt's worker died; None if that is not known. Only the first call returns it."""
 
     def nodes(self) -> Set[str]:
-        """The nodes that live and stay, as far as known."""
+        """The ids of the nodes that are alive and not draining; empty while Ray does not answer."""
 
 
 def has_room(held: Iterable[HeldAttempt], pack_key: str | None, *, jobs_per_worker: int) -> bool:
-    """Whether a worker may take an attempt with this pack key: it is free, or holds some of the same pack."""
-    packs = [one.pack_key for one in held]
+    """Whether a worker may take an attempt with this pack key: it is free, or its pack has this key and room."""
+    packs = [attempt.pack_key for attempt in held]
     return not packs or (pack_key is not None and set(packs) == {pack_key} and len(packs) < jobs_per_worker)
 
 
 def open_packs(held: Iterable[Iterable[HeldAttempt]], *, jobs_per_worker: int) -> set[str]:
-    """The keys of the packs that have room, where each worker holds one of ``held``."""
+    """The keys of the packs that have room. Each item of ``held`` is what one worker holds."""
     return {
-        one.pack_key
+        attempt.pack_key
         for attempts in map(list, held)
-        for one in attempts
-        if one.pack_key and has_room(attempts, one.pack_key, jobs_per_worker=jobs_per_worker)
+        for attempt in attempts
+        if attempt.pack_key and has_room(attempts, attempt.pack_key, jobs_per_worker=jobs_per_worker)
     }
 
 
 def choose_worker(
     pool: str, workers: Mapping[str, Collection[HeldAttempt]], pack_key: str | None, *, jobs_per_worker: int
 ) -> str:
-    """The worker that takes an attempt next, of those of ``pool`` by name, each with what it holds.
+    """The name of the worker of ``pool`` that takes the next attempt. ``workers``: by name, what each one holds.
 
-    A free one before one with room in a pack: two devices do more than one.
+    A free worker comes before one with room in its pack, because two devices compute more than one.
 
     Raises:
-        WorkerLostError: none is free and no pack has room.
+        WorkerLostError: no worker is free and no pack has room.
     """
     for name, held in sorted(workers.items(), key=lambda item: len(item[1])):
         if has_room(held, pack_key, jobs_per_worker=jobs_per_worker):
@@ -106,14 +106,14 @@ def choose_worker(
 
 
 def holder_of(key: AttemptKey, running: Mapping[AttemptKey, str]) -> str:
-    """The worker that holds an attempt, of those that run. Raises WorkerLostError where none does."""
+    """The name of the worker that holds an attempt. Raises WorkerLostError if none does."""
     if key not in running:
         raise WorkerLostError(f"no worker holds attempt {key}")
     return running[key]
 
 
 class ThreadLauncher:
-    """One worker per pool in this process. A worker that is killed, or whose leases run out, is replaced."""
+    """One worker for each pool, in this process. A worker that is killed, or whose leases run out, is replaced."""
 
     def __init__(self, runners: Mapping[str, Runner], *, jobs_per_worker: int = 1) -> None:
         self._runners = runners
@@ -123,10 +123,10 @@ class ThreadLauncher:
         for pool in runners:
             self._replace(pool, None)
 
-    def fill_pools(self) -> None:
+    def restore_pool_sizes(self) -> None:
         return
 
-    def tidy(self) -> None:
+    def clean_up(self) -> None:
         return
 
     def slots(self) -> int:
@@ -142,7 +142,7 @@ class ThreadLauncher:
         worker = self._workers[pool]
         held = worker.held()
         room = has_room(held, attempt.pack_key, jobs_per_worker=self._jobs_per_worker)
-        if attempt.key not in [one.key for one in held] and not room:
+        if attempt.key not in [other.key for other in held] and not room:
             raise WorkerLostError(f"no worker of pool {pool} is free")
         worker.start(attempt, lease_s)
         return f"thread-{pool}"
@@ -160,10 +160,10 @@ class ThreadLauncher:
 
     def kill(self, key: AttemptKey) -> None:
         for pool, worker in list(self._workers.items()):
-            held = [one.key for one in worker.held()]
-            if key in held:
-                for other in held:
-                    worker.request_stop(other)
+            held_keys = [attempt.key for attempt in worker.held()]
+            if key in held_keys:
+                for held_key in held_keys:
+                    worker.request_stop(held_key)
                 self._replace(pool, worker)
 
     def forget(self, key: AttemptKey) -> None:
@@ -171,7 +171,7 @@ class ThreadLauncher:
             worker.forget(key)
 
     def running(self) -> dict[AttemptKey, str]:
-        return {one.key: f"thread-{pool}" for pool, worker in self._workers.items() for one in worker.held()}
+        return {attempt.key: f"thread-{pool}" for pool, worker in self._workers.items() for attempt in worker.held()}
 
     def leaving(self) -> set[AttemptKey]:
         return set()
@@ -183,7 +183,7 @@ class ThreadLauncher:
         return set()
 
     def _replace(self, pool: str, gone: Worker | None) -> None:
-        # A worker that was replaced already must not take its replacement along when its leases run out.
+        # When the leases of a worker that was already replaced run out, its replacement must stay.
         with self._lock:
             if self._workers.get(pool) is gone:
                 new = Worker(self._runners[pool], exit_process=lambda _code: self._replace(pool, new))

@@ -1,8 +1,8 @@
-"""The agent process: the only one that drives Ray. It pulls admitted jobs from SQL, runs them, records how they end.
+"""The agent's loop: it claims admitted jobs from SQL, runs them on workers, and records how they end.
 
-Started as ``python -m zhub_workers.agent``, one per Ray cluster. Killed at any moment it loses nothing: attempts go on
-in their detached actors, and the next agent adopts them. Every round reads and writes SQL in short transactions and
-talks to Ray between them, never inside.
+The agent is the only process that drives Ray. It may be killed at any moment: attempts go on in their detached actors,
+and the next agent adopts them. Each round reads and writes SQL in short transactions and calls Ray between
+transactions, never inside one.
 """
 
 import logging
@@ -37,15 +37,15 @@ from zhub_workers.attempts.worker import INFRASTRUCTURE
 
 Recorder = Callable[[Session], str]
 """Writes the end of an attempt and returns its job's next state."""
-# What a worker said lacks its shape, or holds what PostgreSQL cannot store: NUL, NaN, half of a character.
+# A worker's report is malformed, or holds a value that PostgreSQL cannot store: NUL, NaN, half of a surrogate pair.
 UNRECORDABLE = (DataError, IntegrityError, ValueError, KeyError)
 
 log = logging.getLogger("zhub.agent")
 
-STOP_GRACE_S = 10.0  # between asking an attempt to stop and killing its worker
-ANNOUNCE_S = 5.0  # the leader counts on an agent for half a minute
+STOP_GRACE_S = 10.0  # from the first stop request until the agent kills the worker
+ANNOUNCE_S = 5.0  # the leader takes an agent for lost after half a minute
 RECONCILE_S = 5.0
-MAX_CLAIMS = 8  # at a time: their leases run while they are started one after the other
+MAX_CLAIMS = 8  # in one statement: the leases run while the attempts are started one after the other
 LEAVING = "The node of the job's worker will go away: the job goes on from a checkpoint on another."
 STALLED = attempts.Failure("stalled", "The attempt made no progress for too long and was stopped.", retryable=True)
 
@@ -58,14 +58,14 @@ class _Followed:
     seq: int = 0
     progress: int = -1
     progressed_at: float = field(default_factory=time.monotonic)
-    stop_asked_at: float | None = None
-    stop_heard: bool = False
+    stop_requested_at: float | None = None
+    stop_acknowledged: bool = False
     claimed_at: float | None = None
-    """Until its worker has answered; None where an earlier agent claimed it."""
+    """When this agent claimed it. None once its worker has answered, and if an earlier agent claimed it."""
 
 
 class Agent:
-    """Follows the attempts of one cluster."""
+    """Claims the jobs of one cluster and polls their attempts."""
 
     def __init__(self, settings: Settings, engine: Engine, launcher: Launcher) -> None:
         self.id = uuid.uuid4()
@@ -73,12 +73,12 @@ class Agent:
         self._engine = engine
         self._launcher = launcher
         self._followed: dict[AttemptKey, _Followed] = {}
-        self._heard_of: set[uuid.UUID] = set()
-        """Jobs with new events, for those who follow them."""
+        self._jobs_with_news: set[uuid.UUID] = set()
+        """Jobs with new events: ``run`` wakes the streams that follow them."""
         self._announced_at = self._reconciled_at = float("-inf")
 
     def run(self, wakeup: Wakeup, stopping: threading.Event) -> None:
-        """Round after round until ``stopping`` is set. Attempts are left running: the next agent adopts them."""
+        """Repeat ``round`` until ``stopping`` is set. Attempts are left running: the next agent adopts them."""
         while not stopping.is_set():
             try:
                 with ROUND.time():
@@ -86,8 +86,8 @@ class Agent:
                 database_answers.came()
                 if ended:
                     wakeup.notify(SCHEDULER)
-                while self._heard_of:
-                    wakeup.notify(job_topic(self._heard_of.pop()))
+                while self._jobs_with_news:
+                    wakeup.notify(job_topic(self._jobs_with_news.pop()))
             except UnavailableError as exc:
                 database_answers.failed()
                 log.warning("%s", exc, extra={"action": "database_away"})
@@ -98,12 +98,12 @@ class Agent:
         log.info("stopped; %d attempts go on in their workers", running, extra=extra)
 
     def round(self) -> bool:
-        """One look at everything; True when a job ended, so that the scheduler may admit the next."""
-        self._launcher.fill_pools()  # before the announcement, which counts workers that have died and are replaced
+        """Claim jobs and poll every attempt once. True if an attempt ended, so the scheduler may admit another job."""
+        self._launcher.restore_pool_sizes()  # before the announcement, which counts the replacements of dead workers
         if time.monotonic() - self._announced_at >= ANNOUNCE_S:
             self._announce()
             self._announced_at = time.monotonic()
-        self._claim()  # first, because what was admitted waits for nothing else
+        self._claim()  # before polling, because admitted jobs wait for nothing else
         if time.monotonic() - self._reconciled_at >= RECONCILE_S:
             self._reconcile()
             self._reconciled_at = time.monotonic()
@@ -114,7 +114,7 @@ class Agent:
 
     def _announce(self) -> None:
         settings = self._settings
-        # None ready yet is no cluster without any: the first job may be admitted, and waits for the first worker.
+        # At least one, also while no worker is ready: the first job may be admitted, and waits for the first worker.
         slots = max(1, self._launcher.slots())
         row = {"id": self.id, "cluster": settings.cluster, "slots": slots}
         row |= {"jobs_per_worker": settings.jobs_per_worker}
@@ -170,11 +170,12 @@ class Agent:
                 name = self._launcher.start(pool, attempt, self._settings.lease_s)
         except WorkerLostError as exc:
             log.warning("attempt %s: %s", key, exc, extra=_fields("worker_lost", key))
-            self._launcher.died_on(key)  # it may have been dead before: nothing of the job has run there
+            # Discard the node: the worker may have died before this attempt started, so the job is not to blame.
+            self._launcher.died_on(key)
             self._lose(key, "worker_died")
             return
         except WorkerSilentError as exc:
-            name = "?"  # it may have begun all the same: polling will tell
+            name = "?"  # the attempt may have started: the next poll shows whether it has
             log.warning("attempt %s: %s", key, exc, extra=_fields("worker_silent", key))
         with system_session(self._engine) as session:
             attempts.note_actor(session, *key, name)
@@ -183,7 +184,7 @@ class Agent:
         log.info("attempt %s: %s started on %s", key, claim.kind, name, extra=_fields("started", key) | about)
 
     def _follow(self, followed: _Followed) -> bool:
-        """Poll one attempt and record what it says; True when it has ended."""
+        """Poll one attempt and record its report; True if it has ended."""
         key = followed.key
         try:
             status = self._launcher.poll(key, followed.seq, self._settings.lease_s)
@@ -191,7 +192,7 @@ class Agent:
             log.warning("attempt %s: %s", key, exc, extra=_fields("worker_lost", key))
             return self._lose(key, "worker_died")
         except WorkerSilentError as exc:
-            # The lease is not renewed: if the worker stays silent, the leader takes the job back.
+            # The lease is not renewed: if the worker stays silent, the leader reaps the job.
             log.warning("attempt %s: %s", key, exc, extra=_fields("worker_silent", key))
             return self._check_lease(key)
         progressed = status.progress != followed.progress
@@ -215,7 +216,7 @@ class Agent:
             START.observe(time.monotonic() - followed.claimed_at)
             followed.claimed_at = None
         if status.events or status.state != "running":
-            self._heard_of.add(key.job_id)
+            self._jobs_with_news.add(key.job_id)
         if status.events:
             followed.seq = status.events[-1].seq
         if status.state != "running":
@@ -224,11 +225,11 @@ class Agent:
             with system_session(self._engine) as session:
                 attempts.preempt(session, *key, LEAVING)
             desired = "preempt"
-        # Once it has heard, it goes on stopping, also when its job is wanted again: the next attempt begins anew.
-        if desired != "run" or followed.stop_heard:
+        # An attempt that has acknowledged a stop request stops, also if its job was resumed: another attempt follows.
+        if desired != "run" or followed.stop_acknowledged:
             self._stop(followed)
             return False
-        followed.stop_asked_at = None
+        followed.stop_requested_at = None
         if time.monotonic() - followed.progressed_at > self._settings.stall_s:
             log.warning(
                 "attempt %s: no progress for %.0f s", key, self._settings.stall_s, extra=_fields("stalled", key)
@@ -241,18 +242,18 @@ class Agent:
         return False
 
     def _stop(self, followed: _Followed) -> None:
-        """Ask an attempt to stop until it has heard; when it has not stopped after the grace, kill its worker."""
+        """Resend the stop request until it is acknowledged; kill the worker after STOP_GRACE_S seconds."""
         now = time.monotonic()
-        if followed.stop_asked_at is None:
-            followed.stop_asked_at = now
-        elif now - followed.stop_asked_at > STOP_GRACE_S:
+        if followed.stop_requested_at is None:
+            followed.stop_requested_at = now
+        elif now - followed.stop_requested_at > STOP_GRACE_S:
             self._launcher.kill(followed.key)
             self._end(followed.key, lambda session: outcomes.record_stop(session, *followed.key))
             return
-        if not followed.stop_heard:
+        if not followed.stop_acknowledged:
             try:
                 self._launcher.request_stop(followed.key)
-                followed.stop_heard = True
+                followed.stop_acknowledged = True
             except (WorkerLostError, WorkerSilentError) as exc:
                 log.warning("attempt %s: %s", followed.key, exc, extra=_fields("stop_unheard", followed.key))
 
@@ -276,10 +277,10 @@ class Agent:
         return ended
 
     def _end(self, key: AttemptKey, record: Recorder) -> bool:
-        """Write the end of an attempt in one transaction, and follow it no longer.
+        """Write the end of an attempt in one transaction, and stop polling it.
 
-        When the commit's answer is lost, the attempt stays followed: the next round asks again, finds its fence
-        gone from the active jobs, and lets go.
+        If the connection breaks during the commit, the agent goes on polling the attempt. If the commit took effect,
+        the next round's heartbeat raises LeaseLostError, and the agent abandons the attempt.
         """
         try:
             with system_session(self._engine) as session:
@@ -291,7 +292,7 @@ class Agent:
         return True
 
     def _fail_unrecordable(self, key: AttemptKey, reason: Exception) -> bool:
-        """Fail the job of an attempt whose report cannot be stored. It would not be storable next time, either."""
+        """Fail the job of an attempt whose report cannot be stored: a second try would fail in the same way."""
         extra = _fields("unrecordable", key)
         log.error("attempt %s: its report cannot be recorded", key, exc_info=reason, extra=extra)
         failure = attempts.Failure(
@@ -306,11 +307,11 @@ class Agent:
         return self._end(key, lambda session: outcomes.record_loss(session, *key, died_on=died_on, nodes=nodes))
 
     def _abandon(self, key: AttemptKey, reason: LeaseLostError) -> bool:
-        """Somebody else owns the job, or it has ended: stop the worker's attempt and write nothing."""
+        """Stop an attempt whose job another attempt owns, or whose job has ended; write nothing."""
         with system_session(self._engine) as session:
             job = session.get(Job, key.job_id)
             cancelled = job is not None and job.fence == key.fence and job.state in states.ACTIVE
-        if cancelled:  # a result that came after its cancellation was accepted
+        if cancelled:  # the attempt succeeded after the cancellation was accepted
             return self._end(key, lambda session: outcomes.record_stop(session, *key))
         FENCE_REJECTED.inc()
         log.warning("attempt %s: %s; abandoned", key, reason, extra=_fields("abandoned", key))
@@ -319,7 +320,7 @@ class Agent:
         return True
 
     def _release(self, key: AttemptKey) -> None:
-        """Free the worker of an attempt that counts no more: by forgetting it if it has ended, else by force."""
+        """Free the worker of an abandoned attempt: forget the attempt if it has ended, else kill the worker."""
         try:
             status = self._launcher.poll(key, 0, self._settings.lease_s)
             if status.state == "running":
@@ -338,8 +339,8 @@ class Agent:
         return False if owned else self._abandon(key, LeaseLostError(*key))
 
     def _reconcile(self) -> None:
-        self._launcher.tidy()
-        # Workers first, rows second: what another agent starts in between is then not taken for one that nobody owns.
+        self._launcher.clean_up()
+        # Workers first, rows second: else an attempt that another agent starts in between would look like an orphan.
         held = self._launcher.running().keys()
         with system_session(self._engine) as session:
             rows = session.execute(
@@ -362,7 +363,7 @@ class Agent:
                     self._lose(key, "worker_missing")
 
     def _adopt(self, key: AttemptKey) -> None:
-        """Follow an attempt that an earlier agent began, from the event after the last one stored."""
+        """Poll an attempt that an earlier agent started, from the event after the last stored one."""
         with system_session(self._engine) as session:
             session.execute(update(Job).where(Job.id == key.job_id, Job.fence == key.fence).values(agent_id=self.id))
             seq = job_events.last_seq(session, *key)
@@ -370,11 +371,11 @@ class Agent:
 
 
 def record_failure(session: Session, key: AttemptKey, failure: attempts.Failure) -> str:
-    """Write an attempt's failure, paid by the budget of whoever caused it; return the job's next state."""
+    """Write an attempt's failure, counted as the user's or the platform's; return the job's next state."""
     infra = failure.code in INFRASTRUCTURE
     return outcomes.record_failure(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
 
 
 def _fields(action: str, key: AttemptKey) -> dict[str, object]:
-    """Of a log record about an attempt."""
+    """The fields of a log record about an attempt."""
     return {"action": action, **key._asdict()}

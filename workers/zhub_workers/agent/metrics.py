@@ -1,4 +1,4 @@
-"""What the agent tells Prometheus of itself; the queue and the workers are the leader's to tell."""
+"""The agent's own Prometheus metrics. The leader exports the metrics of the queue and of the workers."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -20,4 +20,4 @@ FENCE_REJECTED = Counter(
 ORPHANS_KILLED = Counter(
     "zhub_orphan_workers_killed_total", "Workers freed because they ran an attempt that no row leases to this cluster."
 )
-UNPLACED = Gauge("zhub_workers_unplaced", "Workers for which Ray has had no place for minutes: nodes are missing.")
+UNPLACED = Gauge("zhub_workers_unplaced", "Workers that Ray could not place on a node for minutes: nodes are missing.")

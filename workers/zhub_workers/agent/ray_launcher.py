@@ -1,8 +1,8 @@
-"""Attempts in detached Ray actors.
+"""A launcher that runs attempts in detached Ray actors.
 
-An actor here is a warm worker: it outlives its attempts, because importing torch and loading a base model take longer
-than training a small expert. Ray restarts nothing (``max_restarts=0``): the job's row is the only authority that
-retries. Actors are detached, so training survives a restart of the agent, which finds them again by their names.
+Each actor is a warm worker: it outlives its attempts, because importing torch and loading a base model take longer
+than training a small expert. Ray restarts nothing (``max_restarts=0``): only the queue retries jobs. Actors are
+detached, so training survives a restart of the agent, which finds them again by their names.
 """
 
 import logging
@@ -28,9 +28,9 @@ from zhub_workers.worker.actors import LightActor, TorchActor
 log = logging.getLogger("zhub.agent")
 
 CALL_TIMEOUT_S = 10.0
-IMPATIENT_S = 1.0  # for a call while another worker is silent: a node that is cut off takes all of its workers along
-LOOK_TIMEOUT_S = 2.0
-START_TIMEOUT_S = 300.0  # until a worker that has not started is a failure; a new node takes minutes
+SHORT_CALL_TIMEOUT_S = 1.0  # while another worker is silent: all workers of an unreachable node are silent
+VIEW_TIMEOUT_S = 2.0
+START_TIMEOUT_S = 300.0  # then a start is overdue; a new node takes minutes
 ACTORS = {"light": LightActor, "torch": TorchActor}
 
 
@@ -43,7 +43,7 @@ class _Worker:
     node: str
     holds: dict[AttemptKey, HeldAttempt]
     late: Any = None
-    """The answer to a call that did not come in time."""
+    """The future of a call that was not answered in time."""
 
 
 @dataclass
@@ -54,13 +54,13 @@ class _Start:
     actor: Any
     answer: Any
     adopted: bool = False
-    """It was started by an earlier agent, and may hold attempts."""
+    """An earlier agent started it, and it may hold attempts."""
     overdue: bool = False
     since: float = field(default_factory=time.monotonic)
 
 
 class RayLauncher:
-    """A pool of ``slots`` actors with torch and one without, in the cluster that this process has joined."""
+    """A pool of ``slots`` actors with torch and one actor without, in the Ray cluster that this process has joined."""
 
     def __init__(
         self, flavour: Flavour, *, slots: int, jobs_per_worker: int, device: str | None, log_format: LogFormat
@@ -74,33 +74,32 @@ class RayLauncher:
         self._starting: dict[str, _Start] = {}
         self._draining: set[str] = set()
         self._died_on: dict[AttemptKey, str] = {}
-        self._looks = ThreadPoolExecutor(1, thread_name_prefix="ray-head")
-        self._looking: Future[View] | None = None
+        self._view_thread = ThreadPoolExecutor(1, thread_name_prefix="ray-head")
+        self._pending_view: Future[View] | None = None
         self._adopt(ray_cluster.names())
         answers = [start.answer for start in self._starting.values()]
         if answers:
             ray.wait(answers, num_returns=len(answers), timeout=CALL_TIMEOUT_S)
-        self.fill_pools()
+        self.restore_pool_sizes()
 
-    def fill_pools(self) -> None:
-        """Start and end workers until every pool has its size; new ones become free once they have answered."""
+    def restore_pool_sizes(self) -> None:
+        """Start and end workers until each pool has its size; a new worker is free once it has answered."""
         for name, start in list(self._starting.items()):
             if ray.wait([start.answer], timeout=0)[0]:
                 del self._starting[name]
                 self._receive(name, start)
             elif time.monotonic() - start.since > START_TIMEOUT_S:
-                self._complain(name, start)
+                self._handle_overdue_start(name, start)
         for pool in POOLS:
             self._shrink(pool)
-            staying = [one for one in self._workers.values() if one.pool == pool and one.node not in self._draining]
-            have = len(staying) + sum(start.pool == pool for start in self._starting.values())
-            for _ in range(self._size(pool) - have):
-                self._begin(pool)
+            starting = sum(start.pool == pool for start in self._starting.values())
+            for _ in range(self._size(pool) - len(self._staying(pool)) - starting):
+                self._start_worker(pool)
         UNPLACED.set(sum(start.overdue for start in self._starting.values()))
 
-    def tidy(self) -> None:
-        """See ``Launcher``: take over strangers, drop the dead, end leftovers, and leave nodes that drain."""
-        view = self._look()
+    def clean_up(self) -> None:
+        """See ``Launcher``. Also drop workers that have died, and end free workers on nodes that drain."""
+        view = self._view()
         if view is None:
             return
         for name in self._workers.keys() - view.names:
@@ -110,15 +109,15 @@ class RayLauncher:
         for name, worker in list(self._workers.items()):
             if worker.node in self._draining and not worker.holds:
                 self._end(name, "its node will go away")
-        # What a worker holds that has not answered yet is not known.
+        # An adopted worker that has not answered yet may hold the attempt of a shard or group.
         if not any(start.adopted for start in self._starting.values()):
             self._remove_leftovers(view)
 
     def slots(self) -> int:
-        torch = [one for one in self._workers.values() if one.pool == "torch"]
-        there = sum(bool(one.holds) or one.node not in self._draining for one in torch)
-        soon = sum(start.pool == "torch" and not start.overdue for start in self._starting.values())
-        return min(there + soon + self._places_of_shards(), self._sizes["torch"])
+        torch = [worker for worker in self._workers.values() if worker.pool == "torch"]
+        up = sum(bool(worker.holds) or worker.node not in self._draining for worker in torch)
+        starting = sum(start.pool == "torch" and not start.overdue for start in self._starting.values())
+        return min(up + starting + self._slots_of_shards(), self._sizes["torch"])
 
     def free(self, pool: str) -> int:
         return sum(not worker.holds for worker in self._usable(pool).values())
@@ -164,16 +163,16 @@ class RayLauncher:
         return {key: name for name, worker in self._workers.items() for key in worker.holds}
 
     def leaving(self) -> set[AttemptKey]:
-        return {key for one in self._workers.values() if one.node in self._draining for key in one.holds}
+        return {key for worker in self._workers.values() if worker.node in self._draining for key in worker.holds}
 
     def died_on(self, key: AttemptKey) -> str | None:
         return self._died_on.pop(key, None)
 
     def nodes(self) -> Set[str]:
-        view = self._look()
+        view = self._view()
         return set() if view is None else view.nodes - view.draining
 
-    def _begin(self, pool: str) -> None:
+    def _start_worker(self, pool: str) -> None:
         name = ray_cluster.worker_name(pool, self._flavour.cluster)
         flavour = self._flavour if pool == "torch" else Flavour()
         actor: Any = (
@@ -184,15 +183,15 @@ class RayLauncher:
                 lifetime="detached",
                 max_restarts=0,
                 max_task_retries=0,
-                max_concurrency=4,  # a poll must be answered while another call is under way
-                # An actor that asks for nothing would always land on the head.
+                max_concurrency=4,  # so that the worker answers a poll during another call
+                # Ray would start each actor that requests no resources on the head node.
                 scheduling_strategy="SPREAD",
                 label_selector=dict(flavour.labels) or None,
                 **flavour.options,
             )
             .remote(self._device, self._log_format, self._flavour)
         )
-        self._starting[name] = _Start(pool, actor, actor.__ray_call__.remote(_introduce))
+        self._starting[name] = _Start(pool, actor, actor.__ray_call__.remote(_report_identity))
         log.info("worker %s: starting", name, extra={"action": "worker_starting", "worker": name})
 
     def _receive(self, name: str, start: _Start) -> None:
@@ -202,18 +201,18 @@ class RayLauncher:
             extra = {"action": "worker_start_failed", "worker": name}
             log.error("worker %s did not start: %s", name, exc, extra=extra)
             return
-        self._workers[name] = _Worker(start.pool, start.actor, node, {one.key: one for one in held})
+        self._workers[name] = _Worker(start.pool, start.actor, node, {attempt.key: attempt for attempt in held})
         if start.adopted:
-            attempts = ", ".join(str(one.key) for one in held) or "no attempt"
+            attempts = ", ".join(str(attempt.key) for attempt in held) or "no attempt"
             about: dict[str, object] = {"action": "worker_adopted", "worker": name, "attempts": len(held)}
             log.info("worker %s: adopted, with %s", name, attempts, extra=about)
         else:
             log.info("worker %s: ready", name, extra={"action": "worker_ready", "worker": name})
 
-    def _complain(self, name: str, start: _Start) -> None:
-        """A start is overdue: replace a worker that has a place, and say of another what it asks for.
+    def _handle_overdue_start(self, name: str, start: _Start) -> None:
+        """Replace an overdue worker for which Ray has started a process; else log the resources that it requests.
 
-        That one goes on waiting: it is the demand that makes Ray's autoscaler add a node.
+        A worker without a process goes on waiting: its request makes Ray's autoscaler add a node.
         """
         extra = {"action": "worker_start_failed", "worker": name}
         if ray_cluster.has_process(start.actor):
@@ -222,25 +221,27 @@ class RayLauncher:
             log.error("worker %s did not answer within %.0f s; replaced", name, START_TIMEOUT_S, extra=extra)
             return
         start.overdue, start.since = True, time.monotonic()
-        message = "worker %s has no place since %.0f s. It asks for %s. Add such a node, lower ZHUB_SLOTS, or change "
-        message += "ZHUB_WORKER_…: until then it does not count. Nodes: %s"
-        asked = self._flavour if start.pool == "torch" else "nothing"
-        log.error(message, name, START_TIMEOUT_S, asked, ray_cluster.nodes(), extra=extra)
+        message = (
+            "no node has had room for worker %s for %.0f s. It requests %s. Add such a node, lower ZHUB_SLOTS, or "
+        )
+        message += "change ZHUB_WORKER_…: until then the worker is not counted. Nodes: %s"
+        requested = self._flavour if start.pool == "torch" else "nothing"
+        log.error(message, name, START_TIMEOUT_S, requested, ray_cluster.nodes(), extra=extra)
 
-    def _look(self) -> View | None:
-        """Ask Ray's head; None while it does not answer, which must not keep attempts from being polled."""
-        self._looking = self._looking or self._looks.submit(ray_cluster.look)
+    def _view(self) -> View | None:
+        """What Ray's head reports; None while it does not answer, because attempts must still be polled then."""
+        self._pending_view = self._pending_view or self._view_thread.submit(ray_cluster.list_workers_and_groups)
         try:
-            return self._looking.result(LOOK_TIMEOUT_S)
+            return self._pending_view.result(VIEW_TIMEOUT_S)
         except Exception as exc:
             log.warning("Ray's head does not answer: %r", exc, extra={"action": "ray_head_silent"})
             return None
         finally:
-            if self._looking.done():
-                self._looking = None
+            if self._pending_view.done():
+                self._pending_view = None
 
     def _adopt(self, names: Set[str]) -> None:
-        """Ask the workers that an earlier agent left what they hold."""
+        """Ask an earlier agent's workers which attempts they hold."""
         for name in names:
             pool = ray_cluster.pool_of(name, self._flavour.cluster)
             if pool is None or name in self._workers or name in self._starting:
@@ -249,10 +250,10 @@ class RayLauncher:
                 actor: Any = ray.get_actor(name, namespace=NAMESPACE)
             except ValueError:
                 continue
-            self._starting[name] = _Start(pool, actor, actor.__ray_call__.remote(_introduce), adopted=True)
+            self._starting[name] = _Start(pool, actor, actor.__ray_call__.remote(_report_identity), adopted=True)
 
     def _remove_leftovers(self, view: View) -> None:
-        """End shards and groups of attempts that no worker holds: Ray ends them with their worker, or should."""
+        """Remove shards and placement groups of attempts that no worker holds, if Ray did not with the worker."""
         running, cluster = self.running(), self._flavour.cluster
         keys = {name: ray_cluster.attempt_of_shard(name, cluster) for name in view.names}
         shards = [name for name, key in keys.items() if key is not None and key not in running]
@@ -264,20 +265,26 @@ class RayLauncher:
             log.warning("%s: left over, removed", name, extra={"action": "leftover_removed", "worker": name})
 
     def _size(self, pool: str) -> int:
-        return self._sizes[pool] - (self._places_of_shards() if pool == "torch" else 0)
+        return self._sizes[pool] - (self._slots_of_shards() if pool == "torch" else 0)
 
-    def _places_of_shards(self) -> int:
-        """Workers' places that are in the groups of attempts; shards that ask for nothing take nobody's."""
-        held = [one for worker in self._workers.values() for one in worker.holds.values()]
-        return sum(one.workers - 1 for one in held) if self._flavour.bundle else 0
+    def _slots_of_shards(self) -> int:
+        """How many slots the shards of attempts occupy; none if shards request no resources."""
+        held = [attempt for worker in self._workers.values() for attempt in worker.holds.values()]
+        return sum(attempt.workers - 1 for attempt in held) if self._flavour.bundle else 0
+
+    def _staying(self, pool: str) -> list[str]:
+        """The names of the pool's workers on nodes that do not drain."""
+        return [
+            name for name, worker in self._workers.items() if worker.pool == pool and worker.node not in self._draining
+        ]
 
     def _shrink(self, pool: str) -> None:
-        """End starts, and then free workers, of which the pool has more than its size."""
+        """End workers of a pool that exceeds its size: first those that are starting, then free ones."""
         starts = [name for name, start in self._starting.items() if start.pool == pool and not start.adopted]
-        staying = [name for name, one in self._workers.items() if one.pool == pool and one.node not in self._draining]
+        staying = self._staying(pool)
         surplus = len(starts) + len(staying) - self._size(pool)
         for name in [*starts, *(name for name in staying if not self._workers[name].holds)][: max(0, surplus)]:
-            self._end(name, "one too many")
+            self._end(name, "the pool has more than its size")
 
     def _usable(self, pool: str) -> dict[str, _Worker]:
         return {
@@ -291,35 +298,35 @@ class RayLauncher:
         return choose_worker(pool, held, pack_key, jobs_per_worker=self._jobs_per_worker)
 
     def _call(self, name: str, method: str, *arguments: Any) -> Any:
-        """Call a worker. One that is silent is called again only once it has answered the call before."""
+        """Call a worker. A silent worker is called again only after it has answered the earlier call."""
         worker = self._workers[name]
         if worker.late is not None:
             if not ray.wait([worker.late], timeout=0)[0]:
                 raise WorkerSilentError(f"worker {name} still does not answer")
             worker.late = None
         silent = any(other.late is not None for other in self._workers.values())
-        patience_s = IMPATIENT_S if silent else CALL_TIMEOUT_S
+        timeout_s = SHORT_CALL_TIMEOUT_S if silent else CALL_TIMEOUT_S
         answer = getattr(worker.actor, method).remote(*arguments)
         try:
-            return ray.get(answer, timeout=patience_s)
+            return ray.get(answer, timeout=timeout_s)
         except GetTimeoutError as exc:
             worker.late = answer
-            raise WorkerSilentError(f"worker {name} did not answer within {patience_s:.0f} s") from exc
+            raise WorkerSilentError(f"worker {name} did not answer within {timeout_s:.0f} s") from exc
         except ActorUnavailableError as exc:
             raise WorkerSilentError(f"worker {name} cannot be reached") from exc
         except RayActorError as exc:
             self._lose(name)
             raise WorkerLostError(f"worker {name} died") from exc
         except RayTaskError as exc:
-            # It lives and will not: it holds what another agent of this cluster gave it, which we have not seen yet.
+            # The worker is alive and refuses: it holds another agent's attempt, which this agent has not seen yet.
             extra = {"action": "worker_refused", "worker": name}
             log.error("worker %s refused to %s: %s", name, method, exc.cause, extra=extra)
             raise WorkerLostError(f"worker {name} refused to {method}") from exc
 
     def _end(self, name: str, why: str) -> None:
         log.info("worker %s: ended, %s", name, why, extra={"action": "worker_killed", "worker": name})
-        found = self._workers.pop(name, None) or self._starting.pop(name)
-        ray.kill(found.actor, no_restart=True)
+        worker = self._workers.pop(name, None) or self._starting.pop(name)
+        ray.kill(worker.actor, no_restart=True)
 
     def _lose(self, name: str) -> None:
         log.warning("worker %s: died", name, extra={"action": "worker_died", "worker": name})
@@ -327,6 +334,6 @@ class RayLauncher:
         self._died_on |= dict.fromkeys(worker.holds, worker.node)
 
 
-def _introduce(worker: LightActor) -> tuple[str, list[HeldAttempt]]:
-    """Said by a worker when it is up: its node, and what it holds."""
+def _report_identity(worker: LightActor) -> tuple[str, list[HeldAttempt]]:
+    """The worker's node and the attempts that it holds. Runs in the worker, once it is up."""
     return ray.get_runtime_context().get_node_id(), worker.held()

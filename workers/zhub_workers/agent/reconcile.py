@@ -1,4 +1,4 @@
-"""What an agent does about the difference between the rows and the workers: a pure function of both."""
+"""What an agent does where the jobs' rows and the workers differ: a pure function of both."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from zhub_workers.attempts.attempt import AttemptKey
 
 @dataclass(frozen=True)
 class Adopt:
-    """A worker runs an attempt that is ours to follow and that nobody follows: poll it."""
+    """A worker holds an attempt of this cluster that this agent does not poll yet: poll it."""
 
     key: AttemptKey
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A worker runs an attempt that is no longer its job's: end it."""
+    """A worker holds an attempt that no row leases to this cluster: end it."""
 
     key: AttemptKey
 
 
 @dataclass(frozen=True)
 class Lose:
-    """An attempt of ours has no worker: give its job back."""
+    """No worker holds an attempt that this agent claimed: record it as lost."""
 
     key: AttemptKey
 
@@ -34,9 +34,9 @@ def reconcile(leased: Mapping[AttemptKey, bool], held: Set[AttemptKey], followed
     """Compare the attempts that the rows lease to this cluster with those that its workers hold.
 
     Args:
-        leased: attempts that are starting, running or stopping in this cluster; True for those claimed by this
-            agent process, which alone may call them lost: another agent may be about to start its own.
-        held: attempts that some worker holds.
+        leased: attempts that are starting, running or stopping in this cluster; True for those that this agent
+            claimed. Only those can be lost: another agent may be about to start the attempts that it claimed.
+        held: attempts that a worker holds.
         followed: attempts that this agent polls.
     """
     actions: list[Action] = [Kill(key) for key in held - leased.keys()]

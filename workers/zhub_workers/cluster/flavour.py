@@ -1,4 +1,4 @@
-"""What the workers of one cluster are: what Ray reserves for each of them, and on which nodes."""
+"""The flavour of a cluster's workers: the resources that Ray reserves for each worker, and the nodes it may be on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ GIB = 2**30
 class Flavour:
     """The resources of each worker with torch that an agent keeps, and of each shard.
 
-    ``cluster`` is the agent's: several agents may share one Ray cluster, and each sees the workers of its own name
-    alone. What is reserved is bookkeeping of Ray's and bounds nothing. ``labels`` are a label selector of Ray's.
+    ``cluster`` is the agent's cluster name. Several agents may share one Ray cluster; each sees only the workers of its
+    own cluster name. Ray counts the reserved resources but enforces no limit. ``labels`` is a label selector of Ray.
     """
 
     cluster: str = "default"
@@ -27,13 +27,13 @@ class Flavour:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What a placement group reserves for one worker or shard; may be empty."""
+        """The resources that a placement group reserves for one worker or shard; may be empty."""
         amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_gib * GIB, **self.resources}
         return {name: amount for name, amount in amounts.items() if amount}
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of the actor of a worker or shard."""
+        """The options of Ray's actor for a worker or shard."""
         return {
             "num_cpus": self.cpus,
             "num_gpus": self.gpus,
@@ -44,8 +44,8 @@ class Flavour:
     def __str__(self) -> str:
         amounts = [f"{amount:g} {name}" for name, amount in self.bundle.items() if name != "memory"]
         amounts += [f"{self.memory_gib:g} GiB of memory"] if self.memory_gib else []
-        asked = ", ".join(amounts) or "nothing"
-        return asked + "".join(f", on a node with {name}={value}" for name, value in self.labels.items())
+        requested = ", ".join(amounts) or "nothing"
+        return requested + "".join(f", on a node with {name}={value}" for name, value in self.labels.items())
 
 
 def flavour_of(settings: Settings, shares: GpuShares) -> Flavour:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-SERVING_SHARE = 0.25  # of one GPU, where there are too few for serving to have its own
+SERVING_SHARE = 0.25  # of one GPU, if there are too few GPUs for serving to have its own
 
 
 class GpuShares(NamedTuple):
@@ -13,11 +13,11 @@ class GpuShares(NamedTuple):
 
 
 def gpu_shares(gpus: float, slots: int, worker: float | None = None) -> GpuShares:
-    """Divide ``gpus`` between ``slots`` training workers and one serving replica, or as ``worker`` says.
+    """Divide ``gpus`` between ``slots`` training workers and one serving replica; ``worker`` sets a worker's share.
 
-    Each gets a GPU of its own where there are enough. Otherwise serving takes a quarter of one and the workers share
-    the rest evenly. Ray hides every GPU from an actor that asks for none, so both must ask. Shares are bookkeeping:
-    they do not bound memory.
+    Each gets a GPU of its own if there are enough. Otherwise serving takes a quarter of one GPU and the workers share
+    the rest evenly. Ray hides all GPUs from an actor that requests none, so both must request a share. Ray only counts
+    shares: they do not limit memory.
     """
     if worker is not None:
         return GpuShares(worker, 1 if worker == 1 else SERVING_SHARE if worker else 0)

@@ -1,7 +1,7 @@
-"""The Ray cluster as the agent and its workers see it: its nodes, its named actors, and its placement groups.
+"""Queries and operations on the Ray cluster: its nodes, its named actors, and its placement groups.
 
-Where Ray has no public way to ask, its private API is used here and nowhere else, and a test fails when an upgrade
-changes it.
+If Ray has no public API for a query, this module uses the private one. No other module does, and a test fails when an
+upgrade of Ray changes it.
 """
 
 import contextlib
@@ -21,27 +21,27 @@ _ATTEMPT = re.compile(r"([0-9a-f]{32})-f(\d+)")
 
 
 class View(NamedTuple):
-    """What Ray's head reports, for all cluster names."""
+    """The actors, groups and nodes that Ray's head reports, of all cluster names."""
 
     names: Set[str]
-    """Of zhub's actors that run or are being started."""
+    """Names of zhub's actors that run or are starting."""
     draining: Set[str]
-    """Nodes that are about to go away, by id: idle ones of the autoscaler's, and those with a notice of preemption."""
+    """Ids of nodes that will go away: idle nodes that the autoscaler removes, and nodes with a preemption notice."""
     groups: Set[str]
-    """Of placement groups that are not removed."""
+    """Names of placement groups that are not removed."""
     nodes: Set[str]
-    """Those that live, by id."""
+    """Ids of nodes that are alive."""
 
 
-def look() -> View:
-    """Ask Ray's head. While it does not answer, this takes a minute and raises Ray's error."""
+def list_workers_and_groups() -> View:
+    """Ask Ray's head for its actors, placement groups and nodes. While it is away, Ray's error comes after a minute."""
     table = placement_group_table().values()
     groups = {entry["name"] for entry in table if entry["state"] != "REMOVED"}
     return View(names(), draining_nodes(), groups, {node["NodeID"] for node in _living_nodes()})
 
 
 def connect(address: str | None) -> None:
-    """Join the Ray cluster at ``address``; None starts one in this process."""
+    """Join the Ray cluster at ``address``; if it is None, start a cluster in this process."""
     ray.init(
         address=address,
         namespace=NAMESPACE,
@@ -58,18 +58,18 @@ def gpus_in_cluster() -> float:
 
 
 def draining_nodes() -> set[str]:
-    # The state API needs Ray's dashboard; Ray Train asks the same way.
+    # The public state API needs Ray's dashboard. Ray Train uses this private call, too.
     return set(ray._private.state.state.get_draining_nodes())
 
 
 def has_process(actor: Any) -> bool:
-    """Whether Ray has started a process for an actor; without one it may wait for a node for ever."""
+    """Whether Ray has started a process for an actor. If not, the actor may wait for a node for ever."""
     # Not the state: it is PENDING_CREATION until the constructor has returned.
     return bool(ray._private.state.actors(actor._actor_id.hex())["Pid"])
 
 
 def nodes() -> str:
-    """The living nodes in a sentence: what each has, and its labels."""
+    """The nodes that are alive, as text: the resources and labels of each."""
     return "; ".join(
         ", ".join(
             [f"{amount:g} {name}" for name, amount in node["Resources"].items() if _is_counted(name)]
@@ -115,20 +115,20 @@ def group_name(cluster: str, key: AttemptKey) -> str:
 
 
 def attempts_of_groups(groups: Set[str], cluster: str) -> Mapping[str, AttemptKey]:
-    """The attempts whose shards the groups of this cluster name are for, by group."""
+    """The attempts to which placement groups of this cluster name belong, by the group's name."""
     keys = {name: _attempt(name, f"pg-{cluster}-") for name in groups}
     return {name: key for name, key in keys.items() if key is not None}
 
 
 def remove_groups(groups: Iterable[str]) -> None:
-    """Give back what groups reserve; what runs in them ends. A group that is gone already is no error."""
+    """Remove placement groups; actors in them end. A group that does not exist any more is no error."""
     for name in groups:
         with contextlib.suppress(ValueError):
             remove_placement_group(get_placement_group(name))
 
 
 def kill_all(actors: Iterable[str]) -> None:
-    """End actors by their names; an actor that is gone already is no error."""
+    """Kill actors by name. An actor that does not exist any more is no error."""
     for name in actors:
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)

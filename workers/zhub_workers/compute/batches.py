@@ -36,7 +36,7 @@ RowKey = tuple[int, int]  # which task, and which of its rows
 
 @dataclass(frozen=True)
 class Task(Generic[RequestT]):
-    """A request with its job's adapter, limit of tokens in a micro-batch, and wish to stop."""
+    """A request with its job's adapter, its limit of tokens in a micro-batch, and its stop callback."""
 
     request: RequestT
     adapter: Adapter
@@ -48,7 +48,7 @@ def answer(tasks: Sequence[Task[Any]]) -> list[Any]:
     """Answer requests of one kind, together where they can be: a result or the exception of each, in their order."""
     groups: dict[object, list[int]] = {}
     for index, task in enumerate(tasks):
-        groups.setdefault(_together_with(task), []).append(index)
+        groups.setdefault(batch_key(task), []).append(index)
     outcomes: list[Any] = [None] * len(tasks)
     for indices in groups.values():
         for index, outcome in zip(indices, _answer([tasks[i] for i in indices]), strict=True):
@@ -68,8 +68,8 @@ def default_token_limit(base: BaseModel) -> int:
     return max(1, int(_memory(base, ACTIVATION_BUDGET_BYTES) / per_token))
 
 
-def _together_with(task: Task[Any]) -> object:
-    """Equal for tasks that one forward can answer; a task that stands alone gives something unequal to all."""
+def batch_key(task: Task[Any]) -> object:
+    """A key that is equal for tasks that one forward pass can answer together, and unique for any other task."""
     request = task.request
     if isinstance(request, Embed) or not isinstance(task.adapter, SvfAdapter):
         return id(task)
