@@ -1,0 +1,133 @@
+"""Every error that zhub raises on purpose, in one tree.
+
+::
+
+    ZhubError
+    ├── InvalidRequestError        (param, code)   what was asked for cannot be done as asked
+    │   ├── InvalidDatasetError    (problems)      rows that break the schema, with their line numbers
+    │   ├── UnsupportedModelError                  a base model that cannot be adapted
+    │   ├── AddressRefusedError    (host, address) a webhook must not go there
+    │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
+    ├── AuthenticationError                        no key, or not a known one
+    ├── PermissionDeniedError      (scope)         the key is known and may not do this
+    ├── NotTheOwnerError           (kind, name)    another organisation's, which this one may see and not change
+    ├── NotFoundError              (kind, id)
+    ├── QuotaExceededError                         the organisation has as much as it may
+    ├── TooManyAtOnceError         (limit)         the organisation does as much at a time as it may; try again
+    ├── ConflictError                              the thing is in a state that forbids it
+    │   └── NotReadyError                          it will be as asked in a while; try again
+    ├── UnavailableError                           a part that zhub needs does not answer; try again
+    │   ├── SandboxUnavailableError                programs cannot be confined here, so none is run
+    │   └── StoreError             (key)
+    │       ├── StoreAwayError             (directory)
+    │       ├── ObjectMissingError
+    │       └── DigestMismatchError (expected, actual)
+    ├── ApiError                   (status, code, param, request_id)  the API's own refusal, seen by its client
+    ├── SchemaVersionError         (found, expected)  the database is not at this release's revision
+    ├── EmbeddedError                              the embedded stack cannot start or go on
+    ├── LeaseLostError             (job_id, fence) another attempt owns the job; never leaves the workers
+    ├── DeposedError                               another scheduler leads; never leaves the scheduler
+    └── TrainingError                              fails the job
+        ├── NonFiniteLossError     (step)
+        ├── NonFiniteLogitsError                   the model scores its next token with NaN or infinity
+        ├── RewardError            (name)
+        │   ├── RewardTimeoutError
+        │   └── RewardNotANumberError
+        ├── ConstantRewardError    (reward)
+        ├── OutOfMemoryError                       not even one row fits the device
+        ├── PromptTooLongError     (line, tokens, limit)
+        │   └── RowsTooLongError   (rows)
+        ├── BasisMismatchError     (expected, actual)
+        └── ArtifactError                          a file of an expert that must not be loaded
+
+The class's docstring says what happened, the attributes are the facts, the message names the thing,
+what was expected and what was found. HTTP statuses live in one table, in ``zhub_api.errors``.
+"""
+
+from zhub.errors.failures import (
+    ApiError,
+    DeposedError,
+    DigestMismatchError,
+    EmbeddedError,
+    LeaseLostError,
+    ObjectMissingError,
+    SandboxUnavailableError,
+    SchemaVersionError,
+    StoreAwayError,
+    StoreError,
+    UnavailableError,
+)
+from zhub.errors.refusals import (
+    AddressRefusedError,
+    AuthenticationError,
+    ConflictError,
+    IdempotencyMismatchError,
+    InvalidDatasetError,
+    InvalidRequestError,
+    NotFoundError,
+    NotReadyError,
+    NotTheOwnerError,
+    PermissionDeniedError,
+    QuotaExceededError,
+    RowProblem,
+    TooManyAtOnceError,
+    UnsupportedModelError,
+)
+from zhub.errors.root import ZhubError
+from zhub.errors.training import (
+    ArtifactError,
+    BasisMismatchError,
+    ConstantRewardError,
+    LongRow,
+    NonFiniteLogitsError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    PromptTooLongError,
+    RewardError,
+    RewardNotANumberError,
+    RewardTimeoutError,
+    RowsTooLongError,
+    TrainingError,
+)
+
+__all__ = [
+    "AddressRefusedError",
+    "ApiError",
+    "ArtifactError",
+    "AuthenticationError",
+    "BasisMismatchError",
+    "ConflictError",
+    "ConstantRewardError",
+    "DeposedError",
+    "DigestMismatchError",
+    "EmbeddedError",
+    "IdempotencyMismatchError",
+    "InvalidDatasetError",
+    "InvalidRequestError",
+    "LeaseLostError",
+    "LongRow",
+    "NonFiniteLogitsError",
+    "NonFiniteLossError",
+    "NotFoundError",
+    "NotReadyError",
+    "NotTheOwnerError",
+    "ObjectMissingError",
+    "OutOfMemoryError",
+    "PermissionDeniedError",
+    "PromptTooLongError",
+    "QuotaExceededError",
+    "RewardError",
+    "RewardNotANumberError",
+    "RewardTimeoutError",
+    "RowProblem",
+    "RowsTooLongError",
+    "SandboxUnavailableError",
+    "SchemaVersionError",
+    "StoreAwayError",
+    "StoreError",
+    "TooManyAtOnceError",
+    "TrainingError",
+    "UnavailableError",
+    "UnsupportedModelError",
+    "ZhubError",
+]

@@ -1,0 +1,136 @@
+"""What a request is refused for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zhub.errors.root import ZhubError
+
+
+class InvalidRequestError(ZhubError):
+    """What was asked for cannot be done as asked; ``param`` names the field at fault."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code or type(self).code
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """One thing wrong with one line of a dataset file; ``line`` counts from 1."""
+
+    line: int
+    code: str
+    message: str
+
+
+class InvalidDatasetError(InvalidRequestError):
+    """A dataset has rows that break the schema."""
+
+    code = "invalid_dataset"
+
+    def __init__(self, message: str, problems: Sequence[RowProblem], *, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.problems = list(problems)
+
+
+class UnsupportedModelError(InvalidRequestError):
+    """A base model that zhub cannot load or adapt."""
+
+    code = "unsupported_model"
+
+
+class AddressRefusedError(InvalidRequestError):
+    """A URL leads to an address that nothing may be sent to."""
+
+    code = "address_refused"
+
+    def __init__(self, host: str, address: str, *, never: bool) -> None:
+        has = "" if host == address else f" has the address {address}, which"
+        remedy = (
+            "Link-local, multicast and reserved addresses are never sent to."
+            if never
+            else "Use a public address. An operator may allow private ones with ZHUB_WEBHOOK_ALLOW_PRIVATE=1."
+        )
+        super().__init__(f"'{host}'{has} is not public, and nothing is sent to it. {remedy}", param="url")
+        self.host = host
+        self.address = address
+
+
+class AuthenticationError(ZhubError):
+    """The request carries no API key, or one that is not known."""
+
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(ZhubError):
+    """The API key is known and lacks a scope."""
+
+    code = "missing_scope"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This API key lacks the scope '{scope}'. Use a key that has it, or ask an owner for one.")
+        self.scope = scope
+
+
+class NotTheOwnerError(ZhubError):
+    """Another organisation owns the thing: the caller's may see it and not change it."""
+
+    code = "not_the_owner"
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"The {kind} '{name}' can be changed only by the organisation that added it.")
+        self.kind = kind
+        self.name = name
+
+
+class NotFoundError(ZhubError):
+    """There is no such thing, or this key may not know of it."""
+
+    code = "not_found"
+
+    def __init__(self, kind: str, name: str, hint: str = "") -> None:
+        super().__init__(f"No such {kind}: '{name}'." + (f" {hint}" if hint else ""))
+        self.kind = kind
+        self.name = name
+        if kind in ("model", "base model"):
+            self.code = "model_not_found"  # by which clients of the OpenAI dialect know it
+
+
+class QuotaExceededError(ZhubError):
+    """The organisation has as much of something as its quota allows."""
+
+    code = "quota_exceeded"
+
+
+class TooManyAtOnceError(ZhubError):
+    """The organisation does as much of something at a time as a process does for one; it may try again at once."""
+
+    code = "too_many_at_once"
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(
+            f"Your organisation has {limit} {what} here at this moment, which is as many as it may. Try again when one "
+            "has ended."
+        )
+        self.limit = limit
+
+
+class ConflictError(ZhubError):
+    """The thing is in a state that forbids what was asked."""
+
+    code = "conflict"
+
+
+class NotReadyError(ConflictError):
+    """The thing is still being made ready; the same call may succeed in a while."""
+
+    code = "not_ready"
+
+
+class IdempotencyMismatchError(InvalidRequestError):
+    """One Idempotency-Key came with two different bodies."""
+
+    code = "idempotency_mismatch"
