@@ -8,6 +8,8 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 
 from zhub.errors import InvalidRequestError, RewardError, RewardTimeoutError
 from zhub.graders import GradingTools, Sample, grade_all, limits, parse_grader
-from zhub.graders.processes import Lost, Processes
+from zhub.graders.processes import Lost, Processes, owner
 from zhub.sandbox import Sandbox
 
 LENGTH = 1_000_000
@@ -150,6 +152,25 @@ def test_what_follows_an_answer_that_was_not_graded_in_time_is_graded(processes:
     ]
     # One too many: what follows is not tried.
     assert [isinstance(result, Lost) for result in processes.map(backtracks, inputs)] == [False, True, True]
+
+
+def test_one_owner_leaves_processes_to_the_others() -> None:
+    processes = Processes(2)
+    backtracks = partial(processes.call, partial(re.fullmatch, EVIL))
+
+    def for_owner(name: str, text: str) -> bool:
+        owner.set(name)
+        return is_lost(backtracks(text))
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            slow = [threads.submit(copy_context().run, for_owner, "acme", "a" * 40 + "b") for _ in range(3)]
+            assert threads.submit(copy_context().run, for_owner, "umbrella", "b").result() is False
+            # Two of the three at least have not had their turn.
+            assert sum(asked.done() for asked in slow) <= 1
+            assert all(asked.result() for asked in slow)
+    finally:
+        processes.close()
 
 
 def test_an_answer_that_takes_too_much_memory_is_lost_alone(processes: Processes) -> None:
