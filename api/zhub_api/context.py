@@ -9,6 +9,7 @@ from fastapi import Depends, Header, Request
 from sqlalchemy import Engine
 
 from zhub.errors import AuthenticationError
+from zhub.graders import processes
 from zhub.process.config import Settings
 from zhub.process.shares import Shares
 from zhub.process.wakeup import Wakeup
@@ -54,11 +55,12 @@ def authenticated(context: Context, authorization: str | None) -> Caller:
 async def caller_with_a_thread(
     request: Request, caller: Annotated[Caller, Depends(caller_of)]
 ) -> AsyncIterator[Caller]:
-    """The caller, whose organisation leaves threads to the others while the route runs in one.
+    """The caller, whose organisation leaves threads, and processes that grade, to the others.
 
     Raises:
         TooManyAtOnceError: it has as many of them as it may.
     """
+    processes.owner.set(caller.org_id)
     if inspect.iscoroutinefunction(request.scope["endpoint"]):
         yield caller
         return

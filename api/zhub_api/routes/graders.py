@@ -1,9 +1,9 @@
 """``/v1/fine_tuning/alpha/graders``: check a grader, and try it on one answer, in the OpenAI dialect."""
 
-import threading
+import queue
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Annotated, Any
 
 import httpx
@@ -63,36 +63,41 @@ FLAGS = (
 )
 
 
-class LazySandbox:
-    """The sandbox of this process, started when a grader first needs it."""
+class Sandboxes:
+    """One for each grader run at a time, made when it is first needed: no run waits for another's programs."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._lock = threading.Lock()
-        self._made: Sandbox | None = None
+    def __init__(self, places: int) -> None:
+        self._free: queue.LifoQueue[Sandbox | None] = queue.LifoQueue()
+        for _ in range(places):
+            self._free.put(None)
+        self._places = places
 
-    def get(self) -> Sandbox:
-        """Raises SandboxUnavailableError."""
-        with self._lock:
-            if self._made is None:
-                self._made = Sandbox(self._workers)
-            return self._made
+    @contextmanager
+    def place(self) -> Iterator[Sandbox]:
+        """A sandbox for as long as the block lasts. Raises SandboxUnavailableError."""
+        sandbox = self._free.get()
+        try:
+            sandbox = sandbox or Sandbox(workers=1)
+            yield sandbox
+        finally:
+            self._free.put(sandbox)
 
     def close(self) -> None:
-        with self._lock:
-            if self._made is not None:
-                self._made.close()
-                self._made = None
+        """Wait for what runs, and end every process."""
+        for sandbox in [self._free.get() for _ in range(self._places)]:
+            if sandbox is not None:
+                sandbox.close()
+            self._free.put(None)
 
 
 @asynccontextmanager
-async def _own_sandbox(app: FastAPI) -> AsyncIterator[None]:
-    app.state.sandbox = LazySandbox(app.state.context.settings.grader_runs)
+async def _own_sandboxes(app: FastAPI) -> AsyncIterator[None]:
+    app.state.sandboxes = Sandboxes(app.state.context.settings.grader_runs)
     yield
-    await run_in_threadpool(app.state.sandbox.close)
+    await run_in_threadpool(app.state.sandboxes.close)
 
 
-router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", lifespan=_own_sandbox)
+router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", lifespan=_own_sandboxes)
 
 
 def runs_of(request: Request) -> Shares:
@@ -144,8 +149,12 @@ def _run(caller: Caller, context: Context, http_request: Request, request: RunRe
     grader = _read(context, caller, request.grader)
     if judge_models(grader):
         caller.require("chat")
-    sandbox = http_request.app.state.sandbox.get() if needs_sandbox(grader) else None
-    tools = GradingTools(sandbox=sandbox, judge=_judge(context, caller, http_request.app.state.serving))
+    judge = _judge(context, caller, http_request.app.state.serving)
+    with http_request.app.state.sandboxes.place() if needs_sandbox(grader) else nullcontext() as sandbox:
+        return _graded(grader, request, GradingTools(sandbox=sandbox, judge=judge))
+
+
+def _graded(grader: Grader, request: RunRequest, tools: GradingTools) -> dict[str, Any]:
     started = time.perf_counter()
     sample = Sample(request.model_sample, request.item)
     flags: dict[str, Any] = dict.fromkeys(FLAGS, False)

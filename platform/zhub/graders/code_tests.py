@@ -87,7 +87,7 @@ class _Run:
 def grade_code(grader: CodeTestsGrader, samples: Sequence[Sample], tools: GradingTools) -> list[Grade]:
     sandbox = sandbox_of(grader.name, tools)
     limits = Limits(wall_s=grader.timeout_s)
-    prepared = call_isolated(_prepare, grader, samples)
+    prepared = call_isolated(_prepare, grader, samples, tools)
     runs = [run for run in prepared if isinstance(run, _Run)]
     outcomes = sandbox.run_many([run.program(_first_expressions(run), limits) for run in runs])
     for run, outcome in zip(runs, outcomes, strict=True):

@@ -108,7 +108,7 @@ def _here(function: Callable[[Any, Sample], Grade]) -> Callable[[Any, Sequence[S
 
 def _isolated(function: Callable[[Any, Sample], Grade]) -> Callable[[Any, Sequence[Sample], GradingTools], list[Grade]]:
     """For all other graders of one sample."""
-    return lambda grader, samples, _tools: call_isolated(function, grader, samples)
+    return lambda grader, samples, tools: call_isolated(function, grader, samples, tools)
 
 
 GRADERS: dict[str, Callable[[Any, Sequence[Sample], GradingTools], list[Grade]]] = {

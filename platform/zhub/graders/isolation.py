@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from zhub.errors import RewardTimeoutError
 from zhub.graders.limits import MAX_LOST
 from zhub.graders.processes import Lost, own_processes
-from zhub.graders.samples import Grade, Sample
+from zhub.graders.samples import Grade, GradingTools, Sample
 from zhub.graders.templates import UnreadableAnswerError
 from zhub.graders.types import Grader, JsonSchemaGrader
 
@@ -15,9 +15,11 @@ Result = TypeVar("Result")
 
 
 def call_isolated(
-    function: Callable[[Any, Sample], Result], grader: Grader, samples: Sequence[Sample]
+    function: Callable[[Any, Sample], Result], grader: Grader, samples: Sequence[Sample], tools: GradingTools
 ) -> list[Result | Grade]:
     """Call a module's function on the grader and each sample; a grade of 0, not parsed, where a sample has no result.
+
+    What was lost is noted with its line and the reason.
 
     Raises:
         RewardTimeoutError: more than MAX_LOST samples took too long, or one did by a schema: its author can mend it.
@@ -26,6 +28,8 @@ def call_isolated(
     most_lost = 0 if isinstance(grader, JsonSchemaGrader) else MAX_LOST
     results = own_processes().map(partial(read_with, function, grader), samples, most_lost=most_lost)
     lost = [(sample, result) for sample, result in zip(samples, results, strict=True) if isinstance(result, Lost)]
+    for sample, result in lost[:MAX_LOST]:
+        tools.note("error", f"{sample.where}grader '{grader.name}' gave up an answer: it {result.reason}")
     if len(lost) > most_lost:
         sample, first = lost[0]
         remedy = "Simplify the schema." if isinstance(grader, JsonSchemaGrader) else "Shorten what it has to read."

@@ -125,5 +125,5 @@ def test_the_sandbox_starts_when_it_is_needed_and_ends_with_the_api(
     assert sandboxes() == before
     run(PYTHON, n=1)
     assert sandboxes() > before
-    app.state.sandbox.close()
+    app.state.sandboxes.close()
     assert sandboxes() == before

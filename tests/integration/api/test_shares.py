@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from suites import GRADER
 
 from zhub.errors import TooManyAtOnceError, UnavailableError
+from zhub.graders.processes import own_processes
 from zhub.process.config import Settings
 from zhub.process.shares import Shares
 from zhub.tenancy.keys import Caller
@@ -112,7 +113,9 @@ def test_streams_of_one_organisation_leave_room_for_the_others(
         assert stream.status_code == 200
 
 
-def test_this_process_answers_while_a_schema_holds_the_interpreter(ask_as: Ask, api_url: str) -> None:
+def test_this_process_answers_while_a_schema_holds_the_interpreter(
+    ask_as: Ask, api_url: str, make_caller: Callable[..., Caller]
+) -> None:
     evil = {"patternProperties": {"^(a+)+$": {}}, "additionalProperties": False}
     body = {
         "grader": {"type": "json_schema", "name": "evil", "json_schema": evil},
@@ -123,11 +126,14 @@ def test_this_process_answers_while_a_schema_holds_the_interpreter(ask_as: Ask, 
         target=lambda: answers.append(ask_as("acme", "POST", "/fine_tuning/alpha/graders/run", body))
     )
     running.start()
-    healthy = 0
+    healthy, owners = 0, set[Any]()
     while running.is_alive():
         assert httpx.get(f"{api_url.removesuffix('/v1')}/healthz", timeout=10).status_code == 200
         healthy += 1
+        owners |= set(own_processes()._held)
     assert healthy > 3
+    # Graded in the organisation's share of the processes.
+    assert owners == {make_caller("acme").org_id}
     answer = answers[0].json()
     assert (answer["reward"], answer["metadata"]["errors"]["unresponsive_reward_error"]) == (0.0, True)
     assert "took longer than 2 s" in answer["metadata"]["detail"]

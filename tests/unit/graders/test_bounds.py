@@ -8,14 +8,17 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 import pytest
 
 from zhub.errors import InvalidRequestError, RewardError, RewardTimeoutError
-from zhub.graders import GradingTools, Sample, grade_all, limits, parse_grader
-from zhub.graders.processes import Lost, Processes
+from zhub.graders import Grade, GradingTools, Sample, grade_all, limits, parse_grader
+from zhub.graders.isolation import call_isolated
+from zhub.graders.processes import Lost, Processes, owner
 from zhub.sandbox import Sandbox
 
 LENGTH = 1_000_000
@@ -150,6 +153,38 @@ def test_what_follows_an_answer_that_was_not_graded_in_time_is_graded(processes:
     ]
     # One too many: what follows is not tried.
     assert [isinstance(result, Lost) for result in processes.map(backtracks, inputs)] == [False, True, True]
+
+
+def test_an_answer_that_is_not_graded_in_time_is_worth_nothing_and_its_reason_is_noted() -> None:
+    noted: list[str] = []
+    grader = parsed(GRADERS["numeric"], "numeric")
+    # Looks for the greatest of a text, the grader and the sample, and comes no further than the text.
+    backtracks = partial(max, "a" * 40 + "b", key=partial(re.fullmatch, EVIL))
+    tools = GradingTools(note=lambda _level, line: noted.append(line))
+    (grade,) = call_isolated(backtracks, grader, [Sample("4", {}, 7)], tools)
+    assert grade == Grade(0.0, False, "the answer was not graded: it took longer than 2 s", in_time=False)
+    assert noted == ["line 7: grader 'bounded' gave up an answer: it took longer than 2 s"]
+    with pytest.raises(RewardTimeoutError, match="line 7: it took longer than 2 s on one answer"):
+        call_isolated(backtracks, grader, [Sample("4", {}, 7)] * (limits.MAX_LOST + 2), tools)
+
+
+def test_one_owner_leaves_processes_to_the_others() -> None:
+    processes = Processes(2)
+    backtracks = partial(processes.call, partial(re.fullmatch, EVIL))
+
+    def for_owner(name: str, text: str) -> bool:
+        owner.set(name)
+        return is_lost(backtracks(text))
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            slow = [threads.submit(copy_context().run, for_owner, "acme", "a" * 40 + "b") for _ in range(3)]
+            assert threads.submit(copy_context().run, for_owner, "umbrella", "b").result() is False
+            # Two of the three at least have not had their turn.
+            assert sum(asked.done() for asked in slow) <= 1
+            assert all(asked.result() for asked in slow)
+    finally:
+        processes.close()
 
 
 def test_an_answer_that_takes_too_much_memory_is_lost_alone(processes: Processes) -> None:
