@@ -16,7 +16,7 @@ from zhub.process.config import Settings
 from zhub.process.tracing import start_tracing
 from zhub.process.wakeup import open_wakeup
 from zhub.storage.object_store import open_store
-from zhub_api import errors, health, observed
+from zhub_api import errors, health, observed, text
 from zhub_api.context import Context
 from zhub_api.routes import (
     chat,
@@ -49,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.readiness = health.Readiness(context.engine)
     app.state.draining = threading.Event()
     errors.install(app)
+    text.install(app)
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, chat, feedback,
         webhooks, observed, health,
