@@ -17,7 +17,7 @@ from zhub.process.shares import Shares
 from zhub.process.tracing import start_tracing
 from zhub.process.wakeup import open_wakeup
 from zhub.storage.object_store import open_store
-from zhub_api import bodies, errors, health, observed
+from zhub_api import bodies, errors, health, observed, text
 from zhub_api.context import Context
 from zhub_api.known_parameters import KnownQuery
 from zhub_api.routes import (
@@ -57,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.readiness = health.Readiness(context.engine)
     app.state.draining = threading.Event()
     errors.install(app)
+    text.install(app)
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, chat, feedback,
         webhooks,

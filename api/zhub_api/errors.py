@@ -1,5 +1,6 @@
 """One table from zhub's errors to HTTP statuses, and the error envelope of the OpenAI dialect."""
 
+import json
 import logging
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zhub import errors
 from zhub.pydantic_errors import refusal
@@ -95,9 +97,42 @@ def install(app: FastAPI) -> None:
     app.exception_handler(HTTPException)(http_error)
     app.exception_handler(DataError)(_unstorable)
     app.exception_handler(Exception)(_unexpected)
+    app.add_middleware(_Answered)
 
 
-def zhub_error(request: Request, exc: errors.ZhubError) -> JSONResponse:
+class _ErrorResponse(JSONResponse):
+    """An error whose message may quote anything: what is not Unicode is escaped, as JSON does."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+class _Answered:
+    """Answers what no handler expects, within the application: the server closes the connection on what leaves it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        except Exception as exc:
+            if started:
+                raise  # only a closed connection tells that the answer is not whole
+            await _unexpected(Request(scope), exc)(scope, receive, send)
+
+
+def zhub_error(request: Request, exc: errors.ZhubError) -> _ErrorResponse:
     status = status_of(exc)
     if status >= 500:
         about = {"action": "request_failed", "code": exc.code}
@@ -106,30 +141,30 @@ def zhub_error(request: Request, exc: errors.ZhubError) -> JSONResponse:
     if isinstance(exc, errors.InvalidDatasetError):
         extra["errors"] = [asdict(problem) for problem in exc.problems]
     body = envelope(status, str(exc), code=exc.code, param=getattr(exc, "param", None), **extra)
-    return JSONResponse(body, status, headers=_retry_headers(exc, status))
+    return _ErrorResponse(body, status, headers=_retry_headers(exc, status))
 
 
-def _validation_error(_request: Request, exc: RequestValidationError) -> JSONResponse:
+def _validation_error(_request: Request, exc: RequestValidationError) -> _ErrorResponse:
     # The location begins with the part of the request: body, query, path or header.
     refused = refusal(exc.errors(), path=lambda location: location[1:])
-    return JSONResponse(envelope(400, str(refused), code=refused.code, param=refused.param), 400)
+    return _ErrorResponse(envelope(400, str(refused), code=refused.code, param=refused.param), 400)
 
 
-def http_error(request: Request, exc: HTTPException) -> JSONResponse:
+def http_error(request: Request, exc: HTTPException) -> _ErrorResponse:
     message = f"{request.method} {request.url.path}: {exc.detail}"
     if exc.status_code == 404:
         message = f"No such route: {request.method} {request.url.path}."
     is_too_large = isinstance(exc, BodyTooLarge)
     code = "request_too_large" if is_too_large else str(exc.detail).lower().replace(" ", "_")
-    return JSONResponse(envelope(exc.status_code, message, code=code), exc.status_code, headers=exc.headers)
+    return _ErrorResponse(envelope(exc.status_code, message, code=code), exc.status_code, headers=exc.headers)
 
 
-def _unstorable(_request: Request, _exc: DataError) -> JSONResponse:
+def _unstorable(_request: Request, _exc: DataError) -> _ErrorResponse:
     message = "The request holds a value that cannot be stored: the character NUL, or a number out of range."
-    return JSONResponse(envelope(400, message, code="invalid_request"), 400)
+    return _ErrorResponse(envelope(400, message, code="invalid_request"), 400)
 
 
-def _unexpected(request: Request, exc: Exception) -> JSONResponse:
+def _unexpected(request: Request, exc: Exception) -> _ErrorResponse:
     # Answered outside of every middleware, so the request's id has to be put on here.
     request_id = request.state.request_id
     log.error(
@@ -140,7 +175,9 @@ def _unexpected(request: Request, exc: Exception) -> JSONResponse:
         exc_info=exc,
         extra={"action": "request_failed", "code": "internal_error", "request_id": request_id},
     )
-    return JSONResponse(envelope(500, INTERNAL_ERROR, code="internal_error"), 500, headers={"x-request-id": request_id})
+    return _ErrorResponse(
+        envelope(500, INTERNAL_ERROR, code="internal_error"), 500, headers={"x-request-id": request_id}
+    )
 
 
 def _retry_headers(exc: errors.ZhubError, status: int) -> dict[str, str]:
