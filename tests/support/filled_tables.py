@@ -5,7 +5,7 @@ import psycopg
 ORGANIZATIONS, EXPERTS = 20, 100
 
 # What each job is by its number: some in every state that the leader looks after, then seven tenths history and three
-# tenths queue. The waiting ones need a job of the queue, and every tenth of them one that has succeeded.
+# tenths queue, a third of which are light. A waiting job needs one of the queue, and every tenth one that succeeded.
 _FILL = """
 SET session_replication_role = replica;  -- the rows are consistent: no foreign key is checked
 
@@ -22,8 +22,8 @@ VALUES ('0d000000-0000-0000-0000-000000000000', 'default', 300, now() + interval
 INSERT INTO jobs (id, org_id, project_id, kind, spec, base_model_id, desired, state, cluster, priority, fence,
                   user_failures, infra_failures, agent_id, lease_until, not_before, admitted_at, finished_at,
                   ranked_at, created_at)
-SELECT ('01' || lpad(to_hex(g), 30, '0'))::uuid, ('0a' || lpad(to_hex(g % {organizations}), 30, '0'))::uuid,
-       ('0b' || lpad(to_hex(g % {organizations}), 30, '0'))::uuid,
+SELECT ('01' || lpad(to_hex(g), 30, '0'))::uuid, ('0a' || lpad(to_hex(g / 10 % {organizations}), 30, '0'))::uuid,
+       ('0b' || lpad(to_hex(g / 10 % {organizations}), 30, '0'))::uuid,
        CASE WHEN g > 2000 AND g % 10 = 9 THEN 'validate' ELSE 'train' END, '{{}}',
        '0c000000-0000-0000-0000-000000000000',
        CASE WHEN g BETWEEN 301 AND 350 THEN 'cancel' WHEN g BETWEEN 351 AND 400 THEN 'pause' ELSE 'run' END, state,
@@ -39,7 +39,7 @@ SELECT ('01' || lpad(to_hex(g), 30, '0'))::uuid, ('0a' || lpad(to_hex(g % {organ
                             WHEN g <= 450 THEN 'paused' WHEN g <= 1450 THEN 'waiting'
                             WHEN g % 10 < 7 THEN 'succeeded' ELSE 'queued' END AS state) s;
 INSERT INTO job_dependencies (id, org_id, job_id, needs_job_id)
-SELECT ('02' || lpad(to_hex(g), 30, '0'))::uuid, ('0a' || lpad(to_hex(g % {organizations}), 30, '0'))::uuid,
+SELECT ('02' || lpad(to_hex(g), 30, '0'))::uuid, ('0a' || lpad(to_hex(g / 10 % {organizations}), 30, '0'))::uuid,
        ('01' || lpad(to_hex(g), 30, '0'))::uuid,
        ('01' || lpad(to_hex(CASE WHEN g % 10 = 0 THEN 2000 ELSE 2008 END), 30, '0'))::uuid
   FROM generate_series(451, 1450) g;

@@ -48,12 +48,16 @@ def admit(session: Session, kinds: KindNames, *, agent_lost_after_s: float) -> l
 
 # The chosen, in their order, and those that need no worker; each with its event, and all in one round trip, because
 # somebody waits for the next pass.
+# Plan at 10^6 jobs, 10^5 of them light and queued: the first :limit (500) entries of ix_jobs_light for each light kind,
+# then each job by its key; 1,000 rows, 20 ms. With ANY over the kinds, all of them would be read and sorted.
 _ADMIT = text(f"""
     WITH {CLUSTERS}, light AS (
-        SELECT id FROM jobs
-         WHERE state = 'queued' AND desired = 'run' AND kind = ANY(:light)
-           AND EXISTS (SELECT FROM clusters) AND coalesce(not_before <= now(), true)
-         ORDER BY created_at, id LIMIT :limit
+        SELECT j.id FROM unnest(cast(:light AS text[])) AS light (kind) CROSS JOIN LATERAL (
+               SELECT id, created_at FROM jobs
+                WHERE state = 'queued' AND desired = 'run' AND kind = light.kind
+                  AND EXISTS (SELECT FROM clusters) AND coalesce(not_before <= now(), true)
+                ORDER BY created_at, id LIMIT :limit) j
+         ORDER BY j.created_at, j.id LIMIT :limit
     ), chosen AS (
         SELECT * FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, place)
          UNION ALL

@@ -81,6 +81,8 @@ def newest(
 
     Without LoRAs, and without those that are the base: choosing one would only pretend.
     """
+    # Plan at 10^6 versions of 100 experts: of each expert the last entries of the unique index on (expert_id, version),
+    # back to one that fits; 200 rows, 1 ms. A DISTINCT ON over a join would read every version.
     version = aliased(ExpertVersion, _newest_of_expert(base).lateral(), name="version")
     statement = (
         select(version, Expert, Project)

@@ -17,7 +17,7 @@ from query_plans import reads_of
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from zhub.admission.admit import MAX_HEADS
+from zhub.admission.admit import MAX_HEADS, MAX_LIGHT, admit
 from zhub.admission.explain import MAX_EXPLAINED, explain
 from zhub.admission.snapshot import read_clusters
 from zhub.database.sessions import make_engine, system_session, tenant_session
@@ -63,6 +63,10 @@ STATEMENTS = {
     "admission": Statement(
         lambda session: read_clusters(session, table.names(), 30, MAX_HEADS),
         "AS heads", {"ix_jobs_rank", "ix_jobs_held"}, 3 * ORGANIZATIONS * MAX_HEADS,
+    ),
+    "light jobs": Statement(
+        lambda session: admit(session, table.names(), agent_lost_after_s=30),
+        "light AS (", {"ix_jobs_light", "pk_jobs"}, 3 * (MAX_LIGHT + 300),
     ),
     "explanation": Statement(
         lambda session: explain(session, table.names(), agent_lost_after_s=30),
