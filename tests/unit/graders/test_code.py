@@ -84,6 +84,7 @@ def test_answers_that_are_json_come_parsed(tools: GradingTools) -> None:
         ("import os; os._exit(0)", RewardError, "its process ended early: it left with exit code 0"),
         ("return bytearray(10 ** 10)[0]", RewardError, "in line 2 of its source: MemoryError"),
         ("raise SystemExit(0)", RewardError, "SystemExit: 0"),
+        ("raise ValueError('\\ud800\\0')", RewardError, "ValueError: \\ud800\\x00."),
         ("import requests", RewardError, "ModuleNotFoundError: No module named 'requests'"),
     ],
 )
