@@ -31,7 +31,7 @@ def parse_grader(given: Any, *, param: str) -> Grader:
         near = difflib.get_close_matches(str(kind), TYPES, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise InvalidRequestError(
-            f"There is no grader type {kind!r}.{hint} Known: {', '.join(TYPES)}.",
+            f"There is no grader type {repr(kind)[:60]}.{hint} Known: {', '.join(TYPES)}.",
             param=f"{param}.type",
             code="invalid_grader",
         )

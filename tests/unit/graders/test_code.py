@@ -266,7 +266,13 @@ def test_humanevals_check_is_run(tests: str, entry_point: str, right: str, wrong
 
 @pytest.mark.parametrize(
     ("tests", "message"),
-    [(["assert f(1) =="], "not Python"), ([], "has no tests"), (7, "neither text nor a list"), ([1], "neither text")],
+    [
+        (["assert f(1) =="], "not Python"),
+        ([f"assert f(1{' + 1' * 3000}) == 1"], "recursion"),
+        ([], "has no tests"),
+        (7, "neither text nor a list"),
+        ([1], "neither text"),
+    ],
 )
 def test_tests_that_cannot_be_run_are_an_error_of_the_row(tests: Any, message: str, tools: GradingTools) -> None:
     with pytest.raises(RewardError, match="line 17: ") as failed:
