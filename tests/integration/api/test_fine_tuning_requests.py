@@ -66,7 +66,7 @@ HYPERPARAMETERS = "method.reinforcement.hyperparameters"
             {"method": reinforcement(grader=GRADER | {"name": "\0"})},
             400,
             "invalid_request",
-            None,
+            "method.reinforcement.grader.name",
         ),
         ({"method": reinforcement(graders=[])}, 400, "invalid_request", "method.graders"),
         ({"method": reinforcement(hyperparameters=["n_epochs"])}, 400, "invalid_request", HYPERPARAMETERS),
