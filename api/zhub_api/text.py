@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI, Request
 from starlette.datastructures import FormData, UploadFile
 
 from zhub.errors import InvalidRequestError
+from zhub.process.logs import escaped
 
 # What is shown beside other names, in logs and in lists.
 NAMES = {
@@ -47,14 +48,6 @@ async def check_texts(request: Request) -> None:
     if request.method in WRITING:
         for name, text in request.path_params.items():
             _check_name((name,), text)
-
-
-def escaped(text: str) -> str:
-    """The text with control characters and halves of surrogate pairs written as Python does."""
-    return "".join(
-        character.encode("unicode_escape").decode() if _is_control(character) or _is_half(character) else character
-        for character in text
-    )
 
 
 def _texts(body: Any) -> Iterator[tuple[Path, str]]:
@@ -102,10 +95,6 @@ def _is_half_anywhere(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def _is_half(character: str) -> bool:
-    return "\ud800" <= character <= "\udfff"
 
 
 def _is_control(character: str) -> bool:

@@ -122,7 +122,7 @@ def _prepare(grader: CodeTestsGrader, sample: Sample) -> _Run:
             split = split_asserts(tests, setup)
         else:
             raise UnreadableTestsError("they are neither text nor a list of texts")
-    except UnreadableTestsError as exc:
+    except (UnreadableTestsError, RecursionError) as exc:
         raise RewardError(
             grader.name, f"{sample.where}the tests of this row cannot be read: {exc}. Correct the row."
         ) from exc

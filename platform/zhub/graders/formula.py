@@ -9,6 +9,9 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping
 
+# An operation within operations counts one more. Each takes a call of Python's, of which a thread has about a thousand.
+MAX_DEPTH = 200
+
 FUNCTIONS: dict[str, tuple[Callable[..., float], int | None]] = {  # None: one argument or more
     "min": (min, None),
     "max": (max, None),
@@ -31,7 +34,7 @@ OPERATORS: dict[type[ast.AST], Callable[[float, float], float]] = {
 def check(formula: str, names: Collection[str]) -> None:
     """Raise ValueError, with what is wrong, unless ``evaluate`` can compute the formula from numbers of these names."""
     used: set[str] = set()
-    _walk(_parse(formula), names, used)
+    _walk(_parse(formula), names, used, MAX_DEPTH)
     for name in names:
         if name not in used:
             raise ValueError(f"the formula {formula!r} does not use the grader '{name}': use it or leave it out")
@@ -54,7 +57,9 @@ def _parse(formula: str) -> ast.expr:
         raise ValueError(f"the formula {formula!r} cannot be read") from exc
 
 
-def _walk(node: ast.expr, names: Collection[str], used: set[str]) -> None:
+def _walk(node: ast.expr, names: Collection[str], used: set[str], depth: int) -> None:
+    if depth == 0:
+        raise ValueError(f"a formula has at most {MAX_DEPTH} operations within each other")
     match node:
         case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
             pass
@@ -63,16 +68,16 @@ def _walk(node: ast.expr, names: Collection[str], used: set[str]) -> None:
                 raise ValueError(f"the formula names '{name}', which is no grader; there are {', '.join(names)}")
             used.add(name)
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
-            _walk(operand, names, used)
+            _walk(operand, names, used, depth - 1)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-            _walk(left, names, used)
-            _walk(right, names, used)
+            _walk(left, names, used, depth - 1)
+            _walk(right, names, used, depth - 1)
         case ast.Call(func=ast.Name(id=name), args=[_, *_] as arguments, keywords=[]) if name in FUNCTIONS:
             wanted = FUNCTIONS[name][1]
             if wanted is not None and len(arguments) != wanted:
                 raise ValueError(f"{name} takes {wanted} argument in a formula, not {len(arguments)}")
             for argument in arguments:
-                _walk(argument, names, used)
+                _walk(argument, names, used, depth - 1)
         case _:
             raise ValueError(
                 f"a formula has numbers, graders' names, + - * / ^ and {', '.join(FUNCTIONS)}; "

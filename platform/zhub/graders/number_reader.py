@@ -19,6 +19,7 @@ LEXEME = re.compile(r"[0-9]+|[^\W\d_]\w*|\\[A-Za-z]+|\n|[^\S\n]+|.", re.DOTALL)
 # "5 x 4", and bold marks around a number, which would read as the power in "10**5".
 TIMES = re.compile(r"(?<=[0-9])[^\S\n]?[xX][^\S\n]?(?=[$€£¥]?[0-9])")
 BOLD = re.compile(r"(?<![0-9])\*\*|\*\*(?![0-9])")
+CURRENCY_CODE = re.compile(r"\b(USD|EUR|GBP|INR|CAD|AUD|Rs)(?=[0-9])")
 UNIT = re.compile(r"[^\W\d_]+|(?:[cdkm]?m|ft|in|mi|yd)[23]")
 SPACED = ("\\,", "\\!", "\\;", "\\:", "\\ ", "~")
 
@@ -48,7 +49,7 @@ class NumberReader:
     """The lexemes of a text, and a place among them."""
 
     def __init__(self, text: str) -> None:
-        text = TIMES.sub(" × ", BOLD.sub("", text))
+        text = CURRENCY_CODE.sub(r"\1 ", TIMES.sub(" × ", BOLD.sub("", text)))
         for spaced in SPACED:
             text = text.replace(spaced, "\u202f")
         text = text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")

@@ -17,6 +17,7 @@ from zhub.graders.number_reader import (
 OPERATORS = {"+", "-", "\u2212", "\u2013", "*", "×", "·", "/", "÷", "\\times", "\\cdot", "\\div", "\\pm"}
 EQUALS = {"=", "≈", "≅", "≃", "→", "⇒", "\\approx", "\\equiv", "\\to", "\\implies", "\\Rightarrow", "equals"}
 SPOKEN_MINUS = ("negative", "minus")
+SPOKEN_FUNCTIONS = {"sqrt", "log", "ln", "exp", "sin", "cos", "tan", "abs", "factorial"}
 CLAUSE_ENDS = {",", ";", ".", "!", "?", ":", "\n"}
 
 Mark = Literal["operator", "equals", "end", "word", "unreadable"]
@@ -60,16 +61,23 @@ class _Tokens:
             reader.skip()
             reader.skip_argument()
             self.found.append("unreadable")
+        elif lexeme == "." and is_digits(reader.look(-1)[-1:]) and is_digits(reader.look(1)):
+            reader.skip(2)  # of a name: v1.2
         elif lexeme in CLAUSE_ENDS or lexeme.lower() in CLAUSE_WORDS:
             self._emit("end")
         elif lexeme == "(":
-            self._emit("operator" if is_digits(reader.look(-1)) and reader.begins_number(1) else "end")
+            self._emit("operator" if self._applies() and reader.begins_number(1) else "end")
         elif lexeme[0].isalpha():
             self._emit("word")
             if lexeme.endswith("_") and reader.look() == "{":
                 reader.skip_argument()
         else:
             reader.skip()
+
+    def _applies(self) -> bool:
+        """Whether the bracket here multiplies a number, as in 2(3+4), or follows a function, as in sqrt(49)."""
+        before = self.reader.look(-1)
+        return is_digits(before) or before.lower() in SPOKEN_FUNCTIONS
 
     def _emit(self, token: Mark) -> None:
         self.found.append(token)

@@ -86,7 +86,7 @@ def _reward(grader: PythonGrader, sample: Sample, outcome: Outcome) -> float:
         raised = result
     if raised is not None:
         where = f" in line {raised.line} of its source" if raised.line is not None else ""
-        raise RewardError(grader.name, f"{sample.where}it raised{where}: {raised.message}. {REMEDY}")
+        raise RewardError(grader.name, f"{sample.where}it raised{where}: {_storable(raised.message)}. {REMEDY}")
     match outcome.ending:
         case "timeout":
             raise RewardTimeoutError(
@@ -110,6 +110,11 @@ def _reward(grader: PythonGrader, sample: Sample, outcome: Outcome) -> float:
     raise RewardNotANumberError(
         grader.name, f"{sample.where}grade returned {_describe(result)}, expected a finite number. {REMEDY}"
     )
+
+
+def _storable(message: str) -> str:
+    """A program may raise with what no database and no answer can hold: halves of surrogate pairs, and NUL."""
+    return message.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _describe(result: Value | Unreadable | Raised | None) -> str:

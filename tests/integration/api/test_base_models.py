@@ -156,7 +156,7 @@ def test_an_owner_and_a_name_are_a_hub_id(client: Client, hub_id: str) -> None:
 def test_a_file_name_has_no_control_characters(client: Client, api_url: str, filename: str) -> None:
     begin(client)
     answer = put(api_url, client.api_key, filename)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "filename")
 
 
 def test_a_tenants_default_rights_lack_the_operators() -> None:

@@ -84,6 +84,7 @@ def test_answers_that_are_json_come_parsed(tools: GradingTools) -> None:
         ("import os; os._exit(0)", RewardError, "its process ended early: it left with exit code 0"),
         ("return bytearray(10 ** 10)[0]", RewardError, "in line 2 of its source: MemoryError"),
         ("raise SystemExit(0)", RewardError, "SystemExit: 0"),
+        ("raise ValueError('\\ud800\\0')", RewardError, "ValueError: \\ud800\\x00."),
         ("import requests", RewardError, "ModuleNotFoundError: No module named 'requests'"),
     ],
 )
@@ -265,7 +266,13 @@ def test_humanevals_check_is_run(tests: str, entry_point: str, right: str, wrong
 
 @pytest.mark.parametrize(
     ("tests", "message"),
-    [(["assert f(1) =="], "not Python"), ([], "has no tests"), (7, "neither text nor a list"), ([1], "neither text")],
+    [
+        (["assert f(1) =="], "not Python"),
+        ([f"assert f(1{' + 1' * 3000}) == 1"], "recursion"),
+        ([], "has no tests"),
+        (7, "neither text nor a list"),
+        ([1], "neither text"),
+    ],
 )
 def test_tests_that_cannot_be_run_are_an_error_of_the_row(tests: Any, message: str, tools: GradingTools) -> None:
     with pytest.raises(RewardError, match="line 17: ") as failed:

@@ -40,6 +40,8 @@ def test_a_formula_joins_the_rewards(formula: str, reward: float) -> None:
         ("a if b else 0", "a formula has numbers"),
         ("a + b + True", "a formula has numbers"),
         ("max() + a + b", "a formula has numbers"),
+        ("a + b" + " + 1" * 300, "at most 200 operations"),
+        ("-" * 900 + "a + b", "at most 200 operations"),
         ("sqrt(a, b)", "takes 1 argument"),
         ("(" * 300 + "a" + ")" * 300, "cannot be read"),
     ],

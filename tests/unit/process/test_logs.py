@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from zhub.process.logs import escaped
+
 ROOT = Path(__file__).parents[3]
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 
@@ -25,6 +27,18 @@ try:
     1 / 0
 except ZeroDivisionError:
     log.exception("broke", extra={"action": "broke"})
+"""
+
+QUOTE = """
+import logging, sys
+from zhub.process.logs import configure_logging
+configure_logging("text")
+log = logging.getLogger("zhub.test")
+log.info("GET %s", sys.argv[1])
+try:
+    raise ValueError(sys.argv[1])
+except ValueError:
+    log.exception("quoted")
 """
 
 
@@ -52,6 +66,21 @@ def test_as_json_each_record_is_one_line_with_its_fields() -> None:
 def test_as_text_a_record_is_a_line_for_people() -> None:
     first = spoken("text").splitlines()[0]
     assert first.endswith("Z INFO zhub.test: attempt 3 ended")
+
+
+def test_as_text_nothing_within_a_record_looks_like_another_record() -> None:
+    forged = "2026-01-01T00:00:00.000Z INFO zhub.api: forged"
+    for break_ in ("\n", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"):
+        argv = [sys.executable, "-c", QUOTE, f"a{break_}{forged}"]
+        text = subprocess.run(argv, capture_output=True, check=True, timeout=60).stderr.decode()
+        assert not any(line.startswith(forged) for line in text.splitlines())
+        lines = text.splitlines()
+        assert break_.encode("unicode_escape").decode() in lines[0] and lines[1].endswith("quoted")
+        assert lines[2].startswith("    Traceback") and all(line.startswith("    ") for line in lines[2:])
+
+
+def test_as_text_a_terminal_is_not_steered_and_half_a_pair_is_written() -> None:
+    assert escaped("\x1b[2J \ud800 \t é \U0001f600") == "\\x1b[2J \\ud800 \\t é \U0001f600"
 
 
 def records(path: Path) -> Iterator[ast.Call]:
