@@ -1,6 +1,7 @@
 """One table from zhub's errors to HTTP statuses, and the error envelope of the OpenAI dialect."""
 
 import logging
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +31,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.NotReadyError: 409,
     errors.IdempotencyMismatchError: 422,
     errors.QuotaExceededError: 429,
+    errors.RateLimitedError: 429,
     errors.UnavailableError: 503,
     errors.SandboxUnavailableError: 503,
     errors.StoreError: 503,
@@ -134,6 +136,8 @@ def _unexpected(request: Request, exc: Exception) -> JSONResponse:
 
 def _retry_headers(exc: errors.ZhubError, status: int) -> dict[str, str]:
     """The client retries 409, 429 and 5xx by itself: headers say when that can help."""
+    if isinstance(exc, errors.RateLimitedError):
+        return {"retry-after": str(math.ceil(exc.retry_after_s))}
     if status == 503 or isinstance(exc, errors.NotReadyError):
         return {"retry-after-ms": "1000"}
     return {"x-should-retry": "false"} if status in (409, 429) else {}

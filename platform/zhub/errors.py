@@ -13,6 +13,7 @@
     ├── NotTheOwnerError           (kind, name)    another organisation's, which this one may see and not change
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
+    ├── RateLimitedError           (limit, retry_after_s)  the organisation sends too many requests; try again
     ├── ConflictError                              the thing is in a state that forbids it
     │   └── NotReadyError                          it will be as asked in a while; try again
     ├── UnavailableError                           a part that zhub needs does not answer; try again
@@ -149,6 +150,20 @@ class QuotaExceededError(ZhubError):
     """The organisation has as much of something as its quota allows."""
 
     code = "quota_exceeded"
+
+
+class RateLimitedError(ZhubError):
+    """The organisation has sent as many requests as it may in a minute; try again in ``retry_after_s`` seconds."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, limit: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"Your organisation sent more than {limit:,} requests in a minute. Try again in {retry_after_s:.1f} s, or "
+            "ask the platform's operator for more."
+        )
+        self.limit = limit
+        self.retry_after_s = retry_after_s
 
 
 class ConflictError(ZhubError):
