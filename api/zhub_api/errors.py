@@ -25,7 +25,6 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.AddressRefusedError: 400,
     errors.AuthenticationError: 401,
     errors.PermissionDeniedError: 403,
-    errors.NotTheOwnerError: 403,
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
     errors.NotReadyError: 409,
@@ -51,7 +50,6 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.ConstantRewardError: 400,
     errors.OutOfMemoryError: 400,
     errors.PromptTooLongError: 400,
-    errors.RowsTooLongError: 400,
     errors.BasisMismatchError: 409,
     errors.ArtifactError: 500,
 }

@@ -10,7 +10,6 @@
     │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
     ├── AuthenticationError                        no key, or not a known one
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
-    ├── NotTheOwnerError           (kind, name)    another organisation's, which this one may see and not change
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
     ├── RateLimitedError           (limit, retry_after_s)  the organisation sends too many requests; try again
@@ -34,8 +33,7 @@
         │   └── RewardNotANumberError
         ├── ConstantRewardError    (reward)
         ├── OutOfMemoryError                       not even one row fits the device
-        ├── PromptTooLongError     (line, tokens, limit)
-        │   └── RowsTooLongError   (rows)
+        ├── PromptTooLongError     (line, tokens, limit, rows)
         ├── BasisMismatchError     (expected, actual)
         └── ArtifactError                          a file of an expert that must not be loaded
 
@@ -45,6 +43,8 @@ what was expected and what was found. HTTP statuses live in one table, in ``zhub
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+MAX_ROWS_NAMED = 200
 
 
 class ZhubError(Exception):
@@ -120,17 +120,6 @@ class PermissionDeniedError(ZhubError):
     def __init__(self, scope: str) -> None:
         super().__init__(f"This API key lacks the scope '{scope}'. Use a key that has it, or ask an owner for one.")
         self.scope = scope
-
-
-class NotTheOwnerError(ZhubError):
-    """Another organisation owns the thing: the caller's may see it and not change it."""
-
-    code = "not_the_owner"
-
-    def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"The {kind} '{name}' can be changed only by the organisation that added it.")
-        self.kind = kind
-        self.name = name
 
 
 class NotFoundError(ZhubError):
@@ -363,20 +352,6 @@ class RewardNotANumberError(RewardError):
     code = "reward_not_a_number"
 
 
-class PromptTooLongError(TrainingError):
-    """A prompt leaves no room in the model's context for an answer."""
-
-    code = "prompt_too_long"
-
-    def __init__(self, line: int, tokens: int, limit: int) -> None:
-        super().__init__(
-            f"line {line}: the row has {tokens} tokens, and at most {limit} fit this base model. Shorten or drop it."
-        )
-        self.line = line
-        self.tokens = tokens
-        self.limit = limit
-
-
 @dataclass(frozen=True)
 class LongRow:
     """A row with more tokens than the context of a base model, by its line in the training or the validation file."""
@@ -389,21 +364,20 @@ class LongRow:
         return f"{'validation file, ' if self.in_validation_file else ''}line {self.line} ({self.tokens:,} tokens)"
 
 
-class RowsTooLongError(PromptTooLongError):
-    """Rows leave no room in the model's context: all of them, so that they are mended at once."""
+class PromptTooLongError(TrainingError):
+    """Prompts leave no room in the model's context for an answer: all of them, so that they are mended at once."""
 
-    MAX_NAMED = 200
+    code = "prompt_too_long"
 
-    def __init__(self, rows: Sequence[LongRow], limit: int) -> None:
-        super().__init__(rows[0].line, rows[0].tokens, limit)
-        named = ", ".join(map(str, rows[: self.MAX_NAMED]))
-        more = f" and {len(rows) - self.MAX_NAMED:,} more" if len(rows) > self.MAX_NAMED else ""
-        self.args = (
-            f"{len(rows):,} {'row has' if len(rows) == 1 else 'rows have'} more tokens than the {limit:,} that fit "
-            f"this base model: {named}{more}. Shorten or drop them; a training leaves them out or cuts them with the "
-            "hyper-parameter 'long_rows' at 'skip' or 'cut'.",
+    def __init__(self, line: int, tokens: int, limit: int, rows: Sequence[LongRow] = ()) -> None:
+        self.line, self.tokens, self.limit = line, tokens, limit
+        self.rows = rows or [LongRow(line, tokens)]
+        named = ", ".join(map(str, self.rows[:MAX_ROWS_NAMED]))
+        more = f" and {len(self.rows) - MAX_ROWS_NAMED:,} more" if len(self.rows) > MAX_ROWS_NAMED else ""
+        super().__init__(
+            f"At most {limit:,} tokens fit this base model, and these rows have more: {named}{more}. Shorten or drop "
+            "them; a training leaves them out or cuts them with the hyper-parameter 'long_rows' at 'skip' or 'cut'."
         )
-        self.rows = rows
 
 
 class BasisMismatchError(TrainingError):
