@@ -113,8 +113,8 @@ def set_quota(
     note(
         f"{organization}: weight {weight:g}, {nominal_workers:g} guaranteed workers of a cluster, "
         f"{any_['max_workers']} workers of it at most, {counted.max_queued:,} jobs waiting, "
-        f"{any_['monthly_worker_hours']} worker-hours a month, {counted.max_bytes:,} bytes stored, "
-        f"{counted.requests_per_minute:,} requests a minute. The scheduler applies it from its next pass on."
+        f"{any_['monthly_worker_hours']} worker-hours a month. It may store {counted.max_bytes:,} bytes "
+        f"and send {counted.requests_per_minute:,} requests a minute. The scheduler applies it from its next pass on."
     )
 
 

@@ -35,7 +35,7 @@ HYPERPARAMETERS = "method.reinforcement.hyperparameters"
         ({"suffix": ""}, 400, "invalid_request", "suffix"),
         ({"suffix": "a" * 65}, 400, "invalid_request", "suffix"),
         ({"suffix": "!!!"}, 400, "invalid_request", "suffix"),
-        ({"suffix": "a\0"}, 400, "invalid_request", None),
+        ({"suffix": "a\0"}, 400, "invalid_request", "suffix"),
         ({"metadata": {"a": "\0"}}, 400, "invalid_request", None),
         ({"metadata": {"a": 1}}, 400, "invalid_request", "metadata.a"),
         ({"seed": 10**30}, 400, "invalid_request", "seed"),
