@@ -20,6 +20,7 @@ from zhub.storage.object_store import open_store
 from zhub_api import bodies, errors, health, observed, text
 from zhub_api.context import Context
 from zhub_api.known_parameters import KnownQuery
+from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
     chat,
     evaluations,
@@ -30,6 +31,7 @@ from zhub_api.routes import (
     job_events,
     job_logs,
     models,
+    organization,
     promotions,
     schedules,
     webhooks,
@@ -56,13 +58,14 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.readiness = health.Readiness(context.engine)
     app.state.draining = threading.Event()
+    app.state.rates = RequestRates(context.engine)
     errors.install(app)
     text.install(app)
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, chat, feedback,
-        webhooks,
+        webhooks, organization,
     ):  # fmt: skip
-        app.include_router(part.router, dependencies=[KnownQuery])
+        app.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):
         app.include_router(part.router)
     _add_middleware(app)
@@ -103,6 +106,7 @@ def _add_middleware(app: FastAPI) -> None:
     """The innermost first."""
     app.add_middleware(bodies.GuardedBodies)
     app.middleware("http")(_one_dialect_prefix)
+    app.add_middleware(RateHeaders)
     app.add_middleware(observed.Observed)
     if start_tracing("zhub-api"):
         # Imported here, because it comes with the extra `otel`.

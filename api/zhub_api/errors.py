@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -26,13 +27,13 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.AddressRefusedError: 400,
     errors.AuthenticationError: 401,
     errors.PermissionDeniedError: 403,
-    errors.NotTheOwnerError: 403,
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
     errors.NotReadyError: 409,
     errors.IdempotencyMismatchError: 422,
     errors.QuotaExceededError: 429,
     errors.TooManyAtOnceError: 429,
+    errors.RateLimitedError: 429,
     errors.UnavailableError: 503,
     errors.SandboxUnavailableError: 503,
     errors.StoreError: 503,
@@ -53,7 +54,6 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.ConstantRewardError: 400,
     errors.OutOfMemoryError: 400,
     errors.PromptTooLongError: 400,
-    errors.RowsTooLongError: 400,
     errors.BasisMismatchError: 409,
     errors.ArtifactError: 500,
 }
@@ -184,6 +184,8 @@ def _retry_headers(exc: errors.ZhubError, status: int) -> dict[str, str]:
     """The client retries 409, 429 and 5xx by itself: headers say when that can help."""
     if isinstance(exc, errors.TooManyAtOnceError):
         return {"retry-after": "1"}
+    if isinstance(exc, errors.RateLimitedError):
+        return {"retry-after": str(math.ceil(exc.retry_after_s))}
     if status == 503 or isinstance(exc, errors.NotReadyError):
         return {"retry-after-ms": "1000"}
     return {"x-should-retry": "false"} if status in (409, 429) else {}

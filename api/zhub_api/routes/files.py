@@ -15,6 +15,7 @@ from zhub.manifest import CHUNK_BYTES
 from zhub.models import DatasetVersion
 from zhub.process.wakeup import SCHEDULER
 from zhub.storage.keys import dataset_key
+from zhub.tenancy import quotas
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.known_parameters import KnownForm
 from zhub_api.pages import page
@@ -36,6 +37,8 @@ def create_file(
     caller.require("files:write")
     files.check_purpose(purpose)
     sha256, size_bytes = measure(file.file, limit=MAX_FILE_BYTES)
+    with tenant_session(context.engine, caller.org_id) as session:
+        quotas.check_bytes(session, caller.org_id, size_bytes)
     # Object first, row second: a crash in between leaves an orphan to sweep, never a row without its bytes.
     context.store.put(dataset_key(caller.org_id, sha256), file.file)
     with tenant_session(context.engine, caller.org_id) as session:

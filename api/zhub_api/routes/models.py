@@ -22,6 +22,7 @@ from zhub.registry.names import AUTO
 from zhub.registry.resolve import resolve
 from zhub.specs import StoredFile
 from zhub.storage.keys import base_file_key
+from zhub.tenancy import quotas
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.pages import page
@@ -144,6 +145,9 @@ async def put_base_model_file(
 
         def record() -> dict[str, Any]:
             key = base_file_key(upload.sha256)
+            with tenant_session(context.engine, caller.org_id) as session:
+                if base_models.check_may_change(session, caller, name).private:
+                    quotas.check_bytes(session, caller.org_id, upload.size_bytes)
             context.store.put(key, upload.file)
             stored = StoredFile(name=filename, key=key, sha256=upload.sha256, size_bytes=upload.size_bytes)
             with tenant_session(context.engine, caller.org_id) as session:

@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.errors import InvalidRequestError, QuotaExceededError
-from zhub.models import Agent, Job, Quota
+from zhub.models import Agent, Job
 from zhub.queue.jobs import KindNames
+from zhub.tenancy import quotas
 
 DEFAULT_CLUSTER = "default"
 
@@ -26,9 +27,7 @@ def check_queue(session: Session, org_id: uuid.UUID, kinds: KindNames) -> None:
     Raises:
         QuotaExceededError: as many of its jobs wait as its quota allows.
     """
-    limit = session.scalar(select(Quota.max_queued).where(Quota.org_id == org_id))
-    if limit is None:
-        return
+    limit = quotas.limits_of(session, org_id).max_queued
     waiting = select(Job.id).where(
         Job.org_id == org_id,
         Job.state.in_((states.WAITING, states.QUEUED)),

@@ -77,13 +77,20 @@ def quota(
         typer.Option(min=0, help="Workers that its jobs may hold in one cluster at a time.", show_default="any"),
     ] = None,
     max_queued: Annotated[
-        int | None, typer.Option(min=0, help="Jobs that may wait at a time.", show_default="any")
+        int | None, typer.Option(min=0, help="Jobs that may wait at a time.", show_default="500")
     ] = None,
     monthly_worker_hours: Annotated[
         float | None,
         typer.Option(
             min=0, help="What its jobs may use in a calendar month; then they are paused.", show_default="any"
         ),
+    ] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of dataset files and private base models.", show_default="200 GiB"),
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="That each process of the API answers.", show_default="12000")
     ] = None,
     url: Annotated[
         str,
@@ -101,4 +108,6 @@ def quota(
         max_workers=max_workers,
         max_queued=max_queued,
         monthly_worker_hours=monthly_worker_hours,
+        max_bytes=max_bytes,
+        requests_per_minute=requests_per_minute,
     )

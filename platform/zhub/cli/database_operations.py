@@ -31,6 +31,7 @@ from zhub.models import Job, Organization, Quota
 from zhub.process.config import MIN_SECRET_CHARACTERS
 from zhub.queue import invariants
 from zhub.tenancy.bootstrap import create_full_key, ensure_project, has_keys
+from zhub.tenancy.quotas import limits_of
 
 KEY_NAME = "zhub db bootstrap"
 
@@ -84,6 +85,8 @@ def set_quota(
     max_workers: float | None = None,
     max_queued: int | None = None,
     monthly_worker_hours: float | None = None,
+    max_bytes: int | None = None,
+    requests_per_minute: int | None = None,
 ) -> None:
     """Replace an organisation's quota.
 
@@ -100,14 +103,18 @@ def set_quota(
             "max_workers": max_workers,
             "max_queued": max_queued,
             "monthly_worker_hours": monthly_worker_hours,
+            "max_bytes": max_bytes,
+            "requests_per_minute": requests_per_minute,
         }
         statement = insert(Quota).values(id=new_id(), org_id=org_id, **limits)
         session.execute(statement.on_conflict_do_update(index_elements=["org_id"], set_=limits))
+        counted = limits_of(session, org_id)
     any_ = {name: "any number of" if limit is None else f"{limit:g}" for name, limit in limits.items()}
     note(
         f"{organization}: weight {weight:g}, {nominal_workers:g} guaranteed workers of a cluster, "
-        f"{any_['max_workers']} workers of it at most, {any_['max_queued']} jobs waiting, "
-        f"{any_['monthly_worker_hours']} worker-hours a month. The scheduler applies it from its next pass on."
+        f"{any_['max_workers']} workers of it at most, {counted.max_queued:,} jobs waiting, "
+        f"{any_['monthly_worker_hours']} worker-hours a month. It may store {counted.max_bytes:,} bytes "
+        f"and send {counted.requests_per_minute:,} requests a minute. The scheduler applies it from its next pass on."
     )
 
 

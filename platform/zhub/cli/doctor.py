@@ -15,7 +15,7 @@ from rich.text import Text
 import zhub
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import ERROR
-from zhub.cli.output import put, show_json, table
+from zhub.cli.output import put, show_json, size, table
 from zhub.client import Client
 from zhub.client.credentials import default_data_dir, read_credentials
 from zhub.embedded.binaries import find_postgres, find_valkey, postgres_major
@@ -23,6 +23,7 @@ from zhub.embedded.data_dir import MIN_FREE_BYTES, DataDir, locked
 from zhub.errors import EmbeddedError, ZhubError
 
 COMFORTABLE_FREE_BYTES = 5_000_000_000
+FULL_SHARE = 0.9
 PACKAGES = {"fastapi": "api", "uvicorn": "api", "torch": "workers", "ray": "workers", "transformers": "workers"}
 MARKS = {"ok": Text("ok", "green"), "warning": Text("warning", "yellow"), "broken": Text("broken", "bold red")}
 
@@ -110,6 +111,16 @@ def server_checks(client: Client) -> Iterator[Check]:
         else:
             fix = "Nothing can be trained yet. Wait for one to be ready, or add one with `zhub base-models add`."
             yield Check(name=name, state="warning", found=", ".join(states) or "none", fix=fix)
+        name = "limits"
+        limits = client.limits()
+        found = (
+            f"{limits['max_queued']:,} jobs waiting, "
+            f"{size(limits['stored_bytes'])} of {size(limits['max_bytes'])} stored, "
+            f"{limits['requests_per_minute']:,} requests a minute; set by `zhub db quota`"
+        )
+        full = limits["stored_bytes"] > FULL_SHARE * limits["max_bytes"]
+        fix = "Delete files, or ask the platform's operator for more." if full else ""
+        yield Check(name=name, state="warning" if full else "ok", found=found, fix=fix)
         name = "object store"
         files = client.files.list()
         if files:

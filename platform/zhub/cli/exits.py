@@ -7,7 +7,6 @@ from zhub.errors import (
     AuthenticationError,
     ConflictError,
     NotFoundError,
-    NotTheOwnerError,
     PermissionDeniedError,
     ZhubError,
 )
@@ -25,7 +24,7 @@ _BY_STATUS = {401: AUTHENTICATION, 403: AUTHENTICATION, 404: NOT_FOUND, 409: CON
 def exit_code(error: ZhubError) -> int:
     if isinstance(error, ApiError):
         return _BY_STATUS.get(error.status, ERROR)
-    if isinstance(error, AuthenticationError | PermissionDeniedError | NotTheOwnerError):
+    if isinstance(error, AuthenticationError | PermissionDeniedError):
         return AUTHENTICATION
     if isinstance(error, NotFoundError):
         return NOT_FOUND

@@ -58,6 +58,12 @@ class Client:
         assert isinstance(answer, dict)
         return answer
 
+    def limits(self) -> dict[str, Any]:
+        """What the organisation may use, and how many bytes it has stored."""
+        answer = self._http.get("/v1/organization/limits")
+        assert isinstance(answer, dict)
+        return answer
+
     def chat(
         self,
         model: str,

@@ -10,9 +10,9 @@
     │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
     ├── AuthenticationError                        no key, or not a known one
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
-    ├── NotTheOwnerError           (kind, name)    another organisation's, which this one may see and not change
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
+    ├── RateLimitedError           (limit, retry_after_s)  the organisation sends too many requests; try again
     ├── TooManyAtOnceError         (limit)         the organisation does as much at a time as it may; try again
     ├── ConflictError                              the thing is in a state that forbids it
     │   └── NotReadyError                          it will be as asked in a while; try again
@@ -35,8 +35,7 @@
         │   └── RewardNotANumberError
         ├── ConstantRewardError    (reward)
         ├── OutOfMemoryError                       not even one row fits the device
-        ├── PromptTooLongError     (line, tokens, limit)
-        │   └── RowsTooLongError   (rows)
+        ├── PromptTooLongError     (line, tokens, limit, rows)
         ├── BasisMismatchError     (expected, actual)
         └── ArtifactError                          a file of an expert that must not be loaded
 
@@ -66,9 +65,9 @@ from zhub.errors.refusals import (
     InvalidRequestError,
     NotFoundError,
     NotReadyError,
-    NotTheOwnerError,
     PermissionDeniedError,
     QuotaExceededError,
+    RateLimitedError,
     RowProblem,
     TooManyAtOnceError,
     UnsupportedModelError,
@@ -86,7 +85,6 @@ from zhub.errors.training import (
     RewardError,
     RewardNotANumberError,
     RewardTimeoutError,
-    RowsTooLongError,
     TrainingError,
 )
 
@@ -110,7 +108,7 @@ __all__ = [
     "NonFiniteLossError",
     "NotFoundError",
     "NotReadyError",
-    "NotTheOwnerError",
+    "RateLimitedError",
     "ObjectMissingError",
     "OutOfMemoryError",
     "PermissionDeniedError",
@@ -120,7 +118,6 @@ __all__ = [
     "RewardNotANumberError",
     "RewardTimeoutError",
     "RowProblem",
-    "RowsTooLongError",
     "SandboxUnavailableError",
     "SchemaVersionError",
     "StoreAwayError",

@@ -75,17 +75,6 @@ class PermissionDeniedError(ZhubError):
         self.scope = scope
 
 
-class NotTheOwnerError(ZhubError):
-    """Another organisation owns the thing: the caller's may see it and not change it."""
-
-    code = "not_the_owner"
-
-    def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"The {kind} '{name}' can be changed only by the organisation that added it.")
-        self.kind = kind
-        self.name = name
-
-
 class NotFoundError(ZhubError):
     """There is no such thing, or this key may not know of it."""
 
@@ -103,6 +92,20 @@ class QuotaExceededError(ZhubError):
     """The organisation has as much of something as its quota allows."""
 
     code = "quota_exceeded"
+
+
+class RateLimitedError(ZhubError):
+    """The organisation has sent as many requests as it may in a minute; try again in ``retry_after_s`` seconds."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, limit: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"Your organisation sent more than {limit:,} requests in a minute. Try again in {retry_after_s:.1f} s, or "
+            "ask the platform's operator for more."
+        )
+        self.limit = limit
+        self.retry_after_s = retry_after_s
 
 
 class TooManyAtOnceError(ZhubError):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from zhub.errors.root import ZhubError
 
+MAX_ROWS_NAMED = 200
+
 
 class TrainingError(ZhubError):
     """The job cannot succeed however often it is tried; it fails with this message."""
@@ -87,20 +89,6 @@ class RewardNotANumberError(RewardError):
     code = "reward_not_a_number"
 
 
-class PromptTooLongError(TrainingError):
-    """A prompt leaves no room in the model's context for an answer."""
-
-    code = "prompt_too_long"
-
-    def __init__(self, line: int, tokens: int, limit: int) -> None:
-        super().__init__(
-            f"line {line}: the row has {tokens} tokens, and at most {limit} fit this base model. Shorten or drop it."
-        )
-        self.line = line
-        self.tokens = tokens
-        self.limit = limit
-
-
 @dataclass(frozen=True)
 class LongRow:
     """A row with more tokens than the context of a base model, by its line in the training or the validation file."""
@@ -113,21 +101,20 @@ class LongRow:
         return f"{'validation file, ' if self.in_validation_file else ''}line {self.line} ({self.tokens:,} tokens)"
 
 
-class RowsTooLongError(PromptTooLongError):
-    """Rows leave no room in the model's context: all of them, so that they are mended at once."""
+class PromptTooLongError(TrainingError):
+    """Prompts leave no room in the model's context for an answer: all of them, so that they are mended at once."""
 
-    MAX_NAMED = 200
+    code = "prompt_too_long"
 
-    def __init__(self, rows: Sequence[LongRow], limit: int) -> None:
-        super().__init__(rows[0].line, rows[0].tokens, limit)
-        named = ", ".join(map(str, rows[: self.MAX_NAMED]))
-        more = f" and {len(rows) - self.MAX_NAMED:,} more" if len(rows) > self.MAX_NAMED else ""
-        self.args = (
-            f"{len(rows):,} {'row has' if len(rows) == 1 else 'rows have'} more tokens than the {limit:,} that fit "
-            f"this base model: {named}{more}. Shorten or drop them; a training leaves them out or cuts them with the "
-            "hyper-parameter 'long_rows' at 'skip' or 'cut'.",
+    def __init__(self, line: int, tokens: int, limit: int, rows: Sequence[LongRow] = ()) -> None:
+        self.line, self.tokens, self.limit = line, tokens, limit
+        self.rows = rows or [LongRow(line, tokens)]
+        named = ", ".join(map(str, self.rows[:MAX_ROWS_NAMED]))
+        more = f" and {len(self.rows) - MAX_ROWS_NAMED:,} more" if len(self.rows) > MAX_ROWS_NAMED else ""
+        super().__init__(
+            f"At most {limit:,} tokens fit this base model, and these rows have more: {named}{more}. Shorten or drop "
+            "them; a training leaves them out or cuts them with the hyper-parameter 'long_rows' at 'skip' or 'cut'."
         )
-        self.rows = rows
 
 
 class BasisMismatchError(TrainingError):

@@ -3,7 +3,7 @@
 import uuid
 from datetime import date, datetime
 
-from sqlalchemy import CheckConstraint, UniqueConstraint, Uuid, func
+from sqlalchemy import BigInteger, CheckConstraint, UniqueConstraint, Uuid, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -44,7 +44,7 @@ class ApiKey(TenantOwned, Base):
 
 
 class Quota(TenantOwned, Base):
-    """What an organisation may use, where it is not the default: an equal share, and no limit."""
+    """What an organisation may use, where it is not the default: an equal share, and ``zhub.tenancy.quotas``."""
 
     __tablename__ = "quotas"
     weight: Mapped[float] = mapped_column(default=1.0, server_default="1")
@@ -56,6 +56,10 @@ class Quota(TenantOwned, Base):
     """Of each cluster, that it gets back from others as soon as it wants them."""
     monthly_worker_hours: Mapped[float | None]
     """That its jobs may use in a calendar month."""
+    max_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of its dataset files and private base models."""
+    requests_per_minute: Mapped[int | None]
+    """That each process of the API answers."""
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("org_id"),

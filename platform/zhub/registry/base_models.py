@@ -20,7 +20,6 @@ from zhub.errors import (
     InvalidRequestError,
     NotFoundError,
     NotReadyError,
-    NotTheOwnerError,
     UnsupportedModelError,
 )
 from zhub.models import BaseModel, Job
@@ -185,13 +184,12 @@ def check_may_change(session: Session, caller: Caller, name: str) -> BaseModel:
     """The base model, if the caller may add files to it.
 
     Raises:
-        NotFoundError: there is no such base model.
-        NotTheOwnerError: another organisation began it.
+        NotFoundError: there is no such base model, or another organisation began it.
         PermissionDeniedError: it is for everybody, and the caller is no operator.
     """
     base = get(session, caller.org_id, name)
     if base.owner_org_id != caller.org_id:
-        raise NotTheOwnerError("base model", name)
+        raise NotFoundError("upload of a base model", name, "Another organisation began to add it.")
     if not base.private:
         caller.require(OPERATOR_SCOPE)
     return base

@@ -214,7 +214,7 @@ def _submit(session: Session, schedule: Schedule, tick: ScheduleTick) -> Schedul
         with session.begin_nested():
             newest = definitions.newest_version(session, schedule.dataset_id)
             if newest is None:
-                raise ConflictError("The dataset has no version that was pushed and passed its check.")
+                raise ConflictError("The dataset has no version that passed its check and was pushed.")
             request = definitions.job_request(schedule.request, newest.id)
             origin = {"schedule": schedule.name, "tick": tick.key}
             request = request.model_copy(update={"metadata": (request.metadata or {}) | origin})

@@ -94,8 +94,8 @@ def test_a_job_expects_to_run_as_long_as_those_of_its_size_did(
         with system_session(system_engine) as session:
             session.execute(
                 text(
-                    "UPDATE jobs /* any move */ SET state = 'succeeded', started_at = now() - make_interval(secs => :s), "
-                    "finished_at = now() WHERE id = :id"
+                    "UPDATE jobs /* any move */ SET state = 'succeeded', "
+                    "started_at = now() - make_interval(secs => :s), finished_at = now() WHERE id = :id"
                 ),
                 {"s": seconds, "id": uuid.UUID(job.id.removeprefix("ftjob-"))},
             )

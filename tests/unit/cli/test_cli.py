@@ -114,12 +114,30 @@ def test_a_doctor_of_a_zhub_without_scheduler_exits_with_one(
     api.add("GET", "/readyz", {"status": "ok", "scheduler": False, "agents": 1})
     api.add("GET", "/v1/base_models", api_double.page([]))
     api.add("GET", "/v1/files", api_double.page([]))
+    limits = {"max_queued": 500, "max_bytes": 10, "stored_bytes": 9, "requests_per_minute": 12000}
+    api.add("GET", "/v1/organization/limits", limits)
     assert zhub("doctor", "--json") == 1
     states = {check["name"]: check["state"] for check in json.loads(capsys.readouterr().out)}
     assert states == {
         "API": "ok", "scheduler": "broken", "agents": "ok", "API key": "ok", "base models": "warning",
-        "object store": "ok",
+        "limits": "ok", "object store": "ok",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("stored_bytes", "state"), [(9_000, "ok"), (9_001, "warning")])
+def test_a_doctor_shows_the_limits_of_the_organisation(
+    api: Any, zhub: Run, capsys: pytest.CaptureFixture[str], stored_bytes: int, state: str
+) -> None:
+    api.add("GET", "/healthz", {"status": "ok", "version": "0.1.0"})
+    api.add("GET", "/readyz", {"status": "ok", "scheduler": True, "agents": 1})
+    api.add("GET", "/v1/base_models", api_double.page([]))
+    api.add("GET", "/v1/files", api_double.page([]))
+    limits = {"max_queued": 500, "max_bytes": 10_000, "stored_bytes": stored_bytes, "requests_per_minute": 12000}
+    api.add("GET", "/v1/organization/limits", limits)
+    zhub("doctor", "--json")
+    (check,) = [check for check in json.loads(capsys.readouterr().out) if check["name"] == "limits"]
+    assert check["state"] == state
+    assert "500 jobs waiting" in check["found"] and "12,000 requests a minute" in check["found"]
 
 
 def test_the_demo_removes_only_its_own_directory(tmp_path: Path) -> None:

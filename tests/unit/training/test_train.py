@@ -14,7 +14,6 @@ from zhub.errors import (
     OutOfMemoryError,
     PromptTooLongError,
     RewardError,
-    RowsTooLongError,
     TrainingError,
 )
 from zhub_workers.evaluation.grading import EncodedRow, cut
@@ -85,7 +84,7 @@ LONG = ["x" * 80, "y" * 90, "z" * 100]
 def test_all_rows_that_are_too_long_are_named_at_once(load_adapted: Load, tmp_path: Path) -> None:
     training, validation = write_rows(tmp_path / "t", [LONG[0], *PROMPTS, LONG[1]]), tmp_path / "v"
     write_rows(validation, [*(f"new {n}" for n in range(20)), LONG[2]])
-    with pytest.raises(RowsTooLongError) as caught:
+    with pytest.raises(PromptTooLongError) as caught:
         run(load_adapted("llama"), reinforcement(), training, validation)
     assert [(row.line, row.in_validation_file) for row in caught.value.rows] == [(1, False), (82, False), (21, True)]
     assert all(f"line {line} (" in str(caught.value) for line in (1, 82, 21))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from zhub.datasets.rows import Row
-from zhub.errors import InvalidRequestError, LongRow, RowsTooLongError, TrainingError
+from zhub.errors import InvalidRequestError, LongRow, PromptTooLongError, TrainingError
 from zhub.evaluation.statistics import accuracy, paired_p_value
 from zhub.graders import Grade, Grader, GradingTools, Sample, grade_all
 from zhub.manifest import Evaluation
@@ -53,13 +53,14 @@ def encode_rows(
     """Render every row once.
 
     Raises:
-        RowsTooLongError: prompts (with their answers, where they are needed) that leave no room, by their lines.
+        PromptTooLongError: prompts (with their answers, where they are needed) that leave no room, by their lines.
         TrainingError, Stopped: see ``render_rows``.
     """
     encoded = render_rows(base, rows, with_target=with_target, should_stop=should_stop)
     limit = base.context_length
     if limit is not None and (too_long := [row for row in encoded if row.tokens > limit]):
-        raise RowsTooLongError([LongRow(row.row.line, row.tokens) for row in too_long], limit)
+        rows_too_long = [LongRow(row.row.line, row.tokens) for row in too_long]
+        raise PromptTooLongError(rows_too_long[0].line, rows_too_long[0].tokens, limit, rows_too_long)
     return encoded
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zhub.datasets.splits import Split
-from zhub.errors import LongRow, RowsTooLongError, TrainingError
+from zhub.errors import LongRow, PromptTooLongError, TrainingError
 from zhub.manifest import Evaluation
 from zhub.specs import ReinforcementHyperparameters, TrainSpec
 from zhub_workers.compute.group import Member, Stopped
@@ -70,7 +70,7 @@ def train(
 
     Raises:
         TrainingError: too few distinct prompts, or a row that cannot be used; see also its subclasses
-            RowsTooLongError, RewardError, ConstantRewardError, NonFiniteLossError, OutOfMemoryError.
+            PromptTooLongError, RewardError, ConstantRewardError, NonFiniteLossError, OutOfMemoryError.
     """
     job = TrainingJob(spec, member, grading, on_event)
     state, trainer = resumed, None
@@ -115,7 +115,7 @@ def fit_rows(
     """The rows of each split within ``limit`` tokens: those that are longer are refused, left out, or cut.
 
     Raises:
-        RowsTooLongError: they are refused; with all of them.
+        PromptTooLongError: they are refused; with all of them.
         TrainingError: they are left out, and a split has no others.
     """
     how = job.hyper.long_rows
@@ -127,7 +127,7 @@ def fit_rows(
     ]
     too_long.sort(key=lambda row: (row.in_validation_file, row.line))
     if too_long and how == "refuse":
-        raise RowsTooLongError(too_long, limit)
+        raise PromptTooLongError(too_long[0].line, too_long[0].tokens, limit, too_long)
     if too_long:
         done = "left out" if how == "skip" else "cut"
         message = f"{len(too_long):,} rows with more than {limit:,} tokens are {done}, the first: {too_long[0]}."
