@@ -58,7 +58,7 @@ def drain(address: str, node_id: str) -> None:
 
 def groups(cluster: str) -> set[AttemptKey]:
     """The attempts that have placement groups under a cluster name."""
-    return set(ray_cluster.attempts_of_groups(ray_cluster.look().groups, cluster).values())
+    return set(ray_cluster.attempts_of_groups(ray_cluster.list_workers_and_groups().groups, cluster).values())
 
 
 def is_lost(launcher: RayLauncher, key: AttemptKey) -> bool:

@@ -193,7 +193,7 @@ def _read(
     with tenant_session(engine, caller.org_id) as session:
         # The job before its events: the end of it that is seen here has all its events there.
         job = own_job(session, caller, job_id)
-        events, is_all = job_events.list_settled(session, job.id, after=cursor, limit=EVENTS_PER_READ)
+        events, is_all = job_events.list_final(session, job.id, after=cursor, limit=EVENTS_PER_READ)
         ended = job.state in states.TERMINAL and is_all
         return events, job_objects(session, [job])[0] if ended else None
 

@@ -1,4 +1,4 @@
-"""Leadership: one row, moved by compare-and-swap on the database's clock, with a term that fences its writes."""
+"""Leader election: one row, changed by compare-and-swap on the database's clock, with a term that fences writes."""
 
 import uuid
 
@@ -11,7 +11,7 @@ SCHEDULER = "scheduler"
 
 
 def elect(session: Session, name: str, holder: uuid.UUID, *, lease_s: float) -> int | None:
-    """Become or stay the leader; return the term, or None while somebody else leads."""
+    """Become or stay the leader; return the term, or None while another process leads."""
     term: int | None = session.scalar(
         text(
             """
@@ -43,7 +43,7 @@ def check_leading(session: Session, name: str, holder: uuid.UUID, term: int) -> 
 
 
 def resign(session: Session, name: str, holder: uuid.UUID) -> None:
-    """Let the next candidate in at once."""
+    """End the leader's lease, so that another process can be elected at once."""
     session.execute(
         text("UPDATE leaders SET lease_until = now() - interval '1 second' WHERE name = :name AND holder = :holder"),
         {"name": name, "holder": holder},

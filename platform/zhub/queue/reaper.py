@@ -1,4 +1,4 @@
-"""The reaper takes jobs back whose lease has run out."""
+"""The reaper: it ends attempts whose lease has run out, and queues or fails their jobs."""
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -17,7 +17,7 @@ from zhub.queue.attempts import (
 
 
 def reap(session: Session) -> list[Released]:
-    """Take back every job whose lease has run out; return them."""
+    """End the attempts of up to 100 jobs whose lease has run out; return the jobs."""
     rows = session.execute(
         text(
             f"""
