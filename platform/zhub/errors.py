@@ -1,28 +1,28 @@
-"""Every error that zhub raises on purpose, in one tree.
+"""All errors that zhub raises on purpose, in one tree.
 
 ::
 
     ZhubError
-    ├── InvalidRequestError        (param, code)   what was asked for cannot be done as asked
+    ├── InvalidRequestError        (param, code)   the request is invalid
     │   ├── InvalidDatasetError    (problems)      rows that break the schema, with their line numbers
     │   ├── UnsupportedModelError                  a base model that cannot be adapted
-    │   ├── AddressRefusedError    (host, address) a webhook must not go there
+    │   ├── AddressRefusedError    (host, address) webhooks must not be sent to this address
     │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
-    ├── AuthenticationError                        no key, or not a known one
-    ├── PermissionDeniedError      (scope)         the key is known and may not do this
+    ├── AuthenticationError                        no API key, or an unknown one
+    ├── PermissionDeniedError      (scope)         the key is known and lacks a scope
     ├── NotFoundError              (kind, id)
-    ├── QuotaExceededError                         the organisation has as much as it may
-    ├── ConflictError                              the thing is in a state that forbids it
-    │   └── NotReadyError                          it will be as asked in a while; try again
-    ├── UnavailableError                           a part that zhub needs does not answer; try again
-    │   ├── SandboxUnavailableError                programs cannot be confined here, so none is run
+    ├── QuotaExceededError                         the organisation has reached a quota
+    ├── ConflictError                              the object's state forbids the request
+    │   └── NotReadyError                          the object is not ready yet; try again
+    ├── UnavailableError                           a service that zhub needs does not answer; try again
+    │   ├── SandboxUnavailableError                programs cannot be confined on this machine, so none is run
     │   └── StoreError             (key)
     │       ├── StoreAwayError             (directory)
     │       ├── ObjectMissingError
     │       └── DigestMismatchError (expected, actual)
     ├── ApiError                   (status, code, param, request_id)  the API's own refusal, seen by its client
     ├── SchemaVersionError         (found, expected)  the database is not at this release's revision
-    ├── EmbeddedError                              the embedded stack cannot start or go on
+    ├── EmbeddedError                              the embedded stack cannot start or continue
     ├── LeaseLostError             (job_id, fence) another attempt owns the job; never leaves the workers
     ├── DeposedError                               another scheduler leads; never leaves the scheduler
     └── TrainingError                              fails the job
@@ -31,13 +31,13 @@
         │   ├── RewardTimeoutError
         │   └── RewardNotANumberError
         ├── ConstantRewardError    (reward)
-        ├── OutOfMemoryError                       not even one row fits the device
+        ├── OutOfMemoryError                       a single row does not fit into the device's memory
         ├── PromptTooLongError     (line, tokens, limit)
         ├── BasisMismatchError     (expected, actual)
         └── ArtifactError                          a file of an expert that must not be loaded
 
-The class's docstring says what happened, the attributes are the facts, the message names the thing,
-what was expected and what was found. HTTP statuses live in one table, in ``zhub_api.errors``.
+The class's docstring says what happened, the attributes are the facts, and the message names the object, what was
+expected and what was found. ``zhub_api.errors`` has one table of HTTP statuses.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class ZhubError(Exception):
 
 
 class InvalidRequestError(ZhubError):
-    """What was asked for cannot be done as asked; ``param`` names the field at fault."""
+    """The request is invalid; ``param`` names the field at fault."""
 
     code = "invalid_request"
 
@@ -63,7 +63,7 @@ class InvalidRequestError(ZhubError):
 
 @dataclass(frozen=True)
 class RowProblem:
-    """One thing wrong with one line of a dataset file; ``line`` counts from 1."""
+    """A problem in one line of a dataset file; ``line`` counts from 1."""
 
     line: int
     code: str
@@ -87,7 +87,7 @@ class UnsupportedModelError(InvalidRequestError):
 
 
 class AddressRefusedError(InvalidRequestError):
-    """A URL leads to an address that nothing may be sent to."""
+    """A URL leads to an address to which webhooks must not be sent."""
 
     code = "address_refused"
 
@@ -104,7 +104,7 @@ class AddressRefusedError(InvalidRequestError):
 
 
 class AuthenticationError(ZhubError):
-    """The request carries no API key, or one that is not known."""
+    """The request has no API key, or an unknown one."""
 
     code = "invalid_api_key"
 
@@ -120,7 +120,7 @@ class PermissionDeniedError(ZhubError):
 
 
 class NotFoundError(ZhubError):
-    """There is no such thing, or this key may not know of it."""
+    """The object does not exist, or the caller's key must not see it."""
 
     code = "not_found"
 
@@ -131,37 +131,37 @@ class NotFoundError(ZhubError):
 
 
 class QuotaExceededError(ZhubError):
-    """The organisation has as much of something as its quota allows."""
+    """The organisation has reached a quota."""
 
     code = "quota_exceeded"
 
 
 class ConflictError(ZhubError):
-    """The thing is in a state that forbids what was asked."""
+    """The object is in a state that forbids the request."""
 
     code = "conflict"
 
 
 class NotReadyError(ConflictError):
-    """The thing is still being made ready; the same call may succeed in a while."""
+    """The object is not ready yet; the same call may succeed later."""
 
     code = "not_ready"
 
 
 class IdempotencyMismatchError(InvalidRequestError):
-    """One Idempotency-Key came with two different bodies."""
+    """Two requests with the same Idempotency-Key have different bodies."""
 
     code = "idempotency_mismatch"
 
 
 class UnavailableError(ZhubError):
-    """A part that zhub needs did not answer; the same call may succeed later."""
+    """A service that zhub needs did not answer; the same call may succeed later."""
 
     code = "unavailable"
 
 
 class SandboxUnavailableError(UnavailableError):
-    """Programs cannot be confined on this machine, so none is run; the message says what is missing and what to do."""
+    """Programs cannot be confined on this machine, so none is run. The message says what is missing and the remedy."""
 
     code = "sandbox_unavailable"
 
@@ -180,7 +180,7 @@ class StoreError(UnavailableError):
 
 
 class StoreAwayError(StoreError):
-    """The directory that holds the objects is away, with all of them, as when its disk is not mounted."""
+    """The store's directory is missing or replaced, for instance because its disk is not mounted."""
 
     code = "store_away"
 
@@ -194,7 +194,7 @@ class StoreAwayError(StoreError):
 
 
 class ObjectMissingError(StoreError):
-    """There is no object under this key."""
+    """The store has no object with this key."""
 
     code = "object_missing"
 
@@ -203,7 +203,7 @@ class ObjectMissingError(StoreError):
 
 
 class DigestMismatchError(StoreError):
-    """The bytes are not those that the digest names: refused, never used."""
+    """The bytes do not have the expected digest. They are never used."""
 
     code = "digest_mismatch"
 
@@ -230,7 +230,7 @@ class ApiError(ZhubError):
 
 
 class SchemaVersionError(ZhubError):
-    """The database is not at the revision that this release was written for."""
+    """The database's schema is not at the revision that this release needs."""
 
     code = "schema_version"
 
@@ -242,7 +242,7 @@ class SchemaVersionError(ZhubError):
 
 
 class EmbeddedError(ZhubError):
-    """The embedded stack cannot start, or cannot go on."""
+    """The embedded stack cannot start, or cannot continue."""
 
     code = "embedded"
 
@@ -259,13 +259,13 @@ class LeaseLostError(ZhubError):
 
 
 class DeposedError(ZhubError):
-    """Another scheduler leads now; whatever this transaction did is rolled back."""
+    """Another scheduler leads now; this transaction is rolled back."""
 
     code = "deposed"
 
 
 class TrainingError(ZhubError):
-    """The job cannot succeed however often it is tried; it fails with this message."""
+    """A retry of the job cannot succeed; the job fails with this message."""
 
     code = "training_error"
 
@@ -283,7 +283,7 @@ class NonFiniteLossError(TrainingError):
 
 
 class RewardError(TrainingError):
-    """A grader raised, or cannot grade this row."""
+    """A grader raised an error, or cannot grade this row."""
 
     code = "reward_error"
 
@@ -293,7 +293,7 @@ class RewardError(TrainingError):
 
 
 class ConstantRewardError(TrainingError):
-    """Every sampled answer of the base is rewarded alike, so there is nothing to learn from."""
+    """All sampled answers of the base have the same reward, so training has no signal."""
 
     code = "constant_reward"
 
@@ -310,7 +310,7 @@ class ConstantRewardError(TrainingError):
 
 
 class OutOfMemoryError(TrainingError):
-    """Not even one row fits the device's memory."""
+    """A single row does not fit into the device's memory."""
 
     code = "out_of_memory"
 
@@ -322,13 +322,13 @@ class OutOfMemoryError(TrainingError):
 
 
 class RewardTimeoutError(RewardError):
-    """A grader did not come to an end in its time."""
+    """A grader did not finish within its time limit."""
 
     code = "reward_timeout"
 
 
 class RewardNotANumberError(RewardError):
-    """A grader gave something that is not a finite number."""
+    """A grader returned a value that is not a finite number."""
 
     code = "reward_not_a_number"
 
@@ -348,7 +348,7 @@ class PromptTooLongError(TrainingError):
 
 
 class BasisMismatchError(TrainingError):
-    """A z belongs to another basis than the one at hand; it would be noise there."""
+    """A z was trained on another basis than this one; here it would be noise."""
 
     code = "basis_mismatch"
 

@@ -1,6 +1,6 @@
-"""Schedules: trainings that are submitted by themselves, at times of a cron expression or when something has happened.
+"""The definitions of schedules, which submit trainings at times of a cron expression or after certain events.
 
-What users do with them; how they fire is in ``zhub.schedules.firing``. Functions take a Session and never commit.
+Users create and change them here; ``zhub.schedules.firing`` fires them. Functions take a Session and never commit.
 """
 
 import uuid
@@ -60,12 +60,12 @@ class ScheduleRequest(Schema):
 
 
 def create(session: Session, caller: Caller, request: ScheduleRequest) -> Schedule:
-    """Make a schedule; what its training would be refused for is refused here, where its dataset has a checked version.
+    """Create a schedule. If its dataset has a checked version, check its training as a user's request would be.
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
         NotFoundError, NotReadyError: the dataset or the base model is missing or not usable yet.
-        ConflictError: the project has one of this name already.
+        ConflictError: the project has a schedule of this name already, or ``MAX_SCHEDULES``.
     """
     count = len(list_schedules(session, caller.project_id))
     if count >= MAX_SCHEDULES:
@@ -79,7 +79,7 @@ def create(session: Session, caller: Caller, request: ScheduleRequest) -> Schedu
 
 
 def replace(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest) -> Schedule:
-    """Make a schedule what ``request`` says; its ticks so far stay. Raises what ``create`` does."""
+    """Change a schedule to what ``request`` says, and keep its earlier ticks. Raises the errors of ``create``."""
     _set(session, caller, schedule, request)
     _flush(session, request.name)
     session.refresh(schedule)
@@ -91,10 +91,10 @@ def get(session: Session, project_id: uuid.UUID, schedule_id: uuid.UUID, *, lock
     statement = select(Schedule).where(
         Schedule.id == schedule_id, Schedule.project_id == project_id, Schedule.deleted_at.is_(None)
     )
-    found = session.scalar(statement.with_for_update() if lock else statement)
-    if found is None:
+    schedule = session.scalar(statement.with_for_update() if lock else statement)
+    if schedule is None:
         raise NotFoundError("schedule", public_id("schedule", schedule_id))
-    return found
+    return schedule
 
 
 def list_schedules(session: Session, project_id: uuid.UUID) -> list[Schedule]:
@@ -104,19 +104,19 @@ def list_schedules(session: Session, project_id: uuid.UUID) -> list[Schedule]:
 
 
 def delete(session: Session, schedule: Schedule) -> None:
-    """Let it fire no more, and hide it. Its jobs stay."""
+    """Mark a schedule as deleted: it does not fire any more. Its jobs stay."""
     schedule.deleted_at = sessions.now(session)
     session.flush()
 
 
 def pause(session: Session, schedule: Schedule) -> None:
-    """Let it fire no more until it is resumed. A job that runs goes on."""
+    """Stop a schedule from firing until it is resumed. A running job goes on."""
     schedule.paused_because = schedule.paused_because or "Somebody paused it."
     session.flush()
 
 
 def resume(session: Session, schedule: Schedule) -> None:
-    """Let it fire again, from the next tick on: those since it was paused were not missed."""
+    """Let a schedule fire again from its next tick on. Ticks during the pause are not misfires."""
     if schedule.paused_because is None:
         return
     schedule.paused_because, schedule.failures = None, 0
@@ -129,19 +129,19 @@ def resume(session: Session, schedule: Schedule) -> None:
     session.flush()
 
 
-def new_feedback(session: Session, found: Sequence[Schedule]) -> dict[uuid.UUID, int]:
-    """Of the schedules that fire by feedback, how many of their ``on_feedback`` pieces have come, by their ids."""
-    ids = {one.feedback_expert_id for one in found if one.feedback_expert_id is not None}
+def new_feedback(session: Session, schedules: Sequence[Schedule]) -> dict[uuid.UUID, int]:
+    """For schedules with ``on_feedback``: how many pieces of feedback have come since they last fired for it, by id."""
+    ids = {schedule.feedback_expert_id for schedule in schedules if schedule.feedback_expert_id is not None}
     counts = dict(session.execute(select(Expert.id, Expert.feedback_count).where(Expert.id.in_(ids))).all())
     return {
-        one.id: counts[one.feedback_expert_id] - one.feedback_seen
-        for one in found
-        if one.feedback_expert_id is not None
+        schedule.id: counts[schedule.feedback_expert_id] - schedule.feedback_seen
+        for schedule in schedules
+        if schedule.feedback_expert_id is not None
     }
 
 
 def job_request(training: dict[str, Any], version_id: uuid.UUID) -> JobRequest:
-    """What a run asks for: a schedule's ``training`` on this version of its dataset.
+    """The request of a run: a schedule's ``training`` on this version of its dataset.
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
@@ -184,7 +184,7 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     suffix = _check_training(session, caller, request.training, newest).suffix
     expert = _trained(session, caller, suffix, newest) if request.on_feedback is not None else None
     alias = _alias(session, caller, request.on_regression) if request.on_regression is not None else None
-    now = sessions.now(session)  # all is asked first: a query writes what is half changed
+    now = sessions.now(session)  # the last query before the changes: a query would flush a half-changed row
     schedule.name = check_name(request.name, "schedule", param="name")
     schedule.dataset_id = dataset.id
     schedule.request = request.training
@@ -207,7 +207,7 @@ def _check_training(
         try:
             fine_tuning.create(session, caller, request, idempotency_key=None, is_retry=False)
         except QuotaExceededError:
-            pass  # a full queue says nothing about the runs to come
+            pass  # a full queue now says nothing about later runs
         except InvalidRequestError as exc:
             param = f"training.{exc.param}" if exc.param else "training"
             raise InvalidRequestError(str(exc), param=param, code=exc.code) from exc
@@ -216,7 +216,7 @@ def _check_training(
 
 
 def _trained(session: Session, caller: Caller, suffix: str | None, newest: DatasetVersion | None) -> Expert:
-    """The expert that the runs of a schedule train; made here if it is new, so that there is something to count on."""
+    """The expert that the runs of a schedule train. A new one is created, so that feedback on it can be counted."""
     if suffix is None and newest is None:
         raise InvalidRequestError(
             "on_feedback: feedback on which expert? Name it as training.suffix: the dataset has no version yet that "
@@ -230,10 +230,10 @@ def _dataset(session: Session, caller: Caller, name: str) -> Dataset:
     if name.startswith("file-"):
         version = files.get(session, caller.project_id, parse_id("file", name))
         return session.scalars(select(Dataset).where(Dataset.id == version.dataset_id)).one()
-    found = session.scalar(select(Dataset).where(Dataset.project_id == caller.project_id, Dataset.name == name))
-    if found is None:
+    dataset = session.scalar(select(Dataset).where(Dataset.project_id == caller.project_id, Dataset.name == name))
+    if dataset is None:
         raise NotFoundError("dataset", name, "A dataset has the name of its file without the ending; upload one first.")
-    return found
+    return dataset
 
 
 def _alias(session: Session, caller: Caller, name: str) -> Alias:
@@ -249,7 +249,7 @@ def _flush(session: Session, name: str) -> None:
 
 
 def _arm(session: Session, schedule: Schedule, after: datetime) -> None:
-    """Set when it fires next; the jitter of a tick is always the same."""
+    """Set the schedule's next tick after ``after``, and when it fires, with jitter."""
     if schedule.cron is None:
         schedule.next_at = schedule.fires_at = None
         return
