@@ -73,10 +73,12 @@ def test_submitting_names_a_cluster_only_where_one_is_asked_for(
     assert json.loads(api.requests[-1].content).get("cluster") == sent
 
 
-@pytest.mark.parametrize("wish", ["pause", "resume", "cancel"])
-def test_a_wish_is_sent_and_the_job_shown(wish: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{wish}", api_double.JOB | {"status": "paused"})
-    assert zhub("jobs", wish, "ftjob-1") == 0
+@pytest.mark.parametrize("change", ["pause", "resume", "cancel"])
+def test_a_requested_change_is_sent_and_the_job_shown(
+    change: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{change}", api_double.JOB | {"status": "paused"})
+    assert zhub("jobs", change, "ftjob-1") == 0
     assert "paused" in capsys.readouterr().out
 
 
