@@ -159,7 +159,7 @@ MUTANTS = (
         "infra_failures = infra_failures",
     ),
     Mutant(
-        "a wish does not replace a cancellation",
+        "a requested change does not replace a cancellation",
         DESIRED,
         'instead_of=("run", "preempt")',
         'instead_of=("run", "preempt", "cancel")',
@@ -179,7 +179,7 @@ MUTANTS = (
     Mutant(
         "what is held is not given out",
         SNAPSHOT,
-        "self.workers - sum(one.workers for one in self.running)",
+        "self.workers - sum(job.workers for job in self.running)",
         "self.workers",
         ON_ADMISSION,
     ),

@@ -1,4 +1,4 @@
-"""Identifiers: UUIDv7 inside, ``<kind>-<32 hex digits>`` outside, as the OpenAI dialect has them."""
+"""Identifiers: UUIDv7 in the database, ``<kind>-<32 hex digits>`` in the API, as in the OpenAI dialect."""
 
 import secrets
 import time
@@ -31,7 +31,7 @@ PREFIXES = {
 
 
 def new_id() -> uuid.UUID:
-    """A UUIDv7 (RFC 9562): sorts by creation time. The standard library has it from Python 3.14 on."""
+    """A UUIDv7 (RFC 9562), which sorts by creation time. The standard library has one from Python 3.14 on."""
     milliseconds = time.time_ns() // 1_000_000
     value = (milliseconds << 80) | secrets.randbits(80)
     value = (value & ~(0xF << 76)) | (0x7 << 76)
@@ -44,7 +44,7 @@ def public_id(kind: str, value: uuid.UUID) -> str:
 
 
 def parse_id(kind: str, text: str) -> uuid.UUID:
-    """The UUID behind a public id. Raises NotFoundError for anything that cannot be one."""
+    """The UUID of a public id. Raises NotFoundError if ``text`` is not a public id of this kind."""
     prefix, _, digits = text.partition("-")
     if prefix != PREFIXES[kind] or len(digits) != 32:
         raise NotFoundError(kind, text)

@@ -1,4 +1,4 @@
-"""What an expert version is made of, in one canonical document whose SHA-256 names the version."""
+"""The manifest of an expert version: one canonical document whose SHA-256 names the version."""
 
 import hashlib
 import json
@@ -33,10 +33,10 @@ class Accuracy(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """Base and expert on the same held-out rows.
+    """The accuracy of base and expert on the same held-out rows.
 
-    ``p_value`` is the exact two-sided McNemar test on the rows where they differ; for rewards that are
-    not 0/1, a paired sign-flip permutation test.
+    ``p_value`` is from the exact two-sided McNemar test on the rows where they differ; for rewards that are not 0/1,
+    from a paired sign-flip permutation test.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -78,7 +78,7 @@ class Manifest(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of ``canonical()``: the version's name for ever."""
+        """SHA-256 of ``canonical()``: the permanent name of the version."""
         return hashlib.sha256(self.canonical()).hexdigest()
 
     def file(self, name: str) -> FileEntry:
@@ -91,7 +91,7 @@ def canonical_json(value: object) -> bytes:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """SHA-256 of a file, read in chunks of ``CHUNK_BYTES``."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):

@@ -1,8 +1,8 @@
-"""The scheduler process: several may run, one leads. It admits jobs, takes back lost ones, settles what users want.
+"""The scheduler process: several may run, one leads. The leader admits jobs, reaps them, and applies requested changes.
 
-Started as ``python -m zhub.scheduler``. Killed at any moment it loses nothing: each pass is one transaction. What needs
-no leader is done by each of them, in threads beside the passes: schedules fire, gates are decided, deleted checkpoints,
-deleted feedback and old logs are removed.
+Start it with ``python -m zhub.scheduler``. It may be killed at any moment, because each pass is one transaction. Each
+scheduler, leader or not, also has threads for work that needs no leader: they fire schedules, decide gates, send
+webhooks, and remove deleted checkpoints, deleted feedback and old logs.
 """
 
 import logging
@@ -90,7 +90,7 @@ def main() -> None:
     kept = timedelta(days=settings.logs_kept_days)
     threading.Thread(target=partial(sweep_logs, engine, store, kept, stopping), daemon=True, name="log-sweep").start()
     threading.Thread(target=partial(follow_up, engine, stopping), daemon=True, name="follow-up").start()
-    # Connections of its own: a hundred webhooks that end at once must not keep a pass waiting.
+    # The relay has its own connections: a pass must not wait while a hundred webhooks end at once.
     outbound = Outbound(allow_private=settings.webhook_allow_private)
     relaying = partial(
         relay, make_engine(settings.database_url, pool_size=2, pre_ping=False), outbound, secret_key, stopping
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lease_s: float) -> None:
-    """Pass after pass until ``stopping`` is set; a database that is away is waited for."""
+    """Repeat the passes until ``stopping`` is set, also while the database is unavailable."""
     holder = uuid.uuid4()
     term: int | None = None
     elected_at = maintained_at = explained_at = float("-inf")
@@ -128,7 +128,7 @@ def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lea
         except DeposedError as exc:
             log.warning("%s", exc, extra={"action": "deposed"})
             term = None
-            continue  # it may be that nobody leads any more
+            continue  # without a wait: there may be no leader now
         wakeup.wait(SCHEDULER, POLL_S)
     leading.term = None
     try:
@@ -151,7 +151,7 @@ def _note_leading(term: int | None) -> None:
 
 
 def admission_pass(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
-    """Admit, in one transaction; return the clusters whose agents have something new to do. Somebody waits for this."""
+    """Admit jobs in one transaction; return the clusters whose agents have new jobs to claim. Users wait for this."""
     with PASS.labels("schedule").time(), system_session(engine) as session:
         leadership.check_leading(session, holder, term)
         admitted = admit(session, table.names(), agent_lost_after_s=AGENT_LOST_AFTER_S)
@@ -165,10 +165,10 @@ def admission_pass(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
 
 
 def maintenance_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
-    """Everything that may wait a second, in one transaction.
+    """Do everything that may wait a second, in one transaction.
 
-    Settle what users want of jobs without an attempt and what waits for other jobs, take back lost jobs and those that
-    nobody can claim, charge what was used, hold budgets, and forget agents that went away long ago.
+    Apply requested changes, process redrives, release dependents, withdraw jobs that no agent can claim, reap lost
+    jobs, charge usage, pause jobs of spent budgets, and delete agents that were last seen long ago.
     """
     with PASS.labels("maintenance").time(), system_session(engine) as session:
         leadership.check_leading(session, holder, term)
@@ -190,7 +190,7 @@ def maintenance_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
 
 
 def explanation_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
-    """Tell every queued job what it waits for, in a transaction of its own: no admission waits for this."""
+    """Explain to each queued job what it waits for, in a transaction of its own: no admission waits for this."""
     with PASS.labels("explain").time(), system_session(engine) as session:
         leadership.check_leading(session, holder, term)
         explain(session, table.names(), agent_lost_after_s=AGENT_LOST_AFTER_S)
@@ -208,22 +208,22 @@ def follow_up(engine: Engine, stopping: threading.Event) -> None:
 
 
 def advance_gate(engine: Engine) -> bool:
-    """Take one gate a step further, and decide it if it can be decided; False where no gate has anything to do.
+    """Advance one gate by a step, and decide it if all is measured; False if no gate can be advanced.
 
-    What was measured is compared between two transactions: that takes longer than a row may be locked.
+    The comparison runs between two transactions, because it takes longer than a row may be locked.
     """
     with system_session(engine) as session:
         step = promotions.advance(session)
     if isinstance(step, promotions.Measured):
         findings = promotions.compare(step)
         with system_session(engine) as session:
-            promotions.settle(session, step, findings)
+            promotions.record_decision(session, step, findings)
         return True
     return step
 
 
 def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None:
-    """Remove deleted checkpoints and feedback until ``stopping`` is set; beside the passes, which wait for no store."""
+    """Remove deleted checkpoints and feedback until ``stopping`` is set. Run it in a thread: no pass waits for it."""
 
     def run_once() -> bool:
         count = checkpoints.sweep(engine, store)
@@ -254,10 +254,10 @@ def sweep_logs(engine: Engine, store: ObjectStore, kept: timedelta, stopping: th
 def _run_periodically(
     run_once: Callable[[], bool], every_s: float, stopping: threading.Event, what: str, *, away: str, failed: str
 ) -> None:
-    """Look every ``every_s`` seconds until ``stopping`` is set, and at once again while there is more.
+    """Call ``run_once`` every ``every_s`` seconds until ``stopping`` is set, and at once again while it returns True.
 
-    ``away`` and ``failed`` are the actions of what is logged where a part does not answer, and where something else is
-    wrong. Whatever it is, the next look may be better, and nobody else looks.
+    ``away`` is the action that is logged if a service does not answer, ``failed`` the one for any other error. No error
+    ends the loop: the next call may succeed, and this thread is the only one that calls.
     """
     while not stopping.is_set():
         try:

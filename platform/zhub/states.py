@@ -1,19 +1,19 @@
-"""States of a job and of the things around it, and the moves that are allowed.
+"""The states of a job and their allowed transitions, and the states of other objects.
 
-``desired`` is what users and the leader want, ``state`` is what is: the lease holder, the reaper and the
-leader write it. So "cancel" never races with "finished": they are two columns, joined in one guarded statement.
+Users and the leader write ``desired``, the requested change. The lease holder, the reaper and the leader write
+``state``. So "cancel" never races with "finished": they are two columns, and one guarded statement reads both.
 """
 
 from typing import Final
 
 DESIRED: Final = ("run", "pause", "cancel", "preempt", "redrive")
 
-WAITING = "waiting"  # for a dependency or a point in time
-QUEUED = "queued"  # may be admitted
-ADMITTED = "admitted"  # a place is reserved, any agent of its cluster may claim it
+WAITING = "waiting"  # its dependencies have not ended
+QUEUED = "queued"  # the leader may admit it
+ADMITTED = "admitted"  # workers are reserved; any agent of its cluster may claim it
 STARTING = "starting"  # claimed under a fence and a lease; no poll has succeeded yet
-RUNNING = "running"  # the actor answers and makes progress
-STOPPING = "stopping"  # the lease holder has seen that desired is not "run"
+RUNNING = "running"  # its worker answers
+STOPPING = "stopping"  # the lease holder has read a desired other than "run"
 PAUSED = "paused"
 SUCCEEDED = "succeeded"
 FAILED = "failed"
@@ -26,7 +26,7 @@ ACTIVE: Final = (STARTING, RUNNING, STOPPING)  # exactly the states that have a 
 TERMINAL: Final = (SUCCEEDED, FAILED, CANCELLED)
 
 TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
-    WAITING: (QUEUED, CANCELLED, SUCCEEDED, FAILED),  # the last two: a gate, which the scheduler decides
+    WAITING: (QUEUED, CANCELLED, SUCCEEDED, FAILED),  # the last two: only a gate, which the scheduler ends
     QUEUED: (ADMITTED, CANCELLED, PAUSED),
     ADMITTED: (QUEUED, STARTING, CANCELLED, PAUSED),
     STARTING: (RUNNING, STOPPING, QUEUED, SUCCEEDED, FAILED, CANCELLED, PAUSED),
@@ -39,7 +39,7 @@ TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 TORCH, LIGHT = "torch", "light"
-POOLS: Final = (TORCH, LIGHT)  # of workers, in the order in which an agent asks for jobs
+POOLS: Final = (TORCH, LIGHT)  # of workers, in the order in which an agent claims jobs for them
 
 OUTCOMES: Final = ("succeeded", "failed_user", "failed_infra", "lost", "cancelled", "paused", "preempted")
 

@@ -152,7 +152,7 @@ class Rig:
         self.parts[name].start()
 
     def start_client(self, name: str, seed: str) -> None:
-        """Start a client, or one that follows another, with other wishes than that one had."""
+        """Start a client, or one that follows another, with other requests than that one made."""
         if name in self.parts:
             self.parts[name].argv[4] = seed
             self.parts[name].start()

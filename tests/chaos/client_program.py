@@ -29,7 +29,7 @@ from zhub.queue.desired import request_cancel, request_pause, request_resume
 from zhub.tenancy.keys import Caller
 
 MAX_WAITING = 5
-WISHES: dict[str, Callable[[Session, uuid.UUID], Job]] = {
+REQUESTS: dict[str, Callable[[Session, uuid.UUID], Job]] = {
     "cancel": request_cancel,
     "pause": request_pause,
     "resume": request_resume,
@@ -50,13 +50,13 @@ class Client:
     def run(self) -> None:
         """Do something several times a second until ``stopping`` is set."""
         while not self.stopping.wait(self._rng.uniform(0.02, 0.2)):
-            kind = self._rng.choices(("train", "validate", *WISHES), (10, 1, 2, 3, 4))[0]
+            kind = self._rng.choices(("train", "validate", *REQUESTS), (10, 1, 2, 3, 4))[0]
             if kind == "train":
                 self._ask("enqueue", partial(self._enqueue, uuid.UUID(int=self._rng.getrandbits(128)).hex))
             elif kind == "validate":
                 self._ask("enqueue", self._register)
             elif (found := self._ask("look", self._unfinished)) and (ids := found[kind != "resume"]):
-                self._ask(kind, partial(self._wish, kind, self._rng.choice(ids)))
+                self._ask(kind, partial(self._request_change, kind, self._rng.choice(ids)))
             self._wakeup.notify(SCHEDULER)
 
     def _ask(self, what: str, act: Callable[[Session], Any]) -> Any:
@@ -106,8 +106,8 @@ class Client:
         version = files.register(session, caller, purpose="fine-tune", **file)
         return session.scalars(select(Job.id).where(Job.dataset_version_id == version.id)).one()
 
-    def _wish(self, kind: str, job_id: uuid.UUID, session: Session) -> uuid.UUID:
-        return WISHES[kind](session, job_id).id
+    def _request_change(self, kind: str, job_id: uuid.UUID, session: Session) -> uuid.UUID:
+        return REQUESTS[kind](session, job_id).id
 
     def _unfinished(self, session: Session) -> tuple[list[uuid.UUID], list[uuid.UUID]]:
         """Training jobs that have not ended: those that shall pause, and all others."""

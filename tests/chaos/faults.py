@@ -95,7 +95,7 @@ def backends_terminated(rig: Rig, _rng: random.Random) -> Iterator[Done]:
 
 @contextmanager
 def commit_replies_lost(rig: Rig, rng: random.Random) -> Iterator[Done]:
-    """Claims, heartbeats, publications, wishes: they are done, and who asked for them is not told."""
+    """Claims, heartbeats, publications and requested changes take effect, but their caller receives no answer."""
     proxies = list(rig.proxies.values())
     before = [proxy.commits_swallowed for proxy in proxies]
     for proxy in proxies:

@@ -165,18 +165,18 @@ class Team:
 
         return upload
 
-    def _wish(self, wish: Callable[[Session, uuid.UUID], Job], *of: str) -> Act | None:
+    def _request_change(self, request: Callable[[Session, uuid.UUID], Job], *of: str) -> Act | None:
         job_id = self._job(*of)
-        return None if job_id is None else lambda session: wish(session, job_id).id
+        return None if job_id is None else lambda session: request(session, job_id).id
 
     def _cancel(self) -> Act | None:
-        return self._wish(request_cancel)
+        return self._request_change(request_cancel)
 
     def _pause(self) -> Act | None:
-        return self._wish(request_pause)
+        return self._request_change(request_pause)
 
     def _resume(self) -> Act | None:
-        return self._wish(request_resume, states.PAUSED, *states.ACTIVE)
+        return self._request_change(request_resume, states.PAUSED, *states.ACTIVE)
 
     def _redrive(self) -> Act | None:
         """Ask for several dead jobs at once, of any kind: some may wait for others of them."""
@@ -196,8 +196,8 @@ class Team:
         job_id = self._job(*states.ACTIVE)
 
         def act(session: Session) -> str:
-            wish = update(Job).where(Job.id == job_id, Job.state.in_(states.ACTIVE), Job.desired == "run")
-            session.execute(wish.values(desired="preempt"))
+            change = update(Job).where(Job.id == job_id, Job.state.in_(states.ACTIVE), Job.desired == "run")
+            session.execute(change.values(desired="preempt"))
             return str(job_id)
 
         return act if job_id is not None else None

@@ -39,7 +39,7 @@ TOLD_EVERY = 50
 # Of what a worker reports, see simulated_cluster: to try again would end the same way.
 FINAL_CODES = ("prompt_too_long", "dependency_failed")
 # Rules about what somebody should have done by now: it may be dead or frozen while there is harm.
-PATIENCE = ("a lease that ran out is taken back", "what is wanted of a job without an attempt is done")
+PATIENCE = ("a lease that ran out is taken back", "a requested change of a job without an attempt is applied")
 UNSETTLED = """
     SELECT id, kind, state, desired, fence FROM jobs j
      WHERE state NOT IN ('succeeded', 'failed', 'cancelled', 'waiting') AND NOT (state = 'paused' AND desired = 'pause')

@@ -1,4 +1,4 @@
-"""What the leader does in the jobs' state machine: it settles, admits, preempts and reaps."""
+"""What the leader does in the jobs' state machine: it applies requested changes, admits, preempts and reaps."""
 
 from hypothesis.stateful import precondition, rule
 from job_machine_model import Model
@@ -102,13 +102,13 @@ class LeaderMoves(World):
 
     @precondition(lambda self: self.any_in("paused") or any(model.desired != "run" for model in self.models))
     @rule()
-    def settle(self) -> None:
+    def apply_changes(self) -> None:
         with self.leading() as session:
             apply_requested_changes(session)
         for model in self.models:
             if model.state == "waiting" and model.desired == "cancel":
                 model.state = "cancelled"
             if model.state in ("queued", "admitted", "paused"):
-                settled = {"cancel": "cancelled", "pause": "paused"}.get(model.desired)
+                requested = {"cancel": "cancelled", "pause": "paused"}.get(model.desired)
                 resumed = "queued" if model.state == "paused" else model.state
-                model.state = settled or resumed
+                model.state = requested or resumed

@@ -1,4 +1,4 @@
-"""What users wish in the jobs' state machine."""
+"""The changes that users request in the jobs' state machine."""
 
 import contextlib
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ class UserMoves(World):
 
     @contextlib.contextmanager
     def _unless_ending(self, number: int) -> Iterator[Model]:
-        """The model of a job; the wish inside has to be refused where the job has ended or will be cancelled."""
+        """The model of a job; the request inside must be refused if the job has ended or will be cancelled."""
         model = self.models[number]
         if model.state in states.TERMINAL or model.desired == "cancel":
             with pytest.raises(ConflictError):

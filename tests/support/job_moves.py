@@ -150,7 +150,7 @@ def resume(engine: Engine, caller: Caller, job_id: uuid.UUID) -> str:
         return request_resume(session, job_id).state
 
 
-def settle(engine: Engine) -> None:
+def apply_changes(engine: Engine) -> None:
     with system_session(engine) as session:
         apply_requested_changes(session)
 

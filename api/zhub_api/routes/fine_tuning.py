@@ -107,19 +107,19 @@ def retrieve_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[st
 @router.post("/{job_id}/cancel")
 def cancel_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     """Request that the job stops; it is ``cancelled`` once its worker has released it."""
-    return _wish(caller, context, job_id, request_cancel)
+    return _request_change(caller, context, job_id, request_cancel)
 
 
 @router.post("/{job_id}/pause")
 def pause_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     """Request that the job writes a checkpoint and releases its worker; it is ``paused`` then."""
-    return _wish(caller, context, job_id, request_pause)
+    return _request_change(caller, context, job_id, request_pause)
 
 
 @router.post("/{job_id}/resume")
 def resume_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     """Queue a paused job again; it continues from its newest checkpoint."""
-    return _wish(caller, context, job_id, request_resume)
+    return _request_change(caller, context, job_id, request_resume)
 
 
 @router.post("/{job_id}/redrive")
@@ -171,7 +171,7 @@ def delete_checkpoint(caller: CallerDep, context: ContextDep, job_id: str, check
     return {"id": public_id("checkpoint", checkpoint.id), "object": "fine_tuning.job.checkpoint", "deleted": True}
 
 
-def _wish(
+def _request_change(
     caller: CallerDep, context: ContextDep, job_id: str, request: Callable[[Session, uuid.UUID], Job]
 ) -> dict[str, Any]:
     caller.require("jobs:write")
@@ -255,12 +255,14 @@ def checkpoint_objects(session: Session, job: Job, listed: Sequence[Checkpoint])
 
 def queue_object(session: Session, job: Job, kind: str, shown_id: str) -> dict[str, Any]:
     """What a job waits for, shown as the queue of an object of this kind with this id."""
-    place = None
+    explanation = None
     if job.state == states.WAITING:
         reason = dependencies.reason(dependencies.of(session, [job.id]).get(job.id, []))
     elif job.state == states.QUEUED:
-        place = session.scalar(select(QueuePlace).where(QueuePlace.job_id == job.id))
-        reason = place.reason if place else "It has just been queued; the scheduler looks at it within seconds."
+        explanation = session.scalar(select(QueuePlace).where(QueuePlace.job_id == job.id))
+        reason = (
+            explanation.reason if explanation else "It has just been queued; the scheduler looks at it within seconds."
+        )
     else:
         reason = {
             states.ADMITTED: "It is admitted, and the next worker takes it.",
@@ -270,8 +272,8 @@ def queue_object(session: Session, job: Job, kind: str, shown_id: str) -> dict[s
         "object": f"{kind}.queue",
         "job_id": shown_id,
         "status": status_of(job),
-        "position": place.position if place else None,
+        "position": explanation.position if explanation else None,
         "reason": reason,
-        "estimated_start": int(place.starts_at.timestamp()) if place and place.starts_at else None,
+        "estimated_start": int(explanation.starts_at.timestamp()) if explanation and explanation.starts_at else None,
         "expected_seconds": job.expected_s,
     }

@@ -1,4 +1,4 @@
-"""``/v1/fine_tuning/jobs/{id}/events`` and ``…/metrics``: what happened to a job, in pages, as a stream, as series."""
+"""``/v1/fine_tuning/jobs/{id}/events`` and ``…/metrics``: a job's events, as pages or stream, and its metric series."""
 
 import asyncio
 import json
@@ -52,38 +52,41 @@ async def list_events(
     stream: bool = False,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any] | StreamingResponse:
-    """What happened to the job, newest first; or with ``stream`` as server-sent events, oldest first, until it ends.
+    """The events of a job, newest first; or with ``stream`` as server-sent events, oldest first, until the job ends.
 
-    A page goes on with what is older than the event ``after``. A stream goes on with what is newer, or newer than the
-    event that the header ``Last-Event-ID`` names. Its last message is the event ``end`` with the job. Streams are not
-    in the dialect.
+    A page has the events older than the event ``after``. A stream has the events newer than ``after``, or newer than
+    the event in the header ``Last-Event-ID``. Its last message is the event ``end`` with the job. Streams are not in
+    the dialect.
     """
     caller.require("jobs:read")
     if not stream:
         return await run_in_threadpool(_page, context, caller, job_id, after, limit)
-    found, cursor = await run_in_threadpool(_begin, context, caller, job_id, last_event_id or after)
+    job_uuid, cursor = await run_in_threadpool(_begin, context, caller, job_id, last_event_id or after)
     streams: Streams = request.app.state.streams
-    return EventStream(streams, caller.org_id, partial(_messages, context, caller, job_id, found, cursor))
+    return EventStream(streams, caller.org_id, partial(_messages, context, caller, job_id, job_uuid, cursor))
 
 
 @router.get("/{job_id}/metrics")
 def job_metrics(
     caller: CallerDep, context: ContextDep, job_id: str, points: Annotated[int, Query(ge=4, le=2000)] = 200
 ) -> dict[str, Any]:
-    """What the job measured, step by step: a series for each metric, of at most ``points`` points.
+    """The metrics of a job by step: a series for each metric, with at most ``points`` points.
 
-    Longer ones keep their first and last point, and of each stretch between the lowest and the highest, so no extreme
-    is lost; ``count`` is how many there were. Not in the dialect.
+    A longer series keeps its first and last point, and of each stretch between them the lowest and the highest, so no
+    extreme is lost; ``count`` is how many points there were. Not in the dialect.
     """
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = job_events.metric_series(session, own_job(session, caller, job_id).id, points=points)
-    series = [{"name": one.name, "count": one.count, "points": one.points} for one in found]
-    return {"object": "fine_tuning.job.metrics", "job_id": job_id, "series": series}
+        series = job_events.metric_series(session, own_job(session, caller, job_id).id, points=points)
+    return {
+        "object": "fine_tuning.job.metrics",
+        "job_id": job_id,
+        "series": [{"name": metric.name, "count": metric.count, "points": metric.points} for metric in series],
+    }
 
 
 class Streams:
-    """The event streams that a process serves, and what wakes them. Belongs to the event loop's thread."""
+    """Counts the event streams of a process, and wakes them. Only the event loop's thread may use it."""
 
     def __init__(self, shares: Shares) -> None:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
@@ -95,7 +98,7 @@ class Streams:
 
     @contextmanager
     def waking(self, job_id: uuid.UUID) -> Iterator[asyncio.Event]:
-        """An event that is set whenever there may be something new of the job."""
+        """An event that is set whenever the job may have new events."""
         topic, woken = job_topic(job_id), asyncio.Event()
         self._waiting[topic].add(woken)
         try:
@@ -111,7 +114,7 @@ class Streams:
 
 
 def listen(wakeup: Wakeup, streams: Streams, loop: asyncio.AbstractEventLoop, stopping: threading.Event) -> None:
-    """Pass the hints about jobs on to the streams until ``stopping`` is set; in a thread of its own."""
+    """Forward wake-ups about jobs to the streams until ``stopping`` is set. Run it in a thread of its own."""
     while not stopping.is_set():
         topic = wakeup.hear(JOBS, POLL_S)
         if topic is not None:
@@ -120,7 +123,7 @@ def listen(wakeup: Wakeup, streams: Streams, loop: asyncio.AbstractEventLoop, st
 
 
 class EventStream(StreamingResponse):
-    """Gives its place back however it ends: also when its client went away before it began."""
+    """A stream that leaves ``Streams`` however it ends, also if its client disconnected before it started."""
 
     def __init__(self, streams: Streams, org_id: uuid.UUID, messages: Callable[[Streams], AsyncGenerator[str]]) -> None:
         """Raises TooManyAtOnceError, UnavailableError: there is no place for it."""
@@ -139,10 +142,10 @@ class EventStream(StreamingResponse):
 
 
 async def _messages(
-    context: Context, caller: Caller, job_id: str, found: uuid.UUID, cursor: Cursor, streams: Streams
+    context: Context, caller: Caller, job_id: str, job_uuid: uuid.UUID, cursor: Cursor, streams: Streams
 ) -> AsyncGenerator[str]:
     began = spoke = time.monotonic()
-    with streams.waking(found) as woken:
+    with streams.waking(job_uuid) as woken:
         while time.monotonic() - began < MAX_STREAM_S:
             woken.clear()
             try:
@@ -165,13 +168,13 @@ async def _messages(
 
 
 async def pause(woken: asyncio.Event) -> None:
-    """Wait for a hint or the next look."""
+    """Wait for a wake-up, at most ``POLL_S`` seconds."""
     with suppress(TimeoutError):
         await asyncio.wait_for(woken.wait(), POLL_S)
 
 
 def _begin(context: Context, caller: Caller, job_id: str, after: str | None) -> tuple[uuid.UUID, Cursor]:
-    """The job, and where its stream begins. Raises NotFoundError."""
+    """The job's id, and the cursor where its stream begins. Raises NotFoundError."""
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
         if after is None:
@@ -182,11 +185,11 @@ def _begin(context: Context, caller: Caller, job_id: str, after: str | None) -> 
 def _read(
     engine: Engine, caller: Caller, job_id: str, cursor: Cursor
 ) -> tuple[Sequence[JobEvent], dict[str, Any] | None]:
-    """The next events; and the job, if it has ended and these are the last."""
+    """The next events; and the job, if it has ended and these are its last events."""
     with tenant_session(engine, caller.org_id) as session:
-        # The job before its events: the end of it that is seen here has all its events there.
+        # Read the job before its events: if the job has ended, the second query then sees all its events.
         job = own_job(session, caller, job_id)
-        events, is_all = job_events.list_settled(session, job.id, after=cursor, limit=EVENTS_PER_READ)
+        events, is_all = job_events.list_final(session, job.id, after=cursor, limit=EVENTS_PER_READ)
         ended = job.state in states.TERMINAL and is_all
         return events, job_objects(session, [job])[0] if ended else None
 
@@ -195,8 +198,8 @@ def _page(context: Context, caller: Caller, job_id: str, after: str | None, limi
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
         before = None if after is None else job_events.cursor_of(session, job.id, parse_id("event", after))
-        found, has_more = job_events.list_newest(session, job.id, before=before, limit=limit)
-        return page([event_object(event) for event in found], has_more=has_more)
+        events, has_more = job_events.list_newest(session, job.id, before=before, limit=limit)
+        return page([event_object(event) for event in events], has_more=has_more)
 
 
 def event_object(event: JobEvent) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``/v1/fine_tuning/jobs/{id}/logs``: what a job's attempts printed, as JSON lines or as a stream that follows."""
+"""``/v1/fine_tuning/jobs/{id}/logs``: the lines that a job's attempts printed, as JSON lines or as a stream."""
 
 import json
 import logging
@@ -30,13 +30,13 @@ log = logging.getLogger("zhub.api")
 
 @dataclass(frozen=True)
 class _Source:
-    """A job's log as it was when somebody asked: ``fences`` are the attempts that there are."""
+    """A job's log at the time of a query; ``fences`` are the requested attempts that exist."""
 
     job_id: uuid.UUID
     attempts: str
     fences: range
     ended: dict[str, Any] | None
-    """The job, if no more is to come of those attempts."""
+    """The job's object, once these attempts can write no more lines; else None."""
 
 
 @router.get("/{job_id}/logs", response_class=StreamingResponse)
@@ -51,39 +51,40 @@ async def read_logs(
     after: str | None = None,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> StreamingResponse:
-    """What the job's attempts printed, a JSON object a line: ``at``, ``level``, ``logger``, ``message``, ``fence``.
+    """The log of a job, one JSON object a line: ``at``, ``level``, ``logger``, ``message``, ``fence``.
 
-    Of all attempts in their order, or of one ``attempt``, which is counted from 1 and is the ``fence`` of its lines;
-    the last ``tail`` lines, or everything. With ``stream`` as server-sent events until the job, or that attempt, has
-    ended; it goes on after the line whose id ``after``, or the header ``Last-Event-ID``, names. Its last message is the
-    event ``end`` with the job. Lines come some seconds after they were printed. Not in the dialect.
+    It has the lines of all attempts in their order, or of one ``attempt``, which counts from 1 and is the ``fence`` of
+    its lines; ``tail`` limits it to the last lines. With ``stream`` the lines come as server-sent events until the job,
+    or that attempt, has ended; the stream continues after the line with the id ``after``, or with the id in the header
+    ``Last-Event-ID``. Its last message is the event ``end`` with the job. Lines come some seconds after they were
+    printed. Not in the dialect.
     """
     caller.require("jobs:read")
-    source = await run_in_threadpool(_look, context, caller, job_id, attempt)
+    source = await run_in_threadpool(_source, context, caller, job_id, attempt)
     if not stream:
         lines = await run_in_threadpool(_lines, context, source, attempt, tail)
         return StreamingResponse((f"{line.content}\n" for line in lines), media_type="application/x-ndjson")
-    seen = last_event_id or after
-    begun = None if seen is None else Position.parse(seen)
-    told = await run_in_threadpool(_lines, context, source, attempt, tail) if tail and begun is None else ()
+    last_id = last_event_id or after
+    start = None if last_id is None else Position.parse(last_id)
+    tail_lines = await run_in_threadpool(_lines, context, source, attempt, tail) if tail and start is None else ()
     streams: Streams = request.app.state.streams
     return EventStream(
-        streams, caller.org_id, partial(_messages, context, caller, job_id, attempt, source, begun, list(told))
+        streams, caller.org_id, partial(_messages, context, caller, job_id, attempt, source, start, list(tail_lines))
     )
 
 
-def _look(context: Context, caller: Caller, job_id: str, attempt: int | None) -> _Source:
+def _source(context: Context, caller: Caller, job_id: str, attempt: int | None) -> _Source:
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
         if attempt is not None and attempt > job.fence:
             raise NotFoundError("attempt", str(attempt), f"The job has had {job.fence}.")
         last = attempt or job.fence
-        over = job.state in states.TERMINAL or last < job.fence
+        ended = job.state in states.TERMINAL or last < job.fence
         return _Source(
             job.id,
             attempts_prefix(job.org_id, job.id),
             range(attempt or 1, last + 1),
-            job_objects(session, [job])[0] if over else None,
+            job_objects(session, [job])[0] if ended else None,
         )
 
 
@@ -100,13 +101,13 @@ async def _messages(
     job_id: str,
     attempt: int | None,
     source: _Source,
-    begun: Position | None,
+    start: Position | None,
     lines: list[Line],
     streams: Streams,
 ) -> AsyncGenerator[str]:
     began = spoke = time.monotonic()
     first = Position(source.fences.start, 0, -1)
-    position = max(begun or first, first)
+    position = max(start or first, first)
     with streams.waking(source.job_id) as woken:
         while time.monotonic() - began < job_events.MAX_STREAM_S:
             for line in lines:
@@ -116,8 +117,8 @@ async def _messages(
             woken.clear()
             ended = None
             try:
-                # The job before its lines: an attempt stores its last lines before it is said to have ended.
-                source = await run_in_threadpool(_look, context, caller, job_id, attempt)
+                # Read the job before its lines: an attempt stores its last lines before its end is recorded.
+                source = await run_in_threadpool(_source, context, caller, job_id, attempt)
                 lines, position, is_all = await run_in_threadpool(_read_on, context, source, position)
                 ended = source.ended if is_all else None
             except (UnavailableError, StoreError) as exc:
@@ -134,16 +135,16 @@ async def _messages(
 
 
 def _read_on(context: Context, source: _Source, position: Position) -> tuple[list[Line], Position, bool]:
-    """The next lines after a position, a chunk at most; the place to go on from; and whether there are no more now."""
+    """The next lines after a position, at most a chunk; where to continue; and whether there are no more lines now."""
     fence, number, line = position
     while True:
-        found = read_chunk(context.store, source.attempts, Chunk(fence, number), after_line=line)
-        if found:
-            return found, position, False
-        if found is not None:
+        lines = read_chunk(context.store, source.attempts, Chunk(fence, number), after_line=line)
+        if lines:
+            return lines, position, False
+        if lines is not None:
             number, line = number + 1, -1
         elif fence + 1 in source.fences:
-            # No lines are written to an attempt that another has followed, but by a worker that was given up.
+            # Once a later attempt has started, only an abandoned worker still writes to this one: skip those lines.
             fence, number, line = fence + 1, 0, -1
         else:
             return [], Position(fence, number, line), True

@@ -1,4 +1,4 @@
-"""``/v1/schedules``: trainings that are submitted by themselves."""
+"""``/v1/schedules``: schedules that submit trainings automatically."""
 
 import itertools
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SHOWN_RUNS = 5
 
 @router.post("")
 def create_schedule(caller: CallerDep, context: ContextDep, request: definitions.ScheduleRequest) -> dict[str, Any]:
-    """Train on the newest version of a dataset: at the times of a cron expression, or when something has happened."""
+    """Train on the newest version of a dataset, at the times of a cron expression or after certain events."""
     _require(caller, request)
     with tenant_session(context.engine, caller.org_id) as session:
         return schedule_objects(session, [definitions.create(session, caller, request)])[0]
@@ -35,8 +35,8 @@ def create_schedule(caller: CallerDep, context: ContextDep, request: definitions
 def list_schedules(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = schedule_objects(session, definitions.list_schedules(session, caller.project_id))
-    return page(found, has_more=False)
+        schedules = schedule_objects(session, definitions.list_schedules(session, caller.project_id))
+    return page(schedules, has_more=False)
 
 
 @router.get("/{schedule_id}")
@@ -50,7 +50,7 @@ def retrieve_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) 
 def replace_schedule(
     caller: CallerDep, context: ContextDep, schedule_id: str, request: definitions.ScheduleRequest
 ) -> dict[str, Any]:
-    """Change a schedule to what the body says. Its ticks so far stay."""
+    """Change a schedule to what the body says. Its earlier ticks stay."""
     _require(caller, request)
     with tenant_session(context.engine, caller.org_id) as session:
         changed = definitions.replace(session, caller, _own(session, caller, schedule_id, lock=True), request)
@@ -59,7 +59,7 @@ def replace_schedule(
 
 @router.delete("/{schedule_id}")
 def delete_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
-    """Let it fire no more, and hide it. Its jobs stay."""
+    """Delete a schedule: it does not fire any more. Its jobs stay."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         definitions.delete(session, _own(session, caller, schedule_id, lock=True))
@@ -68,7 +68,7 @@ def delete_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) ->
 
 @router.post("/{schedule_id}/pause")
 def pause_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
-    """Let it fire no more until it is resumed."""
+    """Stop a schedule from firing until it is resumed."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         schedule = _own(session, caller, schedule_id, lock=True)
@@ -78,7 +78,7 @@ def pause_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> 
 
 @router.post("/{schedule_id}/resume")
 def resume_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
-    """Let it fire again from its next tick on."""
+    """Let a schedule fire again from its next tick on."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         schedule = _own(session, caller, schedule_id, lock=True)
@@ -88,7 +88,7 @@ def resume_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) ->
 
 @router.post("/{schedule_id}/run")
 def run_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
-    """Fire it at once; the answer is the tick."""
+    """Fire a schedule now; the response is the tick."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         answer = tick_object(firing.run_now(session, _own(session, caller, schedule_id, lock=True)))
@@ -100,11 +100,11 @@ def run_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> di
 def list_ticks(
     caller: CallerDep, context: ContextDep, schedule_id: str, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> dict[str, Any]:
-    """What became of its newest ticks."""
+    """The newest ticks of a schedule, with their outcomes."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        found = firing.list_ticks(session, _own(session, caller, schedule_id), limit=limit)
-        return page([tick_object(tick) for tick in found], has_more=False)
+        ticks = firing.list_ticks(session, _own(session, caller, schedule_id), limit=limit)
+        return page([tick_object(tick) for tick in ticks], has_more=False)
 
 
 def _require(caller: Caller, request: definitions.ScheduleRequest) -> None:
@@ -117,44 +117,45 @@ def _own(session: Session, caller: Caller, schedule_id: str, *, lock: bool = Fal
     return definitions.get(session, caller.project_id, parse_id("schedule", schedule_id), lock=lock)
 
 
-def schedule_objects(session: Session, found: Sequence[Schedule]) -> list[dict[str, Any]]:
-    ids = {schedule.dataset_id for schedule in found}
+def schedule_objects(session: Session, schedules: Sequence[Schedule]) -> list[dict[str, Any]]:
+    ids = {schedule.dataset_id for schedule in schedules}
     names = dict(session.execute(select(Dataset.id, Dataset.name).where(Dataset.id.in_(ids))).all())
-    watched = [one.watched_alias_id for one in found if one.watched_alias_id is not None]
-    shown = alias_objects(session, list(session.scalars(select(Alias).where(Alias.id.in_(watched)).order_by(Alias.id))))
-    come = definitions.new_feedback(session, found)
-    aliases = dict(zip(sorted(set(watched)), (alias["id"] for alias in shown), strict=True))
+    watched = [schedule.watched_alias_id for schedule in schedules if schedule.watched_alias_id is not None]
+    watched_aliases = list(session.scalars(select(Alias).where(Alias.id.in_(watched)).order_by(Alias.id)))
+    alias_names = (alias["id"] for alias in alias_objects(session, watched_aliases))
+    new_feedback = definitions.new_feedback(session, schedules)
+    aliases = dict(zip(sorted(set(watched)), alias_names, strict=True))
     return [
         {
-            "id": public_id("schedule", one.id),
+            "id": public_id("schedule", schedule.id),
             "object": "schedule",
-            "created_at": int(one.created_at.timestamp()),
-            "name": one.name,
-            "dataset": names[one.dataset_id],
-            "training": one.request,
-            "cron": one.cron,
-            "timezone": one.timezone,
-            "on_new_data": one.on_new_data,
-            "on_regression": aliases[one.watched_alias_id] if one.watched_alias_id is not None else None,
-            "on_feedback": one.on_feedback,
-            "new_feedback": come.get(one.id),
-            "misfire": one.misfire,
-            "overlap": one.overlap,
-            "catch_up_s": one.catch_up_s,
-            "max_backfill": one.max_backfill,
-            "jitter_s": one.jitter_s,
-            "max_failures": one.max_failures,
-            "failures": one.failures,
-            "status": "paused" if one.paused_because else "active",
-            "paused_because": one.paused_because,
-            "next_runs": [] if one.paused_because else next_runs(one),
+            "created_at": int(schedule.created_at.timestamp()),
+            "name": schedule.name,
+            "dataset": names[schedule.dataset_id],
+            "training": schedule.request,
+            "cron": schedule.cron,
+            "timezone": schedule.timezone,
+            "on_new_data": schedule.on_new_data,
+            "on_regression": aliases[schedule.watched_alias_id] if schedule.watched_alias_id is not None else None,
+            "on_feedback": schedule.on_feedback,
+            "new_feedback": new_feedback.get(schedule.id),
+            "misfire": schedule.misfire,
+            "overlap": schedule.overlap,
+            "catch_up_s": schedule.catch_up_s,
+            "max_backfill": schedule.max_backfill,
+            "jitter_s": schedule.jitter_s,
+            "max_failures": schedule.max_failures,
+            "failures": schedule.failures,
+            "status": "paused" if schedule.paused_because else "active",
+            "paused_because": schedule.paused_because,
+            "next_runs": [] if schedule.paused_because else next_runs(schedule),
         }
-        for one in found
+        for schedule in schedules
     ]
 
 
 def next_runs(schedule: Schedule) -> list[int]:
-    """The next times at which it fires, jitter and all, in seconds of Unix time."""
+    """The next times at which a schedule fires, with jitter, as Unix time in seconds."""
     if schedule.cron is None or schedule.next_at is None:
         return []
     coming = cron.ticks(schedule.cron, schedule.timezone, max(schedule.next_at, datetime.now(UTC)))

@@ -1,4 +1,4 @@
-"""``/v1/webhook_endpoints``: where a project's events are sent, in the OpenAI dialect, and what became of each."""
+"""``/v1/webhook_endpoints``: the endpoints of a project's events, in the OpenAI dialect, and their deliveries."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ from zhub_api.pages import page
 
 router = APIRouter(prefix="/v1")
 
-TEST_TIMEOUT_S = 25.0  # a relay looks every second, and a receiver has 15 seconds
+TEST_TIMEOUT_S = 25.0  # a relay polls every second, and a request may take 15 seconds
 TEST_POLL_S = 0.25
 
 Name = Annotated[str, Field(max_length=200)]
@@ -37,7 +37,7 @@ class EndpointRequest(Schema):
 
 
 class EndpointChange(Schema):
-    """What to change of an endpoint; ``status`` can only be set to ``enabled``."""
+    """A change of an endpoint; ``status`` can only be set to ``enabled``."""
 
     model_config = ConfigDict(extra="forbid")
     url: str | None = None
@@ -52,21 +52,21 @@ class RotationRequest(Schema):
 
 
 class TestRequest(Schema):
-    __test__ = False  # pytest takes it for a class of tests by its name
+    __test__ = False  # else pytest would collect this class because of its name
     model_config = ConfigDict(extra="forbid")
     event_type: str
 
 
 @router.get("/webhook_event_types")
 def list_event_types(caller: CallerDep) -> dict[str, Any]:
-    """Every event type that an endpoint can ask for."""
+    """All event types that an endpoint can receive."""
     caller.require("webhooks:read")
     return {"object": "list", "data": list(endpoints.EVENT_TYPES)}
 
 
 @router.post("/webhook_endpoints")
 def create_endpoint(caller: CallerDep, context: ContextDep, request: EndpointRequest) -> dict[str, Any]:
-    """Send the project's events to a URL. The answer holds the signing secret, which no other answer does."""
+    """Send the project's events to a URL. Only this response, and that of a rotation, contain the signing secret."""
     caller.require("webhooks:write")
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = endpoints.create_endpoint(
@@ -84,8 +84,8 @@ def list_endpoints(
     caller.require("webhooks:read")
     last = parse_id("webhook endpoint", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        found, has_more = endpoints.list_endpoints(session, caller, after=last, limit=limit)
-    return page([endpoint_object(context, endpoint) for endpoint in found], has_more=has_more)
+        listed, has_more = endpoints.list_endpoints(session, caller, after=last, limit=limit)
+    return page([endpoint_object(context, endpoint) for endpoint in listed], has_more=has_more)
 
 
 @router.get("/webhook_endpoints/{endpoint_id}")
@@ -119,7 +119,7 @@ def update_endpoint(
 
 @router.delete("/webhook_endpoints/{endpoint_id}")
 def delete_endpoint(caller: CallerDep, context: ContextDep, endpoint_id: str) -> dict[str, Any]:
-    """Send nothing there any more, not even what waits."""
+    """Delete an endpoint. Nothing more is sent to it, not even its pending deliveries."""
     caller.require("webhooks:write")
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = endpoints.get_endpoint(session, caller, parse_id("webhook endpoint", endpoint_id))
@@ -131,7 +131,7 @@ def delete_endpoint(caller: CallerDep, context: ContextDep, endpoint_id: str) ->
 def rotate_secret(
     caller: CallerDep, context: ContextDep, endpoint_id: str, request: RotationRequest | None = None
 ) -> dict[str, Any]:
-    """Make a new signing secret, and show it. The old one signs beside it for a day, unless that is declined."""
+    """Create a new signing secret, and return it. The old one also signs for a day, unless the body declines that."""
     caller.require("webhooks:write")
     keep_old = (request or RotationRequest()).keep_old_secret_active_for_24_hours
     with tenant_session(context.engine, caller.org_id) as session:
@@ -144,11 +144,11 @@ def rotate_secret(
 async def test_endpoint(
     caller: CallerDep, context: ContextDep, endpoint_id: str, request: TestRequest
 ) -> dict[str, Any]:
-    """Have an example of an event sent, the way that real ones go, and say what the receiver answered."""
+    """Send an example event in the same way as real events, and return the receiver's response."""
     caller.require("webhooks:write")
     delivery = await run_in_threadpool(_send_test, context, caller, endpoint_id, request.event_type)
-    give_up = time.monotonic() + TEST_TIMEOUT_S
-    while not delivery.attempts and time.monotonic() < give_up:
+    deadline = time.monotonic() + TEST_TIMEOUT_S
+    while not delivery.attempts and time.monotonic() < deadline:
         await asyncio.sleep(TEST_POLL_S)
         delivery = await run_in_threadpool(_delivery, context, caller, endpoint_id, delivery.id)
     attempt = (
@@ -175,14 +175,13 @@ def list_deliveries(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
-    """What was and will be sent to an endpoint in the last thirty days, newest first, with every try. Not in the
-    dialect."""
+    """The deliveries of the last thirty days to an endpoint, newest first, with all tries. Not in the dialect."""
     caller.require("webhooks:read")
     last = parse_id("webhook delivery", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = endpoints.get_endpoint(session, caller, parse_id("webhook endpoint", endpoint_id))
-        found, has_more = deliveries.list_deliveries(session, endpoint, after=last, limit=limit)
-    return page([delivery_object(delivery) for delivery in found], has_more=has_more)
+        listed, has_more = deliveries.list_deliveries(session, endpoint, after=last, limit=limit)
+    return page([delivery_object(delivery) for delivery in listed], has_more=has_more)
 
 
 @router.post("/webhook_endpoints/{endpoint_id}/deliveries/{delivery_id}/replay")
@@ -211,7 +210,7 @@ def _delivery(context: Context, caller: Caller, endpoint_id: str, delivery_id: u
 
 
 def endpoint_object(context: Context, endpoint: WebhookEndpoint) -> dict[str, Any]:
-    asked = endpoint.not_before
+    not_before = endpoint.not_before
     return {
         "id": public_id("webhook endpoint", endpoint.id),
         "object": "webhook_endpoint",
@@ -221,13 +220,15 @@ def endpoint_object(context: Context, endpoint: WebhookEndpoint) -> dict[str, An
         "event_types": endpoint.event_types,
         "status": endpoint.status,
         "status_details": endpoint.status_details,
-        "not_before": int(asked.timestamp()) if asked is not None and asked > deliveries.now_utc() else None,
+        "not_before": (
+            int(not_before.timestamp()) if not_before is not None and not_before > deliveries.now_utc() else None
+        ),
         "signing_secret_hint": f"whsec_…{_secret(context, endpoint)[-HINT_CHARACTERS:]}",
     }
 
 
 def delivery_object(delivery: WebhookDelivery) -> dict[str, Any]:
-    waits = delivery.next_try_at is not None
+    pending = delivery.next_try_at is not None
     return {
         "id": public_id("webhook delivery", delivery.id),
         "object": "webhook_endpoint.delivery",
@@ -235,7 +236,7 @@ def delivery_object(delivery: WebhookDelivery) -> dict[str, Any]:
         "event_id": public_id("webhook event", delivery.event_id),
         "event_type": delivery.type,
         "data": delivery.data,
-        "status": "pending" if waits else "delivered" if delivery.delivered_at else "failed",
+        "status": "pending" if pending else "delivered" if delivery.delivered_at else "failed",
         "next_try_at": int(delivery.next_try_at.timestamp()) if delivery.next_try_at else None,
         "attempts": delivery.attempts,
     }

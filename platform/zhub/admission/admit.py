@@ -14,16 +14,16 @@ from zhub.admission.snapshot import CLUSTERS, Cluster, read_clusters
 from zhub.queue import job_events
 from zhub.queue.jobs import KindNames
 
-MAX_HEADS = 200  # of each organisation, that a pass looks at
-MAX_LIGHT = 500  # that a pass admits
+MAX_HEADS = 200  # jobs of each organisation that a pass reads
+MAX_LIGHT = 500  # light jobs that a pass admits
 
-# Since it could have been admitted first. Of a job that was paused nobody knows when it was resumed.
+# The seconds since the job could first have been admitted. NULL for a paused job: it has no time of its resumption.
 _WAITED = """CASE WHEN fence = 0 OR not_before IS NOT NULL
                   THEN extract(epoch FROM now() - greatest(created_at, not_before))::float END"""
 
 
 class Admitted(NamedTuple):
-    """A job that was admitted, and how many seconds after it could have been; None where nobody knows."""
+    """A job that was admitted. ``waited_s``: since it could first have been admitted; None if that is not known."""
 
     job_id: uuid.UUID
     org_id: uuid.UUID
@@ -32,16 +32,16 @@ class Admitted(NamedTuple):
 
 
 def admit(session: Session, kinds: KindNames, *, agent_lost_after_s: float) -> list[Admitted]:
-    """Admit queued jobs into the workers that live agents have free; return them.
+    """Admit queued jobs to free workers of live agents; return them.
 
-    Organisations share a cluster as ``fair_share`` says. Kinds that need no worker are admitted without, and to another
-    cluster where theirs has no live agent.
+    ``fair_share`` divides a cluster among organisations. Light jobs take no worker: all are admitted, and to another
+    cluster if theirs has no live agent.
     """
     ids: list[uuid.UUID] = []
     for cluster in read_clusters(session, kinds, agent_lost_after_s, MAX_HEADS):
-        chosen = fair_share.plan(cluster.free, cluster.running, cluster.tenants, cluster.queues)
-        _reclaim(session, cluster, chosen)
-        ids += [job.id for _, job in chosen]
+        admitted = fair_share.plan(cluster.free, cluster.running, cluster.tenants, cluster.queues)
+        _reclaim(session, cluster, admitted)
+        ids += [job.id for _, job in admitted]
     values = {"ids": ids, "lost": agent_lost_after_s, "limit": MAX_LIGHT, "light": kinds.light}
     return [Admitted(*row) for row in session.execute(_ADMIT, values)]
 
@@ -59,12 +59,12 @@ _ADMIT = text(f"""
                 ORDER BY created_at, id LIMIT :limit) j
          ORDER BY j.created_at, j.id LIMIT :limit
     ), chosen AS (
-        SELECT * FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, place)
+        SELECT * FROM unnest(cast(:ids AS uuid[])) WITH ORDINALITY AS chosen (chosen_id, position)
          UNION ALL
         SELECT id, 0 FROM light
     ), admitted AS (
-        UPDATE jobs SET state = 'admitted', admitted_at = now() + place * interval '1 microsecond',
-               cluster = CASE WHEN place > 0 OR cluster IN (SELECT cluster FROM clusters) THEN cluster
+        UPDATE jobs SET state = 'admitted', admitted_at = now() + position * interval '1 microsecond',
+               cluster = CASE WHEN position > 0 OR cluster IN (SELECT cluster FROM clusters) THEN cluster
                               ELSE (SELECT min(cluster) FROM clusters) END
           FROM chosen WHERE id = chosen_id AND state = 'queued' AND desired = 'run'
      RETURNING id, org_id, cluster, {_WAITED} AS waited_s
@@ -77,7 +77,10 @@ _ADMIT = text(f"""
 
 
 def withdraw(session: Session, *, agent_lost_after_s: float) -> list[uuid.UUID]:
-    """Queue admitted jobs again whose cluster has had no agent for as long: who waits is told so, and holds nothing."""
+    """Queue admitted jobs again if their cluster has had no live agent since; return their ids.
+
+    Such a job then holds no worker, and its explanation says that no agent is alive.
+    """
     rows = session.execute(
         text(
             f"""
@@ -98,15 +101,15 @@ def withdraw(session: Session, *, agent_lost_after_s: float) -> list[uuid.UUID]:
 
 
 def _reclaim(session: Session, cluster: Cluster, admitted: Sequence[tuple[uuid.UUID, Waiting]]) -> None:
-    """Have jobs let go of workers that others are owed."""
+    """Preempt jobs on workers that other organisations' nominal shares entitle them to."""
     given: dict[uuid.UUID, float] = {}
     for org_id, job in admitted:
         given[org_id] = given.get(org_id, 0.0) + job.workers
-    tenants = {org: replace(one, held=one.held + given.get(org, 0.0)) for org, one in cluster.tenants.items()}
-    chosen = {job.id for _, job in admitted}
-    left = {org: [job for job in queue if job.id not in chosen] for org, queue in cluster.queues.items()}
+    tenants = {org: replace(tenant, held=tenant.held + given.get(org, 0.0)) for org, tenant in cluster.tenants.items()}
+    admitted_ids = {job.id for _, job in admitted}
+    still_queued = {org: [job for job in queue if job.id not in admitted_ids] for org, queue in cluster.queues.items()}
     free = cluster.free - sum(given.values()) + cluster.returning
-    victims = fair_share.reclaim(free, cluster.preemptible, tenants, left)
+    victims = fair_share.reclaim(free, cluster.preemptible, tenants, still_queued)
     rows = session.execute(
         text(
             """

@@ -1,7 +1,7 @@
-"""Budgets: the worker-hours that an organisation may use in a calendar month (UTC). Reaching one pauses its trainings.
+"""Budgets: worker-hours that an organisation may use in a calendar month (UTC). A spent budget pauses its trainings.
 
-What ended is counted where the leader charges it, see ``admission.charge``; what runs is counted while it runs.
-Functions take a Session and never commit; the leader calls them.
+``usage.charge`` adds ended attempts to ``month_usages``; the query here adds attempts that still run. Functions take a
+Session and never commit; the leader calls them.
 """
 
 import uuid
@@ -16,7 +16,7 @@ from zhub.queue.jobs import KindNames
 
 @dataclass(frozen=True)
 class Spent:
-    """A budget that is used up, in worker-hours of this month."""
+    """A spent budget, in worker-hours of this month."""
 
     used_h: float
     budget_h: float
@@ -29,17 +29,17 @@ class Spent:
 
 
 def spent(session: Session) -> dict[uuid.UUID, Spent]:
-    """The organisations whose budget is used up."""
+    """The organisations whose budget is spent, by id."""
     return {row.org_id: Spent(row.used_h, row.budget_h) for row in session.execute(text(_SPENT))}
 
 
 def pause_spent(session: Session, kinds: KindNames) -> int:
-    """Pause the resumable jobs of these organisations, with a checkpoint each; how many.
+    """Pause the resumable jobs of organisations whose budget is spent, with a checkpoint each; return how many.
 
-    Whoever is allowed more resumes them. Other jobs go on: they have no checkpoint, and end soon.
+    Users resume them once the budget allows it. Other jobs go on: they have no checkpoint, and end soon.
     """
-    found = spent(session)
-    if not found:
+    spent_budgets = spent(session)
+    if not spent_budgets:
         return 0
     rows = session.execute(
         text(
@@ -51,10 +51,10 @@ def pause_spent(session: Session, kinds: KindNames) -> int:
          RETURNING id, org_id
             """
         ),
-        {"orgs": list(found), "resumable": kinds.resumable},
+        {"orgs": list(spent_budgets), "resumable": kinds.resumable},
     ).all()
     for row in rows:
-        message = f"{found[row.org_id].sentence()}: the job is paused. Resume it next month, or ask for more."
+        message = f"{spent_budgets[row.org_id].sentence()}: the job is paused. Resume it next month, or ask for more."
         job_events.add(session, row.org_id, row.id, message, level="warn")
     return len(rows)
 

@@ -1,4 +1,4 @@
-"""What every queued job waits for, in words, with its position and when it may start. The leader writes it."""
+"""The leader explains to each queued job what it waits for, its position in the queue, and when it may start."""
 
 import uuid
 from datetime import UTC, timedelta
@@ -20,34 +20,39 @@ MAX_EXPLAINED = 1000  # of each cluster
 
 
 def explain(session: Session, kinds: KindNames, *, agent_lost_after_s: float) -> None:
-    """Write for every queued job what it waits for, its position, and when it may start."""
+    """Write for each queued job what it waits for, its position, and when it may start."""
     now = sessions.now(session)
     budget = budgets.spent(session)
-    found: dict[uuid.UUID, dict[str, Any]] = {}
+    explanations: dict[uuid.UUID, dict[str, Any]] = {}
     for cluster in read_clusters(session, kinds, agent_lost_after_s, MAX_EXPLAINED):
         ordered = fair_share.order(cluster.tenants, cluster.queues)[:MAX_EXPLAINED]
         starts = fair_share.starts(cluster.free, cluster.running, [job for _, job in ordered])
-        own: dict[uuid.UUID, int] = {}
-        for place, ((org_id, job), start_s) in enumerate(zip(ordered, starts, strict=True)):
-            ahead = own.get(org_id, 0)
-            own[org_id] = ahead + 1
-            found[job.id] = {
+        counts: dict[uuid.UUID, int] = {}
+        for ahead, ((org_id, job), start_s) in enumerate(zip(ordered, starts, strict=True)):
+            own_ahead = counts.get(org_id, 0)
+            counts[org_id] = own_ahead + 1
+            explanations[job.id] = {
                 "org_id": org_id,
-                "position": place + 1,
-                "reason": _reason(cluster, cluster.tenants[org_id], job, ahead, place - ahead),
+                "position": ahead + 1,
+                "reason": _reason(cluster, cluster.tenants[org_id], job, own_ahead, ahead - own_ahead),
                 "starts_at": None if start_s is None else now + timedelta(seconds=start_s),
             }
         for org_id, queue in cluster.spent.items():
             reason = f"{budget[org_id].sentence()}: the job waits for the next month, or for a larger budget."
             waiting = {"org_id": org_id, "position": None, "reason": reason, "starts_at": None}
-            found |= {job.id: waiting for job in queue}
+            explanations |= {job.id: waiting for job in queue}
     values = {"lost": agent_lost_after_s, "limit": MAX_EXPLAINED, "light": kinds.light}
-    for row in session.execute(text(_ELSEWHERE), values):
-        found[row.id] = {"org_id": row.org_id, "position": None, "reason": _obstacle(row), "starts_at": row.not_before}
-    session.execute(delete(QueuePlace).where(QueuePlace.job_id.not_in(list(found))))
-    if found:
+    for row in session.execute(text(_NOT_ADMISSIBLE), values):
+        explanations[row.id] = {
+            "org_id": row.org_id,
+            "position": None,
+            "reason": _obstacle(row),
+            "starts_at": row.not_before,
+        }
+    session.execute(delete(QueuePlace).where(QueuePlace.job_id.not_in(list(explanations))))
+    if explanations:
         statement = insert(QueuePlace).values(
-            [{"id": new_id(), "job_id": job, **place} for job, place in found.items()]
+            [{"id": new_id(), "job_id": job_id, **explanation} for job_id, explanation in explanations.items()]
         )
         new = statement.excluded
         session.execute(
@@ -64,7 +69,7 @@ _WAITS = "id, org_id, cluster, kind, desired, not_before"
 # Queued jobs that no pass looks at, and why. Each of the three has its own index: the queue may be long.
 # Plan at 10^6 jobs, 3 * 10^5 of them queued: ix_jobs_wish, ix_jobs_retry, and for each cluster without an agent the
 # first :limit entries of ix_jobs_rank; 2,000 rows, 8 ms. Joined with jobs again by id, all of jobs would be read.
-_ELSEWHERE = f"""
+_NOT_ADMISSIBLE = f"""
     WITH RECURSIVE {CLUSTERS}, queued_in AS (
         SELECT min(cluster) AS cluster FROM jobs WHERE state = 'queued'
          UNION ALL

@@ -1,16 +1,16 @@
-"""Which waiting jobs get the free workers of one cluster, and when the others may expect theirs. Pure functions.
+"""Fair sharing of one cluster: which waiting jobs get its free workers, and when the others may start. Pure functions.
 
-Tenants are served by what they have used: the one with the lowest ``(usage + held x HORIZON_S) / weight`` is next,
-where usage are its worker-seconds, each counting half as much a day later, and held are the workers that its jobs hold
-now. Charging those at once keeps a burst from winning before it has used anything. Sources: Kueue's admission fair
-sharing with its entry penalty; Slurm's fair tree.
+The tenant with the lowest ``(usage + held x HORIZON_S) / weight`` is served next. ``usage`` is its worker-seconds, each
+counting half as much a day later; ``held`` is the number of workers that its jobs hold now. Held workers are charged in
+advance, so that a burst of jobs does not win before it has used anything. Sources: Kueue's admission fair sharing with
+its entry penalty; Slurm's fair tree.
 
-A tenant may have a nominal share of the workers. What it does not use others borrow; as soon as it wants it back it is
-served first, and where nothing is free, jobs of those who hold more than their own nominal share are preempted.
+A tenant may have a nominal share of the workers. Others borrow what it does not use. When it has jobs again, it is
+served first; if no worker is free, jobs of tenants that hold more than their own nominal share are preempted.
 
-Within a tenant the order is its own. A job too large for what is free is not passed for ever: the workers that will be
-free first are reserved for it, and others go before it only if they are done by then or leave it enough (Lifka's EASY
-back-filling, 1995).
+Each tenant orders its own jobs. A job that needs more workers than are free is not passed over for ever: the workers
+that become free first are reserved for it, and later jobs start before it only if they end by then or leave enough
+workers (EASY backfilling, Lifka 1995).
 """
 
 import heapq
@@ -18,15 +18,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-HORIZON_S = 600.0  # the run time of a typical job: what a worker that is held counts beside what was used
+HORIZON_S = 600.0  # the run time of a typical job: each held worker is charged with so many seconds
 HALF_LIFE_S = 86_400.0
-MIN_RUN_S = 900.0  # that a job has run before it can be preempted
-ROUNDING = 1e-9  # thirds of a worker add up to a worker
+MIN_RUN_S = 900.0  # a job that has run for less is not preempted
+ROUNDING = 1e-9  # so that three thirds of a worker add up to one worker
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job that could run. ``workers`` is what it takes, a part of one where it shares; ``expected_s`` how long."""
+    """A job that could run: its request for workers, a fraction if it shares one, and its expected run time."""
 
     id: uuid.UUID
     workers: float
@@ -35,7 +35,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Running:
-    """A job that holds ``workers``, and how much longer it may; None: nobody knows."""
+    """A job that holds ``workers``, and how many seconds it has left; None: not known."""
 
     workers: float
     left_s: float | None = None
@@ -43,7 +43,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Preemptible:
-    """A job that runs, of ``org_id``, for ``ran_s`` seconds so far; ``spared``: it must not be preempted now."""
+    """A job of ``org_id`` that has run for ``ran_s`` seconds; if ``spared``, it must not be preempted now."""
 
     id: uuid.UUID
     org_id: uuid.UUID
@@ -54,9 +54,10 @@ class Preemptible:
 
 @dataclass(frozen=True)
 class Tenant:
-    """An organisation in one cluster: its share, what it has used (decayed worker-seconds), holds, and may hold.
+    """An organisation in one cluster.
 
-    ``nominal`` are the workers that it gets back from whoever borrowed them.
+    ``weight`` is its share, ``used`` its decayed worker-seconds, ``held`` the workers that its jobs hold, ``cap`` the
+    most that they may hold, ``nominal`` the workers that it gets back from tenants that borrowed them.
     """
 
     weight: float = 1.0
@@ -66,15 +67,15 @@ class Tenant:
     nominal: float = 0.0
 
     def score(self, more: float = 0.0) -> float:
-        """``more``: workers beside those held."""
+        """The usage for each unit of weight. ``more``: workers in addition to those held."""
         return (self.used + (self.held + more) * HORIZON_S) / self.weight
 
     def rank(self, given: float, job: Waiting) -> tuple[bool, float]:
-        """Who has the lowest is served next, with ``job``; ``given``: workers beside those held."""
+        """The tenant with the lowest rank is served next, with ``job``. ``given``: workers beside those held."""
         return not self.is_owed(given + job.workers), self.score(given)
 
     def is_owed(self, workers: float) -> bool:
-        """Whether so many more are within its nominal share."""
+        """Whether its nominal share allows so many more workers."""
         return self.held + workers <= self.nominal + ROUNDING
 
     def may_hold(self, workers: float) -> bool:
@@ -86,21 +87,21 @@ Queues = Mapping[uuid.UUID, Sequence[Waiting]]
 
 
 def order(tenants: Mapping[uuid.UUID, Tenant], queues: Queues) -> list[tuple[uuid.UUID, Waiting]]:
-    """All waiting jobs in the order in which they are served, with their tenants, as if none had to wait."""
+    """All waiting jobs with their tenants, in the order in which they would be served if workers were unlimited."""
     given = dict.fromkeys(queues, 0.0)
-    places = dict.fromkeys(queues, 0)
+    positions = dict.fromkeys(queues, 0)
     heap = [(tenants[org].rank(0.0, queues[org][0]), org) for org in queues if queues[org]]
     heapq.heapify(heap)
-    found = []
+    served = []
     while heap:
         _, org = heapq.heappop(heap)
-        job = queues[org][places[org]]
-        found.append((org, job))
+        job = queues[org][positions[org]]
+        served.append((org, job))
         given[org] += job.workers
-        places[org] += 1
-        if places[org] < len(queues[org]):
-            heapq.heappush(heap, (tenants[org].rank(given[org], queues[org][places[org]]), org))
-    return found
+        positions[org] += 1
+        if positions[org] < len(queues[org]):
+            heapq.heappush(heap, (tenants[org].rank(given[org], queues[org][positions[org]]), org))
+    return served
 
 
 def plan(
@@ -108,14 +109,14 @@ def plan(
 ) -> list[tuple[uuid.UUID, Waiting]]:
     """The jobs to admit now, in their order, with their tenants."""
     given = dict.fromkeys(queues, 0.0)
-    places = dict.fromkeys(queues, 0)
+    positions = dict.fromkeys(queues, 0)
     heap = [(tenants[org].rank(0.0, queues[org][0]), org) for org in queues if queues[org]]
     heapq.heapify(heap)
     admitted: list[tuple[uuid.UUID, Waiting]] = []
     reserved: _Reservation | None = None
     while heap:
         _, org = heapq.heappop(heap)
-        job = queues[org][places[org]]
+        job = queues[org][positions[org]]
         if not tenants[org].may_hold(given[org] + job.workers):
             continue
         fits = job.workers <= free + ROUNDING
@@ -126,72 +127,74 @@ def plan(
             if reserved is not None:
                 reserved = reserved.after(job)
         elif reserved is None:
-            reserved = _reserve(job, free, [*running, *(Running(one.workers, one.expected_s) for _, one in admitted)])
+            started = [Running(other.workers, other.expected_s) for _, other in admitted]
+            reserved = _reserve(job, free, [*running, *started])
         else:
             continue
-        places[org] += 1
-        if places[org] < len(queues[org]):
-            heapq.heappush(heap, (tenants[org].rank(given[org], queues[org][places[org]]), org))
+        positions[org] += 1
+        if positions[org] < len(queues[org]):
+            heapq.heappush(heap, (tenants[org].rank(given[org], queues[org][positions[org]]), org))
     return admitted
 
 
 def reclaim(
     free: float, running: Sequence[Preemptible], tenants: Mapping[uuid.UUID, Tenant], queues: Queues
 ) -> list[Preemptible]:
-    """The jobs to preempt, so that tenants get the next job that their nominal share owes them.
+    """The jobs to preempt, so that each tenant can start its next job if that is within its nominal share.
 
-    ``free`` counts what is being given back already. Borrowers give, who holds the most above its nominal share first,
-    each the job that began last, and none falls below its nominal share: so no job that was preempted is ever owed the
-    worker it lost, and nothing goes back and forth. Nothing is preempted that would not be enough.
+    ``free`` includes workers that jobs are already giving back. Borrowers lose jobs: the tenant that holds the most
+    above its nominal share first, and of its jobs the one that started last. No borrower falls below its own nominal
+    share, so a preempted job is never owed the worker that it lost, and workers do not go back and forth. If all
+    victims together would not free enough workers for a job, none is preempted for it.
     """
-    above = {org: tenant.held - tenant.nominal for org, tenant in tenants.items()}
-    candidates = [one for one in running if not one.spared and one.ran_s >= MIN_RUN_S]
+    borrowed = {org: tenant.held - tenant.nominal for org, tenant in tenants.items()}
+    candidates = [job for job in running if not job.spared and job.ran_s >= MIN_RUN_S]
     chosen: list[Preemptible] = []
     owed = [
         (tenants[org].score(), org) for org in queues if queues[org] and tenants[org].is_owed(queues[org][0].workers)
     ]
     for _, org in sorted(owed):
         needed = queues[org][0].workers
-        found: list[Preemptible] = []
-        spent = dict(above)
-        while free + sum(one.workers for one in found) + ROUNDING < needed:
+        victims: list[Preemptible] = []
+        still_borrowed = dict(borrowed)
+        while free + sum(victim.workers for victim in victims) + ROUNDING < needed:
             left = [
-                one
-                for one in candidates
-                if one not in chosen and one not in found and one.workers <= spent[one.org_id] + ROUNDING
+                job
+                for job in candidates
+                if job not in chosen and job not in victims and job.workers <= still_borrowed[job.org_id] + ROUNDING
             ]
             if not left:
                 break
-            victim = max(left, key=lambda one: (spent[one.org_id], -one.ran_s, one.id))
-            found.append(victim)
-            spent[victim.org_id] -= victim.workers
+            victim = max(left, key=lambda job: (still_borrowed[job.org_id], -job.ran_s, job.id))
+            victims.append(victim)
+            still_borrowed[victim.org_id] -= victim.workers
         else:
-            chosen += found
-            above = spent
-            free += sum(one.workers for one in found) - needed
+            chosen += victims
+            borrowed = still_borrowed
+            free += sum(victim.workers for victim in victims) - needed
     return chosen
 
 
 def starts(free: float, running: Sequence[Running], ordered: Sequence[Waiting]) -> list[float | None]:
-    """Seconds until each of these jobs may start, one after the other; None from the first that nobody can tell."""
-    ends = [(float("inf") if one.left_s is None else one.left_s, one.workers) for one in running]
+    """Seconds until each of these jobs may start, in this order; None from the first job whose start is not known."""
+    ends = [(float("inf") if job.left_s is None else job.left_s, job.workers) for job in running]
     heapq.heapify(ends)
     now = 0.0
-    found: list[float | None] = []
+    starts_s: list[float | None] = []
     for job in ordered:
         while free + ROUNDING < job.workers and ends:
             now, workers = heapq.heappop(ends)
             free += workers
         known = free + ROUNDING >= job.workers and now < float("inf")
-        found.append(now if known else None)
+        starts_s.append(now if known else None)
         free -= job.workers
         heapq.heappush(ends, (float("inf") if job.expected_s is None else now + job.expected_s, job.workers))
-    return found
+    return starts_s
 
 
 @dataclass(frozen=True)
 class _Reservation:
-    """Workers kept for a job: from ``at_s`` on, when ``spare`` beside them will be free."""
+    """Workers reserved for a job from ``at_s`` on; ``spare`` more workers will be free then."""
 
     at_s: float
     spare: float
@@ -207,10 +210,10 @@ class _Reservation:
 
 
 def _reserve(job: Waiting, free: float, running: Sequence[Running]) -> _Reservation:
-    known = [one for one in running if one.left_s is not None]
-    for one in sorted(known, key=lambda one: one.left_s or 0.0):
-        free += one.workers
+    known = [other for other in running if other.left_s is not None]
+    for other in sorted(known, key=lambda other: other.left_s or 0.0):
+        free += other.workers
         if free + ROUNDING >= job.workers:
-            return _Reservation(one.left_s or 0.0, free - job.workers)
-    # Some end at a time that nobody knows, which may be the next moment: nothing may stand in the way then.
+            return _Reservation(other.left_s or 0.0, free - job.workers)
+    # The end of some running jobs is not known. They may end at any moment, and then the workers must be free.
     return _Reservation(0.0, 0.0)

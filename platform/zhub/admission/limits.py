@@ -1,4 +1,4 @@
-"""What is refused before a job is queued: a full queue, and a cluster that nobody offers."""
+"""Checks before a job is queued: its organisation's queue is not full, and agents offer its cluster."""
 
 import uuid
 from datetime import timedelta
@@ -15,14 +15,14 @@ from zhub.tenancy import quotas
 DEFAULT_CLUSTER = "default"
 
 
-OFFERED_FOR = timedelta(days=1)  # a cluster that was seen so lately may come back
+OFFERED_FOR = timedelta(days=1)  # a cluster whose agents were seen within this time may come back
 
 
 AGENT_LOST_AFTER_S = 30.0
 
 
 def check_queue(session: Session, org_id: uuid.UUID, kinds: KindNames) -> None:
-    """Refuse another job of an organisation whose queue is full.
+    """Check that an organisation may queue another job.
 
     Raises:
         QuotaExceededError: as many of its jobs wait as its quota allows.
@@ -33,7 +33,7 @@ def check_queue(session: Session, org_id: uuid.UUID, kinds: KindNames) -> None:
         Job.state.in_((states.WAITING, states.QUEUED)),
         Job.kind.not_in([*kinds.light, *kinds.without_worker]),
     )
-    # Counted no further than needed: a queue may be long.
+    # The count stops at the limit, because a queue may be long.
     count = session.scalar(select(func.count()).select_from(waiting.limit(limit).subquery())) or 0
     if count >= limit:
         raise QuotaExceededError(
@@ -43,16 +43,16 @@ def check_queue(session: Session, org_id: uuid.UUID, kinds: KindNames) -> None:
 
 
 def check_cluster(session: Session, cluster: str, *, param: str) -> None:
-    """Refuse a cluster that no agent has offered lately.
+    """Check that an agent has offered the cluster within ``OFFERED_FOR``.
 
     Raises:
-        InvalidRequestError: with this ``param``, and the clusters that there are.
+        InvalidRequestError: none has. It has this ``param``, and its message names the clusters that are offered.
     """
-    # Where nobody chooses, the job may wait for the first agent ever.
+    # A job that names no cluster may be queued before the first agent has ever started.
     if cluster == DEFAULT_CLUSTER:
         return
-    lately = Agent.seen_at > func.now() - OFFERED_FOR
-    offered = list(session.scalars(select(Agent.cluster).where(lately).distinct().order_by(Agent.cluster)))
+    seen_recently = Agent.seen_at > func.now() - OFFERED_FOR
+    offered = list(session.scalars(select(Agent.cluster).where(seen_recently).distinct().order_by(Agent.cluster)))
     if cluster not in offered:
         raise InvalidRequestError(
             f"No agent has offered a cluster '{cluster}' within a day. Leave 'cluster' out, or give one of: "
@@ -62,6 +62,6 @@ def check_cluster(session: Session, cluster: str, *, param: str) -> None:
 
 
 def is_alive(cluster: str) -> ColumnElement[bool]:
-    """Whether a cluster has a live agent."""
+    """A condition: the cluster has a live agent."""
     lost_after = timedelta(seconds=AGENT_LOST_AFTER_S)
     return select(Agent.id).where(Agent.cluster == cluster, Agent.seen_at > func.now() - lost_after).exists()

@@ -1,8 +1,8 @@
-"""What the leader tells Prometheus from SQL: the queue, the workers and who has had how much of them.
+"""The metrics that the leader exports from SQL: the queue, the workers, and each organisation's share of them.
 
-Only the leader reads, however often it is asked no more than once in ``FRESH_S`` seconds and no longer than a part of
-``MAX_LOAD`` of the time, in one transaction whose statements the database ends after ``STATEMENT_TIMEOUT``. A scrape
-waits ``WAIT_S`` for it and then does without.
+Only the leader reads the database. It reads at most once in ``FRESH_S`` seconds, for at most a fraction ``MAX_LOAD`` of
+the time, in one transaction whose statements the database cancels after ``STATEMENT_TIMEOUT``. A scrape waits for
+``WAIT_S`` seconds and then returns without these metrics.
 """
 
 import threading
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.admission.fair_share import HALF_LIFE_S, HORIZON_S
 from zhub.admission.limits import AGENT_LOST_AFTER_S
-from zhub.admission.snapshot import CLUSTERS, TAKES, TENANTS
+from zhub.admission.snapshot import CLUSTERS, TENANTS, WORKERS_NEEDED
 from zhub.database.sessions import system_session
 from zhub.errors import UnavailableError
 from zhub.models import Checkpoint, Job, Leader, Organization
@@ -32,13 +32,13 @@ FRESH_S = 5.0
 MAX_LOAD = 0.05
 WAIT_S = 2.0
 STATEMENT_TIMEOUT = "2s"
-MAX_ORGANIZATIONS = 100  # with labels of their own: a label costs Prometheus memory for ever
+MAX_ORGANIZATIONS = 100  # with a label of their own: each label costs Prometheus memory for ever
 OTHER = "other"
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Of a cluster: agents seen lately, workers it has, workers that admitted jobs take, and of those the busy."""
+    """The workers of a cluster: its live agents, its workers, those reserved for admitted jobs, and the busy ones."""
 
     agents: int
     total: float
@@ -48,7 +48,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class QueueState:
-    """What is read at a scrape. Organisations are ids, or ``other``."""
+    """The state that a scrape reads. Organisations are ids, or ``other``."""
 
     names: dict[str, str] = field(default_factory=dict)
     depth: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -56,9 +56,9 @@ class QueueState:
     oldest_s: float = 0.0
     workers: dict[str, Workers] = field(default_factory=dict)
     due: dict[tuple[str, str], float] = field(default_factory=dict)
-    """(cluster, organisation) → its part of the weights of all that wait, hold or have used something there."""
+    """(cluster, organisation) → its fraction of the weights of all that wait, hold or have used workers there."""
     had: dict[tuple[str, str], float] = field(default_factory=dict)
-    """(cluster, organisation) → its part of what they have used and hold."""
+    """(cluster, organisation) → its fraction of the workers that they have used and hold."""
     unswept: int = 0
 
 
@@ -93,8 +93,8 @@ def read_queue(session: Session, kinds: KindNames) -> QueueState:
             row.cluster: Workers(
                 row.agents,
                 float(row.workers),
-                sum(one.reserved for one in held if one.cluster == row.cluster),
-                sum(one.busy for one in held if one.cluster == row.cluster),
+                sum(held_row.reserved for held_row in held if held_row.cluster == row.cluster),
+                sum(held_row.busy for held_row in held if held_row.cluster == row.cluster),
             )
             for row in session.execute(text(_WORKERS), values)
         },
@@ -108,16 +108,16 @@ class QueueCollector(Collector):
     """``read_queue`` as metrics, while this process leads."""
 
     def __init__(self, engine: Engine, kinds: KindNames, term: Callable[[], int | None]) -> None:
-        """``term``: in which this process leads, None while it does not."""
+        """``term`` returns the term in which this process leads, None while it does not."""
         self._engine, self._kinds = engine, kinds
         self._term = term
         self._changed = threading.Condition()
         self._reading = False
-        self._found: QueueState | None = None
+        self._state: QueueState | None = None
         self._fresh_until = float("-inf")
 
     def describe(self) -> list[Metric]:
-        """Nothing: whoever registers this must not cause a read."""
+        """Return nothing: the registration of this collector must not cause a read."""
         return []
 
     def collect(self) -> Iterable[Metric]:
@@ -132,30 +132,30 @@ class QueueCollector(Collector):
     def _fresh(self) -> QueueState | None:
         with self._changed:
             if time.monotonic() < self._fresh_until:
-                return self._found
+                return self._state
             if not self._reading:
                 self._reading = True
-                # In a thread that nobody has to wait for: a database that is frozen may never answer.
+                # In a daemon thread, which blocks nothing if the database is frozen and never answers.
                 threading.Thread(target=self._read, daemon=True, name="queue-metrics").start()
             self._changed.wait_for(lambda: not self._reading, timeout=WAIT_S)
-            return None if self._reading else self._found
+            return None if self._reading else self._state
 
     def _read(self) -> None:
-        found, began = None, time.monotonic()
+        state, began = None, time.monotonic()
         try:
             with system_session(self._engine) as session:
                 session.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
-                # One that was replaced while it did not look must not speak beside its successor.
+                # A leader that was replaced, and does not know it yet, must not export beside its successor.
                 leads = select(Leader.term).where(Leader.name == leadership.SCHEDULER, Leader.lease_until > func.now())
                 is_leading = session.scalar(leads) == self._term()
-                found = read_queue(session, self._kinds) if is_leading else QueueState()
+                state = read_queue(session, self._kinds) if is_leading else QueueState()
         except UnavailableError:
-            pass  # the loop logs it, and the scrape says it
+            pass  # the scheduler's loop logs it, and the scrape counts it
         finally:
             with self._changed:
                 now = time.monotonic()
-                rest_s = (now - began) / MAX_LOAD if found else 0.0
-                self._found, self._fresh_until = found, now + max(FRESH_S, rest_s)
+                rest_s = (now - began) / MAX_LOAD if state else 0.0
+                self._state, self._fresh_until = state, now + max(FRESH_S, rest_s)
                 self._reading = False
                 self._changed.notify_all()
 
@@ -173,15 +173,15 @@ def families(state: QueueState) -> list[Metric]:
     return [
         _gauge("zhub_queue_depth", "Queued jobs.", ("org_id", "kind"), state.depth),
         seconds,
-        _gauge("zhub_agents_alive", "Agents that were seen lately.", ("cluster",), _by(state, "agents")),
-        _gauge("zhub_workers", "Workers with torch that live agents offer.", ("cluster",), _by(state, "total")),
+        _gauge("zhub_agents_alive", "Agents that were seen lately.", ("cluster",), _by_cluster(state, "agents")),
+        _gauge("zhub_workers", "Workers with torch that live agents offer.", ("cluster",), _by_cluster(state, "total")),
         _gauge(
             "zhub_workers_reserved",
             "Workers that admitted and running jobs take.",
             ("cluster",),
-            _by(state, "reserved"),
+            _by_cluster(state, "reserved"),
         ),
-        _gauge("zhub_workers_busy", "Workers that running jobs take.", ("cluster",), _by(state, "busy")),
+        _gauge("zhub_workers_busy", "Workers that running jobs take.", ("cluster",), _by_cluster(state, "busy")),
         _gauge(
             "zhub_fair_share_due_ratio",
             "An organisation's part of the weights of all that wait, hold or have used something.",
@@ -205,7 +205,7 @@ def families(state: QueueState) -> list[Metric]:
 
 
 class _Shares:
-    """What each organisation waits for, holds and has used, by cluster."""
+    """Collects by cluster what each organisation waits for, holds and has used, and computes their shares."""
 
     def __init__(self) -> None:
         self.depth: dict[uuid.UUID, int] = {}
@@ -222,14 +222,17 @@ class _Shares:
         self._held[cluster, org] = workers
 
     def use(self, cluster: str, org: uuid.UUID, weight: float, used: float) -> None:
-        """The last of the three: an organisation counts where it waits, holds, or has used a second."""
+        """Call this after ``wait`` and ``hold``: an organisation counts if it waits, holds, or has used a second."""
         charge = used + self._held.get((cluster, org), 0.0) * HORIZON_S
         if charge >= 1 or (cluster, org) in self._waits:
             self._competing[cluster, org] = weight, charge
             self.depth.setdefault(org, 0)
 
     def labels(self) -> Callable[[uuid.UUID], str]:
-        """Of the organisations with the longest queues, then of those that have had most, the ids; else ``other``."""
+        """A function to an organisation's label: its id, or ``other`` if it is not among the first MAX_ORGANIZATIONS.
+
+        Organisations are ordered by the length of their queue, then by what they have used and hold.
+        """
         charges: dict[uuid.UUID, float] = {}
         for (_, org), (_, charge) in self._competing.items():
             charges[org] = charges.get(org, 0.0) + charge
@@ -238,7 +241,7 @@ class _Shares:
         return lambda org: str(org) if org in listed else OTHER
 
     def ratios(self) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str], float]]:
-        """What is due and what was had, by (cluster, label); the parts of a cluster add up to one."""
+        """The fractions that are due and that were used, by (cluster, label); those of a cluster add up to one."""
         label = self.labels()
         weights: dict[str, float] = {}
         charges: dict[str, float] = {}
@@ -254,8 +257,8 @@ class _Shares:
         return due, had
 
 
-def _by(state: QueueState, what: str) -> dict[tuple[str], float]:
-    return {(cluster,): float(getattr(workers, what)) for cluster, workers in state.workers.items()}
+def _by_cluster(state: QueueState, attribute: str) -> dict[tuple[str], float]:
+    return {(cluster,): float(getattr(workers, attribute)) for cluster, workers in state.workers.items()}
 
 
 def _gauge(name: str, documentation: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> GaugeMetricFamily:
@@ -267,8 +270,8 @@ def _gauge(name: str, documentation: str, labels: tuple[str, ...], values: Mappi
 
 _HELD = f"""
     WITH {CLUSTERS}
-    SELECT j.cluster, j.org_id, sum({TAKES})::float AS reserved,
-           coalesce(sum({TAKES}) FILTER (WHERE j.state <> 'admitted'), 0)::float AS busy
+    SELECT j.cluster, j.org_id, sum({WORKERS_NEEDED})::float AS reserved,
+           coalesce(sum({WORKERS_NEEDED}) FILTER (WHERE j.state <> 'admitted'), 0)::float AS busy
       FROM jobs j JOIN clusters c USING (cluster)
      WHERE j.state IN ('admitted', 'starting', 'running', 'stopping') AND j.kind <> ALL(:light)
      GROUP BY j.cluster, j.org_id
@@ -277,7 +280,7 @@ _WORKERS = """
     SELECT cluster, count(*) AS agents, max(slots) AS workers FROM agents
      WHERE seen_at > now() - make_interval(secs => :lost) GROUP BY cluster
 """
-# Of each organisation the job that is first, by the index on their ranks.
+# The first job of each organisation, by the index on ranked_at.
 _OLDEST = f"""
     WITH {CLUSTERS}
     SELECT extract(epoch FROM now() - min(j.created_at))::float

@@ -1,4 +1,4 @@
-"""The cluster as one pass of admission sees it: workers, what is held, who waits, all as of one moment."""
+"""The snapshot of a cluster that an admission pass works on: workers, running jobs and queues, all of one moment."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from zhub.admission import budgets
 from zhub.admission.fair_share import HALF_LIFE_S, Preemptible, Queues, Running, Tenant, Waiting
 from zhub.queue.jobs import KindNames
 
-MAX_PREEMPTIONS, SPARED_FOR = 3, "2 hours"  # a job that was preempted so often within this time is left alone
+MAX_PREEMPTIONS, SPARED_FOR = 3, "2 hours"  # a job that was preempted so often within this time is spared
 
 
-# What a job takes of its cluster: a place of a worker where it shares one, else as many workers as it asks for, and
-# where the cluster has not as many, all of them.
-TAKES = """CASE WHEN j.pack_key IS NOT NULL AND j.infra_failures = 0 THEN 1.0 / c.jobs_per_worker
+# How many workers of its cluster a job needs: a fraction of one if it shares a worker, else as many as it requests, at
+# most all that the cluster has.
+WORKERS_NEEDED = """CASE WHEN j.pack_key IS NOT NULL AND j.infra_failures = 0 THEN 1.0 / c.jobs_per_worker
                  ELSE least(j.workers, c.workers) END"""
 
 
@@ -29,25 +29,26 @@ CLUSTERS = """clusters AS (
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster as a pass finds it."""
+    """A cluster at the moment of a pass."""
 
     name: str
     workers: float
     running: Sequence[Running]
     tenants: Mapping[uuid.UUID, Tenant]
     queues: Queues
-    """Without those of organisations whose budget is used up, which are in ``spent``."""
+    """Without the queues of organisations whose budget is spent: those are in ``spent``."""
     spent: Queues
     preemptible: Sequence[Preemptible]
     returning: float
-    """Workers whose jobs have been told to let go of them."""
+    """Workers whose jobs have been requested to leave them."""
 
     @property
     def free(self) -> float:
-        return self.workers - sum(one.workers for one in self.running)
+        return self.workers - sum(job.workers for job in self.running)
 
 
 def read_clusters(session: Session, kinds: KindNames, lost_after_s: float, heads: int) -> list[Cluster]:
+    """The clusters with live agents, by name; of each organisation's queue the first ``heads`` jobs."""
     values = {
         "lost": lost_after_s,
         "light": kinds.light,
@@ -55,21 +56,21 @@ def read_clusters(session: Session, kinds: KindNames, lost_after_s: float, heads
         "half_life": HALF_LIFE_S,
         "heads": heads,
     }
-    found = session.execute(_FOUND, values).one()
+    snapshot = session.execute(_SNAPSHOT, values).one()
     held: dict[str, list[_Held]] = {}
     by_org: dict[tuple[str, uuid.UUID], float] = {}
-    for one in map(_Held.of, found.held):
-        held.setdefault(one.cluster, []).append(one)
-        key = one.cluster, one.org_id
-        by_org[key] = by_org.get(key, 0.0) + one.takes
+    for held_job in map(_Held.of, snapshot.held):
+        held.setdefault(held_job.cluster, []).append(held_job)
+        key = held_job.cluster, held_job.org_id
+        by_org[key] = by_org.get(key, 0.0) + held_job.workers
     queues: dict[str, dict[uuid.UUID, list[Waiting]]] = {}
-    for head in found.heads:
-        job = Waiting(uuid.UUID(head["id"]), float(head["takes"]), head["expected_s"])
-        queues.setdefault(head["cluster"], {}).setdefault(uuid.UUID(head["org_id"]), []).append(job)
+    for head in snapshot.heads:
+        waiting = Waiting(uuid.UUID(head["id"]), float(head["workers"]), head["expected_s"])
+        queues.setdefault(head["cluster"], {}).setdefault(uuid.UUID(head["org_id"]), []).append(waiting)
     tenants: dict[str, dict[uuid.UUID, Tenant]] = {}
     workers: dict[str, float] = {}
     limited = False
-    for row in found.tenants:
+    for row in snapshot.tenants:
         name, org_id = row["cluster"], uuid.UUID(row["org_id"])
         workers[name] = float(row["workers"])
         limited = limited or row["monthly_worker_hours"] is not None
@@ -81,12 +82,12 @@ def read_clusters(session: Session, kinds: KindNames, lost_after_s: float, heads
         Cluster(
             name,
             workers[name],
-            [Running(one.takes, one.left_s) for one in held.get(name, [])],
+            [Running(job.workers, job.left_s) for job in held.get(name, [])],
             tenants[name],
             {org: queue for org, queue in queues.get(name, {}).items() if org not in spent},
             {org: queue for org, queue in queues.get(name, {}).items() if org in spent},
-            [one.preemptible() for one in held.get(name, []) if one.can_stop],
-            sum(one.takes for one in held.get(name, []) if one.desired != "run"),
+            [job.preemptible() for job in held.get(name, []) if job.can_stop],
+            sum(job.workers for job in held.get(name, []) if job.desired != "run"),
         )
         for name in sorted(workers)
     ]
@@ -94,13 +95,13 @@ def read_clusters(session: Session, kinds: KindNames, lost_after_s: float, heads
 
 @dataclass(frozen=True)
 class _Held:
-    """A job that takes something of its cluster."""
+    """An admitted or active job, with the workers that it holds."""
 
     id: uuid.UUID
     org_id: uuid.UUID
     cluster: str
     desired: str
-    takes: float
+    workers: float
     left_s: float | None
     ran_s: float
     can_stop: bool
@@ -109,14 +110,14 @@ class _Held:
     @staticmethod
     def of(row: Mapping[str, Any]) -> "_Held":
         ids = {"id": uuid.UUID(row["id"]), "org_id": uuid.UUID(row["org_id"])}
-        return _Held(**{**row, **ids, "takes": float(row["takes"])})
+        return _Held(**{**row, **ids, "workers": float(row["workers"])})
 
     def preemptible(self) -> Preemptible:
-        return Preemptible(self.id, self.org_id, self.takes, self.ran_s, spared=self.preemptions >= MAX_PREEMPTIONS)
+        return Preemptible(self.id, self.org_id, self.workers, self.ran_s, spared=self.preemptions >= MAX_PREEMPTIONS)
 
 
 _HELD = f"""
-    SELECT j.id, j.cluster, j.org_id, j.desired, {TAKES} AS takes,
+    SELECT j.id, j.cluster, j.org_id, j.desired, {WORKERS_NEEDED} AS workers,
            CASE WHEN j.expected_s IS NOT NULL THEN
                 greatest(0, j.expected_s - extract(epoch FROM now() - coalesce(j.claimed_at, now())))::float END
            AS left_s,
@@ -132,9 +133,9 @@ _HELD = f"""
 """
 
 
-# For each organisation the first of its jobs, by the index on ranked_at, however many wait.
+# The first jobs of each organisation, by the index on ranked_at: the cost does not depend on the queue's length.
 _HEADS = f"""
-    SELECT c.cluster, j.org_id, j.id, j.expected_s, {TAKES} AS takes
+    SELECT c.cluster, j.org_id, j.id, j.expected_s, {WORKERS_NEEDED} AS workers
       FROM clusters c CROSS JOIN organizations o
      CROSS JOIN LATERAL (SELECT * FROM jobs
                           WHERE state = 'queued' AND cluster = c.cluster AND org_id = o.id AND desired = 'run'
@@ -158,7 +159,7 @@ TENANTS = """
 # Plan at 10^6 jobs, 3 * 10^5 of them queued by 20 organisations: a bitmap of ix_jobs_held with the attempts of each job
 # by their key, and of each organisation the first entries of ix_jobs_rank until :heads (200) need a worker; 6,500 rows,
 # 40 ms.
-_FOUND = text(f"""
+_SNAPSHOT = text(f"""
     WITH {CLUSTERS}, held AS ({_HELD}), heads AS ({_HEADS}), tenants AS ({TENANTS})
     SELECT coalesce((SELECT jsonb_agg(held) FROM held), '[]') AS held,
            coalesce((SELECT jsonb_agg(heads) FROM heads), '[]') AS heads,

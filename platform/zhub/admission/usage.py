@@ -1,4 +1,4 @@
-"""What attempts have used, charged to their organisations. The leader calls this."""
+"""Usage: the leader charges the worker-seconds of ended attempts to their organisations."""
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -7,9 +7,9 @@ from zhub.admission.fair_share import HALF_LIFE_S
 
 
 def charge(session: Session) -> dict[tuple[str, str], int]:
-    """Add what attempts took that have ended since to their organisations' usage; return how many, by (kind, outcome).
+    """Add the worker-seconds of newly ended attempts to their organisations' usage; count them by (kind, outcome).
 
-    Not where they end: all of one organisation would then wait for one row.
+    The transaction that ends an attempt does not do this: all attempts of an organisation would wait for one row lock.
     """
     rows = session.execute(
         text(

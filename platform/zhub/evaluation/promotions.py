@@ -124,7 +124,7 @@ def advance(session: Session) -> Measured | bool:
     """Take one gate whose dependencies have ended one step further; False where there is none.
 
     Its row stays locked until the transaction ends, and other schedulers pass it by. A gate that can be decided is
-    returned for ``compare`` and ``settle``. The caller commits before it compares.
+    returned for ``compare`` and ``record_decision``. The caller commits before it compares.
     """
     needed = aliased(Job)
     unfinished = exists().where(
@@ -154,7 +154,7 @@ def compare(measured: Measured) -> list[Finding] | None:
         return None
 
 
-def settle(session: Session, measured: Measured, findings: Sequence[Finding] | None) -> None:
+def record_decision(session: Session, measured: Measured, findings: Sequence[Finding] | None) -> None:
     """Write a decision, and move the alias if the version passed.
 
     Nothing is written where another scheduler has decided meanwhile, where the promotion was cancelled, or where the
@@ -168,7 +168,7 @@ def settle(session: Session, measured: Measured, findings: Sequence[Finding] | N
     if findings is None:
         return _end(session, job, states.FAILED, FAILED_TO_DECIDE, code="internal_error")
     with _fails_alone(session, job):
-        _settle(session, job, _promotion(session, job), measured, findings)
+        _record_decision(session, job, _promotion(session, job), measured, findings)
 
 
 def _check(session: Session, caller: Caller, gate: Gate, base: str, prefix: str) -> None:
@@ -312,7 +312,9 @@ def _measured_suite(
     )
 
 
-def _settle(session: Session, job: Job, promotion: Promotion, measured: Measured, findings: Sequence[Finding]) -> None:
+def _record_decision(
+    session: Session, job: Job, promotion: Promotion, measured: Measured, findings: Sequence[Finding]
+) -> None:
     record, alias = measured.record, f"@{promotion.alias}"
     compared_with = measured.current.version.id if measured.current is not None else None
     if aliases.current(session, record.expert.id, promotion.alias) != compared_with:

@@ -1,4 +1,4 @@
-"""Kinds of jobs: one entry for each says what runs it, what it may do, and what its end means for other rows.
+"""Kinds of jobs: the entry of a kind says what runs it, what it may do, and which other rows its end changes.
 
-Nothing else in zhub decides by the name of a kind that is not its own.
+Code elsewhere in zhub never branches on the name of a kind, except in the room that owns the kind.
 """

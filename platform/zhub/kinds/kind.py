@@ -1,4 +1,4 @@
-"""What there is to say about a kind of job, with what holds unless a kind says otherwise."""
+"""The properties of a kind of job, with their defaults."""
 
 import uuid
 from collections.abc import Callable, Mapping
@@ -12,11 +12,11 @@ from zhub.queue import attempts, job_events
 from zhub.queue.attempts import Released, Succeeded
 
 Succeed = Callable[[Session, uuid.UUID, int, Mapping[str, Any]], None]
-"""Ends an attempt's job well and writes its result: ``(session, job_id, fence, result)``, in one transaction."""
+"""Moves an attempt's job to succeeded and writes its result: ``(session, job_id, fence, result)``."""
 
 
 def success(write: Callable[[Session, Succeeded, Mapping[str, Any]], None] = lambda *_: None) -> Succeed:
-    """End the job, tell so, and ``write`` the result where it belongs."""
+    """A ``Succeed`` that moves the job to succeeded, adds an event, and calls ``write`` for the result's rows."""
 
     def succeed(session: Session, job_id: uuid.UUID, fence: int, result: Mapping[str, Any]) -> None:
         job = attempts.succeed(session, job_id, fence)
@@ -28,20 +28,20 @@ def success(write: Callable[[Session, Succeeded, Mapping[str, Any]], None] = lam
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of job. Functions get the session of the transaction that changes the job, and never commit.
+    """A kind of job. Its functions get the session of the transaction that changes the job, and never commit.
 
-    Whether a job shares its worker or takes several is not the kind's to say but the job's: ``pack_key``, ``workers``.
+    Each job, not its kind, says whether it shares a worker or requests several: ``pack_key``, ``workers``.
     """
 
     name: str
     pool: str | None
-    """Which workers run it: ``torch``, shared fairly, or ``light``, beside others; None: the scheduler ends it."""
+    """The workers that run it: ``torch``, shared fairly, or ``light``, without a limit; None: the scheduler ends it."""
     resumable: bool = False
-    """It goes on from a checkpoint: it may be preempted, and paused when its organisation's budget is used up."""
+    """It resumes from a checkpoint: it may be preempted, and paused when its organisation's budget is spent."""
     succeed: Succeed = success()
     failed: Callable[[Session, Released], None] = lambda _session, _job: None
-    """What waits for the result is told that there will be none."""
+    """Changes the rows that wait for the result: there will be none."""
     check_redrive: Callable[[Session, Job], None] = lambda _session, _job: None
-    """Raises ConflictError where the dead job must not run again."""
+    """Raises ConflictError if the dead job must not run again."""
     redriven: Callable[[Session, Job], None] = lambda _session, _job: None
-    """What waits for the result is told that there will be one after all."""
+    """Changes the rows that ``failed`` changed: there may be a result again."""

@@ -1,4 +1,4 @@
-"""The end of an attempt, with what it means for other rows, in the caller's one transaction."""
+"""Records the end of an attempt and the changes of other rows that follow from it, in the caller's transaction."""
 
 import uuid
 from collections.abc import Collection, Mapping
@@ -17,7 +17,7 @@ def record_success(session: Session, job_id: uuid.UUID, fence: int, result: Mapp
 
     Raises:
         LeaseLostError: another attempt owns the job, or it was cancelled; nothing is written.
-        KeyError, ValueError: the result lacks its shape.
+        KeyError, ValueError: the result is malformed.
     """
     KINDS[jobs.get_job(session, job_id).kind].succeed(session, job_id, fence, result)
     return states.SUCCEEDED
@@ -43,7 +43,7 @@ def record_stop(session: Session, job_id: uuid.UUID, fence: int) -> str:
 
 
 def reap(session: Session) -> list[Released]:
-    """Take back every job whose lease has run out, as ``reaper.reap`` does; return them. The leader calls this."""
+    """End the attempts of jobs whose lease has run out, as ``reaper.reap`` does. The leader calls this."""
     reaped = reaper.reap(session)
     for job in reaped:
         _apply(session, job)

@@ -1,7 +1,7 @@
 """Redrive: a job that failed or was cancelled is queued again, with a new retry budget and an event that says by whom.
 
-The dead letters of the queue are these jobs; nothing is moved anywhere. A fence goes on where it was, so an attempt
-from before cannot write. Functions take a Session and never commit.
+These jobs are the queue's dead letters; they stay in the same table. A redriven job keeps its fence, so that an earlier
+attempt cannot write. Functions take a Session and never commit.
 """
 
 import uuid
@@ -19,23 +19,23 @@ from zhub.models import Job, JobDependency, Organization
 from zhub.queue import job_events, jobs
 
 MAX_LISTED = 1000
-MAX_SETTLED = 100  # in one pass of the leader
+MAX_REDRIVES = 100  # jobs in one pass of the leader
 DEAD = (states.FAILED, states.CANCELLED)
 
 
 @dataclass(frozen=True)
 class DeadLetters:
-    """Which dead jobs are meant; what is None does not matter."""
+    """Selects dead jobs; an attribute that is None matches all."""
 
     organization: str | None = None
     kind: str | None = None
     code: str | None = None
-    """Of the error."""
+    """The code of the job's error."""
     ended_within: timedelta | None = None
 
 
 def find(session: Session, which: DeadLetters) -> list[Job]:
-    """Failed jobs that these words describe, the oldest first. The session must see all tenants."""
+    """The failed jobs that ``which`` selects, the oldest first. The session must see all tenants."""
     statement = select(Job).where(Job.state == states.FAILED, Job.kind.not_in(table.names().without_worker))
     if which.organization is not None:
         named = select(Organization.id).where(Organization.name == which.organization)
@@ -50,49 +50,49 @@ def find(session: Session, which: DeadLetters) -> list[Job]:
 
 
 def request(session: Session, job: Job, *, by: str) -> None:
-    """Ask for a dead job to be queued again; the leader does it. Asking again is no error.
+    """Request that the leader redrives a dead job. A second request is no error.
 
     Raises:
-        ConflictError: the job is not dead, or is one that is not run again.
+        ConflictError: the job is not dead, or must not run again.
     """
     _check(session, job)
-    asked = session.scalar(
+    requested = session.scalar(
         update(Job)
         .where(Job.id == job.id, Job.state.in_(DEAD), Job.desired != "redrive")
         .values(desired="redrive")
         .returning(Job.id)
     )
     session.refresh(job)
-    if asked is not None:
+    if requested is not None:
         job_events.add(session, job.org_id, job.id, "Redrive requested.", data={"type": "redrive", "by": by})
     elif job.desired != "redrive":
         raise _not_dead(job)
 
 
 def process_redrives(session: Session) -> int:
-    """Queue the jobs again that somebody asked for. The leader calls this."""
-    wanted = select(Job).where(text("desired = 'redrive' AND state IN ('failed', 'cancelled')"))
-    found = list(session.scalars(wanted.order_by(Job.id).limit(MAX_SETTLED).with_for_update()))
-    for job in found:
+    """Redrive the dead jobs for which this was requested; return how many were requested. The leader calls this."""
+    requested = select(Job).where(text("desired = 'redrive' AND state IN ('failed', 'cancelled')"))
+    dead_jobs = list(session.scalars(requested.order_by(Job.id).limit(MAX_REDRIVES).with_for_update()))
+    for job in dead_jobs:
         if job.state not in DEAD:
-            continue  # it waited for one that was before it, and has come back with that
+            continue  # it depends on an earlier job of this list, and was queued again with that
         try:
             redrive(session, job)
         except ConflictError as exc:
-            # It could be when it was asked for. What cannot be done must not keep the leader from all else.
+            # The request was valid when it was made. One that cannot be met must not stop the leader's pass.
             session.execute(update(Job).where(Job.id == job.id).values(desired="run"))
-            told = {"type": "redrive"}
-            job_events.add(session, job.org_id, job.id, f"It is not queued again. {exc}", level="warn", data=told)
-    return len(found)
+            data = {"type": "redrive"}
+            job_events.add(session, job.org_id, job.id, f"It is not queued again. {exc}", level="warn", data=data)
+    return len(dead_jobs)
 
 
 def redrive(session: Session, job: Job) -> None:
-    """Queue a dead job again, and with it those that were cancelled because they waited for it.
+    """Queue a dead job again, and with it the jobs that were cancelled because they depend on it.
 
-    A training goes on from its newest checkpoint, where it left one.
+    A training resumes from its newest checkpoint, if it has one.
 
     Raises:
-        ConflictError: the job is not dead, or is one that is not run again.
+        ConflictError: the job is not dead, or must not run again.
     """
     _check(session, job)
     if not _revive(session, job):
@@ -115,7 +115,11 @@ def _not_dead(job: Job) -> ConflictError:
 
 
 def _revive(session: Session, job: Job) -> bool:
-    """Move a dead job back to where it began, and what was cancelled with it; False if it is not dead."""
+    """Move a dead job to queued or waiting, and with it its cancelled dependents; False if it is not dead.
+
+    The failures so far move to ``forgiven_user_failures`` and ``forgiven_infra_failures``: failures before the last
+    redrive.
+    """
     state = session.scalar(
         text(
             """
@@ -145,6 +149,7 @@ def _revive(session: Session, job: Job) -> bool:
 
 
 def _cancelled_with(session: Session, job_id: uuid.UUID) -> list[Job]:
+    """The jobs that were cancelled because this job, on which they depend, did not succeed."""
     statement = (
         select(Job)
         .join(JobDependency, JobDependency.job_id == Job.id)

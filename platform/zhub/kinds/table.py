@@ -1,4 +1,4 @@
-"""The kinds of jobs there are. To add one, add its entry, and its runner where workers run it."""
+"""All kinds of jobs. A new kind needs an entry here and, if workers run it, a runner."""
 
 import uuid
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ def of_pool(pool: str) -> list[str]:
 
 
 def names() -> KindNames:
-    """What the statements of queue and admission must tell apart."""
+    """The kinds that SQL statements of queue and admission treat differently."""
     return KindNames(
         light=[kind.name for kind in KINDS.values() if kind.pool == LIGHT],
         resumable=[kind.name for kind in KINDS.values() if kind.resumable],

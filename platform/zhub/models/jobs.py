@@ -66,6 +66,7 @@ class Job(TenantOwned, Base):
     infra_failures: Mapped[int] = mapped_column(default=0)
     forgiven_user_failures: Mapped[int] = mapped_column(default=0, server_default="0")
     forgiven_infra_failures: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Both columns count failures before the last redrive: a redrive moves the two counts above here."""
     """Those before a redrive, which gives the job a new budget."""
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     traceparent: Mapped[str | None]

@@ -1,7 +1,7 @@
-"""The life of an attempt: heartbeats, and every way in which it ends.
+"""Heartbeats of an attempt, and all the ways in which an attempt ends.
 
-Each statement is guarded by the attempt's fence: after another claim it changes nothing and raises LeaseLostError.
-Time is the database's clock. Functions take a Session and never commit.
+Each statement checks the attempt's fence: after another claim it changes nothing and raises LeaseLostError.
+All times come from the database's clock. Functions take a Session and never commit.
 """
 
 import json
@@ -22,14 +22,14 @@ from zhub.queue.job_events import Event
 from zhub.queue.poison import is_poison
 from zhub.webhooks import outbox
 
-MAX_USER_FAILURES = 2  # retries of an unexpected error in the recipe itself
+MAX_USER_FAILURES = 2  # retries after an unexpected error in the recipe itself
 
 
-MAX_INFRA_FAILURES = 5  # retries after lost actors, lost agents, an unreachable store
+MAX_INFRA_FAILURES = 5  # retries after a lost actor, a lost agent, or an unreachable store
 
 
 class Succeeded(NamedTuple):
-    """A job that has just succeeded, and what its result belongs to."""
+    """A job that has just succeeded, and the rows that its result belongs to."""
 
     id: uuid.UUID
     org_id: uuid.UUID
@@ -41,26 +41,26 @@ class Succeeded(NamedTuple):
 
 
 class Released(NamedTuple):
-    """A job whose attempt has ended without success, and what its result would have belonged to."""
+    """A job whose attempt has ended without success, and the rows that its result would have belonged to."""
 
     job_id: uuid.UUID
     org_id: uuid.UUID
     fence: int
     kind: str
     state: str
-    """What it is now: queued to be tried again, paused, cancelled or failed."""
+    """The job's new state: queued (it will be retried), paused, cancelled or failed."""
     dataset_version_id: uuid.UUID | None
     base_model_id: uuid.UUID | None
     reason: str
 
 
-# What ``released`` makes a Released of.
+# The columns from which ``released`` builds a Released.
 RELEASED = "jobs.id, org_id, fence, kind, state, dataset_version_id, base_model_id"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt failed. ``retryable`` is False where trying again must end the same way."""
+    """Why an attempt failed. ``retryable`` is False if a retry would fail in the same way."""
 
     code: str
     message: str
@@ -88,7 +88,7 @@ def heartbeat(
     """Renew the lease of an attempt whose actor has answered, store what it reported, and return ``desired``.
 
     Raises:
-        LeaseLostError: the fence is not the job's any more: stop the actor, write nothing.
+        LeaseLostError: the job has another fence, or has ended. Stop the actor and write nothing.
     """
     row = session.execute(
         _HEARTBEAT,
@@ -126,7 +126,7 @@ def succeed(session: Session, job_id: uuid.UUID, fence: int, *, trained_tokens: 
     """Move an attempt's job to ``succeeded``; the caller writes the result in the same transaction.
 
     Raises:
-        LeaseLostError: another attempt owns the job, or its cancellation was accepted first.
+        LeaseLostError: another attempt owns the job, or a cancellation was accepted first.
     """
     row = session.execute(
         _SUCCEED,
@@ -143,7 +143,7 @@ def succeed(session: Session, job_id: uuid.UUID, fence: int, *, trained_tokens: 
     return Succeeded(*row)
 
 
-# One statement, because most jobs are short and all of an agent's wait for it: the job, its attempt, and who is told.
+# One statement for the job, its attempt and its webhooks: most jobs are short, and an agent ends one after the other.
 _SUCCEED = text(f"""
     WITH changed AS (
         UPDATE jobs SET state = 'succeeded', finished_at = now(), lease_until = NULL, trained_tokens = :tokens
@@ -160,10 +160,10 @@ _SUCCEED = text(f"""
 def fail(
     session: Session, job_id: uuid.UUID, fence: int, failure: Failure, *, outcome: str = "failed_user"
 ) -> Released:
-    """End an attempt that failed; its job is tried again or has failed.
+    """End an attempt that failed, and queue its job again or fail it.
 
-    ``outcome`` says whose budget pays: ``failed_user`` or, for lost actors and unreachable parts,
-    ``failed_infra`` and ``lost``. A failure that is not retryable ends the job at once.
+    ``outcome`` chooses the retry budget: ``failed_user`` is the user's; ``failed_infra`` and ``lost``, for lost actors
+    and unreachable services, are the platform's. A failure that is not retryable ends the job at once.
 
     Raises:
         LeaseLostError: another attempt owns the job.
@@ -197,17 +197,17 @@ def fail(
 def lose(
     session: Session, job_id: uuid.UUID, fence: int, *, died_on: str | None = None, nodes: Collection[str] = ()
 ) -> Released:
-    """End an attempt whose worker is gone.
+    """End an attempt whose worker has died.
 
-    One that had been asked to leave its worker has left it, and pays nothing. ``died_on`` is the node where the worker
-    was seen to die, ``nodes`` are those that live: a job that brings down one worker after another is not tried again.
+    An attempt that was being preempted has left its worker, as requested: this is no failure. ``died_on`` is the node
+    on which the worker died, ``nodes`` are the nodes that are alive: a job that is poison is not retried.
 
     Raises:
         LeaseLostError: another attempt owns the job.
     """
     leased = select(Job.desired, Job.lease_until > func.now()).where(Job.id == job_id, Job.fence == fence)
     desired, in_time = session.execute(leased).one_or_none() or (None, False)
-    if not in_time:  # a worker whose leases have run out ends by itself
+    if not in_time:  # a worker whose leases have run out exits by itself: its end says nothing about the job
         died_on = None
     if died_on is not None:
         poison.note(session, job_id, fence, died_on)
@@ -219,7 +219,7 @@ def lose(
 
 
 def preempt(session: Session, job_id: uuid.UUID, fence: int, message: str) -> None:
-    """Ask an attempt to leave its worker with a checkpoint, where nothing else is wanted of its job."""
+    """Ask an attempt to write a checkpoint and leave its worker, unless its job has another requested change."""
     org_id = session.scalar(
         update(Job)
         .where(Job.id == job_id, Job.fence == fence, Job.state.in_(states.ACTIVE), Job.desired == "run")
@@ -231,10 +231,10 @@ def preempt(session: Session, job_id: uuid.UUID, fence: int, message: str) -> No
 
 
 def stopped(session: Session, job_id: uuid.UUID, fence: int) -> Released:
-    """End an attempt whose actor stopped because it was asked to.
+    """End an attempt that stopped on request.
 
-    A job that is wanted again by then is queued without a back-off. An attempt that stopped although nobody had
-    asked it is a failure of the platform: it would stop again at once, and for ever.
+    A job that was resumed in the meantime is queued without a back-off. An attempt that stopped without a request is a
+    failure of the platform: a retry without a budget could stop again at once, and for ever.
 
     Raises:
         LeaseLostError: another attempt owns the job.
@@ -246,17 +246,17 @@ def stopped(session: Session, job_id: uuid.UUID, fence: int) -> Released:
                    state = CASE desired WHEN 'cancel' THEN 'cancelled' WHEN 'pause' THEN 'paused' ELSE 'queued' END,
                    finished_at = CASE WHEN desired = 'cancel' THEN now() END, not_before = NULL,
                    desired = CASE WHEN desired = 'preempt' THEN 'run' ELSE desired END
-              FROM (SELECT id, desired AS wanted FROM jobs WHERE id = :job FOR UPDATE) was
+              FROM (SELECT id, desired AS requested FROM jobs WHERE id = :job FOR UPDATE) was
              WHERE jobs.id = was.id AND fence = :fence
                AND (state = 'stopping' OR state IN ('starting', 'running') AND desired <> 'run')
-         RETURNING {RELEASED}, wanted
+         RETURNING {RELEASED}, requested
             """
         ),
         {"job": job_id, "fence": fence},
     ).one_or_none()
     if row is None:
         return fail(session, job_id, fence, STOPPED_UNASKED, outcome="failed_infra")
-    outcome = {"cancel": "cancelled", "preempt": "preempted"}.get(row.wanted, "paused")
+    outcome = {"cancel": "cancelled", "preempt": "preempted"}.get(row.requested, "paused")
     job = released(row[:-1], f"The attempt was {outcome}.")
     end_attempt(session, job, outcome, None)
     report_state(session, job.org_id, job_id, job.state)
@@ -264,14 +264,14 @@ def stopped(session: Session, job_id: uuid.UUID, fence: int) -> Released:
 
 
 def report_state(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, state: str) -> None:
-    """Tell a job's new state to its events and, where it has ended or is paused, to webhooks."""
+    """Add a job's new state to its events and, if it has ended or is paused, to the outbox of webhooks."""
     job_events.add(session, org_id, job_id, f"The job is {state}.")
     if state in (*states.TERMINAL, states.PAUSED):
         outbox.announce_job(session, job_id)
 
 
-# How an attempt that did not succeed gives its job back: the user's wish first, then the retry budget,
-# then a back-off of 1, 2, 4, … seconds, at most a minute. Needs :infra (0 or 1), :limit and :error.
+# The new state of a job whose attempt did not succeed: a requested change comes first, then the retry budget, then a
+# back-off of 1, 2, 4, … seconds, at most a minute. Needs :infra (0 or 1), :limit and :error.
 RELEASE = """
     state = CASE WHEN desired = 'cancel' THEN 'cancelled' WHEN desired = 'pause' THEN 'paused'
                  WHEN (CASE WHEN :infra = 1 THEN infra_failures ELSE user_failures END) >= :limit THEN 'failed'
@@ -289,7 +289,7 @@ RELEASE = """
 
 
 def released(row: Sequence[Any], reason: str) -> Released:
-    """The job of a row with the columns ``RELEASED``."""
+    """Build a Released from a row with the columns ``RELEASED``."""
     return Released._make([*row, reason])
 
 
@@ -307,7 +307,7 @@ def end_attempt(session: Session, job: Released, outcome: str, message: str | No
 
 
 def report_release(session: Session, job: Released) -> None:
-    """Tell what became of a job whose attempt failed or was lost."""
+    """Add to the events and the outbox what happened to a job whose attempt failed or was lost."""
     if job.state == states.FAILED:
         job_events.add(session, job.org_id, job.job_id, job.reason, level="error")
         outbox.announce_job(session, job.job_id)

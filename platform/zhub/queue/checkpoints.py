@@ -1,9 +1,10 @@
-"""Checkpoints: what a training job can go on from, and what may answer requests before it has ended.
+"""Checkpoints: a training job resumes from its newest one, and each one can serve requests before the job has ended.
 
-A worker stores a checkpoint's objects and then reports it; the row is written with that report. Each job keeps its
-newest ``KEEP_CHECKPOINTS``. Row first, objects second, when one goes: a crash leaves objects to sweep, never a row
-without its bytes. The newest checkpoint of a job that has not ended never goes, so a step is never written again
-after its checkpoint was deleted. Functions take a Session and never commit; only ``sweep`` opens sessions of its own.
+A worker stores a checkpoint's objects and then reports the checkpoint; that report writes the row. Each job keeps its
+newest ``KEEP_CHECKPOINTS``. Deletion marks the row first and removes the objects second: a crash leaves objects to
+sweep, never a row without its objects. The newest checkpoint of a job that has not ended is never deleted, so a step is
+never written again after its checkpoint was deleted. Functions take a Session and never commit; only ``sweep`` opens
+sessions of its own.
 """
 
 import logging
@@ -28,7 +29,7 @@ from zhub.storage.keys import checkpoints_prefix
 from zhub.storage.object_store import ObjectStore
 
 KEEP_CHECKPOINTS = 3
-SWEEP_AFTER = timedelta(minutes=1)  # who resolved its name a moment ago may still read it
+SWEEP_AFTER = timedelta(minutes=1)  # a reader that resolved its name a moment ago may still read it
 SWEEP_BATCH = 20  # checkpoints in one sweep
 
 log = logging.getLogger("zhub.checkpoints")
@@ -37,7 +38,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class CheckpointReport(Schema):
-    """The ``data`` of the event by which a worker says that a checkpoint is whole in the store."""
+    """The ``data`` of the event by which a worker reports that a checkpoint is completely stored."""
 
     model_config = ConfigDict(frozen=True)
     type: Literal["checkpoint"]
@@ -50,15 +51,17 @@ class CheckpointReport(Schema):
 
 
 def record(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, report: Mapping[str, Any]) -> None:
-    """Write the row of a checkpoint that an attempt reports, and hide those that the policy no longer keeps.
+    """Write the row of a checkpoint that an attempt reports, and mark older ones beyond the limit as deleted.
 
     Raises:
-        ValueError: the report lacks its shape, or names a place that is not the job's own.
+        ValueError: the report is malformed, or its key prefix is not within the job's prefix.
     """
-    found = CheckpointReport.model_validate(report)
-    # What is under the prefix will be deleted some day: it must not reach beyond its job.
-    if not found.key_prefix.startswith(f"{checkpoints_prefix(org_id, job_id)}/") or ".." in found.key_prefix:
-        raise ValueError(f"checkpoint {found.step} of job {job_id} lies at '{found.key_prefix}', not within its job")
+    checkpoint = CheckpointReport.model_validate(report)
+    # A sweep deletes all objects under the prefix: it must not reach beyond the job's own objects.
+    if not checkpoint.key_prefix.startswith(f"{checkpoints_prefix(org_id, job_id)}/") or ".." in checkpoint.key_prefix:
+        raise ValueError(
+            f"checkpoint {checkpoint.step} of job {job_id} lies at '{checkpoint.key_prefix}', not within its job"
+        )
     session.execute(
         insert(Checkpoint)
         .values(
@@ -66,7 +69,7 @@ def record(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, r
             org_id=org_id,
             job_id=job_id,
             fence=fence,
-            **found.model_dump(mode="json", exclude={"type"}),
+            **checkpoint.model_dump(mode="json", exclude={"type"}),
         )
         .on_conflict_do_nothing()
     )
@@ -85,7 +88,7 @@ def record(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, r
 
 
 def _newest(session: Session, job_id: uuid.UUID) -> Checkpoint | None:
-    """The checkpoint from which the job's next attempt goes on, if it has one."""
+    """The checkpoint from which the job's next attempt resumes; None if there is none."""
     return session.scalar(
         select(Checkpoint)
         .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
@@ -97,10 +100,10 @@ def _newest(session: Session, job_id: uuid.UUID) -> Checkpoint | None:
 def list_checkpoints(
     session: Session, job_id: uuid.UUID, *, after: uuid.UUID | None, limit: int
 ) -> tuple[list[Checkpoint], bool]:
-    """The job's checkpoints, newest first, and whether more follow. Paging goes on after one that was deleted.
+    """The job's checkpoints, newest first, and whether there are more. ``after`` may be a deleted checkpoint.
 
     Raises:
-        NotFoundError: there never was, or is no more, a checkpoint ``after``.
+        NotFoundError: the job has no checkpoint ``after``, or its row has been swept.
     """
     statement = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
     if after is not None:
@@ -108,34 +111,34 @@ def list_checkpoints(
         if last is None or last.job_id != job_id:
             raise _missing(after)
         statement = statement.where(Checkpoint.step < last.step)
-    found = list(session.scalars(statement.order_by(Checkpoint.step.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    checkpoints = list(session.scalars(statement.order_by(Checkpoint.step.desc()).limit(limit + 1)))
+    return checkpoints[:limit], len(checkpoints) > limit
 
 
 def delete_checkpoint(session: Session, job: Job, checkpoint_id: uuid.UUID) -> Checkpoint:
-    """Hide a checkpoint of the job; the sweep removes its bytes. Deleting it again is an error.
+    """Mark a checkpoint of the job as deleted; ``sweep`` removes its objects. Deleting it twice is an error.
 
     Raises:
         NotFoundError: the job has no such checkpoint.
-        ConflictError: the job has not ended and would go on from this one.
+        ConflictError: the job has not ended and would resume from this checkpoint.
     """
-    found = session.get(Checkpoint, checkpoint_id)
-    if found is None or found.job_id != job.id or found.deleted_at is not None:
+    checkpoint = session.get(Checkpoint, checkpoint_id)
+    if checkpoint is None or checkpoint.job_id != job.id or checkpoint.deleted_at is not None:
         raise _missing(checkpoint_id)
-    last = _newest(session, job.id)
-    if job.state not in states.TERMINAL and last is not None and last.id == found.id:
+    newest = _newest(session, job.id)
+    if job.state not in states.TERMINAL and newest is not None and newest.id == checkpoint.id:
         raise ConflictError(
-            f"{public_id('checkpoint', found.id)} is the newest checkpoint of a job that has not ended: the job would "
-            "go on from it. Cancel the job first, or delete it after the next one."
+            f"{public_id('checkpoint', checkpoint.id)} is the newest checkpoint of a job that has not ended: the job "
+            "would go on from it. Cancel the job first, or delete it after the next one."
         )
-    session.execute(update(Checkpoint).where(Checkpoint.id == found.id).values(deleted_at=func.now()))
-    return found
+    session.execute(update(Checkpoint).where(Checkpoint.id == checkpoint.id).values(deleted_at=func.now()))
+    return checkpoint
 
 
 def sweep(engine: Engine, store: ObjectStore, *, after: timedelta = SWEEP_AFTER) -> int:
-    """Remove the objects of checkpoints that were deleted a while ago, then their rows; return how many.
+    """Remove the objects of checkpoints that were deleted more than ``after`` ago, then their rows; return how many.
 
-    Needs no leader: doing it twice, or at the same time, does no harm. What the store refuses is left for next time.
+    Needs no leader: two sweeps, also at the same time, do no harm. If the store fails, the next sweep removes the rest.
     """
     with system_session(engine) as session:
         statement = select(Checkpoint.id, Checkpoint.key_prefix).where(Checkpoint.deleted_at <= func.now() - after)

@@ -1,7 +1,8 @@
-"""Claims: admitted jobs leased to an agent, each under a new fence.
+"""Claims: an agent leases admitted jobs, each under a new fence.
 
-A claim raises ``fence`` by one; every later write of that attempt (``zhub.queue.attempts``) names the fence and does
-nothing when it is no longer the job's. Time is the database's clock. Functions take a Session and never commit.
+A claim raises ``fence`` by one. Each later write of that attempt (``zhub.queue.attempts``) names its fence, and changes
+nothing if the job has another fence. All times come from the database's clock. Functions take a Session and never
+commit.
 """
 
 import uuid
@@ -17,7 +18,7 @@ from zhub.ids import new_id
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that was just claimed: what to run, and under which fence."""
+    """A job that was just claimed: its spec, its fence, and what its attempt starts with."""
 
     job_id: uuid.UUID
     org_id: uuid.UUID
@@ -25,16 +26,16 @@ class Claim:
     kind: str
     spec: dict[str, Any]
     workers: int = 1
-    """How many it is given: those that it asks for, or all that its agent has."""
+    """How many workers the job gets: as many as it requests, at most all that its agent has."""
     pack_key: str | None = None
-    """Of the attempts that this one may share a worker with, see ``zhub.training.packing``; None: with none."""
+    """Jobs with the same key may share a worker, see ``zhub.training.packing``; None: this job shares with none."""
     checkpoint: dict[str, Any] | None = None
-    """``{"key_prefix", "digest", "step"}`` of the newest checkpoint, where an earlier attempt left one."""
+    """``{"key_prefix", "digest", "step"}`` of the newest checkpoint, if an earlier attempt left one."""
     traceparent: str | None = None
     queued_s: float = field(default=0.0, compare=False)
-    """Until its admission, since it could have been admitted first; 0 where nobody knows."""
+    """From when the job could first have been admitted until it was; 0 if that is not known."""
     waited_s: float = field(default=0.0, compare=False)
-    """Between its admission and this claim."""
+    """From the job's admission until this claim."""
 
 
 def claim_up_to(
@@ -49,13 +50,14 @@ def claim_up_to(
     free: int = 1,
     packs: Collection[str] = (),
 ) -> list[Claim]:
-    """Lease the first admitted jobs of these kinds, at most ``limit``. Two callers never get the same one.
+    """Lease the first admitted jobs of these kinds, at most ``limit``. Two callers never get the same job.
 
-    The caller commits before it starts anything, and renews each lease before ``lease_s`` seconds have passed. Jobs of
-    the kinds ``light`` take nothing of their cluster. ``free`` workers hold nothing, and the packs with keys ``packs``
-    have room: jobs are leased in their order as far as they fit in. Where the first does not, nothing is, also where a
-    later one would, so that a job that fits nowhere gets the next free workers: all that it takes, at once. A job that
-    was lost before shares no more: it may be what brings workers down.
+    The caller commits before it starts an attempt, and renews each lease before ``lease_s`` seconds have passed. Jobs
+    of the kinds ``light`` use no worker of their cluster.
+
+    ``free`` workers hold no attempt, and the packs with keys ``packs`` have room. Jobs are leased in their order, up to
+    the first that does not fit. No later job overtakes it, so it gets the next workers that become free, all that it
+    requests at once. A job that has been lost before shares no worker: it may be poison.
     """
     rows = session.execute(
         _CLAIM,
@@ -82,17 +84,17 @@ _CLAIM = text("""
         SELECT id, admitted_at, least(workers, (SELECT slots FROM agents WHERE id = :agent)) AS takes FROM jobs
          WHERE state = 'admitted' AND desired = 'run' AND cluster = :cluster AND kind = ANY(:kinds)
          ORDER BY admitted_at, id LIMIT :limit FOR UPDATE SKIP LOCKED
-    ), placed AS (
-        SELECT id AS picked_id, takes, row_number() OVER up_to AS place, sum(takes) OVER up_to AS taken
+    ), numbered AS (
+        SELECT id AS picked_id, takes, row_number() OVER up_to AS position, sum(takes) OVER up_to AS taken
           FROM picked WINDOW up_to AS (ORDER BY admitted_at, id)
     ), claimed AS (
         UPDATE jobs SET state = 'starting', fence = fence + 1, agent_id = :agent,
                lease_until = now() + make_interval(secs => :lease_s), progress_at = now(),
                started_at = coalesce(started_at, now())
-          FROM placed
+          FROM numbered
          WHERE id = picked_id AND state = 'admitted'
-           AND (taken <= :free OR place = 1 AND infra_failures = 0 AND pack_key = ANY(:packs))
-     RETURNING place, id, org_id, fence, kind, spec, takes AS workers,
+           AND (taken <= :free OR position = 1 AND infra_failures = 0 AND pack_key = ANY(:packs))
+     RETURNING position, id, org_id, fence, kind, spec, takes AS workers,
                CASE infra_failures WHEN 0 THEN pack_key END AS pack_key, traceparent,
                greatest(0, extract(epoch FROM now() - admitted_at))::float AS waited_s,
                CASE WHEN fence = 1 OR not_before IS NOT NULL
@@ -100,19 +102,19 @@ _CLAIM = text("""
                     ELSE 0 END AS queued_s
     ), attempt AS (
         INSERT INTO attempts (id, org_id, job_id, fence, agent_id, workers)
-        SELECT (cast(:attempts AS uuid[]))[place], org_id, claimed.id, fence, :agent,
+        SELECT (cast(:attempts AS uuid[]))[position], org_id, claimed.id, fence, :agent,
                CASE WHEN kind = ANY(:light) THEN 0
                     WHEN pack_key IS NULL THEN workers
                     ELSE 1.0 / coalesce(agents.jobs_per_worker, 1) END
           FROM claimed LEFT JOIN agents ON agents.id = :agent
     ), told AS (
         INSERT INTO job_events (id, org_id, job_id, level, type, message)
-        SELECT (cast(:events AS uuid[]))[place], org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.'
+        SELECT (cast(:events AS uuid[]))[position], org_id, id, 'info', 'message', 'Attempt ' || fence || ' started.'
           FROM claimed
     )
     SELECT id, org_id, fence, kind, spec, workers, pack_key,
            (SELECT jsonb_build_object('key_prefix', c.key_prefix, 'digest', c.digest, 'step', c.step)
               FROM checkpoints c WHERE c.job_id = claimed.id AND c.deleted_at IS NULL
              ORDER BY c.step DESC LIMIT 1) AS checkpoint, traceparent, queued_s, waited_s
-      FROM claimed ORDER BY place
+      FROM claimed ORDER BY position
 """)

@@ -1,4 +1,4 @@
-"""Jobs that wait for other jobs: they are queued once all of these have succeeded, and cancelled if one has not.
+"""Dependencies: a waiting job is queued once all jobs that it depends on have succeeded, and cancelled if one has not.
 
 Functions take a Session and never commit.
 """
@@ -18,16 +18,16 @@ from zhub.queue.jobs import KindNames
 from zhub.webhooks import outbox
 
 MAX_NEEDED = 20
-MAX_SETTLED = 500  # in one pass of the leader
+MAX_RELEASED = 500  # jobs in one pass of the leader
 
 
 def needed(session: Session, project_id: uuid.UUID, names: Sequence[str], *, param: str) -> list[Job]:
-    """The fine-tuning jobs of the project with these public ids, for a job that shall wait for them.
+    """The fine-tuning jobs of the project with these public ids, as dependencies of a new job.
 
     Raises:
-        InvalidRequestError: one is unknown, or has ended otherwise than well: what needs it would never run.
+        InvalidRequestError: a job is unknown, or has failed or been cancelled: a dependent of it would never run.
     """
-    found = []
+    needed_jobs = []
     for name in dict.fromkeys(names):
         try:
             job = jobs.get_job(session, parse_id("fine-tuning job", name))
@@ -41,19 +41,19 @@ def needed(session: Session, project_id: uuid.UUID, names: Sequence[str], *, par
                 "it would never run.",
                 param=param,
             )
-        found.append(job)
-    return found
+        needed_jobs.append(job)
+    return needed_jobs
 
 
 def add(session: Session, job: Job, needs: Sequence[uuid.UUID]) -> None:
-    """Make a job, already flushed, wait for these."""
+    """Make a flushed job wait for these jobs."""
     session.add_all([JobDependency(org_id=job.org_id, job_id=job.id, needs_job_id=needed) for needed in needs])
     session.flush()
 
 
 def of(session: Session, job_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Job]]:
-    """What each of these jobs waits for or has waited for, oldest first."""
-    found: dict[uuid.UUID, list[Job]] = {}
+    """The dependencies of each of these jobs, oldest first, also those that have ended."""
+    needed_by: dict[uuid.UUID, list[Job]] = {}
     rows = session.execute(
         select(JobDependency.job_id, Job)
         .join(Job, Job.id == JobDependency.needs_job_id)
@@ -61,14 +61,14 @@ def of(session: Session, job_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[J
         .order_by(Job.id)
     )
     for job_id, job in rows:
-        found.setdefault(job_id, []).append(job)
-    return found
+        needed_by.setdefault(job_id, []).append(job)
+    return needed_by
 
 
 def release_dependents(session: Session, kinds: KindNames) -> int:
-    """Queue the jobs whose dependencies have all succeeded, cancel those with one that has not. The leader calls this.
+    """Queue the jobs whose dependencies have all succeeded, and cancel those with one that has not; return how many.
 
-    Jobs that the scheduler ends are left alone: what to make of a dependency that failed is theirs to say.
+    The leader calls this. Gates are not changed here: a gate itself decides what a failed dependency means.
     """
     # Plan at 10^6 jobs, 1,000 of them waiting: ix_jobs_waiting, then of each job its dependencies and what it needs, by
     # their keys; 3,000 rows, 11 ms. Not materialised, all of jobs would be read in the order of id.
@@ -98,7 +98,7 @@ def release_dependents(session: Session, kinds: KindNames) -> int:
             """
         ),
         {
-            "limit": MAX_SETTLED,
+            "limit": MAX_RELEASED,
             "head_start": jobs.PRIORITY_HEAD_START,
             "without_worker": kinds.without_worker,
         },
@@ -113,7 +113,7 @@ def release_dependents(session: Session, kinds: KindNames) -> int:
 
 
 def reason(needs: Sequence[Job]) -> str:
-    """What a waiting job waits for, in words."""
+    """A sentence that names the jobs for which a waiting job still waits."""
     left = [public_id("fine-tuning job", job.id) for job in needs if job.state != states.SUCCEEDED]
     return (
         f"It waits for {', '.join(left)} to succeed." if left else "What it waited for has ended; it is next looked at."

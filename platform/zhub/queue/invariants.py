@@ -1,7 +1,7 @@
-"""What must hold of the rows of any history, asked of the rows themselves: in tests, after an outage, in production.
+"""Rules that the database's rows must always obey, as queries: for tests, after an outage, and in production.
 
-The statements that keep the protocol are in ``zhub.queue.jobs``; these know nothing of them. Each check selects what
-breaks one rule, so an empty answer is the good one. They only read, and may run beside everything else.
+The checks share no code with the statements that implement the protocol. Each query selects the rows that break one
+rule, so an empty result is good. The queries only read, and may run at any time.
 """
 
 import uuid
@@ -12,14 +12,14 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 MAX_FOUND = 20  # of each rule
-CLOCK_GRACE_S = 1  # a row has the time at which its transaction began
-LEASE_GRACE_S = 60  # after which a lease that ran out should have been taken back
-WISH_GRACE_S = 60  # after which the leader should have settled what an attempt need not be asked for
+CLOCK_GRACE_S = 1  # the time in a row is the begin of its transaction
+LEASE_GRACE_S = 60  # by then the leader should have reaped a job whose lease ran out
+REQUEST_GRACE_S = 60  # by then the leader should have applied a requested change of a job without an attempt
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A row that breaks a rule. ``detail`` says how."""
+    """A row that breaks a rule, and in ``detail`` how it does."""
 
     rule: str
     id: uuid.UUID
@@ -76,7 +76,7 @@ RULES: Final[dict[str, str]] = {
         SELECT c.id, 'step ' || c.step || ', fence ' || c.fence
           FROM checkpoints c LEFT JOIN attempts a ON a.job_id = c.job_id AND a.fence = c.fence WHERE a.id IS NULL
     """,
-    "what a tenant's job is made of is the tenant's": """
+    "a job references only its own tenant's objects": """
         SELECT j.id, 'the expert belongs to another organisation'
           FROM jobs j JOIN experts e ON e.id = j.expert_id WHERE e.org_id <> j.org_id
     """,
@@ -85,15 +85,15 @@ RULES: Final[dict[str, str]] = {
           FROM jobs j JOIN job_dependencies d ON d.job_id = j.id JOIN jobs n ON n.id = d.needs_job_id
          WHERE j.fence > 0 AND n.state <> 'succeeded'
     """,
-    "an alias stands where its last move put it": """
-        SELECT a.id, '@' || a.name || ' stands on ' || a.version_id || ', and was moved to '
+    "an alias points to the version of its last move": """
+        SELECT a.id, '@' || a.name || ' points to ' || a.version_id || ', and was moved to '
                || coalesce(m.to_version_id::text, 'nothing')
           FROM aliases a LEFT JOIN LATERAL
                (SELECT to_version_id FROM alias_moves WHERE alias_id = a.id ORDER BY position DESC LIMIT 1) m ON true
          WHERE m.to_version_id IS DISTINCT FROM a.version_id
     """,
     "each move of an alias begins where the one before it ended": """
-        SELECT id, 'from ' || coalesce(from_version_id::text, 'nothing') || ', and it stood on '
+        SELECT id, 'from ' || coalesce(from_version_id::text, 'nothing') || ', and it pointed to '
                || coalesce(before::text, 'nothing')
           FROM (SELECT m.*, lag(to_version_id) OVER (PARTITION BY alias_id ORDER BY position) AS before
                   FROM alias_moves m) m
@@ -132,8 +132,8 @@ RULES: Final[dict[str, str]] = {
         HAVING count(a.id) FILTER (WHERE a.outcome <> 'failed_user') <> j.infra_failures + j.forgiven_infra_failures
             OR count(a.id) FILTER (WHERE a.outcome = 'failed_user') <> j.user_failures + j.forgiven_user_failures
     """,
-    # Rows of one transaction have one time.
-    "the beginning and the end of an attempt were told in the transactions that wrote them": """
+    # All rows of one transaction have the same time.
+    "the start and the end of an attempt each have an event of the same transaction": """
         SELECT a.id, 'attempt ' || a.fence || ' began at ' || a.created_at || ', ended at '
                || coalesce(a.ended_at::text, 'no time')
           FROM attempts a
@@ -141,7 +141,7 @@ RULES: Final[dict[str, str]] = {
             OR a.ended_at IS NOT NULL AND NOT EXISTS
                (SELECT 1 FROM job_events e WHERE e.job_id = a.job_id AND e.created_at = a.ended_at)
     """,
-    "what an attempt reported is there without a gap": """
+    "the events that an attempt reported are numbered without a gap": """
         SELECT job_id, 'fence ' || fence || ', ' || count(*) || ' reports, the last ' || max(seq)
           FROM job_events WHERE seq IS NOT NULL GROUP BY job_id, fence HAVING count(*) <> max(seq)
     """,
@@ -152,15 +152,15 @@ RULES: Final[dict[str, str]] = {
            AND e.data->>'type' IS DISTINCT FROM 'redrive'
          GROUP BY j.id
     """,
-    "what is wanted of a job without an attempt is done": f"""
-        SELECT j.id, 'state ' || j.state || ', wanted: ' || j.desired || ', nothing has happened since '
+    "a requested change of a job without an attempt is applied": f"""
+        SELECT j.id, 'state ' || j.state || ', desired: ' || j.desired || ', nothing has happened since '
                || max(e.created_at)
           FROM jobs j JOIN job_events e ON e.job_id = j.id
          WHERE j.state IN ('queued', 'admitted') AND j.desired IN ('cancel', 'pause')
             OR j.state = 'paused' AND j.desired IN ('run', 'cancel')
-            -- One that waits for others is not paused before it is queued: it would forget what it waits for.
+            -- A waiting job is paused only once it is queued: a paused job does not wait for its dependencies.
             OR j.state = 'waiting' AND j.desired = 'cancel'
-         GROUP BY j.id HAVING max(e.created_at) < now() - interval '{WISH_GRACE_S} seconds'
+         GROUP BY j.id HAVING max(e.created_at) < now() - interval '{REQUEST_GRACE_S} seconds'
     """,
     "a cluster's agents give out no more workers than they have": """
         SELECT (array_agg(a.job_id ORDER BY a.created_at DESC))[1], 'cluster ' || j.cluster || ' has ' || c.workers
@@ -175,7 +175,7 @@ RULES: Final[dict[str, str]] = {
 
 
 def examine(session: Session) -> list[Finding]:
-    """Everything that breaks a rule, at most MAX_FOUND rows of each. The session must see all tenants."""
+    """The rows that break a rule, at most MAX_FOUND for each rule. The session must see all tenants."""
     return [
         Finding(rule, row[0], row[1])
         for rule, statement in RULES.items()

@@ -1,8 +1,8 @@
-"""What happened to a job, as it is written, and as readers want it: newest first in pages, in order, or as series.
+"""The events of a job: writing them, and reading them newest first in pages, oldest first, or as metric series.
 
-Events stand in the order of (``xid``, ``position``): of the transaction that wrote them, then of the writing. Below the
-oldest transaction that is still open that order is final, so a reader that stops there and goes on from its last event
-misses none and sees none twice. Functions take a Session and never commit.
+Events are ordered by (``xid``, ``position``): by the transaction that wrote them, then by their number. The order is
+final for all transactions older than the oldest open one. A reader that stops there, and continues after its last
+event, misses no event and sees none twice. Functions take a Session and never commit.
 """
 
 import uuid
@@ -29,7 +29,7 @@ _HORIZON: ColumnElement[int] = literal_column("pg_snapshot_xmin(pg_current_snaps
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that an attempt reports; ``seq`` counts from 1 within the attempt."""
+    """An event that an attempt reports; ``seq`` counts from 1 within the attempt."""
 
     seq: int
     level: str
@@ -40,7 +40,7 @@ class Event:
 
 @dataclass(frozen=True)
 class MetricSeries:
-    """One metric of a job. ``count`` is how many points there are, ``points`` what is left of them, by step."""
+    """One metric of a job. ``count`` is how many points it has, ``points`` are those that are kept, by step."""
 
     name: str
     count: int
@@ -56,16 +56,16 @@ def add(
     level: str = "info",
     data: dict[str, Any] | None = None,
 ) -> None:
-    """Write what happened to a job, other than what its attempt reports."""
+    """Write an event of a job that its attempt did not report."""
     session.add(JobEvent(org_id=org_id, job_id=job_id, message=message, level=level, data=data))
     session.flush()
 
 
 def store(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, events: Sequence[Event]) -> None:
-    """Append what an attempt reported, and the checkpoints among it; an event that is already there is left alone.
+    """Append the events that an attempt reported, and record their checkpoints; skip events that are already stored.
 
     Raises:
-        ValueError: the report of a checkpoint that cannot be one.
+        ValueError: the report of a checkpoint is malformed.
     """
     if events:
         values = [
@@ -84,24 +84,24 @@ def store(session: Session, org_id: uuid.UUID, job_id: uuid.UUID, fence: int, ev
         ]
         new = session.scalars(insert(JobEvent).values(values).on_conflict_do_nothing().returning(JobEvent.seq)).all()
         for event in events:
-            # One that was stored before has its row, or had it until it was swept.
+            # The checkpoint of an event that was stored before has its row already, or has been swept.
             if event.seq in new and event.data is not None and event.data.get("type") == "checkpoint":
                 checkpoints.record(session, org_id, job_id, fence, event.data)
 
 
 def last_seq(session: Session, job_id: uuid.UUID, fence: int) -> int:
-    """The number of the last event stored of an attempt; where polling goes on after a restart of the agent."""
+    """The number of an attempt's last stored event: after a restart, the agent polls from there."""
     return session.scalar(
         select(func.coalesce(func.max(JobEvent.seq), 0)).where(JobEvent.job_id == job_id, JobEvent.fence == fence)
     ) or 0  # fmt: skip
 
 
 def cursor_of(session: Session, job_id: uuid.UUID, event_id: uuid.UUID) -> Cursor:
-    """Where an event of the job stands. Raises NotFoundError."""
-    found = session.execute(select(*_KEY).where(JobEvent.id == event_id, JobEvent.job_id == job_id)).one_or_none()
-    if found is None:
+    """The cursor of an event of the job. Raises NotFoundError."""
+    row = session.execute(select(*_KEY).where(JobEvent.id == event_id, JobEvent.job_id == job_id)).one_or_none()
+    if row is None:
         raise NotFoundError("event", public_id("event", event_id))
-    return found.xid, found.position
+    return row.xid, row.position
 
 
 def list_newest(
@@ -112,31 +112,32 @@ def list_newest(
     statement = select(JobEvent).where(JobEvent.job_id == job_id)
     if before is not None:
         statement = statement.where(tuple_(*_KEY) < before)
-    found = list(session.scalars(statement.order_by(*(column.desc() for column in _KEY)).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    events = list(session.scalars(statement.order_by(*(column.desc() for column in _KEY)).limit(limit + 1)))
+    return events[:limit], len(events) > limit
 
 
-def list_settled(session: Session, job_id: uuid.UUID, *, after: Cursor, limit: int) -> tuple[list[JobEvent], bool]:
-    """The next events ``after`` a cursor, oldest first, and whether those are all that can be seen now.
+def list_final(session: Session, job_id: uuid.UUID, *, after: Cursor, limit: int) -> tuple[list[JobEvent], bool]:
+    """The next events ``after`` a cursor whose order is final, oldest first, and whether these are all visible events.
 
-    Only events that no other can come before any more. The others follow once older transactions have ended.
+    Events whose order is not final follow once older transactions have ended.
     """
-    found = session.execute(
+    rows = session.execute(
         # Plan at 10^6 events, half of them of one job: the next :limit + 1 entries of ix_job_events_job; 0.1 ms.
         select(JobEvent, JobEvent.xid < _HORIZON)
         .where(JobEvent.job_id == job_id, tuple_(*_KEY) > after)
         .order_by(*_KEY)
         .limit(limit + 1)
     ).all()
-    settled = [event for event, is_settled in found[:limit] if is_settled]
-    return settled, len(settled) == len(found)
+    final = [event for event, is_final in rows[:limit] if is_final]
+    return final, len(final) == len(rows)
 
 
 def metric_series(session: Session, job_id: uuid.UUID, *, points: int) -> list[MetricSeries]:
-    """A series for each metric that the job reported by step, of at most ``points`` (4 or more), by name.
+    """A series for each metric that the job reported by step, by name, with at most ``points`` points (4 or more).
 
-    Where there are more, the first and the last stay, and of each of ``(points - 2) / 2`` stretches between them the
-    lowest and the highest. What an attempt measured past the step that a later one went on from is left out.
+    A longer series keeps its first and last point. The points between are divided into ``(points - 2) / 2`` stretches,
+    and each stretch keeps its lowest and its highest. Points of an attempt after the step from which a later attempt
+    resumed are left out.
     """
     rows = session.execute(text(_SERIES), {"job": job_id, "points": points, "stretches": (points - 2) // 2}).all()
     return [
@@ -153,7 +154,7 @@ _SERIES = """
          WHERE job_id = :job AND jsonb_typeof(data -> 'step') = 'number'
            AND (type = 'metrics' OR data ->> 'type' = 'metrics')
     ), begun AS (
-        -- Step 0 is the base, which every attempt measures, wherever it goes on from.
+        -- Step 0 is the base, which every attempt measures, also one that resumes from a checkpoint.
         SELECT fence, min(step) FILTER (WHERE step > 0) AS step FROM measured GROUP BY fence
     ), kept AS (
         SELECT DISTINCT ON (metric.key, m.step)
@@ -163,16 +164,16 @@ _SERIES = """
          WHERE metric.key <> 'step' AND jsonb_typeof(metric.value) = 'number'
            AND NOT EXISTS (SELECT FROM begun WHERE begun.fence > m.fence AND begun.step <= m.step)
          ORDER BY metric.key, m.step, m.xid DESC, m.position DESC
-    ), placed AS (
+    ), numbered AS (
         SELECT *, count(*) OVER (PARTITION BY name) AS total,
-               row_number() OVER (PARTITION BY name ORDER BY step) - 1 AS place
+               row_number() OVER (PARTITION BY name ORDER BY step) - 1 AS position
           FROM kept
     ), stretched AS (
-        SELECT *, CASE WHEN total <= :points THEN place
-                       WHEN place = 0 THEN -1
-                       WHEN place = total - 1 THEN :stretches
-                       ELSE (place - 1) * :stretches / (total - 2) END AS stretch
-          FROM placed
+        SELECT *, CASE WHEN total <= :points THEN position
+                       WHEN position = 0 THEN -1
+                       WHEN position = total - 1 THEN :stretches
+                       ELSE (position - 1) * :stretches / (total - 2) END AS stretch
+          FROM numbered
     ), ranked AS (
         SELECT *, row_number() OVER (PARTITION BY name, stretch ORDER BY value, step) AS from_below,
                row_number() OVER (PARTITION BY name, stretch ORDER BY value DESC, step) AS from_above

@@ -1,7 +1,7 @@
-"""The log of a job: what its attempts printed, as JSON lines in numbered chunks of the object store.
+"""The log of a job: the lines that its attempts printed, as JSON in numbered chunks in the object store.
 
-Each attempt writes chunks 0, 1, 2, … below its own prefix, one after the other and none twice with other bytes, so a
-reader goes on where it was. A line is ``{"at", "level", "logger", "message", "fence"}``; ``at`` is the worker's clock.
+Each attempt writes chunks 0, 1, 2, … below its own prefix, in order, and never changes a written chunk, so a reader can
+continue where it stopped. A line is ``{"at", "level", "logger", "message", "fence"}``; ``at`` is the worker's clock.
 """
 
 import json
@@ -21,21 +21,21 @@ from zhub.storage.keys import attempts_prefix
 from zhub.storage.object_store import ObjectStore
 
 SWEEP_WINDOW = timedelta(days=7)
-SWEEP_BATCH = 100  # attempts, each a listing of the store
+SWEEP_BATCH = 100  # attempts; each one costs a listing of the store
 
 _CHUNK = re.compile(r"/attempts/(\d+)/logs/(\d{6,})\.jsonl$")
 _POSITION = re.compile(r"(\d{1,18})/(\d{1,18})/(\d{1,18})")
 
 
 class Chunk(NamedTuple):
-    """Which chunk of a job's log."""
+    """Identifies a chunk of a job's log."""
 
     fence: int
     number: int
 
 
 class Position(NamedTuple):
-    """Which line of a job's log: fence, chunk and line count from where each begins, at 1, 0 and 0."""
+    """Identifies a line of a job's log. ``fence`` counts from 1, ``chunk`` and ``line`` from 0."""
 
     fence: int
     chunk: int
@@ -47,18 +47,18 @@ class Position(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises InvalidRequestError."""
-        if (found := _POSITION.fullmatch(text)) is None:
+        if (match := _POSITION.fullmatch(text)) is None:
             raise InvalidRequestError(
                 f"'{text}' names no line of a log: expected fence/chunk/line, as a stream gives it as the id of each "
                 "line. Leave it away to begin with the first line.",
                 param="after",
             )
-        return cls(*map(int, found.groups()))
+        return cls(*map(int, match.groups()))
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line with its place; ``content`` is the JSON object that was stored."""
+    """A line with its position; ``content`` is the JSON object that was stored."""
 
     position: Position
     content: str
@@ -70,20 +70,20 @@ def chunk_key(attempts: str, chunk: Chunk) -> str:
 
 
 def list_chunks(store: ObjectStore, attempts: str, *, fence: int | None = None) -> list[Chunk]:
-    """The chunks that are there, of all attempts or of one, in the order of the log. Raises StoreError."""
+    """The stored chunks of all attempts or of one, in the log's order. Raises StoreError."""
     within = f"{attempts}/" if fence is None else f"{attempts}/{fence}/logs/"
-    found = (_CHUNK.search(key) for key in store.keys(within))
-    return sorted(Chunk(int(match[1]), int(match[2])) for match in found if match)
+    matches = (_CHUNK.search(key) for key in store.keys(within))
+    return sorted(Chunk(int(match[1]), int(match[2])) for match in matches if match)
 
 
 def read_chunk(store: ObjectStore, attempts: str, chunk: Chunk, *, after_line: int = -1) -> list[Line] | None:
-    """The lines of a chunk after one of them, or None where there is no such chunk (yet). Raises StoreError."""
+    """The lines of a chunk after line ``after_line``, or None if the chunk does not exist (yet). Raises StoreError."""
     try:
         content = b"".join(store.open(chunk_key(attempts, chunk)))
     except ObjectMissingError:
         return None
     lines = content.decode().splitlines()
-    # Escaped JSON has no line break of its own, so line feeds are all that splitlines finds.
+    # JSON escapes line breaks within strings, so splitlines splits only at the end of each object.
     return [Line(Position(*chunk, number), line) for number, line in enumerate(lines) if number > after_line]
 
 
@@ -95,12 +95,12 @@ def read_lines(store: ObjectStore, attempts: str, chunks: Sequence[Chunk]) -> It
 
 def read_tail(store: ObjectStore, attempts: str, chunks: Sequence[Chunk], count: int) -> list[Line]:
     """The last ``count`` lines of the chunks, read from the end. Raises StoreError."""
-    found: list[Line] = []
+    lines: list[Line] = []
     for chunk in reversed(chunks):
-        if len(found) >= count:
+        if len(lines) >= count:
             break
-        found = (read_chunk(store, attempts, chunk) or []) + found
-    return found[-count:]
+        lines = (read_chunk(store, attempts, chunk) or []) + lines
+    return lines[-count:]
 
 
 def encode_line(at: datetime, level: str, logger: str, message: str, fence: int) -> bytes:
@@ -111,20 +111,20 @@ def encode_line(at: datetime, level: str, logger: str, message: str, fence: int)
 
 
 class Swept(NamedTuple):
-    """The attempt up to which the logs of old attempts are removed: when it ended, and its id."""
+    """The last attempt whose logs were swept, by (``ended_at``, ``attempt_id``)."""
 
     ended_at: datetime
     attempt_id: uuid.UUID
 
 
 def sweep(engine: Engine, store: ObjectStore, *, kept: timedelta, after: Swept | None) -> tuple[int, Swept | None]:
-    """Remove the logs of the next attempts that ended more than ``kept`` ago; return how many objects, and how far.
+    """Remove the logs of the next attempts that ended more than ``kept`` ago; return how many objects, and the last.
 
-    Nothing in the database says that a log is gone, so whoever sweeps remembers how far it is and passes it as
-    ``after``. One that has just started, None, looks at what came of age within SWEEP_WINDOW.
+    The database does not record that a log was removed, so the caller remembers the last swept attempt and passes it as
+    ``after``. If it is None, the sweep starts with the attempts that became old enough within SWEEP_WINDOW.
 
     Raises:
-        StoreError, UnavailableError: nothing is lost, sweep again from the same place.
+        StoreError, UnavailableError: nothing is lost; sweep again with the same ``after``.
     """
     age = func.now() - kept
     statement = select(Attempt.ended_at, Attempt.id, Attempt.org_id, Attempt.job_id, Attempt.fence).where(

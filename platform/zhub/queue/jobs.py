@@ -1,4 +1,4 @@
-"""Jobs as rows: adding one to the queue, and finding it again. Functions take a Session and never commit."""
+"""The rows of jobs: adding a job to the queue, and finding a job. Functions take a Session and never commit."""
 
 import uuid
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ MAX_PRIORITY = 9
 
 @dataclass(frozen=True)
 class KindNames:
-    """The kinds of jobs that statements treat differently; ``zhub.kinds`` says which they are."""
+    """The kinds of jobs that SQL statements treat differently; ``zhub.kinds.table`` has the kinds."""
 
     light: Sequence[str]
-    """They run beside others on a worker without torch, and take nothing of their cluster."""
+    """Jobs of these kinds run on a worker without torch, and use no worker of their cluster."""
     resumable: Sequence[str]
-    """They can stop at any time and go on from a checkpoint."""
+    """Jobs of these kinds can stop at any time and resume from a checkpoint."""
     without_worker: Sequence[str]
-    """They are never queued: the scheduler ends them."""
+    """Jobs of these kinds are never queued: the scheduler ends them."""
 
 
 def enqueue(session: Session, job: Job, message: str) -> None:
     """Add a job in the state ``queued``, with its first event, in the caller's transaction and trace."""
-    # A priority is a head start and no more, so that what has a low one is late and never left behind.
+    # A priority is only a head start, so that jobs with a low priority start later but never starve.
     job.ranked_at = func.now() - (job.priority or 0) * PRIORITY_HEAD_START
     job.traceparent = tracing.traceparent()
     session.add(job)
@@ -50,7 +50,7 @@ def get_job(session: Session, job_id: uuid.UUID) -> Job:
 
 
 def find_by_dedup_key(session: Session, project_id: uuid.UUID, dedup_key: str) -> Job | None:
-    """The job of the project with this key that has not ended, if there is one."""
+    """The job of the project that has this key and has not ended; None if there is none."""
     return session.scalar(
         select(Job).where(Job.project_id == project_id, Job.dedup_key == dedup_key, Job.state.not_in(states.TERMINAL))
     )

@@ -1,4 +1,4 @@
-"""The reaper takes jobs back whose lease has run out."""
+"""The reaper: it ends attempts whose lease has run out, and queues or fails their jobs."""
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session

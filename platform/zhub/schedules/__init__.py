@@ -1,4 +1,4 @@
-"""Trainings that are submitted by themselves: definitions, cron, and the firing of ticks.
+"""Schedules submit trainings automatically: their definitions, cron expressions, and the firing of ticks.
 
-What they submit takes the same way as a user's request, in ``training``.
+``training`` handles the submitted requests in the same way as a user's request.
 """

@@ -1,8 +1,8 @@
-"""When a schedule fires: cron expressions in a time zone, and what becomes of ticks that nobody was there for.
+"""The ticks of a cron expression in a time zone, and the policy for missed ticks. Pure functions of times.
 
-Pure functions of times. The expression is read by ``cronsim``, which follows Debian's cron: a local time that a change
-of clocks skips fires once, right after the gap; one that it repeats fires once, the first time. Expressions with a star
-for the minute or the hour fire whenever the clock on the wall says so, as cron's do.
+``cronsim`` parses the expression and follows Debian's cron. If a change of clocks skips a local time, its tick fires
+once, right after the gap. If it repeats a local time, the tick fires once, the first time. Expressions with a star for
+the minute or the hour fire at each matching local time, also in a repeated hour, as in cron.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from zhub.errors import InvalidRequestError
 
 Misfire = Literal["skip", "fire_once", "backfill"]
 
-ON_TIME = timedelta(minutes=1)  # a tick that is looked at this late was not missed
-MAX_CATCH_UP_S = 31 * 86400  # what was missed earlier is not even looked at
+ON_TIME = timedelta(minutes=1)  # a tick that is at most this late is not a misfire
+MAX_CATCH_UP_S = 31 * 86400  # older missed ticks are ignored
 MAX_NOTED = 100  # missed ticks that get a row of their own
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is due now: ``fire``, oldest first; ``missed``, the newest of those that are not; and the tick to come."""
+    """The ticks to ``fire`` now, oldest first; the newest ``missed`` ticks; and the next tick, ``next_at``."""
 
     fire: Sequence[datetime]
     missed: Sequence[datetime]
@@ -35,7 +35,7 @@ class Plan:
 
 
 def check_cron(expression: str, zone: str) -> None:
-    """Raise InvalidRequestError, with the parameter at fault, unless this is an expression of cron in a known zone."""
+    """Raise InvalidRequestError, with the parameter at fault, unless cron expression and time zone are valid."""
     _zone(zone)
     if len(expression.split()) != 5:
         raise InvalidRequestError(
@@ -52,7 +52,7 @@ def check_cron(expression: str, zone: str) -> None:
 
 
 def ticks(expression: str, zone: str, after: datetime) -> Iterator[datetime]:
-    """The times after ``after``, in UTC and in their order."""
+    """The ticks after ``after``, in UTC, in ascending order."""
     return (tick.astimezone(UTC) for tick in CronSim(expression, after.astimezone(_zone(zone))))
 
 
@@ -67,29 +67,29 @@ def plan(
     catch_up: timedelta,
     max_backfill: int,
 ) -> Plan:
-    """What to do now about the tick ``next_at`` and all since; ``delay`` is the jitter of a tick.
+    """Decide which ticks, from ``next_at`` until now, fire and which are missed; ``delay`` is the jitter of a tick.
 
-    A tick that is looked at within a minute of its time fires. One that was missed, because no scheduler ran or the
-    schedule could not be looked at, is past help after ``catch_up``; of the others ``fire_once`` fires the newest,
-    ``backfill`` the newest ``max_backfill``, ``skip`` none.
+    A tick that is at most a minute late fires. Older ticks are misfires, because no scheduler handled the schedule in
+    time. A misfire is not caught up after the window ``catch_up``. Of the others, ``fire_once`` fires the newest,
+    ``backfill`` the newest ``max_backfill``, and ``skip`` none.
     """
-    # From the second before, so that next_at itself is the first; and on from there, not from now: within an hour that
-    # a change of clocks repeats, only the ticks before tell which of them were had already.
+    # Iterate from the second before next_at, so that next_at is the first tick. Do not start from now: in an hour that
+    # a change of clocks repeats, only the earlier ticks show which ticks have already fired.
     began = max(next_at, now - timedelta(seconds=MAX_CATCH_UP_S)) - timedelta(seconds=1)
     due = []
-    for later in ticks(expression, zone, began):
-        if later + delay(later) > now:
+    for tick in ticks(expression, zone, began):
+        if tick + delay(tick) > now:
             break
-        due.append(later)
-    late = ON_TIME if misfire == "skip" else max(catch_up, ON_TIME)
-    wanted = max_backfill if misfire == "backfill" else 1
-    fire = [tick for tick in due if now - tick - delay(tick) <= late][-wanted:]
+        due.append(tick)
+    window = ON_TIME if misfire == "skip" else max(catch_up, ON_TIME)
+    max_fired = max_backfill if misfire == "backfill" else 1
+    fire = [due_tick for due_tick in due if now - due_tick - delay(due_tick) <= window][-max_fired:]
     missed = due[: len(due) - len(fire)]
-    return Plan(fire, missed[-MAX_NOTED:], len(missed), later)
+    return Plan(fire, missed[-MAX_NOTED:], len(missed), tick)
 
 
 def jitter(schedule_id: uuid.UUID, tick: datetime, at_most_s: int) -> timedelta:
-    """A delay of 0 to ``at_most_s`` seconds, the same whenever it is asked for: many schedules of one hour spread."""
+    """A delay of 0 to ``at_most_s`` seconds, always the same for a tick: it spreads schedules with the same cron."""
     digest = hashlib.sha256(schedule_id.bytes + int(tick.timestamp()).to_bytes(8, "big")).digest()
     return timedelta(seconds=int.from_bytes(digest[:8], "big") % (at_most_s + 1))
 

@@ -66,7 +66,7 @@ def create(session: Session, caller: Caller, request: ScheduleRequest) -> Schedu
     Raises:
         InvalidRequestError: with the ``param`` at fault.
         NotFoundError, NotReadyError: the dataset or the base model is missing or not usable yet.
-        ConflictError: the project has one of this name already.
+        ConflictError: the project has a schedule of this name already, or ``MAX_SCHEDULES``.
     """
     count = len(list_schedules(session, caller.project_id))
     if count >= MAX_SCHEDULES:
@@ -142,7 +142,7 @@ def new_feedback(session: Session, schedules: Sequence[Schedule]) -> dict[uuid.U
 
 
 def job_request(training: dict[str, Any], version_id: uuid.UUID) -> JobRequest:
-    """What a run asks for: a schedule's ``training`` on this version of its dataset.
+    """The request of a run: a schedule's ``training`` on this version of its dataset.
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
@@ -248,7 +248,7 @@ def _flush(session: Session, name: str) -> None:
 
 
 def _arm(session: Session, schedule: Schedule, after: datetime) -> None:
-    """Set when it fires next; the jitter of a tick is always the same."""
+    """Set the schedule's next tick after ``after``, and when it fires, with jitter."""
     if schedule.cron is None:
         schedule.next_at = schedule.fires_at = None
         return

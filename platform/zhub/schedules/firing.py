@@ -1,8 +1,8 @@
-"""Ticks: how schedules fire, and what becomes of each time that they do.
+"""Ticks: the scheduler fires schedules, and records the outcome of each tick.
 
-A tick trains on the newest version of the schedule's dataset. Whatever becomes of it, it gets a row: the unique key of
-that row is what lets no tick fire twice, whichever scheduler looks, and however often. A schedule is looked at under a
-lock on its row, so no leader is needed. Functions take a Session and never commit.
+A tick trains on the newest version of the schedule's dataset. Each tick gets a row, whatever its outcome. The unique
+key of the row ensures that no tick fires twice. A schedule is processed under a lock on its row: no leader is needed.
+Functions take a Session and never commit.
 """
 
 import logging
@@ -24,7 +24,7 @@ from zhub.schedules import cron, definitions
 from zhub.tenancy.keys import Caller
 from zhub.training import fine_tuning
 
-# Evaluations in one transaction: each comparison takes a tenth of a second. The next look takes the rest.
+# Evaluations in one transaction: each comparison takes a tenth of a second. The next call compares the rest.
 MAX_COMPARISONS = 10
 MISSED = "No scheduler looked at it in time."
 
@@ -32,7 +32,7 @@ log = logging.getLogger("zhub.ticks")
 
 
 def process_next_due(session: Session) -> bool:
-    """Look after one schedule that has something due; False where none has. A scheduler calls this again and again."""
+    """Process one schedule that has something due; False if none has. Schedulers call this again and again."""
     schedule_id = session.scalar(text(_DUE))
     if schedule_id is None:
         return False
@@ -47,7 +47,7 @@ def process_next_due(session: Session) -> bool:
             _fire_ticks(session, schedule, sessions.now(session))
     except DBAPIError:
         raise
-    except Exception as exc:  # it must not stand in the way of every other schedule
+    except Exception as exc:  # one broken schedule must not stop all others
         log.exception("schedule %s", schedule_id, extra={"action": "schedule_failed"})
         message = f"zhub failed to fire it ({type(exc).__name__}); its log says why."
         broken = update(Schedule).where(Schedule.id == schedule_id)
@@ -57,7 +57,7 @@ def process_next_due(session: Session) -> bool:
 
 
 def run_now(session: Session, schedule: Schedule) -> ScheduleTick:
-    """Fire at once, paused or not, as its overlap policy allows."""
+    """Fire a schedule now, also a paused one, as its overlap policy allows."""
     return _fire(session, schedule, f"asked:{new_id().hex}")
 
 
@@ -67,7 +67,8 @@ def list_ticks(session: Session, schedule: Schedule, *, limit: int) -> list[Sche
     return list(session.scalars(statement.order_by(ScheduleTick.id.desc()).limit(limit)))
 
 
-# Evaluations of the version of schedule ``s``'s alias, with those of its base on the same suite, without a tick.
+# Evaluations, without a tick so far, of the version to which the alias of schedule ``s`` points, each with the
+# evaluation of its base on the same suite.
 _MEASURED = """
     SELECT e.id, b.id AS base_id FROM aliases a
       JOIN evaluations e ON e.version_id = a.version_id AND e.project_id = s.project_id AND e.rewards IS NOT NULL
@@ -77,8 +78,8 @@ _MEASURED = """
            SELECT 1 FROM schedule_ticks t
             WHERE t.schedule_id = s.id AND t.key = 'regression:' || replace(e.id::text, '-', ''))
 """
-# A schedule with a job to count, or which is not paused and has a tick, a buffered one whose way is free, new data,
-# something measured, or enough feedback. That is counted where it comes, on the expert: never here.
+# A schedule with an ended job to count; or one that is not paused and has a due tick, a buffered tick without a running
+# job, new data, a new evaluation, or enough feedback. The expert's row counts feedback, not this query.
 _DUE = (
     """
     SELECT s.id FROM schedules s
@@ -143,7 +144,7 @@ def _fire_new_data(session: Session, schedule: Schedule) -> None:
     newest = definitions.newest_version(session, schedule.dataset_id)
     seen = session.get(DatasetVersion, schedule.seen_version_id) if schedule.seen_version_id else None
     schedule.seen_version_id = newest.id if newest else None
-    # An older one comes to the fore when the newest is deleted.
+    # If the newest version was deleted, an older one is now the newest: it is not new data.
     if newest is not None and (seen is None or newest.version > seen.version):
         _fire(session, schedule, f"data:{newest.id.hex}")
 
@@ -157,12 +158,12 @@ def _fire_regressions(session: Session, schedule: Schedule) -> None:
     )
     for row in session.execute(measured, {"schedule": schedule.id, "most": MAX_COMPARISONS}).all():
         own, base = session.get_one(Evaluation, row.id), session.get_one(Evaluation, row.base_id)
-        found = compare(tuple(own.rewards or ()), tuple(base.rewards or ()))
+        comparison = compare(tuple(own.rewards or ()), tuple(base.rewards or ()))
         key = f"regression:{row.id.hex}"
-        if found.verdict == "worse":
+        if comparison.verdict == "worse":
             _fire(session, schedule, key)
         else:
-            _note(session, schedule, key, "no_regression", f"Against its base: {found.verdict}.")
+            _note(session, schedule, key, "no_regression", f"Against its base: {comparison.verdict}.")
 
 
 def _fire_feedback(session: Session, schedule: Schedule) -> None:
@@ -172,14 +173,14 @@ def _fire_feedback(session: Session, schedule: Schedule) -> None:
     if expert.feedback_count < schedule.feedback_seen + schedule.on_feedback:
         return
     schedule.feedback_seen = expert.feedback_count
-    # With the expert, because the counts of another, which it may train later, are numbers as well.
+    # The key names the expert, because the schedule may later train another one, whose counts may be the same.
     _fire(session, schedule, f"feedback:{expert.name}:{expert.feedback_count}")
 
 
 def _fire_buffered(session: Session, schedule: Schedule) -> None:
-    waiting = _buffered(session, schedule)
-    if waiting is not None and not schedule.paused_because and not _unfinished(session, schedule):
-        _submit(session, schedule, waiting)
+    buffered = _buffered(session, schedule)
+    if buffered is not None and not schedule.paused_because and not _unfinished(session, schedule):
+        _submit(session, schedule, buffered)
 
 
 def _buffered(session: Session, schedule: Schedule) -> ScheduleTick | None:
@@ -188,7 +189,7 @@ def _buffered(session: Session, schedule: Schedule) -> ScheduleTick | None:
 
 
 def _fire(session: Session, schedule: Schedule, key: str) -> ScheduleTick:
-    """Do what the overlap policy says about a tick, once."""
+    """Fire, buffer or skip a tick, as the overlap policy says; a tick that has a row already is returned unchanged."""
     statement = select(ScheduleTick).where(ScheduleTick.schedule_id == schedule.id, ScheduleTick.key == key)
     if (earlier := session.scalar(statement)) is not None:
         return earlier
@@ -207,7 +208,7 @@ def _fire(session: Session, schedule: Schedule, key: str) -> ScheduleTick:
 
 
 def _submit(session: Session, schedule: Schedule, tick: ScheduleTick) -> ScheduleTick:
-    """Enqueue the training of a tick, or say in its row why it is refused."""
+    """Enqueue the training of a tick, or record in its row why the training is refused."""
     project = session.scalars(select(Project).where(Project.id == schedule.project_id)).one()
     caller = Caller(schedule.id, schedule.org_id, schedule.project_id, project.name, frozenset())
     try:
@@ -242,7 +243,7 @@ def _unfinished(session: Session, schedule: Schedule) -> list[Job]:
 
 
 def _note(session: Session, schedule: Schedule, key: str, outcome: str, message: str | None) -> ScheduleTick:
-    """Make the row of a tick."""
+    """Insert the row of a tick."""
     tick = ScheduleTick(org_id=schedule.org_id, schedule_id=schedule.id, key=key, outcome=outcome, message=message)
     session.add(tick)
     session.flush()
@@ -250,7 +251,7 @@ def _note(session: Session, schedule: Schedule, key: str, outcome: str, message:
 
 
 def _count_ended(session: Session, schedule: Schedule) -> None:
-    """Count how the jobs of ticks ended, in their order."""
+    """Count the outcomes of ticks' ended jobs, in the order in which they ended."""
     rows = session.execute(
         select(ScheduleTick, Job)
         .join(Job, Job.id == ScheduleTick.job_id)

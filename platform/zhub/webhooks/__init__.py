@@ -1,1 +1,1 @@
-"""Events sent to a project's endpoints: endpoints, outbox, deliveries, and HTTP to addresses that users choose."""
+"""Webhooks send events to a project's endpoints: endpoints, outbox, deliveries, and HTTP to addresses of users."""

@@ -1,7 +1,7 @@
-"""Deliveries: the outbox of webhooks, on its way to the endpoints.
+"""Deliveries: a relay claims each delivery of the outbox, sends it to its endpoint, and records the outcome.
 
-Each is claimed for a while, sent, and then ended or put off, so that what a relay forgot by dying is sent again: at
-least once, under one id. Functions take a Session and never commit.
+A claim expires: if a relay dies, its deliveries are sent again. So an event is sent at least once, always under the
+same id. Functions take a Session and never commit.
 """
 
 import json
@@ -25,8 +25,8 @@ from zhub.webhooks import endpoints
 from zhub.webhooks.outbox import BACK_OFFS_S, MAX_TRIES
 from zhub.webhooks.safe_http import Outcome
 
-MAX_RETRY_AFTER_S = BACK_OFFS_S[-1]  # a receiver may put us off by as much as we do ourselves, and no more
-JITTER = 0.1  # of a back-off, either way: what failed together does not come back together
+MAX_RETRY_AFTER_S = BACK_OFFS_S[-1]  # a receiver's Retry-After counts for at most our own longest back-off
+JITTER = 0.1  # a back-off varies by so much either way, so that deliveries that failed together retry apart
 CLAIM_S = 60.0  # longer than a request may take
 MAX_ATTEMPTS_KEPT = 50
 KEPT_FOR = timedelta(days=30)
@@ -35,7 +35,7 @@ GONE = 410
 
 @dataclass(frozen=True)
 class Due:
-    """A delivery that was claimed: what to send, and where."""
+    """A claimed delivery: what to send, and to which URL."""
 
     id: uuid.UUID
     org_id: uuid.UUID
@@ -46,18 +46,18 @@ class Due:
     created_at: datetime
     url: str
     rotations: Sequence[int]
-    """Of the secrets that sign, the newest first."""
+    """The rotations of the secrets that sign, the newest first."""
     sending_until: datetime
-    """Until when the endpoint is this claim's, and nobody else sends to it."""
+    """When this claim of the endpoint ends; until then no other relay sends to it."""
 
     def body(self) -> str:
-        """The same bytes at every try."""
+        """The JSON of the event: the same bytes at each try."""
         created = int(self.created_at.timestamp())
         event = {"id": public_id("webhook event", self.event_id), "object": "event", "created_at": created}
         return json.dumps(event | {"type": self.type, "data": self.data}, separators=(",", ":"), ensure_ascii=False)
 
     def headers(self, secret_key: str, at: datetime) -> dict[str, str]:
-        """What proves the sender of ``body``, at this moment (UTC)."""
+        """The headers that sign ``body`` at the time ``at`` (UTC)."""
         event_id, body = public_id("webhook event", self.event_id), self.body()
         secrets = [endpoints.secret_of(self.endpoint_id, rotation, secret_key) for rotation in self.rotations]
         return {
@@ -72,40 +72,44 @@ class Due:
 def list_deliveries(
     session: Session, endpoint: WebhookEndpoint, *, after: uuid.UUID | None, limit: int
 ) -> tuple[list[WebhookDelivery], bool]:
-    """What was and will be sent to an endpoint, newest event first, and whether there is more."""
+    """The deliveries of an endpoint, newest event first, and whether there are more."""
     statement = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint.id)
     if after is not None:
         statement = statement.where(WebhookDelivery.event_id < get_delivery(session, endpoint, after).event_id)
-    found = list(session.scalars(statement.order_by(WebhookDelivery.event_id.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    deliveries = list(session.scalars(statement.order_by(WebhookDelivery.event_id.desc()).limit(limit + 1)))
+    return deliveries[:limit], len(deliveries) > limit
 
 
 def get_delivery(session: Session, endpoint: WebhookEndpoint, delivery_id: uuid.UUID) -> WebhookDelivery:
     """Raises NotFoundError."""
     of_endpoint = WebhookDelivery.endpoint_id == endpoint.id
-    found = session.scalar(select(WebhookDelivery).where(WebhookDelivery.id == delivery_id, of_endpoint))
-    if found is None:
+    delivery = session.scalar(select(WebhookDelivery).where(WebhookDelivery.id == delivery_id, of_endpoint))
+    if delivery is None:
         raise NotFoundError("webhook delivery", public_id("webhook delivery", delivery_id))
-    return found
+    return delivery
 
 
 def replay(session: Session, endpoint: WebhookEndpoint, delivery: WebhookDelivery) -> None:
-    """Send an event again, now, under its old id, with as many tries as a new one. Raises ConflictError if disabled."""
+    """Send an event again now, under its old id, with as many tries as a new event.
+
+    Raises:
+        ConflictError: the endpoint is disabled.
+    """
     endpoints.require_enabled(endpoint)
     endpoint.not_before = None
-    session.flush()  # before the delivery, as a claim and a record lock them
+    session.flush()  # the endpoint before the delivery: ``claim`` and ``record`` lock them in this order
     delivery.next_try_at, delivery.tries_left, delivery.delivered_at = func.now(), MAX_TRIES, None
     session.flush()
     session.refresh(delivery)
 
 
 def claim(session: Session, *, in_flight: Collection[Due], room: int, room_of_org: int) -> list[Due]:
-    """Take what is due and keep it, with its endpoint, from everybody for ``CLAIM_S``: at most ``room``.
+    """Claim at most ``room`` due deliveries, each with its endpoint, for ``CLAIM_S`` seconds.
 
-    An endpoint is claimed by one relay at a time, for one delivery, so that events come in their order also from
-    several relays. What this one has ``in_flight`` counts against its ``room_of_org`` for an organisation.
-    Of an endpoint what was tried most goes first: where the receiver grants one try a day, one event after the other
-    has its tries, and an endpoint that takes nothing is noticed.
+    One relay at a time claims an endpoint, for one delivery, so that its events arrive in their order. The deliveries
+    that this relay has ``in_flight`` count against ``room_of_org``, its limit for an organisation. Among an endpoint's
+    deliveries the one with the most tries comes first: if a receiver allows one try a day, each event uses up its tries
+    before the next, and an endpoint that accepts nothing is disabled in time.
     """
     rows = session.execute(
         text(
@@ -118,7 +122,7 @@ def claim(session: Session, *, in_flight: Collection[Due], room: int, room_of_or
                    FOR NO KEY UPDATE SKIP LOCKED
             ), due AS (
                 SELECT first.id, first.next_try_at, free.id AS endpoint_id, free.org_id,
-                       row_number() OVER (PARTITION BY free.org_id ORDER BY first.next_try_at) AS place
+                       row_number() OVER (PARTITION BY free.org_id ORDER BY first.next_try_at) AS position
                   FROM free
                  CROSS JOIN LATERAL (
                        SELECT id, next_try_at FROM webhook_deliveries
@@ -126,7 +130,7 @@ def claim(session: Session, *, in_flight: Collection[Due], room: int, room_of_or
                         ORDER BY tries_left, next_try_at, event_id LIMIT 1 FOR UPDATE SKIP LOCKED) first
             ), chosen AS MATERIALIZED (
                 SELECT id, endpoint_id FROM due
-                 WHERE place + cardinality(array_positions(cast(:orgs AS uuid[]), org_id)) <= :room_of_org
+                 WHERE position + cardinality(array_positions(cast(:orgs AS uuid[]), org_id)) <= :room_of_org
                  ORDER BY next_try_at LIMIT :room
             ), sending AS (
                 UPDATE webhook_endpoints e SET sending_until = now() + make_interval(secs => :claim_s)
@@ -166,13 +170,13 @@ def claim(session: Session, *, in_flight: Collection[Due], room: int, room_of_or
 
 
 def record(session: Session, due: Due, outcome: Outcome) -> None:
-    """Write down how a try ended, and when the next one is; disable an endpoint that is gone or always fails."""
-    # Before the delivery, as a claim and a removal lock them: else one would wait for the other.
+    """Record how a try ended and when the next one is; disable an endpoint that is gone or always fails."""
+    # The endpoint before the delivery: claims and removals lock them in this order, so there is no deadlock.
     of_endpoint = select(WebhookEndpoint).where(WebhookEndpoint.id == due.endpoint_id)
     endpoint = session.scalars(of_endpoint.with_for_update(key_share=True)).one_or_none()
     if endpoint is None:
         return
-    if endpoint.sending_until == due.sending_until:  # otherwise this comes late, and another claim has it
+    if endpoint.sending_until == due.sending_until:  # otherwise this claim has expired, and another holds the endpoint
         endpoint.sending_until = None
     delivery = session.scalars(
         select(WebhookDelivery).where(WebhookDelivery.id == due.id).with_for_update()
@@ -181,11 +185,11 @@ def record(session: Session, due: Due, outcome: Outcome) -> None:
         return
     delivered = outcome.status_code is not None and 200 <= outcome.status_code < 300
     delivery.tries_left -= 1
-    # None by now where the endpoint was disabled or deleted while this was on its way.
+    # None if the endpoint was disabled or deleted during the request.
     ended = delivered or delivery.tries_left <= 0 or delivery.next_try_at is None
     now = sessions.now(session)
     asked_s = 0.0 if delivered else _asked_s(outcome.retry_after, now)
-    # Never sooner than without the header: its tries are counted, and must last for three days.
+    # Never earlier than without the header: the number of tries is limited, and they must last for three days.
     delay_s = None if ended else max(_back_off_s(delivery.tries_left), asked_s)
     delivery.next_try_at = None if delay_s is None else now + timedelta(seconds=delay_s)
     attempt = {
@@ -209,20 +213,20 @@ def record(session: Session, due: Due, outcome: Outcome) -> None:
             unless_success_since=delivery.created_at,
         )
     if asked_s and endpoint.url == due.url:
-        # The receiver speaks of itself, not of this event: nothing else is sent to it meanwhile.
+        # Retry-After is about the receiver, not about this event: no other event is sent to it until then.
         endpoint.not_before = now + timedelta(seconds=asked_s)
     session.flush()
 
 
 def forget(session: Session) -> None:
-    """Remove deliveries that are older than ``KEPT_FOR``, and deleted endpoints that nothing is kept of."""
+    """Remove deliveries that are older than ``KEPT_FOR``, and deleted endpoints without deliveries."""
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.created_at < func.now() - KEPT_FOR))
     kept = select(WebhookDelivery.id).where(WebhookDelivery.endpoint_id == WebhookEndpoint.id).exists()
     session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.deleted_at.is_not(None), ~kept))
 
 
 def now_utc() -> datetime:
-    """For ``webhook-timestamp``, which receivers compare with their own clocks."""
+    """The time for ``webhook-timestamp``, from this machine's clock: receivers compare it with their own clocks."""
     return datetime.now(UTC)
 
 
@@ -231,9 +235,9 @@ def _back_off_s(tries_left: int) -> float:
 
 
 def _asked_s(retry_after: str | None, now: datetime) -> float:
-    """How long, in seconds, a receiver wants to be left alone; 0 where it does not say so in a way that makes sense.
+    """The seconds that a receiver's Retry-After asks us to wait, with jitter; 0 if it is missing or malformed.
 
-    ``retry_after`` is a number of seconds or a date, as RFC 9110 has it.
+    ``retry_after`` is a number of seconds or a date (RFC 9110).
     """
     if retry_after is None:
         return 0.0

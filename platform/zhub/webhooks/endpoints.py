@@ -1,4 +1,4 @@
-"""Endpoints: the addresses to which a project has its events sent, as https://www.standardwebhooks.com has it.
+"""Endpoints: the URLs to which a project's events are sent, signed as https://www.standardwebhooks.com specifies.
 
 Functions take a Session and never commit.
 """
@@ -41,7 +41,7 @@ OLD_SECRET_FOR = timedelta(hours=24)
 
 
 def secret_of(endpoint_id: uuid.UUID, rotation: int, secret_key: str) -> str:
-    """``whsec_…``, derived with HMAC-SHA-256, so that whoever reads the database cannot sign."""
+    """The signing secret ``whsec_…``. It is derived with HMAC-SHA-256, so that the database holds no secret."""
     message = f"webhook endpoint {endpoint_id.hex}, rotation {rotation}".encode()
     return "whsec_" + base64.b64encode(hmac.new(secret_key.encode(), message, hashlib.sha256).digest()).decode()
 
@@ -52,8 +52,8 @@ def create_endpoint(
     """Send these events of the caller's project to ``url`` from now on.
 
     Raises:
-        InvalidRequestError: an event type that there is none of, or a URL that nothing may be sent to.
-        QuotaExceededError: the project has ``MAX_ENDPOINTS``.
+        InvalidRequestError: an event type is unknown, or requests to the URL are not allowed.
+        QuotaExceededError: the project has ``MAX_ENDPOINTS`` already.
     """
     check_url(url, allow_private=allow_private)
     _check_types(event_types)
@@ -79,16 +79,16 @@ def list_endpoints(
     statement = select(WebhookEndpoint).where(*_of(caller)).order_by(WebhookEndpoint.id.desc()).limit(limit + 1)
     if after is not None:
         statement = statement.where(WebhookEndpoint.id < after)
-    found = list(session.scalars(statement))
-    return found[:limit], len(found) > limit
+    endpoints = list(session.scalars(statement))
+    return endpoints[:limit], len(endpoints) > limit
 
 
 def get_endpoint(session: Session, caller: Caller, endpoint_id: uuid.UUID) -> WebhookEndpoint:
     """Raises NotFoundError."""
-    found = session.scalar(select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, *_of(caller)))
-    if found is None:
+    endpoint = session.scalar(select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, *_of(caller)))
+    if endpoint is None:
         raise NotFoundError("webhook endpoint", public_id("webhook endpoint", endpoint_id))
-    return found
+    return endpoint
 
 
 def update_endpoint(
@@ -101,9 +101,9 @@ def update_endpoint(
     enable: bool,
     allow_private: bool,
 ) -> None:
-    """Change what is not None; ``enable`` lets a disabled endpoint get events again. Raises as ``create_endpoint``.
+    """Change the attributes that are not None; ``enable`` enables a disabled endpoint. Raises as ``create_endpoint``.
 
-    What the receiver asked for by Retry-After holds no longer at another URL, nor once it is enabled.
+    A new URL, and enabling, cancel the receiver's earlier Retry-After.
     """
     if name is not None:
         endpoint.name = name
@@ -119,7 +119,7 @@ def update_endpoint(
 
 
 def delete_endpoint(session: Session, endpoint: WebhookEndpoint) -> None:
-    """Nothing is sent to it any more; the row goes once nothing of it is kept."""
+    """Stop all deliveries to an endpoint, and mark it as deleted; ``deliveries.forget`` removes the row later."""
     endpoint.deleted_at = func.now()
     session.flush()
     _give_up(session, endpoint.id)
@@ -128,23 +128,23 @@ def delete_endpoint(session: Session, endpoint: WebhookEndpoint) -> None:
 def disable(
     session: Session, endpoint_id: uuid.UUID, details: str, *, unless_success_since: datetime | None = None
 ) -> None:
-    """Send nothing to an endpoint any more, unless it took something after that time, and tell the project's others."""
+    """Disable an endpoint, unless a delivery succeeded after that time, and announce it to the project's endpoints."""
     statement = update(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.status == "enabled")
     if unless_success_since is not None:
         never_since = func.coalesce(WebhookEndpoint.last_success_at, unless_success_since) <= unless_success_since
         statement = statement.where(never_since)
-    changed = session.scalars(
+    endpoint = session.scalars(
         statement.values(status="disabled", status_details=details).returning(WebhookEndpoint)
     ).one_or_none()
-    if changed is None:
+    if endpoint is None:
         return
     _give_up(session, endpoint_id)
-    data = {"id": public_id("webhook endpoint", endpoint_id), "name": changed.name, "reason": details}
-    announce(session, changed.org_id, changed.project_id, DISABLED, data)
+    data = {"id": public_id("webhook endpoint", endpoint_id), "name": endpoint.name, "reason": details}
+    announce(session, endpoint.org_id, endpoint.project_id, DISABLED, data)
 
 
 def require_enabled(endpoint: WebhookEndpoint) -> None:
-    """Raises ConflictError where nothing is sent to the endpoint."""
+    """Raise ConflictError if the endpoint is disabled."""
     if endpoint.status != "enabled":
         raise ConflictError(
             f"The endpoint is disabled: {endpoint.status_details} Mend the receiver, then POST "
@@ -153,14 +153,14 @@ def require_enabled(endpoint: WebhookEndpoint) -> None:
 
 
 def rotate_secret(session: Session, endpoint: WebhookEndpoint, *, keep_old: bool) -> None:
-    """Sign with a new secret from now on, and for a day with the old one too unless it has leaked."""
+    """Sign with a new secret from now on; ``keep_old``: for ``OLD_SECRET_FOR`` with the old secret, too."""
     endpoint.rotation += 1
     endpoint.old_secret_until = func.now() + OLD_SECRET_FOR if keep_old else None
     session.flush()
 
 
 def send_test(session: Session, endpoint: WebhookEndpoint, event_type: str) -> WebhookDelivery:
-    """Put an example of an event into the endpoint's outbox, to be tried once, whatever its receiver asked for.
+    """Put an example event into the endpoint's outbox, with one try, and ignore the receiver's earlier Retry-After.
 
     Raises:
         ConflictError: the endpoint is disabled.
@@ -170,7 +170,7 @@ def send_test(session: Session, endpoint: WebhookEndpoint, event_type: str) -> W
     require_enabled(endpoint)
     endpoint.not_before = None
     example = {"id": EXAMPLE_IDS[event_type.partition(".")[0]], "test": True}
-    made = WebhookDelivery(
+    delivery = WebhookDelivery(
         org_id=endpoint.org_id,
         endpoint_id=endpoint.id,
         event_id=new_id(),
@@ -178,22 +178,22 @@ def send_test(session: Session, endpoint: WebhookEndpoint, event_type: str) -> W
         data=example,
         tries_left=1,
     )
-    session.add(made)
+    session.add(delivery)
     session.flush()
-    return made
+    return delivery
 
 
 def _give_up(session: Session, endpoint_id: uuid.UUID) -> None:
-    """What still waits is not sent; it can be replayed."""
-    waiting = (WebhookDelivery.endpoint_id == endpoint_id, WebhookDelivery.next_try_at.is_not(None))
-    session.execute(update(WebhookDelivery).where(*waiting).values(next_try_at=None))
+    """Do not send an endpoint's pending deliveries; they can be replayed."""
+    pending = (WebhookDelivery.endpoint_id == endpoint_id, WebhookDelivery.next_try_at.is_not(None))
+    session.execute(update(WebhookDelivery).where(*pending).values(next_try_at=None))
 
 
 def _check_types(event_types: Sequence[str], *, param: str = "event_types") -> None:
     unknown = sorted(set(event_types) - set(EVENT_TYPES))
     if unknown or not event_types:
-        found = f"Unknown event types {', '.join(unknown)}." if unknown else "Name at least one event type."
-        raise InvalidRequestError(f"{found} Known: {', '.join(EVENT_TYPES)}.", param=param)
+        problem = f"Unknown event types {', '.join(unknown)}." if unknown else "Name at least one event type."
+        raise InvalidRequestError(f"{problem} Known: {', '.join(EVENT_TYPES)}.", param=param)
 
 
 def _of(caller: Caller) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
-"""The outbox: an event is written in the transaction in which it happens, for each endpoint that subscribed to it.
+"""The outbox: the transaction that changes a job also writes a delivery for each endpoint that wants the event.
 
-What becomes of the deliveries is in ``zhub.webhooks.deliveries``. Functions take a Session and never commit.
+``zhub.webhooks.deliveries`` sends the deliveries. Functions take a Session and never commit.
 """
 
 import json
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from zhub.ids import new_id
 
-# Between one try and the next: the schedule that Standard Webhooks gives as its example, about three days in all.
+# The waits between tries: the example schedule of Standard Webhooks, about three days in all.
 BACK_OFFS_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 
 
@@ -43,13 +43,16 @@ def announce(session: Session, org_id: uuid.UUID, project_id: uuid.UUID, event_t
 
 
 def announce_job(session: Session, job_id: uuid.UUID) -> None:
-    """The same for the state that a job has now; nothing for jobs that no event type speaks of."""
-    # One statement beside the change of state, also where nobody listens: it finds no endpoint and writes nothing.
+    """Put the event of a job's current state into the outbox of the endpoints that want it.
+
+    Jobs that are neither trainings nor evaluations have no event type: nothing is written for them.
+    """
+    # One statement in all cases: if no endpoint wants the event, it inserts nothing.
     statement = ANNOUNCE_JOBS.format(jobs="(SELECT * FROM jobs WHERE id = :job)")
     session.execute(text(statement), {"job": job_id, "event": new_id(), "tries": MAX_TRIES})
 
 
-# For all of ``jobs``, rows of the table with the state that is to be told. Needs :event and :tries.
+# Inserts the deliveries for the states of ``jobs``, which are rows of the table. Needs :event and :tries.
 ANNOUNCE_JOBS = """
     INSERT INTO webhook_deliveries (id, org_id, endpoint_id, event_id, type, data, tries_left)
     SELECT gen_random_uuid(), e.org_id, e.id, :event, told.type, jsonb_build_object('id', told.id), :tries

@@ -1,7 +1,7 @@
-"""The relay of webhooks: a thread of the scheduler that sends what is due. Killed at any moment, it sends it again.
+"""The relay of webhooks: a thread of the scheduler that sends due deliveries. After a crash they are sent again.
 
-Every scheduler has one; claims keep them apart, so none has to lead. Waiting for many slow receivers is its whole work,
-so it waits for them together, on an event loop of its own, and asks the database in threads.
+Each scheduler has a relay. They need no leader, because each delivery is claimed by one of them. A relay mostly waits
+for slow receivers, so it waits for all of them concurrently on its own event loop, and queries the database in threads.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from zhub.webhooks import deliveries
 from zhub.webhooks.deliveries import Due
 from zhub.webhooks.safe_http import Outbound, Outcome
 
-MAX_IN_FLIGHT = 64  # of this process, as the next two: what they guard are its own places
-MAX_IN_FLIGHT_OF_ORG = 8  # an organisation whose receivers all hang keeps the places of the others free
-THREADS = 32  # a look-up of a name holds one, also after its deadline
+MAX_IN_FLIGHT = 64  # requests of this process; the next two limits are also per process
+MAX_IN_FLIGHT_OF_ORG = 8  # so that an organisation whose receivers all hang does not block the others
+THREADS = 32  # a name look-up occupies a thread, also after its deadline
 POLL_S = 1.0
 FORGET_EVERY_S = 3600.0
 
@@ -28,7 +28,7 @@ log = logging.getLogger("zhub.relay")
 
 
 def relay(engine: Engine, outbound: Outbound, secret_key: str, stopping: threading.Event) -> None:
-    """Send what is due until ``stopping`` is set: one delivery of an endpoint at a time, of many endpoints at once."""
+    """Send due deliveries until ``stopping`` is set: to many endpoints at once, to each one delivery at a time."""
     asyncio.run(_relay(engine, outbound, secret_key, stopping))
 
 
@@ -45,7 +45,7 @@ async def _relay(engine: Engine, outbound: Outbound, secret_key: str, stopping: 
                 in_flight[asyncio.create_task(_deliver(engine, outbound, secret_key, due))] = due
         except UnavailableError as exc:
             log.warning("%s", exc, extra={"action": "database_away"})
-        except Exception:  # whatever it is, the next look may be better, and the others' webhooks wait for it
+        except Exception:  # the next round may succeed, and the webhooks of all projects depend on this loop
             log.exception("the relay failed", extra={"action": "relay_failed"})
         if not in_flight:
             await asyncio.sleep(POLL_S)
@@ -54,7 +54,7 @@ async def _relay(engine: Engine, outbound: Outbound, secret_key: str, stopping: 
         for task in done:
             due = in_flight.pop(task)
             if failure := task.exception():
-                # Its claim runs out, and it is sent again.
+                # The claim expires, and the delivery is sent again.
                 extra = {"action": "webhook_unrecorded", "org_id": due.org_id}
                 log.error("webhook %s was not recorded: %s", due.id, failure, exc_info=failure, extra=extra)
 

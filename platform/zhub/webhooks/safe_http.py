@@ -1,7 +1,7 @@
-"""Requests to addresses that strangers named: never to what only this machine or its network may reach.
+"""HTTP requests to URLs that users choose, never to addresses that only this machine or its network may reach.
 
-The name is resolved here, once; every address it has must be allowed; and the connection goes to the very address that
-was checked, so that a name cannot mean something else a moment later. SNI, certificate and ``Host`` stay the name's.
+A host's name is resolved here, once. All its addresses must be allowed, and the connection goes to an address that was
+checked, so that a second resolution cannot give another one. SNI, certificate and ``Host`` still use the name.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ import httpx
 from zhub.errors import AddressRefusedError, InvalidRequestError
 
 DEADLINE_S = 15.0  # from the look-up of the name to the end of the answer
-MAX_BODY_BYTES = 64 << 10  # of an answer; what follows is not read
+MAX_BODY_BYTES = 64 << 10  # of a response; the rest is not read
 MAX_URL_CHARACTERS = 2048
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
 COMPATIBLE = ipaddress.ip_network("::/96")
 NAME = re.compile(rb"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
-METADATA = ipaddress.ip_address("fd00:ec2::254")  # a cloud's, beside the link-local 169.254.169.254
+METADATA = ipaddress.ip_address("fd00:ec2::254")  # a cloud's metadata service, beside the link-local 169.254.169.254
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -34,28 +34,28 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a request ended: a status, or an error where there was no whole answer."""
+    """How a request ended: a status, or an error if no complete response came."""
 
     status_code: int | None
     error: str | None
     duration_s: float
     retry_after: str | None = None
-    """The answer's header of this name, as it came."""
+    """The response's Retry-After header, not parsed."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Every address of a name. Raises ``httpcore.ConnectError`` where it has none."""
+    """All addresses of a name. Raises ``httpcore.ConnectError`` if it has none."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as exc:
         raise httpcore.ConnectError(f"'{host}' has no address: {exc}") from exc
-    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in infos))
 
 
 class Outbound:
-    """Sends one request at a time and keeps no connection; ``allow_private`` is for receivers next door.
+    """Sends requests, each on a connection of its own; ``allow_private`` is for receivers in the operator's network.
 
-    Even then link-local addresses, where clouds keep their credentials, and multicast stay refused.
+    Even then, link-local addresses, which serve clouds' credentials, and multicast addresses are refused.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Outbound:
     async def post(
         self, url: str, headers: Mapping[str, str], body: bytes, *, deadline_s: float = DEADLINE_S
     ) -> Outcome:
-        """Send a body. Raises nothing: what went wrong is in the outcome. Redirects are not followed."""
+        """Send a body. Raises no error: the outcome has it. Redirects are not followed."""
         began = time.monotonic()
         status = error = retry_after = None
         try:
@@ -79,7 +79,7 @@ class Outbound:
         except InvalidRequestError as exc:
             error = str(exc)
         except httpcore.ProtocolError as exc:
-            # Not its words: they quote what came back, and whoever named the address need not be who runs it.
+            # Without the exception's message: it quotes the response, and the user may not own the server that sent it.
             error = f"{type(exc).__name__}: what came back is no answer by HTTP."
         except (httpcore.NetworkError, httpcore.TimeoutException) as exc:
             error = f"{type(exc).__name__}: {exc}"[:300]
@@ -87,7 +87,7 @@ class Outbound:
 
     async def _post(self, url: httpx.URL, headers: Mapping[str, str], body: bytes) -> tuple[int, str | None]:
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        # Ours, because httpcore's lacks the brackets of an IPv6 address.
+        # Our own Host header, because httpcore's has no brackets around an IPv6 address.
         own = {"Host": url.netloc.decode("ascii")}
         async with (
             httpcore.AsyncConnectionPool(self._ssl_context, network_backend=self._backend) as pool,
@@ -98,12 +98,12 @@ class Outbound:
                 left -= len(piece)
                 if left < 0:
                     break
-            found = [value for name, value in response.headers if name.lower() == b"retry-after"]
-            return response.status, found[0].decode("latin-1") if found else None
+            retry_after = [value for name, value in response.headers if name.lower() == b"retry-after"]
+            return response.status, retry_after[0].decode("latin-1") if retry_after else None
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that were checked."""
+    """Connects only to addresses that ``check_address`` allows."""
 
     def __init__(self, resolve: Resolve, allow_private: bool) -> None:
         self._resolve = resolve
@@ -131,11 +131,11 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
 
 
 def check_url(url: str, *, allow_private: bool) -> httpx.URL:
-    """The URL, if it may be sent to as far as can be told without resolving its name.
+    """Parse a URL and check it as far as that is possible without resolving its name.
 
     Raises:
         AddressRefusedError: its host is an address that is refused.
-        InvalidRequestError: it is no http(s) URL, is not https where it must be, or carries credentials.
+        InvalidRequestError: it is no http(s) URL, is http where https is required, or contains credentials.
     """
     try:
         parsed = httpx.URL(url)
@@ -162,27 +162,27 @@ def check_url(url: str, *, allow_private: bool) -> httpx.URL:
     except ValueError:
         if not NAME.fullmatch(parsed.raw_host):
             raise InvalidRequestError(f"'{host}' is not the name of a host.", param="url") from None
-        return parsed  # its addresses are checked whenever something is sent
+        return parsed  # its addresses are checked at each request
     check_address(host, host, allow_private=allow_private)
     return parsed
 
 
 def check_address(host: str, address: str, *, allow_private: bool) -> None:
-    """Raise AddressRefusedError unless this address of ``host`` may be connected to, and what it may lead on to."""
-    for found in _meant(ipaddress.ip_address(address)):
-        never = found.is_link_local or found.is_multicast or found.is_unspecified or found == METADATA
-        public = found.is_global
-        if isinstance(found, ipaddress.IPv4Address):
-            never = never or found.is_reserved  # of IPv6, ::1 counts as reserved
+    """Raise AddressRefusedError unless connections to this address of ``host``, and to those within it, are allowed."""
+    for embedded in embedded_addresses(ipaddress.ip_address(address)):
+        never = embedded.is_link_local or embedded.is_multicast or embedded.is_unspecified or embedded == METADATA
+        public = embedded.is_global
+        if isinstance(embedded, ipaddress.IPv4Address):
+            never = never or embedded.is_reserved  # for IPv4 only: ipaddress counts ::1 as reserved
         else:
-            public = public and not found.is_site_local
-        near = allow_private and (found.is_private or found.is_loopback)
-        if never or not (public or near):
+            public = public and not embedded.is_site_local
+        private = allow_private and (embedded.is_private or embedded.is_loopback)
+        if never or not (public or private):
             raise AddressRefusedError(host, address, never=never)
 
 
-def _meant(address: Address) -> list[Address]:
-    """An address, or the IPv4 addresses that an IPv6 address stands for or is a tunnel to."""
+def embedded_addresses(address: Address) -> list[Address]:
+    """The IPv4 addresses that an IPv6 address maps or tunnels to; for any other address, the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     if address.ipv4_mapped is not None:
@@ -194,7 +194,7 @@ def _meant(address: Address) -> list[Address]:
     if address in NAT64:
         return [ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)]
     if address in LOCAL_NAT64:
-        # What is behind it depends on the network; the prefix is for its own use.
+        # The network decides what this prefix translates to, so the address is treated as unspecified and refused.
         return [ipaddress.IPv6Address("::")]
     if address in COMPATIBLE and int(address) > 1:
         return [ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)]

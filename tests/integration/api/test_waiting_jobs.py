@@ -58,19 +58,19 @@ def test_a_job_with_a_priority_goes_before_an_older_one(
 
 
 @pytest.mark.parametrize(
-    ("wish", "told"),
+    ("change", "reason"),
     [("pause", "It is paused, until somebody resumes it."), ("cancel", "It has ended.")],
 )
 def test_a_job_that_does_not_wait_says_so(
-    client: Client, train: Callable[..., Any], system_engine: Engine, wish: str, told: str
+    client: Client, train: Callable[..., Any], system_engine: Engine, change: str, reason: str
 ) -> None:
     job = train()
-    getattr(client.fine_tuning.jobs, wish)(job.id)
+    getattr(client.fine_tuning.jobs, change)(job.id)
     with system_session(system_engine) as session:
         explain(session, table.names(), agent_lost_after_s=30)
         apply_requested_changes(session)
     answer: Any = client.get(f"/fine_tuning/jobs/{job.id}/queue", cast_to=object)
-    assert (answer["reason"], answer["position"]) == (told, None)
+    assert (answer["reason"], answer["position"]) == (reason, None)
 
 
 def test_a_job_beyond_the_quota_is_refused_and_not_retried(

@@ -91,7 +91,7 @@ STATEMENTS = {
         "ORDER BY", {"ix_job_events_job"}, 101, of_tenant=True,
     ),
     "events in order": Statement(
-        partial(job_events.list_settled, job_id=JOB, after=(20, 0), limit=100),
+        partial(job_events.list_final, job_id=JOB, after=(20, 0), limit=100),
         "ORDER BY", {"ix_job_events_job"}, 101, of_tenant=True,
     ),
 }  # fmt: skip

@@ -153,9 +153,9 @@ def measured(
     return step
 
 
-def settle(engine: Engine, measured: promotions.Measured, *, passed: bool) -> None:
+def record_decision(engine: Engine, measured: promotions.Measured, *, passed: bool) -> None:
     with system_session(engine) as session:
-        promotions.settle(session, measured, [Finding("suite.jsonl", passed, ["It was compared."])])
+        promotions.record_decision(session, measured, [Finding("suite.jsonl", passed, ["It was compared."])])
 
 
 def decision(ask: Ask) -> tuple[str, bool | None, str]:
@@ -166,8 +166,8 @@ def decision(ask: Ask) -> tuple[str, bool | None, str]:
 def test_a_gate_that_two_schedulers_have_compared_is_decided_by_the_first(
     ask: Ask, measured: promotions.Measured, system_engine: Engine
 ) -> None:
-    settle(system_engine, measured, passed=False)
-    settle(system_engine, measured, passed=True)
+    record_decision(system_engine, measured, passed=False)
+    record_decision(system_engine, measured, passed=True)
     assert decision(ask) == ("succeeded", False, "main.summer@v1")
     with system_session(system_engine) as session:
         written = list(session.scalars(select(JobEvent.message).where(JobEvent.job_id == measured.job.id)))
@@ -180,7 +180,7 @@ def test_nothing_is_decided_by_a_comparison_with_a_version_that_the_alias_no_lon
 ) -> None:
     moved_to = publish_version(**z("cc"))
     ask("put", "/experts/main.summer/aliases/prod", {"version": moved_to})
-    settle(system_engine, measured, passed=passed)
+    record_decision(system_engine, measured, passed=passed)
     assert decision(ask) == ("waiting", None, moved_to)
 
 
@@ -189,7 +189,7 @@ def test_a_promotion_that_is_cancelled_while_it_is_compared_is_not_decided(
 ) -> None:
     (promotion,) = ask("get", "/promotions")["data"]
     ask("post", f"/promotions/{promotion['id']}/cancel")
-    settle(system_engine, measured, passed=True)
+    record_decision(system_engine, measured, passed=True)
     assert decision(ask) == ("cancelled", None, "main.summer@v1")
 
 
@@ -201,7 +201,7 @@ def test_a_comparison_that_fails_ends_its_gate_and_promotes_nothing(
     findings = promotions.compare(broken)
     assert findings is None
     with system_session(system_engine) as session:
-        promotions.settle(session, broken, findings)
+        promotions.record_decision(session, broken, findings)
     assert decision(ask) == ("failed", None, "main.summer@v1")
 
 

@@ -1,4 +1,4 @@
-"""What users wish of a job: cancelled, paused, resumed, also while it publishes or another wish is made."""
+"""The changes that users request of a job: cancel, pause and resume, also during a publication or another request."""
 
 import uuid
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from job_moves import (
     all_rows,
+    apply_changes,
     cancel,
     claimed,
     execute,
@@ -19,7 +20,6 @@ from job_moves import (
     preempt,
     publish_version,
     resume,
-    settle,
     stopped,
     wait_until_blocked,
 )
@@ -35,14 +35,14 @@ from zhub.tenancy.keys import Caller
 MakeJob = Callable[..., uuid.UUID]
 
 
-@pytest.mark.parametrize("wish", ["pause", "cancel"])
+@pytest.mark.parametrize("desired", ["pause", "cancel"])
 def test_a_wish_is_not_replaced_by_a_preemption(
-    system_engine: Engine, admitted: Callable[..., uuid.UUID], wish: str
+    system_engine: Engine, admitted: Callable[..., uuid.UUID], desired: str
 ) -> None:
     job_id = admitted()
     fence = claimed(system_engine).fence
-    execute(system_engine, "UPDATE jobs SET desired = :wish WHERE id = :id", wish=wish, id=job_id)
-    assert preempt(system_engine, job_id, fence) == wish
+    execute(system_engine, "UPDATE jobs SET desired = :desired WHERE id = :id", desired=desired, id=job_id)
+    assert preempt(system_engine, job_id, fence) == desired
 
 
 def test_a_cancellation_that_was_accepted_wins_over_a_result(
@@ -123,10 +123,10 @@ def test_a_job_without_an_attempt_is_paused_and_resumed_by_the_leader(
 ) -> None:
     job_id = make_job(caller, state=state)
     pause(api_engine, caller, job_id)
-    settle(system_engine)
+    apply_changes(system_engine)
     assert job_row(system_engine, job_id).state == "paused"
     resume(api_engine, caller, job_id)
-    settle(system_engine)
+    apply_changes(system_engine)
     assert job_row(system_engine, job_id).state == "queued"
     told = ["Pause requested.", "The job is paused.", "Resumption requested.", "The job is queued."]
     assert messages(system_engine, job_id) == ["Enqueued.", *told]
@@ -138,29 +138,29 @@ def test_a_resumed_job_waits_for_no_back_off(
     job_id = admitted()
     fail(system_engine, job_id, claimed(system_engine).fence)
     pause(api_engine, caller, job_id)
-    settle(system_engine)
+    apply_changes(system_engine)
     resume(api_engine, caller, job_id)
-    settle(system_engine)
+    apply_changes(system_engine)
     job = job_row(system_engine, job_id)
     assert (job.state, job.not_before) == ("queued", None)
 
 
-@pytest.mark.parametrize("wish", [pause, resume])
+@pytest.mark.parametrize("request_change", [pause, resume])
 def test_wishing_twice_is_no_error_and_one_event(
     system_engine: Engine,
     api_engine: Engine,
     make_job: MakeJob,
     caller: Caller,
-    wish: Callable[[Engine, Caller, uuid.UUID], str],
+    request_change: Callable[[Engine, Caller, uuid.UUID], str],
 ) -> None:
-    job_id = make_job(caller, **({} if wish is pause else {"state": "paused", "desired": "pause"}))
-    wish(api_engine, caller, job_id)
+    job_id = make_job(caller, **({} if request_change is pause else {"state": "paused", "desired": "pause"}))
+    request_change(api_engine, caller, job_id)
     before = all_rows(system_engine)
-    wish(api_engine, caller, job_id)
+    request_change(api_engine, caller, job_id)
     assert all_rows(system_engine) == before
 
 
-@pytest.mark.parametrize("wish", [pause, resume])
+@pytest.mark.parametrize("request_change", [pause, resume])
 @pytest.mark.parametrize(
     ("end", "why"), [("succeeded", "already succeeded"), ("failed", "already failed"), ("cancelled", "been cancelled")]
 )
@@ -169,30 +169,30 @@ def test_a_job_that_has_ended_is_neither_paused_nor_resumed(
     api_engine: Engine,
     make_job: MakeJob,
     caller: Caller,
-    wish: Callable[[Engine, Caller, uuid.UUID], str],
+    request_change: Callable[[Engine, Caller, uuid.UUID], str],
     end: str,
     why: str,
 ) -> None:
     job_id = make_job(caller, state=end, finished_at=func.now())
     before = all_rows(system_engine)
     with pytest.raises(ConflictError, match=why):
-        wish(api_engine, caller, job_id)
+        request_change(api_engine, caller, job_id)
     assert all_rows(system_engine) == before
 
 
-@pytest.mark.parametrize("wish", [pause, resume])
+@pytest.mark.parametrize("request_change", [pause, resume])
 def test_a_cancellation_is_not_taken_back_by_another_wish(
     system_engine: Engine,
     api_engine: Engine,
     admitted: Callable[..., uuid.UUID],
     caller: Caller,
-    wish: Callable[[Engine, Caller, uuid.UUID], str],
+    request_change: Callable[[Engine, Caller, uuid.UUID], str],
 ) -> None:
     job_id = admitted()
     claimed(system_engine)
     cancel(api_engine, caller, job_id)
     with pytest.raises(ConflictError, match="being cancelled"):
-        wish(api_engine, caller, job_id)
+        request_change(api_engine, caller, job_id)
     assert job_row(system_engine, job_id).desired == "cancel"
 
 
@@ -201,7 +201,7 @@ def test_a_paused_job_can_be_cancelled(
 ) -> None:
     job_id = make_job(caller, state="paused", desired="pause")
     cancel(api_engine, caller, job_id)
-    settle(system_engine)
+    apply_changes(system_engine)
     assert job_row(system_engine, job_id).state == "cancelled"
 
 
@@ -230,7 +230,7 @@ def test_a_job_that_finishes_while_its_pause_is_wanted_has_succeeded(
     fence = claimed(system_engine).fence
     pause(api_engine, caller, job_id)
     publish_version(system_engine, job_id, fence)
-    settle(system_engine)
+    apply_changes(system_engine)
     assert job_row(system_engine, job_id).state == "succeeded"
 
 

@@ -70,10 +70,10 @@ def test_an_attempt_that_lost_its_lease_has_its_successor_preempted_by_nobody(
     assert preempt(system_engine, job_id, stale) == "run"
 
 
-@pytest.mark.parametrize("wish", ["pause", "cancel", "preempt"])
+@pytest.mark.parametrize("desired", ["pause", "cancel", "preempt"])
 @pytest.mark.parametrize("write", WRITES)
 def test_a_worker_that_lost_its_lease_does_not_stop_its_successor_when_somebody_wishes_so(
-    system_engine: Engine, admitted: Callable[..., uuid.UUID], write: str, wish: str
+    system_engine: Engine, admitted: Callable[..., uuid.UUID], write: str, desired: str
 ) -> None:
     job_id = admitted()
     stale = claimed(system_engine).fence
@@ -81,7 +81,7 @@ def test_a_worker_that_lost_its_lease_does_not_stop_its_successor_when_somebody_
     reap(system_engine)
     readmit(system_engine)
     claimed(system_engine)
-    execute(system_engine, "UPDATE jobs SET desired = :wish", wish=wish)
+    execute(system_engine, "UPDATE jobs SET desired = :desired", desired=desired)
     before = all_rows(system_engine)
     with pytest.raises(LeaseLostError):
         WRITES[write](system_engine, job_id, stale)

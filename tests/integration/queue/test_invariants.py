@@ -143,7 +143,7 @@ HARM: dict[str, tuple[str, str]] = {
         "UPDATE job_dependencies SET needs_job_id = (SELECT max(id::text)::uuid FROM jobs WHERE state = 'starting')",
     ),
     "an alias that moved without a row": (
-        "an alias stands where its last move put it",
+        "an alias points to the version of its last move",
         "DELETE FROM alias_moves",
     ),
     "a move from elsewhere": (
@@ -187,15 +187,15 @@ HARM: dict[str, tuple[str, str]] = {
         "UPDATE jobs SET infra_failures = 0, user_failures = 1 WHERE id = :past",
     ),
     "a beginning that nobody was told of": (
-        "the beginning and the end of an attempt were told in the transactions that wrote them",
+        "the start and the end of an attempt each have an event of the same transaction",
         "DELETE FROM job_events WHERE message = 'Attempt 2 started.'",
     ),
     "an end that nobody was told of": (
-        "the beginning and the end of an attempt were told in the transactions that wrote them",
+        "the start and the end of an attempt each have an event of the same transaction",
         "DELETE FROM job_events WHERE message LIKE 'Published%'",
     ),
     "a report that is gone": (
-        "what an attempt reported is there without a gap",
+        "the events that an attempt reported are numbered without a gap",
         "DELETE FROM job_events WHERE seq = 1",
     ),
     "something after the end": (
@@ -204,8 +204,8 @@ HARM: dict[str, tuple[str, str]] = {
         "SELECT gen_random_uuid(), org_id, id, 'info', 'message', 'x', now() + interval '5 seconds' FROM jobs "
         "WHERE id = :past",
     ),
-    "a wish that nobody sees to": (
-        "what is wanted of a job without an attempt is done",
+    "a requested change that is not applied": (
+        "a requested change of a job without an attempt is applied",
         "WITH past AS (UPDATE job_events SET created_at = now() - interval '2 minutes') "
         "UPDATE jobs SET state = 'paused', lease_until = NULL WHERE state = 'starting'",
     ),
@@ -226,7 +226,7 @@ def test_what_must_never_be_is_found(system_engine: Engine, past: uuid.UUID, har
 def test_every_rule_is_seen_to_be_broken() -> None:
     # Another organisation's expert cannot be written at all: a foreign key forbids it.
     assert {rule for rule, _ in HARM.values()} == invariants.RULES.keys() - {
-        "what a tenant's job is made of is the tenant's"
+        "a job references only its own tenant's objects"
     }
 
 

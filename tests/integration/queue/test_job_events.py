@@ -27,7 +27,7 @@ class Reader:
 
     def __call__(self) -> list[str]:
         with system_session(self.engine) as session:
-            events, self.is_all = job_events.list_settled(session, self.job_id, after=self.cursor, limit=100)
+            events, self.is_all = job_events.list_final(session, self.job_id, after=self.cursor, limit=100)
             if events:
                 self.cursor = (events[-1].xid, events[-1].position)
             return [event.message for event in events]

@@ -1,4 +1,4 @@
-"""Any order of submissions, claims, heartbeats, results, failures, wishes and lost leases keeps the protocol.
+"""Any order of submissions, claims, heartbeats, results, failures, requests and lost leases keeps the protocol.
 
 Hypothesis plays users, agents that freeze and come back, and two schedulers against the real SQL. After every move the
 rows are compared with a model of a few lines, and with what must hold of any history; the history's own rules are asked
@@ -105,7 +105,7 @@ class Protocol(LeaderMoves, AttemptMoves, UserMoves):
                 with system_session(self.engine) as session:
                     assert invariants.examine(session) == []
                 return
-            self.settle()
+            self.apply_changes()
             self.settle_redrives()
             self.settle_dependencies()
             self.admit()

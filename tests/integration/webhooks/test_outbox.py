@@ -35,13 +35,13 @@ def test_the_end_of_a_training_is_in_the_outbox(
     job_id = make_job(caller)
     fence = start(job_id)
     with system_session(system_engine) as session:
-        wish = {"cancelled": "cancel", "paused": "pause"}.get(how)
+        desired = {"cancelled": "cancel", "paused": "pause"}.get(how)
         if how == "failed":
             attempts.fail(session, job_id, fence, attempts.Failure("x", "It failed."))
         elif how == "succeeded":
             attempts.succeed(session, job_id, fence)
         else:
-            session.execute(update(Job).where(Job.id == job_id).values(desired=wish))
+            session.execute(update(Job).where(Job.id == job_id).values(desired=desired))
             attempts.stopped(session, job_id, fence)
     assert events() == [(f"fine_tuning.job.{how}", public_id("fine-tuning job", job_id))]
 

@@ -107,10 +107,12 @@ def test_a_job_is_shown_with_its_priority(api: Any, zhub: Run, capsys: pytest.Ca
     assert ["priority", "4"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("wish", ["pause", "resume", "cancel"])
-def test_a_wish_is_sent_and_the_job_shown(wish: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{wish}", api_double.JOB | {"status": "paused"})
-    assert zhub("jobs", wish, "ftjob-1") == 0
+@pytest.mark.parametrize("change", ["pause", "resume", "cancel"])
+def test_a_requested_change_is_sent_and_the_job_shown(
+    change: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{change}", api_double.JOB | {"status": "paused"})
+    assert zhub("jobs", change, "ftjob-1") == 0
     assert "paused" in capsys.readouterr().out
 
 

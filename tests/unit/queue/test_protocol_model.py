@@ -194,7 +194,7 @@ def test_one_version_for_each_job_is_the_last_line_behind_the_fence() -> None:
 
 
 def test_without_a_reaper_jobs_stay_owned_by_nobody() -> None:
-    # Nobody cancels or pauses here: a wish would end the wait.
+    # Nobody cancels or pauses here: a request would end the wait.
     graph, _ = explore(Guards(reaper=False))
     abandoned = [now for now in graph if now.active and not now.leased and not now.attempts]
     assert abandoned and all(all(after.active for after in graph[now]) for now in abandoned)
