@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from zhub.admission import limits
@@ -230,7 +231,7 @@ def list_base_models(session: Session, *, after: str | None, limit: int) -> tupl
 
     Of two with one name the organisation's own, which is the one that ``get`` means.
     """
-    statement = select(BaseModel).distinct(BaseModel.name)
+    statement = select(BaseModel).ext(distinct_on(BaseModel.name))
     if after is not None:
         statement = statement.where(BaseModel.name > after)
     bases = list(session.scalars(statement.order_by(BaseModel.name, BaseModel.private.desc()).limit(limit + 1)))
