@@ -1,5 +1,6 @@
 """``zhub datasets``."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,11 @@ from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, note, put, show_json, size, status, stderr, table
 from zhub.client import Client
 from zhub.client.wire.training import DatasetFile
+from zhub.demo.task_families import FAMILIES, sample_rows
+
+# Every family has so many different prompts.
+MAX_SAMPLED_ROWS = 5000
+MAX_HELD_OUT_ROWS = 1000
 
 app = typer.Typer(
     help="Datasets: JSONL files, checked row by row before anything trains on them.", no_args_is_help=True
@@ -24,6 +30,26 @@ def push(
     """Upload a file and check its rows."""
     with connect(data_dir) as client:
         _show(push_file(client, path), as_json)
+
+
+@app.command()
+def sample(
+    family: Annotated[str, typer.Argument(help=f"One of {', '.join(FAMILIES)}.")] = "sorting",
+    rows: Annotated[
+        int, typer.Option(min=1, max=MAX_SAMPLED_ROWS, help="How many; no two have the same prompt.")
+    ] = 1500,
+    seed: Annotated[int, typer.Option(help="Another seed draws other rows, of which some may be the same.")] = 1,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Only prompts that no training on rows of this family learns from.")
+    ] = False,
+) -> None:
+    """Print rows of a synthetic task that the shipped base model can be taught, as JSONL."""
+    if family not in FAMILIES:
+        raise typer.BadParameter(f"expected one of {', '.join(FAMILIES)}; found '{family}'", param_hint="FAMILY")
+    if held_out and rows > MAX_HELD_OUT_ROWS:
+        raise typer.BadParameter(f"expected at most {MAX_HELD_OUT_ROWS:,} held-out rows", param_hint="--rows")
+    for row in sample_rows(family, rows, seed=seed, split="test" if held_out else None):
+        typer.echo(json.dumps(row))
 
 
 @app.command()

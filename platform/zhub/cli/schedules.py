@@ -16,7 +16,7 @@ from zhub.cli.submit import (
     SettingsOption,
     SuffixOption,
     file_id,
-    read_json,
+    read_gate,
     training_method,
 )
 from zhub.client.wire.lifecycle import ScheduleRecord, TickRecord
@@ -73,13 +73,13 @@ def add(
     """Train on the newest version of a dataset, repeatedly."""
     training: dict[str, Any] = {"model": base, "suffix": suffix}
     training["method"] = training_method(method, grader, settings or [])
-    if gate is not None:
-        training["promotion"] = read_json(gate, "gate")
     if cluster is not None:
         training["cluster"] = cluster
     if priority is not None:
         training["priority"] = priority
     with connect(data_dir) as client:
+        if gate is not None:
+            training["promotion"] = read_gate(client, gate)
         made = client.schedules.create(
             name=name,
             dataset=file_id(client, dataset, purpose="fine-tune") if Path(dataset).is_file() else dataset,

@@ -78,13 +78,13 @@ def submit(
     """Train an expert on a dataset."""
     request: Any = {"model": base, "suffix": suffix, "seed": seed, "depends_on": after or [], "dedup_key": dedup_key}
     request["method"] = training_method(method, grader, settings or [])
-    if gate is not None:
-        request["promotion"] = read_json(gate, "gate")
     if cluster is not None:
         request["cluster"] = cluster
     if priority is not None:
         request["priority"] = priority
     with connect(data_dir) as client:
+        if gate is not None:
+            request["promotion"] = read_gate(client, gate)
         request["training_file"] = file_id(client, dataset, purpose="user_data")
         if dry_run:
             return show_estimate(client.jobs.estimate(**request), as_json)
@@ -153,9 +153,22 @@ def read_json(path: Path, what: str) -> Any:
         raise InvalidRequestError(f"{path}: the {what} is not JSON: {exc}.") from exc
 
 
-def file_id(client: Client, dataset: str, *, purpose: str) -> str:
-    """The id of an uploaded file, or of one that is uploaded for this ``purpose``."""
-    path = Path(dataset)
+def read_gate(client: Client, path: Path) -> Any:
+    """A gate from a JSON file. Where a suite's ``file`` is a path, beginning at the folder of the gate, it is uploaded.
+
+    What is no gate is left to the API to refuse.
+    """
+    gate = read_json(path, "gate")
+    suites = gate.get("suites") if isinstance(gate, dict) else None
+    for suite in suites if isinstance(suites, list) else []:
+        if isinstance(suite, dict) and isinstance(suite.get("file"), str):
+            suite["file"] = file_id(client, suite["file"], purpose="evals", folder=path.parent)
+    return gate
+
+
+def file_id(client: Client, dataset: str, *, purpose: str, folder: Path = Path()) -> str:
+    """The id of an uploaded file, or of one that is uploaded for this ``purpose`` from a path in the ``folder``."""
+    path = folder / dataset
     if dataset.startswith("file-") and not path.exists():
         return dataset
     return push_file(client, path, purpose=purpose).id

@@ -221,6 +221,13 @@ def update(client: Client, course: Course, job: FineTuningJob) -> None:
         raise TrainingError(f"The job of '{course.family}' {job.status}: {reason}")
 
 
+def promote(client: Client, course: Course) -> None:
+    """Point the ``@prod`` of its expert to the version, if that is better than the base on held-out rows."""
+    assert course.version is not None
+    if course.gain > 0:
+        client.aliases.move(f"{course.version.id.partition('@')[0]}@prod", course.version.id)
+
+
 def ask(client: Client, course: Course, say: Callable[[str], None]) -> Question:
     """Put a question of the family's test split to base, expert and ``auto``: its prompt is in no training split."""
     assert course.version is not None
@@ -254,6 +261,10 @@ def _train_and_ask(directory: Path, stack: "_Stack", screen: Screen) -> Outcome:
                 assert course.version is not None
                 course.directory = directory / "experts" / course.version.id
                 client.experts.pull(course.version.id, course.directory)
+        with screen.step("Promoting the experts that are better than the base, for `auto` to choose from") as say:
+            for course in courses:
+                say(course.family)
+                promote(client, course)
         with screen.step("Asking questions that nobody was trained on") as say:
             stack.wait_for_serving()
             taught = sorted(courses, key=lambda course: course.gain, reverse=True)

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from zhub.evaluation.comparison import Comparison, compare
 from zhub.graders import GraderJson
+from zhub.registry.names import PROD
 
 MAX_SUITES = 5
 
@@ -37,7 +38,7 @@ class Gate(Schema):
     """
 
     model_config = ConfigDict(extra="forbid")
-    alias: str = "prod"
+    alias: str = PROD
     rule: Rule = "not_worse"
     suites: Annotated[list[Suite], Field(min_length=1, max_length=MAX_SUITES)]
     cluster: str | None = None

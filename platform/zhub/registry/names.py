@@ -1,4 +1,4 @@
-"""The names of models: versions, checkpoints, aliases, experts, and auto."""
+"""The names of models: versions, checkpoints, aliases, experts, and auto; the alias that ``auto`` follows."""
 
 import re
 
@@ -17,3 +17,6 @@ EXPERT_NAME = re.compile(r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)")
 
 
 AUTO = "auto"
+
+
+PROD = "prod"

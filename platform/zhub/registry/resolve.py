@@ -1,9 +1,9 @@
 """Resolve the model name of a request.
 
-``auto`` and ``auto:<base>`` route by prompt, ``<project>.<expert>@v<number>`` is one version,
-``<project>.<expert>@<alias>`` the one that the alias points to, ``<project>.<expert>@ftjob-<32 hex digits>:step-<n>`` a
-checkpoint, anything else is a base model. A checkpoint answers only by its name: no list of models has it, and no
-request is routed to it.
+``auto`` and ``auto:<base>`` let the prompt choose among the versions that the project's ``@prod`` point to,
+``<project>.<expert>@v<number>`` is one version, ``<project>.<expert>@<alias>`` the one that the alias points to,
+``<project>.<expert>@ftjob-<32 hex digits>:step-<n>`` a checkpoint, anything else is a base model. A version that was
+never promoted and a checkpoint answer only by their names; no list of models has a checkpoint.
 """
 
 import uuid
@@ -52,7 +52,7 @@ def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tupl
         named = model.removeprefix(f"{AUTO}:")
         base = _default_base(session) if model == AUTO else base_models.get(session, caller.org_id, named)
         base_models.require_ready(base)
-        return ResolvedModel(base, candidates=versions.newest(session, caller.project_id, base))
+        return ResolvedModel(base, candidates=versions.promoted(session, caller.project_id, base))
     if "@" in model:
         record = _version_or_checkpoint(session, caller.project_id, model)
         return ResolvedModel(record.base, [WeightedVersion(record, 1.0)])

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, aliased, defer
 from zhub.errors import NotFoundError
 from zhub.ids import parse_id, public_id
 from zhub.models import Alias, BaseModel, Checkpoint, Expert, ExpertVersion, Job, Project
-from zhub.registry.names import ALIAS_NAME, CHECKPOINT_NAME, EXPERT_NAME, VERSION_NAME
+from zhub.registry.names import ALIAS_NAME, CHECKPOINT_NAME, EXPERT_NAME, PROD, VERSION_NAME
 from zhub.tenancy.keys import Caller
 
 
@@ -74,47 +74,63 @@ def list_versions(
     return newest_first[:limit], len(newest_first) > limit
 
 
-def newest(
-    session: Session, project_id: uuid.UUID, base: BaseModel, *, limit: int | None = None
-) -> list[VersionRecord]:
-    """The newest version of each of the project's experts on this base and its basis, newest first.
+def promoted(session: Session, project_id: uuid.UUID, base: BaseModel) -> list[VersionRecord]:
+    """What ``@prod`` of each of the project's experts points to, on this base and its basis, newest first.
 
     Without LoRAs, and without those that are the base: choosing one would only pretend.
     """
+    statement = (
+        select(ExpertVersion, Expert, Project)
+        .join(Expert, Expert.id == ExpertVersion.expert_id)
+        .join(Project, Project.id == Expert.project_id)
+        .join(Alias, and_(Alias.version_id == ExpertVersion.id, Alias.expert_id == Expert.id))
+        .where(Alias.name == PROD, Expert.project_id == project_id, *_served(base))
+        .where(_is_not_base(ExpertVersion))
+        .order_by(*(column.desc() for column in _AGE))
+    )
+    return [VersionRecord(*row, base) for row in session.execute(statement)]
+
+
+def newest(
+    session: Session, project_id: uuid.UUID, base: BaseModel, *, limit: int | None = None
+) -> list[VersionRecord]:
+    """The newest version of each of the project's experts on this base and its basis, newest first, promoted or not.
+
+    Without LoRAs, and without those that are the base: no training has a reason to begin from one.
+    """
+    of_expert = (
+        select(ExpertVersion)
+        .where(ExpertVersion.expert_id == Expert.id, *_served(base))
+        .order_by(ExpertVersion.version.desc())
+        .limit(1)
+    )
     # Plan at 10^6 versions of 100 experts: of each expert the last entries of the unique index on (expert_id, version),
     # back to one that fits; 200 rows, 1 ms. A DISTINCT ON over a join would read every version.
-    version = aliased(ExpertVersion, _newest_of_expert(base).lateral(), name="version")
+    version = aliased(ExpertVersion, of_expert.lateral(), name="version")
     statement = (
         select(version, Expert, Project)
         .select_from(Project)
         .join(Expert, and_(Expert.org_id == Project.org_id, Expert.project_id == Project.id))
         .join(version, version.expert_id == Expert.id)
-        .where(
-            Project.id == project_id,
-            or_(
-                version.manifest["best_step"].as_integer() != 0,
-                version.manifest["parent_digest"].astext.is_not(None),
-            ),
-        )
+        .where(Project.id == project_id, _is_not_base(version))
         .order_by(version.created_at.desc(), version.version.desc(), version.id.desc())
         .limit(limit)
     )
     return [VersionRecord(*row, base) for row in session.execute(statement)]
 
 
-def _newest_of_expert(base: BaseModel) -> Select[ExpertVersion]:
-    """The newest version of the enclosing statement's expert that serving can answer with on this base."""
+def _served(base: BaseModel) -> tuple[ColumnElement[bool], ...]:
+    """Serving can answer with the version on this base."""
     return (
-        select(ExpertVersion)
-        .where(
-            ExpertVersion.expert_id == Expert.id,
-            ExpertVersion.base_model_id == base.id,
-            ExpertVersion.manifest["basis_fingerprint"].astext == base.basis_fingerprint,
-            ExpertVersion.manifest["hyperparameters"]["adapter"].astext.is_distinct_from("lora"),
-        )
-        .order_by(ExpertVersion.version.desc())
-        .limit(1)
+        ExpertVersion.base_model_id == base.id,
+        ExpertVersion.manifest["basis_fingerprint"].astext == base.basis_fingerprint,
+        ExpertVersion.manifest["hyperparameters"]["adapter"].astext.is_distinct_from("lora"),
     )
+
+
+def _is_not_base(version: type[ExpertVersion]) -> ColumnElement[bool]:
+    """``VersionRecord.is_base`` is false."""
+    return or_(version.manifest["best_step"].as_integer() != 0, version.manifest["parent_digest"].astext.is_not(None))
 
 
 def by_id(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, VersionRecord]:

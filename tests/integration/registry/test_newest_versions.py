@@ -1,4 +1,4 @@
-"""The newest version of each expert, which ``auto`` chooses from."""
+"""The newest version of each expert, which a warm start chooses from."""
 
 import itertools
 import uuid

@@ -49,7 +49,8 @@ def test_every_command_says_what_it_does(path: tuple[str, ...], command: Any) ->
 def test_the_promised_commands_are_there() -> None:
     promised = (
         "up, demo, doctor, submit, chat, base-models add, base-models ls, base-models show, "
-        "datasets push, datasets ls, datasets show, jobs ls, jobs show, jobs watch, jobs logs, jobs events, "
+        "datasets push, datasets sample, datasets ls, datasets show, "
+        "jobs ls, jobs show, jobs watch, jobs logs, jobs events, "
         "jobs cancel, jobs pause, jobs resume, jobs redrive, jobs checkpoints, jobs metrics, "
         "queue redrive, evaluations create, evaluations ls, evaluations show, "
         "feedback add, feedback ls, feedback export, feedback rm, "

@@ -150,10 +150,11 @@ def test_auto_leaves_foreign_prompts_to_the_base(served: Served, experts: list[E
     assert started.strategy == "auto"
 
 
-def test_auto_without_candidates_is_the_base(served: Served) -> None:
+def test_auto_without_candidates_is_the_base_and_says_how_to_promote_one(served: Served) -> None:
     started = served.ask(served.request("add 12 and 19", candidates=[]))[0]
     assert isinstance(started, Started)
     assert started.experts == []
+    assert "zhub experts promote" in started.reason
 
 
 def test_a_stop_string_ends_the_answer_before_it(served: Served, experts: list[ExpertReference]) -> None:

@@ -177,7 +177,10 @@ class Engine:
     ) -> tuple[list[ExpertReference], str]:
         """The candidate whose training prompts are most like this one, or none: then the base answers."""
         if not candidates:
-            return [], "base: the project has no expert on this base model"
+            return [], (
+                "base: no expert of this project is promoted on this base model "
+                "(`zhub experts promote` points its @prod to a version)"
+            )
         centroids = [self._centroid(adapted, candidate) for candidate in candidates]
         routed = route(prompt_embeddings(adapted.base, [prompt])[0], centroids)
         nearest = candidates[min(range(len(routed.scores)), key=routed.scores.__getitem__)]
