@@ -77,13 +77,16 @@ leading = _Leading()
 def main() -> None:
     settings = Settings()  # type: ignore[call-arg]  # its fields come from the environment
     configure_logging(settings.log_format)
+    try:
+        secret_key = settings.require_secret_key()
+    except InvalidRequestError as exc:
+        sys.exit(str(exc))
     stopping = stop_event()
     engine = make_engine(settings.database_url, pool_size=3, pre_ping=False)
     REGISTRY.register(QueueCollector(engine, table.names(), lambda: leading.term))
     try:
-        secret_key = settings.require_secret_key()
         serve_metrics(settings)
-    except (InvalidRequestError, UnavailableError) as exc:
+    except UnavailableError as exc:
         sys.exit(str(exc))
     store = open_store(settings.store_url)
     threading.Thread(target=partial(sweep, engine, store, stopping), daemon=True, name="sweep").start()
