@@ -103,18 +103,19 @@ def check_file_name(filename: str) -> None:
         raise InvalidRequestError(
             f"{filename[:80]!r} cannot name a file: use at most {MAX_FILE_NAME_CHARACTERS} characters, no control "
             "characters and no line breaks.",
-            param="file",
+            param="filename",
         )
     path = PurePosixPath(filename)
     if path.suffix in REFUSED_SUFFIXES:
         raise UnsupportedModelError(
             f"'{filename}' is a pickle or another format that can run code when it is loaded. "
             "Save the model with `save_pretrained(..., safe_serialization=True)`.",
-            param="file",
+            param="filename",
         )
     if path.name != filename or filename.startswith(".") or path.suffix not in FILE_SUFFIXES:
         raise InvalidRequestError(
-            f"'{filename}' is not a file of a model directory; known endings: {', '.join(FILE_SUFFIXES)}.", param="file"
+            f"'{filename}' is not a file of a model directory; known endings: {', '.join(FILE_SUFFIXES)}.",
+            param="filename",
         )
 
 

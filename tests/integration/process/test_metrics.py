@@ -305,11 +305,12 @@ def test_a_request_is_logged_once_with_its_organisation_and_without_its_secrets(
     key = make_key()
     headers = {"Authorization": f"Bearer {key}", "x-request-id": "mine"}
     answer = httpx.get(f"{root_url}/v1/models?limit=3&api_key=hidden", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "api_key")
     assert answer.headers["x-request-id"] == "mine"
     (record,) = until(lambda: list(access_log))
     fields = vars(record)
     assert (fields["method"], fields["path"], fields["route"]) == ("GET", "/v1/models", "/v1/models")
-    assert (fields["status"], fields["org_id"]) == (200, caller.org_id)
+    assert (fields["status"], fields["org_id"]) == (400, caller.org_id)
     everything = repr(fields) + record.getMessage()
     assert key not in everything and "hidden" not in everything
 

@@ -10,6 +10,7 @@ from tiny_training import CONTAINS_E, PROMPTS, Load, reinforcement, run, supervi
 from zhub.datasets.rows import Row
 from zhub.errors import (
     ConstantRewardError,
+    NonFiniteLogitsError,
     NonFiniteLossError,
     OutOfMemoryError,
     PromptTooLongError,
@@ -116,14 +117,29 @@ def test_a_grader_that_needs_a_column_the_row_lacks_fails_the_job(load_adapted: 
         run(load_adapted("llama"), reinforcement(grader), write_rows(tmp_path / "t", PROMPTS))
 
 
-def test_a_loss_that_is_not_finite_names_its_step(load_adapted: Load, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_names_its_step(
+    load_adapted: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = supervised(learning_rate=1.0, n_steps=50, eval_interval=50)
     adapted = load_adapted("llama")
-    with torch.no_grad():
-        adapted.base.model.get_output_embeddings().weight.mul_(float("inf"))
+    score = rollout.token_logprobs
+
+    def overflow(base: Any, prompts: Any, answers: Any, **rest: Any) -> Any:
+        logprobs, mask = score(base, prompts, answers, **rest)
+        return logprobs * float("inf"), mask
+
+    monkeypatch.setattr("zhub_workers.compute.batches.token_logprobs", overflow)
     with pytest.raises(NonFiniteLossError) as caught:
         run(adapted, spec, write_rows(tmp_path / "t", PROMPTS, answer="ok"))
     assert caught.value.step == 1
+
+
+def test_a_base_whose_scores_are_not_finite_fails_before_the_first_step(load_adapted: Load, tmp_path: Path) -> None:
+    adapted = load_adapted("llama")
+    with torch.no_grad():
+        adapted.base.model.get_output_embeddings().weight.mul_(float("inf"))
+    with pytest.raises(NonFiniteLogitsError):
+        run(adapted, supervised(n_steps=1, eval_interval=1), write_rows(tmp_path / "t", PROMPTS, answer="ok"))
 
 
 def test_small_micro_batches_give_the_same_expert(load_adapted: Load, tmp_path: Path) -> None:
