@@ -14,11 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("platform", "workers", "api", "migrations", "tests", "pyproject.toml")
-CLAIMS, ATTEMPTS, REAPER = (
-    "platform/zhub/queue/claims.py",
-    "platform/zhub/queue/attempts.py",
-    "platform/zhub/queue/reaper.py",
-)
+CLAIMS, ATTEMPTS = "platform/zhub/queue/claims.py", "platform/zhub/queue/attempts.py"
+REAPER = "platform/zhub/queue/reaper.py"
 DESIRED, LEADERSHIP = "platform/zhub/queue/desired.py", "platform/zhub/queue/leadership.py"
 DEPENDENCIES, REDRIVE, TICKS = (
     "platform/zhub/queue/dependencies.py",
@@ -43,6 +40,10 @@ ON_REDRIVE = ("tests/integration/queue/test_redrive.py", "tests/integration/queu
 ON_SCHEDULES = (
     "tests/integration/schedules/test_ticks.py",
     "tests/integration/schedules/test_feedback_schedules.py",
+)
+ON_DEPENDENCIES = (
+    "tests/integration/queue/test_dependencies.py",
+    "tests/integration/evaluation/test_gated_trainings.py",
 )
 ON_PROMOTIONS = (
     "tests/integration/evaluation/test_promotions.py",
@@ -204,16 +205,16 @@ MUTANTS = (
         DEPENDENCIES,
         "bool_and(n.state = 'succeeded') AS won",
         "bool_or(n.state = 'succeeded') AS won",
-        ON_PROMOTIONS,
+        ON_DEPENDENCIES,
     ),
     Mutant(
         "what needs a job that did not succeed never runs",
         DEPENDENCIES,
         "CASE WHEN lost THEN 'cancelled' ELSE 'queued' END",
         "'queued'",
-        ON_PROMOTIONS,
+        ON_DEPENDENCIES,
     ),
-    Mutant("gates are left to decide", DEPENDENCIES, " AND j.kind <> ALL(:without_worker)", "", ON_PROMOTIONS),
+    Mutant("gates are left to decide", DEPENDENCIES, " AND j.kind <> ALL(:without_worker)", "", ON_DEPENDENCIES),
     Mutant(
         "a redrive takes dead jobs alone",
         REDRIVE,
