@@ -27,7 +27,7 @@ demo: setup ## The whole path on this machine: train an expert for each of eight
 up: setup ## Run the embedded stack until Ctrl-C.
 	$(BIN)/zhub up
 
-test: setup ## Run the tests (about eleven minutes on two cores).
+test: setup ## Run the tests (about eighteen minutes on two cores).
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 check: setup ## Lint, formatting, types, and the rules of who imports whom.

@@ -13,11 +13,7 @@ from zhub.queue.jobs import KindNames
 from zhub.tenancy import quotas
 
 DEFAULT_CLUSTER = "default"
-
-
 OFFERED_FOR = timedelta(days=1)  # a cluster whose agents were seen within this time may come back
-
-
 AGENT_LOST_AFTER_S = 30.0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from zhub import states
-from zhub.kinds.table import KINDS
+from zhub.kinds.table import kind_of
 from zhub.queue import attempts, jobs, reaper
 from zhub.queue.attempts import Failure, Released
 
@@ -19,7 +19,7 @@ def record_success(session: Session, job_id: uuid.UUID, fence: int, result: Mapp
         LeaseLostError: another attempt owns the job, or it was cancelled; nothing is written.
         KeyError, ValueError: the result is malformed.
     """
-    KINDS[jobs.get_job(session, job_id).kind].succeed(session, job_id, fence, result)
+    kind_of(jobs.get_job(session, job_id)).succeed(session, job_id, fence, result)
     return states.SUCCEEDED
 
 
@@ -52,5 +52,5 @@ def reap(session: Session) -> list[Released]:
 
 def _apply(session: Session, job: Released) -> str:
     if job.state == states.FAILED:
-        KINDS[job.kind].failed(session, job)
+        kind_of(job).failed(session, job)
     return job.state

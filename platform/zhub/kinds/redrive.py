@@ -97,11 +97,11 @@ def redrive(session: Session, job: Job) -> None:
     _check(session, job)
     if not _revive(session, job):
         raise _not_dead(job)
-    table.KINDS[job.kind].redriven(session, job)
+    table.kind_of(job).redriven(session, job)
 
 
 def _check(session: Session, job: Job) -> None:
-    table.KINDS[job.kind].check_redrive(session, job)
+    table.kind_of(job).check_redrive(session, job)
     other = jobs.find_by_dedup_key(session, job.project_id, job.dedup_key) if job.dedup_key is not None else None
     if other is not None and other.id != job.id:
         raise ConflictError(

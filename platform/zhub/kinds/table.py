@@ -12,6 +12,7 @@ from zhub.evaluation import evaluations
 from zhub.kinds.kind import Kind, success
 from zhub.manifest import Manifest
 from zhub.models import Job
+from zhub.queue.attempts import Released
 from zhub.queue.jobs import KindNames
 from zhub.registry import base_models
 from zhub.registry.publish import publish
@@ -25,6 +26,10 @@ def _publish(session: Session, job_id: uuid.UUID, fence: int, result: Mapping[st
 
 def _refuse_redrive(_session: Session, _job: Job) -> None:
     raise ConflictError("A gate is not decided again. Ask for another promotion.")
+
+
+def _refuse_unknown(_session: Session, job: Job) -> None:
+    raise ConflictError(f"This release does not know jobs of the kind '{job.kind}'. Redrive it with the one that does.")
 
 
 KINDS: dict[str, Kind] = {
@@ -49,6 +54,14 @@ KINDS: dict[str, Kind] = {
         Kind("gate", None, check_redrive=_refuse_redrive),
     )
 }
+
+
+def kind_of(job: Job | Released) -> Kind:
+    """The kind of a job. One that only another release knows has no effects, and is not redriven by this one.
+
+    Releases run side by side during an upgrade, and after a rollback; the jobs of a newer one must not stop the leader.
+    """
+    return KINDS.get(job.kind) or Kind(job.kind, None, check_redrive=_refuse_unknown)
 
 
 def of_pool(pool: str) -> list[str]:

@@ -3,13 +3,14 @@
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from agent_rig import AgentRig, fails_with, returns, thread_launcher
 from claims import admit_queued
 from job_moves import lead
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, update
 
 from zhub.admission import budgets
 from zhub.database.sessions import system_session
@@ -18,7 +19,7 @@ from zhub.kinds import redrive, table
 from zhub.kinds.kind import Kind, success
 from zhub.models import Job
 from zhub.queue import invariants, jobs
-from zhub.queue.attempts import Released, Succeeded
+from zhub.queue.attempts import MAX_INFRA_FAILURES, Released, Succeeded
 from zhub.tenancy.keys import Caller
 from zhub_workers.agent.launcher import Launcher
 
@@ -134,3 +135,20 @@ def test_only_a_resumable_kind_is_paused_when_the_budget_is_used_up(
         admit_queued(session)
         assert budgets.pause_spent(session, table.names()) == paused
     assert rig.job(job_id).desired == ("pause" if resumable else "run")
+
+
+def test_a_job_of_a_kind_that_only_another_release_knows_does_not_stop_the_leader(
+    rig: AgentRig, enqueue_toy: Callable[[], uuid.UUID]
+) -> None:
+    job_id = enqueue_toy()
+    with system_session(rig.engine) as session:
+        session.execute(
+            update(Job)
+            .prefix_with("/* any move */")
+            .where(Job.id == job_id)
+            .values(state="running", lease_until=func.now() - timedelta(seconds=1), infra_failures=MAX_INFRA_FAILURES)
+        )
+    lead(rig.engine)
+    assert rig.job(job_id).state == "failed"
+    with system_session(rig.engine) as session, pytest.raises(ConflictError, match="does not know jobs of the kind"):
+        redrive.request(session, jobs.get_job(session, job_id), by="test")
