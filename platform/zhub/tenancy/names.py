@@ -16,7 +16,8 @@ def check_name(name: str, kind: str, *, param: str | None = None) -> str:
     """Names are parts of model ids (``project.expert@v1``): lower-case letters, digits, '-' and '_', at most 64."""
     if not NAME.fullmatch(name):
         raise InvalidRequestError(
-            f"'{name}' cannot name a {kind}: use 1 to {MAX_CHARACTERS} lower-case letters, digits, '-' or '_', "
+            f"'{name}' cannot name {_with_article(kind)}: "
+            f"use 1 to {MAX_CHARACTERS} lower-case letters, digits, '-' or '_', "
             "beginning and ending with a letter or digit.",
             param=param,
         )
@@ -31,7 +32,8 @@ def name_of_suffix(suffix: str, kind: str, *, param: str) -> str:
     """
     if not SUFFIX.fullmatch(suffix) and NAME.fullmatch(nearest := slugify(_latin(suffix))):
         raise InvalidRequestError(
-            f"{suffix!r} cannot name a {kind}: of letters, a name has those from a to z. How about '{nearest}'?",
+            f"{suffix!r} cannot name {_with_article(kind)}: of letters, a name has those from a to z. "
+            f"How about '{nearest}'?",
             param=param,
         )
     return check_name(slugify(suffix), kind, param=param)
@@ -58,3 +60,7 @@ def _latin(text: str) -> str:
     """Letters without their marks: ``Größe`` becomes ``grosse``."""
     decomposed = unicodedata.normalize("NFKD", text.casefold())
     return "".join(character for character in decomposed if not unicodedata.combining(character))
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
