@@ -10,7 +10,7 @@ MAX_PACKED_ROWS = 256
 def pack_key(spec: TrainSpec) -> str | None:
     """Equal for jobs that may train in one worker together; None for one that needs a worker of its own.
 
-    The rows of one forward pass can have different z on one basis; LoRA has no such path. A job with shards needs whole
+    The rows of one forward pass can have different z on one base and basis; LoRA has no such path. A job with shards needs whole
     devices. Packed or alone, a seed gives the same z up to the rounding of matrix products of another shape.
     """
     hyper = spec.hyperparameters
@@ -21,4 +21,4 @@ def pack_key(spec: TrainSpec) -> str | None:
         rows *= hyper.group_size
     elif isinstance(hyper, DpoHyperparameters):
         rows *= 2
-    return spec.basis.basis_fingerprint if rows <= MAX_PACKED_ROWS else None
+    return f"{spec.base.digest}/{spec.basis.basis_fingerprint}" if rows <= MAX_PACKED_ROWS else None

@@ -1,6 +1,5 @@
 """Base models and their bases on this machine's disk and in this process's memory, fetched once and checked."""
 
-import hashlib
 import json
 import threading
 from collections import OrderedDict
@@ -11,7 +10,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from zhub.errors import BasisMismatchError, UnavailableError, UnsupportedModelError
-from zhub.manifest import canonical_json
 from zhub.registry.model_directory import FILE_SUFFIXES
 from zhub.specs import BaseModelSource, BasisReference
 from zhub.storage.object_store import ObjectStore, fetch
@@ -31,7 +29,7 @@ class ModelCache:
         self._device = device
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._models: OrderedDict[str, list[AdaptedModel]] = OrderedDict()  # of each, the views by compute stream
+        self._models: OrderedDict[tuple[str, str], list[AdaptedModel]] = OrderedDict()  # of each, the views by compute stream
 
     def get(
         self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path, *, stream: int = 0
@@ -41,7 +39,7 @@ class ModelCache:
         Raises:
             BasisMismatchError: the files no longer give the weights that were decomposed.
         """
-        key = basis.basis_fingerprint
+        key = (source.digest, basis.basis_fingerprint)
         with self._lock:
             if key not in self._models:
                 while len(self._models) >= self._capacity:
@@ -78,8 +76,7 @@ def base_directory(source: BaseModelSource, store: ObjectStore, cache_dir: Path)
     """
     if source.hub_id is not None:
         return _hub_directory(source.hub_id, source.hub_revision or "", cache_dir)
-    content = canonical_json([[file.name, file.sha256] for file in source.files])
-    directory = cache_dir / "base_models" / hashlib.sha256(content).hexdigest()
+    directory = cache_dir / "base_models" / source.digest
     for file in source.files:
         fetch(store, file.key, directory / file.name, sha256=file.sha256)
     return directory

@@ -98,8 +98,8 @@ class Engine:
                 waiting.append(self._waiting.get_nowait())
             except queue.Empty:
                 break
-        basis = waiting[0].request.basis.basis_fingerprint
-        same = [row for row in waiting if row.request.basis.basis_fingerprint == basis][:MAX_BATCH_ROWS]
+        model = _model_of(waiting[0])
+        same = [row for row in waiting if _model_of(row) == model][:MAX_BATCH_ROWS]
         chosen = {id(row) for row in same}
         self._put_back = [row for row in waiting if id(row) not in chosen]
         return same
@@ -233,6 +233,11 @@ def _stack(adapted: AdaptedModel, rows: Sequence[_Row]) -> tuple[Z, list[int]]:
         for name, zeros in sorted(zero.items())
     }
     return stack, [indices[row.follows] for row in rows]
+
+
+def _model_of(row: _Row) -> tuple[str, str]:
+    """What rows of one batch have in common. The basis alone is not enough: another template or rope reads otherwise."""
+    return row.request.base.digest, row.request.basis.basis_fingerprint
 
 
 def _send_token(adapted: AdaptedModel, row: _Row, token: int) -> None:
