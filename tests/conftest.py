@@ -33,6 +33,9 @@ from zhub.tenancy import keys
 from zhub.tenancy.bootstrap import ensure_project
 from zhub.tenancy.keys import SCOPES, Caller
 
+TESTS = Path(__file__).parent
+CLUSTERS = ("chaos", "contract", "e2e")
+
 MakeCaller = Callable[..., Caller]
 MakeKey = Callable[..., str]
 MakeJob = Callable[..., uuid.UUID]
@@ -42,13 +45,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-docker", action="store_true", help="run the tests that need a docker daemon")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--run-docker"):
-        return
     skip = pytest.mark.skip(reason="needs a docker daemon: pass --run-docker")
     for item in items:
-        if "docker" in item.keywords:
+        if "docker" in item.keywords and not config.getoption("--run-docker"):
             item.add_marker(skip)
+        # What stays in one process where the tests run in several: a file, or a folder that starts whole clusters.
+        folder = item.path.relative_to(TESTS).parts[0]
+        item.add_marker(pytest.mark.xdist_group("clusters" if folder in CLUSTERS else str(item.path)))
 
 
 @pytest.fixture(scope="session", autouse=True)

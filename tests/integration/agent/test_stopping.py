@@ -3,8 +3,9 @@
 import uuid
 from collections.abc import Callable
 
+import pytest
 from agent_rig import AgentRig, Training, fails_with, thread_launcher
-from job_moves import cancel
+from job_moves import cancel, pause
 
 from zhub.queue import attempts
 from zhub.tenancy.keys import Caller
@@ -21,18 +22,22 @@ def test_a_cancelled_attempt_stops_and_leaves_no_version(
     assert (rig.attempts(job_id), rig.versions()) == ([(1, "cancelled")], 0)
 
 
-def test_a_worker_is_free_again_after_a_cancellation(
+@pytest.mark.parametrize(("stop", "state"), [(cancel, "cancelled"), (pause, "paused")])
+def test_a_job_that_was_stopped_frees_its_worker_for_another(
     rig: AgentRig,
     caller: Caller,
     job_id: uuid.UUID,
     running: tuple[Agent, ThreadLauncher],
     training: Training,
     make_job: Callable[..., uuid.UUID],
+    stop: Callable[..., None],
+    state: str,
 ) -> None:
-    cancel(rig.engine, caller, job_id)
-    rig.drive(running[0], job_id, "cancelled")
+    stop(rig.engine, caller, job_id)
+    rig.drive(running[0], job_id, state)
     training.finish.set()
     rig.drive(running[0], make_job(caller), "succeeded")
+    assert rig.job(job_id).state == state
 
 
 def test_a_job_whose_attempts_stop_unasked_is_not_tried_for_ever(rig: AgentRig, job_id: uuid.UUID) -> None:
