@@ -24,8 +24,8 @@ class Liveness:
         self._next_at = time.monotonic() + PROBE_EVERY_S
 
     def note_answer(self) -> None:
-        """The child has answered somebody else."""
-        self._answered = True
+        """The child has answered somebody else: what it did not answer before belongs to its start."""
+        self._answered, self._failed = True, 0
 
     def is_lost(self) -> bool:
         """Whether it has not answered for too long. Answers at once; probes go on while this is called."""

@@ -148,7 +148,14 @@ def test_a_child_that_has_never_answered_is_starting_and_not_lost(monkeypatch: p
     child = Liveness(away)
     wait_until(lambda: child.is_lost() or len(probes) > 2 * liveness.FAILED_PROBES)
     assert not child.is_lost()
+    monkeypatch.setattr(liveness, "PROBE_EVERY_S", 600.0)
+    probes.clear()
+    wait_until(lambda: child.is_lost() or bool(probes))  # the last probe of its start
+    wait_until(lambda: child._thread is not None and not child._thread.is_alive())
     child.note_answer()
+    assert not child.is_lost()
+    monkeypatch.setattr(liveness, "PROBE_EVERY_S", 0.0)
+    child._next_at = 0.0
     wait_until(child.is_lost)
 
 
