@@ -84,7 +84,7 @@ def status_of(error: errors.ZhubError) -> int:
     return STATUSES[type(error)] or 500
 
 
-def envelope(status: int, message: str, *, code: str, param: str | None = None, **extra: Any) -> dict[str, Any]:
+def envelope(status: int, message: str, /, *, code: str, param: str | None = None, **extra: Any) -> dict[str, Any]:
     return {
         "error": {"message": message, "type": TYPES.get(status, "server_error"), "param": param, "code": code, **extra}
     }

@@ -43,7 +43,7 @@ def resolve(
     """
     with tenant_session(context.engine, caller.org_id) as session:
         resolved = version_resolve.resolve(session, caller, model, mixture)
-        basis = base_models.require_ready(resolved.base)
+        basis = (base_models.require_ready if resolved.experts else base_models.basis_of)(resolved.base)
         base = BaseModelSource.model_validate(resolved.base.source)
         experts = [_reference(part.record, part.weight) for part in resolved.experts]
         candidates = (

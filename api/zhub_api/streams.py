@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from zhub.errors import ZhubError
@@ -11,11 +11,11 @@ from zhub_api.errors import INTERNAL_ERROR, envelope, status_of
 log = logging.getLogger("zhub.api")
 
 
-async def ending_with_errors(messages: AsyncGenerator[str]) -> AsyncIterator[str]:
+async def ending_with_errors(messages: AsyncGenerator[str]) -> AsyncGenerator[str]:
     """The messages of a stream, and an error event where it breaks off: its status was sent long ago.
 
     Without one, a client would take what came before for the whole. The event is ``data: {"error": …}``, by which the
-    dialect's clients raise.
+    dialect's clients raise; its ``status`` is the one that the error would have had.
     """
     async with aclosing(messages):
         try:
@@ -24,11 +24,11 @@ async def ending_with_errors(messages: AsyncGenerator[str]) -> AsyncIterator[str
         except ZhubError as exc:
             status = status_of(exc)
             log.warning("a stream broke off: %s", exc, extra={"action": "stream_failed", "code": exc.code})
-            yield _event(envelope(status, str(exc), code=exc.code, param=getattr(exc, "param", None)))
+            yield _event(status, str(exc), exc.code, getattr(exc, "param", None))
         except Exception as exc:
             log.error("a stream broke off", exc_info=exc, extra={"action": "stream_failed", "code": "internal_error"})
-            yield _event(envelope(500, INTERNAL_ERROR, code="internal_error"))
+            yield _event(500, INTERNAL_ERROR, "internal_error", None)
 
 
-def _event(error: dict[str, object]) -> str:
-    return f"data: {json.dumps(error)}\n\n"
+def _event(status: int, message: str, code: str, param: str | None) -> str:
+    return f"data: {json.dumps(envelope(status, message, code=code, param=param, status=status))}\n\n"

@@ -23,12 +23,13 @@ class ExpertReference(BaseModel):
 class GenerationRequest(BaseModel):
     """One chat request, with the model's name already resolved.
 
-    ``candidates`` is None unless routing shall choose among them; ``experts`` then is empty.
+    ``candidates`` is None unless routing shall choose among them; ``experts`` then is empty. Without a ``basis``, which
+    a base has only once it is decomposed, there are neither.
     """
 
     model_config = ConfigDict(frozen=True)
     base: BaseModelSource
-    basis: BasisReference
+    basis: BasisReference | None
     messages: list[dict[str, str]]
     experts: list[ExpertReference] = []
     candidates: list[ExpertReference] | None = None

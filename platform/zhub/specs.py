@@ -273,8 +273,8 @@ class StartingPoint(BaseModel):
     routing_sha256: str
 
 
-class TrainSpec(BaseModel):
-    """Train one expert and measure it.
+class TrainPlan(BaseModel):
+    """A training as it is requested. ``basis`` is None until its base is decomposed; a worker gets a ``TrainSpec``.
 
     ``starts`` are, with the hyper-parameter ``warm_start`` ``nearest``, the versions to choose from; else the one that
     was asked for, if any.
@@ -284,7 +284,7 @@ class TrainSpec(BaseModel):
     kind: Literal["train"] = "train"
     expert: str
     base: BaseModelSource
-    basis: BasisReference
+    basis: BasisReference | None
     training_file: StoredFile
     validation_file: StoredFile | None
     recipe: Recipe
@@ -292,6 +292,12 @@ class TrainSpec(BaseModel):
     grader: Grader | None
     seed: int
     starts: list[StartingPoint] = []
+
+
+class TrainSpec(TrainPlan):
+    """Train one expert and measure it."""
+
+    basis: BasisReference
 
 
 class EvaluatedZ(BaseModel):

@@ -22,6 +22,7 @@ from zhub.queue.desired import request_cancel, request_pause, request_resume
 from zhub.registry import versions
 from zhub.tenancy.keys import Caller
 from zhub.training import fine_tuning
+from zhub.training.packing import shares_a_worker
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
 
@@ -65,7 +66,7 @@ def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.Jo
         "method": resolved.method,
         "seed": resolved.spec.seed,
         "workers": resolved.workers,
-        "shares_a_worker": resolved.pack_key is not None,
+        "shares_a_worker": shares_a_worker(resolved.spec.hyperparameters),
         "expected_seconds": expected_s,
         "expected_worker_seconds": None if expected_s is None else expected_s * resolved.workers,
     }
@@ -257,7 +258,7 @@ def queue_object(session: Session, job: Job, kind: str, shown_id: str) -> dict[s
     """What a job waits for, shown as the queue of an object of this kind with this id."""
     explanation = None
     if job.state == states.WAITING:
-        reason = dependencies.reason(dependencies.of(session, [job.id]).get(job.id, []))
+        reason = dependencies.reason(job, dependencies.of(session, [job.id]).get(job.id, []))
     elif job.state == states.QUEUED:
         explanation = session.scalar(select(QueuePlace).where(QueuePlace.job_id == job.id))
         reason = (

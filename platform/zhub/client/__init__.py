@@ -14,7 +14,7 @@ from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.lifecycle import Aliases, Promotions, Schedules
 from zhub.client.logs import Logs
 from zhub.client.training import BaseModels, Files, Jobs
-from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, api_error, read_events
+from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, read_events
 from zhub.client.webhooks import Webhooks
 from zhub.client.wire.chat import ChatPiece, ModelRecord, Routing
 from zhub.errors import UnavailableError
@@ -53,7 +53,7 @@ class Client:
         return answer
 
     def readiness(self) -> dict[str, Any]:
-        """Whether a scheduler leads, and how many agents were seen lately. Needs no key."""
+        """Whether a scheduler leads, how many agents were seen lately, whether serving answers. Needs no key."""
         answer = self._http.get("/readyz")
         assert isinstance(answer, dict)
         return answer
@@ -98,8 +98,6 @@ class Client:
                 if event.data == "[DONE]":
                     return
                 chunk = event.json()
-                if "error" in chunk:
-                    raise api_error(503, chunk, response)
                 for choice in chunk["choices"]:
                     yield _piece(chunk, choice["delta"].get("content") or "")
         raise UnavailableError("The answer broke off; ask again.")

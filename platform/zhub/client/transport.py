@@ -124,15 +124,25 @@ def read_events(response: httpx.Response) -> Iterator[ServerSentEvent]:
     """The events of a stream that was requested with ``EVENT_STREAM``; an event that is cut off is left out.
 
     Raises:
-        ApiError: the answer is no event stream.
+        ApiError: the answer is no event stream, or it broke off with an error event.
     """
     try:
         for event in EventSource(response).iter_sse():
             # An id holds until the next one, so after the first id a comment, the heartbeat, comes as an empty event.
             if event.data:
+                _raise_if_error(event, response)
                 yield event
     except SSEError as exc:
         raise _not_zhub(response) from exc
+
+
+def _raise_if_error(event: ServerSentEvent, response: httpx.Response) -> None:
+    """Raise the error that a stream ends with when it breaks off: ``{"error": …}`` and nothing else."""
+    if not event.data.startswith('{"error":'):
+        return
+    body = event.json()
+    if body.keys() == {"error"}:
+        raise api_error(body["error"].get("status") or 503, body, response)
 
 
 def is_transient(error: UnavailableError | ApiError) -> bool:

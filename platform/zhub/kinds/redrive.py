@@ -127,7 +127,7 @@ def _revive(session: Session, job: Job) -> bool:
                    user_failures = 0, forgiven_user_failures = forgiven_user_failures + user_failures,
                    infra_failures = 0, forgiven_infra_failures = forgiven_infra_failures + infra_failures,
                    ranked_at = now() - priority * cast(:head_start AS interval),
-                   state = CASE WHEN kind = ANY(:without_worker) OR EXISTS (
+                   state = CASE WHEN kind = ANY(:without_worker) OR spec->'basis' = 'null' OR EXISTS (
                        SELECT 1 FROM job_dependencies d JOIN jobs n ON n.id = d.needs_job_id
                         WHERE d.job_id = jobs.id AND n.state <> 'succeeded') THEN 'waiting' ELSE 'queued' END
              WHERE id = :job AND state IN ('failed', 'cancelled') RETURNING state

@@ -61,7 +61,10 @@ class Settings(BaseSettings):
     cache_dir: Path = Path("/tmp/zhub-cache")
     """Where workers keep fetched files; safe to delete."""
     ready_file: Path | None = None
-    """Written by the agent once serving answers."""
+    """There while serving answers, written by the agent."""
+    alive_file: Path | None = None
+    """A file of its own for the scheduler and for the agent: its time of modification is the time until which the
+    process vouches that all of its loops go on. One that is past belongs to a process that is frozen."""
 
     lease_s: float = Field(default=60.0, gt=1)
     poll_s: float = Field(default=0.5, gt=0)

@@ -213,16 +213,35 @@ def decomposition(session: Session, base: BaseModel) -> Job:
 
 def require_ready(base: BaseModel) -> BasisReference:
     """The base's basis. Raises NotReadyError while it is being decomposed, ConflictError if that failed."""
+    basis = basis_of(base)
+    if basis is None:
+        raise _not_ready(base)
+    return basis
+
+
+def basis_of(base: BaseModel) -> BasisReference | None:
+    """The base's basis; None while it is being decomposed, when the base alone can answer already.
+
+    Raises:
+        NotReadyError: its files are not all there.
+        ConflictError: its decomposition failed.
+    """
     if base.status == "error":
         raise ConflictError(f"The base model '{base.name}' cannot be used: {base.error}")
+    if base.status == "decomposing":
+        return None
     if base.status != "ready":
-        raise NotReadyError(f"The base model '{base.name}' is still '{base.status}'. Wait until it is 'ready'.")
+        raise _not_ready(base)
     assert base.weights_fingerprint and base.basis_fingerprint and base.basis_key_prefix
     return BasisReference(
         weights_fingerprint=base.weights_fingerprint,
         basis_fingerprint=base.basis_fingerprint,
         key_prefix=base.basis_key_prefix,
     )
+
+
+def _not_ready(base: BaseModel) -> NotReadyError:
+    return NotReadyError(f"The base model '{base.name}' is still '{base.status}'. Wait until it is 'ready'.")
 
 
 def list_base_models(session: Session, *, after: str | None, limit: int) -> tuple[list[BaseModel], bool]:

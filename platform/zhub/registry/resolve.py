@@ -44,14 +44,15 @@ def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tupl
     Raises:
         NotFoundError: no such version or base model.
         InvalidRequestError: a mixture over several bases.
-        ConflictError: the base model is not decomposed yet.
+        NotReadyError: the files of the base model are not all there.
+        ConflictError: the base model could not be decomposed.
     """
     if mixture:
         return _resolve_mixture(session, caller, model, mixture)
     if model == AUTO or model.startswith(f"{AUTO}:"):
         named = model.removeprefix(f"{AUTO}:")
         base = _default_base(session) if model == AUTO else base_models.get(session, caller.org_id, named)
-        base_models.require_ready(base)
+        base_models.basis_of(base)  # the base alone answers until it is decomposed: no version is on it
         return ResolvedModel(base, candidates=versions.promoted(session, caller.project_id, base))
     if "@" in model:
         record = _version_or_checkpoint(session, caller.project_id, model)
@@ -60,7 +61,7 @@ def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tupl
         base = base_models.get(session, caller.org_id, model)
     except NotFoundError as exc:
         raise no_such_model(model) from exc
-    base_models.require_ready(base)
+    base_models.basis_of(base)
     return ResolvedModel(base)
 
 

@@ -35,7 +35,7 @@ from zhub.specs import (
     Hyperparameters,
     Recipe,
     StartingPoint,
-    TrainSpec,
+    TrainPlan,
     resolve_hyperparameters,
 )
 from zhub.tenancy import idempotency
@@ -101,9 +101,13 @@ def create(
     job = job_of(resolved, expert)
     job.request_hash, job.idempotency_key, job.dedup_key = request_hash, idempotency_key, request.dedup_key
     needs = dependencies.needed(session, caller.project_id, request.depends_on, param="depends_on")
-    job.state = states.WAITING if needs else states.QUEUED
+    for_base = dependencies.waits_for_base(job)
+    job.state = states.WAITING if needs or for_base else states.QUEUED
+    created = f"Created fine-tuning job for expert {caller.project}.{expert.name}."
+    if for_base:
+        created += f" It waits for the base model '{resolved.base.name}' to be decomposed."
     try:
-        jobs.enqueue(session, job, f"Created fine-tuning job for expert {caller.project}.{expert.name}.")
+        jobs.enqueue(session, job, created)
     except IntegrityError as exc:
         if idempotency_key is None and request.dedup_key is None:
             raise
@@ -124,18 +128,13 @@ class ResolvedTraining:
     base: BaseModel
     training: DatasetVersion
     validation: DatasetVersion | None
-    spec: TrainSpec
+    spec: TrainPlan
     expected_s: float | None
 
     @property
     def workers(self) -> int:
         """How many workers it takes where it does not share one."""
         return self.spec.hyperparameters.data_parallel
-
-    @property
-    def pack_key(self) -> str | None:
-        """See ``zhub.training.packing``."""
-        return pack_key(self.spec)
 
     @property
     def method(self) -> dict[str, Any]:
@@ -169,7 +168,7 @@ def resolve_training(session: Session, caller: Caller, request: JobRequest) -> R
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
     starts = _starts(session, caller, inputs.base, inputs.parent, inputs.hyperparameters)
-    spec = TrainSpec(
+    spec = TrainPlan(
         expert=expert_name(request.suffix, inputs.training.filename),
         base=BaseModelSource.model_validate(inputs.base.source),
         basis=inputs.basis,
@@ -206,7 +205,7 @@ def job_of(resolved: ResolvedTraining, expert: Expert) -> Job:
         expert_id=expert.id,
         cluster=request.cluster,
         priority=request.priority,
-        pack_key=resolved.pack_key,
+        pack_key=pack_key(resolved.spec),
         workers=resolved.workers,
         expected_s=resolved.expected_s,
     )
@@ -217,7 +216,7 @@ class _Inputs:
     """What a request names, looked up and checked. ``parent`` is the version that training begins from, if any."""
 
     base: BaseModel
-    basis: BasisReference
+    basis: BasisReference | None
     parent: versions.VersionRecord | None
     training: DatasetVersion
     validation: DatasetVersion | None
@@ -229,7 +228,7 @@ class _Inputs:
 def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     parent = versions.get_version(session, caller.project_id, request.model) if "@" in request.model else None
     base = parent.base if parent else base_models.get(session, caller.org_id, request.model)
-    basis = base_models.require_ready(base)
+    basis = base_models.basis_of(base)
     training = _file(session, caller, request.training_file, "training_file")
     validation = None
     if request.validation_file:
@@ -250,7 +249,7 @@ def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     return _Inputs(base, basis, parent, training, validation, recipe, resolved, grader)
 
 
-def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis: BasisReference) -> None:
+def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis: BasisReference | None) -> None:
     if parent.is_lora or hyper.adapter != "svf" or hyper.parameterisation != "multiplier":
         raise InvalidRequestError(
             "Only a training of the adapter 'svf', with the parameterisation 'multiplier', can begin from an expert, "
@@ -262,7 +261,7 @@ def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis:
             f"The training begins from '{parent.name}' already: leave warm_start out, or give the base model.",
             param="model",
         )
-    if parent.version.manifest["basis_fingerprint"] != basis.basis_fingerprint:
+    if basis is None or parent.version.manifest["basis_fingerprint"] != basis.basis_fingerprint:
         raise InvalidRequestError(
             f"'{parent.name}' belongs to an earlier basis of '{parent.base.name}'. Give the base model.", param="model"
         )

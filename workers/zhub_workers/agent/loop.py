@@ -26,6 +26,7 @@ from zhub.models import Job
 from zhub.process import tracing
 from zhub.process.config import Settings
 from zhub.process.metrics import LEASE_LOST, database_answers
+from zhub.process.pulse import Beat, no_beat
 from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, job_topic
 from zhub.queue import attempts, claims, job_events
 from zhub.states import POOLS
@@ -67,11 +68,12 @@ class _Followed:
 class Agent:
     """Claims the jobs of one cluster and polls their attempts."""
 
-    def __init__(self, settings: Settings, engine: Engine, launcher: Launcher) -> None:
+    def __init__(self, settings: Settings, engine: Engine, launcher: Launcher, beat: Beat = no_beat) -> None:
         self.id = uuid.uuid4()
         self._settings = settings
         self._engine = engine
         self._launcher = launcher
+        self._beat = beat
         self._followed: dict[AttemptKey, _Followed] = {}
         self._jobs_with_news: set[uuid.UUID] = set()
         """Jobs with new events: ``run`` wakes the streams that follow them."""
@@ -80,6 +82,7 @@ class Agent:
     def run(self, wakeup: Wakeup, stopping: threading.Event) -> None:
         """Repeat ``round`` until ``stopping`` is set. Attempts are left running: the next agent adopts them."""
         while not stopping.is_set():
+            self._beat()
             try:
                 with ROUND.time():
                     ended = self.round()
@@ -143,6 +146,7 @@ class Agent:
                         packs=packs,
                     )
                 for claim in claimed:
+                    self._beat()
                     PICKUP.observe(claim.waited_s)
                     self._start(pool, claim)
                 if len(claimed) < limit:
@@ -186,6 +190,7 @@ class Agent:
     def _follow(self, followed: _Followed) -> bool:
         """Poll one attempt and record its report; True if it has ended."""
         key = followed.key
+        self._beat()  # a round lasts long where many workers are silent
         try:
             status = self._launcher.poll(key, followed.seq, self._settings.lease_s)
         except WorkerLostError as exc:
@@ -350,6 +355,7 @@ class Agent:
             ).all()
         leased = {AttemptKey(row.id, row.fence): row.agent_id == self.id for row in rows}
         for action in reconcile(leased, held, self._followed.keys()):
+            self._beat()
             key = action.key
             name = type(action).__name__.lower()
             log.info("attempt %s: %s", key, name, extra=_fields(name, key))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,8 +17,16 @@ from zhub.registry.model_directory import FILE_SUFFIXES
 from zhub.specs import BaseModelSource, BasisReference
 from zhub.storage.object_store import ObjectStore, fetch
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.base_model import load_base_model, weights_fingerprint
+from zhub_workers.model.base_model import BaseModel, load_base_model, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, load_basis
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A loaded base model: the key of its files, and its views by compute stream."""
+
+    files: str
+    views: list[AdaptedModel]
 
 
 class ModelCache:
@@ -31,42 +40,63 @@ class ModelCache:
         self._device = device
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._models: OrderedDict[str, list[AdaptedModel]] = OrderedDict()  # of each, the views by compute stream
+        self._models: OrderedDict[str, _Loaded] = OrderedDict()  # by the basis, or by the files while there is none
 
     def get(
-        self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path, *, stream: int = 0
+        self,
+        source: BaseModelSource,
+        basis: BasisReference | None,
+        store: ObjectStore,
+        cache_dir: Path,
+        *,
+        stream: int = 0,
     ) -> AdaptedModel:
         """The base model on its basis, loaded if it is not here. Each compute ``stream`` has a view of its own.
+
+        ``basis`` None: the base alone, while it is not decomposed.
 
         Raises:
             BasisMismatchError: the files no longer give the weights that were decomposed.
         """
-        key = basis.basis_fingerprint
+        files = _files_key(source)
         with self._lock:
+            key = self._key(files) if basis is None else basis.basis_fingerprint
             if key not in self._models:
+                # Loaded before it was decomposed: the weights stay, and its basis comes to them.
+                alone = self._models.pop(files, None)
                 while len(self._models) >= self._capacity:
                     self._models.popitem(last=False)
-                self._models[key] = [self._load(source, basis, store, cache_dir)]
+                base = alone.views[0].base if alone else self._load(source, store, cache_dir)
+                self._models[key] = _Loaded(files, [_adapted(base, source, basis, store, cache_dir)])
             self._models.move_to_end(key)
-            views = self._models[key]
+            views = self._models[key].views
             while len(views) <= stream:
                 views.append(views[0].weight_sharing_view())
             return views[stream]
 
-    def _load(
-        self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path
-    ) -> AdaptedModel:
-        base = load_base_model(base_directory(source, store, cache_dir), device=self._device)
-        fingerprint = weights_fingerprint(base.model)
-        if fingerprint != basis.weights_fingerprint:
-            raise BasisMismatchError(
-                f"The weights of base model '{source.name}' are not those that were decomposed. "
-                "Add it again under a new name.",
-                expected=basis.weights_fingerprint,
-                actual=fingerprint,
-            )
-        directory = fetch_basis(basis, store, cache_dir)
-        return AdaptedModel(base, load_basis(directory, basis.basis_fingerprint))
+    def _key(self, files: str) -> str:
+        """Where a base with these files is, on whichever basis; without one if it is not here."""
+        return next((key for key, loaded in self._models.items() if loaded.files == files), files)
+
+    def _load(self, source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> BaseModel:
+        return load_base_model(base_directory(source, store, cache_dir), device=self._device)
+
+
+def _adapted(
+    base: BaseModel, source: BaseModelSource, basis: BasisReference | None, store: ObjectStore, cache_dir: Path
+) -> AdaptedModel:
+    if basis is None:
+        return AdaptedModel(base, None)
+    fingerprint = weights_fingerprint(base.model)
+    if fingerprint != basis.weights_fingerprint:
+        raise BasisMismatchError(
+            f"The weights of base model '{source.name}' are not those that were decomposed. "
+            "Add it again under a new name.",
+            expected=basis.weights_fingerprint,
+            actual=fingerprint,
+        )
+    directory = fetch_basis(basis, store, cache_dir)
+    return AdaptedModel(base, load_basis(directory, basis.basis_fingerprint))
 
 
 def base_directory(source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> Path:
@@ -78,11 +108,17 @@ def base_directory(source: BaseModelSource, store: ObjectStore, cache_dir: Path)
     """
     if source.hub_id is not None:
         return _hub_directory(source.hub_id, source.hub_revision or "", cache_dir)
-    content = canonical_json([[file.name, file.sha256] for file in source.files])
-    directory = cache_dir / "base_models" / hashlib.sha256(content).hexdigest()
+    directory = cache_dir / "base_models" / _files_key(source)
     for file in source.files:
         fetch(store, file.key, directory / file.name, sha256=file.sha256)
     return directory
+
+
+def _files_key(source: BaseModelSource) -> str:
+    """Equal for sources that give the same files."""
+    if source.hub_id is not None:
+        return f"{source.hub_id}@{source.hub_revision}"
+    return hashlib.sha256(canonical_json([[file.name, file.sha256] for file in source.files])).hexdigest()
 
 
 def fetch_basis(basis: BasisReference, store: ObjectStore, cache_dir: Path) -> Path:
