@@ -254,6 +254,15 @@ class ValidateSpec(BaseModel):
     file: StoredFile
 
 
+class CountTokensSpec(BaseModel):
+    """Find the rows of a file that have more tokens than the context of a base."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["count_tokens"] = "count_tokens"
+    base: BaseModelSource
+    file: StoredFile
+
+
 class DecomposeSpec(BaseModel):
     """Load a base model, refuse what cannot be adapted, and store its basis."""
 
@@ -330,4 +339,6 @@ class EvaluateSpec(BaseModel):
     seed: int
 
 
-JobSpec = Annotated[ValidateSpec | DecomposeSpec | TrainSpec | EvaluateSpec, Field(discriminator="kind")]
+JobSpec = Annotated[
+    ValidateSpec | CountTokensSpec | DecomposeSpec | TrainSpec | EvaluateSpec, Field(discriminator="kind")
+]

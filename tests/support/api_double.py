@@ -69,7 +69,22 @@ JOB = {
     "priority": 0,
 }
 
-
+ESTIMATE = {
+    "expert": "default.sums",
+    "method": JOB["method"],
+    "seed": 1,
+    "workers": 1,
+    "shares_a_worker": True,
+    "expected_seconds": 3700.0,
+    "expected_worker_seconds": 3700.0,
+}
+TOKEN_COUNT: dict[str, Any] = {
+    "status": "counted",
+    "error": None,
+    "context_length": 64,
+    "long_row_count": 0,
+    "long_rows": [],
+}
 CHECKPOINT = {
     "id": "ftckpt-1",
     "object": "fine_tuning.job.checkpoint",
@@ -231,6 +246,8 @@ class Api:
         self.add("GET", "/v1/fine_tuning/jobs/ftjob-1", JOB)
         self.add("GET", "/v1/fine_tuning/jobs", page([JOB]))
         self.add("GET", "/v1/fine_tuning/jobs/ftjob-1/checkpoints", page([CHECKPOINT]))
+        self.add("POST", "/v1/fine_tuning/jobs/estimate", ESTIMATE)
+        self.add("POST", "/v1/files/file-1/token_counts", TOKEN_COUNT)
         self.add("GET", "/v1/evaluations", page([{k: v for k, v in EVALUATION.items() if k != "others"}]))
         self.add("GET", "/v1/evaluations/eval-1", EVALUATION)
         self.add("POST", "/v1/evaluations", EVALUATION)

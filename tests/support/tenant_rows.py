@@ -32,6 +32,7 @@ from zhub.models import (
     Quota,
     Schedule,
     ScheduleTick,
+    TokenCount,
     Usage,
     WebhookDelivery,
     WebhookEndpoint,
@@ -124,6 +125,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.flush()
     measured = {"base_model_id": base.id, "version_id": version.id, "suite_digest": "d", "suite": {}}
     session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
+    session.add(TokenCount(dataset_version_id=files[0].id, base_model_id=base.id, job_id=jobs[0].id, **own))
     session.add(Feedback(version_id=version.id, messages=[], completion="c", score=1.0, **within))
     session.add(MonthUsage(month=date(2026, 1, 1), worker_seconds=1.0, **own))
     session.add_all([Quota(**own), Usage(cluster="default", worker_seconds=1.0, **own)])

@@ -8,7 +8,8 @@ from rich.text import Text
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, status, table
-from zhub.cli.submit import GraderOption, MeasuringClusterOption, file_id, read_grader
+from zhub.cli.submit import GraderOption, MeasuringClusterOption, read_grader
+from zhub.cli.uploads import uploading
 from zhub.client.wire.experts import EvaluationComparison, EvaluationRecord, EvaluationResults
 from zhub.manifest import Accuracy
 
@@ -20,7 +21,7 @@ app = typer.Typer(
 @app.command()
 def create(
     model: Annotated[str, typer.Argument(help="An expert version or a base model.")],
-    dataset: Annotated[str, typer.Argument(help="A JSONL file to upload, or the id of an uploaded one (file-…).")],
+    dataset: Annotated[str, typer.Argument(help="A data file to upload, or the id of an uploaded one (file-…).")],
     grader: GraderOption = None,
     compare_with: Annotated[
         list[str] | None, typer.Option(metavar="MODEL", help="Another model to measure; may be repeated.")
@@ -35,10 +36,10 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model and its base on a file. What was measured on the same suite before is not run again."""
-    with connect(data_dir) as client:
+    with connect(data_dir) as client, uploading(client) as uploads:
         evaluation = client.evaluations.create(
             model=model,
-            file=file_id(client, dataset, purpose="evals"),
+            file=uploads.file_id(dataset, purpose="evals"),
             grader=read_grader(grader),
             compare_with=compare_with or [],
             max_new_tokens=max_new_tokens,
@@ -47,6 +48,7 @@ def create(
             seed=seed,
             cluster=cluster,
         )
+        uploads.keep()
         if wait:
             note(f"Waiting for {evaluation.id} and {len(evaluation.others)} others of its suite.")
             evaluation = client.evaluations.wait_settled(evaluation.id)

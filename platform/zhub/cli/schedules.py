@@ -15,10 +15,10 @@ from zhub.cli.submit import (
     PriorityOption,
     SettingsOption,
     SuffixOption,
-    file_id,
     read_gate,
     training_method,
 )
+from zhub.cli.uploads import uploading
 from zhub.client.wire.lifecycle import ScheduleRecord, TickRecord
 
 SHOWN_TICKS = 10
@@ -30,7 +30,7 @@ app = typer.Typer(help="Schedules: trainings that are submitted automatically.",
 def add(
     name: Annotated[str, typer.Argument(help="The schedule's name.")],
     dataset: Annotated[
-        str, typer.Argument(help="A JSONL file to upload, a dataset's name, or the id of a file of it (file-…).")
+        str, typer.Argument(help="A data file to upload, a dataset's name, or the id of a file of it (file-…).")
     ],
     base: Annotated[
         str, typer.Option(help="The base model to train on, or an expert version or alias to continue from.")
@@ -77,12 +77,14 @@ def add(
         training["cluster"] = cluster
     if priority is not None:
         training["priority"] = priority
-    with connect(data_dir) as client:
+    with connect(data_dir) as client, uploading(client) as uploads:
         if gate is not None:
-            training["promotion"] = read_gate(client, gate)
+            training["promotion"] = read_gate(uploads, gate)
+        if Path(dataset).is_file():
+            dataset = uploads.file_id(dataset, purpose="fine-tune", method=method)
         made = client.schedules.create(
             name=name,
-            dataset=file_id(client, dataset, purpose="fine-tune") if Path(dataset).is_file() else dataset,
+            dataset=dataset,
             training=training,
             cron=cron,
             timezone=timezone,
@@ -93,6 +95,7 @@ def add(
             overlap=overlap,
             jitter_s=jitter_s,
         )
+        uploads.keep()
     show_schedule(made, [], as_json)
 
 

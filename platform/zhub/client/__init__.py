@@ -11,10 +11,11 @@ from typing import Any, Self
 import httpx
 
 from zhub.client.experts import Evaluations, Experts, Feedback
+from zhub.client.files import Files
 from zhub.client.lifecycle import Aliases, Promotions, Schedules
 from zhub.client.logs import Logs
-from zhub.client.training import BaseModels, Files, Jobs
-from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, read_events
+from zhub.client.training import BaseModels, Jobs
+from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, api_error, read_events
 from zhub.client.webhooks import Webhooks
 from zhub.client.wire.chat import ChatPiece, ModelRecord, Routing
 from zhub.errors import UnavailableError

@@ -1,4 +1,4 @@
-"""Files, base models and fine-tuning jobs."""
+"""Base models and fine-tuning jobs."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,76 +9,16 @@ from zhub.client.transport import MAX_OUTAGE_S, Http, is_transient, path_part, w
 from zhub.client.wire.training import (
     BaseModelRecord,
     CheckpointRecord,
-    DatasetFile,
     EstimateRecord,
     FineTuningJob,
     JobEvent,
     QueueRecord,
     SeriesRecord,
 )
-from zhub.errors import (
-    ApiError,
-    InvalidDatasetError,
-    InvalidRequestError,
-    RowProblem,
-    UnavailableError,
-    UnsupportedModelError,
-)
+from zhub.errors import ApiError, UnavailableError, UnsupportedModelError
 from zhub.registry.model_directory import ModelFiles, model_files
 
 EVENTS_PER_PAGE = 200
-
-
-class Files:
-    """Dataset files."""
-
-    def __init__(self, http: "Http", poll_s: float) -> None:
-        self._http = http
-        self._poll_s = poll_s
-
-    def upload(self, path: Path, *, purpose: str = "fine-tune") -> DatasetFile:
-        """Send a JSONL file, read from disk in pieces; its rows are checked afterwards, see ``wait_processed``.
-
-        With the ``purpose`` ``fine-tune`` it is pushed: the newest data of its dataset, on which schedules fire. With
-        ``evals`` or ``user_data`` it can be used as well, and is no new data. Equal bytes are the file that there is.
-        """
-        if not path.is_file():
-            raise InvalidRequestError(f"{path}: expected a JSONL file, found {_kind(path)}.", param="file")
-        with path.open("rb") as file:
-            answer = self._http.post_form("/v1/files", {"purpose": purpose}, {"file": (path.name, file)})
-        return DatasetFile.model_validate(answer)
-
-    def get(self, file_id: str) -> DatasetFile:
-        return DatasetFile.model_validate(self._http.get(f"/v1/files/{path_part(file_id)}"))
-
-    def list(self) -> list[DatasetFile]:
-        """Every file of the project, newest first."""
-        return [DatasetFile.model_validate(entry) for entry in self._http.pages("/v1/files", limit=1000)]
-
-    def first_bytes(self, file_id: str) -> bytes:
-        """The beginning of a file's content: the object store answers."""
-        with self._http.stream("GET", f"/v1/files/{path_part(file_id)}/content") as response:
-            return next(response.iter_bytes(1024), b"")
-
-    def wait_processed(
-        self, file_id: str, *, progress: Callable[[DatasetFile], None] = lambda _file: None, timeout_s: float = 600.0
-    ) -> DatasetFile:
-        """Return the file once its rows have been checked; ``progress`` is called at every poll.
-
-        Raises:
-            InvalidDatasetError: rows that break the schema, by their lines.
-            UnavailableError: nobody checked them within ``timeout_s``.
-        """
-        deadline = time.monotonic() + timeout_s
-        while True:
-            file = self.get(file_id)
-            progress(file)
-            if file.status == "processed":
-                return file
-            if file.status == "error":
-                problems = [RowProblem(**problem) for problem in (file.validation or {}).get("problems", [])]
-                raise InvalidDatasetError(f"{file.filename} did not pass validation.\n{file.status_details}", problems)
-            wait(self._poll_s, deadline, f"{file.filename} was not checked within {timeout_s:g} s")
 
 
 class BaseModels:
@@ -261,7 +201,3 @@ class Jobs:
                 if not is_transient(exc) or time.monotonic() > deadline:
                     raise
             time.sleep(self._poll_s)
-
-
-def _kind(path: Path) -> str:
-    return "a directory" if path.is_dir() else "nothing"

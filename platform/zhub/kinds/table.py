@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from zhub.datasets import files
+from zhub.datasets import files, token_counts
 from zhub.errors import ConflictError
 from zhub.evaluation import evaluations
 from zhub.kinds.kind import Kind, success
@@ -42,6 +42,7 @@ KINDS: dict[str, Kind] = {
             failed=files.fail_validation,
             redriven=files.restart_validation,
         ),
+        Kind("count_tokens", LIGHT, succeed=success(token_counts.finish)),
         Kind(
             "decompose",
             TORCH,

@@ -18,6 +18,7 @@ from zhub.models.registry import (
     ExpertVersion,
     Feedback,
     Promotion,
+    TokenCount,
 )
 from zhub.models.schedules import Schedule, ScheduleTick
 from zhub.models.tenancy import ApiKey, MonthUsage, Organization, Project, Quota, Usage
@@ -52,6 +53,7 @@ __all__ = [
     "ScheduleTick",
     "TENANT_OWNED",
     "TenantOwned",
+    "TokenCount",
     "Usage",
     "WebhookDelivery",
     "WebhookEndpoint",

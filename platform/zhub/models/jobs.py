@@ -116,6 +116,10 @@ class Job(TenantOwned, Base):
         Index("ix_jobs_paused", "desired", postgresql_where=text("state = 'paused'")),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_project", "org_id", "project_id", "kind", "id"),
+        Index("ix_jobs_dataset", "dataset_version_id", postgresql_where=text("dataset_version_id IS NOT NULL")),
+        Index(
+            "ix_jobs_validation", "validation_version_id", postgresql_where=text("validation_version_id IS NOT NULL")
+        ),
     )  # fmt: skip
 
 

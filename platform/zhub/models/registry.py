@@ -95,6 +95,29 @@ class DatasetVersion(TenantOwned, Base):
     )
 
 
+class TokenCount(TenantOwned, Base):
+    """Which rows of a file have more tokens than the context of a base. Its status is that of its job.
+
+    The columns below ``job_id`` are null until that has succeeded; ``context_length`` also for a base without a bound.
+    """
+
+    __tablename__ = "token_counts"
+    dataset_version_id: Mapped[uuid.UUID]
+    base_model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("base_models.id"))
+    job_id: Mapped[uuid.UUID]
+    context_length: Mapped[int | None]
+    long_row_count: Mapped[int | None]
+    long_rows: Mapped[list[list[int]] | None] = mapped_column(JSONB)
+    """The first of them, each as ``[line, tokens]``."""
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("dataset_version_id", "base_model_id"),
+        tenant_fk("dataset_version_id", "dataset_versions"),
+        tenant_fk("job_id", "jobs"),
+        Index("ix_token_counts_job", "job_id"),
+    )
+
+
 class Expert(TenantOwned, Base):
     """A named line of versions; ``last_version`` keeps their numbers gapless. Each version names its base model."""
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.admission import limits
 from zhub.datasets import files as datasets
+from zhub.datasets.token_counts import long_rows_error
 from zhub.datasets.validated import all_rows, distinct_rows, require_validated
 from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.evaluation import promotions
@@ -246,6 +247,8 @@ def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=train_rows)
     if parent is not None:
         _check_parent(parent, resolved, basis)
+    if resolved.long_rows == "refuse" and (error := long_rows_error(session, base, training, validation)):
+        raise InvalidRequestError(str(error), param="training_file", code=error.code)
     return _Inputs(base, basis, parent, training, validation, recipe, resolved, grader)
 
 

@@ -41,6 +41,7 @@ GRADERS = "/v1/fine_tuning/alpha/graders"
 WEBHOOK = {"url": "https://example.com/hook", "event_types": ["fine_tuning.job.succeeded"]}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/files"): {"data": {"purpose": "fine-tune"}, "files": {"file": b"x"}},
+    ("post", "/v1/files/{file_id}/token_counts"): {"json": {"model": "tiny"}},
     ("post", "/v1/fine_tuning/jobs"): {"json": {"model": "tiny", "training_file": "file-0"}},
     ("post", "/v1/fine_tuning/jobs/estimate"): {"json": {"model": "tiny", "training_file": "file-0"}},
     ("post", f"{GRADERS}/validate"): {"json": {"grader": GRADER}},

@@ -37,17 +37,8 @@ def test_watching_a_job_that_failed_exits_with_seven(
 
 
 def test_a_dry_run_shows_what_a_job_would_take(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    estimate = {
-        "object": "fine_tuning.job.estimate",
-        "expert": "default.sums",
-        "method": {"type": "reinforcement", "reinforcement": {"hyperparameters": {"n_steps": 40}}},
-        "seed": 1,
-        "workers": 1,
-        "shares_a_worker": True,
-        "expected_seconds": 3700.0,
-        "expected_worker_seconds": 3700.0,
-    }
-    api.add("POST", "/v1/fine_tuning/jobs/estimate", estimate)
+    method = {"type": "reinforcement", "reinforcement": {"hyperparameters": {"n_steps": 40}}}
+    api.add("POST", "/v1/fine_tuning/jobs/estimate", api_double.ESTIMATE | {"method": method})
     assert zhub("submit", "file-1", "--base", "zhub-tiny", "--dry-run") == 0
     out, err = capsys.readouterr()
     assert "default.sums" in out and "n_steps=40" in out and "1 h 1 min" in out and "beside other small jobs" in out

@@ -117,13 +117,26 @@ def weights_fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The tokenizer of a base model with its context: enough to know how long rows are. No weights."""
+
+    tokenizer: Any
+    context_length: int | None
+
+
+def load_prompts(path: Path) -> Prompts:
+    """Load the tokenizer and the context of the model in ``path``. Raises UnsupportedModelError."""
+    return Prompts(_load_tokenizer(path), _context_length(_load_config(path)))
+
+
 def tensor_bytes(tensor: Tensor) -> Any:
     """The tensor's values in row-major order, as stored, as a buffer; works for bfloat16, which numpy lacks."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy() if flat.numel() else b""
 
 
-def render_prompt(base: BaseModel, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def render_prompt(base: BaseModel | Prompts, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Return the token ids of a conversation, up to where the assistant's answer begins.
 
     Training, evaluation and serving all come through here, and the text is tokenised once.

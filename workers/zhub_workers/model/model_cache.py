@@ -20,6 +20,8 @@ from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel, load_base_model, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, load_basis
 
+WEIGHTS_SUFFIX = ".safetensors"
+
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -99,18 +101,21 @@ def _adapted(
     return AdaptedModel(base, load_basis(directory, basis.basis_fingerprint))
 
 
-def base_directory(source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> Path:
+def base_directory(source: BaseModelSource, store: ObjectStore, cache_dir: Path, *, with_weights: bool = True) -> Path:
     """The base model's files in one directory of this machine, each checked against its digest.
+
+    Without its weights there is enough for a tokenizer.
 
     Raises:
         UnsupportedModelError: the hub has no such model at this commit.
         UnavailableError: the hub does not answer.
     """
     if source.hub_id is not None:
-        return _hub_directory(source.hub_id, source.hub_revision or "", cache_dir)
+        return _hub_directory(source.hub_id, source.hub_revision or "", cache_dir, with_weights=with_weights)
     directory = cache_dir / "base_models" / _files_key(source)
     for file in source.files:
-        fetch(store, file.key, directory / file.name, sha256=file.sha256)
+        if with_weights or not file.name.endswith(WEIGHTS_SUFFIX):
+            fetch(store, file.key, directory / file.name, sha256=file.sha256)
     return directory
 
 
@@ -131,14 +136,15 @@ def fetch_basis(basis: BasisReference, store: ObjectStore, cache_dir: Path) -> P
     return directory
 
 
-def _hub_directory(hub_id: str, revision: str, cache_dir: Path) -> Path:
+def _hub_directory(hub_id: str, revision: str, cache_dir: Path, *, with_weights: bool) -> Path:
+    suffixes = [suffix for suffix in FILE_SUFFIXES if with_weights or suffix != WEIGHTS_SUFFIX]
     try:
         return Path(
             snapshot_download(
                 hub_id,
                 revision=revision,
                 cache_dir=cache_dir / "hub",
-                allow_patterns=[f"*{suffix}" for suffix in FILE_SUFFIXES],
+                allow_patterns=[f"*{suffix}" for suffix in suffixes],
             )
         )
     except RepositoryNotFoundError as exc:

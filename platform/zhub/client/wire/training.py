@@ -17,6 +17,28 @@ class DatasetFile(Answer):
     sha256: str
     version: int
     validation: dict[str, Any] | None
+    dataset: str = ""
+    """The name of the dataset that it is a version of."""
+    is_new: bool = False
+    """Of an upload: whether these bytes were not there before under this name."""
+
+
+class LongRowRecord(Answer):
+    line: int
+    tokens: int
+
+
+class TokenCountRecord(Answer):
+    """Which rows of a file do not fit a base; ``status`` is ``counting``, then ``counted`` or ``failed``.
+
+    ``long_rows`` are the first of the ``long_row_count``.
+    """
+
+    status: str
+    error: dict[str, Any] | None
+    context_length: int | None
+    long_row_count: int | None
+    long_rows: list[LongRowRecord]
 
 
 class BaseModelRecord(Answer):
