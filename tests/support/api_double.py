@@ -341,7 +341,7 @@ def served(api: Callable[[httpx.Request], httpx.Response]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(response.content)
 
-        do_GET = do_POST = do_PUT = do_DELETE = answer
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
         def log_message(self, *_arguments: Any) -> None:
             pass
