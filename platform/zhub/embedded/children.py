@@ -174,6 +174,7 @@ def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey
             ready_timeout_s=math.inf,  # it may have to fetch a base model first
             needs="ray",
             before_start=lambda: ready_file.unlink(missing_ok=True),
+            stop_signal=signal.SIGINT,  # its workers stop with it, so their jobs are released first
             stop_grace_s=20.0,
         ),
     )

@@ -1,4 +1,8 @@
-"""The agent process, one for each Ray cluster. Start it with ``python -m zhub_workers.agent``."""
+"""The agent process, one for each Ray cluster. Start it with ``python -m zhub_workers.agent``.
+
+SIGTERM ends it alone, and the attempts go on in their workers. SIGINT says that its cluster stops with it: the attempts
+leave their workers first, with checkpoints, and their jobs are queued again.
+"""
 
 import sys
 import threading
@@ -31,7 +35,9 @@ def main() -> None:
     except (InvalidRequestError, UnavailableError) as exc:
         sys.exit(str(exc))
     connect(settings.ray_address)
-    stopping = stop_event()  # after connect, because Ray installs signal handlers of its own there
+    # After connect, because Ray installs signal handlers of its own there.
+    interrupted = threading.Event()
+    stopping = stop_event(interrupted)
     gpus = 0 if settings.device == "cpu" else gpus_in_cluster()
     shares = gpu_shares(gpus, settings.slots, settings.worker_gpus)
     launcher = RayLauncher(
@@ -45,7 +51,7 @@ def main() -> None:
     if settings.serve:
         serving = partial(deploy, settings, stopping, gpus=shares.replica)
         threading.Thread(target=serving, daemon=True, name="deploy-serving").start()
-    agent.run(open_wakeup(settings.redis_url), stopping)
+    agent.run(open_wakeup(settings.redis_url), stopping, cluster_stops=interrupted)
 
 
 if __name__ == "__main__":
