@@ -11,12 +11,16 @@ from fastapi.routing import APIRoute
 from zhub.errors import InvalidRequestError
 from zhub_api.context import CallerDep
 
+# Parameters that are given key by key. Of others, `name[]` would be ignored: clients send lists in that form.
+WITH_KEYS = ("metadata",)
+
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
     """Raise InvalidRequestError for the first name that is not known; ``metadata[key]`` counts as ``metadata``."""
     known = sorted(known)
     for name in given:
-        if name.partition("[")[0] not in known:
+        plain, bracket, _ = name.partition("[")
+        if plain not in known or (bracket and plain not in WITH_KEYS):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             has = f"It has: {', '.join(known)}." if known else "It has none."

@@ -76,15 +76,13 @@ ESTIMATE = {
     "workers": 1,
     "shares_a_worker": True,
     "expected_seconds": 3700.0,
+    "shortest_seconds": 3000.0,
+    "longest_seconds": 4000.0,
     "expected_worker_seconds": 3700.0,
+    "expected_tokens": 1_234_567,
+    "based_on": {"trainings": 3, "same_size": True},
 }
-TOKEN_COUNT: dict[str, Any] = {
-    "status": "counted",
-    "error": None,
-    "context_length": 64,
-    "long_row_count": 0,
-    "long_rows": [],
-}
+TOKEN_COUNT = {"status": "counted", "error": None, "context_length": 64, "long_row_count": 0, "long_rows": []}
 CHECKPOINT = {
     "id": "ftckpt-1",
     "object": "fine_tuning.job.checkpoint",
@@ -358,7 +356,7 @@ def served(api: Callable[[httpx.Request], httpx.Response]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(response.content)
 
-        do_GET = do_POST = do_PUT = do_DELETE = answer
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
         def log_message(self, *_arguments: Any) -> None:
             pass

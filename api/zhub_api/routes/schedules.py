@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Body, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -16,7 +16,7 @@ from zhub.process.wakeup import SCHEDULER
 from zhub.schedules import cron, definitions, firing
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
-from zhub_api.pages import page
+from zhub_api.pages import Search, page
 from zhub_api.routes.promotions import alias_objects
 
 router = APIRouter(prefix="/v1/schedules")
@@ -32,11 +32,18 @@ def create_schedule(caller: CallerDep, context: ContextDep, request: definitions
 
 
 @router.get("")
-def list_schedules(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+def list_schedules(
+    caller: CallerDep,
+    context: ContextDep,
+    status: Annotated[Literal["active", "paused"] | None, Query()] = None,
+    search: Search = None,
+) -> dict[str, Any]:
+    """The project's schedules, by name. ``search`` looks in the names of schedule, dataset, base and expert."""
     caller.require("jobs:read")
+    paused = None if status is None else status == "paused"
     with tenant_session(context.engine, caller.org_id) as session:
-        schedules = schedule_objects(session, definitions.list_schedules(session, caller.project_id))
-    return page(schedules, has_more=False)
+        listed = definitions.list_schedules(session, caller.project_id, paused=paused, search=search)
+        return page(schedule_objects(session, listed), has_more=False)
 
 
 @router.get("/{schedule_id}")
@@ -55,6 +62,24 @@ def replace_schedule(
     with tenant_session(context.engine, caller.org_id) as session:
         changed = definitions.replace(session, caller, _own(session, caller, schedule_id, lock=True), request)
         return schedule_objects(session, [changed])[0]
+
+
+@router.patch("/{schedule_id}")
+def edit_schedule(
+    caller: CallerDep, context: ContextDep, schedule_id: str, changes: Annotated[dict[str, Any], Body()]
+) -> dict[str, Any]:
+    """Change the fields that the body has, in a training too: a JSON merge patch (RFC 7396) of the body of ``PUT``.
+
+    ``null`` removes a field; a grader and a gate are replaced as a whole. What has come since the schedule fired last
+    counts on (feedback, new data, the next tick), unless it is given another expert, dataset or time.
+    """
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        schedule = _own(session, caller, schedule_id, lock=True)
+        edited = definitions.edit(session, caller, schedule, changes)
+        if edited.request.get("promotion") is not None:
+            caller.require("models:write")
+        return schedule_objects(session, [edited])[0]
 
 
 @router.delete("/{schedule_id}")

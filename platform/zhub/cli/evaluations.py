@@ -5,9 +5,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from zhub.cli.commands_for_routes import with_commands
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
-from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, status, table
+from zhub.cli.listings import ORDERS, JobStatusOption, LimitOption, SearchOption, SinceOption, SortOption
+from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, table
+from zhub.cli.output import status as shown_status
 from zhub.cli.submit import GraderOption, MeasuringClusterOption, read_grader
 from zhub.cli.uploads import uploading
 from zhub.client.wire.experts import EvaluationComparison, EvaluationRecord, EvaluationResults
@@ -60,17 +63,30 @@ def create(
 
 
 @app.command()
-def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List the evaluations, newest first."""
+def ls(
+    status: JobStatusOption = None,
+    model: Annotated[
+        str | None, typer.Option(help="Only those of this version, of all versions of this expert, or of this base.")
+    ] = None,
+    search: SearchOption = None,
+    since: SinceOption = None,
+    sort: SortOption = "newest",
+    limit: LimitOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the evaluations: all of them, or those that the options describe."""
     with connect(data_dir) as client:
-        evaluations = client.evaluations.list()
+        evaluations = client.evaluations.list(
+            most=limit, status=status, model=model, search=search, since=since, order=ORDERS[sort]
+        )
     if as_json:
         return show_json(evaluations)
     rows = [
         (
             evaluation.id,
             evaluation.model,
-            status(evaluation.status),
+            shown_status(evaluation.status),
             _mean(evaluation.results),
             evaluation.suite["file"]["name"],
             moment(evaluation.created_at),
@@ -96,7 +112,7 @@ def show_evaluation(evaluation: EvaluationRecord, as_json: bool) -> None:
         facts(
             [
                 ("id", evaluation.id),
-                *([("error", str(evaluation.error["message"]))] if evaluation.error else []),
+                *([("error", with_commands(str(evaluation.error["message"])))] if evaluation.error else []),
                 ("file", f"{suite['file']['name']} (sha256:{suite['file']['sha256'][:12]})"),
                 ("grader", f"{suite['grader']['type']} '{suite['grader']['name']}'"),
                 ("cluster", evaluation.cluster),
@@ -132,12 +148,12 @@ def _row(
     if compared is not None:
         low, high = 100 * compared.low, 100 * compared.high
         difference = f"{100 * compared.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
-        p, verdict = p_value(compared.p_value), status(compared.verdict)
+        p, verdict = p_value(compared.p_value), shown_status(compared.verdict)
     if results is None:
-        return model, status(state), "-", "-", "-", "-", difference, p, verdict
+        return model, shown_status(state), "-", "-", "-", "-", difference, p, verdict
     passed = "-" if results.pass_at_k is None else percent(results.pass_at_k)
     counts = str(results.n), _mean(results), str(results.parse_failures), passed
-    return model, status(state), *counts, difference, p, verdict
+    return model, shown_status(state), *counts, difference, p, verdict
 
 
 def _mean(results: EvaluationResults | None) -> str:

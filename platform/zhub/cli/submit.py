@@ -85,7 +85,10 @@ def submit(
     cluster: ClusterOption = None,
     priority: PriorityOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the request and show what the job would need; submit nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", "--estimate", help="Check the request and show what the job would take; submit nothing."
+        ),
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the job; exit with 7 if it fails.")] = False,
     data_dir: DataDirOption = None,
@@ -148,19 +151,36 @@ def show_estimate(estimate: EstimateRecord, long_rows: str | None, as_json: bool
         return show_json(estimate)
     resolved = estimate.method[estimate.method["type"]]["hyperparameters"]
     workers = "a slot of a worker, beside other small jobs" if estimate.shares_a_worker else f"{estimate.workers:d}"
-    unknown = "unknown: no such training on this base has ended yet"
     put(
         facts(
             [
                 ("expert", estimate.expert),
                 ("method", f"{estimate.method['type']}: " + ", ".join(f"{n}={v}" for n, v in sorted(resolved.items()))),
                 ("workers", workers),
-                ("runs for", duration(estimate.expected_seconds) if estimate.expected_seconds else unknown),
+                *_expectation(estimate),
                 *([("long rows", long_rows)] if long_rows else []),
             ]
         )
     )
     note("Nothing was submitted.")
+
+
+def _expectation(estimate: EstimateRecord) -> list[tuple[str, str]]:
+    """How long the job may run and what it costs, with what that rests on."""
+    past, seconds = estimate.based_on, estimate.expected_seconds
+    if seconds is None or past is None or not past.trainings:
+        return [("runs for", "unknown: no such training on this base has ended yet")]
+    spread = ""
+    if estimate.shortest_seconds is not None and estimate.longest_seconds is not None and past.trainings > 1:
+        spread = f" ({duration(estimate.shortest_seconds)} to {duration(estimate.longest_seconds)})"
+    what = "steps of the same size" if past.same_size else "steps of other sizes"
+    trainings = "1 earlier training" if past.trainings == 1 else f"{past.trainings} earlier trainings"
+    return [
+        ("runs for", f"{duration(seconds)}{spread}"),
+        ("worker time", duration(estimate.expected_worker_seconds or seconds)),
+        *([("tokens", f"{estimate.expected_tokens:,}")] if estimate.expected_tokens is not None else []),
+        ("by", f"{trainings} of this method on this base, with {what}"),
+    ]
 
 
 def training_method(method: str, grader: Path | None, settings: list[str]) -> dict[str, Any]:

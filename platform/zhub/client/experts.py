@@ -55,9 +55,20 @@ class Evaluations:
     def get(self, evaluation_id: str) -> EvaluationRecord:
         return EvaluationRecord.model_validate(self._http.get(f"/v1/evaluations/{path_part(evaluation_id)}"))
 
-    def list(self) -> list[EvaluationRecord]:
-        """Every evaluation of the project, newest first."""
-        return [EvaluationRecord.model_validate(entry) for entry in self._http.pages("/v1/evaluations", limit=100)]
+    def list(
+        self,
+        *,
+        most: int | None = None,
+        status: Sequence[str] | None = None,
+        model: str | None = None,
+        since: int | None = None,
+        search: str | None = None,
+        order: str | None = None,
+    ) -> list[EvaluationRecord]:
+        """The project's evaluations, at most so many: newest first, unless ``order`` is ``asc``."""
+        wanted = {"status": status, "model": model, "since": since, "search": search, "order": order}
+        entries = self._http.pages("/v1/evaluations", limit=100, most=most, **wanted)
+        return [EvaluationRecord.model_validate(entry) for entry in entries]
 
     def rows(self, evaluation_id: str) -> Iterator[dict[str, Any]]:
         """Each row of the suite with the greedy answer to it and its reward."""
@@ -157,10 +168,21 @@ class Feedback:
         body |= {"reference": reference, "comment": comment}
         return FeedbackRecord.model_validate(self._http.post("/v1/feedback", body))
 
-    def list(self, model: str | None = None) -> Iterator[FeedbackRecord]:
-        """The project's feedback, newest first, fetched page by page: all, or only that on an expert or a version."""
-        params = {} if model is None else {"model": model}
-        return (FeedbackRecord.model_validate(entry) for entry in self._http.pages("/v1/feedback", limit=100, **params))
+    def list(
+        self,
+        model: str | None = None,
+        *,
+        most: int | None = None,
+        min_score: float | None = None,
+        max_score: float | None = None,
+        since: int | None = None,
+        search: str | None = None,
+        order: str | None = None,
+    ) -> Iterator[FeedbackRecord]:
+        """The project's feedback, fetched page by page: all, or only that on an expert or a version."""
+        wanted = {"min_score": min_score, "max_score": max_score, "since": since, "search": search, "order": order}
+        entries = self._http.pages("/v1/feedback", limit=100, most=most, model=model, **wanted)
+        return (FeedbackRecord.model_validate(entry) for entry in entries)
 
     def delete(self, feedback_id: str) -> None:
         self._http.delete(f"/v1/feedback/{path_part(feedback_id)}")

@@ -4,7 +4,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 from zhub.client.transport import Http, path_part, wait
@@ -74,9 +73,8 @@ class Files:
 
     def list(self, *, search: str | None = None, limit: int | None = None) -> list[DatasetFile]:
         """The files of the project, newest first: all, or those with ``search`` in their name, at most ``limit``."""
-        asked = {} if search is None else {"search": search}
-        pages = self._http.pages("/v1/files", limit=min(PAGE, limit or PAGE), **asked)
-        return [DatasetFile.model_validate(entry) for entry in islice(pages, limit)]
+        pages = self._http.pages("/v1/files", limit=PAGE, most=limit, search=search)
+        return [DatasetFile.model_validate(entry) for entry in pages]
 
     def delete(self, file_id: str, *, force: bool = False) -> None:
         """Delete a file; with ``force`` also one that published versions were trained on.

@@ -75,9 +75,14 @@ class Schedules:
     def get(self, schedule_id: str) -> ScheduleRecord:
         return ScheduleRecord.model_validate(self._http.get(f"/v1/schedules/{path_part(schedule_id)}"))
 
-    def list(self) -> builtins.list[ScheduleRecord]:
-        """The project's schedules, by name."""
-        return [ScheduleRecord.model_validate(entry) for entry in self._http.get("/v1/schedules")["data"]]
+    def list(self, *, status: str | None = None, search: str | None = None) -> builtins.list[ScheduleRecord]:
+        """The project's schedules, by name: those with this status, and with this text in a name of theirs."""
+        wanted = {name: value for name, value in (("status", status), ("search", search)) if value is not None}
+        return [ScheduleRecord.model_validate(entry) for entry in self._http.get("/v1/schedules", **wanted)["data"]]
+
+    def edit(self, schedule_id: str, **changes: Any) -> ScheduleRecord:
+        """Change the fields that are given. Within ``training`` too only those; None removes one."""
+        return ScheduleRecord.model_validate(self._http.patch(f"/v1/schedules/{path_part(schedule_id)}", changes))
 
     def find(self, name: str) -> ScheduleRecord:
         """The schedule of this name or id. Raises ApiError, as the API does for an id that is not there."""

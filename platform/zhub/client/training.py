@@ -1,24 +1,13 @@
-"""Base models and fine-tuning jobs."""
+"""Base models."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Required, TypedDict, Unpack
 
-from zhub.client.transport import MAX_OUTAGE_S, Http, is_transient, path_part, wait
-from zhub.client.wire.training import (
-    BaseModelRecord,
-    CheckpointRecord,
-    EstimateRecord,
-    FineTuningJob,
-    JobEvent,
-    QueueRecord,
-    SeriesRecord,
-)
-from zhub.errors import ApiError, UnavailableError, UnsupportedModelError
+from zhub.client.transport import Http, path_part, wait
+from zhub.client.wire.training import BaseModelRecord
+from zhub.errors import UnsupportedModelError
 from zhub.registry.model_directory import ModelFiles, model_files
-
-EVENTS_PER_PAGE = 200
 
 
 class BaseModels:
@@ -97,107 +86,3 @@ class BaseModels:
 
     def _complete(self, name: str) -> BaseModelRecord:
         return BaseModelRecord.model_validate(self._http.post(f"/v1/base_models/{path_part(name)}/complete", {}))
-
-
-class TrainingRequest(TypedDict, total=False):
-    """The request for a fine-tuning job; the API's documentation says what each field means."""
-
-    model: Required[str]
-    training_file: Required[str]
-    method: Required[Mapping[str, Any]]
-    suffix: str | None
-    seed: int | None
-    depends_on: Sequence[str]
-    dedup_key: str | None
-    promotion: Mapping[str, Any] | None
-    cluster: str
-    priority: int
-
-
-class Jobs:
-    """Fine-tuning jobs."""
-
-    def __init__(self, http: "Http", poll_s: float) -> None:
-        self._http = http
-        self._poll_s = poll_s
-
-    def create(self, **request: Unpack[TrainingRequest]) -> FineTuningJob:
-        return FineTuningJob.model_validate(self._http.post("/v1/fine_tuning/jobs", request))
-
-    def estimate(self, **request: Unpack[TrainingRequest]) -> EstimateRecord:
-        """The job that ``create`` would make, and how long it may run; nothing is created."""
-        return EstimateRecord.model_validate(self._http.post("/v1/fine_tuning/jobs/estimate", request))
-
-    def get(self, job_id: str) -> FineTuningJob:
-        return FineTuningJob.model_validate(self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}"))
-
-    def list(self) -> list[FineTuningJob]:
-        """Every fine-tuning job of the project, newest first."""
-        return [FineTuningJob.model_validate(entry) for entry in self._http.pages("/v1/fine_tuning/jobs", limit=100)]
-
-    def cancel(self, job_id: str) -> FineTuningJob:
-        return self._request_change(job_id, "cancel")
-
-    def pause(self, job_id: str) -> FineTuningJob:
-        """Have the job write a checkpoint and release its worker."""
-        return self._request_change(job_id, "pause")
-
-    def resume(self, job_id: str) -> FineTuningJob:
-        """Queue a paused job again, to continue from its newest checkpoint."""
-        return self._request_change(job_id, "resume")
-
-    def redrive(self, job_id: str) -> FineTuningJob:
-        """Queue a failed or cancelled job again."""
-        return self._request_change(job_id, "redrive")
-
-    def queue(self, waiting: str) -> QueueRecord:
-        """What a job (``ftjob-…``), an evaluation (``eval-…``) or the decomposition of a base (its name) waits for."""
-        kinds = {"ftjob-": "fine_tuning/jobs", "eval-": "evaluations"}
-        kind = next((kind for prefix, kind in kinds.items() if waiting.startswith(prefix)), "base_models")
-        return QueueRecord.model_validate(self._http.get(f"/v1/{kind}/{path_part(waiting)}/queue"))
-
-    def checkpoints(self, job_id: str) -> Sequence[CheckpointRecord]:
-        """The checkpoints that the job keeps, newest first."""
-        entries = self._http.pages(f"/v1/fine_tuning/jobs/{path_part(job_id)}/checkpoints", limit=100)
-        return [CheckpointRecord.model_validate(entry) for entry in entries]
-
-    def _request_change(self, job_id: str, change: str) -> FineTuningJob:
-        return FineTuningJob.model_validate(self._http.post(f"/v1/fine_tuning/jobs/{path_part(job_id)}/{change}", {}))
-
-    def events(self, job_id: str, *, after: str | None = None) -> Sequence[JobEvent]:
-        """What happened to the job, oldest first: everything, or only what followed the event ``after``."""
-        events = []
-        for entry in self._http.pages(f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", limit=EVENTS_PER_PAGE):
-            if entry["id"] == after:
-                break
-            events.append(JobEvent.model_validate(entry))
-        return events[::-1]
-
-    def metrics(self, job_id: str, *, points: int) -> Sequence[SeriesRecord]:
-        """A series for each metric of the job, of at most ``points`` points (4 to 2000)."""
-        answer = self._http.get(f"/v1/fine_tuning/jobs/{path_part(job_id)}/metrics", points=points)
-        return [SeriesRecord.model_validate(series) for series in answer["series"]]
-
-    def follow(self, job_id: str) -> Iterator[tuple[FineTuningJob, Sequence[JobEvent]]]:
-        """Yield the job with each event as it happens, until it has ended; an outage of up to a minute is bridged."""
-        last: dict[str, str] = {}
-        deadline = time.monotonic() + MAX_OUTAGE_S
-        while True:
-            try:
-                job = self.get(job_id)
-                for sent in self._http.events(
-                    f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", stream="true", **last
-                ):
-                    deadline = time.monotonic() + MAX_OUTAGE_S
-                    if sent.event == "end":
-                        yield FineTuningJob.model_validate_json(sent.data), []
-                        return
-                    event = JobEvent.model_validate_json(sent.data)
-                    if event.type == "message":
-                        job = self.get(job_id)  # an event with a message may come with a new status
-                    last = {"after": event.id}
-                    yield job, [event]
-            except (UnavailableError, ApiError) as exc:
-                if not is_transient(exc) or time.monotonic() > deadline:
-                    raise
-            time.sleep(self._poll_s)

@@ -194,6 +194,7 @@ def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey
             alive=partial(is_alive, alive_files["agent"]),
             needs="ray",
             before_start=before_agent,
+            stop_signal=signal.SIGINT,  # its workers stop with it, so their jobs are released first
             stop_grace_s=20.0,
         ),
     )

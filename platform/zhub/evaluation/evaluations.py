@@ -166,17 +166,6 @@ def get(session: Session, project_id: uuid.UUID, evaluation_id: uuid.UUID) -> Ev
     return evaluation
 
 
-def list_evaluations(
-    session: Session, project_id: uuid.UUID, *, after: uuid.UUID | None, limit: int
-) -> tuple[list[Evaluation], bool]:
-    """The project's evaluations, newest first, and whether more follow."""
-    statement = select(Evaluation).where(Evaluation.project_id == project_id)
-    if after is not None:
-        statement = statement.where(Evaluation.id < after)
-    newest = list(session.scalars(statement.order_by(Evaluation.id.desc()).limit(limit + 1)))
-    return newest[:limit], len(newest) > limit
-
-
 def others(session: Session, evaluation: Evaluation) -> list[Evaluation]:
     """The other evaluations of the same suite in the project: those of bases first, then the newest."""
     return list(

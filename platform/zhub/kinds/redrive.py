@@ -50,7 +50,7 @@ def find(session: Session, which: DeadLetters) -> list[Job]:
 
 
 def request(session: Session, job: Job, *, by: str) -> None:
-    """Request that the leader redrives a dead job. A second request is no error.
+    """Request that the leader redrives a dead job, which lists show again. A second request is no error.
 
     Raises:
         ConflictError: the job is not dead, or must not run again.
@@ -59,7 +59,7 @@ def request(session: Session, job: Job, *, by: str) -> None:
     requested = session.scalar(
         update(Job)
         .where(Job.id == job.id, Job.state.in_(DEAD), Job.desired != "redrive")
-        .values(desired="redrive")
+        .values(desired="redrive", archived_at=None)
         .returning(Job.id)
     )
     session.refresh(job)

@@ -277,6 +277,7 @@ class Evaluation(TenantOwned, Base):
         tenant_fk("job_id", "jobs"),
         tenant_fk("version_id", "expert_versions"),
         Index("ix_evaluations_job", "job_id"),
+        Index("ix_evaluations_project", "org_id", "project_id", "id"),
     )  # fmt: skip
 
 

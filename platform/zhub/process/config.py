@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     """``cpu``, ``cuda``, …; None takes CUDA where there is one."""
     cache_dir: Path = Path("/tmp/zhub-cache")
     """Where workers keep fetched files; safe to delete."""
+    metric_sinks: list[Annotated[str, Field(pattern="^(tensorboard|mlflow|wandb)(:.+)?$")]] = []
+    """Where else workers send metrics of trainings, each by the extra of its name:
+    ``["tensorboard:/var/runs", "mlflow:https://host", "wandb:project"]``."""
     ready_file: Path | None = None
     """There while serving answers, written by the agent."""
     alive_file: Path | None = None

@@ -167,7 +167,7 @@ def get(session: Session, org_id: uuid.UUID, name: str) -> BaseModel:
     base = _find(session, org_id, name)
     if base is None:
         known = ", ".join(sorted(set(session.scalars(select(BaseModel.name).where(_visible_to(org_id)))))) or "none yet"
-        raise NotFoundError("base model", name, f"Base models: {known}. Add one with `zhub base-models add`.")
+        raise NotFoundError("base model", name, f"Base models: {known}. POST /v1/base_models adds one.")
     return base
 
 

@@ -93,5 +93,5 @@ def _version_or_checkpoint(session: Session, project_id: uuid.UUID, name: str) -
 def _default_base(session: Session) -> BaseModel:
     base = session.scalar(select(BaseModel).where(BaseModel.is_default))
     if base is None:
-        raise NotFoundError("base model", AUTO, "There is no base model yet; add one with `zhub base-models add`.")
+        raise NotFoundError("base model", AUTO, "There is no base model yet; POST /v1/base_models adds one.")
     return base

@@ -5,13 +5,13 @@ commit.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field, ValidationError
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -31,6 +31,8 @@ from zhub.training import fine_tuning
 from zhub.training.fine_tuning import JobRequest
 
 MAX_SCHEDULES = 100  # of one project
+REPLACED_WHOLE = ("grader", "promotion")  # fields of two kinds of graders, or of two gates, would mix
+MAX_MERGED_DEPTH = 16  # what lies deeper in a change replaces what there was
 
 Overlap = Literal["skip", "buffer_one", "allow", "cancel_running"]
 
@@ -87,6 +89,19 @@ def replace(session: Session, caller: Caller, schedule: Schedule, request: Sched
     return schedule
 
 
+def edit(session: Session, caller: Caller, schedule: Schedule, changes: Mapping[str, Any]) -> Schedule:
+    """Change a schedule by a JSON merge patch (RFC 7396) of its request, in which a grader and a gate are whole.
+
+    Raises what ``create`` does.
+    """
+    merged = _merge_patch(_request_of(session, caller, schedule), changes)
+    try:
+        request = ScheduleRequest.model_validate(merged)
+    except ValidationError as exc:
+        raise refusal(exc.errors()) from exc
+    return replace(session, caller, schedule, request)
+
+
 def get(session: Session, project_id: uuid.UUID, schedule_id: uuid.UUID, *, lock: bool = False) -> Schedule:
     """The schedule with this id in the project. Raises NotFoundError."""
     statement = select(Schedule).where(
@@ -98,10 +113,22 @@ def get(session: Session, project_id: uuid.UUID, schedule_id: uuid.UUID, *, lock
     return schedule
 
 
-def list_schedules(session: Session, project_id: uuid.UUID) -> list[Schedule]:
-    """The project's schedules, by name."""
-    statement = select(Schedule).where(Schedule.project_id == project_id, Schedule.deleted_at.is_(None))
-    return list(session.scalars(statement.order_by(Schedule.name)))
+def list_schedules(
+    session: Session, project_id: uuid.UUID, *, paused: bool | None = None, search: str | None = None
+) -> list[Schedule]:
+    """The project's schedules, by name: all, or those that are ``paused`` or not; with this text in a name of theirs.
+
+    ``search`` looks in the name of the schedule, of its dataset, of its base and of the expert that it trains.
+    """
+    rows = select(Schedule).where(Schedule.project_id == project_id, Schedule.deleted_at.is_(None))
+    if paused is not None:
+        rows = rows.where(Schedule.paused_because.is_not(None) if paused else Schedule.paused_because.is_(None))
+    if search is not None:
+        datasets = select(Dataset.id).where(Dataset.name.icontains(search, autoescape=True))
+        names = (Schedule.name, Schedule.request["model"].astext, Schedule.request["suffix"].astext)
+        named = (name.icontains(search, autoescape=True) for name in names)
+        rows = rows.where(or_(Schedule.dataset_id.in_(datasets), *named))
+    return list(session.scalars(rows.order_by(Schedule.name)))
 
 
 def delete(session: Session, schedule: Schedule) -> None:
@@ -139,6 +166,32 @@ def new_feedback(session: Session, schedules: Sequence[Schedule]) -> dict[uuid.U
         for schedule in schedules
         if schedule.feedback_expert_id is not None
     }
+
+
+def _request_of(session: Session, caller: Caller, schedule: Schedule) -> dict[str, Any]:
+    """The request that would make this schedule as it is."""
+    columns = ScheduleRequest.model_fields.keys() - {"dataset", "training", "on_regression"}
+    watched = None
+    if schedule.watched_alias_id is not None:
+        alias = session.get_one(Alias, schedule.watched_alias_id)
+        watched = f"{caller.project}.{session.get_one(Expert, alias.expert_id).name}@{alias.name}"
+    return {name: getattr(schedule, name) for name in columns} | {
+        "dataset": session.get_one(Dataset, schedule.dataset_id).name,
+        "training": schedule.request,
+        "on_regression": watched,
+    }
+
+
+def _merge_patch(value: Any, patch: Any, depth: int = 0) -> Any:
+    if not isinstance(patch, Mapping) or depth == MAX_MERGED_DEPTH:
+        return patch
+    merged = dict(value) if isinstance(value, Mapping) else {}
+    for name, change in patch.items():
+        if change is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = change if name in REPLACED_WHOLE else _merge_patch(merged.get(name), change, depth + 1)
+    return merged
 
 
 def job_request(training: dict[str, Any], version_id: uuid.UUID) -> JobRequest:
@@ -187,6 +240,16 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     expert = _trained(session, caller, suffix, newest) if request.on_feedback is not None else None
     alias = _alias(session, caller, request.on_regression) if request.on_regression is not None else None
     now = sessions.now(session)  # every query comes before the changes: it would flush a half-changed row
+    # What has come since it fired last counts on, unless it is now about something else.
+    if schedule.dataset_id != dataset.id or not schedule.on_new_data:
+        schedule.seen_version_id = newest.id if newest else None
+    if expert is None or schedule.feedback_expert_id != expert.id:
+        schedule.feedback_seen = expert.feedback_count if expert else 0
+    is_retimed = (schedule.cron, schedule.timezone, schedule.jitter_s) != (
+        request.cron,
+        request.timezone,
+        request.jitter_s,
+    )
     schedule.name = check_name(request.name, "schedule", param="name")
     schedule.dataset_id = dataset.id
     schedule.request = request.training
@@ -194,9 +257,8 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     for column, value in request.model_dump(exclude={"name", "dataset", "training", "on_regression"}).items():
         setattr(schedule, column, value)
     schedule.feedback_expert_id = expert.id if expert else None
-    schedule.feedback_seen = expert.feedback_count if expert else 0
-    schedule.seen_version_id = newest.id if newest else None
-    _arm(session, schedule, now)
+    if is_retimed:
+        _arm(session, schedule, now)
 
 
 def _check_training(

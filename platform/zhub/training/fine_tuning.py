@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -42,6 +42,8 @@ from zhub.specs import (
 from zhub.tenancy import idempotency
 from zhub.tenancy.keys import Caller
 from zhub.training import estimates
+from zhub.training.estimates import Estimate
+from zhub.training.job_changes import Metadata
 from zhub.training.packing import pack_key
 from zhub.training.rows import check_rows
 
@@ -61,7 +63,7 @@ class JobRequest(Schema):
     hyperparameters: dict[str, Any] | None = None
     suffix: str | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     integrations: list[Any] | None = None
     depends_on: Annotated[list[str], Field(max_length=dependencies.MAX_NEEDED)] = []
     """Not in the dialect: fine-tuning jobs that must have succeeded before this one is queued."""
@@ -130,7 +132,7 @@ class ResolvedTraining:
     training: DatasetVersion
     validation: DatasetVersion | None
     spec: TrainPlan
-    expected_s: float | None
+    estimate: Estimate
 
     @property
     def workers(self) -> int:
@@ -181,8 +183,8 @@ def resolve_training(session: Session, caller: Caller, request: JobRequest) -> R
         seed=request.seed if request.seed is not None else random.SystemRandom().randrange(2**31),
         starts=[_starting_point(record) for record in starts],
     )
-    expected_s = estimates.expected_seconds(session, inputs.base.id, inputs.recipe, inputs.hyperparameters)
-    return ResolvedTraining(request, inputs.base, inputs.training, inputs.validation, spec, expected_s)
+    estimated = estimates.estimate(session, inputs.base.id, inputs.recipe, inputs.hyperparameters)
+    return ResolvedTraining(request, inputs.base, inputs.training, inputs.validation, spec, estimated)
 
 
 def job_of(resolved: ResolvedTraining, expert: Expert) -> Job:
@@ -208,7 +210,7 @@ def job_of(resolved: ResolvedTraining, expert: Expert) -> Job:
         priority=request.priority,
         pack_key=pack_key(resolved.spec),
         workers=resolved.workers,
-        expected_s=resolved.expected_s,
+        expected_s=resolved.estimate.seconds,
     )
 
 
@@ -360,27 +362,3 @@ def _grader(session: Session, org_id: uuid.UUID, given: Any, base: str, files: S
             "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER_PARAM
         )
     return read_grader(session, org_id, given, param=GRADER_PARAM, bases=[base], files=files)
-
-
-def list_jobs(
-    session: Session,
-    project_id: uuid.UUID,
-    *,
-    after: uuid.UUID | None,
-    limit: int,
-    metadata: Mapping[str, str] | None = None,
-) -> tuple[list[Job], bool]:
-    """The project's fine-tuning jobs, newest first, and whether more follow.
-
-    With ``metadata``, only jobs that have all of it; an empty one: only jobs without any.
-    """
-    # Plan at 10^6 jobs: the next :limit + 1 entries of ix_jobs_project, 0.1 ms.
-    statement = select(Job).where(Job.project_id == project_id, Job.kind == "train")
-    if after is not None:
-        statement = statement.where(Job.id < after)
-    if metadata:
-        statement = statement.where(Job.request["metadata"].contains(dict(metadata)))
-    elif metadata is not None:
-        statement = statement.where(Job.request["metadata"] == text("'{}'::jsonb"))
-    newest = list(session.scalars(statement.order_by(Job.id.desc()).limit(limit + 1)))
-    return newest[:limit], len(newest) > limit

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from zhub.admission.admit import MAX_HEADS, MAX_LIGHT, admit
 from zhub.admission.explain import MAX_EXPLAINED, explain
 from zhub.admission.snapshot import read_clusters
+from zhub.database.pages import MAX_SEARCHED, Page
 from zhub.database.sessions import make_engine, system_session, tenant_session
 from zhub.embedded.postgres import Urls
 from zhub.kinds import table
@@ -29,7 +30,9 @@ from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
 from zhub.queue.reaper import reap
 from zhub.registry import versions
-from zhub.training import fine_tuning
+from zhub.tenancy.keys import Caller
+from zhub.training import job_lists
+from zhub.training.job_lists import JobFilter
 
 ROWS = int(os.environ.get("ZHUB_PLAN_ROWS", "100000"))
 log = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ LARGE = {"jobs", "attempts", "job_events", "expert_versions"}
 
 ORG, PROJECT, AGENT = (uuid.UUID(f"{prefix}{0:030x}") for prefix in ("0a", "0b", "0d"))
 JOB, MIDDLE = (uuid.UUID(f"01{number:030x}") for number in (100, ROWS // 2))  # the first has half of the events
+
+CALLER = Caller(uuid.UUID(int=0), ORG, PROJECT, "main", frozenset())
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,16 @@ STATEMENTS = {
         newest_versions, "LATERAL", {"uq_expert_versions_expert_id_version"}, 2 * EXPERTS, of_tenant=True,
     ),
     "jobs of a project": Statement(
-        partial(fine_tuning.list_jobs, project_id=PROJECT, after=MIDDLE, limit=20),
+        partial(job_lists.list_jobs, caller=CALLER, wanted=JobFilter(), page=Page(20, MIDDLE)),
         "ORDER BY jobs.id DESC", {"ix_jobs_project"}, 21, of_tenant=True,
+    ),
+    "failed jobs of a project": Statement(
+        partial(job_lists.list_jobs, caller=CALLER, wanted=JobFilter(status=["failed"]), page=Page(20)),
+        "ORDER BY jobs.id DESC", {"ix_jobs_failed"}, 21, of_tenant=True,
+    ),
+    "jobs that mention a text": Statement(
+        partial(job_lists.list_jobs, caller=CALLER, wanted=JobFilter(search="nowhere"), page=Page(20)),
+        "ORDER BY jobs.id DESC", {"ix_jobs_project"}, 2 * MAX_SEARCHED + EXPERTS, of_tenant=True,
     ),
     "newest events": Statement(
         partial(job_events.list_newest, job_id=JOB, before=None, limit=100),

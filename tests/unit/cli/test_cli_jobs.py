@@ -1,6 +1,7 @@
 """Commands on jobs: submitted, watched, waiting, their checkpoints, logs and metrics."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,9 +191,56 @@ def test_a_log_is_printed_line_by_line(
     assert logs[-1] == ({"stream": "true"} | plain if follow else plain)
 
 
-def test_metrics_are_shown_with_their_course(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    points = [{"step": step, "value": value} for step, value in enumerate((2.0, 1.0, 3.0))]
-    series = [{"name": "train_loss", "count": 900, "points": points}]
-    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1/metrics", {"series": series})
-    assert zhub("jobs", "metrics", "ftjob-1") == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["train_loss", "900", "2", "3", "1", "3", "▅▁█"]
+def test_the_tags_of_a_job_are_set_and_removed_and_the_others_stay(
+    api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = api_double.JOB | {"metadata": {"team": "a", "round": "1"}}
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
+    api.add("PATCH", "/v1/fine_tuning/jobs/ftjob-1", job)
+    assert zhub("jobs", "tag", "ftjob-1", "round=2", "note=x=y", "--remove", "team") == 0
+    assert api.bodies("PATCH", "/v1/fine_tuning/jobs/ftjob-1") == [{"metadata": {"round": "2", "note": "x=y"}}]
+    assert "round=1, team=a" in capsys.readouterr().out
+    assert zhub("jobs", "tag", "ftjob-1", "nonsense") == 2
+
+
+def test_a_job_is_described(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    api.add("PATCH", "/v1/fine_tuning/jobs/ftjob-1", api_double.JOB | {"description": "With more rows."})
+    assert zhub("jobs", "describe", "ftjob-1", "With more rows.") == 0
+    assert api.bodies("PATCH", "/v1/fine_tuning/jobs/ftjob-1") == [{"description": "With more rows."}]
+    assert "With more rows." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "archived"), [("archive", True), ("unarchive", False)])
+def test_several_jobs_are_archived_and_listed_again(command: str, archived: bool, api: Any, zhub: Run) -> None:
+    for number in (1, 2):
+        api.add("PATCH", f"/v1/fine_tuning/jobs/ftjob-{number}", api_double.JOB)
+    assert zhub("jobs", command, "ftjob-1", "ftjob-2") == 0
+    for number in (1, 2):
+        assert api.bodies("PATCH", f"/v1/fine_tuning/jobs/ftjob-{number}") == [{"archived": archived}]
+
+
+def test_a_watcher_who_loses_zhub_is_told_that_the_job_goes_on(
+    api: Any, zhub: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zhub.client.jobs.MAX_OUTAGE_S", -1)
+    api.refuse("GET", "/v1/fine_tuning/jobs/ftjob-1", 503, "unavailable", "The database does not answer.")
+    assert zhub("jobs", "watch", "ftjob-1") == 1
+    err = capsys.readouterr().err
+    assert "The database does not answer." in err
+    assert "goes on once zhub runs again" in err and "`zhub jobs watch ftjob-1`" in err
+
+
+def test_every_time_that_is_shown_has_its_zone(
+    zhub: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        assert zhub("jobs", "show", "ftjob-1") == 0
+        assert zhub("jobs", "events", "ftjob-1") == 0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    out = capsys.readouterr().out
+    assert "2023-11-15 03:43:20+05:30" in out
+    assert all("+05:30  event" in line for line in out.splitlines() if "event " in line)

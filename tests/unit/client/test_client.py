@@ -95,7 +95,7 @@ def test_only_what_is_harmless_is_tried_again(
 def test_events_come_oldest_first_and_only_the_new_ones(
     api: Any, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zhub.client.training.EVENTS_PER_PAGE", 2)
+    monkeypatch.setattr("zhub.client.jobs.EVENTS_PER_PAGE", 2)
     api.add("GET", JOB_EVENTS, api_double.events_of([api_double.event(number) for number in range(1, 6)]))
     assert [event.id for event in client.jobs.events("ftjob-1")] == [f"ftevent-{number}" for number in range(1, 6)]
     assert [event.id for event in client.jobs.events("ftjob-1", after="ftevent-3")] == ["ftevent-4", "ftevent-5"]

@@ -1,6 +1,11 @@
-"""The agent process, one for each Ray cluster. Start it with ``python -m zhub_workers.agent``."""
+"""The agent process, one for each Ray cluster. Start it with ``python -m zhub_workers.agent``.
+
+SIGTERM ends it alone, and the attempts go on in their workers. SIGINT says that its cluster stops with it: the attempts
+leave their workers first, with checkpoints, and their jobs are queued again.
+"""
 
 import sys
+import threading
 from functools import partial
 
 from zhub.database.sessions import make_engine
@@ -37,7 +42,9 @@ def main() -> None:
         connect(settings.ray_address, trying=partial(pulse.beat, "agent", within_s=CONNECT_TRY_WITHIN_S))
     except UnavailableError as exc:
         sys.exit(str(exc))
-    stopping = stop_event()  # after connect, because Ray installs signal handlers of its own there
+    # After connect, because Ray installs signal handlers of its own there.
+    interrupted = threading.Event()
+    stopping = stop_event(interrupted)
     gpus = 0 if settings.device == "cpu" else gpus_in_cluster()
     shares = gpu_shares(gpus, settings.slots, settings.worker_gpus)
     launcher = RayLauncher(
@@ -59,7 +66,7 @@ def main() -> None:
             beat=lambda within_s: pulse.beat("serving", within_s=within_s),
         )
         start_vital(keep, name="serving", stopping=stopping)
-    agent.run(open_wakeup(settings.redis_url), stopping)
+    agent.run(open_wakeup(settings.redis_url), stopping, cluster_stops=interrupted)
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ def _load_tokenizer(path: Path) -> Any:
     if not tokenizer.chat_template:
         raise UnsupportedModelError(
             f"{path.name}: no chat template, so messages cannot become a prompt. Add chat_template.jinja to the "
-            "directory, or pass one with `zhub base-models add --chat-template FILE`."
+            "directory, and add the base model again."
         )
     return tokenizer
 
