@@ -82,7 +82,7 @@ ESTIMATE = {
     "expected_tokens": 1_234_567,
     "based_on": {"trainings": 3, "same_size": True},
 }
-TOKEN_COUNT = {"status": "counted", "error": None, "context_length": 64, "long_row_count": 0, "long_rows": []}
+TOKEN_COUNT = dict[str, Any](status="counted", error=None, context_length=64, long_row_count=0, long_rows=[])
 CHECKPOINT = {
     "id": "ftckpt-1",
     "object": "fine_tuning.job.checkpoint",
