@@ -12,6 +12,7 @@ import zhub
 from zhub.database.migrate import check_at_head
 from zhub.database.sessions import make_engine
 from zhub.errors import ZhubError
+from zhub.process.buckets import open_buckets
 from zhub.process.config import Settings
 from zhub.process.shares import Shares
 from zhub.process.tracing import start_tracing
@@ -58,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.readiness = health.Readiness(context.engine)
     app.state.draining = threading.Event()
-    app.state.rates = RequestRates(context.engine)
+    app.state.rates = RequestRates(context.engine, open_buckets(settings.redis_url))
     errors.install(app)
     text.install(app)
     for part in (
