@@ -50,7 +50,14 @@ def create_app(settings: Settings) -> FastAPI:
         UnavailableError: the database does not answer.
     """
     context = _open_context(settings)
-    app = FastAPI(title="zhub", version=zhub.__version__, lifespan=_lifespan, docs_url="/docs", redoc_url=None)
+    app = FastAPI(
+        title="zhub",
+        version=zhub.__version__,
+        lifespan=_lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+        responses=errors.ANSWERS,
+    )
     app.state.context = context
     app.state.threads = Shares("requests", places=THREADS, per_org=settings.requests_per_org)
     app.state.grader_runs = Shares("grader runs", places=settings.grader_runs, per_org=settings.grader_runs_per_org)

@@ -21,6 +21,9 @@ from zhub.process.wakeup import SCHEDULER
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
 from zhub_api.routes.fine_tuning import queue_object, status_of
+from zhub_api.streams import answering
+
+JSON_LINES = "application/jsonl"
 
 router = APIRouter(prefix="/v1/evaluations")
 
@@ -67,7 +70,7 @@ def explain_wait(caller: CallerDep, context: ContextDep, evaluation_id: str) -> 
         return queue_object(session, job, "evaluation", public_id("evaluation", evaluation.id))
 
 
-@router.get("/{evaluation_id}/rows")
+@router.get("/{evaluation_id}/rows", response_class=StreamingResponse, responses=answering(JSON_LINES))
 def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) -> StreamingResponse:
     """Each row with the greedy answer to it, one JSON object a line: line, prompt, answer, reward, parsed."""
     caller.require("jobs:read")
@@ -75,7 +78,7 @@ def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) 
         evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
     if evaluation.rows_key is None:
         raise NotReadyError("The evaluation has not finished; its rows come with its results.")
-    return StreamingResponse(context.store.open(evaluation.rows_key), media_type="application/jsonl")
+    return StreamingResponse(context.store.open(evaluation.rows_key), media_type=JSON_LINES)
 
 
 def evaluation_objects(session: Session, listed: Sequence[Evaluation]) -> list[dict[str, Any]]:
