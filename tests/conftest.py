@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import open_sessions
 import psycopg
 import pytest
 from legal_moves import forbid_illegal_moves
@@ -49,6 +50,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "docker" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_within_a_session() -> Iterator[None]:
+    with open_sessions.guarded():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,7 @@ from zhub.database.sessions import tenant_session
 from zhub.errors import NotReadyError
 from zhub.evaluation import evaluations
 from zhub.evaluation.comparison import compare
+from zhub.graders import parse_grader
 from zhub.ids import parse_id, public_id
 from zhub.kinds import table
 from zhub.models import Evaluation, Job
@@ -32,9 +33,10 @@ router = APIRouter(prefix="/v1/evaluations")
 def create_evaluation(caller: CallerDep, context: ContextDep, request: evaluations.EvaluationRequest) -> dict[str, Any]:
     """Measure a model, its base and ``compare_with`` on one suite. What was measured before is not run again."""
     caller.require("jobs:write")
+    grader = parse_grader(request.grader, param="grader")
     with tenant_session(context.engine, caller.org_id) as session:
         limits.check_queue(session, caller.org_id, table.names())
-        shown = shown_with_others(session, evaluations.create(session, caller, request)[0])
+        shown = shown_with_others(session, evaluations.create(session, caller, request, grader)[0])
     context.wakeup.notify(SCHEDULER)
     return compared_object(shown)
 

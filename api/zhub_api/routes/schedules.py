@@ -27,8 +27,9 @@ SHOWN_RUNS = 5
 def create_schedule(caller: CallerDep, context: ContextDep, request: definitions.ScheduleRequest) -> dict[str, Any]:
     """Train on the newest version of a dataset, at the times of a cron expression or after certain events."""
     _require(caller, request)
+    graders = definitions.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
-        return schedule_objects(session, [definitions.create(session, caller, request)])[0]
+        return schedule_objects(session, [definitions.create(session, caller, request, graders)])[0]
 
 
 @router.get("")
@@ -52,8 +53,10 @@ def replace_schedule(
 ) -> dict[str, Any]:
     """Change a schedule to what the body says. Its earlier ticks stay."""
     _require(caller, request)
+    graders = definitions.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
-        changed = definitions.replace(session, caller, _own(session, caller, schedule_id, lock=True), request)
+        own = _own(session, caller, schedule_id, lock=True)
+        changed = definitions.replace(session, caller, own, request, graders)
         return schedule_objects(session, [changed])[0]
 
 
