@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import open_sessions
 import psycopg
 import pytest
 from legal_moves import forbid_illegal_moves
@@ -62,6 +63,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_within_a_session() -> Iterator[None]:
+    with open_sessions.guarded():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,7 @@ import zhub
 from zhub.database.migrate import check_at_head
 from zhub.database.sessions import make_engine
 from zhub.errors import ZhubError
+from zhub.process.buckets import open_buckets
 from zhub.process.config import Settings
 from zhub.process.shares import Shares
 from zhub.process.threads import start_vital
@@ -52,7 +53,14 @@ def create_app(settings: Settings) -> FastAPI:
         UnavailableError: the database does not answer.
     """
     context = _open_context(settings)
-    app = FastAPI(title="zhub", version=zhub.__version__, lifespan=_lifespan, docs_url="/docs", redoc_url=None)
+    app = FastAPI(
+        title="zhub",
+        version=zhub.__version__,
+        lifespan=_lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+        responses=errors.ANSWERS,
+    )
     app.state.context = context
     app.state.threads = Shares("requests", places=THREADS, per_org=settings.requests_per_org)
     app.state.grader_runs = Shares("grader runs", places=settings.grader_runs, per_org=settings.grader_runs_per_org)
@@ -61,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.readiness = health.Readiness(context.engine)
     app.state.draining = threading.Event()
-    app.state.rates = RequestRates(context.engine)
+    app.state.rates = RequestRates(context.engine, open_buckets(settings.redis_url))
     errors.install(app)
     text.install(app)
     for part in (

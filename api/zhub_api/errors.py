@@ -9,11 +9,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel as Schema
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zhub import errors
+from zhub.errors import RowProblem
 from zhub.pydantic_errors import refusal
 
 log = logging.getLogger("zhub.api")
@@ -69,6 +71,29 @@ TYPES = {
     422: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
+}
+
+
+class ErrorBody(Schema):
+    """Why a request was refused: ``code`` for programs, ``message`` for people, ``param`` the field at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    errors: list[RowProblem] = []
+    """What is wrong with the rows of a dataset."""
+
+
+class ErrorAnswer(Schema):
+    """What every request that fails is answered with."""
+
+    error: ErrorBody
+
+
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request was refused."},
+    "5XX": {"model": ErrorAnswer, "description": "The platform failed, or a part of it is away."},
 }
 
 

@@ -1,14 +1,27 @@
-"""Streams of server-sent events that end with what went wrong, where something does."""
+"""Answers in pieces: how the interface's document tells of them, and streams that end with what went wrong."""
 
 import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from zhub.errors import ZhubError
 from zhub_api.errors import INTERNAL_ERROR, envelope, status_of
 
 log = logging.getLogger("zhub.api")
+
+EVENTS = "text/event-stream"
+LINES = "application/x-ndjson"
+BYTES = "application/octet-stream"
+BINARY = {"type": "string", "format": "binary"}
+
+
+def answering(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """``responses`` of a route that answers with one of these, beside what its ``response_class`` says."""
+    shapes = {BYTES: BINARY}
+    content = {media_type: {"schema": shapes.get(media_type, {"type": "string"})} for media_type in media_types}
+    return {200: {"content": content}}
 
 
 async def ending_with_errors(messages: AsyncGenerator[str]) -> AsyncGenerator[str]:

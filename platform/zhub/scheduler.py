@@ -39,6 +39,7 @@ from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 from zhub.queue import checkpoints, job_logs, leadership
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
+from zhub.schedules import regressions
 from zhub.schedules.firing import process_next_due
 from zhub.storage.object_store import ObjectStore, open_store
 from zhub.training import bases
@@ -226,9 +227,25 @@ def follow_up(engine: Engine, stopping: threading.Event, beat: Beat = no_beat) -
     def run_once() -> bool:
         with system_session(engine) as session:
             fired = process_next_due(session)
-        return advance_gate(engine) or fired
+        watched = follow_regressions(engine)
+        return advance_gate(engine) or fired or watched
 
     _run_periodically(run_once, POLL_S, stopping, beat, "following up", away="database_away", failed="follow_up_failed")
+
+
+def follow_regressions(engine: Engine) -> bool:
+    """Compare the new evaluations of one watched alias with its base, and fire its schedule; False if there are none.
+
+    The comparison runs between two transactions, because it takes longer than a row may be locked.
+    """
+    with system_session(engine) as session:
+        watched = regressions.next_watched(session)
+    if watched is None:
+        return False
+    verdicts = regressions.verdicts_of(watched)
+    with system_session(engine) as session:
+        regressions.record(session, watched, verdicts)
+    return True
 
 
 def advance_gate(engine: Engine) -> bool:

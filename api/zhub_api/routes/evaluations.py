@@ -15,6 +15,7 @@ from zhub.errors import NotReadyError
 from zhub.evaluation import evaluation_lists, evaluations
 from zhub.evaluation.comparison import compare
 from zhub.evaluation.evaluation_lists import EvaluationFilter
+from zhub.graders import parse_grader
 from zhub.ids import parse_id, public_id
 from zhub.kinds import table
 from zhub.models import Evaluation, Job
@@ -23,6 +24,9 @@ from zhub.queue.statuses import status_of
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import Order, PageLimit, Search, Since, Status, moment, page, wanted_page
 from zhub_api.routes.fine_tuning import queue_object
+from zhub_api.streams import answering
+
+JSON_LINES = "application/jsonl"
 
 router = APIRouter(prefix="/v1/evaluations")
 
@@ -31,9 +35,10 @@ router = APIRouter(prefix="/v1/evaluations")
 def create_evaluation(caller: CallerDep, context: ContextDep, request: evaluations.EvaluationRequest) -> dict[str, Any]:
     """Measure a model, its base and ``compare_with`` on one suite. What was measured before is not run again."""
     caller.require("jobs:write")
+    grader = parse_grader(request.grader, param="grader")
     with tenant_session(context.engine, caller.org_id) as session:
         limits.check_queue(session, caller.org_id, table.names())
-        shown = shown_with_others(session, evaluations.create(session, caller, request)[0])
+        shown = shown_with_others(session, evaluations.create(session, caller, request, grader)[0])
     context.wakeup.notify(SCHEDULER)
     return compared_object(shown)
 
@@ -80,7 +85,7 @@ def explain_wait(caller: CallerDep, context: ContextDep, evaluation_id: str) -> 
         return queue_object(session, job, "evaluation", public_id("evaluation", evaluation.id))
 
 
-@router.get("/{evaluation_id}/rows")
+@router.get("/{evaluation_id}/rows", response_class=StreamingResponse, responses=answering(JSON_LINES))
 def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) -> StreamingResponse:
     """Each row with the greedy answer to it, one JSON object a line: line, prompt, answer, reward, parsed."""
     caller.require("jobs:read")
@@ -88,7 +93,7 @@ def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) 
         evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
     if evaluation.rows_key is None:
         raise NotReadyError("The evaluation has not finished; its rows come with its results.")
-    return StreamingResponse(context.store.open(evaluation.rows_key), media_type="application/jsonl")
+    return StreamingResponse(context.store.open(evaluation.rows_key), media_type=JSON_LINES)
 
 
 def evaluation_objects(session: Session, listed: Sequence[Evaluation]) -> list[dict[str, Any]]:

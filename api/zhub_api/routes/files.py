@@ -26,6 +26,7 @@ from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.known_parameters import KnownForm
 from zhub_api.pages import page
+from zhub_api.streams import BYTES, answering
 
 router = APIRouter(prefix="/v1/files")
 
@@ -104,13 +105,13 @@ def retrieve_file(caller: CallerDep, context: ContextDep, file_id: str) -> dict[
         return file_object(files.get(session, caller.project_id, parse_id("file", file_id)))
 
 
-@router.get("/{file_id}/content")
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses=answering(BYTES))
 def file_content(caller: CallerDep, context: ContextDep, file_id: str) -> StreamingResponse:
     caller.require("files:read")
     with tenant_session(context.engine, caller.org_id) as session:
         version = files.get(session, caller.project_id, parse_id("file", file_id))
     headers = {"content-length": str(version.size_bytes)}
-    return StreamingResponse(context.store.open(version.key), media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(context.store.open(version.key), media_type=BYTES, headers=headers)
 
 
 @router.post("/{file_id}/token_counts")

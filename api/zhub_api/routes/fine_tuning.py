@@ -44,10 +44,10 @@ def create_job(
     caller.require("jobs:write")
     if request.promotion is not None:
         caller.require("models:write")
+    graders = fine_tuning.read_graders(request)
+    is_retry = x_stainless_retry_count > 0
     with tenant_session(context.engine, caller.org_id) as session:
-        job = fine_tuning.create(
-            session, caller, request, idempotency_key=idempotency_key, is_retry=x_stainless_retry_count > 0
-        )
+        job = fine_tuning.create(session, caller, request, graders, idempotency_key=idempotency_key, is_retry=is_retry)
         (answer,) = job_objects(session, [job])
     context.wakeup.notify(SCHEDULER)
     return answer
@@ -61,8 +61,9 @@ def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.Jo
     ``based_on``; all of it is null where none has ended yet.
     """
     caller.require("jobs:write")
+    graders = fine_tuning.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
-        resolved = fine_tuning.check_training(session, caller, request)
+        resolved = fine_tuning.check_training(session, caller, request, graders)
     past = resolved.estimate
     return {
         "object": "fine_tuning.job.estimate",

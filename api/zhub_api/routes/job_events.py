@@ -31,7 +31,7 @@ from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.pages import page
 from zhub_api.routes.fine_tuning import job_objects, own_job
-from zhub_api.streams import ending_with_errors
+from zhub_api.streams import EVENTS, answering, ending_with_errors
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 log = logging.getLogger("zhub.api")
@@ -42,7 +42,7 @@ HEARTBEAT_S = 15.0
 EVENTS_PER_READ = 500
 
 
-@router.get("/{job_id}/events", response_model=None)
+@router.get("/{job_id}/events", response_model=None, responses=answering(EVENTS))
 async def list_events(
     caller: CallerDep,
     context: ContextDep,
@@ -135,7 +135,7 @@ class EventStream(StreamingResponse):
         # A proxy that collects an answer before it passes it on would keep every event back.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         self._shares, self._org_id, self._messages = streams.shares, org_id, ending_with_errors(messages(streams))
-        super().__init__(self._messages, media_type="text/event-stream", headers=headers)
+        super().__init__(self._messages, media_type=EVENTS, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

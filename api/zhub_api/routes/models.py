@@ -28,6 +28,7 @@ from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.pages import page
 from zhub_api.routes.fine_tuning import queue_object
 from zhub_api.routes.uploads import MAX_MODEL_FILE_BYTES, spool
+from zhub_api.streams import BINARY, BYTES, answering
 
 router = APIRouter(prefix="/v1")
 
@@ -96,7 +97,7 @@ def retrieve_version(caller: CallerDep, context: ContextDep, name: str) -> dict[
         return _version_object(record, summaries[record.version.id])
 
 
-@router.get("/experts/{name}/files/{filename}")
+@router.get("/experts/{name}/files/{filename}", response_class=StreamingResponse, responses=answering(BYTES))
 def version_file(caller: CallerDep, context: ContextDep, name: str, filename: str) -> StreamingResponse:
     """The bytes of ``manifest.json`` or of a file that it lists; check them against its digests."""
     caller.require("models:read")
@@ -106,7 +107,7 @@ def version_file(caller: CallerDep, context: ContextDep, name: str, filename: st
     if filename not in (MANIFEST_FILE, *(file.name for file in manifest.files)):
         raise NotFoundError("file", f"{name}/{filename}")
     content = context.store.open(f"{version.key_prefix}/{filename}")
-    return StreamingResponse(content, media_type="application/octet-stream")
+    return StreamingResponse(content, media_type=BYTES)
 
 
 class BaseModelRequest(Schema):
@@ -132,7 +133,10 @@ def create_base_model(caller: CallerDep, context: ContextDep, request: BaseModel
         return base_model_object(base)
 
 
-@router.put("/base_models/{name}/files/{filename}")
+@router.put(
+    "/base_models/{name}/files/{filename}",
+    openapi_extra={"requestBody": {"required": True, "content": {BYTES: {"schema": BINARY}}}},
+)
 async def put_base_model_file(
     caller: CallerDep, context: ContextDep, name: str, filename: str, request: Request
 ) -> dict[str, Any]:

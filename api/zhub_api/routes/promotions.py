@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError
-from zhub.evaluation import promotions
+from zhub.evaluation import gates, promotions
 from zhub.ids import parse_id, public_id
 from zhub.models import Alias, Job, Promotion
 from zhub.process.wakeup import SCHEDULER
@@ -77,8 +77,9 @@ def create_promotion(caller: CallerDep, context: ContextDep, request: promotions
     """Have a version measured on the gate's suites; if it passes, the alias points to it from then on."""
     caller.require("jobs:write")
     caller.require("models:write")
+    graders = gates.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
-        answer = promotion_objects(session, [promotions.create(session, caller, request)])[0]
+        answer = promotion_objects(session, [promotions.create(session, caller, request, graders)])[0]
     context.wakeup.notify(SCHEDULER)
     return answer
 

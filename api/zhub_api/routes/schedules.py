@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from zhub.database.sessions import tenant_session
+from zhub.errors import ConflictError
 from zhub.ids import parse_id, public_id
 from zhub.models import Alias, Dataset, Schedule, ScheduleTick
 from zhub.process.wakeup import SCHEDULER
@@ -27,8 +28,9 @@ SHOWN_RUNS = 5
 def create_schedule(caller: CallerDep, context: ContextDep, request: definitions.ScheduleRequest) -> dict[str, Any]:
     """Train on the newest version of a dataset, at the times of a cron expression or after certain events."""
     _require(caller, request)
+    graders = definitions.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
-        return schedule_objects(session, [definitions.create(session, caller, request)])[0]
+        return schedule_objects(session, [definitions.create(session, caller, request, graders)])[0]
 
 
 @router.get("")
@@ -59,8 +61,10 @@ def replace_schedule(
 ) -> dict[str, Any]:
     """Change a schedule to what the body says. Its earlier ticks stay."""
     _require(caller, request)
+    graders = definitions.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
-        changed = definitions.replace(session, caller, _own(session, caller, schedule_id, lock=True), request)
+        own = _own(session, caller, schedule_id, lock=True)
+        changed = definitions.replace(session, caller, own, request, graders)
         return schedule_objects(session, [changed])[0]
 
 
@@ -75,10 +79,15 @@ def edit_schedule(
     """
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        schedule = _own(session, caller, schedule_id, lock=True)
-        edited = definitions.edit(session, caller, schedule, changes)
-        if edited.request.get("promotion") is not None:
-            caller.require("models:write")
+        own = _own(session, caller, schedule_id)
+        request = definitions.changed_request(session, caller, own, changes)
+    _require(caller, request)
+    graders = definitions.read_graders(request)
+    with tenant_session(context.engine, caller.org_id) as session:
+        own = _own(session, caller, schedule_id, lock=True)
+        if definitions.changed_request(session, caller, own, changes) != request:
+            raise ConflictError("Somebody else has changed the schedule at the same moment. Look at it, and try again.")
+        edited = definitions.replace(session, caller, own, request, graders)
         return schedule_objects(session, [edited])[0]
 
 

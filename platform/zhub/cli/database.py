@@ -91,7 +91,8 @@ def quota(
         typer.Option(min=0, help="Of dataset files and private base models.", show_default="200 GiB"),
     ] = None,
     requests_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="That each process of the API answers.", show_default="12000")
+        int | None,
+        typer.Option(min=1, help="That are answered, by all processes of the API together.", show_default="12000"),
     ] = None,
     url: DatabaseUrlOption = None,
     data_dir: DataDirOption = None,

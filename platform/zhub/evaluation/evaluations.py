@@ -21,9 +21,10 @@ from zhub.admission import limits
 from zhub.datasets import files
 from zhub.datasets.validated import distinct_rows, require_validated
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
-from zhub.evaluation.grader_requests import read_grader
+from zhub.evaluation.grader_requests import check_grader
 from zhub.evaluation.statistics import accuracy
-from zhub.graders import GraderJson
+from zhub.graders import Grader, GraderJson
+from zhub.graders.types import STORED
 from zhub.ids import public_id
 from zhub.manifest import Z_FILE, Manifest, canonical_json
 from zhub.models import BaseModel, DatasetVersion, Evaluation, Job
@@ -78,8 +79,10 @@ class _Subject:
         return self.record.version.id if self.record else None
 
 
-def create(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
+def create(session: Session, caller: Caller, request: EvaluationRequest, grader: Grader) -> list[Evaluation]:
     """The evaluations of ``model``, of its base and of ``compare_with``, in this order; the missing ones are enqueued.
+
+    ``grader`` is the request's, parsed before the session began.
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
@@ -87,27 +90,27 @@ def create(session: Session, caller: Caller, request: EvaluationRequest) -> list
     """
     if request.cluster is not None:
         limits.check_cluster(session, request.cluster, param="cluster")
-    return measure(session, caller, request)
+    return measure(session, caller, request, grader)
 
 
-def check_suite(session: Session, caller: Caller, file_id: str, grader: Any, *, base: str, param: str) -> None:
+def check_suite(session: Session, caller: Caller, file_id: str, grader: Grader, *, base: str, param: str) -> None:
     """Refuse a file and a grader that could not be measured on this base; the fields lie within ``param``.
 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: what ``create`` would raise.
     """
     file = _file(session, caller, file_id, f"{param}.file")
-    read_grader(session, caller.org_id, grader, param=f"{param}.grader", bases=[base], files=[file])
+    check_grader(session, caller.org_id, grader, param=f"{param}.grader", bases=[base], files=[file])
 
 
-def measure(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
+def measure(session: Session, caller: Caller, request: EvaluationRequest, grader: Grader) -> list[Evaluation]:
     """Do what ``create`` does, without its checks of the organisation's queue and of the cluster's agents."""
     file = _file(session, caller, request.file, "file")
     named = [_subject(session, caller, request.model, "model")]
     named.append(_Subject(named[0].base, None))
     named += [_subject(session, caller, name, f"compare_with.{i}") for i, name in enumerate(request.compare_with)]
     bases = [subject.base.name for subject in named]
-    grader = read_grader(session, caller.org_id, request.grader, param="grader", bases=bases, files=[file])
+    check_grader(session, caller.org_id, grader, param="grader", bases=bases, files=[file])
     sampled = request.k > 1
     settings = {
         "grader": grader.model_dump(mode="json"),
@@ -264,12 +267,15 @@ def _job(caller: Caller, subject: _Subject, file: DatasetVersion, suite: dict[st
             recipe=manifest.recipe,
             hyperparameters=manifest.hyperparameters,
         )
-    spec = EvaluateSpec(
-        base=BaseModelSource.model_validate(subject.base.source),
-        basis=base_models.require_ready(subject.base),
-        z=z,
-        file=files.stored_file(file),
-        **{name: value for name, value in suite.items() if name != "file"},
+    spec = EvaluateSpec.model_validate(
+        {
+            **suite,
+            "base": BaseModelSource.model_validate(subject.base.source),
+            "basis": base_models.require_ready(subject.base),
+            "z": z,
+            "file": files.stored_file(file),
+        },
+        context=STORED,
     )
     return Job(
         org_id=caller.org_id,

@@ -24,6 +24,8 @@ from zhub.errors import ConflictError, NotFoundError, ZhubError
 from zhub.evaluation import evaluations, gates
 from zhub.evaluation.evaluations import EvaluationRequest
 from zhub.evaluation.gates import Finding, Gate, MeasuredSuite, Suite
+from zhub.graders import Grader
+from zhub.graders.parsing import stored_grader
 from zhub.ids import public_id
 from zhub.models import BaseModel, Evaluation, Job, JobDependency, Project, Promotion
 from zhub.queue import dependencies, job_events, jobs
@@ -55,8 +57,8 @@ class Measured:
     suites: Sequence[MeasuredSuite]
 
 
-def create(session: Session, caller: Caller, request: PromotionRequest) -> Promotion:
-    """Have a version measured, and promoted if it passes.
+def create(session: Session, caller: Caller, request: PromotionRequest, graders: Sequence[Grader]) -> Promotion:
+    """Have a version measured, and promoted if it passes. ``graders``: see ``gates.read_graders``.
 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: the version, a file or a grader is not usable.
@@ -64,24 +66,28 @@ def create(session: Session, caller: Caller, request: PromotionRequest) -> Promo
     """
     record = versions.get_version(session, caller.project_id, request.model)
     gate = Gate.model_validate(request.model_dump(exclude={"model"}))
-    _check(session, caller, gate, record.base.name, "")
+    _check(session, caller, gate, graders, base=record.base.name)
     return _add(session, caller, gate, version_id=record.version.id)
 
 
-def create_for_training(session: Session, caller: Caller, gate: Gate, training: Job) -> Promotion:
+def create_for_training(
+    session: Session, caller: Caller, gate: Gate, graders: Sequence[Grader], training: Job
+) -> Promotion:
     """Have the version that a training will publish measured, and promoted if it passes.
 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: a file or a grader is not usable.
     """
-    check_gate_of_training(session, caller, gate, session.get_one(BaseModel, training.base_model_id))
+    check_gate_of_training(session, caller, gate, graders, session.get_one(BaseModel, training.base_model_id))
     gate = gate.model_copy(update={"cluster": gate.cluster or training.cluster})
     return _add(session, caller, gate, training_job_id=training.id)
 
 
-def check_gate_of_training(session: Session, caller: Caller, gate: Gate, base: BaseModel) -> None:
+def check_gate_of_training(
+    session: Session, caller: Caller, gate: Gate, graders: Sequence[Grader], base: BaseModel
+) -> None:
     """Refuse the gate of a training on this base where ``create_for_training`` would; write nothing."""
-    _check(session, caller, gate, base.name, "promotion.")
+    _check(session, caller, gate, graders, base=base.name, within="promotion.")
 
 
 def get(session: Session, project_id: uuid.UUID, promotion_id: uuid.UUID) -> Promotion:
@@ -171,13 +177,14 @@ def record_decision(session: Session, measured: Measured, findings: Sequence[Fin
         _record_decision(session, job, _promotion(session, job), measured, findings)
 
 
-def _check(session: Session, caller: Caller, gate: Gate, base: str, prefix: str) -> None:
-    aliases.check_alias(gate.alias, param=f"{prefix}alias")
+def _check(
+    session: Session, caller: Caller, gate: Gate, graders: Sequence[Grader], *, base: str, within: str = ""
+) -> None:
+    aliases.check_alias(gate.alias, param=f"{within}alias")
     if gate.cluster is not None:
-        limits.check_cluster(session, gate.cluster, param=f"{prefix}cluster")
-    for i, suite in enumerate(gate.suites):
-        param = f"{prefix}suites.{i}"
-        evaluations.check_suite(session, caller, suite.file, suite.grader, base=base, param=param)
+        limits.check_cluster(session, gate.cluster, param=f"{within}cluster")
+    for i, (suite, grader) in enumerate(zip(gate.suites, graders, strict=True)):
+        evaluations.check_suite(session, caller, suite.file, grader, base=base, param=f"{within}suites.{i}")
 
 
 def _add(
@@ -289,7 +296,7 @@ def _measure(
     project = session.scalars(select(Project).where(Project.id == job.project_id)).one()
     # The gate acts for whoever requested it, within the one project.
     caller = Caller(job.id, job.org_id, job.project_id, project.name, frozenset())
-    return evaluations.measure(session, caller, request)
+    return evaluations.measure(session, caller, request, stored_grader(suite.grader, param="grader"))
 
 
 def _measured_suite(

@@ -2,7 +2,7 @@
 
 import difflib
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError, WithJsonSchema
 
@@ -11,7 +11,7 @@ from zhub.graders.json_schema import check_schema
 from zhub.graders.limits import GRADER_CHARACTERS, SCHEMA_CHARACTERS, TooLargeError, check_size
 from zhub.graders.processes import Lost, own_processes
 from zhub.graders.templates import check_syntax
-from zhub.graders.types import TYPES, Grader, JsonSchemaGrader, leaves
+from zhub.graders.types import STORED, TYPES, Grader, JsonSchemaGrader, leaves
 from zhub.pydantic_errors import Path, refusal
 
 # The type of a grader in a request. Any value passes, so that `parse_grader` refuses all bad ones by its messages.
@@ -21,10 +21,17 @@ READ_APART = ("python", "json_schema", "multi")
 _GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
 
 
+class GraderReader(Protocol):
+    """``parse_grader`` for what a user gives, ``stored_grader`` for what that has passed."""
+
+    def __call__(self, given: Any, *, param: str) -> Grader: ...
+
+
 def parse_grader(given: Any, *, param: str) -> Grader:
     """Parse a grader, and check all that can be checked without a dataset and a base model.
 
-    Sources and schemas are read in a process that can be ended: Python's own readers of both can take for ever.
+    Sources and schemas are read in a process that can be ended: Python's own readers of both can take for ever. It may
+    take ``ITEM_CPU_S``, so call it before a session begins.
 
     Raises:
         InvalidRequestError: with the path of the field at fault.
@@ -56,11 +63,24 @@ def parse_grader(given: Any, *, param: str) -> Grader:
     return parsed
 
 
-def _parse(given: dict[str, Any], *, param: str) -> Grader:
+def stored_grader(given: Any, *, param: str) -> Grader:
+    """Read a grader that was checked before it was stored, by its form alone: that takes no time worth mentioning.
+
+    Raises:
+        InvalidRequestError: it was stored by a release whose graders had another form.
+    """
+    return _validate(given, param=param, context=STORED)
+
+
+def _validate(given: Any, *, param: str, context: str | None = None) -> Grader:
     try:
-        grader = _GRADER.validate_python(given)
+        return _GRADER.validate_python(given, context=context)
     except ValidationError as exc:
         raise refusal(exc.errors(), within=param, subject="Grader", path=_without_types, code="invalid_grader") from exc
+
+
+def _parse(given: dict[str, Any], *, param: str) -> Grader:
+    grader = _validate(given, param=param)
     check_syntax(grader, param=param)
     for part_param, part in leaves(grader, param):
         if isinstance(part, JsonSchemaGrader):

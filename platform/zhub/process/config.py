@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     """``file:///directory`` (created by the first write; its parent must exist) or
     ``s3://bucket/prefix?endpoint_url=…&region=…``."""
     redis_url: str | None = None
-    """Hints only; without it every wait is a poll."""
+    """Hints, and the count of requests a minute; without it every wait is a poll, and each API process counts alone."""
     secret_key: SecretStr = SecretStr("")
     """Keys the hashes of API keys and the secrets that sign webhooks: the same for API and scheduler."""
     webhook_allow_private: bool = False

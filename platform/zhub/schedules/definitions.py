@@ -5,7 +5,8 @@ commit.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -28,7 +29,7 @@ from zhub.schedules.cron import MAX_CATCH_UP_S, Misfire
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import check_name
 from zhub.training import fine_tuning
-from zhub.training.fine_tuning import JobRequest
+from zhub.training.fine_tuning import Graders, JobRequest
 
 MAX_SCHEDULES = 100  # of one project
 REPLACED_WHOLE = ("grader", "promotion")  # fields of two kinds of graders, or of two gates, would mix
@@ -62,7 +63,18 @@ class ScheduleRequest(Schema):
     """Runs in a row that may fail before the schedule is paused."""
 
 
-def create(session: Session, caller: Caller, request: ScheduleRequest) -> Schedule:
+def read_graders(request: ScheduleRequest) -> Graders:
+    """Read the graders of the training, which may take seconds: before a session begins.
+
+    Raises:
+        InvalidRequestError: with the ``param`` at fault.
+    """
+    training = job_request(request.training, new_id())
+    with _within_training():
+        return fine_tuning.read_graders(training)
+
+
+def create(session: Session, caller: Caller, request: ScheduleRequest, graders: Graders) -> Schedule:
     """Create a schedule. If its dataset has a version that passed its check, its training is checked as well.
 
     Raises:
@@ -74,32 +86,36 @@ def create(session: Session, caller: Caller, request: ScheduleRequest) -> Schedu
     if count >= MAX_SCHEDULES:
         raise ConflictError(f"The project has {count} schedules, and more are not allowed. Delete some.")
     schedule = Schedule(id=new_id(), org_id=caller.org_id, project_id=caller.project_id)
-    _set(session, caller, schedule, request)
+    _set(session, caller, schedule, request, graders)
     session.add(schedule)
     _flush(session, request.name)
     session.refresh(schedule)
     return schedule
 
 
-def replace(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest) -> Schedule:
+def replace(
+    session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest, graders: Graders
+) -> Schedule:
     """Replace what a schedule says by ``request``; its ticks so far stay. Raises what ``create`` does."""
-    _set(session, caller, schedule, request)
+    _set(session, caller, schedule, request, graders)
     _flush(session, request.name)
     session.refresh(schedule)
     return schedule
 
 
-def edit(session: Session, caller: Caller, schedule: Schedule, changes: Mapping[str, Any]) -> Schedule:
-    """Change a schedule by a JSON merge patch (RFC 7396) of its request, in which a grader and a gate are whole.
+def changed_request(
+    session: Session, caller: Caller, schedule: Schedule, changes: Mapping[str, Any]
+) -> ScheduleRequest:
+    """The schedule's request after a JSON merge patch (RFC 7396), in which a grader and a gate are whole.
 
-    Raises what ``create`` does.
+    Raises:
+        InvalidRequestError: it is no request any more.
     """
     merged = _merge_patch(_request_of(session, caller, schedule), changes)
     try:
-        request = ScheduleRequest.model_validate(merged)
+        return ScheduleRequest.model_validate(merged)
     except ValidationError as exc:
         raise refusal(exc.errors()) from exc
-    return replace(session, caller, schedule, request)
 
 
 def get(session: Session, project_id: uuid.UUID, schedule_id: uuid.UUID, *, lock: bool = False) -> Schedule:
@@ -226,7 +242,7 @@ def newest_version(session: Session, dataset_id: uuid.UUID) -> DatasetVersion | 
     )
 
 
-def _set(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest) -> None:
+def _set(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest, graders: Graders) -> None:
     if not (request.cron or request.on_new_data or request.on_regression or request.on_feedback):
         raise InvalidRequestError(
             "A schedule needs 'cron', 'on_new_data': true, 'on_regression', 'on_feedback', or several of these.",
@@ -236,7 +252,7 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
         cron.check_cron(request.cron, request.timezone)
     dataset = _dataset(session, caller, request.dataset)
     newest = newest_version(session, dataset.id)
-    suffix = _check_training(session, caller, request.training, newest).suffix
+    suffix = _check_training(session, caller, request.training, graders, newest).suffix
     expert = _trained(session, caller, suffix, newest) if request.on_feedback is not None else None
     alias = _alias(session, caller, request.on_regression) if request.on_regression is not None else None
     now = sessions.now(session)  # every query comes before the changes: it would flush a half-changed row
@@ -262,17 +278,23 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
 
 
 def _check_training(
-    session: Session, caller: Caller, training: dict[str, Any], newest: DatasetVersion | None
+    session: Session, caller: Caller, training: dict[str, Any], graders: Graders, newest: DatasetVersion | None
 ) -> JobRequest:
     request = job_request(training, newest.id if newest else new_id())
-    if newest is None:
-        return request
+    if newest is not None:
+        with _within_training():
+            fine_tuning.check_training(session, caller, request, graders)
+    return request
+
+
+@contextmanager
+def _within_training() -> Iterator[None]:
+    """What is refused of the training is refused by its path in the schedule."""
     try:
-        fine_tuning.check_training(session, caller, request)
+        yield
     except InvalidRequestError as exc:
         param = f"training.{exc.param}" if exc.param else "training"
         raise InvalidRequestError(str(exc), param=param, code=exc.code) from exc
-    return request
 
 
 def _trained(session: Session, caller: Caller, suffix: str | None, newest: DatasetVersion | None) -> Expert:

@@ -1,8 +1,7 @@
 """From a request for fine-tuning to a job: all checks are made here, before a worker is needed."""
 
 import random
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any
@@ -19,10 +18,11 @@ from zhub.datasets import files as datasets
 from zhub.datasets.token_counts import long_rows_error
 from zhub.datasets.validated import all_rows, distinct_rows, require_validated
 from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
-from zhub.evaluation import promotions
+from zhub.evaluation import gates, promotions
 from zhub.evaluation.gates import Gate
-from zhub.evaluation.grader_requests import read_grader
+from zhub.evaluation.grader_requests import check_grader
 from zhub.graders import Grader
+from zhub.graders.parsing import GraderReader, parse_grader
 from zhub.kinds import table
 from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
@@ -30,7 +30,6 @@ from zhub.queue import dependencies, jobs
 from zhub.registry import base_models, versions
 from zhub.registry.publish import expert_name, get_or_create_expert
 from zhub.specs import (
-    RECIPES,
     BaseModelSource,
     BasisReference,
     Hyperparameters,
@@ -44,11 +43,11 @@ from zhub.tenancy.keys import Caller
 from zhub.training import estimates
 from zhub.training.estimates import Estimate
 from zhub.training.job_changes import Metadata
+from zhub.training.methods import GRADER_PARAM, read_method
 from zhub.training.packing import pack_key
 from zhub.training.rows import check_rows
 
 MAX_STARTS = 64  # the newest: a worker fetches them all
-GRADER_PARAM = "method.reinforcement.grader"
 RETRY_WINDOW = timedelta(minutes=10)
 
 
@@ -77,8 +76,34 @@ class JobRequest(Schema):
     """Not in the dialect: each one is a head start of ten minutes over the other jobs of the organisation."""
 
 
+@dataclass(frozen=True)
+class Graders:
+    """The graders of a request: its own, None where the recipe needs none, and those of its gate's suites."""
+
+    own: Grader | None
+    gate: Sequence[Grader]
+
+
+def read_graders(request: JobRequest, read: GraderReader = parse_grader) -> Graders:
+    """Read the graders of a request, which may take seconds: before a session begins.
+
+    Raises:
+        InvalidRequestError: with the ``param`` at fault.
+    """
+    method = read_method(request.method, request.hyperparameters)
+    own = read(method.grader, param=GRADER_PARAM) if method.recipe == "reinforcement" else None
+    gate = request.promotion
+    return Graders(own, gates.read_graders(gate, within="promotion.", read=read) if gate is not None else ())
+
+
 def create(
-    session: Session, caller: Caller, request: JobRequest, *, idempotency_key: str | None, is_retry: bool
+    session: Session,
+    caller: Caller,
+    request: JobRequest,
+    graders: Graders,
+    *,
+    idempotency_key: str | None,
+    is_retry: bool,
 ) -> Job:
     """Validate a request against dataset, base model and hyper-parameters, and enqueue its job.
 
@@ -99,7 +124,7 @@ def create(
     ):
         return live
     limits.check_queue(session, caller.org_id, table.names())
-    resolved = resolve_training(session, caller, request)
+    resolved = resolve_training(session, caller, request, graders.own)
     expert = get_or_create_expert(session, caller, resolved.spec.expert)
     job = job_of(resolved, expert)
     job.request_hash, job.idempotency_key, job.dedup_key = request_hash, idempotency_key, request.dedup_key
@@ -118,7 +143,7 @@ def create(
         raise NotReadyError("A request with this Idempotency-Key or dedup_key is being answered; try again.") from exc
     dependencies.add(session, job, [needed.id for needed in needs])
     if request.promotion is not None:
-        promotions.create_for_training(session, caller, request.promotion, job)
+        promotions.create_for_training(session, caller, request.promotion, graders.gate, job)
     session.refresh(job)
     return job
 
@@ -148,16 +173,16 @@ class ResolvedTraining:
         return {"type": self.spec.recipe, self.spec.recipe: method}
 
 
-def check_training(session: Session, caller: Caller, request: JobRequest) -> ResolvedTraining:
+def check_training(session: Session, caller: Caller, request: JobRequest, graders: Graders) -> ResolvedTraining:
     """Make every check of ``create`` but that of the organisation's queue, and write nothing. Raises what it does."""
-    resolved = resolve_training(session, caller, request)
+    resolved = resolve_training(session, caller, request, graders.own)
     dependencies.needed(session, caller.project_id, request.depends_on, param="depends_on")
     if request.promotion is not None:
-        promotions.check_gate_of_training(session, caller, request.promotion, resolved.base)
+        promotions.check_gate_of_training(session, caller, request.promotion, graders.gate, resolved.base)
     return resolved
 
 
-def resolve_training(session: Session, caller: Caller, request: JobRequest) -> ResolvedTraining:
+def resolve_training(session: Session, caller: Caller, request: JobRequest, grader: Grader | None) -> ResolvedTraining:
     """Look up everything that the training of a request needs, and check it. Reads only.
 
     Raises:
@@ -166,7 +191,7 @@ def resolve_training(session: Session, caller: Caller, request: JobRequest) -> R
     """
     if request.integrations:
         raise InvalidRequestError("Integrations are not supported; leave them out.", param="integrations")
-    inputs = _inputs(session, caller, request)
+    inputs = _inputs(session, caller, request, grader)
     limits.check_cluster(session, request.cluster, param="cluster")
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
@@ -179,7 +204,7 @@ def resolve_training(session: Session, caller: Caller, request: JobRequest) -> R
         validation_file=datasets.stored_file(inputs.validation) if inputs.validation else None,
         recipe=inputs.recipe,
         hyperparameters=inputs.hyperparameters,
-        grader=inputs.grader,
+        grader=grader,
         seed=request.seed if request.seed is not None else random.SystemRandom().randrange(2**31),
         starts=[_starting_point(record) for record in starts],
     )
@@ -225,10 +250,9 @@ class _Inputs:
     validation: DatasetVersion | None
     recipe: Recipe
     hyperparameters: Hyperparameters
-    grader: Grader | None
 
 
-def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
+def _inputs(session: Session, caller: Caller, request: JobRequest, grader: Grader | None) -> _Inputs:
     parent = versions.get_version(session, caller.project_id, request.model) if "@" in request.model else None
     base = parent.base if parent else base_models.get(session, caller.org_id, request.model)
     basis = base_models.basis_of(base)
@@ -236,22 +260,21 @@ def _inputs(session: Session, caller: Caller, request: JobRequest) -> _Inputs:
     validation = None
     if request.validation_file:
         validation = _file(session, caller, request.validation_file, "validation_file")
-    recipe, hyperparameters, grader_json = _method(request)
-    check_rows(training, recipe, "training_file")
+    method = read_method(request.method, request.hyperparameters)
+    check_rows(training, method.recipe, "training_file")
     if validation is not None:
-        check_rows(validation, recipe, "validation_file")
-    grader = None
-    if recipe == "reinforcement":
+        check_rows(validation, method.recipe, "validation_file")
+    if grader is not None:
         files = [training, validation] if validation is not None else [training]
-        grader = _grader(session, caller.org_id, grader_json, base.name, files)
-    kept = hyperparameters.get("duplicates") == "keep"
+        check_grader(session, caller.org_id, grader, param=GRADER_PARAM, bases=[base.name], files=files)
+    kept = method.hyperparameters.get("duplicates") == "keep"
     train_rows = all_rows(training) if kept else distinct_rows(training)
-    resolved = resolve_hyperparameters(recipe, hyperparameters, train_rows=train_rows)
+    resolved = resolve_hyperparameters(method.recipe, method.hyperparameters, train_rows=train_rows)
     if parent is not None:
         _check_parent(parent, resolved, basis)
     if resolved.long_rows == "refuse" and (error := long_rows_error(session, base, training, validation)):
         raise InvalidRequestError(str(error), param="training_file", code=error.code)
-    return _Inputs(base, basis, parent, training, validation, recipe, resolved, grader)
+    return _Inputs(base, basis, parent, training, validation, method.recipe, resolved)
 
 
 def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis: BasisReference | None) -> None:
@@ -324,41 +347,3 @@ def _file(session: Session, caller: Caller, file_id: str, param: str) -> Dataset
             param=param,
             code="file_not_found",
         ) from exc
-
-
-def _method(request: JobRequest) -> tuple[Recipe, Mapping[str, Any], Any]:
-    """Return (recipe, hyper-parameters as written, grader as written)."""
-    method = request.method or {"type": "supervised", "supervised": {"hyperparameters": request.hyperparameters or {}}}
-    if request.method is not None and request.hyperparameters:
-        raise InvalidRequestError(
-            "Give hyperparameters inside 'method', not at the top level as well.", param="hyperparameters"
-        )
-    recipe = method.get("type")
-    if recipe not in RECIPES:
-        raise InvalidRequestError(
-            f"method.type must be one of {', '.join(RECIPES)}; got {recipe!r}.", param="method.type"
-        )
-    unknown = set(method) - {"type", recipe}
-    body = method.get(recipe) or {}
-    allowed = {"hyperparameters", "grader"} if recipe == "reinforcement" else {"hyperparameters"}
-    if not isinstance(body, dict):
-        raise InvalidRequestError(f"method.{recipe} must be an object.", param=f"method.{recipe}")
-    unknown |= set(body) - allowed
-    if unknown:
-        raise InvalidRequestError(
-            f"Unknown fields in method: {', '.join(sorted(unknown))}. "
-            f"Known: type, {recipe} with {', '.join(sorted(allowed))}.",
-            param=f"method.{min(unknown)}",
-        )
-    hyperparameters = body.get("hyperparameters") or {}
-    if not isinstance(hyperparameters, dict):
-        raise InvalidRequestError("hyperparameters must be an object.", param=f"method.{recipe}.hyperparameters")
-    return recipe, hyperparameters, body.get("grader")
-
-
-def _grader(session: Session, org_id: uuid.UUID, given: Any, base: str, files: Sequence[DatasetVersion]) -> Grader:
-    if given is None:
-        raise InvalidRequestError(
-            "Reinforcement needs a grader: the function that turns an answer into a reward.", param=GRADER_PARAM
-        )
-    return read_grader(session, org_id, given, param=GRADER_PARAM, bases=[base], files=files)

@@ -65,6 +65,17 @@ def test_the_gate_of_a_schedule_is_checked_when_it_is_made(schedule: Ask, suite_
     assert caught.value.param == "training.promotion.alias"
 
 
+def test_the_graders_of_a_schedule_are_checked_also_while_its_dataset_has_no_version(
+    schedule: Ask, make_file: Ask, make_base_model: Ask, caller: Caller
+) -> None:
+    make_file(caller, b"no json\n", name="later.jsonl")
+    grader = GRADER | {"operation": "regex"}
+    training = TRAINING | {"method": {"type": "reinforcement", "reinforcement": {"grader": grader}}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        schedule(dataset="later", training=training)
+    assert refused.value.param == "training.method.reinforcement.grader.operation"
+
+
 def test_making_a_schedule_creates_no_expert(schedule: Ask, system_engine: Engine) -> None:
     schedule()
     with system_session(system_engine) as session:
