@@ -112,7 +112,8 @@ def submit(
         # Before the rows are counted: what is wrong with the request is known at once.
         estimate = client.jobs.estimate(**request)
         count = client.files.count_tokens(request["training_file"], base)
-        long = what_becomes_of_long_rows(count, request["method"][method]["hyperparameters"].get("long_rows"))
+        how = request["method"][method]["hyperparameters"].get("long_rows")
+        long = what_becomes_of_long_rows(count, how, is_converted=uploads.is_converted(request["training_file"]))
         if dry_run:
             return show_estimate(estimate, long, as_json)
         job = client.jobs.create(**request)
@@ -127,7 +128,7 @@ def submit(
         show_job(job, as_json)
 
 
-def what_becomes_of_long_rows(count: TokenCountRecord, how: str | None) -> str | None:
+def what_becomes_of_long_rows(count: TokenCountRecord, how: str | None, *, is_converted: bool) -> str | None:
     """What a training does about rows longer than the context, in words; None where there are none.
 
     Raises:
@@ -140,7 +141,8 @@ def what_becomes_of_long_rows(count: TokenCountRecord, how: str | None) -> str |
     if how in ("skip", "cut"):
         return f"{count.long_row_count:,} are {'left out' if how == 'skip' else 'cut'}, the first: {rows[0]}"
     error = PromptTooLongError(rows[0].line, rows[0].tokens, count.context_length, rows, count=count.long_row_count)
-    raise InvalidRequestError(f"{error} Nothing was submitted; try `--long-rows skip` or `--long-rows cut`.")
+    lines = " The lines are those of the rows that `zhub datasets convert` writes." if is_converted else ""
+    raise InvalidRequestError(f"{error}{lines} Nothing was submitted; try `--long-rows skip` or `--long-rows cut`.")
 
 
 def show_estimate(estimate: EstimateRecord, long_rows: str | None, as_json: bool) -> None:

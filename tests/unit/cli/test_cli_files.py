@@ -183,6 +183,7 @@ def test_all_rows_that_are_too_long_are_named_before_anything_is_queued(
     err = capsys.readouterr().err
     assert "At most 64 tokens fit" in err and "line 3 (70 tokens), line 7 (90 tokens)." in err
     assert "--long-rows skip" in err and "--long-rows cut" in err
+    assert "The lines are those of the rows that `zhub datasets convert` writes." in err
     assert sent(files, "POST", "/v1/fine_tuning/jobs") == []
     assert len(sent(files, "DELETE", "/v1/files/file-9")) == 1
 

@@ -270,6 +270,15 @@ def test_a_conversion_says_what_becomes_of_what_with_examples(tmp_path: Path) ->
     assert list(made.examples) == [(before, answered("q", "a", answer="a", topic="t"))] * 2
 
 
+def test_columns_that_cannot_stay_are_said_to_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(",q,answer,messages\n1,x,y,z\n2,x,y,z\n")
+    with as_rows(path, chosen=ChosenColumns(prompt_column="q")) as rows:
+        assert rows.conversion is not None
+        left_out = [column for column, became in rows.conversion.parts if "left out" in became]
+        assert left_out == ["(no name)", "messages"] and rows.conversion.examples[0][1] == asked("x", answer="y")
+
+
 # Real data
 
 
