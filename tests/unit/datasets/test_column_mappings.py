@@ -165,7 +165,7 @@ def test_a_template_writes_lists_as_json_and_reaches_into_objects(tmp_path: Path
         ({"text": "a corpus"}, {}, "none of them is known for a prompt"),
         ({"question": "q", "answer": "a"}, {"method": "dpo"}, "in columns named 'chosen' and 'rejected'"),
         ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "x"}, {}, "split the prompt off"),
-        (COMPETING, {"chosen": ChosenColumns("problm", "answer")}, "no column 'problm'; did you mean 'problem'?"),
+        (COMPETING, {"chosen": ChosenColumns("problm", "answer")}, "no column 'problm'; the nearest is 'problem'."),
         (COMPETING, {"chosen": ChosenColumns("problem", "solution")}, "its column 'answer' is not the answer"),
         (COMPETING, {"chosen": ChosenColumns("problem", "answer", "{{item.topic}}")}, "not both"),
         (COMPETING, {"chosen": ChosenColumns(None, "answer", "no column")}, "names columns as {{item.<column>}}"),
@@ -244,6 +244,11 @@ def test_records_without_prompt_or_answer_are_left_out_on_request_and_counted(tm
         assert rows.conversion is not None
         counts = rows.conversion.row_count, rows.conversion.incomplete_count, rows.conversion.blank_count
         assert counts == (2, 2, 0)  # a line of nothing but commas is a blank line
+
+
+def test_a_file_without_a_whole_record_has_nothing_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="file has no record with a prompt and an answer"):
+        rows_of_records(tmp_path, [{"question": "q", "answer": None}], skip_incomplete=True)
 
 
 def test_blank_records_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_what_is_wrong_with_rows_is_left_to_their_check(content: bytes, tmp_path
         (b"[" + b'{"a":' * 50_000, "nested too deeply"),
         (b'{"train": [{"a": 1}], "test": [{"a": 1}]}', "several arrays (train, test)"),
         (b'{"question": {"0": "a"}, "answer": {"0": "b"}}', "orient='records'"),
+        (b'{"question": "a"', "it is not JSON: Expecting ',' delimiter at its end"),
         (b"[]", "has no rows"),
         (b"[{}]", "has no rows"),
         (b'{"question": "a", "answer": "b"}\nbroken\n', "line 2 is not JSON"),

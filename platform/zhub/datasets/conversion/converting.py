@@ -163,7 +163,8 @@ class _Writer:
         if self._problem_count:
             raise self._refusal()
         if not self._row_count:
-            raise InvalidRequestError(f"{self._name} has no rows.", param="file")
+            what = "record with a prompt and an answer" if self._incomplete_count else "rows"
+            raise InvalidRequestError(f"{self._name} has no {what}.", param="file")
 
     def conversion(self, source: Source) -> Conversion:
         return Conversion(

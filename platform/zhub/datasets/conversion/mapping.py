@@ -109,7 +109,7 @@ class _Columns:
     def chosen(self, column: str) -> str:
         if column not in self.names:
             near = difflib.get_close_matches(column, self.names, n=1)
-            raise NoMappingError(f"it has no column '{column}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+            raise NoMappingError(f"it has no column '{column}'" + (f"; the nearest is '{near[0]}'" if near else ""))
         return column
 
     def others(self, used: Sequence[str | None]) -> "_Others":
