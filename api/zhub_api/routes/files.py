@@ -80,7 +80,8 @@ def list_files(
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
     search: Annotated[
-        str | None, Query(max_length=255, description="Only files with this text in their name, whatever its case.")
+        str | None,
+        Query(min_length=1, max_length=200, description="Only files with this text in their name, whatever its case."),
     ] = None,
 ) -> dict[str, Any]:
     caller.require("files:read")

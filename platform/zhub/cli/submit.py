@@ -8,7 +8,7 @@ import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.jobs import finish, show_job
-from zhub.cli.output import duration, facts, note, put, show_json
+from zhub.cli.output import duration, facts, note, put, show_json, stderr
 from zhub.cli.uploads import (
     AnswerColumnOption,
     PromptColumnOption,
@@ -18,9 +18,13 @@ from zhub.cli.uploads import (
     uploading,
 )
 from zhub.cli.watching import watch
+from zhub.client import Client
 from zhub.client.wire.training import EstimateRecord, TokenCountRecord
 from zhub.datasets.conversion.mapping import ChosenColumns
-from zhub.errors import InvalidRequestError, LongRow, PromptTooLongError
+from zhub.errors import InvalidRequestError, LongRow, PromptTooLongError, UnavailableError
+
+COUNT_S = 600.0
+SHORT_COUNT_S = 60.0  # that a submitted training waits for: where no worker is there, it may wait in the queue
 
 ANSWER_GRADER = {
     "type": "string_check",
@@ -114,8 +118,9 @@ def submit(
         )
         # Before the rows are counted: what is wrong with the request is known at once.
         estimate = client.jobs.estimate(**request)
-        count = client.files.count_tokens(request["training_file"], base)
-        long = what_becomes_of_long_rows(count, request["method"][method]["hyperparameters"].get("long_rows"))
+        count = count_tokens(client, request["training_file"], base, timeout_s=COUNT_S if dry_run else SHORT_COUNT_S)
+        how = request["method"][method]["hyperparameters"].get("long_rows")
+        long = what_becomes_of_long_rows(count, how, is_converted=uploads.is_converted(request["training_file"]))
         if dry_run:
             return show_estimate(estimate, long, as_json)
         job = client.jobs.create(**request)
@@ -130,20 +135,31 @@ def submit(
         show_job(job, as_json)
 
 
-def what_becomes_of_long_rows(count: TokenCountRecord, how: str | None) -> str | None:
+def count_tokens(client: Client, file_id: str, base: str, *, timeout_s: float) -> TokenCountRecord | None:
+    """Which rows do not fit the base; None, and a note, where nobody counts them: the training does it in any case."""
+    try:
+        with stderr().status("The lengths of the rows are being counted"):
+            return client.files.count_tokens(file_id, base, timeout_s=timeout_s)
+    except UnavailableError as exc:
+        note(f"Whether rows are longer than the base's context will be known when the training begins. {exc}")
+        return None
+
+
+def what_becomes_of_long_rows(count: TokenCountRecord | None, how: str | None, *, is_converted: bool) -> str | None:
     """What a training does about rows longer than the context, in words; None where there are none.
 
     Raises:
         InvalidRequestError: they are refused; with all of them.
     """
-    if not count.long_row_count:
+    if count is None or not count.long_row_count:
         return None
     assert count.context_length is not None
     rows = [LongRow(row.line, row.tokens) for row in count.long_rows]
     if how in ("skip", "cut"):
         return f"{count.long_row_count:,} are {'left out' if how == 'skip' else 'cut'}, the first: {rows[0]}"
     error = PromptTooLongError(rows[0].line, rows[0].tokens, count.context_length, rows, count=count.long_row_count)
-    raise InvalidRequestError(f"{error} Nothing was submitted; try `--long-rows skip` or `--long-rows cut`.")
+    lines = " The lines are those of the rows that `zhub datasets convert` writes." if is_converted else ""
+    raise InvalidRequestError(f"{error}{lines} Nothing was submitted; try `--long-rows skip` or `--long-rows cut`.")
 
 
 def show_estimate(estimate: EstimateRecord, long_rows: str | None, as_json: bool) -> None:

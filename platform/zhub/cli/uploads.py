@@ -40,6 +40,11 @@ class Uploads:
     def __init__(self, client: Client) -> None:
         self.client = client
         self._new: list[str] = []
+        self._converted: set[str] = set()
+
+    def is_converted(self, file_id: str) -> bool:
+        """Whether its lines are not those that the user has on disk."""
+        return file_id in self._converted
 
     def push(
         self,
@@ -52,7 +57,10 @@ class Uploads:
     ) -> DatasetFile:
         """Upload the rows of a file, and wait until they are checked. Only with ``fine-tune`` are they new data."""
 
+        conversions: list[Conversion] = []
+
         def show(conversion: Conversion) -> None:
+            conversions.append(conversion)
             spinner.stop()
             show_conversion(path.name, conversion)
             spinner.start()
@@ -63,6 +71,8 @@ class Uploads:
             )
             if file.is_new:
                 self._new.append(file.id)
+            if conversions:
+                self._converted.add(file.id)
             spinner.update(f"{path.name}: its rows are being checked")
             checked = self.client.files.wait_processed(file.id)
         if repeated := (checked.validation or {}).get("duplicate_count"):

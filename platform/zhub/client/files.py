@@ -17,6 +17,7 @@ from zhub.errors import (
     InvalidRequestError,
     RowProblem,
     TrainingError,
+    UnavailableError,
 )
 from zhub.manifest import CHUNK_BYTES, sha256_file
 from zhub.storage.directory import replacing
@@ -145,7 +146,7 @@ class Files:
 
         Raises:
             TrainingError: a row that the chat template refuses.
-            UnavailableError: nobody counted them within ``timeout_s``.
+            UnavailableError: nobody counted them within ``timeout_s``, or the count failed by itself.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -154,5 +155,8 @@ class Files:
             if count.status == "counted":
                 return count
             if count.status == "failed":
-                raise TrainingError(f"The tokens of {file_id} were not counted: {(count.error or {}).get('message')}")
+                error = count.error or {}
+                message = f"The tokens of {file_id} were not counted: {error.get('message')}"
+                # What the chat template refuses here it refuses in the training. Anything else may be well there.
+                raise (TrainingError if error.get("code") == TrainingError.code else UnavailableError)(message)
             wait(self._poll_s, deadline, f"The tokens of {file_id} were not counted within {timeout_s:g} s")

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from zhub.database import sessions
 from zhub.datasets import usage
-from zhub.datasets.validation import MAX_PROBLEMS, Validation
+from zhub.datasets.validation import FOREIGN_FORMAT, MAX_PROBLEMS, Validation
 from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.ids import new_id, public_id
 from zhub.models import Dataset, DatasetVersion, Job
@@ -208,6 +208,9 @@ def validation_report(found: Validation) -> dict[str, Any]:
 def describe_problems(found: Mapping[str, Any], *, shown: int = 5) -> str:
     """The first problems in words, one a line, for people."""
     count = found["problem_count"]
+    if count and found["problems"][0]["code"] == FOREIGN_FORMAT:
+        message: str = found["problems"][0]["message"]
+        return f"{message[0].upper()}{message[1:]}."
     lines = [f"line {p['line']}: {p['message']}" for p in found["problems"][:shown]]
     if count > shown:
         lines.append(f"… and {count - shown} more (the first {min(count, MAX_PROBLEMS)} are in 'validation')")

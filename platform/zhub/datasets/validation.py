@@ -14,6 +14,9 @@ MAX_ROWS = 1_000_000
 
 MAX_COLUMNS = 1000
 
+FOREIGN_FORMAT = "foreign_format"
+"""The problem of a file that holds no rows at all: it is about the file and not about its line."""
+
 MAX_PROBLEMS = 100  # reported with their lines; the rest is counted
 
 
@@ -53,7 +56,7 @@ def validate(file: BinaryIO) -> Validation:
     found = Validation()
     if file.seekable():
         if (foreign := foreign_content(file.read(HEAD_BYTES))) is not None:
-            found.add_problem(1, "foreign_format", foreign)
+            found.add_problem(1, FOREIGN_FORMAT, foreign)
             return found
         file.seek(0)
     seen_rows: dict[bytes, int] = {}

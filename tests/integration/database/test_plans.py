@@ -22,9 +22,10 @@ from zhub.admission.explain import MAX_EXPLAINED, explain
 from zhub.admission.snapshot import read_clusters
 from zhub.database.pages import MAX_SEARCHED, Page
 from zhub.database.sessions import make_engine, system_session, tenant_session
+from zhub.datasets import usage
 from zhub.embedded.postgres import Urls
 from zhub.kinds import table
-from zhub.models import BaseModel
+from zhub.models import BaseModel, DatasetVersion
 from zhub.queue import claims, job_events
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
@@ -58,6 +59,12 @@ class Statement:
 def newest_versions(session: Session) -> None:
     base = session.scalars(select(BaseModel)).one()
     versions.newest(session, PROJECT, base)
+
+
+def refuse_used_file(session: Session) -> None:
+    described = {"filename": "f", "version": 1, "purpose": "evals", "status": "processed"}
+    file = DatasetVersion(id=JOB, org_id=ORG, project_id=PROJECT, dataset_id=JOB, **described)
+    usage.refuse_used(session, file, also_trained=False)
 
 
 STATEMENTS = {
@@ -98,6 +105,12 @@ STATEMENTS = {
     "jobs that mention a text": Statement(
         partial(job_lists.list_jobs, caller=CALLER, wanted=JobFilter(search="nowhere"), page=Page(20)),
         "ORDER BY jobs.id DESC", {"ix_jobs_project"}, 2 * MAX_SEARCHED + EXPERTS, of_tenant=True,
+    ),
+    "jobs of a file": Statement(
+        refuse_used_file, "LEFT OUTER JOIN evaluations", {"ix_jobs_dataset", "ix_jobs_validation"}, 10, of_tenant=True,
+    ),
+    "versions of a file": Statement(
+        refuse_used_file, "OVER ()", {"ix_jobs_dataset", "ix_jobs_validation"}, 10, of_tenant=True,
     ),
     "newest events": Statement(
         partial(job_events.list_newest, job_id=JOB, before=None, limit=100),

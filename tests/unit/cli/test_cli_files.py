@@ -183,6 +183,7 @@ def test_all_rows_that_are_too_long_are_named_before_anything_is_queued(
     err = capsys.readouterr().err
     assert "At most 64 tokens fit" in err and "line 3 (70 tokens), line 7 (90 tokens)." in err
     assert "--long-rows skip" in err and "--long-rows cut" in err
+    assert "The lines are those of the rows that `zhub datasets convert` writes." in err
     assert sent(files, "POST", "/v1/fine_tuning/jobs") == []
     assert len(sent(files, "DELETE", "/v1/files/file-9")) == 1
 
@@ -199,6 +200,19 @@ def test_long_rows_are_left_out_or_cut_on_request(
     assert zhub(*command) == 0
     (body,) = files.bodies("POST", "/v1/fine_tuning/jobs")
     assert body["method"]["reinforcement"]["hyperparameters"] == {"long_rows": how}
+
+
+@pytest.mark.parametrize(
+    ("error", "submitted"),
+    [({"code": "training_error", "message": "line 3: no"}, 0), ({"code": "unavailable", "message": "no hub"}, 1)],
+)
+def test_a_count_that_failed_stops_a_submit_only_where_the_training_would_fail_as_well(
+    error: dict[str, str], submitted: int, files: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.add("POST", "/v1/files/file-1/token_counts", api_double.TOKEN_COUNT | {"status": "failed", "error": error})
+    assert zhub("submit", "file-1", "--base", "zhub-tiny") == 1 - submitted
+    assert error["message"] in capsys.readouterr().err
+    assert len(sent(files, "POST", "/v1/fine_tuning/jobs")) == submitted
 
 
 # What is there

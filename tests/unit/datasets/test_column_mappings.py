@@ -165,7 +165,7 @@ def test_a_template_writes_lists_as_json_and_reaches_into_objects(tmp_path: Path
         ({"text": "a corpus"}, {}, "none of them is known for a prompt"),
         ({"question": "q", "answer": "a"}, {"method": "dpo"}, "in columns named 'chosen' and 'rejected'"),
         ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "x"}, {}, "split the prompt off"),
-        (COMPETING, {"chosen": ChosenColumns("problm", "answer")}, "no column 'problm'; did you mean 'problem'?"),
+        (COMPETING, {"chosen": ChosenColumns("problm", "answer")}, "no column 'problm'; the nearest is 'problem'."),
         (COMPETING, {"chosen": ChosenColumns("problem", "solution")}, "its column 'answer' is not the answer"),
         (COMPETING, {"chosen": ChosenColumns("problem", "answer", "{{item.topic}}")}, "not both"),
         (COMPETING, {"chosen": ChosenColumns(None, "answer", "no column")}, "names columns as {{item.<column>}}"),
@@ -246,6 +246,11 @@ def test_records_without_prompt_or_answer_are_left_out_on_request_and_counted(tm
         assert counts == (2, 2, 0)  # a line of nothing but commas is a blank line
 
 
+def test_a_file_without_a_whole_record_has_nothing_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="file has no record with a prompt and an answer"):
+        rows_of_records(tmp_path, [{"question": "q", "answer": None}], skip_incomplete=True)
+
+
 def test_blank_records_are_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([GOOD, {"question": None, "answer": ""}, {}]))
@@ -268,6 +273,15 @@ def test_a_conversion_says_what_becomes_of_what_with_examples(tmp_path: Path) ->
     ]
     before = {"question": "q", "answer": "a", "topic": "t"}
     assert list(made.examples) == [(before, answered("q", "a", answer="a", topic="t"))] * 2
+
+
+def test_columns_that_cannot_stay_are_said_to_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(",q,answer,messages\n1,x,y,z\n2,x,y,z\n")
+    with as_rows(path, chosen=ChosenColumns(prompt_column="q")) as rows:
+        assert rows.conversion is not None
+        left_out = [column for column, became in rows.conversion.parts if "left out" in became]
+        assert left_out == ["(no name)", "messages"] and rows.conversion.examples[0][1] == asked("x", answer="y")
 
 
 # Real data

@@ -8,13 +8,14 @@ import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conversions import asked, rows_of, rows_of_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zhub.datasets.conversion import readers
+from zhub.datasets.conversion import json_text, readers
 from zhub.datasets.conversion.converting import as_rows
 from zhub.datasets.conversion.recognition import UnreadableContentError, recognise
 from zhub.datasets.rows import MAX_ROW_BYTES
@@ -118,6 +119,7 @@ def test_what_is_wrong_with_rows_is_left_to_their_check(content: bytes, tmp_path
         (b"[" + b'{"a":' * 50_000, "nested too deeply"),
         (b'{"train": [{"a": 1}], "test": [{"a": 1}]}', "several arrays (train, test)"),
         (b'{"question": {"0": "a"}, "answer": {"0": "b"}}', "orient='records'"),
+        (b'{"question": "a"', "it is not JSON: Expecting ',' delimiter at its end"),
         (b"[]", "has no rows"),
         (b"[{}]", "has no rows"),
         (b'{"question": "a", "answer": "b"}\nbroken\n', "line 2 is not JSON"),
@@ -190,6 +192,54 @@ def test_what_a_csv_writer_writes_comes_back(
     csv.writer(text, delimiter=delimiter).writerows([("question", "answer"), *pairs])
     read = rows_of_bytes(tmp_path_factory.mktemp("csv"), text.getvalue().encode())
     assert [(row["messages"][0]["content"], row.get("answer")) for row in read] == pairs
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+json_rows = st.lists(st.dictionaries(st.text(), json_values, max_size=3), min_size=1, max_size=5)
+
+
+@given(json_rows, st.integers(1, 9), st.sampled_from([None, 1]), st.booleans())
+def test_json_is_read_alike_wherever_its_pieces_end(
+    rows: list[dict[str, Any]], piece: int, indent: int | None, wrapped: bool
+) -> None:
+    text = json.dumps({"n": 1.5e3, "data": rows, "end": None} if wrapped else rows, indent=indent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_text, "PIECE_CHARACTERS", piece)
+        assert list(json_text.objects(io.StringIO(text))) == rows
+        # As if the document were too long to hold.
+        longest = max(len(json.dumps(row, indent=indent)) for row in rows)
+        patch.setattr(json_text, "MAX_VALUE_CHARACTERS", 2 * longest + 40)
+        assert list(json_text.objects(io.StringIO(text))) == rows
+
+
+def test_the_array_of_an_object_that_is_too_long_to_hold_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_text, "MAX_VALUE_CHARACTERS", 60)
+    monkeypatch.setattr(json_text, "PIECE_CHARACTERS", 20)
+    rows = [{"question": f"q{n}"} for n in range(50)]
+    assert list(json_text.objects(io.StringIO(json.dumps({"v": [1], "data": rows, "x": {"a": 1}})))) == rows
+    for document, told in (
+        ({"a": rows, "b": rows}, r"several arrays \(a, b\)"),
+        ({f"k{n}": n for n in range(50)}, "without an array of objects"),
+        ([{"q": "x" * 200}], "a row is longer than 60"),
+    ):
+        with pytest.raises(json_text.JsonTextError, match=told):
+            list(json_text.objects(io.StringIO(json.dumps(document))))
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(CSV)
+
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InvalidRequestError, match=r"a\.csv cannot be converted: Permission denied\.$"):
+        rows_of(path)
 
 
 @given(st.binary(max_size=300))

@@ -67,20 +67,30 @@ def as_rows(
         kind = "a directory" if path.is_dir() else "nothing"
         raise InvalidRequestError(f"{path}: expected a data file, found {kind}.", param="file")
     with tempfile.TemporaryDirectory(prefix="zhub-") as directory:
-        scratch = Path(directory)
-        source = open_source(path, scratch)
-        chosen = chosen or ChosenColumns()
-        sample, rest = _sampled(source)
-        mapping = _mapping(source, sample, chosen, method)
-        if mapping is None or (mapping.is_identity and source.content.kind == "jsonl" and source.content.is_utf8):
-            yield RowsFile(source.path, source.name, None)
-            return
-        target = scratch / "rows.jsonl"
-        with target.open("wb") as file:
-            writer = _Writer(source.name, mapping, file, skip_incomplete=skip_incomplete)
-            writer.write(chain(sample, rest))
-        name = f"{source.name.rpartition('.')[0] or source.name}.jsonl"
-        yield RowsFile(target, name, writer.conversion(source))
+        try:
+            rows = _rows_file(path, Path(directory), chosen or ChosenColumns(), method, skip_incomplete)
+        except OSError as exc:
+            # The file cannot be read, or there is no room for its rows in the directory for temporary files.
+            where = f" ({exc.filename})" if exc.filename not in (None, str(path)) else ""
+            raise InvalidRequestError(f"{path} cannot be converted: {exc.strerror}{where}.", param="file") from exc
+        yield rows
+
+
+def _rows_file(
+    path: Path, scratch: Path, chosen: ChosenColumns, method: Method | None, skip_incomplete: bool
+) -> RowsFile:
+    """The rows of a file, in the directory ``scratch`` where they are not the file itself."""
+    source = open_source(path, scratch)
+    sample, rest = _sampled(source)
+    mapping = _mapping(source, sample, chosen, method)
+    if mapping is None or (mapping.is_identity and source.content.kind == "jsonl" and source.content.is_utf8):
+        return RowsFile(source.path, source.name, None)
+    target = scratch / "rows.jsonl"
+    with target.open("wb") as file:
+        writer = _Writer(source.name, mapping, file, skip_incomplete=skip_incomplete)
+        writer.write(chain(sample, rest))
+    name = f"{source.name.rpartition('.')[0] or source.name}.jsonl"
+    return RowsFile(target, name, writer.conversion(source))
 
 
 def _sampled(source: Source) -> tuple[list[Record], Iterator[Record]]:
@@ -153,7 +163,8 @@ class _Writer:
         if self._problem_count:
             raise self._refusal()
         if not self._row_count:
-            raise InvalidRequestError(f"{self._name} has no rows.", param="file")
+            what = "record with a prompt and an answer" if self._incomplete_count else "rows"
+            raise InvalidRequestError(f"{self._name} has no {what}.", param="file")
 
     def conversion(self, source: Source) -> Conversion:
         return Conversion(

@@ -155,7 +155,8 @@ class _Text:
             except RecursionError as exc:
                 raise JsonTextError("the JSON is nested too deeply") from exc
             except json.JSONDecodeError as exc:
-                problem = f"it is not JSON: {exc.msg} at {self._piece[exc.pos : exc.pos + 20]!r}"
+                there = repr(self._piece[exc.pos : exc.pos + 20]) if exc.pos < len(self._piece) else "its end"
+                problem = f"it is not JSON: {exc.msg} at {there}"
                 if exc.pos < len(self._piece) - NEAR_THE_END and not exc.msg.startswith("Unterminated string"):
                     raise JsonTextError(problem) from exc
             except ValueError as exc:

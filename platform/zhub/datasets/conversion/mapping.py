@@ -31,8 +31,8 @@ SYSTEMS = ("system", "system_prompt")
 DIALOGUES = ("conversations", "conversation")
 PARTS_OF_PROMPTS = ("choices", "options", "history")
 """Columns without which a prompt says something else, and for which there is no one way to write them."""
-NEVER_ITEMS = ("messages", *PREFERENCE_COLUMNS)
-"""Names that have a meaning of their own in a row."""
+NEVER_ITEMS = ("", "messages", *PREFERENCE_COLUMNS)
+"""Names that no template can have, or that have a meaning of their own in a row."""
 FINAL_ANSWER = "####"
 # As in the templates of graders, whose room the command line does not import: it takes a second.
 PLACEHOLDER = re.compile(r"\{\{\s*item((?:\.[^{}.\s]+)+)\s*\}\}")
@@ -109,7 +109,7 @@ class _Columns:
     def chosen(self, column: str) -> str:
         if column not in self.names:
             near = difflib.get_close_matches(column, self.names, n=1)
-            raise NoMappingError(f"it has no column '{column}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+            raise NoMappingError(f"it has no column '{column}'" + (f"; the nearest is '{near[0]}'" if near else ""))
         return column
 
     def others(self, used: Sequence[str | None]) -> "_Others":
@@ -131,7 +131,7 @@ class _Others:
     @property
     def parts(self) -> list[tuple[str, str]]:
         kept = [(column, f"the column '{column}'") for column in self.kept]
-        return [*kept, *((column, "nothing: it is left out") for column in self.left_out)]
+        return [*kept, *((column or "(no name)", "nothing: it is left out") for column in self.left_out)]
 
     def items(self, values: Mapping[str, Any]) -> Row:
         return filled({column: values.get(column) for column in self.kept})

@@ -101,8 +101,7 @@ def _csv(source: Source) -> Iterator[Record]:
                 what = f"line {line} has {len(cells)} cells, and the header {len(header)}: quote cells that hold"
                 raise _refusal(source.name, f"{what} {source.content.delimiter!r} or line breaks")
             else:
-                values = dict(zip(header, cells, strict=True))
-                yield Record(f"line {line}", {name: value for name, value in values.items() if name})
+                yield Record(f"line {line}", dict(zip(header, cells, strict=True)))
 
 
 def _header(source: Source, cells: list[str]) -> list[str]:
