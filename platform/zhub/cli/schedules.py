@@ -287,10 +287,10 @@ def _next_runs(schedule: ScheduleRecord) -> str:
 
 
 def _flat(value: Any, path: str = "") -> dict[str, str]:
-    """Each value within objects as text, by its path; without those that are None."""
+    """Each value within objects as text, by its path; without those that are None, and empty objects."""
     if value is None:
         return {}
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict):
         return {path: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
     flat: dict[str, str] = {}
     for name, part in value.items():
