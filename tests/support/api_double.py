@@ -279,10 +279,16 @@ class Api:
             "size_bytes": 10,
             "job": "ftjob-1",
             "uri": "experts/1",
+            "description": "Sorts letters.",
+            "tags": {"team": "search"},
+            "archived": False,
+            "aliases": ["prod"],
+            "parent": "default.letters@v3" if manifest.parent_digest else None,
             "feedback": {"count": 3, "mean_score": -0.25},
             "manifest": manifest.model_dump(mode="json"),
         }
         self.add("GET", f"/v1/experts/{EXPERT}", version)
+        self.add("PATCH", f"/v1/experts/{EXPERT}", version)
         self.add("GET", "/v1/experts", page([version]))
         for name, content in ({"manifest.json": manifest.canonical()} | files).items():
             self.add("GET", f"/v1/experts/{EXPERT}/files/{name}", content)
@@ -341,7 +347,7 @@ def served(api: Callable[[httpx.Request], httpx.Response]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(response.content)
 
-        do_GET = do_POST = do_PUT = do_DELETE = answer
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
         def log_message(self, *_arguments: Any) -> None:
             pass

@@ -27,7 +27,7 @@ from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
 from zhub.registry import base_models, versions
-from zhub.registry.publish import expert_name, get_or_create_expert
+from zhub.registry.publish import check_trainable, expert_name, get_or_create_expert
 from zhub.specs import (
     RECIPES,
     BaseModelSource,
@@ -84,7 +84,8 @@ def create(
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
-        NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet.
+        NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet, or the
+            expert is archived or was renamed.
         QuotaExceededError: the organisation's queue is full.
         IdempotencyMismatchError: the key came with another body before.
     """
@@ -97,6 +98,7 @@ def create(
         return live
     limits.check_queue(session, caller.org_id, table.names())
     resolved = resolve_training(session, caller, request)
+    versions.keep(session, resolved.starts)
     expert = get_or_create_expert(session, caller, resolved.spec.expert)
     job = job_of(resolved, expert)
     job.request_hash, job.idempotency_key, job.dedup_key = request_hash, idempotency_key, request.dedup_key
@@ -124,6 +126,7 @@ class ResolvedTraining:
     base: BaseModel
     training: DatasetVersion
     validation: DatasetVersion | None
+    starts: Sequence[versions.VersionRecord]
     spec: TrainSpec
     expected_s: float | None
 
@@ -169,8 +172,10 @@ def resolve_training(session: Session, caller: Caller, request: JobRequest) -> R
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
     starts = _starts(session, caller, inputs.base, inputs.parent, inputs.hyperparameters)
+    name = expert_name(request.suffix, inputs.training.filename)
+    check_trainable(session, caller.project_id, name)
     spec = TrainSpec(
-        expert=expert_name(request.suffix, inputs.training.filename),
+        expert=name,
         base=BaseModelSource.model_validate(inputs.base.source),
         basis=inputs.basis,
         training_file=datasets.stored_file(inputs.training),
@@ -182,7 +187,7 @@ def resolve_training(session: Session, caller: Caller, request: JobRequest) -> R
         starts=[_starting_point(record) for record in starts],
     )
     expected_s = estimates.expected_seconds(session, inputs.base.id, inputs.recipe, inputs.hyperparameters)
-    return ResolvedTraining(request, inputs.base, inputs.training, inputs.validation, spec, expected_s)
+    return ResolvedTraining(request, inputs.base, inputs.training, inputs.validation, starts, spec, expected_s)
 
 
 def job_of(resolved: ResolvedTraining, expert: Expert) -> Job:
