@@ -49,12 +49,14 @@ def resolve(
         candidates = (
             None if resolved.candidates is None else [_reference(record, 1.0) for record in resolved.candidates]
         )
+        others = [_reference(record, 1.0) for record in resolved.others]
     return GenerationRequest(
         base=base,
         basis=basis,
         messages=messages,
         experts=experts,
         candidates=candidates,
+        others=others,
         max_new_tokens=max_new_tokens,
         temperature=1.0 if temperature is None else temperature,
         top_p=1.0 if top_p is None else top_p,

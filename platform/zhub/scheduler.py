@@ -2,7 +2,7 @@
 
 Start it with ``python -m zhub.scheduler``. It may be killed at any moment, because each pass is one transaction. Each
 scheduler, leader or not, also has threads for work that needs no leader: they fire schedules, decide gates, send
-webhooks, and remove deleted checkpoints, deleted feedback and old logs.
+webhooks, and remove deleted checkpoints, versions and feedback, and old logs.
 """
 
 import logging
@@ -39,6 +39,7 @@ from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 from zhub.queue import checkpoints, job_logs, leadership
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
+from zhub.registry import deletion
 from zhub.schedules import regressions
 from zhub.schedules.firing import process_next_due
 from zhub.storage.object_store import ObjectStore, open_store
@@ -264,15 +265,17 @@ def advance_gate(engine: Engine) -> bool:
 
 
 def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event, beat: Beat = no_beat) -> None:
-    """Remove deleted checkpoints and feedback until ``stopping`` is set. Run it in a thread: no pass waits for it."""
+    """Remove deleted checkpoints, versions and feedback until ``stopping`` is set. Run in a thread: no pass waits."""
 
     def run_once() -> bool:
         count = checkpoints.sweep(engine, store)
         if count:
             SWEPT.inc(count)
             log.info("swept %d deleted checkpoints", count, extra={"action": "swept", "checkpoints": count})
+        if versions := deletion.sweep(engine, store):
+            log.info("swept %d deleted expert versions", versions, extra={"action": "swept", "versions": versions})
         with system_session(engine) as session:
-            return feedback.sweep(session) > 0 or count > 0
+            return feedback.sweep(session) > 0 or count > 0 or versions > 0
 
     _run_periodically(run_once, SWEEP_S, stopping, beat, "sweeping", away="sweep_failed", failed="sweep_failed")
 

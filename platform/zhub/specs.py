@@ -3,7 +3,6 @@
 A spec is complete: every ``"auto"`` is resolved, every name is a digest or a key. Workers need nothing else.
 """
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeGuard
@@ -14,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from zhub.errors import InvalidRequestError
 from zhub.graders import Grader
 from zhub.pydantic_errors import refusal
+from zhub.suggestions import did_you_mean
 
 Recipe = Literal["reinforcement", "supervised", "dpo"]
 AdapterKind = Literal["svf", "lora"]
@@ -184,10 +184,9 @@ def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_r
 
 
 def _unknown(name: str, known: Sequence[str], recipe: Recipe, where: str) -> InvalidRequestError:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
     return InvalidRequestError(
-        f"Unknown hyperparameter '{name}' for method '{recipe}'.{hint} Known: {', '.join(sorted(known))}.",
+        f"Unknown hyperparameter '{name}' for method '{recipe}'.{did_you_mean(name, known)} "
+        f"Known: {', '.join(sorted(known))}.",
         param=f"{where}.{name}",
         code="unknown_hyperparameter",
     )

@@ -28,7 +28,7 @@ from zhub.kinds import redrive
 from zhub.models import BaseModel, Dataset, DatasetVersion, Job, Organization, Project, Quota, Schedule
 from zhub.process.wakeup import SCHEDULER
 from zhub.queue.desired import request_cancel, request_pause, request_resume
-from zhub.registry import aliases, versions
+from zhub.registry import aliases, listing
 from zhub.schedules import definitions, firing
 from zhub.tenancy.keys import Caller
 from zhub.training import fine_tuning
@@ -208,7 +208,7 @@ class Team:
         gate = self._gate()
 
         def act(session: Session) -> str:
-            newest, _ = versions.list_versions(session, self._caller.project_id, limit=1)
+            newest, _ = listing.list_versions(session, self._caller.project_id, limit=1)
             if not newest:
                 return "nothing to promote"
             request = PromotionRequest.model_validate(gate.model_dump() | {"model": newest[0].name})
@@ -221,7 +221,7 @@ class Team:
         position = self._rng.randrange(3)
 
         def act(session: Session) -> str:
-            newest, _ = versions.list_versions(session, self._caller.project_id, limit=3)
+            newest, _ = listing.list_versions(session, self._caller.project_id, limit=3)
             if position >= len(newest):
                 return "nothing to move to"
             return str(aliases.move(session, "prod", newest[position], by=self._name).version_id)

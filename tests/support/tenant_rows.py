@@ -21,6 +21,7 @@ from zhub.models import (
     DatasetVersion,
     Evaluation,
     Expert,
+    ExpertChange,
     ExpertVersion,
     Feedback,
     Job,
@@ -145,6 +146,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.add_all([alias, next_one, weekly, daily, Promotion(job_id=jobs[0].id, alias="prod", gate={}, **within)])
     session.flush()
     session.add(AliasMove(alias_id=alias.id, to_version_id=version.id, by="key", **own))
+    session.add(ExpertChange(expert_id=experts[0].id, version_id=version.id, by="key", changes={}, **own))
     session.add(ScheduleTick(schedule_id=weekly.id, key="k", outcome="fired", **own))
     endpoints = [WebhookEndpoint(name="n", url="https://example.com", event_types=[], **within) for _ in range(2)]
     session.add_all(endpoints)

@@ -1,6 +1,5 @@
 """``zhub datasets``."""
 
-import difflib
 import json
 import re
 import shutil
@@ -26,6 +25,7 @@ from zhub.datasets.conversion.converting import as_rows
 from zhub.datasets.conversion.mapping import ChosenColumns
 from zhub.demo.task_families import FAMILIES, sample_rows
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
+from zhub.suggestions import did_you_mean
 
 # Every family has so many different prompts.
 MAX_SAMPLED_ROWS = 5000
@@ -209,8 +209,7 @@ def _versions(client: Client, reference: str) -> list[DatasetFile]:
     of_name = [file for file in files if name in (file.dataset, file.filename)]
     versions = [file for file in of_name if version in (None, file.version)]
     if not versions:
-        near = difflib.get_close_matches(name, {file.dataset for file in files}, n=1)
-        hint = f"Did you mean '{near[0]}'?" if near and not of_name else ""
+        hint = "" if of_name else did_you_mean(name, {file.dataset for file in files})
         raise NotFoundError("dataset", reference, f"{hint} `zhub datasets ls` lists them.".strip())
     return versions
 

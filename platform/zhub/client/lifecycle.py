@@ -7,6 +7,8 @@ from typing import Any
 
 from zhub.client.transport import Http, path_part, wait
 from zhub.client.wire.lifecycle import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
+from zhub.errors import NotFoundError
+from zhub.suggestions import did_you_mean
 
 
 class Aliases:
@@ -27,6 +29,10 @@ class Aliases:
         """Point an alias to a version, without a gate."""
         body = {"version": version, "reason": reason}
         return AliasRecord.model_validate(self._http.put(_alias_path(name), body))
+
+    def remove(self, name: str) -> None:
+        """Let an alias point to nothing. Its moves stay."""
+        self._http.delete(_alias_path(name))
 
 
 class Promotions:
@@ -85,9 +91,14 @@ class Schedules:
         return ScheduleRecord.model_validate(self._http.patch(f"/v1/schedules/{path_part(schedule_id)}", changes))
 
     def find(self, name: str) -> ScheduleRecord:
-        """The schedule of this name or id. Raises ApiError, as the API does for an id that is not there."""
-        named = [schedule for schedule in self.list() if schedule.name == name]
-        return named[0] if named else self.get(name)
+        """The schedule of this name or id. Raises NotFoundError."""
+        schedules = self.list()
+        for schedule in schedules:
+            if name in (schedule.name, schedule.id):
+                return schedule
+        known = [schedule.name for schedule in schedules]
+        has = f"There are {', '.join(known)}." if known else "The project has none."
+        raise NotFoundError("schedule", name, f"{did_you_mean(name, known)} {has}".lstrip())
 
     def pause(self, schedule_id: str) -> ScheduleRecord:
         return ScheduleRecord.model_validate(self._http.post(f"/v1/schedules/{path_part(schedule_id)}/pause", {}))

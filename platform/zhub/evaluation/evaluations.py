@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from zhub import states
@@ -27,7 +27,7 @@ from zhub.graders import Grader, GraderJson
 from zhub.graders.types import STORED
 from zhub.ids import public_id
 from zhub.manifest import Z_FILE, Manifest, canonical_json
-from zhub.models import BaseModel, DatasetVersion, Evaluation, Job
+from zhub.models import BaseModel, DatasetVersion, Evaluation, ExpertVersion, Job
 from zhub.queue import job_events, jobs
 from zhub.queue.attempts import Succeeded
 from zhub.registry import base_models, versions
@@ -109,6 +109,7 @@ def measure(session: Session, caller: Caller, request: EvaluationRequest, grader
     named = [_subject(session, caller, request.model, "model")]
     named.append(_Subject(named[0].base, None))
     named += [_subject(session, caller, name, f"compare_with.{i}") for i, name in enumerate(request.compare_with)]
+    versions.keep(session, [subject.record for subject in named if subject.record is not None])
     bases = [subject.base.name for subject in named]
     check_grader(session, caller.org_id, grader, param="grader", bases=bases, files=[file])
     sampled = request.k > 1
@@ -156,9 +157,17 @@ def finish(session: Session, job: Succeeded, report: Mapping[str, Any]) -> None:
 
 
 def check_redrive(session: Session, job: Job) -> None:
-    """Raises ConflictError where an evaluation was asked for again since its job failed, and has another job."""
-    if not session.scalar(select(exists().where(Evaluation.job_id == job.id))):
+    """Refuse to run a dead evaluation again where that can come to nothing.
+
+    Raises:
+        ConflictError: it was asked for again since, and has another job.
+        NotFoundError: its version was deleted.
+    """
+    evaluation = session.scalar(select(Evaluation).where(Evaluation.job_id == job.id))
+    if evaluation is None:
         raise ConflictError("The evaluation was asked for again since and has another job.")
+    if evaluation.version_id is not None:
+        versions.keep(session, versions.records(session, ExpertVersion.id == evaluation.version_id))
 
 
 def get(session: Session, project_id: uuid.UUID, evaluation_id: uuid.UUID) -> Evaluation:

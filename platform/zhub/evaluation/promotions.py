@@ -65,6 +65,8 @@ def create(session: Session, caller: Caller, request: PromotionRequest, graders:
         QuotaExceededError: the organisation's queue is full.
     """
     record = versions.get_version(session, caller.project_id, request.model)
+    versions.keep(session, [record])
+    aliases.check_promotable(record)
     gate = Gate.model_validate(request.model_dump(exclude={"model"}))
     _check(session, caller, gate, graders, base=record.base.name)
     return _add(session, caller, gate, version_id=record.version.id)
@@ -250,6 +252,7 @@ def _step(session: Session, job: Job, promotion: Promotion) -> Measured | None:
         message = "The training did not succeed, so there is nothing to promote."
         _end(session, job, states.CANCELLED, message, code="dependency_failed")
         return None
+    aliases.check_promotable(record)
     gate = Gate.model_validate(promotion.gate)
     current_id = aliases.current(session, record.expert.id, gate.alias)
     current = versions.by_id(session, [current_id])[current_id] if current_id else None
@@ -306,8 +309,10 @@ def _measured_suite(
     assert own.results is not None and own.rewards is not None
     by_version = {evaluation.version_id: tuple(evaluation.rewards or ()) for evaluation in others}
     compared = [(record.base.name, by_version[None])]
-    # Where the alias points to the version itself, the base is all that there is to compare with.
-    if current is not None and current.version.id in by_version:
+    warnings = evaluations.warnings(own, record)
+    if current is not None and current.version.id == record.version.id:
+        warnings.append(f"The alias points to {record.name} already: it is compared with its base only.")
+    elif current is not None:
         compared.insert(0, (current.name, by_version[current.version.id]))
     return MeasuredSuite(
         file=own.suite["file"]["name"],
@@ -315,7 +320,7 @@ def _measured_suite(
         mean=own.results["mean"],
         rewards=tuple(own.rewards),
         others=compared,
-        warnings=evaluations.warnings(own, record),
+        warnings=warnings,
     )
 
 
@@ -340,8 +345,18 @@ def _record_decision(
     for finding in findings:
         for sentence in finding.sentences:
             job_events.add(session, job.org_id, job.id, f"{finding.file}: {sentence}")
-    outcome = f"{record.name} is {alias} now." if passed else f"{record.name} did not pass: {alias} stays where it is."
-    _end(session, job, states.SUCCEEDED, outcome)
+    _end(
+        session,
+        job,
+        states.SUCCEEDED,
+        _outcome(record.name, alias, passed, was_current=compared_with == record.version.id),
+    )
+
+
+def _outcome(name: str, alias: str, passed: bool, *, was_current: bool) -> str:
+    if passed:
+        return f"{name} passed: {alias} points to it already." if was_current else f"{name} is {alias} now."
+    return f"{name} did not pass: {alias} {'still points to it' if was_current else 'stays where it is'}."
 
 
 def _end(session: Session, job: Job, state: str, message: str, *, code: str | None = None) -> None:

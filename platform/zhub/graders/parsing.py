@@ -1,6 +1,5 @@
 """Parse a request's JSON into a grader."""
 
-import difflib
 from functools import partial
 from typing import Annotated, Any, Protocol
 
@@ -13,6 +12,7 @@ from zhub.graders.processes import Lost, own_processes
 from zhub.graders.templates import check_syntax
 from zhub.graders.types import STORED, TYPES, Grader, JsonSchemaGrader, leaves
 from zhub.pydantic_errors import Path, refusal
+from zhub.suggestions import did_you_mean
 
 # The type of a grader in a request. Any value passes, so that `parse_grader` refuses all bad ones by its messages.
 GraderJson = Annotated[Any, WithJsonSchema({"additionalProperties": True, "type": "object"})]
@@ -46,10 +46,9 @@ def parse_grader(given: Any, *, param: str) -> Grader:
         raise InvalidRequestError(f"The grader {exc}. Shorten it.", param=param, code="invalid_grader") from exc
     kind = given.get("type")
     if kind not in TYPES:
-        near = difflib.get_close_matches(str(kind)[:MAX_SHOWN], TYPES, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        near = did_you_mean(str(kind), TYPES)
         raise InvalidRequestError(
-            f"There is no grader type {repr(kind)[:MAX_SHOWN]}.{hint} Known: {', '.join(TYPES)}.",
+            f"There is no grader type {repr(kind)[:MAX_SHOWN]}.{near} Known: {', '.join(TYPES)}.",
             param=f"{param}.type",
             code="invalid_grader",
         )

@@ -14,7 +14,7 @@ from zhub.manifest import Manifest
 from zhub.models import Job
 from zhub.queue.attempts import Released
 from zhub.queue.jobs import KindNames
-from zhub.registry import base_models
+from zhub.registry import base_models, deletion
 from zhub.registry.publish import publish
 from zhub.states import LIGHT, TORCH
 
@@ -50,7 +50,7 @@ KINDS: dict[str, Kind] = {
             failed=base_models.fail_decomposition,
             redriven=base_models.restart_decomposition,
         ),
-        Kind("train", TORCH, resumable=True, succeed=_publish),
+        Kind("train", TORCH, resumable=True, succeed=_publish, check_redrive=deletion.check_redrive),
         Kind("evaluate", TORCH, succeed=success(evaluations.finish), check_redrive=evaluations.check_redrive),
         Kind("gate", None, check_redrive=_refuse_redrive),
     )

@@ -27,6 +27,7 @@ from zhub.queue import jobs
 from zhub.queue.attempts import Released, Succeeded
 from zhub.registry.model_directory import FILE_SUFFIXES, REFUSED_SUFFIXES
 from zhub.specs import BaseModelSource, BasisReference, DecomposeSpec, StoredFile
+from zhub.suggestions import did_you_mean
 from zhub.tenancy.keys import OPERATOR_SCOPE, Caller
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
@@ -166,8 +167,10 @@ def get(session: Session, org_id: uuid.UUID, name: str) -> BaseModel:
     """
     base = _find(session, org_id, name)
     if base is None:
-        known = ", ".join(sorted(set(session.scalars(select(BaseModel.name).where(_visible_to(org_id)))))) or "none yet"
-        raise NotFoundError("base model", name, f"Base models: {known}. POST /v1/base_models adds one.")
+        known = sorted(set(session.scalars(select(BaseModel.name).where(_visible_to(org_id)))))
+        near = did_you_mean(name, known).lstrip()
+        hint = f"Base models: {', '.join(known) or 'none yet'}. POST /v1/base_models adds one."
+        raise NotFoundError("base model", name, f"{near} {hint}".lstrip())
     return base
 
 

@@ -26,6 +26,7 @@ from zhub.registry import aliases, versions
 from zhub.registry.publish import expert_name, get_or_create_expert
 from zhub.schedules import cron
 from zhub.schedules.cron import MAX_CATCH_UP_S, Misfire
+from zhub.suggestions import did_you_mean
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import check_name
 from zhub.training import fine_tuning
@@ -34,6 +35,7 @@ from zhub.training.fine_tuning import Graders, JobRequest
 MAX_SCHEDULES = 100  # of one project
 REPLACED_WHOLE = ("grader", "promotion")  # fields of two kinds of graders, or of two gates, would mix
 MAX_MERGED_DEPTH = 16  # what lies deeper in a change replaces what there was
+MAX_COMPARED = 1000  # names of datasets with one that is not there
 
 Overlap = Literal["skip", "buffer_one", "allow", "cancel_running"]
 
@@ -315,7 +317,10 @@ def _dataset(session: Session, caller: Caller, name: str) -> Dataset:
         return session.scalars(select(Dataset).where(Dataset.id == version.dataset_id)).one()
     dataset = session.scalar(select(Dataset).where(Dataset.project_id == caller.project_id, Dataset.name == name))
     if dataset is None:
-        raise NotFoundError("dataset", name, "A dataset has the name of its file without the ending; upload one first.")
+        of_project = select(Dataset.name).where(Dataset.project_id == caller.project_id)
+        near = did_you_mean(name, session.scalars(of_project.order_by(Dataset.id.desc()).limit(MAX_COMPARED)).all())
+        hint = "A dataset has the name of its file without the ending; upload one first."
+        raise NotFoundError("dataset", name, f"{near} {hint}".lstrip())
     return dataset
 
 

@@ -28,7 +28,7 @@ from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
 from zhub.registry import base_models, versions
-from zhub.registry.publish import expert_name, get_or_create_expert
+from zhub.registry.publish import check_trainable, expert_name, get_or_create_expert
 from zhub.specs import (
     BaseModelSource,
     BasisReference,
@@ -112,7 +112,8 @@ def create(
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
-        NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet.
+        NotFoundError, NotReadyError, ConflictError: the base model or a file is missing or not usable yet, or the
+            expert is archived or was renamed.
         QuotaExceededError: the organisation's queue is full.
         IdempotencyMismatchError: the key came with another body before.
     """
@@ -125,6 +126,7 @@ def create(
         return live
     limits.check_queue(session, caller.org_id, table.names())
     resolved = resolve_training(session, caller, request, graders.own)
+    versions.keep(session, resolved.starts)
     expert = get_or_create_expert(session, caller, resolved.spec.expert)
     job = job_of(resolved, expert)
     job.request_hash, job.idempotency_key, job.dedup_key = request_hash, idempotency_key, request.dedup_key
@@ -156,6 +158,7 @@ class ResolvedTraining:
     base: BaseModel
     training: DatasetVersion
     validation: DatasetVersion | None
+    starts: Sequence[versions.VersionRecord]
     spec: TrainPlan
     estimate: Estimate
 
@@ -196,8 +199,10 @@ def resolve_training(session: Session, caller: Caller, request: JobRequest, grad
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
     starts = _starts(session, caller, inputs.base, inputs.parent, inputs.hyperparameters)
+    name = expert_name(request.suffix, inputs.training.filename)
+    check_trainable(session, caller.project_id, name)
     spec = TrainPlan(
-        expert=expert_name(request.suffix, inputs.training.filename),
+        expert=name,
         base=BaseModelSource.model_validate(inputs.base.source),
         basis=inputs.basis,
         training_file=datasets.stored_file(inputs.training),
@@ -209,7 +214,7 @@ def resolve_training(session: Session, caller: Caller, request: JobRequest, grad
         starts=[_starting_point(record) for record in starts],
     )
     estimated = estimates.estimate(session, inputs.base.id, inputs.recipe, inputs.hyperparameters)
-    return ResolvedTraining(request, inputs.base, inputs.training, inputs.validation, spec, estimated)
+    return ResolvedTraining(request, inputs.base, inputs.training, inputs.validation, starts, spec, estimated)
 
 
 def job_of(resolved: ResolvedTraining, expert: Expert) -> Job:

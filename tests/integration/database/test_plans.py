@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -30,7 +31,7 @@ from zhub.queue import claims, job_events
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
 from zhub.queue.reaper import reap
-from zhub.registry import versions
+from zhub.registry import deletion, listing, versions
 from zhub.tenancy.keys import Caller
 from zhub.training import job_lists
 from zhub.training.job_lists import JobFilter
@@ -58,7 +59,16 @@ class Statement:
 
 def newest_versions(session: Session) -> None:
     base = session.scalars(select(BaseModel)).one()
-    versions.newest(session, PROJECT, base)
+    versions.newest(session, PROJECT, base, limit=EXPERTS)
+
+
+def parents(session: Session) -> None:
+    record = versions.find_version(session, PROJECT, "main.expert-1@v1")
+    assert record is not None
+    record.version.manifest = record.version.manifest | {"parent_digest": "unknown"}
+    with session.no_autoflush:
+        versions.parents(session, [record])
+    session.expunge(record.version)
 
 
 def refuse_used_file(session: Session) -> None:
@@ -93,6 +103,21 @@ STATEMENTS = {
     ),
     "newest versions": Statement(
         newest_versions, "LATERAL", {"uq_expert_versions_expert_id_version"}, 2 * EXPERTS, of_tenant=True,
+    ),
+    "versions by name": Statement(
+        partial(listing.list_versions, project_id=PROJECT, limit=20, sort="name"),
+        "LATERAL", {"uq_expert_versions_expert_id_version"}, 21 * EXPERTS, of_tenant=True,
+    ),
+    "versions by score": Statement(
+        partial(listing.list_versions, project_id=PROJECT, limit=20, sort="score"),
+        "LATERAL", {"ix_expert_versions_score"}, 21 * EXPERTS, of_tenant=True,
+    ),
+    "versions to sweep": Statement(
+        lambda session: session.scalars(deletion.due(timedelta(minutes=1))).all(),
+        "swept_at IS NULL", {"ix_expert_versions_deleted"}, deletion.SWEEP_BATCH,
+    ),
+    "parents of versions": Statement(
+        parents, "digest IN", {"ix_expert_versions_digest"}, 1, of_tenant=True,
     ),
     "jobs of a project": Statement(
         partial(job_lists.list_jobs, caller=CALLER, wanted=JobFilter(), page=Page(20, MIDDLE)),

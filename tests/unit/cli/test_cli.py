@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import api_double
+import api_examples
 import pytest
 
 from zhub.client.credentials import Credentials, read_credentials, write_credentials
@@ -74,7 +75,7 @@ def test_the_local_zhub_is_found_by_its_data_directory(
 ) -> None:
     monkeypatch.delenv("ZHUB_API_URL")
     monkeypatch.delenv("ZHUB_API_KEY")
-    write_credentials(tmp_path, Credentials(url, api_double.KEY))
+    write_credentials(tmp_path, Credentials(url, api_examples.KEY))
     assert zhub("jobs", "ls", "--data-dir", str(tmp_path)) == 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import api_double
+import api_examples
 import pytest
 from typer.main import get_command
 
@@ -80,7 +80,7 @@ def test_a_refusal_names_the_command(api: Any, zhub: Run, capsys: pytest.Capture
 
 def test_the_error_of_a_job_names_the_command(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
     error = {"code": "constant_reward", "message": "Check it (POST /v1/fine_tuning/alpha/graders/run).", "param": None}
-    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", api_double.JOB | {"status": "failed", "error": error})
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", api_examples.JOB | {"status": "failed", "error": error})
     assert zhub("jobs", "show", "ftjob-1") == 0
     assert "Check it (`zhub graders run`)." in capsys.readouterr().out
 

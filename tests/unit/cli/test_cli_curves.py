@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import api_double
+import api_examples
 import pytest
 
 from zhub.cli.curves import drawn
@@ -26,7 +26,7 @@ def two_jobs(api: Any) -> None:
     """Two jobs, the second twice as long and higher."""
     for number, values in ((1, (0.0, 0.5)), (2, (0.25, 0.5, 1.0))):
         path = f"/v1/fine_tuning/jobs/ftjob-{number}"
-        api.add("GET", path, api_double.JOB | {"id": f"ftjob-{number}"})
+        api.add("GET", path, api_examples.JOB | {"id": f"ftjob-{number}"})
         api.add("GET", f"{path}/metrics", {"series": [series("valid_reward_mean", *values), series("loss", 1.0, 2.0)]})
 
 

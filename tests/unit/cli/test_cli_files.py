@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import api_double
+import api_examples
 import httpx
 import pytest
 
@@ -29,8 +30,8 @@ def files(api: Any) -> Any:
     api.add("POST", "/v1/files", file_object(9, is_new=True))
     api.add("GET", "/v1/files/file-9", file_object(9))
     api.add("DELETE", "/v1/files/file-9", {"id": "file-9", "deleted": True})
-    api.add("POST", "/v1/files/file-9/token_counts", api_double.TOKEN_COUNT)
-    api.add("POST", "/v1/fine_tuning/jobs", api_double.JOB | {"training_file": "file-9"})
+    api.add("POST", "/v1/files/file-9/token_counts", api_examples.TOKEN_COUNT)
+    api.add("POST", "/v1/fine_tuning/jobs", api_examples.JOB | {"training_file": "file-9"})
     return api
 
 
@@ -144,7 +145,7 @@ def test_a_dry_run_leaves_no_file_behind(files: Any, zhub: Run, data: Path) -> N
 def test_a_file_that_the_job_of_the_same_dedup_key_does_not_train_on_is_deleted_again(
     files: Any, zhub: Run, data: Path
 ) -> None:
-    files.add("POST", "/v1/fine_tuning/jobs", api_double.JOB | {"training_file": "file-5"})
+    files.add("POST", "/v1/fine_tuning/jobs", api_examples.JOB | {"training_file": "file-5"})
     assert zhub("submit", str(data), "--base", "zhub-tiny", "--dedup-key", "nightly") == 0
     assert len(sent(files, "DELETE", "/v1/files/file-9")) == 1
 
@@ -168,7 +169,7 @@ def test_a_file_that_cannot_be_deleted_any_more_is_named_and_the_reason_stays_th
 
 # Long rows
 
-LONG = api_double.TOKEN_COUNT | {
+LONG = api_examples.TOKEN_COUNT | {
     "long_row_count": 2,
     "long_rows": [{"line": 3, "tokens": 70}, {"line": 7, "tokens": 90}],
 }
@@ -209,7 +210,7 @@ def test_long_rows_are_left_out_or_cut_on_request(
 def test_a_count_that_failed_stops_a_submit_only_where_the_training_would_fail_as_well(
     error: dict[str, str], submitted: int, files: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files.add("POST", "/v1/files/file-1/token_counts", api_double.TOKEN_COUNT | {"status": "failed", "error": error})
+    files.add("POST", "/v1/files/file-1/token_counts", api_examples.TOKEN_COUNT | {"status": "failed", "error": error})
     assert zhub("submit", "file-1", "--base", "zhub-tiny") == 1 - submitted
     assert error["message"] in capsys.readouterr().err
     assert len(sent(files, "POST", "/v1/fine_tuning/jobs")) == submitted

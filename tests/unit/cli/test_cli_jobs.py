@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import api_double
+import api_examples
 import httpx
 import pytest
 
@@ -30,7 +31,7 @@ def test_watching_a_job_that_failed_exits_with_seven(
     status: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = {"code": "reward_error", "message": "the row has no column 'item.answer'"} if status == "failed" else None
-    job = api_double.JOB | {"status": status, "fine_tuned_model": None, "error": error}
+    job = api_examples.JOB | {"status": status, "fine_tuned_model": None, "error": error}
     api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
     api.add("GET", JOB_EVENTS, api_double.events_of([api_double.event(1)], job))
     assert zhub("jobs", "watch", "ftjob-1") == 7
@@ -39,7 +40,7 @@ def test_watching_a_job_that_failed_exits_with_seven(
 
 def test_a_dry_run_shows_what_a_job_would_take(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
     method = {"type": "reinforcement", "reinforcement": {"hyperparameters": {"n_steps": 40}}}
-    api.add("POST", "/v1/fine_tuning/jobs/estimate", api_double.ESTIMATE | {"method": method})
+    api.add("POST", "/v1/fine_tuning/jobs/estimate", api_examples.ESTIMATE | {"method": method})
     assert zhub("submit", "file-1", "--base", "zhub-tiny", "--dry-run") == 0
     out, err = capsys.readouterr()
     assert "default.sums" in out and "n_steps=40" in out and "1 h 1 min" in out and "beside other small jobs" in out
@@ -66,7 +67,7 @@ def test_only_what_is_pushed_is_new_data(
 
 
 def test_submitting_sends_the_grader_and_the_settings(api: Any, zhub: Run) -> None:
-    api.add("POST", "/v1/fine_tuning/jobs", api_double.JOB | {"status": "queued", "fine_tuned_model": None})
+    api.add("POST", "/v1/fine_tuning/jobs", api_examples.JOB | {"status": "queued", "fine_tuned_model": None})
     assert (
         zhub("submit", "file-1", "--base", "zhub-tiny", "--set", "n_steps=2", "--suffix", "sorting", "--seed", "1") == 0
     )
@@ -88,13 +89,13 @@ def test_submitting_sends_the_grader_and_the_settings(api: Any, zhub: Run) -> No
 def test_submitting_names_a_cluster_and_a_priority_only_where_they_are_asked_for(
     api: Any, zhub: Run, options: tuple[str, ...], field: str, sent: str | int | None
 ) -> None:
-    api.add("POST", "/v1/fine_tuning/jobs", api_double.JOB)
+    api.add("POST", "/v1/fine_tuning/jobs", api_examples.JOB)
     assert zhub("submit", "file-1", "--base", "zhub-tiny", *options) == 0
     assert json.loads(api.requests[-1].content).get(field) == sent
 
 
 def test_a_job_is_shown_with_its_priority(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", api_double.JOB | {"priority": 4})
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", api_examples.JOB | {"priority": 4})
     assert zhub("jobs", "show", "ftjob-1") == 0
     assert ["priority", "4"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
@@ -103,7 +104,7 @@ def test_a_job_is_shown_with_its_priority(api: Any, zhub: Run, capsys: pytest.Ca
 def test_a_requested_change_is_sent_and_the_job_shown(
     change: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{change}", api_double.JOB | {"status": "paused"})
+    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{change}", api_examples.JOB | {"status": "paused"})
     assert zhub("jobs", change, "ftjob-1") == 0
     assert "paused" in capsys.readouterr().out
 
@@ -194,7 +195,7 @@ def test_a_log_is_printed_line_by_line(
 def test_the_tags_of_a_job_are_set_and_removed_and_the_others_stay(
     api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = api_double.JOB | {"metadata": {"team": "a", "round": "1"}}
+    job = api_examples.JOB | {"metadata": {"team": "a", "round": "1"}}
     api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
     api.add("PATCH", "/v1/fine_tuning/jobs/ftjob-1", job)
     assert zhub("jobs", "tag", "ftjob-1", "round=2", "note=x=y", "--remove", "team") == 0
@@ -204,7 +205,7 @@ def test_the_tags_of_a_job_are_set_and_removed_and_the_others_stay(
 
 
 def test_a_job_is_described(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    api.add("PATCH", "/v1/fine_tuning/jobs/ftjob-1", api_double.JOB | {"description": "With more rows."})
+    api.add("PATCH", "/v1/fine_tuning/jobs/ftjob-1", api_examples.JOB | {"description": "With more rows."})
     assert zhub("jobs", "describe", "ftjob-1", "With more rows.") == 0
     assert api.bodies("PATCH", "/v1/fine_tuning/jobs/ftjob-1") == [{"description": "With more rows."}]
     assert "With more rows." in capsys.readouterr().out
@@ -213,7 +214,7 @@ def test_a_job_is_described(api: Any, zhub: Run, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(("command", "archived"), [("archive", True), ("unarchive", False)])
 def test_several_jobs_are_archived_and_listed_again(command: str, archived: bool, api: Any, zhub: Run) -> None:
     for number in (1, 2):
-        api.add("PATCH", f"/v1/fine_tuning/jobs/ftjob-{number}", api_double.JOB)
+        api.add("PATCH", f"/v1/fine_tuning/jobs/ftjob-{number}", api_examples.JOB)
     assert zhub("jobs", command, "ftjob-1", "ftjob-2") == 0
     for number in (1, 2):
         assert api.bodies("PATCH", f"/v1/fine_tuning/jobs/ftjob-{number}") == [{"archived": archived}]

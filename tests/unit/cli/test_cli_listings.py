@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import api_double
+import api_examples
 import pytest
 import typer
 
@@ -53,7 +54,7 @@ def test_a_listing_without_options_sends_no_filter(listing: str, api: Any, zhub:
 
 
 def test_a_limit_ends_the_reading_of_pages(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    jobs = [api_double.JOB | {"id": f"ftjob-{number}"} for number in range(2)]
+    jobs = [api_examples.JOB | {"id": f"ftjob-{number}"} for number in range(2)]
     api.add("GET", "/v1/fine_tuning/jobs", api_double.page(jobs, has_more=True))
     assert zhub("jobs", "ls", "--limit", "2", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
@@ -86,7 +87,7 @@ def test_a_job_that_learned_nothing_is_marked_in_the_listing(
         {"best_step": 9, "learned_nothing": False, **means | {"p_value": 0.4}},
         None,
     ]
-    jobs = [api_double.JOB | {"id": f"ftjob-{n}", "result": result} for n, result in enumerate(results)]
+    jobs = [api_examples.JOB | {"id": f"ftjob-{n}", "result": result} for n, result in enumerate(results)]
     api.add("GET", "/v1/fine_tuning/jobs", api_double.page(jobs))
     assert zhub("jobs", "ls") == 0
     rows = capsys.readouterr().out.splitlines()[1:]
@@ -97,7 +98,7 @@ def test_a_job_that_learned_nothing_is_marked_in_the_listing(
 
 def test_schedules_are_sorted_by_when_they_run_next(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
     runs = {"never": [], "later": [1_900_000_000], "soon": [1_800_000_000]}
-    schedules = [api_double.SCHEDULE | {"name": name, "next_runs": times} for name, times in runs.items()]
+    schedules = [api_examples.SCHEDULE | {"name": name, "next_runs": times} for name, times in runs.items()]
     api.add("GET", "/v1/schedules", api_double.page(schedules))
     assert zhub("schedules", "ls", "--sort", "next", "--limit", "2") == 0
     assert [row.split()[0] for row in capsys.readouterr().out.splitlines()] == ["NAME", "soon", "later"]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import api_double
+import api_examples
 import pytest
 
 Run = Callable[..., int]
@@ -59,9 +59,9 @@ def test_a_schedule_is_fired_by_its_name(zhub: Run, api: Any, capsys: pytest.Cap
 def test_an_edit_sends_what_it_names_and_shows_what_changed_and_the_next_runs(
     zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training: Any = api_double.SCHEDULE["training"]
+    training: Any = api_examples.SCHEDULE["training"]
     training = training | {"suffix": "winter"}
-    edited = api_double.SCHEDULE | {
+    edited = api_examples.SCHEDULE | {
         "cron": "0 4 * * 1",
         "training": training,
         "status": "active",
@@ -89,7 +89,7 @@ def test_an_edit_sends_what_it_names_and_shows_what_changed_and_the_next_runs(
 
 
 def test_another_method_replaces_the_one_there_was(zhub: Run, api: Any) -> None:
-    api.add("PATCH", "/v1/schedules/sched-1", api_double.SCHEDULE)
+    api.add("PATCH", "/v1/schedules/sched-1", api_examples.SCHEDULE)
     assert zhub("schedules", "edit", "weekly", "--method", "supervised") == 0
     (body,) = api.bodies("PATCH", "/v1/schedules/sched-1")
     method: dict[str, Any] = {"reinforcement": None, "type": "supervised", "supervised": {"hyperparameters": {}}}

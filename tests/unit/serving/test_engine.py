@@ -151,6 +151,19 @@ def test_auto_leaves_foreign_prompts_to_the_base(served: Served, experts: list[E
     assert started.strategy == "auto"
 
 
+def test_auto_leaves_the_prompts_of_an_expert_that_may_not_answer_to_the_base(
+    served: Served, experts: list[ExpertReference]
+) -> None:
+    numbers, letters = experts
+    started = served.ask(served.request("add 12 and 19", candidates=[letters], others=[numbers]))[0]
+    assert isinstance(started, Started)
+    assert started.experts == []
+    trial = served.expert("trial", 3, [f"add {i} and {i + 7}" for i in range(40)])
+    started = served.ask(served.request("add 12 and 19", candidates=[numbers], others=[trial, letters]))[0]
+    assert isinstance(started, Started)
+    assert [e.name for e in started.experts] == ["numbers"]
+
+
 def test_auto_without_candidates_is_the_base_and_says_how_to_promote_one(served: Served) -> None:
     started = served.ask(served.request("add 12 and 19", candidates=[]))[0]
     assert isinstance(started, Started)

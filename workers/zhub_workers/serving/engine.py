@@ -187,9 +187,9 @@ class Engine:
                 strategy, reason = "expert", "the expert was asked for by name"
             case None, _:
                 strategy, reason = "mixture", "the request gave the experts and their weights"
-            case candidates, _:
+            case _:
                 strategy = "auto"
-                experts, reason = self._route(adapted, candidates or [], prompt)
+                experts, reason = self._route(adapted, request, prompt)
         chosen = [ChosenExpert(name=e.name, digest=e.digest, weight=e.weight) for e in experts]
         return (
             Started(strategy=strategy, experts=chosen, reason=reason, prompt_tokens=len(prompt)),  # type: ignore[arg-type]
@@ -197,17 +197,26 @@ class Engine:
         )
 
     def _route(
-        self, adapted: AdaptedModel, candidates: Sequence[ExpertReference], prompt: list[int]
+        self, adapted: AdaptedModel, request: GenerationRequest, prompt: list[int]
     ) -> tuple[list[ExpertReference], str]:
         """The candidate whose training prompts are most like this one, or none: then the base answers."""
+        candidates = request.candidates or []
         if not candidates:
             return [], (
                 "base: no expert of this project is promoted on this base model "
                 "(`zhub experts promote` points its @prod to a version)"
             )
-        centroids = [self._centroid(adapted, candidate) for candidate in candidates]
-        routed = route(prompt_embeddings(adapted.base, [prompt])[0], centroids)
+        centroids, others = (
+            [self._centroid(adapted, expert) for expert in experts] for experts in (candidates, request.others)
+        )
+        routed = route(prompt_embeddings(adapted.base, [prompt])[0], centroids, others)
         nearest = candidates[min(range(len(routed.scores)), key=routed.scores.__getitem__)]
+        if routed.other is not None:
+            index, score = routed.other
+            return [], (
+                f"base: the prompt is most like the training prompts of {request.others[index].name}, which is not "
+                f"promoted ({score:.2f} × its threshold; nearest promoted {nearest.name} at {routed.score:.2f})"
+            )
         if routed.index is None:
             return [], (
                 f"base: the prompt is unlike every expert's training prompts "
