@@ -48,6 +48,7 @@ COPY --chmod=755 tools/docker/ray-node /usr/local/bin/
 COPY --from=wheel /wheel /wheel
 RUN pip install --no-deps /wheel/zhub-*.whl
 USER zhub
-ENV ZHUB_CACHE_DIR=/var/cache/zhub ZHUB_READY_FILE=/tmp/agent.ready ZHUB_SERVING_HOST=0.0.0.0
+ENV ZHUB_CACHE_DIR=/var/cache/zhub ZHUB_SERVING_HOST=0.0.0.0
+ENV ZHUB_READY_FILE=/tmp/agent.ready ZHUB_ALIVE_FILE=/tmp/agent.alive
 EXPOSE 8461
 CMD ["ray-node", "head"]

@@ -1,13 +1,15 @@
 # The commands of this repository; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check migrate simulate chaos mutants compose-test clean
+.PHONY: help setup demo up test check migrate simulate chaos mutants bench compose-test clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 ZHUB_CHAOS_MINUTES ?= 30
+ZHUB_FUZZ_REQUESTS ?= 100000
 ZHUB_SIMULATION_SEEDS ?= 1000
+BENCH_ARGS ?=
 
 help: ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -27,8 +29,9 @@ demo: setup ## The whole path on this machine: train an expert for each of eight
 up: setup ## Run the embedded stack until Ctrl-C.
 	$(BIN)/zhub up
 
-test: setup ## Run the tests (about eighteen minutes on two cores).
-	$(BIN)/pytest $(PYTEST_ARGS)
+# In the order of the folders: what starts whole clusters is the longest group of tests, and comes first.
+test: setup ## Run the tests, as many at a time as there are cores, but at most four.
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: setup ## Lint, formatting, types, and the rules of who imports whom.
 	$(BIN)/ruff check .
@@ -42,11 +45,28 @@ migrate: setup ## Bring the database at ZHUB_OWNER_DATABASE_URL to this release'
 simulate: setup ## Play ZHUB_SIMULATION_SEEDS (1000) histories of the queue in virtual time, each with its own harm.
 	ZHUB_SIMULATION_SEEDS=$(ZHUB_SIMULATION_SEEDS) $(BIN)/pytest -s tests/simulation $(PYTEST_ARGS)
 
-chaos: setup ## Harm every process and server for ZHUB_CHAOS_MINUTES (30), then kill each part while a real job runs.
-	ZHUB_CHAOS_MINUTES=$(ZHUB_CHAOS_MINUTES) $(BIN)/pytest -s tests/chaos tests/e2e/test_kill.py $(PYTEST_ARGS)
+chaos: setup ## Harm every process and server for ZHUB_CHAOS_MINUTES (30), kill each part while a real job runs, send the API ZHUB_FUZZ_REQUESTS (100000).
+	ZHUB_CHAOS_MINUTES=$(ZHUB_CHAOS_MINUTES) ZHUB_FUZZ_REQUESTS=$(ZHUB_FUZZ_REQUESTS) \
+		$(BIN)/pytest -s tests/chaos tests/e2e/test_kill.py tests/integration/api/test_fuzzed_requests.py $(PYTEST_ARGS)
 
 mutants: setup ## Take the guards of the job protocol away one by one, and see that a test notices each.
 	$(BIN)/python tools/mutants.py
+
+ifdef NAME
+bench: $(VENV)/.bench-installed
+	@test -f benchmarks/$(NAME).py || { echo "There is no benchmark '$(NAME)'; \`make bench\` lists them." >&2; exit 1; }
+	$(BIN)/python benchmarks/$(NAME).py $(BENCH_ARGS)
+else
+bench: ## List the benchmarks; with NAME=sandbox, run that one and write its results.
+	@for script in $$(grep -l '^if __name__' benchmarks/*.py); do \
+		printf '  make bench NAME=%-22s %s\n' "$$(basename $$script .py)" "$$(sed -n '1s/^"""//p' $$script)"; \
+	done
+endif
+
+# The peers that some of them compare with.
+$(VENV)/.bench-installed: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@touch $@
 
 compose-test: setup ## Build the images, bring docker compose up, run the path through it.
 	$(BIN)/pytest tests/e2e/test_compose.py --run-docker $(PYTEST_ARGS)

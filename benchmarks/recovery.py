@@ -27,7 +27,7 @@ from typing import Any
 
 import procrastinate
 import psycopg
-from job_queue import install_peer, make_owner, valkey
+from job_queue_rows import install_peer, make_owner, valkey
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine

@@ -6,11 +6,12 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import open_sessions
 import psycopg
 import pytest
 from legal_moves import forbid_illegal_moves
@@ -33,6 +34,9 @@ from zhub.tenancy import keys
 from zhub.tenancy.bootstrap import ensure_project
 from zhub.tenancy.keys import SCOPES, Caller
 
+TESTS = Path(__file__).parent
+CLUSTERS = ("chaos", "contract", "e2e")
+
 MakeCaller = Callable[..., Caller]
 MakeKey = Callable[..., str]
 MakeJob = Callable[..., uuid.UUID]
@@ -42,13 +46,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-docker", action="store_true", help="run the tests that need a docker daemon")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--run-docker"):
-        return
     skip = pytest.mark.skip(reason="needs a docker daemon: pass --run-docker")
     for item in items:
-        if "docker" in item.keywords:
+        if "docker" in item.keywords and not config.getoption("--run-docker"):
             item.add_marker(skip)
+        # What stays in one process where the tests run in several: a file, or a folder that starts whole clusters.
+        folder = item.path.relative_to(TESTS).parts[0]
+        item.add_marker(pytest.mark.xdist_group("clusters" if folder in CLUSTERS else str(item.path)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Reports go from process to process in UTF-8, and tests log texts that have no such form."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_within_a_session() -> Iterator[None]:
+    with open_sessions.guarded():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

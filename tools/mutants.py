@@ -44,11 +44,9 @@ ON_SCHEDULES = (
 ON_DEPENDENCIES = (
     "tests/integration/queue/test_dependencies.py",
     "tests/integration/evaluation/test_gated_trainings.py",
+    "tests/integration/queue/test_undecomposed_bases.py",
 )
-ON_PROMOTIONS = (
-    "tests/integration/evaluation/test_promotions.py",
-    "tests/integration/evaluation/test_aliases.py",
-)
+ON_PROMOTIONS = ("tests/integration/evaluation/test_promotions.py", "tests/integration/evaluation/test_aliases.py")
 ON_ADMISSION = (
     "tests/unit/admission/test_fair_share.py",
     "tests/integration/admission/test_admit.py",
@@ -203,10 +201,11 @@ MUTANTS = (
     Mutant(
         "a job waits for all that it needs",
         DEPENDENCIES,
-        "bool_and(n.state = 'succeeded') AS won",
-        "bool_or(n.state = 'succeeded') AS won",
+        "coalesce(bool_and(n.state = 'succeeded'), true) AS won",
+        "coalesce(bool_or(n.state = 'succeeded'), true) AS won",
         ON_DEPENDENCIES,
     ),
+    Mutant("a job waits for its base", DEPENDENCIES, "won AND based OR lost", "won OR lost", ON_DEPENDENCIES),
     Mutant(
         "what needs a job that did not succeed never runs",
         DEPENDENCIES,

@@ -2,18 +2,22 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import zhub
 from zhub.database.migrate import check_at_head
 from zhub.database.sessions import make_engine
 from zhub.errors import ZhubError
+from zhub.process.buckets import open_buckets
 from zhub.process.config import Settings
 from zhub.process.shares import Shares
+from zhub.process.threads import start_vital
 from zhub.process.tracing import start_tracing
 from zhub.process.wakeup import open_wakeup
 from zhub.storage.object_store import open_store
@@ -24,6 +28,7 @@ from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
     chat,
     evaluations,
+    experts,
     feedback,
     files,
     fine_tuning,
@@ -49,7 +54,14 @@ def create_app(settings: Settings) -> FastAPI:
         UnavailableError: the database does not answer.
     """
     context = _open_context(settings)
-    app = FastAPI(title="zhub", version=zhub.__version__, lifespan=_lifespan, docs_url="/docs", redoc_url=None)
+    app = FastAPI(
+        title="zhub",
+        version=zhub.__version__,
+        lifespan=_lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+        responses=errors.ANSWERS,
+    )
     app.state.context = context
     app.state.threads = Shares("requests", places=THREADS, per_org=settings.requests_per_org)
     app.state.grader_runs = Shares("grader runs", places=settings.grader_runs, per_org=settings.grader_runs_per_org)
@@ -58,12 +70,12 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.readiness = health.Readiness(context.engine)
     app.state.draining = threading.Event()
-    app.state.rates = RequestRates(context.engine)
+    app.state.rates = RequestRates(context.engine, open_buckets(settings.redis_url))
     errors.install(app)
     text.install(app)
     for part in (
-        files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, chat, feedback,
-        webhooks, organization,
+        files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, experts, chat,
+        feedback, webhooks, organization,
     ):  # fmt: skip
         app.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):
@@ -95,8 +107,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with httpx.AsyncClient(base_url=context.settings.serving_url, limits=limits, headers=headers) as serving:
         app.state.serving = serving
         stopping, loop = threading.Event(), asyncio.get_running_loop()
-        listening = (context.wakeup, app.state.streams, loop, stopping)
-        threading.Thread(target=job_events.listen, args=listening, daemon=True, name="hints").start()
+        listening = partial(job_events.listen, context.wakeup, app.state.streams, loop, stopping)
+        start_vital(listening, name="hints", stopping=stopping)
         yield
         stopping.set()
     context.engine.dispose()
@@ -105,7 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _add_middleware(app: FastAPI) -> None:
     """The innermost first."""
     app.add_middleware(bodies.GuardedBodies)
-    app.middleware("http")(_one_dialect_prefix)
+    app.add_middleware(_OneDialectPrefix)
     app.add_middleware(RateHeaders)
     app.add_middleware(observed.Observed)
     if start_tracing("zhub-api"):
@@ -117,8 +129,16 @@ def _add_middleware(app: FastAPI) -> None:
         )
 
 
-async def _one_dialect_prefix(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Take ``/v1/v1/…`` for ``/v1/…``: what a base URL that ends in /v1 becomes in a client that appends it."""
-    if request.scope["path"].startswith("/v1/v1/"):
-        request.scope["path"] = request.scope["path"].removeprefix("/v1")
-    return await call_next(request)
+class _OneDialectPrefix:
+    """Take ``/v1/v1/…`` for ``/v1/…``: what a base URL that ends in /v1 becomes in a client that appends it.
+
+    No ``app.middleware("http")``: Starlette's would end an answer that breaks off as if it were whole.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1/v1/"):
+            scope["path"] = scope["path"].removeprefix("/v1")
+        await self._app(scope, receive, send)

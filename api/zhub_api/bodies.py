@@ -7,10 +7,10 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from zhub.datasets.validation import MAX_FILE_BYTES
 from zhub.errors import ZhubError
 from zhub_api import errors
 from zhub_api.context import authenticated, context_of
-from zhub_api.routes.files import MAX_FILE_BYTES
 
 MAX_JSON_BYTES = 8 << 20
 MULTIPART_BYTES = 1 << 20  # around a file, and for the form's other fields

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 
 from zhub.errors import AuthenticationError
@@ -36,7 +37,16 @@ def context_of(request: Request) -> Context:
 ContextDep = Annotated[Context, Depends(context_of)]
 
 
-def caller_of(request: Request, context: ContextDep, authorization: Annotated[str | None, Header()] = None) -> Caller:
+# How the interface's document tells of the key.
+BEARER = HTTPBearer(description="An API key: `zhub_…`.", auto_error=False)
+
+
+def caller_of(
+    request: Request,
+    context: ContextDep,
+    authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+    _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)] = None,
+) -> Caller:
     """The caller that the bearer token identifies; the database session for this ends before the route begins."""
     # Where the request has a body, it was asked for only once this was known.
     caller: Caller = getattr(request.state, "caller", None) or authenticated(context, authorization)

@@ -9,11 +9,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel as Schema
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zhub import errors
+from zhub.errors import RowProblem
 from zhub.pydantic_errors import refusal
 
 log = logging.getLogger("zhub.api")
@@ -72,6 +74,29 @@ TYPES = {
 }
 
 
+class ErrorBody(Schema):
+    """Why a request was refused: ``code`` for programs, ``message`` for people, ``param`` the field at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    errors: list[RowProblem] = []
+    """What is wrong with the rows of a dataset."""
+
+
+class ErrorAnswer(Schema):
+    """What every request that fails is answered with."""
+
+    error: ErrorBody
+
+
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request was refused."},
+    "5XX": {"model": ErrorAnswer, "description": "The platform failed, or a part of it is away."},
+}
+
+
 class BodyTooLarge(HTTPException):
     """A request has a larger body than its route reads."""
 
@@ -84,7 +109,7 @@ def status_of(error: errors.ZhubError) -> int:
     return STATUSES[type(error)] or 500
 
 
-def envelope(status: int, message: str, *, code: str, param: str | None = None, **extra: Any) -> dict[str, Any]:
+def envelope(status: int, message: str, /, *, code: str, param: str | None = None, **extra: Any) -> dict[str, Any]:
     return {
         "error": {"message": message, "type": TYPES.get(status, "server_error"), "param": param, "code": code, **extra}
     }

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from datetime import timedelta
 
+import httpx
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import Engine, func, select
@@ -20,11 +21,12 @@ log = logging.getLogger("zhub.api")
 router = APIRouter()
 
 READY_TIMEOUT_S = 3.0
+SERVING_TIMEOUT_S = 3.0
 AGENT_SEEN_WITHIN = timedelta(seconds=30)
 
 
 class Readiness:
-    """Asks the database who is there, one query at a time, however many requests wait for the answer.
+    """Asks the database and serving who is there, one question at a time, however many requests wait for the answer.
 
     A database that is frozen must not hold every thread of this process.
     """
@@ -32,6 +34,7 @@ class Readiness:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._query: asyncio.Task[tuple[bool, int]] | None = None
+        self._probe: asyncio.Task[bool] | None = None
 
     async def leader_and_agents(self) -> tuple[bool, int]:
         """Whether a scheduler leads, and how many agents were seen lately.
@@ -43,6 +46,12 @@ class Readiness:
             self._query = asyncio.create_task(run_in_threadpool(_leader_and_agents, self._engine))
         async with asyncio.timeout(READY_TIMEOUT_S):
             return await asyncio.shield(self._query)
+
+    async def serving_answers(self, serving: httpx.AsyncClient) -> bool:
+        """Whether the Serve app can answer a chat request now."""
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(_answers(serving))
+        return await asyncio.shield(self._probe)
 
 
 @router.get("/healthz")
@@ -58,17 +67,25 @@ async def healthz() -> dict[str, str]:
 async def readyz(request: Request) -> JSONResponse:
     """Whether to send requests here: 503 with a reason while the database is away, and once told to stop.
 
-    ``scheduler`` says whether one leads, ``agents`` how many were seen lately.
+    ``scheduler`` says whether one leads, ``agents`` how many were seen lately, ``serving`` whether it answers.
     """
     if request.app.state.draining.is_set():
         return _not_ready("draining", "This process was told to stop and finishes what it has begun.")
     readiness: Readiness = request.app.state.readiness
+    serving = readiness.serving_answers(request.app.state.serving)
     try:
-        leads, agents = await readiness.leader_and_agents()
+        (leads, agents), answers = await asyncio.gather(readiness.leader_and_agents(), serving)
     except (TimeoutError, UnavailableError) as exc:
         log.warning("not ready: %s", exc or "the database does not answer", extra={"action": "database_away"})
         return _not_ready("unavailable", "The database does not answer.")
-    return JSONResponse({"status": "ok", "scheduler": leads, "agents": agents})
+    return JSONResponse({"status": "ok", "scheduler": leads, "agents": agents, "serving": answers})
+
+
+async def _answers(serving: httpx.AsyncClient) -> bool:
+    try:
+        return (await serving.get("/", timeout=SERVING_TIMEOUT_S)).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def _leader_and_agents(engine: Engine) -> tuple[bool, int]:

@@ -1,6 +1,5 @@
 """Parameters of a request that its route does not have are refused by their names, never ignored."""
 
-import difflib
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -9,20 +8,22 @@ from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 
 from zhub.errors import InvalidRequestError
+from zhub.suggestions import did_you_mean
 from zhub_api.context import CallerDep
+
+# Parameters that are given key by key. Of others, `name[]` would be ignored: clients send lists in that form.
+WITH_KEYS = ("metadata",)
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
     """Raise InvalidRequestError for the first name that is not known; ``metadata[key]`` counts as ``metadata``."""
     known = sorted(known)
     for name in given:
-        if name.partition("[")[0] not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+        plain, bracket, _ = name.partition("[")
+        if plain not in known or (bracket and plain not in WITH_KEYS):
             has = f"It has: {', '.join(known)}." if known else "It has none."
-            raise InvalidRequestError(
-                f"'{name}' is not a parameter of this request.{hint} {has}", param=name, code="unknown_parameter"
-            )
+            message = f"'{name}' is not a parameter of this request.{did_you_mean(name, known)} {has}"
+            raise InvalidRequestError(message, param=name, code="unknown_parameter")
 
 
 def check_query(request: Request, _caller: CallerDep) -> None:

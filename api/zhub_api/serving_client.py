@@ -43,18 +43,20 @@ def resolve(
     """
     with tenant_session(context.engine, caller.org_id) as session:
         resolved = version_resolve.resolve(session, caller, model, mixture)
-        basis = base_models.require_ready(resolved.base)
+        basis = (base_models.require_ready if resolved.experts else base_models.basis_of)(resolved.base)
         base = BaseModelSource.model_validate(resolved.base.source)
         experts = [_reference(part.record, part.weight) for part in resolved.experts]
         candidates = (
             None if resolved.candidates is None else [_reference(record, 1.0) for record in resolved.candidates]
         )
+        others = [_reference(record, 1.0) for record in resolved.others]
     return GenerationRequest(
         base=base,
         basis=basis,
         messages=messages,
         experts=experts,
         candidates=candidates,
+        others=others,
         max_new_tokens=max_new_tokens,
         temperature=1.0 if temperature is None else temperature,
         top_p=1.0 if top_p is None else top_p,

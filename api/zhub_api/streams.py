@@ -1,21 +1,34 @@
-"""Streams of server-sent events that end with what went wrong, where something does."""
+"""Answers in pieces: how the interface's document tells of them, and streams that end with what went wrong."""
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from zhub.errors import ZhubError
 from zhub_api.errors import INTERNAL_ERROR, envelope, status_of
 
 log = logging.getLogger("zhub.api")
 
+EVENTS = "text/event-stream"
+LINES = "application/x-ndjson"
+BYTES = "application/octet-stream"
+BINARY = {"type": "string", "format": "binary"}
 
-async def ending_with_errors(messages: AsyncGenerator[str]) -> AsyncIterator[str]:
+
+def answering(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """``responses`` of a route that answers with one of these, beside what its ``response_class`` says."""
+    shapes = {BYTES: BINARY}
+    content = {media_type: {"schema": shapes.get(media_type, {"type": "string"})} for media_type in media_types}
+    return {200: {"content": content}}
+
+
+async def ending_with_errors(messages: AsyncGenerator[str]) -> AsyncGenerator[str]:
     """The messages of a stream, and an error event where it breaks off: its status was sent long ago.
 
     Without one, a client would take what came before for the whole. The event is ``data: {"error": …}``, by which the
-    dialect's clients raise.
+    dialect's clients raise; its ``status`` is the one that the error would have had.
     """
     async with aclosing(messages):
         try:
@@ -24,11 +37,11 @@ async def ending_with_errors(messages: AsyncGenerator[str]) -> AsyncIterator[str
         except ZhubError as exc:
             status = status_of(exc)
             log.warning("a stream broke off: %s", exc, extra={"action": "stream_failed", "code": exc.code})
-            yield _event(envelope(status, str(exc), code=exc.code, param=getattr(exc, "param", None)))
+            yield _event(status, str(exc), exc.code, getattr(exc, "param", None))
         except Exception as exc:
             log.error("a stream broke off", exc_info=exc, extra={"action": "stream_failed", "code": "internal_error"})
-            yield _event(envelope(500, INTERNAL_ERROR, code="internal_error"))
+            yield _event(500, INTERNAL_ERROR, "internal_error", None)
 
 
-def _event(error: dict[str, object]) -> str:
-    return f"data: {json.dumps(error)}\n\n"
+def _event(status: int, message: str, code: str, param: str | None) -> str:
+    return f"data: {json.dumps(envelope(status, message, code=code, param=param, status=status))}\n\n"

@@ -23,15 +23,18 @@ class ExpertReference(BaseModel):
 class GenerationRequest(BaseModel):
     """One chat request, with the model's name already resolved.
 
-    ``candidates`` is None unless routing shall choose among them; ``experts`` then is empty.
+    ``candidates`` is None unless routing shall choose among them; ``experts`` then is empty. ``others`` are the
+    project's experts that may not answer: a prompt that is theirs is not a candidate's. Without a ``basis``, which a
+    base has only once it is decomposed, there is none of them.
     """
 
     model_config = ConfigDict(frozen=True)
     base: BaseModelSource
-    basis: BasisReference
+    basis: BasisReference | None
     messages: list[dict[str, str]]
     experts: list[ExpertReference] = []
     candidates: list[ExpertReference] | None = None
+    others: list[ExpertReference] = []
     max_new_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0

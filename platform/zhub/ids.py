@@ -3,6 +3,7 @@
 import secrets
 import time
 import uuid
+from datetime import UTC, datetime
 
 from zhub.errors import NotFoundError
 
@@ -18,6 +19,7 @@ PREFIXES = {
     "evaluation": "eval",
     "promotion": "promo",
     "alias move": "move",
+    "expert change": "change",
     "schedule": "sched",
     "schedule tick": "tick",
     "expert": "expert",
@@ -37,6 +39,12 @@ def new_id() -> uuid.UUID:
     value = (value & ~(0xF << 76)) | (0x7 << 76)
     value = (value & ~(0x3 << 62)) | (0x2 << 62)
     return uuid.UUID(int=value)
+
+
+def earliest_id(at: datetime) -> uuid.UUID:
+    """The lowest id that ``new_id`` makes at this time, or, long ago, of all."""
+    milliseconds = max(0, int((at - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1000))
+    return uuid.UUID(int=(milliseconds << 80) | (0x7 << 76) | (0x2 << 62))
 
 
 def public_id(kind: str, value: uuid.UUID) -> str:

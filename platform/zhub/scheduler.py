@@ -2,7 +2,7 @@
 
 Start it with ``python -m zhub.scheduler``. It may be killed at any moment, because each pass is one transaction. Each
 scheduler, leader or not, also has threads for work that needs no leader: they fire schedules, decide gates, send
-webhooks, and remove deleted checkpoints, deleted feedback and old logs.
+webhooks, and remove deleted checkpoints, versions and feedback, and old logs.
 """
 
 import logging
@@ -32,13 +32,18 @@ from zhub.models import Agent
 from zhub.process.config import Settings
 from zhub.process.logs import configure_logging
 from zhub.process.metrics import LEASE_LOST, QUEUE_BUCKETS, database_answers, serve_metrics
+from zhub.process.pulse import BEAT_WITHIN_S, Beat, Pulse, no_beat
 from zhub.process.shutdown import stop_event
+from zhub.process.threads import start_vital
 from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 from zhub.queue import checkpoints, job_logs, leadership
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
+from zhub.registry import deletion
+from zhub.schedules import regressions
 from zhub.schedules.firing import process_next_due
 from zhub.storage.object_store import ObjectStore, open_store
+from zhub.training import bases
 from zhub.webhooks.relay import relay
 from zhub.webhooks.safe_http import Outbound
 
@@ -46,6 +51,7 @@ POLL_S = 1.0
 SWEEP_S = 10.0
 LOGS_SWEEP_S = 3600.0
 EXPLAIN_S = 2.0
+RUN_WITHIN_S = 900.0  # one run of a thread: a sweep removes many objects of a store that may be slow
 AGENT_FORGOTTEN_AFTER = timedelta(days=1)
 
 log = logging.getLogger("zhub.scheduler")
@@ -89,25 +95,40 @@ def main() -> None:
     except UnavailableError as exc:
         sys.exit(str(exc))
     store = open_store(settings.store_url)
-    threading.Thread(target=partial(sweep, engine, store, stopping), daemon=True, name="sweep").start()
+    pulse = Pulse(settings.alive_file)
+    beat_of_passes = partial(pulse.beat, "scheduler", within_s=BEAT_WITHIN_S)
+    beat_of_passes()  # before the threads, which vouch for longer
     kept = timedelta(days=settings.logs_kept_days)
-    threading.Thread(target=partial(sweep_logs, engine, store, kept, stopping), daemon=True, name="log-sweep").start()
-    threading.Thread(target=partial(follow_up, engine, stopping), daemon=True, name="follow-up").start()
     # The relay has its own connections: a pass must not wait while a hundred webhooks end at once.
+    relay_engine = make_engine(settings.database_url, pool_size=2, pre_ping=False)
     outbound = Outbound(allow_private=settings.webhook_allow_private)
-    relaying = partial(
-        relay, make_engine(settings.database_url, pool_size=2, pre_ping=False), outbound, secret_key, stopping
+    threads: tuple[tuple[str, float, Callable[..., object]], ...] = (
+        ("sweep", SWEEP_S + RUN_WITHIN_S, partial(sweep, engine, store, stopping)),
+        ("log-sweep", LOGS_SWEEP_S + RUN_WITHIN_S, partial(sweep_logs, engine, store, kept, stopping)),
+        ("follow-up", POLL_S + RUN_WITHIN_S, partial(follow_up, engine, stopping)),
+        ("relay", BEAT_WITHIN_S, partial(relay, relay_engine, outbound, secret_key, stopping)),
     )
-    threading.Thread(target=relaying, daemon=True, name="relay").start()
-    run(engine, open_wakeup(settings.redis_url), stopping, leader_lease_s=settings.leader_lease_s)
+    for name, within_s, body in threads:
+        beat = partial(pulse.beat, name, within_s=within_s)
+        start_vital(partial(body, beat=beat), name=name, stopping=stopping)
+    run(
+        engine,
+        open_wakeup(settings.redis_url),
+        stopping,
+        leader_lease_s=settings.leader_lease_s,
+        beat=beat_of_passes,
+    )
 
 
-def run(engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lease_s: float) -> None:
+def run(
+    engine: Engine, wakeup: Wakeup, stopping: threading.Event, *, leader_lease_s: float, beat: Beat = no_beat
+) -> None:
     """Repeat the passes until ``stopping`` is set, also while the database is unavailable."""
     holder = uuid.uuid4()
     term: int | None = None
     elected_at = maintained_at = explained_at = float("-inf")
     while not stopping.is_set():
+        beat()
         try:
             if term is None or time.monotonic() - elected_at >= leader_lease_s / 3:
                 began = time.monotonic()
@@ -170,13 +191,15 @@ def admission_pass(engine: Engine, holder: uuid.UUID, term: int) -> set[str]:
 def maintenance_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
     """Do everything that may wait a second, in one transaction.
 
-    Apply requested changes, process redrives, release dependents, withdraw jobs that no agent can claim, reap lost
-    jobs, charge usage, pause jobs of spent budgets, and delete agents that were last seen long ago.
+    Apply requested changes, process redrives, give trainings the basis that they wait for, release dependents, withdraw
+    jobs that no agent can claim, reap lost jobs, charge usage, pause jobs of spent budgets, and delete agents that were
+    last seen long ago.
     """
     with PASS.labels("maintenance").time(), system_session(engine) as session:
         leadership.check_leading(session, holder, term)
         apply_requested_changes(session)
         process_redrives(session)
+        bases.settle(session)
         release_dependents(session, table.names())
         withdraw(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
         reaped = reap(session)
@@ -199,15 +222,31 @@ def explanation_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
         explain(session, table.names(), agent_lost_after_s=AGENT_LOST_AFTER_S)
 
 
-def follow_up(engine: Engine, stopping: threading.Event) -> None:
+def follow_up(engine: Engine, stopping: threading.Event, beat: Beat = no_beat) -> None:
     """Fire schedules and decide gates until ``stopping`` is set, in transactions of their own."""
 
     def run_once() -> bool:
         with system_session(engine) as session:
             fired = process_next_due(session)
-        return advance_gate(engine) or fired
+        watched = follow_regressions(engine)
+        return advance_gate(engine) or fired or watched
 
-    _run_periodically(run_once, POLL_S, stopping, "following up", away="database_away", failed="follow_up_failed")
+    _run_periodically(run_once, POLL_S, stopping, beat, "following up", away="database_away", failed="follow_up_failed")
+
+
+def follow_regressions(engine: Engine) -> bool:
+    """Compare the new evaluations of one watched alias with its base, and fire its schedule; False if there are none.
+
+    The comparison runs between two transactions, because it takes longer than a row may be locked.
+    """
+    with system_session(engine) as session:
+        watched = regressions.next_watched(session)
+    if watched is None:
+        return False
+    verdicts = regressions.verdicts_of(watched)
+    with system_session(engine) as session:
+        regressions.record(session, watched, verdicts)
+    return True
 
 
 def advance_gate(engine: Engine) -> bool:
@@ -225,21 +264,25 @@ def advance_gate(engine: Engine) -> bool:
     return step
 
 
-def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event) -> None:
-    """Remove deleted checkpoints and feedback until ``stopping`` is set. Run it in a thread: no pass waits for it."""
+def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event, beat: Beat = no_beat) -> None:
+    """Remove deleted checkpoints, versions and feedback until ``stopping`` is set. Run in a thread: no pass waits."""
 
     def run_once() -> bool:
         count = checkpoints.sweep(engine, store)
         if count:
             SWEPT.inc(count)
             log.info("swept %d deleted checkpoints", count, extra={"action": "swept", "checkpoints": count})
+        if versions := deletion.sweep(engine, store):
+            log.info("swept %d deleted expert versions", versions, extra={"action": "swept", "versions": versions})
         with system_session(engine) as session:
-            return feedback.sweep(session) > 0 or count > 0
+            return feedback.sweep(session) > 0 or count > 0 or versions > 0
 
-    _run_periodically(run_once, SWEEP_S, stopping, "sweeping", away="sweep_failed", failed="sweep_failed")
+    _run_periodically(run_once, SWEEP_S, stopping, beat, "sweeping", away="sweep_failed", failed="sweep_failed")
 
 
-def sweep_logs(engine: Engine, store: ObjectStore, kept: timedelta, stopping: threading.Event) -> None:
+def sweep_logs(
+    engine: Engine, store: ObjectStore, kept: timedelta, stopping: threading.Event, beat: Beat = no_beat
+) -> None:
     """Remove the logs of attempts that ended more than ``kept`` ago until ``stopping`` is set."""
     swept: job_logs.Swept | None = None
 
@@ -251,21 +294,31 @@ def sweep_logs(engine: Engine, store: ObjectStore, kept: timedelta, stopping: th
             log.info("swept %d chunks of old logs", count, extra={"action": "logs_swept", "chunks": count})
         return swept != before
 
-    _run_periodically(run_once, LOGS_SWEEP_S, stopping, "sweeping logs", away="sweep_failed", failed="sweep_failed")
+    what = "sweeping logs"
+    _run_periodically(run_once, LOGS_SWEEP_S, stopping, beat, what, away="sweep_failed", failed="sweep_failed")
 
 
 def _run_periodically(
-    run_once: Callable[[], bool], every_s: float, stopping: threading.Event, what: str, *, away: str, failed: str
+    run_once: Callable[[], bool],
+    every_s: float,
+    stopping: threading.Event,
+    beat: Beat,
+    what: str,
+    *,
+    away: str,
+    failed: str,
 ) -> None:
     """Call ``run_once`` every ``every_s`` seconds until ``stopping`` is set, and at once again while it returns True.
 
-    ``away`` is the action that is logged if a service does not answer, ``failed`` the one for any other error. No error
-    ends the loop: the next call may succeed, and this thread is the only one that calls.
+    ``beat`` is called before each call. ``away`` is the action that is logged if a service does not answer, ``failed``
+    the one for any other error. No error ends the loop: the next call may succeed, and this thread is the only one that
+    calls.
     """
     while not stopping.is_set():
         try:
+            beat()
             while run_once() and not stopping.is_set():
-                pass
+                beat()
         except UnavailableError as exc:
             log.warning("%s", exc, extra={"action": away})
         except Exception:

@@ -3,7 +3,6 @@
 A spec is complete: every ``"auto"`` is resolved, every name is a digest or a key. Workers need nothing else.
 """
 
-import difflib
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from zhub.errors import InvalidRequestError
 from zhub.graders import Grader
 from zhub.manifest import canonical_json
 from zhub.pydantic_errors import refusal
+from zhub.suggestions import did_you_mean
 
 Recipe = Literal["reinforcement", "supervised", "dpo"]
 AdapterKind = Literal["svf", "lora"]
@@ -186,10 +186,9 @@ def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_r
 
 
 def _unknown(name: str, known: Sequence[str], recipe: Recipe, where: str) -> InvalidRequestError:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
     return InvalidRequestError(
-        f"Unknown hyperparameter '{name}' for method '{recipe}'.{hint} Known: {', '.join(sorted(known))}.",
+        f"Unknown hyperparameter '{name}' for method '{recipe}'.{did_you_mean(name, known)} "
+        f"Known: {', '.join(sorted(known))}.",
         param=f"{where}.{name}",
         code="unknown_hyperparameter",
     )
@@ -240,7 +239,7 @@ class BaseModelSource(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Names the model as it answers: weights, template, configuration, stop tokens. Its basis names weights alone."""
+        """Names the model as it answers: weights, template, configuration, stop tokens. A basis names weights."""
         if self.hub_id is not None:
             content: Any = [self.hub_id, self.hub_revision]
         else:
@@ -265,6 +264,15 @@ class ValidateSpec(BaseModel):
     file: StoredFile
 
 
+class CountTokensSpec(BaseModel):
+    """Find the rows of a file that have more tokens than the context of a base."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["count_tokens"] = "count_tokens"
+    base: BaseModelSource
+    file: StoredFile
+
+
 class DecomposeSpec(BaseModel):
     """Load a base model, refuse what cannot be adapted, and store its basis."""
 
@@ -284,8 +292,8 @@ class StartingPoint(BaseModel):
     routing_sha256: str
 
 
-class TrainSpec(BaseModel):
-    """Train one expert and measure it.
+class TrainPlan(BaseModel):
+    """A training as it is requested. ``basis`` is None until its base is decomposed; a worker gets a ``TrainSpec``.
 
     ``starts`` are, with the hyper-parameter ``warm_start`` ``nearest``, the versions to choose from; else the one that
     was asked for, if any.
@@ -295,7 +303,7 @@ class TrainSpec(BaseModel):
     kind: Literal["train"] = "train"
     expert: str
     base: BaseModelSource
-    basis: BasisReference
+    basis: BasisReference | None
     training_file: StoredFile
     validation_file: StoredFile | None
     recipe: Recipe
@@ -303,6 +311,12 @@ class TrainSpec(BaseModel):
     grader: Grader | None
     seed: int
     starts: list[StartingPoint] = []
+
+
+class TrainSpec(TrainPlan):
+    """Train one expert and measure it."""
+
+    basis: BasisReference
 
 
 class EvaluatedZ(BaseModel):
@@ -335,4 +349,6 @@ class EvaluateSpec(BaseModel):
     seed: int
 
 
-JobSpec = Annotated[ValidateSpec | DecomposeSpec | TrainSpec | EvaluateSpec, Field(discriminator="kind")]
+JobSpec = Annotated[
+    ValidateSpec | CountTokensSpec | DecomposeSpec | TrainSpec | EvaluateSpec, Field(discriminator="kind")
+]

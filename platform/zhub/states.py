@@ -8,7 +8,7 @@ from typing import Final
 
 DESIRED: Final = ("run", "pause", "cancel", "preempt", "redrive")
 
-WAITING = "waiting"  # its dependencies have not ended
+WAITING = "waiting"  # what it depends on has not ended, or its base is not decomposed
 QUEUED = "queued"  # the leader may admit it
 ADMITTED = "admitted"  # workers are reserved; any agent of its cluster may claim it
 STARTING = "starting"  # claimed under a fence and a lease; no poll has succeeded yet

@@ -4,12 +4,14 @@ It takes minutes and gigabytes, so it runs only with ``--run-docker``. ``POSTGRE
 other images than those that the compose file names.
 """
 
+import http.server
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,6 +52,7 @@ class Compose:
             "ZHUB_API_IMAGE": "zhub-api:test",
             "ZHUB_WORKER_IMAGE": "zhub-worker:test",
             "S3_IMAGE": "zhub-s3:test",
+            "ZHUB_WEBHOOK_ALLOW_PRIVATE": "1",  # the receiver of the tests is this machine
         }
         return docker("compose", *options, *arguments, env=env, timeout_s=timeout_s)
 
@@ -169,13 +172,48 @@ def test_only_the_api_is_published_and_only_on_this_machine(compose: Compose) ->
     assert not any(binding for ports in published.values() for binding in ports.values())
 
 
-def test_only_the_api_is_on_a_network_with_a_way_out(compose: Compose) -> None:
+def test_only_the_api_and_the_scheduler_are_on_a_network_with_a_way_out(compose: Compose) -> None:
     open_ones = set()
     for name, one in compose.containers().items():
         networks = json.loads(docker("network", "inspect", *one["NetworkSettings"]["Networks"]))
         if not all(network["Internal"] for network in networks):
             open_ones.add(name)
-    assert open_ones == {"api"}
+    assert open_ones == {"api", "scheduler"}
+
+
+@pytest.fixture
+def receiver(compose: Compose) -> Iterator[tuple[str, list[str]]]:
+    """A receiver of webhooks on this machine, where containers with a way out see it; and the types that came."""
+    (edge,) = json.loads(docker("network", "inspect", f"{compose.project}_edge"))
+    gateway = edge["IPAM"]["Config"][0]["Gateway"]
+    received: list[str] = []
+
+    class Receiver(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["type"])
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer((gateway, 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, name="receiver").start()
+        yield f"http://{gateway}:{server.server_port}/", received
+        server.shutdown()
+
+
+def test_the_scheduler_sends_webhooks_to_the_world_and_no_job_gets_there(
+    compose: Compose, client: openai.OpenAI, receiver: tuple[str, list[str]]
+) -> None:
+    url, received = receiver
+    with Client(compose.url, client.api_key) as zhub:
+        endpoint = zhub.webhooks.create(url=url, event_types=["fine_tuning.job.succeeded"])
+        zhub.webhooks.test(endpoint.id, "fine_tuning.job.succeeded")
+    assert received == ["fine_tuning.job.succeeded"]
+    reach = f"from urllib.request import urlopen; urlopen('{url}', data=b'{{}}', timeout=3)"
+    for name in ("agent", "ray-worker"):
+        with pytest.raises(AssertionError, match="unreachable|timed out"):
+            compose("exec", "--no-TTY", name, "python", "-ISc", reach)
 
 
 def test_nothing_runs_as_root_and_nothing_may_become_it(compose: Compose) -> None:

@@ -19,15 +19,16 @@ from zhub import states
 from zhub.database.sessions import system_session, tenant_session
 from zhub.datasets import files
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
-from zhub.evaluation import promotions
+from zhub.evaluation import gates, promotions
 from zhub.evaluation.gates import Gate, Suite
 from zhub.evaluation.promotions import PromotionRequest
+from zhub.graders.parsing import stored_grader
 from zhub.ids import public_id
 from zhub.kinds import redrive
 from zhub.models import BaseModel, Dataset, DatasetVersion, Job, Organization, Project, Quota, Schedule
 from zhub.process.wakeup import SCHEDULER
 from zhub.queue.desired import request_cancel, request_pause, request_resume
-from zhub.registry import aliases, versions
+from zhub.registry import aliases, listing
 from zhub.schedules import definitions, firing
 from zhub.tenancy.keys import Caller
 from zhub.training import fine_tuning
@@ -144,7 +145,8 @@ class Team:
         return partial(self._enqueue, request, self._new_key())
 
     def _enqueue(self, request: JobRequest, key: str, session: Session) -> uuid.UUID:
-        return fine_tuning.create(session, self._caller, request, idempotency_key=key, is_retry=False).id
+        graders = fine_tuning.read_graders(request, stored_grader)
+        return fine_tuning.create(session, self._caller, request, graders, idempotency_key=key, is_retry=False).id
 
     def _training(self) -> dict[str, Any]:
         method = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
@@ -206,11 +208,12 @@ class Team:
         gate = self._gate()
 
         def act(session: Session) -> str:
-            newest, _ = versions.list_versions(session, self._caller.project_id, limit=1)
+            newest, _ = listing.list_versions(session, self._caller.project_id, limit=1)
             if not newest:
                 return "nothing to promote"
             request = PromotionRequest.model_validate(gate.model_dump() | {"model": newest[0].name})
-            return str(promotions.create(session, self._caller, request).id)
+            graders = gates.read_graders(request, read=stored_grader)
+            return str(promotions.create(session, self._caller, request, graders).id)
 
         return act
 
@@ -218,7 +221,7 @@ class Team:
         position = self._rng.randrange(3)
 
         def act(session: Session) -> str:
-            newest, _ = versions.list_versions(session, self._caller.project_id, limit=3)
+            newest, _ = listing.list_versions(session, self._caller.project_id, limit=3)
             if position >= len(newest):
                 return "nothing to move to"
             return str(aliases.move(session, "prod", newest[position], by=self._name).version_id)
@@ -239,7 +242,8 @@ class Team:
                 "max_backfill": 3,
             }
         )
-        return lambda session: str(definitions.create(session, self._caller, request).id)
+        graders = definitions.read_graders(request)
+        return lambda session: str(definitions.create(session, self._caller, request, graders).id)
 
     def _poke_schedule(self) -> Act | None:
         poke = self._rng.choice((definitions.pause, definitions.resume, firing.run_now))

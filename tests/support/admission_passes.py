@@ -58,6 +58,6 @@ def running_for(engine: Engine, caller: Caller, make_job: MakeJob, count: int, *
     return made
 
 
-def wishes_of(engine: Engine, job_ids: list[uuid.UUID]) -> list[str]:
+def desired_changes_of(engine: Engine, job_ids: list[uuid.UUID]) -> list[str]:
     with system_session(engine) as session:
         return [jobs.get_job(session, job_id).desired for job_id in job_ids]

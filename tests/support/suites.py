@@ -65,17 +65,20 @@ def manifest_of(job_id: uuid.UUID, **changed: Any) -> Manifest:
 def run(engine: Engine, store: DirectoryStore, rewards: Callable[[EvaluateSpec], list[float]]) -> int:
     """Do what workers do with every evaluation in the queue; return how many there were."""
     done = 0
-    with system_session(engine) as session:
-        admit_queued(session)
-        while claim := claim_one(session, "evaluate"):
-            key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/attempts/{claim.fence}/rows.jsonl"
-            store.put(key, io.BytesIO(b'{"line": 1}\n'))
-            rewards_of_rows = rewards(EvaluateSpec.model_validate(claim.spec))
-            parsed = [reward > 0 for reward in rewards_of_rows]
-            report = {"rewards": rewards_of_rows, "parsed": parsed, "pass_at_k": None, "rows_key": key}
+    while True:
+        with system_session(engine) as session:
+            admit_queued(session)
+            claim = claim_one(session, "evaluate")
+        if claim is None:
+            return done
+        key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/attempts/{claim.fence}/rows.jsonl"
+        store.put(key, io.BytesIO(b'{"line": 1}\n'))
+        rewards_of_rows = rewards(EvaluateSpec.model_validate(claim.spec))
+        parsed = [reward > 0 for reward in rewards_of_rows]
+        report = {"rewards": rewards_of_rows, "parsed": parsed, "pass_at_k": None, "rows_key": key}
+        with system_session(engine) as session:
             record_success(session, claim.job_id, claim.fence, report)
-            done += 1
-    return done
+        done += 1
 
 
 def right_in(count: int) -> list[float]:

@@ -21,6 +21,7 @@ from zhub.models import (
     DatasetVersion,
     Evaluation,
     Expert,
+    ExpertChange,
     ExpertVersion,
     Feedback,
     Job,
@@ -32,6 +33,7 @@ from zhub.models import (
     Quota,
     Schedule,
     ScheduleTick,
+    TokenCount,
     Usage,
     WebhookDelivery,
     WebhookEndpoint,
@@ -124,6 +126,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.flush()
     measured = {"base_model_id": base.id, "version_id": version.id, "suite_digest": "d", "suite": {}}
     session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
+    session.add(TokenCount(dataset_version_id=files[0].id, base_model_id=base.id, job_id=jobs[0].id, **own))
     session.add(Feedback(version_id=version.id, messages=[], completion="c", score=1.0, **within))
     session.add(MonthUsage(month=date(2026, 1, 1), worker_seconds=1.0, **own))
     session.add_all([Quota(**own), Usage(cluster="default", worker_seconds=1.0, **own)])
@@ -143,6 +146,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.add_all([alias, next_one, weekly, daily, Promotion(job_id=jobs[0].id, alias="prod", gate={}, **within)])
     session.flush()
     session.add(AliasMove(alias_id=alias.id, to_version_id=version.id, by="key", **own))
+    session.add(ExpertChange(expert_id=experts[0].id, version_id=version.id, by="key", changes={}, **own))
     session.add(ScheduleTick(schedule_id=weekly.id, key="k", outcome="fired", **own))
     endpoints = [WebhookEndpoint(name="n", url="https://example.com", event_types=[], **within) for _ in range(2)]
     session.add_all(endpoints)

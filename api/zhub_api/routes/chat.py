@@ -17,7 +17,7 @@ from zhub.generation import Ended, Started, Text
 from zhub_api import serving_client
 from zhub_api.chat_parameters import refuse_unsupported
 from zhub_api.context import CallerDep, ContextDep
-from zhub_api.streams import ending_with_errors
+from zhub_api.streams import EVENTS, answering, ending_with_errors
 
 router = APIRouter(prefix="/v1/chat")
 
@@ -71,7 +71,7 @@ class ChatRequest(Schema):
     _supported = model_validator(mode="before")(refuse_unsupported)
 
 
-@router.post("/completions", response_model=None)
+@router.post("/completions", response_model=None, responses=answering(EVENTS))
 async def create_completion(
     caller: CallerDep, context: ContextDep, http_request: Request, request: ChatRequest
 ) -> JSONResponse | StreamingResponse:
@@ -108,7 +108,7 @@ async def create_completion(
     if request.stream:
         include_usage = request.stream_options is not None and request.stream_options.include_usage
         body = ending_with_errors(_chunks(head, started, lines, include_usage=include_usage))
-        return StreamingResponse(body, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        return StreamingResponse(body, media_type=EVENTS, headers={"cache-control": "no-cache"})
     pieces = [line async for line in lines]
     ended = pieces[-1]
     assert isinstance(ended, Ended)

@@ -12,15 +12,21 @@ from sqlalchemy.orm import Session
 from zhub.admission import limits
 from zhub.database.sessions import tenant_session
 from zhub.errors import NotReadyError
-from zhub.evaluation import evaluations
+from zhub.evaluation import evaluation_lists, evaluations
 from zhub.evaluation.comparison import compare
+from zhub.evaluation.evaluation_lists import EvaluationFilter
+from zhub.graders import parse_grader
 from zhub.ids import parse_id, public_id
 from zhub.kinds import table
 from zhub.models import Evaluation, Job
 from zhub.process.wakeup import SCHEDULER
+from zhub.queue.statuses import status_of
 from zhub_api.context import CallerDep, ContextDep
-from zhub_api.pages import page
-from zhub_api.routes.fine_tuning import queue_object, status_of
+from zhub_api.pages import Order, PageLimit, Search, Since, Status, moment, page, wanted_page
+from zhub_api.routes.fine_tuning import queue_object
+from zhub_api.streams import answering
+
+JSON_LINES = "application/jsonl"
 
 router = APIRouter(prefix="/v1/evaluations")
 
@@ -29,22 +35,34 @@ router = APIRouter(prefix="/v1/evaluations")
 def create_evaluation(caller: CallerDep, context: ContextDep, request: evaluations.EvaluationRequest) -> dict[str, Any]:
     """Measure a model, its base and ``compare_with`` on one suite. What was measured before is not run again."""
     caller.require("jobs:write")
+    grader = parse_grader(request.grader, param="grader")
     with tenant_session(context.engine, caller.org_id) as session:
         limits.check_queue(session, caller.org_id, table.names())
-        shown = shown_with_others(session, evaluations.create(session, caller, request)[0])
+        shown = shown_with_others(session, evaluations.create(session, caller, request, grader)[0])
     context.wakeup.notify(SCHEDULER)
     return compared_object(shown)
 
 
 @router.get("")
 def list_evaluations(
-    caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    caller: CallerDep,
+    context: ContextDep,
+    after: str | None = None,
+    limit: PageLimit = 20,
+    order: Order = "desc",
+    status: Annotated[list[Status] | None, Query(description="One of these: may be repeated.")] = None,
+    model: Annotated[str | None, Query(description="A version, an expert with all its versions, or a base.")] = None,
+    since: Since = None,
+    search: Search = None,
 ) -> dict[str, Any]:
+    """The project's evaluations, newest first. ``search`` looks in the names of the file, the grader and the base."""
     caller.require("jobs:read")
-    last = parse_id("evaluation", after) if after is not None else None
+    wanted = EvaluationFilter(status=status or (), model=model, since=moment(since), search=search)
     with tenant_session(context.engine, caller.org_id) as session:
-        newest, has_more = evaluations.list_evaluations(session, caller.project_id, after=last, limit=limit)
-        return page(evaluation_objects(session, newest), has_more=has_more)
+        listed, has_more = evaluation_lists.list_evaluations(
+            session, caller, wanted, wanted_page("evaluation", after, limit, order)
+        )
+        return page(evaluation_objects(session, listed), has_more=has_more)
 
 
 @router.get("/{evaluation_id}")
@@ -67,7 +85,7 @@ def explain_wait(caller: CallerDep, context: ContextDep, evaluation_id: str) -> 
         return queue_object(session, job, "evaluation", public_id("evaluation", evaluation.id))
 
 
-@router.get("/{evaluation_id}/rows")
+@router.get("/{evaluation_id}/rows", response_class=StreamingResponse, responses=answering(JSON_LINES))
 def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) -> StreamingResponse:
     """Each row with the greedy answer to it, one JSON object a line: line, prompt, answer, reward, parsed."""
     caller.require("jobs:read")
@@ -75,7 +93,7 @@ def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) 
         evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
     if evaluation.rows_key is None:
         raise NotReadyError("The evaluation has not finished; its rows come with its results.")
-    return StreamingResponse(context.store.open(evaluation.rows_key), media_type="application/jsonl")
+    return StreamingResponse(context.store.open(evaluation.rows_key), media_type=JSON_LINES)
 
 
 def evaluation_objects(session: Session, listed: Sequence[Evaluation]) -> list[dict[str, Any]]:

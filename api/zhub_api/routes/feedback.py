@@ -8,13 +8,16 @@ from sqlalchemy.orm import Session
 
 from zhub.database.sessions import tenant_session
 from zhub.evaluation import feedback
+from zhub.evaluation.feedback import FeedbackFilter
 from zhub.ids import parse_id, public_id
 from zhub.models import Feedback
 from zhub.registry import versions
 from zhub_api.context import CallerDep, ContextDep
-from zhub_api.pages import page
+from zhub_api.pages import Order, PageLimit, Search, Since, moment, page, wanted_page
 
 router = APIRouter(prefix="/v1/feedback")
+
+Score = Annotated[float | None, Query(ge=-1, le=1)]
 
 
 @router.post("")
@@ -35,16 +38,21 @@ def create_feedback(
 def list_feedback(
     caller: CallerDep,
     context: ContextDep,
-    model: str | None = None,
+    model: Annotated[str | None, Query(description="`<project>.<expert>`, or one version of it.")] = None,
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: PageLimit = 20,
+    order: Order = "desc",
+    min_score: Score = None,
+    max_score: Score = None,
+    since: Since = None,
+    search: Search = None,
 ) -> dict[str, Any]:
-    """Newest first; with ``model``, only that on an expert (``<project>.<expert>``) or on one version of it."""
+    """The project's feedback, newest first. ``search`` looks in prompt, completion, reference and comment."""
     caller.require("files:read")
-    last = parse_id("feedback", after) if after is not None else None
+    wanted = FeedbackFilter(model, min_score, max_score, moment(since), search)
     with tenant_session(context.engine, caller.org_id) as session:
-        newest, has_more = feedback.list_feedback(session, caller, model=model, after=last, limit=limit)
-        return page(feedback_objects(session, newest), has_more=has_more)
+        listed, has_more = feedback.list_feedback(session, caller, wanted, wanted_page("feedback", after, limit, order))
+        return page(feedback_objects(session, listed), has_more=has_more)
 
 
 @router.delete("/{feedback_id}")

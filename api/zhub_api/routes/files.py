@@ -5,24 +5,37 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import StreamingResponse
-from sqlalchemy import select
+from pydantic import BaseModel as Schema
+from pydantic import ConfigDict
+from sqlalchemy.orm import Session
 
+from zhub import states
 from zhub.database.sessions import tenant_session
-from zhub.datasets import files
+from zhub.datasets import files, token_counts
+from zhub.datasets.validated import require_validated
+from zhub.datasets.validation import MAX_FILE_BYTES
 from zhub.errors import InvalidRequestError
 from zhub.ids import parse_id, public_id
 from zhub.manifest import CHUNK_BYTES
-from zhub.models import DatasetVersion
+from zhub.models import BaseModel, DatasetVersion, Job, TokenCount
 from zhub.process.wakeup import SCHEDULER
+from zhub.registry import base_models, versions
 from zhub.storage.keys import dataset_key
 from zhub.tenancy import quotas
+from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.known_parameters import KnownForm
 from zhub_api.pages import page
+from zhub_api.streams import BYTES, answering
 
 router = APIRouter(prefix="/v1/files")
 
-MAX_FILE_BYTES = 2 << 30
+
+class TokenCountRequest(Schema):
+    """``model``: the base whose tokenizer and context count, or an expert version of it."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
 
 
 @router.post("")
@@ -33,7 +46,10 @@ def create_file(
     purpose: Annotated[str, Form()],
     _known: KnownForm,
 ) -> dict[str, Any]:
-    """Store a JSONL file and enqueue its validation; follow ``status`` until it is ``processed`` or ``error``."""
+    """Store a JSONL file and enqueue its validation; follow ``status`` until it is ``processed`` or ``error``.
+
+    Not in the dialect: ``is_new`` is false where the same bytes were there under the same name.
+    """
     caller.require("files:write")
     files.check_purpose(purpose)
     sha256, size_bytes = measure(file.file, limit=MAX_FILE_BYTES)
@@ -50,7 +66,7 @@ def create_file(
             size_bytes=size_bytes,
             sha256=sha256,
         )
-        answer = file_object(version)
+        answer = file_object(version) | {"is_new": files.is_new(session, version)}
     context.wakeup.notify(SCHEDULER)
     return answer
 
@@ -63,21 +79,24 @@ def list_files(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
+    search: Annotated[
+        str | None,
+        Query(min_length=1, max_length=200, description="Only files with this text in their name, whatever its case."),
+    ] = None,
 ) -> dict[str, Any]:
     caller.require("files:read")
-    statement = select(DatasetVersion).where(
-        DatasetVersion.project_id == caller.project_id, DatasetVersion.deleted_at.is_(None)
-    )
-    if purpose is not None:
-        statement = statement.where(DatasetVersion.purpose == purpose)
-    column = DatasetVersion.id
-    if after is not None:
-        last = parse_id("file", after)
-        statement = statement.where(column < last if order == "desc" else column > last)
-    statement = statement.order_by(column.desc() if order == "desc" else column.asc()).limit(limit + 1)
+    last = parse_id("file", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        found = [file_object(version) for version in session.scalars(statement)]
-    return page(found[:limit], has_more=len(found) > limit)
+        versions, has_more = files.list_files(
+            session,
+            caller.project_id,
+            after=last,
+            limit=limit,
+            oldest_first=order == "asc",
+            purpose=purpose,
+            search=search,
+        )
+        return page([file_object(version) for version in versions], has_more=has_more)
 
 
 @router.get("/{file_id}")
@@ -87,21 +106,53 @@ def retrieve_file(caller: CallerDep, context: ContextDep, file_id: str) -> dict[
         return file_object(files.get(session, caller.project_id, parse_id("file", file_id)))
 
 
-@router.get("/{file_id}/content")
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses=answering(BYTES))
 def file_content(caller: CallerDep, context: ContextDep, file_id: str) -> StreamingResponse:
     caller.require("files:read")
     with tenant_session(context.engine, caller.org_id) as session:
         version = files.get(session, caller.project_id, parse_id("file", file_id))
     headers = {"content-length": str(version.size_bytes)}
-    return StreamingResponse(context.store.open(version.key), media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(context.store.open(version.key), media_type=BYTES, headers=headers)
+
+
+@router.post("/{file_id}/token_counts")
+def count_tokens(caller: CallerDep, context: ContextDep, file_id: str, request: TokenCountRequest) -> dict[str, Any]:
+    """Find the rows that have more tokens than the context of a base. Repeat it until ``status`` is ``counted``.
+
+    Not in the dialect. What was counted once is not counted again; ``failed`` is tried again by the next request.
+    """
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        base = base_of(session, caller, request.model)
+        base_models.require_ready(base)
+        file = require_validated(session, caller.project_id, file_id, param="file_id")
+        count, job = token_counts.request(session, file, base)
+        answer = token_count_object(file_id, base.name, count, job)
+    context.wakeup.notify(SCHEDULER)
+    return answer
 
 
 @router.delete("/{file_id}")
-def delete_file(caller: CallerDep, context: ContextDep, file_id: str) -> dict[str, Any]:
+def delete_file(
+    caller: CallerDep,
+    context: ContextDep,
+    file_id: str,
+    force: Annotated[
+        bool, Query(description="Not in the dialect: also where published versions were trained on it.")
+    ] = False,
+) -> dict[str, Any]:
+    """Delete a file. One that something needs is refused, by the name of what needs it."""
     caller.require("files:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        files.delete(session, caller.project_id, parse_id("file", file_id))
+        files.delete(session, caller.project_id, parse_id("file", file_id), also_trained=force)
     return {"id": file_id, "object": "file", "deleted": True}
+
+
+def base_of(session: Session, caller: Caller, model: str) -> BaseModel:
+    """The base of this name, or that of an expert version."""
+    if "@" in model:
+        return versions.get_version(session, caller.project_id, model).base
+    return base_models.get(session, caller.org_id, model)
 
 
 def measure(file: BinaryIO, *, limit: int) -> tuple[str, int]:
@@ -135,8 +186,23 @@ def file_object(version: DatasetVersion) -> dict[str, Any]:
         "status": version.status,
         "status_details": version.status_details,
         "sha256": version.sha256,
+        "dataset": files.dataset_name(version.filename),
         "version": version.version,
         "validation": validation and {key: value for key, value in validation.items() if key not in _INTERNAL},
+    }
+
+
+def token_count_object(file_id: str, base: str, count: TokenCount, job: Job) -> dict[str, Any]:
+    status = {states.SUCCEEDED: "counted", states.FAILED: "failed", states.CANCELLED: "failed"}.get(job.state)
+    return {
+        "object": "file.token_counts",
+        "file": file_id,
+        "model": base,
+        "status": status or "counting",
+        "error": job.error,
+        "context_length": count.context_length,
+        "long_row_count": count.long_row_count,
+        "long_rows": [{"line": line, "tokens": tokens} for line, tokens in count.long_rows or []],
     }
 
 

@@ -19,11 +19,15 @@ from zhub.models import Checkpoint, Job, QueuePlace
 from zhub.process.wakeup import SCHEDULER
 from zhub.queue import checkpoints, dependencies, jobs
 from zhub.queue.desired import request_cancel, request_pause, request_resume
+from zhub.queue.statuses import status_of
 from zhub.registry import versions
+from zhub.specs import Recipe
 from zhub.tenancy.keys import Caller
-from zhub.training import fine_tuning
+from zhub.training import fine_tuning, job_changes, job_lists
+from zhub.training.job_lists import JobFilter
+from zhub.training.packing import shares_a_worker
 from zhub_api.context import CallerDep, ContextDep
-from zhub_api.pages import page
+from zhub_api.pages import Order, PageLimit, Search, Since, Status, moment, page, wanted_page
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 
@@ -40,10 +44,10 @@ def create_job(
     caller.require("jobs:write")
     if request.promotion is not None:
         caller.require("models:write")
+    graders = fine_tuning.read_graders(request)
+    is_retry = x_stainless_retry_count > 0
     with tenant_session(context.engine, caller.org_id) as session:
-        job = fine_tuning.create(
-            session, caller, request, idempotency_key=idempotency_key, is_retry=x_stainless_retry_count > 0
-        )
+        job = fine_tuning.create(session, caller, request, graders, idempotency_key=idempotency_key, is_retry=is_retry)
         (answer,) = job_objects(session, [job])
     context.wakeup.notify(SCHEDULER)
     return answer
@@ -53,21 +57,27 @@ def create_job(
 def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.JobRequest) -> dict[str, Any]:
     """Check a request as ``POST /v1/fine_tuning/jobs`` does, and say what its job would be and cost. Nothing is stored.
 
-    Not in the dialect. ``expected_seconds`` is null where no training on this base by this method has ended yet.
+    Not in the dialect. What is expected rests on earlier trainings of the organisation on this base by this method,
+    ``based_on``; all of it is null where none has ended yet.
     """
     caller.require("jobs:write")
+    graders = fine_tuning.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
-        resolved = fine_tuning.check_training(session, caller, request)
-    expected_s = resolved.expected_s
+        resolved = fine_tuning.check_training(session, caller, request, graders)
+    past = resolved.estimate
     return {
         "object": "fine_tuning.job.estimate",
         "expert": f"{caller.project}.{resolved.spec.expert}",
         "method": resolved.method,
         "seed": resolved.spec.seed,
         "workers": resolved.workers,
-        "shares_a_worker": resolved.pack_key is not None,
-        "expected_seconds": expected_s,
-        "expected_worker_seconds": None if expected_s is None else expected_s * resolved.workers,
+        "shares_a_worker": shares_a_worker(resolved.spec.hyperparameters),
+        "expected_seconds": past.seconds,
+        "shortest_seconds": past.shortest_s,
+        "longest_seconds": past.longest_s,
+        "expected_worker_seconds": None if past.seconds is None else past.seconds * resolved.workers,
+        "expected_tokens": past.tokens,
+        "based_on": {"trainings": past.trainings, "same_size": past.same_size},
     }
 
 
@@ -77,18 +87,38 @@ def list_jobs(
     context: ContextDep,
     http_request: Request,
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: PageLimit = 20,
+    order: Order = "desc",
     metadata: Annotated[
         Literal["null"] | None, Query(description="`metadata[key]=value`, which may be repeated; `null`: without any.")
     ] = None,
+    status: Annotated[list[Status] | None, Query(description="One of these: may be repeated.")] = None,
+    method: Annotated[Recipe | None, Query()] = None,
+    expert: Annotated[str | None, Query(description="`<project>.<expert>`, or the expert's name alone.")] = None,
+    since: Since = None,
+    search: Search = None,
+    archived: Annotated[bool, Query(description="Only those that are archived, which are left out otherwise.")] = False,
 ) -> dict[str, Any]:
-    """The project's jobs, newest first."""
+    """The project's jobs, newest first. All that follows ``metadata`` is not in the dialect.
+
+    ``search`` looks for a text in the expert's name, the base, the file's name, the description, the metadata and the
+    error, in the next 10,000 jobs that everything else leaves.
+    """
     caller.require("jobs:read")
-    wanted = {} if metadata == "null" else _wanted_metadata(http_request.query_params) or None
-    last = parse_id("fine-tuning job", after) if after is not None else None
+    wanted = JobFilter(
+        status=status or (),
+        method=method,
+        expert=expert,
+        since=moment(since),
+        metadata={} if metadata == "null" else _wanted_metadata(http_request.query_params) or None,
+        archived=archived,
+        search=search,
+    )
     with tenant_session(context.engine, caller.org_id) as session:
-        newest, has_more = fine_tuning.list_jobs(session, caller.project_id, after=last, limit=limit, metadata=wanted)
-        return page(job_objects(session, newest), has_more=has_more)
+        listed, has_more = job_lists.list_jobs(
+            session, caller, wanted, wanted_page("fine-tuning job", after, limit, order)
+        )
+        return page(job_objects(session, listed), has_more=has_more)
 
 
 def _wanted_metadata(query: Mapping[str, str]) -> dict[str, str]:
@@ -102,6 +132,16 @@ def retrieve_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[st
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return job_objects(session, [own_job(session, caller, job_id)])[0]
+
+
+@router.patch("/{job_id}")
+def change_job(caller: CallerDep, context: ContextDep, job_id: str, request: job_changes.JobChange) -> dict[str, Any]:
+    """Describe a job, replace its metadata, archive it or show it again. Not in the dialect."""
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        job = own_job(session, caller, job_id)
+        job_changes.change_job(session, job, request, by=public_id("API key", caller.key_id))
+        return job_objects(session, [job])[0]
 
 
 @router.post("/{job_id}/cancel")
@@ -188,20 +228,12 @@ def own_job(session: Session, caller: Caller, job_id: str) -> Job:
     return job
 
 
-def status_of(job: Job) -> str:
-    """The dialect's word for a state. A request about a job that no worker holds is shown as already fulfilled."""
-    if job.state in (states.WAITING, states.QUEUED, states.ADMITTED, states.PAUSED):
-        return {"cancel": "cancelled", "pause": "paused"}.get(job.desired, "queued")
-    if job.state in states.ACTIVE:
-        return "running"
-    return "queued" if job.desired == "redrive" else job.state
-
-
 def job_objects(session: Session, listed: Sequence[Job]) -> list[dict[str, Any]]:
     models = versions.job_model_names(session, listed)
     ids = [job.id for job in listed]
     needs = dependencies.of(session, ids)
     gates = promotions.of_trainings(session, ids)
+    results = job_lists.results_of(session, listed)
     return [
         {
             "id": public_id("fine-tuning job", job.id),
@@ -210,6 +242,7 @@ def job_objects(session: Session, listed: Sequence[Job]) -> list[dict[str, Any]]
             "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,
             "model": job.request["model"],
             "fine_tuned_model": models.get(job.id),
+            "result": results.get(job.id),
             "organization_id": public_id("organization", job.org_id),
             "status": status_of(job),
             "error": job.error,
@@ -220,6 +253,8 @@ def job_objects(session: Session, listed: Sequence[Job]) -> list[dict[str, Any]]
             "seed": job.request["seed"],
             "suffix": job.request["suffix"],
             "metadata": job.request["metadata"],
+            "description": job.description,
+            "archived_at": int(job.archived_at.timestamp()) if job.archived_at else None,
             "trained_tokens": job.trained_tokens,
             "result_files": [],
             "integrations": [],
@@ -257,7 +292,7 @@ def queue_object(session: Session, job: Job, kind: str, shown_id: str) -> dict[s
     """What a job waits for, shown as the queue of an object of this kind with this id."""
     explanation = None
     if job.state == states.WAITING:
-        reason = dependencies.reason(dependencies.of(session, [job.id]).get(job.id, []))
+        reason = dependencies.reason(job, dependencies.of(session, [job.id]).get(job.id, []))
     elif job.state == states.QUEUED:
         explanation = session.scalar(select(QueuePlace).where(QueuePlace.job_id == job.id))
         reason = (

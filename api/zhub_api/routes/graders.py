@@ -22,7 +22,7 @@ from zhub.errors import (
     RewardTimeoutError,
     UnavailableError,
 )
-from zhub.evaluation.grader_requests import read_grader
+from zhub.evaluation.grader_requests import check_grader
 from zhub.generation import Text
 from zhub.graders import (
     CodeTestsGrader,
@@ -37,6 +37,7 @@ from zhub.graders import (
     grade_all,
     judge_models,
     needs_sandbox,
+    parse_grader,
 )
 from zhub.graders.grading import combine
 from zhub.graders.limits import ANSWER_CHARACTERS, ITEM_CHARACTERS, TooLargeError, check_size
@@ -208,8 +209,10 @@ def _judge(context: Context, caller: Caller, serving: httpx.AsyncClient) -> Judg
 
 
 def _read(context: Context, caller: Caller, given: Any) -> Grader:
+    grader = parse_grader(given, param="grader")
     with tenant_session(context.engine, caller.org_id) as session:
-        return read_grader(session, caller.org_id, given, param="grader")
+        check_grader(session, caller.org_id, grader, param="grader")
+    return grader
 
 
 def _try(grader: Grader, sample: Sample, tools: GradingTools, flags: dict[str, Any]) -> Grade:

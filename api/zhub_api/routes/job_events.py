@@ -31,6 +31,7 @@ from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.pages import page
 from zhub_api.routes.fine_tuning import job_objects, own_job
+from zhub_api.streams import EVENTS, answering, ending_with_errors
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 log = logging.getLogger("zhub.api")
@@ -41,7 +42,7 @@ HEARTBEAT_S = 15.0
 EVENTS_PER_READ = 500
 
 
-@router.get("/{job_id}/events", response_model=None)
+@router.get("/{job_id}/events", response_model=None, responses=answering(EVENTS))
 async def list_events(
     caller: CallerDep,
     context: ContextDep,
@@ -123,15 +124,18 @@ def listen(wakeup: Wakeup, streams: Streams, loop: asyncio.AbstractEventLoop, st
 
 
 class EventStream(StreamingResponse):
-    """A stream that leaves ``Streams`` however it ends, also if its client disconnected before it started."""
+    """A stream that leaves ``Streams`` however it ends, also if its client disconnected before it started.
+
+    Where it breaks off, its last message is an error event.
+    """
 
     def __init__(self, streams: Streams, org_id: uuid.UUID, messages: Callable[[Streams], AsyncGenerator[str]]) -> None:
         """Raises TooManyAtOnceError, UnavailableError: there is no place for it."""
         streams.shares.take(org_id)
         # A proxy that collects an answer before it passes it on would keep every event back.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        self._shares, self._org_id, self._messages = streams.shares, org_id, messages(streams)
-        super().__init__(self._messages, media_type="text/event-stream", headers=headers)
+        self._shares, self._org_id, self._messages = streams.shares, org_id, ending_with_errors(messages(streams))
+        super().__init__(self._messages, media_type=EVENTS, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -23,6 +23,7 @@ from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.routes import job_events
 from zhub_api.routes.fine_tuning import job_objects, own_job
 from zhub_api.routes.job_events import EventStream, Streams
+from zhub_api.streams import EVENTS, LINES, answering
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 log = logging.getLogger("zhub.api")
@@ -39,7 +40,7 @@ class _Source:
     """The job's object, once these attempts can write no more lines; else None."""
 
 
-@router.get("/{job_id}/logs", response_class=StreamingResponse)
+@router.get("/{job_id}/logs", response_class=StreamingResponse, responses=answering(LINES, EVENTS))
 async def read_logs(
     caller: CallerDep,
     context: ContextDep,
@@ -63,7 +64,7 @@ async def read_logs(
     source = await run_in_threadpool(_source, context, caller, job_id, attempt)
     if not stream:
         lines = await run_in_threadpool(_lines, context, source, attempt, tail)
-        return StreamingResponse((f"{line.content}\n" for line in lines), media_type="application/x-ndjson")
+        return StreamingResponse((f"{line.content}\n" for line in lines), media_type=LINES)
     last_id = last_event_id or after
     start = None if last_id is None else Position.parse(last_id)
     tail_lines = await run_in_threadpool(_lines, context, source, attempt, tail) if tail and start is None else ()

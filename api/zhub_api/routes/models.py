@@ -1,9 +1,8 @@
-"""``/v1/models``, ``/v1/experts`` and ``/v1/base_models``: what can be asked, and what it is made of."""
+"""``/v1/models`` and ``/v1/base_models``: what can be asked, and what it is made of."""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict
 from sqlalchemy import select
@@ -11,14 +10,11 @@ from starlette.concurrency import run_in_threadpool
 
 from zhub.admission import limits
 from zhub.database.sessions import tenant_session
-from zhub.errors import NotFoundError
-from zhub.evaluation import feedback
-from zhub.ids import public_id
-from zhub.manifest import MANIFEST_FILE, Manifest
+from zhub.errors import InvalidRequestError
 from zhub.models import BaseModel
 from zhub.process.wakeup import SCHEDULER
-from zhub.registry import base_models, versions
-from zhub.registry.names import AUTO
+from zhub.registry import base_models, deletion, listing, versions
+from zhub.registry.names import AUTO, VERSION_NAME
 from zhub.registry.resolve import resolve
 from zhub.specs import StoredFile
 from zhub.storage.keys import base_file_key
@@ -28,6 +24,7 @@ from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.pages import page
 from zhub_api.routes.fine_tuning import queue_object
 from zhub_api.routes.uploads import MAX_MODEL_FILE_BYTES, spool
+from zhub_api.streams import BINARY, BYTES
 
 router = APIRouter(prefix="/v1")
 
@@ -41,14 +38,14 @@ def list_models(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_MODELS)] = MAX_MODELS,
 ) -> dict[str, Any]:
-    """The project's expert versions, newest first, then the base models and the router ``auto``.
+    """The project's expert versions that are not archived, newest first, then the base models and the router ``auto``.
 
     The dialect's clients read the first page and no other. So it is long, and the base models and ``auto`` are on it,
     whatever ``limit`` is; the pages that follow ``last_id`` have the older versions.
     """
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        newest, has_more = versions.list_versions(
+        newest, has_more = listing.list_versions(
             session, caller.project_id, after=after, limit=limit, with_manifests=False
         )
         experts = page([_version_model(record) for record in newest], has_more=has_more)
@@ -73,40 +70,20 @@ def retrieve_model(caller: CallerDep, context: ContextDep, model: str) -> dict[s
         return _base_model_model(resolved.base) | {"id": model}
 
 
-@router.get("/experts")
-def list_experts(
-    caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
-) -> dict[str, Any]:
-    """The project's expert versions with their manifests, newest first."""
-    caller.require("models:read")
+@router.delete("/models/{model:path}")
+def delete_model(caller: CallerDep, context: ContextDep, model: str) -> dict[str, Any]:
+    """Delete an expert version, as the dialect's ``models.delete`` does. Refused while an alias or a job needs it."""
+    caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        newest, has_more = versions.list_versions(session, caller.project_id, after=after, limit=limit)
-        summaries = feedback.summaries(session, [record.version.id for record in newest])
-        listed = [_version_object(record, summaries[record.version.id]) for record in newest]
-    return page(listed, has_more=has_more)
-
-
-@router.get("/experts/{name}")
-def retrieve_version(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
-    """One version, by ``<project>.<expert>@v<number>``, with its manifest."""
-    caller.require("models:read")
-    with tenant_session(context.engine, caller.org_id) as session:
-        record = versions.get_version(session, caller.project_id, name)
-        summaries = feedback.summaries(session, [record.version.id])
-        return _version_object(record, summaries[record.version.id])
-
-
-@router.get("/experts/{name}/files/{filename}")
-def version_file(caller: CallerDep, context: ContextDep, name: str, filename: str) -> StreamingResponse:
-    """The bytes of ``manifest.json`` or of a file that it lists; check them against its digests."""
-    caller.require("models:read")
-    with tenant_session(context.engine, caller.org_id) as session:
-        version = versions.get_version(session, caller.project_id, name).version
-    manifest = Manifest.model_validate(version.manifest)
-    if filename not in (MANIFEST_FILE, *(file.name for file in manifest.files)):
-        raise NotFoundError("file", f"{name}/{filename}")
-    content = context.store.open(f"{version.key_prefix}/{filename}")
-    return StreamingResponse(content, media_type="application/octet-stream")
+        if not VERSION_NAME.fullmatch(model):
+            # An alias names another version tomorrow, and what has another name was not made by a training.
+            resolve(session, caller, model, [])
+            raise InvalidRequestError(
+                f"'{model}' is no expert version: only these are deleted, as <project>.<expert>@v3.", param="model"
+            )
+        record = versions.get_version(session, caller.project_id, model)
+        deletion.delete_version(session, caller, record)
+        return {"id": record.name, "object": "model", "deleted": True}
 
 
 class BaseModelRequest(Schema):
@@ -132,7 +109,10 @@ def create_base_model(caller: CallerDep, context: ContextDep, request: BaseModel
         return base_model_object(base)
 
 
-@router.put("/base_models/{name}/files/{filename}")
+@router.put(
+    "/base_models/{name}/files/{filename}",
+    openapi_extra={"requestBody": {"required": True, "content": {BYTES: {"schema": BINARY}}}},
+)
 async def put_base_model_file(
     caller: CallerDep, context: ContextDep, name: str, filename: str, request: Request
 ) -> dict[str, Any]:
@@ -230,24 +210,6 @@ def _base_model_model(base: BaseModel) -> dict[str, Any]:
         "owned_by": "zhub",
         "kind": "base",
         "is_default": base.is_default,
-    }
-
-
-def _version_object(record: versions.VersionRecord, summary: feedback.Summary) -> dict[str, Any]:
-    version = record.version
-    return {
-        "id": record.name,
-        "object": "expert.version",
-        "created_at": int(version.created_at.timestamp()),
-        "expert": record.expert.name,
-        "version": version.version,
-        "base_model": record.base.name,
-        "digest": version.digest,
-        "size_bytes": version.size_bytes,
-        "job": public_id("fine-tuning job", version.job_id),
-        "uri": version.key_prefix,
-        "feedback": {"count": summary.count, "mean_score": summary.mean_score},
-        "manifest": version.manifest,
     }
 
 

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError
-from zhub.evaluation import promotions
+from zhub.evaluation import gates, promotions
 from zhub.ids import parse_id, public_id
-from zhub.models import Alias, Job, Promotion
+from zhub.models import Alias, Expert, Job, Project, Promotion
 from zhub.process.wakeup import SCHEDULER
 from zhub.registry import aliases, versions
 from zhub_api.context import CallerDep, ContextDep
@@ -43,10 +43,10 @@ def list_aliases(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
 
 @router.get("/experts/{expert}/aliases/{alias}")
 def retrieve_alias(caller: CallerDep, context: ContextDep, expert: str, alias: str) -> dict[str, Any]:
-    """The version that ``<project>.<expert>@<alias>`` points to, and every move of it, newest first."""
+    """The version that ``<project>.<expert>@<alias>`` points to, null once removed, and every move, newest first."""
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        pointer = aliases.get(session, versions.get_expert(session, caller, expert), alias)
+        pointer = aliases.get(session, versions.get_expert(session, caller, expert), alias, also_removed=True)
         (answer,) = alias_objects(session, [pointer])
         return answer | {"moves": move_objects(session, pointer)}
 
@@ -61,6 +61,7 @@ def move_alias(
     with tenant_session(context.engine, caller.org_id) as session:
         owner = versions.get_expert(session, caller, expert)
         to = versions.get_version(session, caller.project_id, request.version)
+        aliases.check_promotable(to)
         if to.expert.id != owner.id:
             raise InvalidRequestError(f"'{request.version}' is no version of '{expert}'.", param="version")
         expected = None
@@ -72,13 +73,24 @@ def move_alias(
         return alias_objects(session, [moved])[0]
 
 
+@router.delete("/experts/{expert}/aliases/{alias}")
+def remove_alias(caller: CallerDep, context: ContextDep, expert: str, alias: str) -> dict[str, Any]:
+    """Let an alias point to nothing: ``auto`` leaves the expert out where it is ``prod``. Its moves stay."""
+    caller.require("models:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        pointer = aliases.get(session, versions.get_expert(session, caller, expert), alias)
+        aliases.remove(session, pointer, by=public_id("API key", caller.key_id))
+    return {"id": f"{expert}@{alias}", "object": "expert.alias", "deleted": True}
+
+
 @router.post("/promotions")
 def create_promotion(caller: CallerDep, context: ContextDep, request: promotions.PromotionRequest) -> dict[str, Any]:
     """Have a version measured on the gate's suites; if it passes, the alias points to it from then on."""
     caller.require("jobs:write")
     caller.require("models:write")
+    graders = gates.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
-        answer = promotion_objects(session, [promotions.create(session, caller, request)])[0]
+        answer = promotion_objects(session, [promotions.create(session, caller, request, graders)])[0]
     context.wakeup.notify(SCHEDULER)
     return answer
 
@@ -116,17 +128,24 @@ def cancel_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) 
 
 
 def alias_objects(session: Session, listed: Sequence[Alias]) -> list[dict[str, Any]]:
-    records = versions.by_id(session, [alias.version_id for alias in listed])
+    """Aliases of the caller's project; the version is null of one that was removed."""
+    records = versions.by_id(session, [alias.version_id for alias in listed if alias.version_id is not None])
+    of_aliases = (
+        select(Alias.id, Project.name, Expert.name)
+        .join(Expert, Expert.id == Alias.expert_id)
+        .join(Project, Project.id == Expert.project_id)
+        .where(Alias.id.in_([alias.id for alias in listed]))
+    )
+    experts = {alias_id: f"{project}.{expert}" for alias_id, project, expert in session.execute(of_aliases)}
     return [
         {
-            "id": f"{record.project.name}.{record.expert.name}@{alias.name}",
+            "id": f"{experts[alias.id]}@{alias.name}",
             "object": "expert.alias",
             "alias": alias.name,
-            "version": record.name,
+            "version": records[alias.version_id].name if alias.version_id is not None else None,
             "moved_at": int(alias.moved_at.timestamp()),
         }
         for alias in listed
-        for record in [records[alias.version_id]]
     ]
 
 
@@ -140,7 +159,7 @@ def move_objects(session: Session, alias: Alias) -> list[dict[str, Any]]:
             "object": "expert.alias.move",
             "created_at": int(move.created_at.timestamp()),
             "from": names[move.from_version_id] if move.from_version_id else None,
-            "to": names[move.to_version_id],
+            "to": names[move.to_version_id] if move.to_version_id else None,
             "by": move.by,
             "reason": move.reason,
         }

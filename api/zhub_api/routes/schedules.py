@@ -3,20 +3,21 @@
 import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Body, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from zhub.database.sessions import tenant_session
+from zhub.errors import ConflictError
 from zhub.ids import parse_id, public_id
 from zhub.models import Alias, Dataset, Schedule, ScheduleTick
 from zhub.process.wakeup import SCHEDULER
 from zhub.schedules import cron, definitions, firing
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
-from zhub_api.pages import page
+from zhub_api.pages import Search, page
 from zhub_api.routes.promotions import alias_objects
 
 router = APIRouter(prefix="/v1/schedules")
@@ -27,16 +28,24 @@ SHOWN_RUNS = 5
 def create_schedule(caller: CallerDep, context: ContextDep, request: definitions.ScheduleRequest) -> dict[str, Any]:
     """Train on the newest version of a dataset, at the times of a cron expression or after certain events."""
     _require(caller, request)
+    graders = definitions.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
-        return schedule_objects(session, [definitions.create(session, caller, request)])[0]
+        return schedule_objects(session, [definitions.create(session, caller, request, graders)])[0]
 
 
 @router.get("")
-def list_schedules(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
+def list_schedules(
+    caller: CallerDep,
+    context: ContextDep,
+    status: Annotated[Literal["active", "paused"] | None, Query()] = None,
+    search: Search = None,
+) -> dict[str, Any]:
+    """The project's schedules, by name. ``search`` looks in the names of schedule, dataset, base and expert."""
     caller.require("jobs:read")
+    paused = None if status is None else status == "paused"
     with tenant_session(context.engine, caller.org_id) as session:
-        schedules = schedule_objects(session, definitions.list_schedules(session, caller.project_id))
-    return page(schedules, has_more=False)
+        listed = definitions.list_schedules(session, caller.project_id, paused=paused, search=search)
+        return page(schedule_objects(session, listed), has_more=False)
 
 
 @router.get("/{schedule_id}")
@@ -52,9 +61,34 @@ def replace_schedule(
 ) -> dict[str, Any]:
     """Change a schedule to what the body says. Its earlier ticks stay."""
     _require(caller, request)
+    graders = definitions.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
-        changed = definitions.replace(session, caller, _own(session, caller, schedule_id, lock=True), request)
+        own = _own(session, caller, schedule_id, lock=True)
+        changed = definitions.replace(session, caller, own, request, graders)
         return schedule_objects(session, [changed])[0]
+
+
+@router.patch("/{schedule_id}")
+def edit_schedule(
+    caller: CallerDep, context: ContextDep, schedule_id: str, changes: Annotated[dict[str, Any], Body()]
+) -> dict[str, Any]:
+    """Change the fields that the body has, in a training too: a JSON merge patch (RFC 7396) of the body of ``PUT``.
+
+    ``null`` removes a field; a grader and a gate are replaced as a whole. What has come since the schedule fired last
+    counts on (feedback, new data, the next tick), unless it is given another expert, dataset or time.
+    """
+    caller.require("jobs:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        own = _own(session, caller, schedule_id)
+        request = definitions.changed_request(session, caller, own, changes)
+    _require(caller, request)
+    graders = definitions.read_graders(request)
+    with tenant_session(context.engine, caller.org_id) as session:
+        own = _own(session, caller, schedule_id, lock=True)
+        if definitions.changed_request(session, caller, own, changes) != request:
+            raise ConflictError("Somebody else has changed the schedule at the same moment. Look at it, and try again.")
+        edited = definitions.replace(session, caller, own, request, graders)
+        return schedule_objects(session, [edited])[0]
 
 
 @router.delete("/{schedule_id}")

@@ -16,7 +16,7 @@ from zhub.models import WebhookDelivery, WebhookEndpoint
 from zhub.tenancy.keys import Caller
 from zhub.webhooks import deliveries, endpoints
 from zhub_api.context import CallerDep, Context, ContextDep
-from zhub_api.pages import page
+from zhub_api.pages import Order, PageLimit, Search, page, wanted_page
 
 router = APIRouter(prefix="/v1")
 
@@ -78,13 +78,19 @@ def create_endpoint(caller: CallerDep, context: ContextDep, request: EndpointReq
 
 @router.get("/webhook_endpoints")
 def list_endpoints(
-    caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    caller: CallerDep,
+    context: ContextDep,
+    after: str | None = None,
+    limit: PageLimit = 20,
+    order: Order = "desc",
+    status: Annotated[Literal["enabled", "disabled"] | None, Query()] = None,
+    search: Search = None,
 ) -> dict[str, Any]:
-    """The project's endpoints, newest first."""
+    """The project's endpoints, newest first. ``search`` looks in the URL and the name."""
     caller.require("webhooks:read")
-    last = parse_id("webhook endpoint", after) if after is not None else None
+    place = wanted_page("webhook endpoint", after, limit, order)
     with tenant_session(context.engine, caller.org_id) as session:
-        listed, has_more = endpoints.list_endpoints(session, caller, after=last, limit=limit)
+        listed, has_more = endpoints.list_endpoints(session, caller, place, status=status, search=search)
     return page([endpoint_object(context, endpoint) for endpoint in listed], has_more=has_more)
 
 

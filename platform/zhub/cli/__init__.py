@@ -22,6 +22,7 @@ from zhub.cli import (
     evaluations,
     experts,
     feedback,
+    graders,
     jobs,
     promotions,
     queue,
@@ -54,6 +55,7 @@ app.add_typer(queue.app, name="queue")
 app.add_typer(experts.app, name="experts")
 app.add_typer(evaluations.app, name="evaluations")
 app.add_typer(feedback.app, name="feedback")
+app.add_typer(graders.app, name="graders")
 app.add_typer(promotions.app, name="promotions")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(webhooks.app, name="webhooks")

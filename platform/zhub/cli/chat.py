@@ -1,12 +1,14 @@
 """``zhub chat``."""
 
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from zhub.cli.connection import DataDirOption, connect
 from zhub.cli.output import note
+from zhub.client import ChatOptions
 from zhub.client.wire.chat import ChatPiece
 
 
@@ -16,30 +18,45 @@ def chat(
     mix: Annotated[
         list[str] | None, typer.Option(metavar="EXPERT=WEIGHT", help="An expert of a mixture; may be repeated.")
     ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message, before the question.")] = None,
     stream: Annotated[
         bool | None, typer.Option(help="Print the answer while it is generated.", show_default="on a terminal")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0: always the most likely token.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="The longest answer, in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0: always the most likely token.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(max=1, help="Choose among the likeliest tokens that have this probability together.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="The longest answer, in tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeat what was sampled with the same seed.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
+    ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Ask one question. The answer goes to standard output; who answered, and why, to standard error."""
-    mixture = parse_mixture(mix or [])
+    options: ChatOptions = {
+        "mixture": parse_mixture(mix or []),
+        "system": system,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "stop": stop or None,
+    }
     with connect(data_dir) as client:
         if stream if stream is not None else sys.stdout.isatty():
-            shown: ChatPiece | None = None
-            for piece in client.chat_stream(
-                model, message, mixture=mixture, temperature=temperature, max_tokens=max_tokens
-            ):
-                if shown is None:
-                    note(speaker(piece))
-                shown = piece
-                typer.echo(piece.text, nl=False)
-            typer.echo()
-        else:
-            answer = client.chat(model, message, mixture=mixture, temperature=temperature, max_tokens=max_tokens)
-            note(speaker(answer))
-            typer.echo(answer.text)
+            return _print_stream(client.chat_stream(model, message, **options))
+        answer = client.chat(model, message, **options)
+    note(speaker(answer))
+    typer.echo(answer.text)
+
+
+def _print_stream(pieces: Iterator[ChatPiece]) -> None:
+    for index, piece in enumerate(pieces):
+        if index == 0:
+            note(speaker(piece))
+        typer.echo(piece.text, nl=False)
+    typer.echo()
 
 
 def parse_mixture(mix: list[str]) -> dict[str, float]:

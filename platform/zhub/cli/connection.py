@@ -18,6 +18,15 @@ DataDirOption = Annotated[
         show_default="the user's data directory",
     ),
 ]
+DatabaseUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="ZHUB_DATABASE_URL",
+        help="PostgreSQL, as a login that is a member of zhub_system.",
+        show_default="the database of the local zhub",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from zhub.cli.connection import DatabaseUrlOption, DataDirOption
 from zhub.cli.output import note
 
 app = typer.Typer(help="The database of a production installation; `zhub up` manages its own.", no_args_is_help=True)
@@ -90,18 +91,17 @@ def quota(
         typer.Option(min=0, help="Of dataset files and private base models.", show_default="200 GiB"),
     ] = None,
     requests_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="That each process of the API answers.", show_default="12000")
+        int | None,
+        typer.Option(min=1, help="That are answered, by all processes of the API together.", show_default="12000"),
     ] = None,
-    url: Annotated[
-        str,
-        typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
-    ] = ...,  # type: ignore[assignment]
+    url: DatabaseUrlOption = None,
+    data_dir: DataDirOption = None,
 ) -> None:
     """Set an organisation's quota. A limit that is not given returns to its default."""
     from zhub.cli import database_operations
 
     database_operations.set_quota(
-        url,
+        database_operations.system_url(url, data_dir),
         organization,
         weight=weight,
         nominal_workers=nominal_workers,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 import psycopg
 import typer
@@ -18,11 +19,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, Programm
 from sqlalchemy.orm import Session
 
 from zhub.cli.exits import ERROR
-from zhub.cli.output import note
+from zhub.cli.output import moment, note
+from zhub.client.credentials import default_data_dir
 from zhub.database import migrate
 from zhub.database.logins import API_LOGIN, SYSTEM_LOGIN, ensure_logins
 from zhub.database.migrate import check_at_head
 from zhub.database.sessions import make_engine, system_session
+from zhub.embedded.data_dir import DataDir
+from zhub.embedded.postgres import running_system_url
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from zhub.ids import new_id
 from zhub.kinds import redrive
@@ -34,6 +38,24 @@ from zhub.tenancy.bootstrap import create_full_key, ensure_project, has_keys
 from zhub.tenancy.quotas import limits_of
 
 KEY_NAME = "zhub db bootstrap"
+
+
+def system_url(url: str | None, data_dir: Path | None) -> str:
+    """The URL that was given, or that of the database of the zhub that runs on the data directory.
+
+    Raises:
+        UnavailableError: none was given, and no zhub runs there.
+    """
+    if url is not None:
+        return url
+    directory = (data_dir or default_data_dir()).expanduser().absolute()
+    found = running_system_url(DataDir(directory).postgres)
+    if found is None:
+        raise UnavailableError(
+            f"No database runs on {directory}. Start it with `zhub up`, name its directory with --data-dir, or set "
+            "ZHUB_DATABASE_URL to one of a production installation."
+        )
+    return found
 
 
 def upgrade(owner_url: str) -> None:
@@ -124,9 +146,8 @@ def redrive_jobs(system_url: str, which: DeadLetters, *, do_it: bool) -> None:
         failed_jobs = redrive.find(session, which)
         for job in failed_jobs:
             error = job.error or {}
-            typer.echo(
-                f"{job.id}  {job.kind}  {job.finished_at:%Y-%m-%d %H:%M}  {error.get('code')}: {error.get('message')}"
-            )
+            ended = moment(job.finished_at.timestamp()) if job.finished_at else "-"
+            typer.echo(f"{job.id}  {job.kind}  {ended}  {error.get('code')}: {error.get('message')}")
             if do_it:
                 redrive.request(session, job, by=f"operator {getpass.getuser()}")
     if do_it:

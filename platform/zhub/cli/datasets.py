@@ -1,35 +1,94 @@
 """``zhub datasets``."""
 
 import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
-from zhub.cli.output import facts, moment, note, put, show_json, size, status, stderr, table
+from zhub.cli.output import facts, moment, note, put, show_json, size, status, table
+from zhub.cli.uploads import (
+    AnswerColumnOption,
+    PromptColumnOption,
+    PromptTemplateOption,
+    SkipIncompleteOption,
+    Uploads,
+    show_conversion,
+)
 from zhub.client import Client
 from zhub.client.wire.training import DatasetFile
+from zhub.datasets.conversion.converting import as_rows
+from zhub.datasets.conversion.mapping import ChosenColumns
 from zhub.demo.task_families import FAMILIES, sample_rows
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
+from zhub.suggestions import did_you_mean
 
 # Every family has so many different prompts.
 MAX_SAMPLED_ROWS = 5000
 MAX_HELD_OUT_ROWS = 1000
 
-app = typer.Typer(
-    help="Datasets: JSONL files, checked row by row before anything trains on them.", no_args_is_help=True
-)
+REFERENCE = "A dataset's name, one of its versions (name@v2), or the id of a file (file-…)."
+VERSION = re.compile(r"(?P<name>.+)@v(?P<version>[0-9]{1,9})")
+
+MethodOption = Annotated[
+    Literal["reinforcement", "supervised", "dpo"] | None,
+    typer.Option(
+        help="What will train on it: supervised learns the answers, reinforcement keeps them for its grader.",
+        show_default="as reinforcement; dialogues stay whole",
+    ),
+]
+
+app = typer.Typer(help="Datasets: rows, each checked before anything trains on them.", no_args_is_help=True)
 
 
 @app.command()
 def push(
-    path: Annotated[Path, typer.Argument(help="A JSONL file; a file of the same name becomes its next version.")],
+    path: Annotated[Path, typer.Argument(help="A data file; one of the same name becomes its dataset's next version.")],
+    method: MethodOption = None,
+    prompt_column: PromptColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    prompt_template: PromptTemplateOption = None,
+    skip_incomplete: SkipIncompleteOption = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a file and check its rows."""
+    """Upload a data file and check its rows. CSV, TSV, Parquet and JSON become rows on this machine, also from gzip."""
+    chosen = ChosenColumns(prompt_column, answer_column, prompt_template)
     with connect(data_dir) as client:
-        _show(push_file(client, path), as_json)
+        file = Uploads(client).push(
+            path, purpose="fine-tune", method=method, chosen=chosen, skip_incomplete=skip_incomplete
+        )
+        _show(file, as_json)
+
+
+@app.command()
+def convert(
+    path: Annotated[Path, typer.Argument(help="CSV, TSV, Parquet, JSON or JSON Lines, also compressed by gzip.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write the rows.", show_default="only show them")
+    ] = None,
+    method: MethodOption = None,
+    prompt_column: PromptColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    prompt_template: PromptTemplateOption = None,
+    skip_incomplete: SkipIncompleteOption = False,
+) -> None:
+    """Make rows of a data file, or show how they would look. Nothing is uploaded."""
+    chosen = ChosenColumns(prompt_column, answer_column, prompt_template)
+    if output is not None and output.exists():
+        raise ConflictError(f"{output} exists already. Remove it, or choose another file.")
+    with as_rows(path, chosen=chosen, method=method, skip_incomplete=skip_incomplete) as rows:
+        if rows.conversion is not None:
+            show_conversion(path.name, rows.conversion)
+        else:
+            note(f"{path.name} is JSON Lines: its rows stay as they are.")
+        if output is not None:
+            _copy(rows.path, output)
+            note(f"The rows are in {output}.")
 
 
 @app.command()
@@ -53,10 +112,18 @@ def sample(
 
 
 @app.command()
-def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List the dataset files, newest first."""
+def ls(
+    search: Annotated[str | None, typer.Option(metavar="TEXT", help="Only files with this text in their name.")] = None,
+    sort: Annotated[Literal["newest", "oldest", "name", "rows", "size"], typer.Option()] = "newest",
+    limit: Annotated[int | None, typer.Option(min=1, help="How many.", show_default="all")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the dataset files."""
     with connect(data_dir) as client:
-        files = client.files.list()
+        # Only the newest are known before all have come.
+        files = client.files.list(search=search, limit=limit if sort == "newest" else None)
+    files = _sorted(files, sort)[:limit]
     if as_json:
         return show_json(files)
     rows = [
@@ -74,21 +141,95 @@ def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def show(file_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+def show(
+    dataset: Annotated[str, typer.Argument(help=REFERENCE)], data_dir: DataDirOption = None, as_json: JsonOption = False
+) -> None:
     """Show one dataset file and the result of its check."""
     with connect(data_dir) as client:
-        _show(client.files.get(file_id), as_json)
+        _show(_versions(client, dataset)[0], as_json)
 
 
-def push_file(client: Client, path: Path, *, purpose: str = "fine-tune") -> DatasetFile:
-    """Upload a file and wait until its rows are checked. Only with the purpose ``fine-tune`` it is new data."""
-    with stderr().status(f"{path.name}: uploading") as spinner:
-        file = client.files.upload(path, purpose=purpose)
-        spinner.update(f"{path.name}: its rows are being checked")
-        checked = client.files.wait_processed(file.id)
-    if repeated := (checked.validation or {}).get("duplicate_count"):
-        note(f"{path.name}: {repeated:,} rows repeat others. They are used once; see the hyper-parameter 'duplicates'.")
-    return checked
+@app.command()
+def pull(
+    dataset: Annotated[str, typer.Argument(help=REFERENCE)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write it.", show_default="the file's name")
+    ] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Download a dataset file, every byte checked against its digest."""
+    with connect(data_dir) as client:
+        file = _versions(client, dataset)[0]
+        # A name from elsewhere must not lead out of this directory.
+        target = output or Path(Path(file.filename).name)
+        client.files.pull(file.id, target)
+    note(f"{file.filename} v{file.version} is in {target.absolute()}; its digest matches.")
+    if as_json:
+        show_json(file)
+    else:
+        typer.echo(str(target.absolute()))
+
+
+@app.command()
+def rm(
+    dataset: Annotated[str, typer.Argument(help=REFERENCE)],
+    all_versions: Annotated[bool, typer.Option("--all-versions", help="Every version of the dataset.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what published versions were trained on; jobs keep what they need.")
+    ] = False,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Delete a dataset file. One that a version, a job, a gate or a schedule needs is refused, by its name."""
+    with connect(data_dir) as client:
+        versions = _versions(client, dataset)
+        if len(versions) > 1 and not all_versions:
+            names = ", ".join(f"{file.dataset}@v{file.version}" for file in versions[:10])
+            raise ConflictError(
+                f"'{dataset}' has {len(versions)} versions: {names}{' …' if len(versions) > 10 else ''}. Name one of "
+                "them, or give --all-versions."
+            )
+        for file in versions:
+            client.files.delete(file.id, force=force)
+            note(f"Deleted {file.filename} v{file.version} ({file.id}).")
+
+
+def _versions(client: Client, reference: str) -> list[DatasetFile]:
+    """The files that a reference names, newest first: one by its id or version, or all of a dataset.
+
+    Raises:
+        NotFoundError: none; with the names that look alike.
+    """
+    if reference.startswith("file-"):
+        return [client.files.get(reference)]
+    name, version = reference, None
+    if match := VERSION.fullmatch(reference):
+        name, version = match["name"], int(match["version"])
+    files = client.files.list()
+    of_name = [file for file in files if name in (file.dataset, file.filename)]
+    versions = [file for file in of_name if version in (None, file.version)]
+    if not versions:
+        hint = "" if of_name else did_you_mean(name, {file.dataset for file in files})
+        raise NotFoundError("dataset", reference, f"{hint} `zhub datasets ls` lists them.".strip())
+    return versions
+
+
+def _sorted(files: Sequence[DatasetFile], sort: str) -> list[DatasetFile]:
+    keys: dict[str, Callable[[DatasetFile], Any]] = {
+        "name": lambda file: (file.filename.casefold(), -file.version),
+        "rows": lambda file: -(file.validation or {}).get("rows", 0),
+        "size": lambda file: -file.bytes,
+    }
+    if sort in keys:
+        return sorted(files, key=keys[sort])
+    return list(files) if sort == "newest" else list(reversed(files))
+
+
+def _copy(rows: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(rows, target)
+    except OSError as exc:
+        raise InvalidRequestError(f"{target} cannot be written: {exc.strerror}.") from exc
 
 
 def _rows(file: DatasetFile) -> str:

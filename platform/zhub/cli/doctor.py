@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,8 @@ from zhub.client import Client
 from zhub.client.credentials import default_data_dir, read_credentials
 from zhub.embedded.binaries import find_postgres, find_valkey, postgres_major
 from zhub.embedded.data_dir import MIN_FREE_BYTES, DataDir, locked
-from zhub.errors import EmbeddedError, ZhubError
+from zhub.errors import EmbeddedError, SandboxUnavailableError, ZhubError
+from zhub.sandbox import Program, Sandbox, Value
 
 COMFORTABLE_FREE_BYTES = 5_000_000_000
 FULL_SHARE = 0.9
@@ -77,6 +79,7 @@ def local_checks(directory: Path) -> Iterator[Check]:
             yield Check(name=package, state="ok", found=importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
             yield Check(name=package, state="broken", found="none", fix=f"Run `pip install 'zhub[{extra}]'`.")
+    yield _sandbox()
     yield _disk(directory)
     yield _data_dir(directory)
 
@@ -101,6 +104,15 @@ def server_checks(client: Client) -> Iterator[Check]:
         else:
             fix = "Jobs wait for an agent. It may still be starting; otherwise read its log, agent.log."
             yield Check(name=name, state="broken", found="none seen in the last 30 s", fix=fix)
+        name = "serving"
+        if ready["serving"]:
+            yield Check(name=name, state="ok", found="answers")
+        else:
+            fix = (
+                "Nobody can chat. Serving may still be starting; otherwise the agent's log, agent.log, says what is "
+                "wrong, and when it is started again."
+            )
+            yield Check(name=name, state="broken", found="does not answer", fix=fix)
         name = "API key"
         bases = client.base_models.list()
         yield Check(name=name, state="ok", found="accepted")
@@ -128,6 +140,23 @@ def server_checks(client: Client) -> Iterator[Check]:
         yield Check(name=name, state="ok", found="answers" if files else "not checked: no file was uploaded yet")
     except ZhubError as exc:
         yield Check(name=name, state="broken", found="an error", fix=str(exc))
+
+
+def _sandbox() -> Check:
+    """Whether this machine confines programs of users and models, and as which user they run."""
+    name = "sandbox"
+    try:
+        with Sandbox(workers=1) as sandbox:
+            results = sandbox.run(Program("import os", ["os.getuid()"])).results
+    except SandboxUnavailableError as exc:
+        fix = f"Graders that run code are refused here, everything else works. {exc}"
+        return Check(name=name, state="warning", found="cannot run", fix=fix)
+    uid = results[0].value if results and isinstance(results[0], Value) else None
+    if uid == 0:
+        library = sysconfig.get_path("stdlib")
+        fix = f"So that programs run as nobody instead, let everybody read Python's library: `chmod -R o+rX {library}`."
+        return Check(name=name, state="warning", found="programs run as root, without capabilities", fix=fix)
+    return Check(name=name, state="ok", found=f"programs run confined, as uid {uid}")
 
 
 def _disk(directory: Path) -> Check:

@@ -5,10 +5,14 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from zhub.cli.commands_for_routes import with_commands
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
-from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, status, table
-from zhub.cli.submit import GraderOption, MeasuringClusterOption, file_id, read_grader
+from zhub.cli.listings import ORDERS, JobStatusOption, LimitOption, SearchOption, SinceOption, SortOption
+from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, table
+from zhub.cli.output import status as shown_status
+from zhub.cli.submit import GraderOption, MeasuringClusterOption, read_grader
+from zhub.cli.uploads import uploading
 from zhub.client.wire.experts import EvaluationComparison, EvaluationRecord, EvaluationResults
 from zhub.manifest import Accuracy
 
@@ -20,7 +24,7 @@ app = typer.Typer(
 @app.command()
 def create(
     model: Annotated[str, typer.Argument(help="An expert version or a base model.")],
-    dataset: Annotated[str, typer.Argument(help="A JSONL file to upload, or the id of an uploaded one (file-…).")],
+    dataset: Annotated[str, typer.Argument(help="A data file to upload, or the id of an uploaded one (file-…).")],
     grader: GraderOption = None,
     compare_with: Annotated[
         list[str] | None, typer.Option(metavar="MODEL", help="Another model to measure; may be repeated.")
@@ -35,10 +39,10 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model and its base on a file. What was measured on the same suite before is not run again."""
-    with connect(data_dir) as client:
+    with connect(data_dir) as client, uploading(client) as uploads:
         evaluation = client.evaluations.create(
             model=model,
-            file=file_id(client, dataset, purpose="evals"),
+            file=uploads.file_id(dataset, purpose="evals"),
             grader=read_grader(grader),
             compare_with=compare_with or [],
             max_new_tokens=max_new_tokens,
@@ -47,6 +51,7 @@ def create(
             seed=seed,
             cluster=cluster,
         )
+        uploads.keep()
         if wait:
             note(f"Waiting for {evaluation.id} and {len(evaluation.others)} others of its suite.")
             evaluation = client.evaluations.wait_settled(evaluation.id)
@@ -58,17 +63,30 @@ def create(
 
 
 @app.command()
-def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List the evaluations, newest first."""
+def ls(
+    status: JobStatusOption = None,
+    model: Annotated[
+        str | None, typer.Option(help="Only those of this version, of all versions of this expert, or of this base.")
+    ] = None,
+    search: SearchOption = None,
+    since: SinceOption = None,
+    sort: SortOption = "newest",
+    limit: LimitOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the evaluations: all of them, or those that the options describe."""
     with connect(data_dir) as client:
-        evaluations = client.evaluations.list()
+        evaluations = client.evaluations.list(
+            most=limit, status=status, model=model, search=search, since=since, order=ORDERS[sort]
+        )
     if as_json:
         return show_json(evaluations)
     rows = [
         (
             evaluation.id,
             evaluation.model,
-            status(evaluation.status),
+            shown_status(evaluation.status),
             _mean(evaluation.results),
             evaluation.suite["file"]["name"],
             moment(evaluation.created_at),
@@ -94,7 +112,7 @@ def show_evaluation(evaluation: EvaluationRecord, as_json: bool) -> None:
         facts(
             [
                 ("id", evaluation.id),
-                *([("error", str(evaluation.error["message"]))] if evaluation.error else []),
+                *([("error", with_commands(str(evaluation.error["message"])))] if evaluation.error else []),
                 ("file", f"{suite['file']['name']} (sha256:{suite['file']['sha256'][:12]})"),
                 ("grader", f"{suite['grader']['type']} '{suite['grader']['name']}'"),
                 ("cluster", evaluation.cluster),
@@ -130,12 +148,12 @@ def _row(
     if compared is not None:
         low, high = 100 * compared.low, 100 * compared.high
         difference = f"{100 * compared.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
-        p, verdict = p_value(compared.p_value), status(compared.verdict)
+        p, verdict = p_value(compared.p_value), shown_status(compared.verdict)
     if results is None:
-        return model, status(state), "-", "-", "-", "-", difference, p, verdict
+        return model, shown_status(state), "-", "-", "-", "-", difference, p, verdict
     passed = "-" if results.pass_at_k is None else percent(results.pass_at_k)
     counts = str(results.n), _mean(results), str(results.parse_failures), passed
-    return model, status(state), *counts, difference, p, verdict
+    return model, shown_status(state), *counts, difference, p, verdict
 
 
 def _mean(results: EvaluationResults | None) -> str:

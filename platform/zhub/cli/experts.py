@@ -1,28 +1,52 @@
 """``zhub experts``."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
-from zhub.client.wire.experts import ExpertVersion, FeedbackSummary
+from zhub.client.wire.experts import ExpertRecord, ExpertVersion, FeedbackSummary
 from zhub.manifest import Evaluation
+
+SHOWN_CHARACTERS = 60
 
 app = typer.Typer(help="Experts: the versions that training has published.", no_args_is_help=True)
 
 
+NameArgument = Annotated[str, typer.Argument(help="A version (project.expert@v1), or an expert (project.expert).")]
+
+
 @app.command()
-def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+def ls(
+    search: Annotated[str | None, typer.Option(help="A part of an expert's name or of a description.")] = None,
+    base: Annotated[str | None, typer.Option(help="Only those of this base model.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Only those with this tag, as key or key=value; may be repeated.")
+    ] = None,
+    alias: Annotated[str | None, typer.Option(help="Only those that this alias points to, as prod.")] = None,
+    archived: Annotated[bool, typer.Option("--archived", help="Archived ones as well.")] = False,
+    sort: Annotated[
+        Literal["newest", "name", "score"], typer.Option(help="What comes first; score: on the held-out test rows.")
+    ] = "newest",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.", show_default="all")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the expert versions, newest first."""
     with connect(data_dir) as client:
-        versions = client.experts.list()
+        versions = client.experts.list(
+            search=search, base=base, tags=tag or (), alias=alias, archived=archived, sort=sort, limit=limit
+        )
     if as_json:
         return show_json(versions)
     rows = [
         (
             version.id,
+            " ".join([*(f"@{name}" for name in version.aliases), *["archived"] * version.archived]) or "-",
+            _tags(version.tags),
             version.base_model,
             *_accuracies(version.evaluation("test")),
             _mean_score(version.feedback),
@@ -31,14 +55,101 @@ def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
         )
         for version in versions
     ]
-    put(table(("NAME", "BASE", "BASE ACC.", "EXPERT ACC.", "FEEDBACK", "DIGEST", "CREATED"), rows, whole=1))
+    columns = ("NAME", "ALIASES", "TAGS", "BASE", "BASE ACC.", "EXPERT ACC.", "FEEDBACK", "DIGEST", "CREATED")
+    put(table(columns, rows, whole=1))
 
 
 @app.command()
-def show(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Show one version (project.expert@v1): its accuracy, its files, its origin."""
+def show(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show a version: its accuracy, its files, its origin; or an expert: what is said of it, and its versions."""
     with connect(data_dir) as client:
-        show_version(client.experts.get(name), as_json)
+        if "@" in name:
+            return show_version(client.experts.get(name), as_json)
+        show_expert(client.experts.get_expert(name), as_json)
+
+
+@app.command()
+def describe(
+    name: NameArgument,
+    text: Annotated[str, typer.Argument(help="What it is, what it is for; '' removes the description.")],
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a version or an expert."""
+    _change(name, data_dir, as_json, description=text)
+
+
+@app.command()
+def tag(
+    name: NameArgument,
+    tags: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Tags to set.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A tag to remove; may be repeated.")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tag a version or an expert: team=search, stage=trial."""
+    changed: dict[str, str | None] = dict.fromkeys(remove or ())
+    for pair in tags or ():
+        key, is_pair, value = pair.partition("=")
+        if not is_pair:
+            raise typer.BadParameter(f"'{pair}': expected key=value.")
+        changed[key] = value
+    if not changed:
+        raise typer.BadParameter("nothing to change: give tags as key=value, or --remove KEY.")
+    _change(name, data_dir, as_json, tags=changed)
+
+
+@app.command()
+def rename(
+    expert: Annotated[str, typer.Argument(help="An expert (project.expert).")],
+    new_name: Annotated[str, typer.Argument(help="Its new name, without the project.")],
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rename an expert. Its old name still leads to it, and no other expert gets it."""
+    _change(expert, data_dir, as_json, name=new_name)
+
+
+@app.command()
+def archive(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Hide a version or an expert: `auto` never chooses it, and no training goes into an archived expert."""
+    _change(name, data_dir, as_json, archived=True)
+
+
+@app.command()
+def unarchive(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Take a version or an expert out of the archive."""
+    _change(name, data_dir, as_json, archived=False)
+
+
+@app.command()
+def rm(
+    name: NameArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Delete a version, or an expert with all its versions. There is no way back."""
+    with connect(data_dir) as client:
+        what = name if "@" in name else f"{name} with its {client.experts.get_expert(name).versions} versions"
+        if not yes:
+            typer.confirm(f"Delete {what} for good?", abort=True, err=True)
+        client.experts.delete(name)
+    note(f"{what} is deleted.")
+
+
+@app.command()
+def history(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show who renamed, described, tagged, archived or deleted what, newest first. `moves` has that of aliases."""
+    with connect(data_dir) as client:
+        changes = list(client.experts.changes(name))
+    if as_json:
+        return show_json(changes)
+    rows = [
+        (moment(change.created_at), change.subject, field, _short(sides["from"]), _short(sides["to"]), change.by)
+        for change in changes
+        for field, sides in change.changes.items()
+    ]
+    put(table(("AT", "OF", "CHANGED", "FROM", "TO", "BY"), rows, whole=2))
 
 
 @app.command()
@@ -71,7 +182,7 @@ def aliases(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None
     put(
         table(
             ("ALIAS", "VERSION", "MOVED"),
-            [(alias.id, alias.version, moment(alias.moved_at)) for alias in all_aliases],
+            [(alias.id, alias.version or "-", moment(alias.moved_at)) for alias in all_aliases],
             whole=2,
         )
     )
@@ -84,7 +195,10 @@ def moves(alias: str, data_dir: DataDirOption = None, as_json: JsonOption = Fals
         record = client.aliases.get(alias)
     if as_json:
         return show_json(record)
-    rows = [(moment(move.created_at), move.origin or "-", move.to, move.by, move.reason or "") for move in record.moves]
+    rows = [
+        (moment(move.created_at), move.origin or "-", move.to or "-", move.by, move.reason or "")
+        for move in record.moves
+    ]
     put(table(("AT", "FROM", "TO", "BY", "BECAUSE"), rows, whole=4))
 
 
@@ -104,6 +218,41 @@ def promote(
     note(f"{moved.id} points to {moved.version}.")
 
 
+@app.command()
+def demote(
+    alias: Annotated[str, typer.Argument(help="An alias (project.expert@prod).")], data_dir: DataDirOption = None
+) -> None:
+    """Remove an alias: without @prod, `auto` does not choose the expert any more."""
+    with connect(data_dir) as client:
+        client.aliases.remove(alias)
+    note(f"{alias} points to nothing now.")
+
+
+def _change(subject: str, data_dir: Path | None, as_json: bool, /, **fields: Any) -> None:
+    with connect(data_dir) as client:
+        changed = client.experts.change(subject, **fields)
+    if isinstance(changed, ExpertVersion):
+        return show_version(changed, as_json)
+    show_expert(changed, as_json)
+
+
+def show_expert(expert: ExpertRecord, as_json: bool) -> None:
+    if as_json:
+        return show_json(expert)
+    put(
+        facts(
+            [
+                ("name", expert.id),
+                ("created", moment(expert.created_at)),
+                *_said(expert),
+                ("versions", f"{expert.versions}, the newest {expert.newest}" if expert.newest else "none"),
+                ("aliases", " ".join(f"@{name}" for name in expert.aliases) or "-"),
+                *([("once called", ", ".join(expert.former_names))] if expert.former_names else []),
+            ]
+        )
+    )
+
+
 def show_version(version: ExpertVersion, as_json: bool) -> None:
     if as_json:
         return show_json(version)
@@ -114,6 +263,8 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
                 ("name", version.id),
                 ("digest", f"sha256:{version.digest}"),
                 ("created", moment(version.created_at)),
+                *_said(version),
+                ("aliases", " ".join(f"@{name}" for name in version.aliases) or "-"),
                 ("base", f"{version.base_model} ({manifest['base_source']})"),
                 ("basis", manifest["basis_fingerprint"]),
                 ("weights", manifest["weights_fingerprint"]),
@@ -121,7 +272,7 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
                 ("job", f"{version.job}, attempt {manifest['fence']}, seed {manifest['seed']}"),
                 ("recipe", f"{manifest['recipe']}, best step {manifest['best_step']} of {manifest['steps']}"),
                 ("made by", f"zhub {manifest['code_version']} on {manifest['hardware']}"),
-                ("parent", manifest["parent_digest"] or "none: trained from the base"),
+                ("parent", _parent(version)),
                 ("size", f"{manifest['parameters']:,} numbers, {size(version.size_bytes)}"),
                 ("feedback", _mean_score(version.feedback)),
             ]
@@ -144,6 +295,31 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
     put()
     files = [(file["name"], size(file["size_bytes"]), file["sha256"]) for file in manifest["files"]]
     put(table(("FILE", "SIZE", "SHA-256"), files, whole=2))
+
+
+def _said(subject: ExpertRecord | ExpertVersion) -> list[tuple[str, str]]:
+    """What people say of an expert or a version."""
+    return [
+        ("description", subject.description or "-"),
+        ("tags", _tags(subject.tags)),
+        *([("archived", "yes")] if subject.archived else []),
+    ]
+
+
+def _tags(tags: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(tags.items())) or "-"
+
+
+def _parent(version: ExpertVersion) -> str:
+    digest = version.manifest["parent_digest"]
+    if digest is None:
+        return "none: trained from the base"
+    return f"{version.parent} (sha256:{digest})" if version.parent else f"sha256:{digest}"
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split()) if value not in (None, "", {}) else "-"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
 
 
 def _mean_score(feedback: FeedbackSummary) -> str:

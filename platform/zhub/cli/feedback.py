@@ -1,6 +1,5 @@
 """``zhub feedback``."""
 
-import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.listings import ORDERS, SearchOption, SinceOption, SortOption
 from zhub.cli.output import moment, note, put, show_json, table
 from zhub.cli.submit import read_json
 
@@ -53,13 +53,27 @@ def add(
 @app.command()
 def ls(
     model: WhichArgument = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, from the newest on.")] = 20,
+    min_score: Annotated[float | None, typer.Option(min=-1, max=1, help="Only scores from this one on.")] = None,
+    max_score: Annotated[float | None, typer.Option(min=-1, max=1, help="Only scores up to this one.")] = None,
+    search: SearchOption = None,
+    since: SinceOption = None,
+    sort: SortOption = "newest",
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the newest feedback. `zhub experts ls` has the mean score of each version."""
+    """List feedback, the newest first. `zhub experts ls` has the mean score of each version."""
     with connect(data_dir) as client:
-        pieces = list(itertools.islice(client.feedback.list(model), limit))
+        listed = client.feedback.list(
+            model,
+            most=limit,
+            min_score=min_score,
+            max_score=max_score,
+            search=search,
+            since=since,
+            order=ORDERS[sort],
+        )
+        pieces = list(listed)
     if as_json:
         return show_json(pieces)
     rows = [

@@ -1,36 +1,77 @@
 """``zhub jobs``."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.text import Text
 
+from zhub.cli import curves
+from zhub.cli.commands_for_routes import with_commands
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.experts import show_version
-from zhub.cli.output import facts, moment, note, percent, put, show_json, size, sparkline, status, table
+from zhub.cli.listings import ORDERS, JobStatusOption, LimitOption, SearchOption, SinceOption, SortOption
+from zhub.cli.output import facts, moment, note, percent, put, show_json, size, table
+from zhub.cli.output import status as shown_status
 from zhub.cli.watching import event_line, watch
 from zhub.client import Client
 from zhub.client.wire.training import CheckpointRecord, FineTuningJob, LogLine
 
-SERIES_POINTS = 40  # as wide as a sparkline
+SIGNIFICANCE = 0.05
+
+JobIdsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="ftjob-…, one or several.")]
 
 app = typer.Typer(help="Training jobs.", no_args_is_help=True)
 
 
 @app.command()
-def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List the jobs, newest first."""
+def ls(
+    status: JobStatusOption = None,
+    method: Annotated[
+        Literal["reinforcement", "supervised", "dpo"] | None, typer.Option(help="Only those trained like this.")
+    ] = None,
+    expert: Annotated[str | None, typer.Option(help="Only those that train this expert.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only those with this tag; may be repeated.")
+    ] = None,
+    archived: Annotated[
+        bool, typer.Option("--archived", help="Those that are archived, which are left out otherwise.")
+    ] = False,
+    search: SearchOption = None,
+    since: SinceOption = None,
+    sort: SortOption = "newest",
+    limit: LimitOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the jobs: all of them, or those that the options describe."""
     with connect(data_dir) as client:
-        all_jobs = client.jobs.list()
+        listed = client.jobs.list(
+            most=limit,
+            status=status,
+            method=method,
+            expert=expert,
+            metadata=parse_tags(tag or []) or None,
+            archived=archived,
+            search=search,
+            since=since,
+            order=ORDERS[sort],
+        )
     if as_json:
-        return show_json(all_jobs)
+        return show_json(listed)
     rows = [
-        (job.id, status(job.status), job.model, job.fine_tuned_model or job.suffix or "-", moment(job.created_at))
-        for job in all_jobs
+        (
+            job.id,
+            shown_status(job.status),
+            job.model,
+            job.fine_tuned_model or job.suffix or "-",
+            result_line(job),
+            moment(job.created_at),
+        )
+        for job in listed
     ]
-    put(table(("ID", "STATUS", "BASE", "EXPERT", "CREATED"), rows, whole=2))
+    put(table(("ID", "STATUS", "BASE", "EXPERT", "RESULT", "CREATED"), rows, whole=2))
 
 
 @app.command()
@@ -90,25 +131,52 @@ def events(
         put(Text(event_line(event)), soft_wrap=True)
 
 
+app.command()(curves.metrics)
+app.command()(curves.curve)
+
+
 @app.command()
-def metrics(job_id: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Show the metrics of a job's training by step."""
+def describe(
+    job_id: str,
+    text: Annotated[str, typer.Argument(help="What to say of it; an empty text removes what was said.")],
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a job is about."""
     with connect(data_dir) as client:
-        all_series = client.jobs.metrics(job_id, points=SERIES_POINTS)
-    if as_json:
-        return show_json(all_series)
-    rows = []
-    for series in all_series:
-        values = [point.value for point in series.points]
-        extremes = (f"{value:.4g}" for value in (values[0], values[-1], min(values), max(values)))
-        rows.append((series.name, str(series.count), *extremes, sparkline(_scaled(values))))
-    put(table(("METRIC", "POINTS", "FIRST", "LAST", "LOWEST", "HIGHEST", "COURSE"), rows, whole=7))
+        show_job(client.jobs.change(job_id, description=text), as_json)
 
 
-def _scaled(values: Sequence[float]) -> list[float]:
-    """Between 0, the lowest, and 1, the highest."""
-    low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 0.5 for value in values]
+@app.command()
+def tag(
+    job_id: str,
+    tags: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Tags to set.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A tag to remove; may be repeated.")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set and remove tags of a job: the `metadata` of the API. `zhub jobs ls --tag` finds by them."""
+    with connect(data_dir) as client:
+        kept = {key: value for key, value in client.jobs.get(job_id).metadata.items() if key not in (remove or [])}
+        show_job(client.jobs.change(job_id, metadata=kept | parse_tags(tags or [])), as_json)
+
+
+@app.command()
+def archive(job_ids: JobIdsArgument, data_dir: DataDirOption = None) -> None:
+    """Hide jobs that have ended from `zhub jobs ls`. What they published stays, with its history."""
+    with connect(data_dir) as client:
+        for job_id in job_ids:
+            client.jobs.change(job_id, archived=True)
+            note(f"{job_id} is archived; `zhub jobs unarchive {job_id}` shows it again.")
+
+
+@app.command()
+def unarchive(job_ids: JobIdsArgument, data_dir: DataDirOption = None) -> None:
+    """Show archived jobs in `zhub jobs ls` again."""
+    with connect(data_dir) as client:
+        for job_id in job_ids:
+            client.jobs.change(job_id, archived=False)
+            note(f"{job_id} is listed again.")
 
 
 @app.command()
@@ -179,6 +247,32 @@ def finish(client: Client, job: FineTuningJob, as_json: bool) -> None:
     show_version(client.experts.get(job.fine_tuned_model), as_json=False)
 
 
+def parse_tags(tags: Sequence[str]) -> dict[str, str]:
+    """``key=value`` pairs."""
+    pairs = [tag.partition("=") for tag in tags]
+    for key, equals, value in pairs:
+        if not (key and equals):
+            raise typer.BadParameter(f"expected KEY=VALUE, found '{key}{equals}{value}'")
+    return {key: value for key, _, value in pairs}
+
+
+def _tags_line(job: FineTuningJob) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(job.metadata.items()))
+
+
+def result_line(job: FineTuningJob) -> str | Text:
+    """What a job led to: the accuracy of base and expert on test rows, or that nothing was learned."""
+    result = job.result
+    if result is None:
+        return "-"
+    if result.learned_nothing:
+        return Text("learned nothing", "yellow")
+    if result.base_mean is None or result.expert_mean is None:
+        return f"best at step {result.best_step}"
+    noise = " (noise)" if result.p_value is not None and result.p_value >= SIGNIFICANCE else ""
+    return f"{percent(result.base_mean)} → {percent(result.expert_mean)}{noise}"
+
+
 def show_job(job: FineTuningJob, as_json: bool) -> None:
     if as_json:
         return show_json(job)
@@ -187,10 +281,14 @@ def show_job(job: FineTuningJob, as_json: bool) -> None:
         facts(
             [
                 ("id", job.id),
-                ("status", status(job.status)),
-                *([("error", str(job.error["message"]))] if job.error else []),
+                ("status", shown_status(job.status)),
+                *([("error", with_commands(str(job.error["message"])))] if job.error else []),
                 ("base", job.model),
                 ("expert", job.fine_tuned_model or job.suffix or "-"),
+                *([("result", result_line(job))] if job.result else []),
+                *([("description", job.description)] if job.description else []),
+                *([("tags", _tags_line(job))] if job.metadata else []),
+                *([("archived", moment(job.archived_at))] if job.archived_at else []),
                 ("dataset", job.training_file or "-"),
                 ("method", f"{job.method['type']}: {hyperparameters}"),
                 ("seed", str(job.seed)),

@@ -1,8 +1,8 @@
 """How the command line shows things: tables and JSON on standard output, progress and errors on standard error."""
 
 import json
-import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 import typer
@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from zhub.cli.commands_for_routes import with_commands
 from zhub.errors import ApiError
 from zhub.manifest import Accuracy
 
@@ -60,7 +61,7 @@ def show_error(error: Exception) -> None:
     remedy = ""
     if isinstance(error, ApiError) and error.status == 401:
         remedy = " Check ZHUB_API_KEY, or credentials.json in the data directory."
-    stderr().print(Text.assemble(("error: ", "bold red"), f"{error}{remedy}"), soft_wrap=True)
+    stderr().print(Text.assemble(("error: ", "bold red"), f"{with_commands(str(error))}{remedy}"), soft_wrap=True)
 
 
 def note(message: str) -> None:
@@ -101,9 +102,9 @@ def status(word: str) -> Text:
     return Text(word, STYLES.get(word, ""))
 
 
-def moment(seconds: int) -> str:
-    """A point in time in the local time zone."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+def moment(seconds: float) -> str:
+    """A point in time in the local time zone, with how far that is from UTC."""
+    return datetime.fromtimestamp(int(seconds)).astimezone().isoformat(" ")
 
 
 def duration(seconds: float) -> str:

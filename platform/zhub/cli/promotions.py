@@ -7,7 +7,8 @@ import typer
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.output import facts, moment, note, put, show_json, status, table
-from zhub.cli.submit import GraderOption, MeasuringClusterOption, file_id, read_grader
+from zhub.cli.submit import GraderOption, MeasuringClusterOption, read_grader
+from zhub.cli.uploads import uploading
 from zhub.client.wire.lifecycle import PromotionRecord
 
 app = typer.Typer(help="Promotions: a version gets an alias if it passes its gate.", no_args_is_help=True)
@@ -16,7 +17,7 @@ app = typer.Typer(help="Promotions: a version gets an alias if it passes its gat
 @app.command()
 def create(
     model: Annotated[str, typer.Argument(help="An expert version (project.expert@v1).")],
-    dataset: Annotated[str, typer.Argument(help="What to measure on: a JSONL file, or the id of one (file-…).")],
+    dataset: Annotated[str, typer.Argument(help="What to measure on: a data file, or the id of one (file-…).")],
     grader: GraderOption = None,
     alias: Annotated[str, typer.Option(help="The alias that the version gets if it passes.")] = "prod",
     rule: Annotated[
@@ -32,14 +33,15 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a version against the one that the alias points to, and promote it if it passes."""
-    with connect(data_dir) as client:
+    with connect(data_dir) as client, uploading(client) as uploads:
         suite = {
-            "file": file_id(client, dataset, purpose="evals"),
+            "file": uploads.file_id(dataset, purpose="evals"),
             "grader": read_grader(grader),
             "min_mean": min_mean,
         }
         gate = {"alias": alias, "rule": rule, "suites": [suite], "cluster": cluster}
         promotion = client.promotions.create(model=model, gate=gate)
+        uploads.keep()
         if wait:
             note(f"Waiting for {promotion.id}.")
             promotion = client.promotions.wait_ended(promotion.id)

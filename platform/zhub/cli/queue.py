@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.connection import DatabaseUrlOption, DataDirOption, JsonOption, connect
 from zhub.cli.output import duration, facts, moment, put, show_json, status
 
 app = typer.Typer(
@@ -41,17 +41,15 @@ def explain(
 
 @app.command()
 def doctor(
-    url: Annotated[
-        str,
-        typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
-    ],
+    url: DatabaseUrlOption = None,
+    data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check the whole history of jobs against the rules that always hold. Only reads. Exits with 1 if one is broken."""
     # Imported here, because it imports SQLAlchemy, which `--help` must not wait for.
-    from zhub.cli.database_operations import examine_history
+    from zhub.cli.database_operations import examine_history, system_url
 
-    examine_history(url, as_json=as_json)
+    examine_history(system_url(url, data_dir), as_json=as_json)
 
 
 @app.command()
@@ -63,14 +61,14 @@ def redrive(
         float | None, typer.Option(min=0, help="Only jobs that failed within so many hours.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Queue them again; without this they are only listed.")] = False,
-    url: Annotated[
-        str,
-        typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
-    ] = ...,  # type: ignore[assignment]  # typer's way to say "required"
+    url: DatabaseUrlOption = None,
+    data_dir: DataDirOption = None,
 ) -> None:
     """List the failed jobs of all organisations that the options describe, and with --yes queue them again."""
-    from zhub.cli.database_operations import redrive_jobs
+    from zhub.cli.database_operations import redrive_jobs, system_url
     from zhub.kinds.redrive import DeadLetters
 
     within = None if within_hours is None else timedelta(hours=within_hours)
-    redrive_jobs(url, DeadLetters(organization or None, kind or None, code or None, within), do_it=yes)
+    redrive_jobs(
+        system_url(url, data_dir), DeadLetters(organization or None, kind or None, code or None, within), do_it=yes
+    )

@@ -1,5 +1,7 @@
 """``zhub schedules``."""
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
+from zhub.cli.listings import LimitOption, SearchOption
 from zhub.cli.output import facts, moment, note, put, show_json, status, table
 from zhub.cli.submit import (
     ClusterOption,
@@ -15,13 +18,19 @@ from zhub.cli.submit import (
     PriorityOption,
     SettingsOption,
     SuffixOption,
-    file_id,
+    parse_settings,
     read_gate,
+    read_grader,
     training_method,
 )
+from zhub.cli.uploads import uploading
 from zhub.client.wire.lifecycle import ScheduleRecord, TickRecord
 
 SHOWN_TICKS = 10
+EDITABLE = {
+    "name", "dataset", "training", "cron", "timezone", "on_new_data", "on_regression", "on_feedback", "misfire",
+    "overlap", "jitter_s", "max_failures",
+}  # fmt: skip
 
 app = typer.Typer(help="Schedules: trainings that are submitted automatically.", no_args_is_help=True)
 
@@ -30,7 +39,7 @@ app = typer.Typer(help="Schedules: trainings that are submitted automatically.",
 def add(
     name: Annotated[str, typer.Argument(help="The schedule's name.")],
     dataset: Annotated[
-        str, typer.Argument(help="A JSONL file to upload, a dataset's name, or the id of a file of it (file-…).")
+        str, typer.Argument(help="A data file to upload, a dataset's name, or the id of a file of it (file-…).")
     ],
     base: Annotated[
         str, typer.Option(help="The base model to train on, or an expert version or alias to continue from.")
@@ -77,12 +86,14 @@ def add(
         training["cluster"] = cluster
     if priority is not None:
         training["priority"] = priority
-    with connect(data_dir) as client:
+    with connect(data_dir) as client, uploading(client) as uploads:
         if gate is not None:
-            training["promotion"] = read_gate(client, gate)
+            training["promotion"] = read_gate(uploads, gate)
+        if Path(dataset).is_file():
+            dataset = uploads.file_id(dataset, purpose="fine-tune", method=method)
         made = client.schedules.create(
             name=name,
-            dataset=file_id(client, dataset, purpose="fine-tune") if Path(dataset).is_file() else dataset,
+            dataset=dataset,
             training=training,
             cron=cron,
             timezone=timezone,
@@ -93,14 +104,96 @@ def add(
             overlap=overlap,
             jitter_s=jitter_s,
         )
+        uploads.keep()
     show_schedule(made, [], as_json)
 
 
 @app.command()
-def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List the schedules."""
+def edit(
+    name: Annotated[str, typer.Argument(help="The schedule's name or id.")],
+    new_name: Annotated[str | None, typer.Option("--name", help="Another name.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Another dataset, by its name or the id of a file.")] = None,
+    base: Annotated[str | None, typer.Option(help="Another base model, or version to continue from.")] = None,
+    cron: Annotated[str | None, typer.Option(help="Other times; '' for none.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="A time zone of IANA's, as in Europe/Paris.")] = None,
+    on_new_data: Annotated[
+        bool | None, typer.Option("--on-new-data/--no-on-new-data", help="Whether new data fires it.")
+    ] = None,
+    on_regression: Annotated[
+        str | None, typer.Option(metavar="ALIAS", help="An alias whose regression fires it; '' for none.")
+    ] = None,
+    on_feedback: Annotated[int | None, typer.Option(min=0, help="How much feedback fires it; 0 for none.")] = None,
+    method: Annotated[Literal["reinforcement", "supervised", "dpo"] | None, typer.Option()] = None,
+    grader: Annotated[Path | None, typer.Option(help="A JSON file with another grader.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="Another expert's name; '' for the dataset's.")] = None,
+    settings: SettingsOption = None,
+    gate: Annotated[Path | None, typer.Option(help="A JSON file with another gate.")] = None,
+    no_gate: Annotated[bool, typer.Option("--no-gate", help="No alias moves any more.")] = False,
+    cluster: Annotated[str | None, typer.Option(help="Which workers train it.")] = None,
+    priority: Annotated[int | None, typer.Option(help="0 to 9.")] = None,
+    misfire: Annotated[
+        Literal["skip", "fire_once", "backfill"] | None, typer.Option(help="What to do about ticks that were missed.")
+    ] = None,
+    overlap: Annotated[
+        Literal["skip", "buffer_one", "allow", "cancel_running"] | None,
+        typer.Option(help="What to do while the job of an earlier tick runs."),
+    ] = None,
+    jitter_s: Annotated[int | None, typer.Option(help="Spread the start over so many seconds.")] = None,
+    max_failures: Annotated[int | None, typer.Option(help="Runs in a row that may fail before it is paused.")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change what the options name of a schedule, and show what changed and when it runs next."""
+    changes = _given(
+        name=new_name,
+        dataset=dataset,
+        cron=cron,
+        timezone=timezone,
+        on_new_data=on_new_data,
+        on_regression=on_regression,
+        on_feedback=on_feedback,
+        misfire=misfire,
+        overlap=overlap,
+        jitter_s=jitter_s,
+        max_failures=max_failures,
+    )
+    training = _given(model=base, suffix=suffix, cluster=cluster, priority=priority)
+    with connect(data_dir) as client, uploading(client) as uploads:
+        before = client.schedules.find(name)
+        if method is not None or grader is not None or settings:
+            training["method"] = method_change(before.training["method"]["type"], method, grader, settings or [])
+        if gate is not None or no_gate:
+            training["promotion"] = None if gate is None else read_gate(uploads, gate)
+        if training:
+            changes["training"] = training
+        if not changes:
+            raise typer.BadParameter("give at least one option with what to change")
+        after = client.schedules.edit(before.id, **changes)
+        uploads.keep()
+    if as_json:
+        return show_json(after)
+    show_changes(before, after)
+
+
+@app.command()
+def ls(
+    only: Annotated[
+        Literal["active", "paused"] | None, typer.Option("--status", help="Only those with this status.")
+    ] = None,
+    search: SearchOption = None,
+    sort: Annotated[
+        Literal["name", "next"], typer.Option("--sort", help="By name, or by when they run next.")
+    ] = "name",
+    limit: LimitOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the schedules: all of them, or those that the options describe."""
     with connect(data_dir) as client:
-        schedules = client.schedules.list()
+        schedules = client.schedules.list(status=only, search=search)
+    if sort == "next":
+        schedules.sort(key=lambda schedule: schedule.next_runs[0] if schedule.next_runs else math.inf)
+    schedules = schedules[:limit]
     if as_json:
         return show_json(schedules)
     rows = [
@@ -158,6 +251,53 @@ def rm(name: str, data_dir: DataDirOption = None) -> None:
     note(f"The schedule '{name}' is removed.")
 
 
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given, by their fields; an empty text, or a number of 0 events, removes a field."""
+    changes = {field: option for field, option in options.items() if option is not None}
+    removed = {field for field, option in changes.items() if option == "" or (field == "on_feedback" and option == 0)}
+    return changes | dict.fromkeys(removed)
+
+
+def method_change(was: str, method: str | None, grader: Path | None, settings: list[str]) -> dict[str, Any]:
+    """The change of a training's method: another one, or another grader and settings of the same."""
+    if method is not None and method != was:
+        return {was: None, **training_method(method, grader, settings)}
+    body: dict[str, Any] = {"hyperparameters": parse_settings(settings)}
+    if grader is not None:
+        body["grader"] = read_grader(grader)
+    return {was: body}
+
+
+def show_changes(before: ScheduleRecord, after: ScheduleRecord) -> None:
+    """What differs between the two, and the next runs."""
+    old, new = _flat(before.model_dump(include=EDITABLE)), _flat(after.model_dump(include=EDITABLE))
+    rows = [(field, old.get(field, "-"), new.get(field, "-")) for field in sorted(old | new)]
+    changed = [row for row in rows if row[1] != row[2]]
+    if changed:
+        put(table(("FIELD", "WAS", "IS"), changed, whole=1))
+    else:
+        note("Nothing changed: it was like that already.")
+    note(f"{after.name} runs next: {_next_runs(after)}.")
+
+
+def _next_runs(schedule: ScheduleRecord) -> str:
+    if schedule.status == "paused":
+        return f"not before somebody resumes it (`zhub schedules resume {schedule.name}`)"
+    return ", ".join(moment(run) for run in schedule.next_runs) or f"after {when(schedule)}"
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str]:
+    """Each value within objects as text, by its path; without those that are None, and empty objects."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        return {path: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
+    flat: dict[str, str] = {}
+    for name, part in value.items():
+        flat |= _flat(part, f"{path}.{name}" if path else name)
+    return flat
+
+
 def when(schedule: ScheduleRecord) -> str:
     parts = [f"{schedule.cron} ({schedule.timezone})"] if schedule.cron else []
     parts += ["new data"] * schedule.on_new_data
@@ -183,7 +323,7 @@ def show_schedule(schedule: ScheduleRecord, ticks: list[TickRecord], as_json: bo
                 ("status", status(schedule.status)),
                 *([("because", schedule.paused_because)] if schedule.paused_because else []),
                 ("fires", when(schedule)),
-                ("next", ", ".join(moment(run) for run in schedule.next_runs[:3]) or "-"),
+                ("next", ", ".join(moment(run) for run in schedule.next_runs) or "-"),
                 ("dataset", f"{schedule.dataset}, its newest version"),
                 ("trains", f"{schedule.training['method']['type']} on {schedule.training['model']}"),
                 ("gate", gate_line(schedule.training.get("promotion"))),

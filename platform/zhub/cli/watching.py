@@ -1,6 +1,5 @@
 """Following a job: a live view on a terminal, its events line by line elsewhere."""
 
-import time
 from collections.abc import Sequence
 
 import typer
@@ -10,11 +9,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zhub.cli.commands_for_routes import with_commands
 from zhub.cli.exits import INTERRUPTED
-from zhub.cli.output import note, percent, sparkline, status, stderr
+from zhub.cli.output import moment, note, percent, sparkline, status, stderr
 from zhub.client import Client
 from zhub.client.training_curve import TrainingCurve
+from zhub.client.transport import is_transient
 from zhub.client.wire.training import FineTuningJob, JobEvent
+from zhub.errors import ApiError, UnavailableError
 
 EVENTS_SHOWN = 3
 
@@ -26,11 +28,17 @@ def watch(client: Client, job_id: str) -> FineTuningJob:
     except KeyboardInterrupt:
         note(f"\nDetached; the job continues. To follow it again:\n  zhub jobs watch {job_id}")
         raise typer.Exit(INTERRUPTED) from None
+    except (UnavailableError, ApiError) as exc:
+        if not is_transient(exc):
+            raise
+        raise UnavailableError(
+            f"{exc} The job is kept, and goes on once zhub runs again. To follow it then: `zhub jobs watch {job_id}`"
+        ) from exc
 
 
 def event_line(event: JobEvent) -> str:
     level = "" if event.level == "info" else f"{event.level}: "
-    return f"{time.strftime('%H:%M:%S', time.localtime(event.created_at))}  {level}{event.message}"
+    return f"{moment(event.created_at)}  {level}{with_commands(event.message)}"
 
 
 def _watch_lines(client: Client, job_id: str) -> FineTuningJob:

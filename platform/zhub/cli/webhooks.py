@@ -1,11 +1,12 @@
 """``zhub webhooks``."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import ERROR
+from zhub.cli.listings import ORDERS, LimitOption, SearchOption, SortOption
 from zhub.cli.output import facts, moment, note, put, show_json, status, table
 from zhub.client.wire.webhooks import DeliveryRecord, EndpointRecord
 
@@ -33,10 +34,19 @@ def add(
 
 
 @app.command()
-def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List the endpoints, newest first."""
+def ls(
+    only: Annotated[
+        Literal["enabled", "disabled"] | None, typer.Option("--status", help="Only those with this status.")
+    ] = None,
+    search: SearchOption = None,
+    sort: SortOption = "newest",
+    limit: LimitOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the endpoints: all of them, or those that the options describe."""
     with connect(data_dir) as client:
-        endpoints = client.webhooks.list()
+        endpoints = client.webhooks.list(most=limit, status=only, search=search, order=ORDERS[sort])
     if as_json:
         return show_json(endpoints)
     rows = [

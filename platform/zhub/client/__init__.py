@@ -4,21 +4,38 @@ Programs can also use the ``openai`` package; this client adds what that dialect
 and checks every byte it pulls.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 import httpx
 
 from zhub.client.experts import Evaluations, Experts, Feedback
+from zhub.client.files import Files
+from zhub.client.graders import Graders
+from zhub.client.jobs import Jobs
 from zhub.client.lifecycle import Aliases, Promotions, Schedules
 from zhub.client.logs import Logs
-from zhub.client.training import BaseModels, Files, Jobs
-from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, api_error, read_events
+from zhub.client.training import BaseModels
+from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, read_events
 from zhub.client.webhooks import Webhooks
 from zhub.client.wire.chat import ChatPiece, ModelRecord, Routing
 from zhub.errors import UnavailableError
 from zhub.generation import ChosenExpert
+
+
+class ChatOptions(TypedDict, total=False):
+    """How an answer is generated; None, or missing: as the API does by itself."""
+
+    mixture: Mapping[str, float] | None
+    """Experts and their weights."""
+    system: str | None
+    """The system message, before the question."""
+    temperature: float | None
+    top_p: float | None
+    max_tokens: int | None
+    seed: int | None
+    stop: Sequence[str] | None
 
 
 class Client:
@@ -36,6 +53,7 @@ class Client:
         self.experts = Experts(http)
         self.evaluations = Evaluations(http, poll_s)
         self.feedback = Feedback(http)
+        self.graders = Graders(http)
         self.aliases = Aliases(http)
         self.promotions = Promotions(http, poll_s)
         self.schedules = Schedules(http)
@@ -53,7 +71,7 @@ class Client:
         return answer
 
     def readiness(self) -> dict[str, Any]:
-        """Whether a scheduler leads, and how many agents were seen lately. Needs no key."""
+        """Whether a scheduler leads, how many agents were seen lately, whether serving answers. Needs no key."""
         answer = self._http.get("/readyz")
         assert isinstance(answer, dict)
         return answer
@@ -64,42 +82,24 @@ class Client:
         assert isinstance(answer, dict)
         return answer
 
-    def chat(
-        self,
-        model: str,
-        message: str,
-        *,
-        mixture: Mapping[str, float] | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> ChatPiece:
-        """Ask one question and return the whole answer. ``mixture`` maps experts to their weights."""
-        body = _chat_body(model, message, mixture, temperature, max_tokens)
+    def chat(self, model: str, message: str, **options: Unpack[ChatOptions]) -> ChatPiece:
+        """Ask one question and return the whole answer."""
+        body = _chat_body(model, message, options)
         answer = self._http.post("/v1/chat/completions", body, read_timeout_s=SLOW_READ_TIMEOUT_S)
         return _piece(answer, answer["choices"][0]["message"]["content"])
 
-    def chat_stream(
-        self,
-        model: str,
-        message: str,
-        *,
-        mixture: Mapping[str, float] | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> Iterator[ChatPiece]:
+    def chat_stream(self, model: str, message: str, **options: Unpack[ChatOptions]) -> Iterator[ChatPiece]:
         """Ask one question and yield the answer while it is generated.
 
         Raises:
             ApiError, UnavailableError: also in the middle of an answer.
         """
-        body = _chat_body(model, message, mixture, temperature, max_tokens) | {"stream": True}
+        body = _chat_body(model, message, options) | {"stream": True}
         with self._http.stream("POST", "/v1/chat/completions", json=body, headers=EVENT_STREAM) as response:
             for event in read_events(response):
                 if event.data == "[DONE]":
                     return
                 chunk = event.json()
-                if "error" in chunk:
-                    raise api_error(503, chunk, response)
                 for choice in chunk["choices"]:
                     yield _piece(chunk, choice["delta"].get("content") or "")
         raise UnavailableError("The answer broke off; ask again.")
@@ -114,19 +114,16 @@ class Client:
         self.close()
 
 
-def _chat_body(
-    model: str,
-    message: str,
-    mixture: Mapping[str, float] | None,
-    temperature: float | None,
-    max_tokens: int | None,
-) -> dict[str, Any]:
+def _chat_body(model: str, message: str, options: ChatOptions) -> dict[str, Any]:
+    settings: dict[str, Any] = {**options}
+    system, mixture = settings.pop("system", None), settings.pop("mixture", None) or {}
+    beginning = [] if system is None else [{"role": "system", "content": system}]
     return {
         "model": model,
-        "messages": [{"role": "user", "content": message}],
-        "experts": [{"model": name, "weight": weight} for name, weight in (mixture or {}).items()],
-        "temperature": temperature,
-        "max_completion_tokens": max_tokens,
+        "messages": [*beginning, {"role": "user", "content": message}],
+        "experts": [{"model": name, "weight": weight} for name, weight in mixture.items()],
+        "max_completion_tokens": settings.pop("max_tokens", None),
+        **settings,
     }
 
 

@@ -1,26 +1,30 @@
 """Experts, evaluations of them, and feedback on their answers."""
 
+import builtins
 import hashlib
+import itertools
 import json
 import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from zhub.client.transport import Http, path_part, wait
-from zhub.client.wire.experts import EvaluationRecord, ExpertVersion, FeedbackRecord
+from zhub.client.wire.experts import ChangeRecord, EvaluationRecord, ExpertRecord, ExpertVersion, FeedbackRecord
 from zhub.errors import (
     ArtifactError,
     ConflictError,
     DigestMismatchError,
+    InvalidRequestError,
 )
 from zhub.manifest import CHUNK_BYTES, MANIFEST_FILE, FileEntry, Manifest, sha256_file
 
 MAX_MANIFEST_BYTES = 16 << 20
+MAX_PAGE = 100
 
 
 class Evaluations:
@@ -55,9 +59,20 @@ class Evaluations:
     def get(self, evaluation_id: str) -> EvaluationRecord:
         return EvaluationRecord.model_validate(self._http.get(f"/v1/evaluations/{path_part(evaluation_id)}"))
 
-    def list(self) -> list[EvaluationRecord]:
-        """Every evaluation of the project, newest first."""
-        return [EvaluationRecord.model_validate(entry) for entry in self._http.pages("/v1/evaluations", limit=100)]
+    def list(
+        self,
+        *,
+        most: int | None = None,
+        status: Sequence[str] | None = None,
+        model: str | None = None,
+        since: int | None = None,
+        search: str | None = None,
+        order: str | None = None,
+    ) -> list[EvaluationRecord]:
+        """The project's evaluations, at most so many: newest first, unless ``order`` is ``asc``."""
+        wanted = {"status": status, "model": model, "since": since, "search": search, "order": order}
+        entries = self._http.pages("/v1/evaluations", limit=100, most=most, **wanted)
+        return [EvaluationRecord.model_validate(entry) for entry in entries]
 
     def rows(self, evaluation_id: str) -> Iterator[dict[str, Any]]:
         """Each row of the suite with the greedy answer to it and its reward."""
@@ -83,13 +98,52 @@ class Experts:
     def __init__(self, http: "Http") -> None:
         self._http = http
 
-    def list(self) -> list[ExpertVersion]:
-        """Every version of the project, newest first."""
-        return [ExpertVersion.model_validate(entry) for entry in self._http.pages("/v1/experts", limit=100)]
+    def list(
+        self,
+        *,
+        search: str | None = None,
+        base: str | None = None,
+        tags: Sequence[str] = (),
+        alias: str | None = None,
+        archived: bool = False,
+        sort: Literal["newest", "name", "score"] = "newest",
+        limit: int | None = None,
+    ) -> builtins.list[ExpertVersion]:
+        """The project's versions: those of these, and at most ``limit``.
+
+        ``search`` is a part of an expert's name or of a description; each of ``tags`` is a key, or ``key=value``.
+        Archived versions are left out unless ``archived``.
+        """
+        asked = {"search": search, "base": base, "alias": alias, "tag": [*tags] or None}
+        params: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        entries = self._http.pages(
+            "/v1/experts", limit=min(limit or MAX_PAGE, MAX_PAGE), sort=sort, archived=archived, **params
+        )
+        return [ExpertVersion.model_validate(entry) for entry in itertools.islice(entries, limit)]
 
     def get(self, name: str) -> ExpertVersion:
-        """The version ``<project>.<expert>@v<number>``."""
-        return ExpertVersion.model_validate(self._http.get(f"/v1/experts/{path_part(name)}"))
+        """The version ``<project>.<expert>@v<number>``, or the one that ``<project>.<expert>@<alias>`` points to."""
+        if "@" not in name:
+            raise InvalidRequestError(f"'{name}' names no version of an expert: write {name}@v1.")
+        return ExpertVersion.model_validate(self._http.get(_path(name)))
+
+    def get_expert(self, name: str) -> ExpertRecord:
+        """The expert ``<project>.<expert>``."""
+        return ExpertRecord.model_validate(self._http.get(_path(name)))
+
+    def change(self, subject: str, /, **fields: Any) -> ExpertVersion | ExpertRecord:
+        """Change ``description``, ``tags`` (a tag that is None is removed), ``archived``, or an expert's ``name``."""
+        answer = self._http.patch(_path(subject), fields)
+        return (ExpertVersion if "@" in subject else ExpertRecord).model_validate(answer)
+
+    def delete(self, name: str) -> None:
+        """Delete a version, or an expert with all its versions. There is no way back."""
+        self._http.delete(_path(name))
+
+    def changes(self, name: str) -> Iterator[ChangeRecord]:
+        """Who changed what of an expert and its versions, or of one version, newest first."""
+        entries = self._http.pages(f"{_path(name)}/changes", limit=MAX_PAGE)
+        return (ChangeRecord.model_validate(entry) for entry in entries)
 
     def pull(self, name: str, directory: Path) -> ExpertVersion:
         """Download a version's files into a new directory, every byte checked against the version's digest.
@@ -98,15 +152,21 @@ class Experts:
 
         Raises:
             DigestMismatchError: bytes that are not the version's; nothing is left behind.
-            ConflictError: the directory holds something else.
+            ConflictError: the directory holds something else, or is none.
+            InvalidRequestError: no directory can be made there.
         """
         version = self.get(name)
+        if directory.exists() and not directory.is_dir():
+            raise ConflictError(f"{directory} is a file. Choose a directory that does not exist yet.")
         if directory.is_dir() and any(directory.iterdir()):
             if _holds(directory, version.digest):
                 return version
             raise ConflictError(f"{directory} is not empty. Remove it, or choose another directory.")
         unfinished = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
-        unfinished.mkdir(parents=True)
+        try:
+            unfinished.mkdir(parents=True)
+        except OSError as exc:
+            raise InvalidRequestError(f"{directory}: no directory can be made there: {exc.strerror}.") from exc
         try:
             manifest_path = unfinished / MANIFEST_FILE
             digest = self._download(name, manifest_path, limit_bytes=MAX_MANIFEST_BYTES)
@@ -136,6 +196,10 @@ class Experts:
         return digest.hexdigest()
 
 
+def _path(name: str) -> str:
+    return f"/v1/experts/{path_part(name)}"
+
+
 class Feedback:
     """Scores of experts' answers, given by those who use them."""
 
@@ -157,10 +221,21 @@ class Feedback:
         body |= {"reference": reference, "comment": comment}
         return FeedbackRecord.model_validate(self._http.post("/v1/feedback", body))
 
-    def list(self, model: str | None = None) -> Iterator[FeedbackRecord]:
-        """The project's feedback, newest first, fetched page by page: all, or only that on an expert or a version."""
-        params = {} if model is None else {"model": model}
-        return (FeedbackRecord.model_validate(entry) for entry in self._http.pages("/v1/feedback", limit=100, **params))
+    def list(
+        self,
+        model: str | None = None,
+        *,
+        most: int | None = None,
+        min_score: float | None = None,
+        max_score: float | None = None,
+        since: int | None = None,
+        search: str | None = None,
+        order: str | None = None,
+    ) -> Iterator[FeedbackRecord]:
+        """The project's feedback, fetched page by page: all, or only that on an expert or a version."""
+        wanted = {"min_score": min_score, "max_score": max_score, "since": since, "search": search, "order": order}
+        entries = self._http.pages("/v1/feedback", limit=100, most=most, model=model, **wanted)
+        return (FeedbackRecord.model_validate(entry) for entry in entries)
 
     def delete(self, feedback_id: str) -> None:
         self._http.delete(f"/v1/feedback/{path_part(feedback_id)}")

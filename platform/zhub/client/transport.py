@@ -1,6 +1,8 @@
 """Requests to zhub's HTTP API: with the key, with retries where they are harmless, and with every failure as an error
 of ours."""
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,21 +51,26 @@ class Http:
             time.sleep(FIRST_BACK_OFF_S * 2 ** (tried - 1))
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def pages(self, path: str, *, limit: int, **params: Any) -> Iterator[dict[str, Any]]:
-        """The entries of a list, page after page."""
-        cursor: dict[str, str] = {}
-        while True:
-            page = self.get(path, limit=limit, **params, **cursor)
-            yield from page["data"]
+    def pages(self, path: str, *, limit: int, most: int | None = None, **params: Any) -> Iterator[dict[str, Any]]:
+        """The entries of a list, page after page, at most so many; a parameter that is None is not sent."""
+        asked = {name: value for name, value in params.items() if value is not None}
+        left = math.inf if most is None else most
+        while left > 0:
+            page = self.get(path, limit=int(min(limit, left)), **asked)
+            yield from itertools.islice(page["data"], None if most is None else int(left))
+            left -= len(page["data"])
             if not page["has_more"]:
                 return
-            cursor = {"after": page["last_id"]}
+            asked["after"] = page["last_id"]
 
     def post(self, path: str, body: Mapping[str, Any], *, read_timeout_s: float = READ_TIMEOUT_S) -> Any:
         return self._send("POST", path, json=body, timeout=httpx.Timeout(read_timeout_s, connect=5.0))
 
     def put(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._send("PUT", path, json=body)
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._send("PATCH", path, json=body)
 
     def delete(self, path: str) -> Any:
         return self._send("DELETE", path)
@@ -124,15 +131,25 @@ def read_events(response: httpx.Response) -> Iterator[ServerSentEvent]:
     """The events of a stream that was requested with ``EVENT_STREAM``; an event that is cut off is left out.
 
     Raises:
-        ApiError: the answer is no event stream.
+        ApiError: the answer is no event stream, or it broke off with an error event.
     """
     try:
         for event in EventSource(response).iter_sse():
             # An id holds until the next one, so after the first id a comment, the heartbeat, comes as an empty event.
             if event.data:
+                _raise_if_error(event, response)
                 yield event
     except SSEError as exc:
         raise _not_zhub(response) from exc
+
+
+def _raise_if_error(event: ServerSentEvent, response: httpx.Response) -> None:
+    """Raise the error that a stream ends with when it breaks off: ``{"error": …}`` and nothing else."""
+    if not event.data.startswith('{"error":'):
+        return
+    body = event.json()
+    if body.keys() == {"error"}:
+        raise api_error(body["error"].get("status") or 503, body, response)
 
 
 def is_transient(error: UnavailableError | ApiError) -> bool:

@@ -24,9 +24,13 @@ class Webhooks:
         body = {"url": url, "event_types": list(event_types), "name": name}
         return EndpointRecord.model_validate(self._http.post("/v1/webhook_endpoints", body))
 
-    def list(self) -> Sequence[EndpointRecord]:
-        """Every endpoint of the project, newest first."""
-        return [EndpointRecord.model_validate(entry) for entry in self._http.pages("/v1/webhook_endpoints", limit=100)]
+    def list(
+        self, *, most: int | None = None, status: str | None = None, search: str | None = None, order: str | None = None
+    ) -> Sequence[EndpointRecord]:
+        """The project's endpoints, at most so many: newest first, unless ``order`` is ``asc``."""
+        wanted = {"status": status, "search": search, "order": order}
+        entries = self._http.pages("/v1/webhook_endpoints", limit=100, most=most, **wanted)
+        return [EndpointRecord.model_validate(entry) for entry in entries]
 
     def enable(self, endpoint_id: str) -> EndpointRecord:
         """Let an endpoint that was disabled get events again."""

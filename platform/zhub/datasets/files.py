@@ -9,8 +9,10 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from zhub.datasets.validation import MAX_PROBLEMS, Validation
-from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
+from zhub.database import sessions
+from zhub.datasets import usage
+from zhub.datasets.validation import FOREIGN_FORMAT, MAX_PROBLEMS, Validation
+from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.ids import new_id, public_id
 from zhub.models import Dataset, DatasetVersion, Job
 from zhub.queue import jobs
@@ -40,7 +42,7 @@ def register(
     The same file name in the same project makes the next version of the same dataset; the same bytes under it are the
     version that there is, unless that was deleted, is in error, or was not pushed while this one is.
     """
-    name = name_of_file(filename, default="dataset")
+    name = dataset_name(filename)
     session.execute(
         insert(Dataset)
         .values(id=new_id(), org_id=caller.org_id, project_id=caller.project_id, name=name, last_version=0)
@@ -79,6 +81,16 @@ def register(
     return version
 
 
+def dataset_name(filename: str) -> str:
+    """The name of the dataset that a file of this name is a version of."""
+    return name_of_file(filename, default="dataset")
+
+
+def is_new(session: Session, version: DatasetVersion) -> bool:
+    """Whether this transaction has registered the version: a row has the time of its transaction."""
+    return version.created_at == sessions.now(session)
+
+
 def _equal_version(session: Session, dataset_id: uuid.UUID, purpose: str, sha256: str) -> DatasetVersion | None:
     """The newest version with these bytes, if this upload brings nothing new."""
     return session.scalar(
@@ -113,24 +125,45 @@ def get(session: Session, project_id: uuid.UUID, version_id: uuid.UUID, *, param
     return version
 
 
-def delete(session: Session, project_id: uuid.UUID, version_id: uuid.UUID) -> None:
+def list_files(
+    session: Session,
+    project_id: uuid.UUID,
+    *,
+    after: uuid.UUID | None,
+    limit: int,
+    oldest_first: bool = False,
+    purpose: str | None = None,
+    search: str | None = None,
+) -> tuple[list[DatasetVersion], bool]:
+    """The project's files, newest first unless ``oldest_first``, and whether more follow.
+
+    ``search``: only those with this text in their name, whatever its case.
+    """
+    statement = select(DatasetVersion).where(
+        DatasetVersion.project_id == project_id, DatasetVersion.deleted_at.is_(None)
+    )
+    if purpose is not None:
+        statement = statement.where(DatasetVersion.purpose == purpose)
+    if search is not None:
+        statement = statement.where(DatasetVersion.filename.icontains(search, autoescape=True))
+    column = DatasetVersion.id
+    if after is not None:
+        statement = statement.where(column > after if oldest_first else column < after)
+    statement = statement.order_by(column.asc() if oldest_first else column.desc())
+    versions = list(session.scalars(statement.limit(limit + 1)))
+    return versions[:limit], len(versions) > limit
+
+
+def delete(session: Session, project_id: uuid.UUID, version_id: uuid.UUID, *, also_trained: bool = False) -> None:
     """Hide a file. Its bytes stay while versions trained on it name their digest.
 
     Raises:
-        ConflictError: a job that has not ended needs it.
+        ConflictError: something needs it, see ``usage.refuse_used``.
     """
     version = get(session, project_id, version_id)
-    busy = session.scalar(
-        select(Job.id)
-        .where(
-            (Job.dataset_version_id == version.id) | (Job.validation_version_id == version.id),
-            Job.kind != "validate",
-            Job.finished_at.is_(None),
-        )
-        .limit(1)
-    )
-    if busy is not None:
-        raise ConflictError(f"{public_id('fine-tuning job', busy)} still needs this file; cancel it first.")
+    # A request that names it as well waits here, or is seen: a row that refers to this one locks it for its part.
+    session.execute(select(DatasetVersion.id).where(DatasetVersion.id == version.id).with_for_update())
+    usage.refuse_used(session, version, also_trained=also_trained)
     session.execute(update(DatasetVersion).where(DatasetVersion.id == version.id).values(deleted_at=func.now()))
 
 
@@ -175,6 +208,9 @@ def validation_report(found: Validation) -> dict[str, Any]:
 def describe_problems(found: Mapping[str, Any], *, shown: int = 5) -> str:
     """The first problems in words, one a line, for people."""
     count = found["problem_count"]
+    if count and found["problems"][0]["code"] == FOREIGN_FORMAT:
+        message: str = found["problems"][0]["message"]
+        return f"{message[0].upper()}{message[1:]}."
     lines = [f"line {p['line']}: {p['message']}" for p in found["problems"][:shown]]
     if count > shown:
         lines.append(f"… and {count - shown} more (the first {min(count, MAX_PROBLEMS)} are in 'validation')")

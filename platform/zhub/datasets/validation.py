@@ -3,14 +3,19 @@
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from zhub.datasets.conversion.foreign import foreign_content
+from zhub.datasets.conversion.recognition import HEAD_BYTES
 from zhub.datasets.rows import RowSyntaxError, is_blank, numbered_lines, parse_row, row_digest, value_digest
 from zhub.errors import RowProblem
 
-MAX_ROWS = 1_000_000
+MAX_FILE_BYTES = 2 << 30
 
+MAX_ROWS = 1_000_000
 
 MAX_COLUMNS = 1000
 
+FOREIGN_FORMAT = "foreign_format"
+"""The problem of a file that holds no rows at all: it is about the file and not about its line."""
 
 MAX_PROBLEMS = 100  # reported with their lines; the rest is counted
 
@@ -43,11 +48,17 @@ class Validation:
 
 
 def validate(file: BinaryIO) -> Validation:
-    """Check every line of a JSONL file and say what is wrong with which.
+    """Check every line of a JSONL file and say what is wrong with which; of another file, what it is.
 
-    Equal rows are reported, and no error. Never raises for bad content, and holds one line in memory at a time.
+    Equal rows are reported, and no error. Never raises for bad content, and holds one line in memory at a time. A
+    stream that cannot be rewound is taken for JSONL.
     """
     found = Validation()
+    if file.seekable():
+        if (foreign := foreign_content(file.read(HEAD_BYTES))) is not None:
+            found.add_problem(1, FOREIGN_FORMAT, foreign)
+            return found
+        file.seek(0)
     seen_rows: dict[bytes, int] = {}
     seen_prompts: set[bytes] = set()
     for line, raw in numbered_lines(file):

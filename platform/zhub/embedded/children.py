@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from zhub.embedded.binaries import find_valkey
@@ -18,6 +19,7 @@ from zhub.embedded.data_dir import DataDir, Secrets
 from zhub.embedded.postgres import MAX_SOCKET_PATH, Cluster, clear_sockets, server_env, short_dir
 from zhub.embedded.processes import Child
 from zhub.errors import EmbeddedError
+from zhub.process.pulse import is_alive
 
 LOOPBACK = "127.0.0.1"
 MAX_PORT = 65535
@@ -106,9 +108,9 @@ def ray_child(plan: Plan) -> Child:
         "ray",
         argv,
         _environ() | ray_env(plan),
-        # The raylet comes last; the GCS answers seconds before a driver can connect.
-        ready=lambda: _accepts(temp_dir / "session_latest" / "sockets" / "raylet"),
-        ready_timeout_s=180.0,
+        # Written once Ray has found its own node; the raylet's socket is there long before a driver can connect. On a
+        # busy machine that takes longer than Ray's own limit of half a minute: it ends then, and is started again.
+        ready=(temp_dir / "ray_current_cluster").exists,
         before_start=lambda: shutil.rmtree(temp_dir, ignore_errors=True),
         stop_grace_s=15.0,
         death_signal=signal.SIGTERM,  # then it ends its own processes; after SIGKILL they would stay a minute
@@ -127,6 +129,9 @@ def ray_env(plan: Plan) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # There is no other node for the work to go to.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # How long Ray's processes wait for each other: longer than by default, for a busy machine.
+        "RAY_agent_register_timeout_ms": "300000",
+        "RAY_worker_register_timeout_seconds": "300",
     }
 
 
@@ -157,6 +162,14 @@ def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey
     if (metrics_port := common.get("ZHUB_METRICS_PORT", "")).isdecimal():
         as_agent["ZHUB_METRICS_PORT"] = str(int(metrics_port) + 1)
     ready_file = plan.data_dir.agent_ready
+    alive_files = {name: plan.data_dir.run / f"{name}.alive" for name in ("scheduler", "agent")}
+    as_scheduler = as_system | {"ZHUB_ALIVE_FILE": str(alive_files["scheduler"])}
+    as_agent |= {"ZHUB_READY_FILE": str(ready_file), "ZHUB_ALIVE_FILE": str(alive_files["agent"])}
+
+    def before_agent() -> None:
+        for file in (ready_file, alive_files["agent"]):
+            file.unlink(missing_ok=True)
+
     return (
         Child(
             "api",
@@ -165,15 +178,23 @@ def own_children(plan: Plan, cluster: Cluster, programs: Programs, *, has_valkey
             ready=lambda: _is_healthy(plan.host, plan.port, timeout_s=1.0),
             alive=lambda: _is_healthy(plan.host, plan.port, timeout_s=ALIVE_TIMEOUT_S),
         ),
-        Child("scheduler", programs.scheduler, as_system),
+        Child(
+            "scheduler",
+            programs.scheduler,
+            as_scheduler,
+            alive=partial(is_alive, alive_files["scheduler"]),
+            before_start=partial(alive_files["scheduler"].unlink, missing_ok=True),
+        ),
         Child(
             "agent",
             programs.agent,
-            as_agent | {"ZHUB_READY_FILE": str(ready_file)},
+            as_agent,
             ready=ready_file.exists,
             ready_timeout_s=math.inf,  # it may have to fetch a base model first
+            alive=partial(is_alive, alive_files["agent"]),
             needs="ray",
-            before_start=lambda: ready_file.unlink(missing_ok=True),
+            before_start=before_agent,
+            stop_signal=signal.SIGINT,  # its workers stop with it, so their jobs are released first
             stop_grace_s=20.0,
         ),
     )

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -64,7 +64,7 @@ class Cluster:
         return () if self.home_fd is None else (self.home_fd,)
 
     def url(self, role: str, database: str) -> str:
-        return f"postgresql://{role}@/{database}?host={quote(str(self.socket_dir))}"
+        return _url(self.socket_dir, role, database)
 
     def urls(self, database: str = DATABASE) -> Urls:
         return Urls(*(self.url(role, database) for role in (ADMIN, OWNER, API_LOGIN, SYSTEM_LOGIN)))
@@ -127,6 +127,19 @@ def prepare_cluster(home: Path) -> Cluster:
     clear_sockets(socket_dir)
     _clear_pid_file(files)
     return cluster
+
+
+def running_system_url(home: Path) -> str | None:
+    """The URL of the scheduler's and the agent's login at the server of ``home`` that runs now, or None."""
+    for socket_dir in (home, short_dir_name(home)):
+        with suppress(OSError):  # another user's directory
+            if (socket_dir / SOCKET_NAME).exists():
+                return _url(socket_dir, SYSTEM_LOGIN, DATABASE)
+    return None
+
+
+def _url(socket_dir: Path, role: str, database: str) -> str:
+    return f"postgresql://{role}@/{database}?host={quote(str(socket_dir))}"
 
 
 def clear_sockets(socket_dir: Path) -> None:

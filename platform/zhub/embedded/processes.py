@@ -26,7 +26,8 @@ PR_SET_CHILD_SUBREAPER = 36
 
 MAX_QUICK_FAILURES = 5
 FAILURE_WINDOW_S = 60.0
-FIRST_BACK_OFF_S = 0.25
+FIRST_BACK_OFF_S, MAX_BACK_OFF_S = 0.25, 30.0
+STARTING_NOTE_S = 30.0  # after that long, and then after each such time, it is said that a child still starts
 LOG_LINES_SHOWN = 20
 RECORD_EVERY_S = 2.0
 
@@ -48,9 +49,10 @@ class Child:
     env: Mapping[str, str]
     ready: Callable[[], bool] | None = None
     """Answers at once. Without it the child counts as ready as soon as it runs."""
-    ready_timeout_s: float = 60.0
+    ready_timeout_s: float = 300.0
+    """Long, because a machine may be busy: a child that cannot start ends by itself."""
     alive: Callable[[], bool] | None = None
-    """Whether it answers, once it is ready; takes seconds at most. One that does not is killed and started again."""
+    """Whether it answers, within seconds. One that has answered and no longer does is killed and started again."""
     needs: str | None = None
     """The child that must be ready first; when that one is restarted, so is this one."""
     before_start: Callable[[], object] | None = None
@@ -72,10 +74,13 @@ class _Service:
     log: Path
     popen: "subprocess.Popen[bytes] | None" = None
     ready: bool = False
-    ready_by: float = math.inf
+    started_at: float = -math.inf
+    note_at: float = math.inf
     liveness: Liveness | None = None
     start_at: float = -math.inf
     failures: "deque[float]" = field(default_factory=deque)
+    failed_starts: int = 0
+    """In a row: it ended before it was ready."""
 
 
 class Supervisor:
@@ -131,13 +136,13 @@ class Supervisor:
                 self._stop_one(service)
             elif service.popen is None and time.monotonic() >= service.start_at and (needed is None or needed.ready):
                 self._start(service)
-            elif service.popen is not None and not service.ready:
-                self._check_ready(service)
             elif service.popen is not None and service.liveness is not None and service.liveness.is_lost():
                 self._progress(f"{service.child.name} runs and does not answer; it is killed.")
                 # Not asked to stop: it could not hear that. The next tick starts it again.
                 service.popen.kill()
                 service.popen.wait()
+            elif service.popen is not None and not service.ready:
+                self._check_ready(service)
         if time.monotonic() >= self._next_record:
             self._write_record()
 
@@ -176,23 +181,30 @@ class Supervisor:
         except OSError as exc:
             raise EmbeddedError(f"{child.name} cannot be started: {child.argv[0]}: {exc}") from exc
         service.ready = child.ready is None
-        service.ready_by = time.monotonic() + child.ready_timeout_s
+        service.liveness = Liveness(child.alive) if child.alive else None
+        service.started_at = time.monotonic()
+        service.note_at = service.started_at + STARTING_NOTE_S
         self._write_record()
 
     def _check_ready(self, service: _Service) -> None:
         assert service.child.ready is not None
+        name, starting_s = service.child.name, time.monotonic() - service.started_at
         if service.child.ready():
-            service.ready = True
-            service.liveness = Liveness(service.child.alive) if service.child.alive else None
-            self._progress(f"{service.child.name} is ready.")
+            service.ready, service.failed_starts = True, 0
+            if service.liveness is not None:
+                service.liveness.note_answer()
+            self._progress(f"{name} is ready.")
             self._write_record()
-        elif time.monotonic() > service.ready_by:
-            raise EmbeddedError(
-                f"{service.child.name} was not ready after {service.child.ready_timeout_s:g} s. {_log_end(service)}"
-            )
+        elif starting_s > service.child.ready_timeout_s:
+            raise EmbeddedError(f"{name} was not ready after {service.child.ready_timeout_s:g} s. {_log_end(service)}")
+        elif time.monotonic() > service.note_at:
+            service.note_at += STARTING_NOTE_S
+            self._progress(f"{name} is still starting, after {starting_s:.0f} s. Its log is {service.log}.")
 
     def _note_failure(self, service: _Service, status: int) -> None:
         now = time.monotonic()
+        if not service.ready:
+            service.failed_starts += 1
         service.popen, service.ready = None, False
         service.failures.append(now)
         while service.failures[0] < now - FAILURE_WINDOW_S:
@@ -202,8 +214,11 @@ class Supervisor:
             times = f"{len(service.failures)} times within {FAILURE_WINDOW_S:g} s"
             raise EmbeddedError(f"{service.child.name} {how}, {times}. {_log_end(service)}")
         self._end_orphans()
-        back_off_s = FIRST_BACK_OFF_S * 2 ** (len(service.failures) - 1)
-        service.start_at = time.monotonic() + back_off_s
+        # On a busy machine a program may reach a limit of its own, as Ray does after half a minute: each failed start
+        # leaves the machine alone for longer.
+        failures = max(len(service.failures), service.failed_starts)
+        back_off_s = min(MAX_BACK_OFF_S, FIRST_BACK_OFF_S * 2 ** (failures - 1))
+        service.start_at = now + back_off_s
         self._progress(f"{service.child.name} {how}; starting it again in {back_off_s:g} s. Its log is {service.log}.")
 
     def _stop_one(self, service: _Service) -> None:

@@ -100,7 +100,9 @@ class Stack:
                 with _stop_signals(supervisor) as stopping, supervisor:
                     run = _Run(plan, cluster, self._programs, supervisor, stopping, tell)
                     run.until_stopped(self._prepare, on_ready)
-                    tell("Stopping.")
+                    tell(
+                        "Stopping. What runs leaves a checkpoint, and goes on at the next start. Ctrl-C again: at once."
+                    )
                 shutil.rmtree(private, ignore_errors=True)
             finally:
                 if cluster.socket_dir != data_dir.postgres:

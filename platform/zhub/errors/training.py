@@ -106,13 +106,17 @@ class PromptTooLongError(TrainingError):
 
     code = "prompt_too_long"
 
-    def __init__(self, line: int, tokens: int, limit: int, rows: Sequence[LongRow] = ()) -> None:
+    def __init__(
+        self, line: int, tokens: int, limit: int, rows: Sequence[LongRow] = (), *, count: int | None = None
+    ) -> None:
+        """``count``: how many there are, where ``rows`` has only the first of them."""
         self.line, self.tokens, self.limit = line, tokens, limit
         self.rows = rows or [LongRow(line, tokens)]
-        named = ", ".join(map(str, self.rows[:MAX_ROWS_NAMED]))
-        more = f" and {len(self.rows) - MAX_ROWS_NAMED:,} more" if len(self.rows) > MAX_ROWS_NAMED else ""
+        named = self.rows[:MAX_ROWS_NAMED]
+        left = (count or len(self.rows)) - len(named)
+        listed = ", ".join(map(str, named)) + (f" and {left:,} more" if left else "")
         super().__init__(
-            f"At most {limit:,} tokens fit this base model, and these rows have more: {named}{more}. Shorten or drop "
+            f"At most {limit:,} tokens fit this base model, and these rows have more: {listed}. Shorten or drop "
             "them; a training leaves them out or cuts them with the hyper-parameter 'long_rows' at 'skip' or 'cut'."
         )
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from zhub import states
@@ -21,12 +21,13 @@ from zhub.admission import limits
 from zhub.datasets import files
 from zhub.datasets.validated import distinct_rows, require_validated
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
-from zhub.evaluation.grader_requests import read_grader
+from zhub.evaluation.grader_requests import check_grader
 from zhub.evaluation.statistics import accuracy
-from zhub.graders import GraderJson
+from zhub.graders import Grader, GraderJson
+from zhub.graders.types import STORED
 from zhub.ids import public_id
 from zhub.manifest import Z_FILE, Manifest, canonical_json
-from zhub.models import BaseModel, DatasetVersion, Evaluation, Job
+from zhub.models import BaseModel, DatasetVersion, Evaluation, ExpertVersion, Job
 from zhub.queue import job_events, jobs
 from zhub.queue.attempts import Succeeded
 from zhub.registry import base_models, versions
@@ -78,8 +79,10 @@ class _Subject:
         return self.record.version.id if self.record else None
 
 
-def create(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
+def create(session: Session, caller: Caller, request: EvaluationRequest, grader: Grader) -> list[Evaluation]:
     """The evaluations of ``model``, of its base and of ``compare_with``, in this order; the missing ones are enqueued.
+
+    ``grader`` is the request's, parsed before the session began.
 
     Raises:
         InvalidRequestError: with the ``param`` at fault.
@@ -87,27 +90,28 @@ def create(session: Session, caller: Caller, request: EvaluationRequest) -> list
     """
     if request.cluster is not None:
         limits.check_cluster(session, request.cluster, param="cluster")
-    return measure(session, caller, request)
+    return measure(session, caller, request, grader)
 
 
-def check_suite(session: Session, caller: Caller, file_id: str, grader: Any, *, base: str, param: str) -> None:
+def check_suite(session: Session, caller: Caller, file_id: str, grader: Grader, *, base: str, param: str) -> None:
     """Refuse a file and a grader that could not be measured on this base; the fields lie within ``param``.
 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: what ``create`` would raise.
     """
     file = _file(session, caller, file_id, f"{param}.file")
-    read_grader(session, caller.org_id, grader, param=f"{param}.grader", bases=[base], files=[file])
+    check_grader(session, caller.org_id, grader, param=f"{param}.grader", bases=[base], files=[file])
 
 
-def measure(session: Session, caller: Caller, request: EvaluationRequest) -> list[Evaluation]:
+def measure(session: Session, caller: Caller, request: EvaluationRequest, grader: Grader) -> list[Evaluation]:
     """Do what ``create`` does, without its checks of the organisation's queue and of the cluster's agents."""
     file = _file(session, caller, request.file, "file")
     named = [_subject(session, caller, request.model, "model")]
     named.append(_Subject(named[0].base, None))
     named += [_subject(session, caller, name, f"compare_with.{i}") for i, name in enumerate(request.compare_with)]
+    versions.keep(session, [subject.record for subject in named if subject.record is not None])
     bases = [subject.base.name for subject in named]
-    grader = read_grader(session, caller.org_id, request.grader, param="grader", bases=bases, files=[file])
+    check_grader(session, caller.org_id, grader, param="grader", bases=bases, files=[file])
     sampled = request.k > 1
     settings = {
         "grader": grader.model_dump(mode="json"),
@@ -153,9 +157,17 @@ def finish(session: Session, job: Succeeded, report: Mapping[str, Any]) -> None:
 
 
 def check_redrive(session: Session, job: Job) -> None:
-    """Raises ConflictError where an evaluation was asked for again since its job failed, and has another job."""
-    if not session.scalar(select(exists().where(Evaluation.job_id == job.id))):
+    """Refuse to run a dead evaluation again where that can come to nothing.
+
+    Raises:
+        ConflictError: it was asked for again since, and has another job.
+        NotFoundError: its version was deleted.
+    """
+    evaluation = session.scalar(select(Evaluation).where(Evaluation.job_id == job.id))
+    if evaluation is None:
         raise ConflictError("The evaluation was asked for again since and has another job.")
+    if evaluation.version_id is not None:
+        versions.keep(session, versions.records(session, ExpertVersion.id == evaluation.version_id))
 
 
 def get(session: Session, project_id: uuid.UUID, evaluation_id: uuid.UUID) -> Evaluation:
@@ -164,17 +176,6 @@ def get(session: Session, project_id: uuid.UUID, evaluation_id: uuid.UUID) -> Ev
     if evaluation is None or evaluation.project_id != project_id:
         raise NotFoundError("evaluation", public_id("evaluation", evaluation_id))
     return evaluation
-
-
-def list_evaluations(
-    session: Session, project_id: uuid.UUID, *, after: uuid.UUID | None, limit: int
-) -> tuple[list[Evaluation], bool]:
-    """The project's evaluations, newest first, and whether more follow."""
-    statement = select(Evaluation).where(Evaluation.project_id == project_id)
-    if after is not None:
-        statement = statement.where(Evaluation.id < after)
-    newest = list(session.scalars(statement.order_by(Evaluation.id.desc()).limit(limit + 1)))
-    return newest[:limit], len(newest) > limit
 
 
 def others(session: Session, evaluation: Evaluation) -> list[Evaluation]:
@@ -275,12 +276,15 @@ def _job(caller: Caller, subject: _Subject, file: DatasetVersion, suite: dict[st
             recipe=manifest.recipe,
             hyperparameters=manifest.hyperparameters,
         )
-    spec = EvaluateSpec(
-        base=BaseModelSource.model_validate(subject.base.source),
-        basis=base_models.require_ready(subject.base),
-        z=z,
-        file=files.stored_file(file),
-        **{name: value for name, value in suite.items() if name != "file"},
+    spec = EvaluateSpec.model_validate(
+        {
+            **suite,
+            "base": BaseModelSource.model_validate(subject.base.source),
+            "basis": base_models.require_ready(subject.base),
+            "z": z,
+            "file": files.stored_file(file),
+        },
+        context=STORED,
     )
     return Job(
         org_id=caller.org_id,

@@ -9,15 +9,17 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, Text, cast, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from zhub.datasets import rows
+from zhub.database.pages import Page, created_since, read_page
+from zhub.datasets import rows as dataset_rows
 from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
 from zhub.ids import public_id
 from zhub.models import Expert, ExpertVersion, Feedback
@@ -103,28 +105,45 @@ def create(session: Session, caller: Caller, request: FeedbackRequest, *, idempo
     return piece
 
 
-def list_feedback(
-    session: Session, caller: Caller, *, model: str | None, after: uuid.UUID | None, limit: int
-) -> tuple[list[Feedback], bool]:
-    """The project's feedback, newest first, and whether more follows.
+@dataclass(frozen=True)
+class FeedbackFilter:
+    """Which feedback; an attribute that is None matches all."""
 
-    With ``model``, only feedback on that expert, ``<project>.<expert>``, or on that version.
+    model: str | None = None
+    """An expert, ``<project>.<expert>``, or one version of it."""
+    min_score: float | None = None
+    max_score: float | None = None
+    since: datetime | None = None
+    search: str | None = None
+    """A text in the prompt, the answer, the right answer or the comment; letters of both cases are equal."""
+
+
+def list_feedback(session: Session, caller: Caller, wanted: FeedbackFilter, page: Page) -> tuple[list[Feedback], bool]:
+    """The project's feedback that ``wanted`` describes, and whether more follows.
 
     Raises:
         NotFoundError: no such expert or version.
     """
-    statement = select(Feedback).where(Feedback.project_id == caller.project_id, Feedback.deleted_at.is_(None))
-    if model is not None and "@" in model:
-        version = registry.get_version(session, caller.project_id, model).version
-        statement = statement.where(Feedback.version_id == version.id)
-    elif model is not None:
-        expert = registry.get_expert(session, caller, model)
+    rows = select(Feedback).where(Feedback.project_id == caller.project_id, Feedback.deleted_at.is_(None))
+    if wanted.model is not None and "@" in wanted.model:
+        version = registry.get_version(session, caller.project_id, wanted.model).version
+        rows = rows.where(Feedback.version_id == version.id)
+    elif wanted.model is not None:
+        expert = registry.get_expert(session, caller, wanted.model)
         versions = select(ExpertVersion.id).where(ExpertVersion.expert_id == expert.id)
-        statement = statement.where(Feedback.version_id.in_(versions))
-    if after is not None:
-        statement = statement.where(Feedback.id < after)
-    newest = list(session.scalars(statement.order_by(Feedback.id.desc()).limit(limit + 1)))
-    return newest[:limit], len(newest) > limit
+        rows = rows.where(Feedback.version_id.in_(versions))
+    if wanted.min_score is not None:
+        rows = rows.where(Feedback.score >= wanted.min_score)
+    if wanted.max_score is not None:
+        rows = rows.where(Feedback.score <= wanted.max_score)
+    if wanted.since is not None:
+        rows = rows.where(created_since(Feedback.created_at, Feedback.id, wanted.since))
+    return read_page(session, rows, Feedback.id, page, search=_mentions(wanted.search) if wanted.search else None)
+
+
+def _mentions(words: str) -> ColumnElement[bool]:
+    texts = (cast(Feedback.messages, Text), Feedback.completion, Feedback.reference, Feedback.comment)
+    return or_(*(text.icontains(words, autoescape=True) for text in texts))
 
 
 def summaries(session: Session, version_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Summary]:
@@ -163,14 +182,14 @@ def sweep(session: Session) -> int:
 def _prompt(request: FeedbackRequest) -> list[dict[str, str]]:
     """The messages, after a check that the request could be a row of a dataset."""
     raw = json.dumps(request.model_dump()).encode()
-    if len(raw) > rows.MAX_ROW_BYTES:
+    if len(raw) > dataset_rows.MAX_ROW_BYTES:
         raise InvalidRequestError(
-            f"The feedback has {len(raw):,} bytes as JSON, and a row of a dataset at most {rows.MAX_ROW_BYTES:,}. "
-            "Shorten its texts."
+            f"The feedback has {len(raw):,} bytes as JSON, and a row of a dataset at most "
+            f"{dataset_rows.MAX_ROW_BYTES:,}. Shorten its texts."
         )
     try:
-        row = rows.parse_row(1, raw)
-    except rows.RowSyntaxError as exc:
+        row = dataset_rows.parse_row(1, raw)
+    except dataset_rows.RowSyntaxError as exc:
         param = "messages" if exc.code == "wrong_schema" else None
         raise InvalidRequestError(f"Feedback must be fit to become a row of a dataset: {exc}.", param=param) from exc
     if row.target is not None:

@@ -11,7 +11,8 @@ from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
 
 from zhub.evaluation.comparison import Comparison, compare
-from zhub.graders import GraderJson
+from zhub.graders import Grader, GraderJson
+from zhub.graders.parsing import GraderReader, parse_grader
 from zhub.registry.names import PROD
 
 MAX_SUITES = 5
@@ -43,6 +44,15 @@ class Gate(Schema):
     suites: Annotated[list[Suite], Field(min_length=1, max_length=MAX_SUITES)]
     cluster: str | None = None
     """Which workers measure, as in an evaluation; None: those that trained, where the gate came with a training."""
+
+
+def read_graders(gate: Gate, *, within: str = "", read: GraderReader = parse_grader) -> list[Grader]:
+    """The graders of a gate's suites, before a session begins; ``within`` is the gate's path in the request.
+
+    Raises:
+        InvalidRequestError: with the path of the field at fault.
+    """
+    return [read(suite.grader, param=f"{within}suites.{i}.grader") for i, suite in enumerate(gate.suites)]
 
 
 @dataclass(frozen=True)

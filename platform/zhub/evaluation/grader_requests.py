@@ -1,30 +1,28 @@
-"""Read the grader of a request. Every request that gives a grader is read here, so that all refuse the same ones."""
+"""Check the grader of a request against the database, after ``parse_grader`` has read it: the same checks for all."""
 
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from sqlalchemy.orm import Session
 
 from zhub.datasets import validated
 from zhub.errors import InvalidRequestError, NotFoundError
-from zhub.graders.parsing import parse_grader
 from zhub.graders.templates import check_templates
 from zhub.graders.types import Grader, ScoreModelGrader, leaves
 from zhub.models import DatasetVersion
 from zhub.registry import base_models
 
 
-def read_grader(
+def check_grader(
     session: Session,
     org_id: uuid.UUID,
-    given: Any,
+    grader: Grader,
     *,
     param: str,
     bases: Iterable[str] = (),
     files: Sequence[DatasetVersion] = (),
-) -> Grader:
-    """Parse a grader; check its judges, and its templates against the validated files whose answers it shall grade.
+) -> None:
+    """Check a grader's judges, and its templates against the validated files whose answers it shall grade.
 
     A judge must be a base model. ``bases`` are the base models of the jobs that will grade; a job can ask only its own,
     so a judge must be the only one of them. Without a job, any base model may judge.
@@ -32,13 +30,11 @@ def read_grader(
     Raises:
         InvalidRequestError: with the path of the field at fault, which begins with ``param``.
     """
-    grader = parse_grader(given, param=param)
     for judge_param, judge in leaves(grader, param):
         if isinstance(judge, ScoreModelGrader):
             _check_judge(session, org_id, judge, bases, f"{judge_param}.model")
     for file in files:
         check_templates(grader, validated.columns(file), validated.distinct_rows(file), param=param)
-    return grader
 
 
 def _check_judge(

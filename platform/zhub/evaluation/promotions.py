@@ -24,6 +24,8 @@ from zhub.errors import ConflictError, NotFoundError, ZhubError
 from zhub.evaluation import evaluations, gates
 from zhub.evaluation.evaluations import EvaluationRequest
 from zhub.evaluation.gates import Finding, Gate, MeasuredSuite, Suite
+from zhub.graders import Grader
+from zhub.graders.parsing import stored_grader
 from zhub.ids import public_id
 from zhub.models import BaseModel, Evaluation, Job, JobDependency, Project, Promotion
 from zhub.queue import dependencies, job_events, jobs
@@ -55,33 +57,39 @@ class Measured:
     suites: Sequence[MeasuredSuite]
 
 
-def create(session: Session, caller: Caller, request: PromotionRequest) -> Promotion:
-    """Have a version measured, and promoted if it passes.
+def create(session: Session, caller: Caller, request: PromotionRequest, graders: Sequence[Grader]) -> Promotion:
+    """Have a version measured, and promoted if it passes. ``graders``: see ``gates.read_graders``.
 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: the version, a file or a grader is not usable.
         QuotaExceededError: the organisation's queue is full.
     """
     record = versions.get_version(session, caller.project_id, request.model)
+    versions.keep(session, [record])
+    aliases.check_promotable(record)
     gate = Gate.model_validate(request.model_dump(exclude={"model"}))
-    _check(session, caller, gate, record.base.name, "")
+    _check(session, caller, gate, graders, base=record.base.name)
     return _add(session, caller, gate, version_id=record.version.id)
 
 
-def create_for_training(session: Session, caller: Caller, gate: Gate, training: Job) -> Promotion:
+def create_for_training(
+    session: Session, caller: Caller, gate: Gate, graders: Sequence[Grader], training: Job
+) -> Promotion:
     """Have the version that a training will publish measured, and promoted if it passes.
 
     Raises:
         InvalidRequestError, NotFoundError, NotReadyError: a file or a grader is not usable.
     """
-    check_gate_of_training(session, caller, gate, session.get_one(BaseModel, training.base_model_id))
+    check_gate_of_training(session, caller, gate, graders, session.get_one(BaseModel, training.base_model_id))
     gate = gate.model_copy(update={"cluster": gate.cluster or training.cluster})
     return _add(session, caller, gate, training_job_id=training.id)
 
 
-def check_gate_of_training(session: Session, caller: Caller, gate: Gate, base: BaseModel) -> None:
+def check_gate_of_training(
+    session: Session, caller: Caller, gate: Gate, graders: Sequence[Grader], base: BaseModel
+) -> None:
     """Refuse the gate of a training on this base where ``create_for_training`` would; write nothing."""
-    _check(session, caller, gate, base.name, "promotion.")
+    _check(session, caller, gate, graders, base=base.name, within="promotion.")
 
 
 def get(session: Session, project_id: uuid.UUID, promotion_id: uuid.UUID) -> Promotion:
@@ -171,13 +179,14 @@ def record_decision(session: Session, measured: Measured, findings: Sequence[Fin
         _record_decision(session, job, _promotion(session, job), measured, findings)
 
 
-def _check(session: Session, caller: Caller, gate: Gate, base: str, prefix: str) -> None:
-    aliases.check_alias(gate.alias, param=f"{prefix}alias")
+def _check(
+    session: Session, caller: Caller, gate: Gate, graders: Sequence[Grader], *, base: str, within: str = ""
+) -> None:
+    aliases.check_alias(gate.alias, param=f"{within}alias")
     if gate.cluster is not None:
-        limits.check_cluster(session, gate.cluster, param=f"{prefix}cluster")
-    for i, suite in enumerate(gate.suites):
-        param = f"{prefix}suites.{i}"
-        evaluations.check_suite(session, caller, suite.file, suite.grader, base=base, param=param)
+        limits.check_cluster(session, gate.cluster, param=f"{within}cluster")
+    for i, (suite, grader) in enumerate(zip(gate.suites, graders, strict=True)):
+        evaluations.check_suite(session, caller, suite.file, grader, base=base, param=f"{within}suites.{i}")
 
 
 def _add(
@@ -243,6 +252,7 @@ def _step(session: Session, job: Job, promotion: Promotion) -> Measured | None:
         message = "The training did not succeed, so there is nothing to promote."
         _end(session, job, states.CANCELLED, message, code="dependency_failed")
         return None
+    aliases.check_promotable(record)
     gate = Gate.model_validate(promotion.gate)
     current_id = aliases.current(session, record.expert.id, gate.alias)
     current = versions.by_id(session, [current_id])[current_id] if current_id else None
@@ -289,7 +299,7 @@ def _measure(
     project = session.scalars(select(Project).where(Project.id == job.project_id)).one()
     # The gate acts for whoever requested it, within the one project.
     caller = Caller(job.id, job.org_id, job.project_id, project.name, frozenset())
-    return evaluations.measure(session, caller, request)
+    return evaluations.measure(session, caller, request, stored_grader(suite.grader, param="grader"))
 
 
 def _measured_suite(
@@ -299,8 +309,10 @@ def _measured_suite(
     assert own.results is not None and own.rewards is not None
     by_version = {evaluation.version_id: tuple(evaluation.rewards or ()) for evaluation in others}
     compared = [(record.base.name, by_version[None])]
-    # Where the alias points to the version itself, the base is all that there is to compare with.
-    if current is not None and current.version.id in by_version:
+    warnings = evaluations.warnings(own, record)
+    if current is not None and current.version.id == record.version.id:
+        warnings.append(f"The alias points to {record.name} already: it is compared with its base only.")
+    elif current is not None:
         compared.insert(0, (current.name, by_version[current.version.id]))
     return MeasuredSuite(
         file=own.suite["file"]["name"],
@@ -308,7 +320,7 @@ def _measured_suite(
         mean=own.results["mean"],
         rewards=tuple(own.rewards),
         others=compared,
-        warnings=evaluations.warnings(own, record),
+        warnings=warnings,
     )
 
 
@@ -333,8 +345,18 @@ def _record_decision(
     for finding in findings:
         for sentence in finding.sentences:
             job_events.add(session, job.org_id, job.id, f"{finding.file}: {sentence}")
-    outcome = f"{record.name} is {alias} now." if passed else f"{record.name} did not pass: {alias} stays where it is."
-    _end(session, job, states.SUCCEEDED, outcome)
+    _end(
+        session,
+        job,
+        states.SUCCEEDED,
+        _outcome(record.name, alias, passed, was_current=compared_with == record.version.id),
+    )
+
+
+def _outcome(name: str, alias: str, passed: bool, *, was_current: bool) -> str:
+    if passed:
+        return f"{name} passed: {alias} points to it already." if was_current else f"{name} is {alias} now."
+    return f"{name} did not pass: {alias} {'still points to it' if was_current else 'stays where it is'}."
 
 
 def _end(session: Session, job: Job, state: str, message: str, *, code: str | None = None) -> None:

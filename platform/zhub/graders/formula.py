@@ -9,6 +9,8 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping
 
+from zhub.suggestions import did_you_mean
+
 # An operation within operations counts one more. Each takes a call of Python's, of which a thread has about a thousand.
 MAX_DEPTH = 200
 
@@ -65,7 +67,8 @@ def _walk(node: ast.expr, names: Collection[str], used: set[str], depth: int) ->
             pass
         case ast.Name(id=name):
             if name not in names:
-                raise ValueError(f"the formula names '{name}', which is no grader; there are {', '.join(names)}")
+                near = did_you_mean(name, names)
+                raise ValueError(f"the formula names '{name}', which is no grader.{near} There are {', '.join(names)}")
             used.add(name)
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
             _walk(operand, names, used, depth - 1)

@@ -8,6 +8,9 @@ ITEM_CHARACTERS = 1_000_000
 """All texts and keys of a row's columns together; any other value counts as one character."""
 FILLED_CHARACTERS = 200_000
 """What a template gives once its placeholders are replaced."""
+SUBSEQUENCE_CHARACTERS = 20_000
+"""Of either text, for ``fuzzy_match`` and ``rouge_l``: no algorithm finds the longest common subsequence in less than
+about the product of the two lengths (arXiv:1502.01063), so twice the length takes four times as long."""
 TEMPLATE_CHARACTERS = 100_000
 SCHEMA_CHARACTERS = 64 << 10
 GRADER_CHARACTERS = 2_000_000

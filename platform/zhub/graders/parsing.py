@@ -1,8 +1,7 @@
 """Parse a request's JSON into a grader."""
 
-import difflib
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError, WithJsonSchema
 
@@ -11,8 +10,9 @@ from zhub.graders.json_schema import check_schema
 from zhub.graders.limits import GRADER_CHARACTERS, SCHEMA_CHARACTERS, TooLargeError, check_size
 from zhub.graders.processes import Lost, own_processes
 from zhub.graders.templates import check_syntax
-from zhub.graders.types import TYPES, Grader, JsonSchemaGrader, leaves
+from zhub.graders.types import STORED, TYPES, Grader, JsonSchemaGrader, leaves
 from zhub.pydantic_errors import Path, refusal
+from zhub.suggestions import did_you_mean
 
 # The type of a grader in a request. Any value passes, so that `parse_grader` refuses all bad ones by its messages.
 GraderJson = Annotated[Any, WithJsonSchema({"additionalProperties": True, "type": "object"})]
@@ -21,10 +21,17 @@ READ_APART = ("python", "json_schema", "multi")
 _GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
 
 
+class GraderReader(Protocol):
+    """``parse_grader`` for what a user gives, ``stored_grader`` for what that has passed."""
+
+    def __call__(self, given: Any, *, param: str) -> Grader: ...
+
+
 def parse_grader(given: Any, *, param: str) -> Grader:
     """Parse a grader, and check all that can be checked without a dataset and a base model.
 
-    Sources and schemas are read in a process that can be ended: Python's own readers of both can take for ever.
+    Sources and schemas are read in a process that can be ended: Python's own readers of both can take for ever. It may
+    take ``ITEM_CPU_S``, so call it before a session begins.
 
     Raises:
         InvalidRequestError: with the path of the field at fault.
@@ -39,10 +46,9 @@ def parse_grader(given: Any, *, param: str) -> Grader:
         raise InvalidRequestError(f"The grader {exc}. Shorten it.", param=param, code="invalid_grader") from exc
     kind = given.get("type")
     if kind not in TYPES:
-        near = difflib.get_close_matches(str(kind)[:MAX_SHOWN], TYPES, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        near = did_you_mean(str(kind), TYPES)
         raise InvalidRequestError(
-            f"There is no grader type {repr(kind)[:MAX_SHOWN]}.{hint} Known: {', '.join(TYPES)}.",
+            f"There is no grader type {repr(kind)[:MAX_SHOWN]}.{near} Known: {', '.join(TYPES)}.",
             param=f"{param}.type",
             code="invalid_grader",
         )
@@ -56,11 +62,24 @@ def parse_grader(given: Any, *, param: str) -> Grader:
     return parsed
 
 
-def _parse(given: dict[str, Any], *, param: str) -> Grader:
+def stored_grader(given: Any, *, param: str) -> Grader:
+    """Read a grader that was checked before it was stored, by its form alone: that takes no time worth mentioning.
+
+    Raises:
+        InvalidRequestError: it was stored by a release whose graders had another form.
+    """
+    return _validate(given, param=param, context=STORED)
+
+
+def _validate(given: Any, *, param: str, context: str | None = None) -> Grader:
     try:
-        grader = _GRADER.validate_python(given)
+        return _GRADER.validate_python(given, context=context)
     except ValidationError as exc:
         raise refusal(exc.errors(), within=param, subject="Grader", path=_without_types, code="invalid_grader") from exc
+
+
+def _parse(given: dict[str, Any], *, param: str) -> Grader:
+    grader = _validate(given, param=param)
     check_syntax(grader, param=param)
     for part_param, part in leaves(grader, param):
         if isinstance(part, JsonSchemaGrader):

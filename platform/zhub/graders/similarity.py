@@ -16,8 +16,10 @@ import regex
 from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
+from zhub.errors import RewardError
+from zhub.graders.limits import SUBSEQUENCE_CHARACTERS
 from zhub.graders.samples import Grade, Sample
-from zhub.graders.templates import fill
+from zhub.graders.templates import UnreadableAnswerError, fill
 from zhub.graders.types import TextSimilarityGrader
 
 UNSPACED_SCRIPTS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
@@ -34,6 +36,8 @@ GLEU_ORDER = 4
 def grade_similarity(grader: TextSimilarityGrader, sample: Sample) -> Grade:
     answer = unicodedata.normalize("NFC", fill(grader.name, grader.input, sample))
     wanted = unicodedata.normalize("NFC", fill(grader.name, grader.reference, sample))
+    if grader.evaluation_metric in ("fuzzy_match", "rouge_l"):
+        _check_lengths(grader, sample, answer, wanted)
     match grader.evaluation_metric:
         case "fuzzy_match":
             score = fuzz.ratio(answer, wanted) / 100
@@ -46,6 +50,17 @@ def grade_similarity(grader: TextSimilarityGrader, sample: Sample) -> Grade:
         case metric:
             score = rouge_n(answer, wanted, int(metric.removeprefix("rouge_")))
     return Grade(score)
+
+
+def _check_lengths(grader: TextSimilarityGrader, sample: Sample, answer: str, wanted: str) -> None:
+    most = f"{grader.evaluation_metric} compares at most {SUBSEQUENCE_CHARACTERS:,}"
+    if len(answer) > SUBSEQUENCE_CHARACTERS:
+        raise UnreadableAnswerError(f"the answer has {len(answer):,} characters, and {most}")
+    if len(wanted) > SUBSEQUENCE_CHARACTERS:
+        raise RewardError(
+            grader.name,
+            f"{sample.where}the reference has {len(wanted):,} characters, and {most}. Shorten it, or use rouge_2.",
+        )
 
 
 def bleu(answer: str, wanted: str) -> float:

@@ -50,7 +50,7 @@ def find(session: Session, which: DeadLetters) -> list[Job]:
 
 
 def request(session: Session, job: Job, *, by: str) -> None:
-    """Request that the leader redrives a dead job. A second request is no error.
+    """Request that the leader redrives a dead job, which lists show again. A second request is no error.
 
     Raises:
         ConflictError: the job is not dead, or must not run again.
@@ -59,7 +59,7 @@ def request(session: Session, job: Job, *, by: str) -> None:
     requested = session.scalar(
         update(Job)
         .where(Job.id == job.id, Job.state.in_(DEAD), Job.desired != "redrive")
-        .values(desired="redrive")
+        .values(desired="redrive", archived_at=None)
         .returning(Job.id)
     )
     session.refresh(job)
@@ -127,7 +127,7 @@ def _revive(session: Session, job: Job) -> bool:
                    user_failures = 0, forgiven_user_failures = forgiven_user_failures + user_failures,
                    infra_failures = 0, forgiven_infra_failures = forgiven_infra_failures + infra_failures,
                    ranked_at = now() - priority * cast(:head_start AS interval),
-                   state = CASE WHEN kind = ANY(:without_worker) OR EXISTS (
+                   state = CASE WHEN kind = ANY(:without_worker) OR spec->'basis' = 'null' OR EXISTS (
                        SELECT 1 FROM job_dependencies d JOIN jobs n ON n.id = d.needs_job_id
                         WHERE d.job_id = jobs.id AND n.state <> 'succeeded') THEN 'waiting' ELSE 'queued' END
              WHERE id = :job AND state IN ('failed', 'cancelled') RETURNING state

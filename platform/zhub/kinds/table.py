@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from zhub.datasets import files
+from zhub.datasets import files, token_counts
 from zhub.errors import ConflictError
 from zhub.evaluation import evaluations
 from zhub.kinds.kind import Kind, success
@@ -14,7 +14,7 @@ from zhub.manifest import Manifest
 from zhub.models import Job
 from zhub.queue.attempts import Released
 from zhub.queue.jobs import KindNames
-from zhub.registry import base_models
+from zhub.registry import base_models, deletion
 from zhub.registry.publish import publish
 from zhub.states import LIGHT, TORCH
 
@@ -42,6 +42,7 @@ KINDS: dict[str, Kind] = {
             failed=files.fail_validation,
             redriven=files.restart_validation,
         ),
+        Kind("count_tokens", LIGHT, succeed=success(token_counts.finish)),
         Kind(
             "decompose",
             TORCH,
@@ -49,7 +50,7 @@ KINDS: dict[str, Kind] = {
             failed=base_models.fail_decomposition,
             redriven=base_models.restart_decomposition,
         ),
-        Kind("train", TORCH, resumable=True, succeed=_publish),
+        Kind("train", TORCH, resumable=True, succeed=_publish, check_redrive=deletion.check_redrive),
         Kind("evaluate", TORCH, succeed=success(evaluations.finish), check_redrive=evaluations.check_redrive),
         Kind("gate", None, check_redrive=_refuse_redrive),
     )

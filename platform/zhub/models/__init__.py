@@ -15,9 +15,11 @@ from zhub.models.registry import (
     DatasetVersion,
     Evaluation,
     Expert,
+    ExpertChange,
     ExpertVersion,
     Feedback,
     Promotion,
+    TokenCount,
 )
 from zhub.models.schedules import Schedule, ScheduleTick
 from zhub.models.tenancy import ApiKey, MonthUsage, Organization, Project, Quota, Usage
@@ -36,6 +38,7 @@ __all__ = [
     "DatasetVersion",
     "Evaluation",
     "Expert",
+    "ExpertChange",
     "ExpertVersion",
     "Feedback",
     "Job",
@@ -52,6 +55,7 @@ __all__ = [
     "ScheduleTick",
     "TENANT_OWNED",
     "TenantOwned",
+    "TokenCount",
     "Usage",
     "WebhookDelivery",
     "WebhookEndpoint",

@@ -71,6 +71,9 @@ class Job(TenantOwned, Base):
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     traceparent: Mapped[str | None]
     """The span that asked for it, see ``zhub.process.tracing``."""
+    description: Mapped[str | None]
+    archived_at: Mapped[datetime | None]
+    """Since when lists leave it out, unless they are asked for it."""
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("org_id", "project_id", "idempotency_key"),
@@ -116,6 +119,11 @@ class Job(TenantOwned, Base):
         Index("ix_jobs_paused", "desired", postgresql_where=text("state = 'paused'")),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_project", "org_id", "project_id", "kind", "id"),
+        Index("ix_jobs_dataset", "dataset_version_id", postgresql_where=text("dataset_version_id IS NOT NULL")),
+        Index(
+            "ix_jobs_validation", "validation_version_id", postgresql_where=text("validation_version_id IS NOT NULL")
+        ),
+        Index("ix_jobs_failed", "org_id", "project_id", "kind", "id", postgresql_where=text("state = 'failed'")),
     )  # fmt: skip
 
 

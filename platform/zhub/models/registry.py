@@ -1,5 +1,6 @@
 """Base models, datasets, experts with their versions, and what was found out about these."""
 
+import math
 import uuid
 from datetime import datetime
 from typing import Any
@@ -95,6 +96,29 @@ class DatasetVersion(TenantOwned, Base):
     )
 
 
+class TokenCount(TenantOwned, Base):
+    """Which rows of a file have more tokens than the context of a base. Its status is that of its job.
+
+    The columns below ``job_id`` are null until that has succeeded; ``context_length`` also for a base without a bound.
+    """
+
+    __tablename__ = "token_counts"
+    dataset_version_id: Mapped[uuid.UUID]
+    base_model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("base_models.id"))
+    job_id: Mapped[uuid.UUID]
+    context_length: Mapped[int | None]
+    long_row_count: Mapped[int | None]
+    long_rows: Mapped[list[list[int]] | None] = mapped_column(JSONB)
+    """The first of them, each as ``[line, tokens]``."""
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("dataset_version_id", "base_model_id"),
+        tenant_fk("dataset_version_id", "dataset_versions"),
+        tenant_fk("job_id", "jobs"),
+        Index("ix_token_counts_job", "job_id"),
+    )
+
+
 class Expert(TenantOwned, Base):
     """A named line of versions; ``last_version`` keeps their numbers gapless. Each version names its base model."""
 
@@ -104,6 +128,13 @@ class Expert(TenantOwned, Base):
     last_version: Mapped[int] = mapped_column(default=0)
     feedback_count: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     """How many pieces of feedback have come on its versions, those included that were deleted since."""
+    former_names: Mapped[list[str]] = mapped_column(JSONB, default=list, server_default=text("'[]'"))
+    """Names that it had before, oldest first: they still lead to it, and no other expert of the project gets one."""
+    description: Mapped[str | None]
+    tags: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default=text("'{}'"))
+    archived_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    """The row stays, and with it the counter: a training under the same name goes on from its last number."""
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("org_id", "project_id", "name"),
@@ -112,7 +143,10 @@ class Expert(TenantOwned, Base):
 
 
 class ExpertVersion(TenantOwned, Base):
-    """An immutable version: at most one for each job, and made under the fence that the job had then."""
+    """A version: at most one for each job, and made under the fence that the job had then.
+
+    What training made of it never changes; ``description``, ``tags`` and ``archived_at`` are what people say of it.
+    """
 
     __tablename__ = "expert_versions"
     expert_id: Mapped[uuid.UUID]
@@ -124,11 +158,45 @@ class ExpertVersion(TenantOwned, Base):
     manifest: Mapped[dict[str, Any]]
     key_prefix: Mapped[str]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    score: Mapped[float] = mapped_column(default=-math.inf, server_default=text("'-Infinity'"))
+    """The mean reward on the held-out test rows that the manifest has; minus infinity where it has none."""
+    description: Mapped[str | None]
+    tags: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default=text("'{}'"))
+    archived_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    """The row stays, so that its number is never given again and what refers to it keeps its name."""
+    swept_at: Mapped[datetime | None]
+    """When the objects of a deleted version were removed."""
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("expert_id", "version"),
         tenant_fk("expert_id", "experts"),
         tenant_fk("job_id", "jobs"),
+        Index("ix_expert_versions_digest", "org_id", "digest"),
+        Index("ix_expert_versions_score", "expert_id", "score", "version", "id"),
+        Index(
+            "ix_expert_versions_deleted",
+            "deleted_at",
+            postgresql_where=text("deleted_at IS NOT NULL AND swept_at IS NULL"),
+        ),
+    )
+
+
+class ExpertChange(TenantOwned, Base):
+    """One change of what people say of an expert, or of one version of it: append-only."""
+
+    __tablename__ = "expert_changes"
+    expert_id: Mapped[uuid.UUID]
+    version_id: Mapped[uuid.UUID | None]
+    by: Mapped[str]
+    """The id of the key that changed it."""
+    changes: Mapped[dict[str, Any]]
+    """For each field that changed, ``{"from": …, "to": …}``."""
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        tenant_fk("expert_id", "experts"),
+        tenant_fk("version_id", "expert_versions"),
+        Index("ix_expert_changes_expert", "expert_id", "id"),
     )
 
 
@@ -138,25 +206,27 @@ class Alias(TenantOwned, Base):
     __tablename__ = "aliases"
     expert_id: Mapped[uuid.UUID]
     name: Mapped[str]
-    version_id: Mapped[uuid.UUID]
+    version_id: Mapped[uuid.UUID | None]
+    """None: it was removed."""
     moved_at: Mapped[datetime] = mapped_column(server_default=func.now())
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("expert_id", "name"),
         tenant_fk("expert_id", "experts"),
         tenant_fk("version_id", "expert_versions"),
+        Index("ix_aliases_version", "version_id"),
     )
 
 
 class AliasMove(TenantOwned, Base):
-    """One move of an alias, append-only. The first has no version before it."""
+    """One move of an alias, append-only. The first has no version before it, a removal none after it."""
 
     __tablename__ = "alias_moves"
     alias_id: Mapped[uuid.UUID]
     position: Mapped[int] = mapped_column(BigInteger, Identity())
     """Given under the lock on the alias, so the moves of one alias are in order."""
     from_version_id: Mapped[uuid.UUID | None]
-    to_version_id: Mapped[uuid.UUID]
+    to_version_id: Mapped[uuid.UUID | None]
     by: Mapped[str]
     """Who moved it: the id of a key or of a promotion."""
     reason: Mapped[str | None]
@@ -254,6 +324,7 @@ class Evaluation(TenantOwned, Base):
         tenant_fk("job_id", "jobs"),
         tenant_fk("version_id", "expert_versions"),
         Index("ix_evaluations_job", "job_id"),
+        Index("ix_evaluations_project", "org_id", "project_id", "id"),
     )  # fmt: skip
 
 

@@ -35,14 +35,14 @@ class Schedule(TenantOwned, Base):
     next_at: Mapped[datetime | None]
     fires_at: Mapped[datetime | None]
     seen_version_id: Mapped[uuid.UUID | None]
-    """The newest version of the dataset that it has fired for, or found when it was made."""
+    """The newest version of the dataset that it has fired for, or found when it was made or given this dataset."""
     watched_alias_id: Mapped[uuid.UUID | None]
     """It fires when an evaluation finds the version that this alias points to worse than its base."""
     on_feedback: Mapped[int | None]
     """It fires when so many pieces of feedback have come on this expert, the one it trains, since ``feedback_seen``."""
     feedback_expert_id: Mapped[uuid.UUID | None]
     feedback_seen: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    """``feedback_count`` of that expert when it last fired for it, or was made, changed or resumed."""
+    """``feedback_count`` of that expert when it last fired for it, or was resumed, or was given this expert."""
     deleted_at: Mapped[datetime | None]
     __table_args__ = (
         UniqueConstraint("org_id", "id"),

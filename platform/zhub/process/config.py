@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     """``file:///directory`` (created by the first write; its parent must exist) or
     ``s3://bucket/prefix?endpoint_url=…&region=…``."""
     redis_url: str | None = None
-    """Hints only; without it every wait is a poll."""
+    """Hints, and the count of requests a minute; without it every wait is a poll, and each API process counts alone."""
     secret_key: SecretStr = SecretStr("")
     """Keys the hashes of API keys and the secrets that sign webhooks: the same for API and scheduler."""
     webhook_allow_private: bool = False
@@ -60,8 +60,14 @@ class Settings(BaseSettings):
     """``cpu``, ``cuda``, …; None takes CUDA where there is one."""
     cache_dir: Path = Path("/tmp/zhub-cache")
     """Where workers keep fetched files; safe to delete."""
+    metric_sinks: list[Annotated[str, Field(pattern="^(tensorboard|mlflow|wandb)(:.+)?$")]] = []
+    """Where else workers send metrics of trainings, each by the extra of its name:
+    ``["tensorboard:/var/runs", "mlflow:https://host", "wandb:project"]``."""
     ready_file: Path | None = None
-    """Written by the agent once serving answers."""
+    """There while serving answers, written by the agent."""
+    alive_file: Path | None = None
+    """A file of its own for the scheduler and for the agent: its time of modification is the time until which the
+    process vouches that all of its loops go on. One that is past belongs to a process that is frozen."""
 
     lease_s: float = Field(default=60.0, gt=1)
     poll_s: float = Field(default=0.5, gt=0)

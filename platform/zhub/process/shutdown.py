@@ -16,14 +16,17 @@ GRACE_S = 8.0  # orchestrators kill a process ten seconds after they have asked 
 OUTSIDE_S = 1.0  # more, for a process that cannot end itself
 
 
-def stop_event() -> threading.Event:
+def stop_event(interrupted: threading.Event | None = None) -> threading.Event:
     """An event that is set at SIGTERM and SIGINT. The process ends ``GRACE_S`` seconds later at the latest.
 
+    ``interrupted`` is set before it at SIGINT, for a process to which that means something else.
     Only from the main thread. What a process was doing then is lost, as if it had been killed: nothing durable.
     """
     stopping = threading.Event()
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if interrupted is not None and number == signal.SIGINT:
+            interrupted.set()
         stopping.set()
 
     signal.signal(signal.SIGTERM, stop)

@@ -1,6 +1,7 @@
 """Dependencies: a waiting job is queued once all jobs that it depends on have succeeded, and cancelled if one has not.
 
-Functions take a Session and never commit.
+A job also waits while the base model of its spec has no basis yet; ``zhub.training.bases`` ends that. Functions take
+a Session and never commit.
 """
 
 import uuid
@@ -76,16 +77,17 @@ def release_dependents(session: Session, kinds: KindNames) -> int:
         text(
             """
             WITH waiting AS MATERIALIZED (
-                SELECT j.id FROM jobs j WHERE j.state = 'waiting' AND j.kind <> ALL(:without_worker)
+                SELECT j.id, coalesce(j.spec->'basis' <> 'null', true) AS based
+                  FROM jobs j WHERE j.state = 'waiting' AND j.kind <> ALL(:without_worker)
             ), due AS (
                 SELECT waiting.id, lost, lost_id
                   FROM waiting CROSS JOIN LATERAL (
-                       SELECT bool_and(n.state = 'succeeded') AS won,
+                       SELECT coalesce(bool_and(n.state = 'succeeded'), true) AS won,
                               bool_or(n.state IN ('failed', 'cancelled')) AS lost,
                               min(n.id::text) FILTER (WHERE n.state IN ('failed', 'cancelled')) AS lost_id
                          FROM job_dependencies d JOIN jobs n ON n.id = d.needs_job_id
                         WHERE d.job_id = waiting.id) needed
-                 WHERE won OR lost ORDER BY waiting.id LIMIT :limit
+                 WHERE won AND based OR lost ORDER BY waiting.id LIMIT :limit
             )
             UPDATE jobs SET state = CASE WHEN lost THEN 'cancelled' ELSE 'queued' END,
                    finished_at = CASE WHEN lost THEN now() END,
@@ -112,9 +114,15 @@ def release_dependents(session: Session, kinds: KindNames) -> int:
     return len(rows)
 
 
-def reason(needs: Sequence[Job]) -> str:
-    """A sentence that names the jobs for which a waiting job still waits."""
-    left = [public_id("fine-tuning job", job.id) for job in needs if job.state != states.SUCCEEDED]
-    return (
-        f"It waits for {', '.join(left)} to succeed." if left else "What it waited for has ended; it is next looked at."
-    )
+def waits_for_base(job: Job) -> bool:
+    """Whether the base model of a job's spec has no basis yet: no worker can run it."""
+    return "basis" in job.spec and job.spec["basis"] is None
+
+
+def reason(job: Job, needs: Sequence[Job]) -> str:
+    """A sentence that names what a waiting job still waits for: other jobs, its base model."""
+    left = [public_id("fine-tuning job", needed.id) for needed in needs if needed.state != states.SUCCEEDED]
+    waits_for = [f"{', '.join(left)} to succeed"] if left else []
+    if waits_for_base(job):
+        waits_for.append(f"the base model '{job.spec['base']['name']}' to be decomposed")
+    return f"It waits for {', and for '.join(waits_for)}." if waits_for else "It is queued within seconds."

@@ -92,6 +92,10 @@ RULES: Final[dict[str, str]] = {
                (SELECT to_version_id FROM alias_moves WHERE alias_id = a.id ORDER BY position DESC LIMIT 1) m ON true
          WHERE m.to_version_id IS DISTINCT FROM a.version_id
     """,
+    "no alias points to a deleted version": """
+        SELECT a.id, '@' || a.name || ' points to version ' || v.version || ', deleted at ' || v.deleted_at
+          FROM aliases a JOIN expert_versions v ON v.id = a.version_id WHERE v.deleted_at IS NOT NULL
+    """,
     "each move of an alias begins where the one before it ended": """
         SELECT id, 'from ' || coalesce(from_version_id::text, 'nothing') || ', and it pointed to '
                || coalesce(before::text, 'nothing')

@@ -27,6 +27,7 @@ from zhub.queue import jobs
 from zhub.queue.attempts import Released, Succeeded
 from zhub.registry.model_directory import FILE_SUFFIXES, REFUSED_SUFFIXES
 from zhub.specs import BaseModelSource, BasisReference, DecomposeSpec, StoredFile
+from zhub.suggestions import did_you_mean
 from zhub.tenancy.keys import OPERATOR_SCOPE, Caller
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
@@ -166,8 +167,10 @@ def get(session: Session, org_id: uuid.UUID, name: str) -> BaseModel:
     """
     base = _find(session, org_id, name)
     if base is None:
-        known = ", ".join(sorted(set(session.scalars(select(BaseModel.name).where(_visible_to(org_id)))))) or "none yet"
-        raise NotFoundError("base model", name, f"Base models: {known}. Add one with `zhub base-models add`.")
+        known = sorted(set(session.scalars(select(BaseModel.name).where(_visible_to(org_id)))))
+        near = did_you_mean(name, known).lstrip()
+        hint = f"Base models: {', '.join(known) or 'none yet'}. POST /v1/base_models adds one."
+        raise NotFoundError("base model", name, f"{near} {hint}".lstrip())
     return base
 
 
@@ -213,16 +216,35 @@ def decomposition(session: Session, base: BaseModel) -> Job:
 
 def require_ready(base: BaseModel) -> BasisReference:
     """The base's basis. Raises NotReadyError while it is being decomposed, ConflictError if that failed."""
+    basis = basis_of(base)
+    if basis is None:
+        raise _not_ready(base)
+    return basis
+
+
+def basis_of(base: BaseModel) -> BasisReference | None:
+    """The base's basis; None while it is being decomposed, when the base alone can answer already.
+
+    Raises:
+        NotReadyError: its files are not all there.
+        ConflictError: its decomposition failed.
+    """
     if base.status == "error":
         raise ConflictError(f"The base model '{base.name}' cannot be used: {base.error}")
+    if base.status == "decomposing":
+        return None
     if base.status != "ready":
-        raise NotReadyError(f"The base model '{base.name}' is still '{base.status}'. Wait until it is 'ready'.")
+        raise _not_ready(base)
     assert base.weights_fingerprint and base.basis_fingerprint and base.basis_key_prefix
     return BasisReference(
         weights_fingerprint=base.weights_fingerprint,
         basis_fingerprint=base.basis_fingerprint,
         key_prefix=base.basis_key_prefix,
     )
+
+
+def _not_ready(base: BaseModel) -> NotReadyError:
+    return NotReadyError(f"The base model '{base.name}' is still '{base.status}'. Wait until it is 'ready'.")
 
 
 def list_base_models(session: Session, *, after: str | None, limit: int) -> tuple[list[BaseModel], bool]:

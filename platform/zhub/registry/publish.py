@@ -1,11 +1,14 @@
 """Publication: the version of a finished training, in the one transaction that ends its job."""
 
+import math
 import uuid
+from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from zhub.errors import ConflictError
 from zhub.ids import new_id, public_id
 from zhub.manifest import Manifest
 from zhub.models import Expert, ExpertVersion
@@ -14,6 +17,8 @@ from zhub.registry.versions import records
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import check_name, name_of_file, name_of_suffix
 from zhub.webhooks import endpoints, outbox
+
+ARCHIVED = (Expert.archived_at.is_not(None), Expert.deleted_at.is_(None))
 
 
 def expert_name(suffix: str | None, filename: str) -> str:
@@ -27,14 +32,48 @@ def expert_name(suffix: str | None, filename: str) -> str:
     return check_name(name_of_file(filename, default="expert"), "expert", param="suffix")
 
 
+def check_trainable(session: Session, project_id: uuid.UUID, name: str) -> None:
+    """Refuse the name of an expert that no training may go into. A deleted one begins again, a new one is created.
+
+    Raises:
+        ConflictError: the expert is archived, or the name was that of another one.
+    """
+    of_project = select(Expert).where(Expert.project_id == project_id)
+    renamed = session.scalar(of_project.where(Expert.former_names.contains([name])))
+    if renamed is not None:
+        raise ConflictError(
+            f"The name '{name}' belongs to the expert '{renamed.name}', which had it before. Give the suffix "
+            f"'{renamed.name}' to train that one, or another name."
+        )
+    if session.scalar(of_project.where(Expert.name == name, *ARCHIVED)) is not None:
+        raise ConflictError(
+            f"The expert '{name}' is archived. Unarchive it (`zhub experts unarchive`), or train another one by a "
+            "suffix of its own."
+        )
+
+
 def get_or_create_expert(session: Session, caller: Caller, name: str) -> Expert:
-    """The expert of this name in the caller's project, created if it is new."""
+    """The expert of this name in the caller's project, created if it is new; nobody deletes it meanwhile.
+
+    A deleted one begins again, without what was said of it; its versions are numbered from the last one on.
+
+    Raises:
+        ConflictError: as ``check_trainable``.
+    """
     session.execute(
         insert(Expert)
         .values(id=new_id(), org_id=caller.org_id, project_id=caller.project_id, name=name, last_version=0)
         .on_conflict_do_nothing()
     )
-    return session.scalars(select(Expert).where(Expert.project_id == caller.project_id, Expert.name == name)).one()
+    of_name = (Expert.project_id == caller.project_id, Expert.name == name)
+    anew: dict[str, Any] = {"deleted_at": None, "archived_at": None, "description": None, "tags": {}}
+    session.execute(update(Expert).where(*of_name, Expert.deleted_at.is_not(None)).values(anew))
+    locked = select(Expert).where(*of_name).with_for_update(read=True, key_share=True)
+    expert = session.scalar(locked.execution_options(populate_existing=True))
+    # After the lock: whoever renames or deletes the expert has committed by now, or waits for us.
+    check_trainable(session, caller.project_id, name)
+    assert expert is not None
+    return expert
 
 
 def publish(
@@ -65,6 +104,7 @@ def publish(
         manifest=manifest.model_dump(mode="json"),
         key_prefix=key_prefix,
         size_bytes=sum(file.size_bytes for file in manifest.files),
+        score=next((e.expert.mean for e in manifest.evaluations if e.split == "test"), -math.inf),
     )
     session.add(version)
     session.flush()

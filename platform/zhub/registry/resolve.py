@@ -15,10 +15,12 @@ from sqlalchemy.orm import Session
 
 from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.models import BaseModel
-from zhub.registry import base_models, versions
+from zhub.registry import base_models, missing, versions
 from zhub.registry.names import AUTO, CHECKPOINT_NAME
-from zhub.registry.versions import CheckpointRecord, VersionRecord, no_such_model
+from zhub.registry.versions import CheckpointRecord, VersionRecord
 from zhub.tenancy.keys import Caller
+
+MAX_OTHERS = 32  # experts that a prompt is compared with though they may not answer
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,15 @@ class WeightedVersion:
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """What answers a request: a base and the experts to put on it, or the candidates to choose from."""
+    """What answers a request: a base and the experts to put on it, or the candidates to choose from.
+
+    ``others``: the project's experts without ``@prod``, each at its newest version.
+    """
 
     base: BaseModel
     experts: Sequence[WeightedVersion] = ()
     candidates: Sequence[VersionRecord] | None = None
+    others: Sequence[VersionRecord] = ()
 
 
 def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tuple[str, float]]) -> ResolvedModel:
@@ -44,23 +50,28 @@ def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tupl
     Raises:
         NotFoundError: no such version or base model.
         InvalidRequestError: a mixture over several bases.
-        ConflictError: the base model is not decomposed yet.
+        NotReadyError: the files of the base model are not all there.
+        ConflictError: the base model could not be decomposed.
     """
     if mixture:
         return _resolve_mixture(session, caller, model, mixture)
     if model == AUTO or model.startswith(f"{AUTO}:"):
         named = model.removeprefix(f"{AUTO}:")
         base = _default_base(session) if model == AUTO else base_models.get(session, caller.org_id, named)
-        base_models.require_ready(base)
-        return ResolvedModel(base, candidates=versions.promoted(session, caller.project_id, base))
+        base_models.basis_of(base)  # the base alone answers until it is decomposed: no version is on it
+        candidates = versions.promoted(session, caller.project_id, base)
+        if not candidates:
+            return ResolvedModel(base, candidates=candidates)
+        others = versions.never_promoted(session, caller.project_id, base, limit=MAX_OTHERS)
+        return ResolvedModel(base, candidates=candidates, others=others)
     if "@" in model:
         record = _version_or_checkpoint(session, caller.project_id, model)
         return ResolvedModel(record.base, [WeightedVersion(record, 1.0)])
     try:
         base = base_models.get(session, caller.org_id, model)
     except NotFoundError as exc:
-        raise no_such_model(model) from exc
-    base_models.require_ready(base)
+        raise missing.model(session, caller.project_id, model) from exc
+    base_models.basis_of(base)
     return ResolvedModel(base)
 
 
@@ -92,5 +103,5 @@ def _version_or_checkpoint(session: Session, project_id: uuid.UUID, name: str) -
 def _default_base(session: Session) -> BaseModel:
     base = session.scalar(select(BaseModel).where(BaseModel.is_default))
     if base is None:
-        raise NotFoundError("base model", AUTO, "There is no base model yet; add one with `zhub base-models add`.")
+        raise NotFoundError("base model", AUTO, "There is no base model yet; POST /v1/base_models adds one.")
     return base

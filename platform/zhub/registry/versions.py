@@ -4,12 +4,13 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select, tuple_
-from sqlalchemy.orm import Session, aliased, defer
+from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from zhub.errors import NotFoundError
 from zhub.ids import parse_id, public_id
 from zhub.models import Alias, BaseModel, Checkpoint, Expert, ExpertVersion, Job, Project
+from zhub.registry import missing
 from zhub.registry.names import ALIAS_NAME, CHECKPOINT_NAME, EXPERT_NAME, PROD, VERSION_NAME
 from zhub.tenancy.keys import Caller
 
@@ -56,51 +57,41 @@ class CheckpointRecord:
         return f"{self.project.name}.{self.expert.name}@{job}:step-{self.checkpoint.step}"
 
 
-def list_versions(
-    session: Session, project_id: uuid.UUID, *, after: str | None = None, limit: int, with_manifests: bool = True
-) -> tuple[list[VersionRecord], bool]:
-    """The project's versions, newest first, from the one that follows the name ``after``, and whether more follow.
-
-    Raises:
-        NotFoundError: there is no version ``after``.
-    """
-    statement = _records().where(Expert.project_id == project_id)
-    if after is not None:
-        last = get_version(session, project_id, after).version
-        statement = statement.where(tuple_(*_AGE) < (last.created_at, last.version, last.id))
-    if not with_manifests:
-        statement = statement.options(defer(ExpertVersion.manifest, raiseload=True))
-    newest_first = [VersionRecord(*row) for row in session.execute(statement.limit(limit + 1))]
-    return newest_first[:limit], len(newest_first) > limit
-
-
 def promoted(session: Session, project_id: uuid.UUID, base: BaseModel) -> list[VersionRecord]:
     """What ``@prod`` of each of the project's experts points to, on this base and its basis, newest first.
 
-    Without LoRAs, and without those that are the base: choosing one would only pretend.
+    Without LoRAs and what is archived, and without those that are the base: choosing one would only pretend.
     """
     statement = (
         select(ExpertVersion, Expert, Project)
         .join(Expert, Expert.id == ExpertVersion.expert_id)
         .join(Project, Project.id == Expert.project_id)
         .join(Alias, and_(Alias.version_id == ExpertVersion.id, Alias.expert_id == Expert.id))
-        .where(Alias.name == PROD, Expert.project_id == project_id, *_served(base))
-        .where(_is_not_base(ExpertVersion))
-        .order_by(*(column.desc() for column in _AGE))
+        .where(Alias.name == PROD, Expert.project_id == project_id, *_served(ExpertVersion, base))
+        .where(_is_not_base(ExpertVersion), *in_use(ExpertVersion))
+        .order_by(*(column.desc() for column in AGE))
     )
     return [VersionRecord(*row, base) for row in session.execute(statement)]
 
 
-def newest(
-    session: Session, project_id: uuid.UUID, base: BaseModel, *, limit: int | None = None
-) -> list[VersionRecord]:
-    """The newest version of each of the project's experts on this base and its basis, newest first, promoted or not.
+def newest(session: Session, project_id: uuid.UUID, base: BaseModel, *, limit: int) -> list[VersionRecord]:
+    """What ``@prod`` of each of the project's experts points to, or else its newest version, newest first."""
+    records = promoted(session, project_id, base) + never_promoted(session, project_id, base, limit=limit)
+    records.sort(
+        key=lambda record: (record.version.created_at, record.version.version, record.version.id), reverse=True
+    )
+    return records[:limit]
 
-    Without LoRAs, and without those that are the base: no training has a reason to begin from one.
+
+def never_promoted(session: Session, project_id: uuid.UUID, base: BaseModel, *, limit: int) -> list[VersionRecord]:
+    """The newest version of each of the project's experts without ``@prod``, on this base and its basis, newest first.
+
+    Without LoRAs and what is archived, and without those that are the base: no training has a reason to begin from one.
     """
+    has_prod = exists().where(Alias.expert_id == Expert.id, Alias.name == PROD, Alias.version_id.is_not(None))
     of_expert = (
         select(ExpertVersion)
-        .where(ExpertVersion.expert_id == Expert.id, *_served(base))
+        .where(ExpertVersion.expert_id == Expert.id, *_served(ExpertVersion, base), *in_use(ExpertVersion))
         .order_by(ExpertVersion.version.desc())
         .limit(1)
     )
@@ -112,19 +103,29 @@ def newest(
         .select_from(Project)
         .join(Expert, and_(Expert.org_id == Project.org_id, Expert.project_id == Project.id))
         .join(version, version.expert_id == Expert.id)
-        .where(Project.id == project_id, _is_not_base(version))
+        .where(Project.id == project_id, ~has_prod, _is_not_base(version))
         .order_by(version.created_at.desc(), version.version.desc(), version.id.desc())
         .limit(limit)
     )
     return [VersionRecord(*row, base) for row in session.execute(statement)]
 
 
-def _served(base: BaseModel) -> tuple[ColumnElement[bool], ...]:
+def in_use(version: type[ExpertVersion]) -> tuple[ColumnElement[bool], ...]:
+    """Neither the version nor its expert is archived or deleted."""
+    return (
+        version.archived_at.is_(None),
+        version.deleted_at.is_(None),
+        Expert.archived_at.is_(None),
+        Expert.deleted_at.is_(None),
+    )
+
+
+def _served(version: type[ExpertVersion], base: BaseModel) -> tuple[ColumnElement[bool], ...]:
     """Serving can answer with the version on this base."""
     return (
-        ExpertVersion.base_model_id == base.id,
-        ExpertVersion.manifest["basis_fingerprint"].astext == base.basis_fingerprint,
-        ExpertVersion.manifest["hyperparameters"]["adapter"].astext.is_distinct_from("lora"),
+        version.base_model_id == base.id,
+        version.manifest["basis_fingerprint"].astext == base.basis_fingerprint,
+        version.manifest["hyperparameters"]["adapter"].astext.is_distinct_from("lora"),
     )
 
 
@@ -138,42 +139,83 @@ def by_id(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Version
     return {record.version.id: record for record in records(session, ExpertVersion.id.in_(ids))}
 
 
+def parents(session: Session, records: Sequence[VersionRecord]) -> dict[str, str]:
+    """By digest, the names of the versions of the same project that training of these began from."""
+    digests = {record.version.manifest["parent_digest"] for record in records} - {None}
+    if not digests:
+        return {}
+    statement = _records().where(ExpertVersion.digest.in_(digests), Expert.project_id == records[0].project.id)
+    return {row[0].digest: VersionRecord(*row).name for row in session.execute(statement)}
+
+
 def get_version(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord:
     """The version that ``<project>.<expert>@v<number>`` or ``<project>.<expert>@<alias>`` names.
 
     Raises:
-        NotFoundError: with where to look.
+        NotFoundError: with the name that may have been meant.
     """
+    record = find_version(session, project_id, name)
+    if record is None:
+        raise missing.model(session, project_id, name)
+    if record.version.deleted_at is not None:
+        raise NotFoundError("model", name, "It was deleted.")
+    return record
+
+
+def find_version(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord | None:
+    """The version of this name, also a deleted one; by the name of its expert, or by one that it had before."""
     if match := VERSION_NAME.fullmatch(name):
         is_named = ExpertVersion.version == int(match["number"])
     elif match := ALIAS_NAME.fullmatch(name):
         target = select(Alias.version_id).where(Alias.expert_id == Expert.id, Alias.name == match["alias"])
         is_named = ExpertVersion.id == target.scalar_subquery()
     else:
-        raise no_such_model(name)
-    versions = records(
-        session,
-        Expert.project_id == project_id,
-        Project.name == match["project"],
-        Expert.name == match["expert"],
-        is_named,
+        return None
+    # One after the other: the first is by the unique index, and the second reads the project's experts.
+    for is_called in (Expert.name == match["expert"], Expert.former_names.contains([match["expert"]])):
+        named = (Expert.project_id == project_id, Project.name == match["project"], is_called, is_named)
+        if versions := records(session, *named):
+            return versions[0]
+    return None
+
+
+def keep(session: Session, versions: Sequence[VersionRecord]) -> None:
+    """Let nobody delete these versions before the transaction ends.
+
+    Raises:
+        NotFoundError: one was deleted since it was looked up.
+    """
+    kept = set(
+        session.scalars(
+            select(ExpertVersion.id)
+            .where(ExpertVersion.id.in_([record.version.id for record in versions]))
+            .where(ExpertVersion.deleted_at.is_(None))
+            .with_for_update(read=True, key_share=True)
+        )
     )
-    if not versions:
-        raise no_such_model(name)
-    return versions[0]
+    for record in versions:
+        if record.version.id not in kept:
+            raise NotFoundError("model", record.name, "It was deleted.")
 
 
 def get_expert(session: Session, caller: Caller, name: str) -> Expert:
-    """The expert that ``<project>.<expert>`` names. Raises NotFoundError."""
+    """The expert that ``<project>.<expert>`` names, also by a name that it had before. Raises NotFoundError."""
     match = EXPERT_NAME.fullmatch(name)
-    expert = (
-        session.scalar(select(Expert).where(Expert.project_id == caller.project_id, Expert.name == match["expert"]))
-        if match and match["project"] == caller.project
-        else None
-    )
+    expert = None
+    if match and match["project"] == caller.project:
+        expert = named_expert(session, caller.project_id, match["expert"])
     if expert is None:
-        raise NotFoundError("expert", name, "GET /v1/experts lists the versions of all experts.")
+        raise missing.expert(session, caller, name)
+    if expert.deleted_at is not None:
+        raise NotFoundError("expert", name, "It was deleted.")
     return expert
+
+
+def named_expert(session: Session, project_id: uuid.UUID, name: str) -> Expert | None:
+    """The project's expert of this name, which it may have had before; also a deleted one."""
+    of_project = select(Expert).where(Expert.project_id == project_id)
+    expert = session.scalar(of_project.where(Expert.name == name))
+    return expert or session.scalar(of_project.where(Expert.former_names.contains([name])))
 
 
 def get_checkpoint(session: Session, project_id: uuid.UUID, name: str) -> CheckpointRecord:
@@ -193,12 +235,12 @@ def get_checkpoint(session: Session, project_id: uuid.UUID, name: str) -> Checkp
                 Checkpoint.deleted_at.is_(None),
                 Expert.project_id == project_id,
                 Project.name == match["project"],
-                Expert.name == match["expert"],
+                or_(Expert.name == match["expert"], Expert.former_names.contains([match["expert"]])),
             )
         ).one_or_none()
     )
     if not row:
-        raise no_such_model(name)
+        raise missing.model(session, project_id, name)
     return CheckpointRecord(*row)
 
 
@@ -224,17 +266,13 @@ def job_model_names(session: Session, jobs: Sequence[Job]) -> dict[uuid.UUID, st
     return {job_id: _name(project, expert, number) for job_id, project, expert, number in session.execute(published)}
 
 
-def no_such_model(name: str) -> NotFoundError:
-    return NotFoundError("model", name, "GET /v1/models lists the experts and base models that this key may use.")
-
-
 def records(session: Session, *conditions: ColumnElement[bool]) -> list[VersionRecord]:
     """Versions with what they belong to, newest first."""
     return [VersionRecord(*row) for row in session.execute(_records().where(*conditions))]
 
 
 # Not by the id alone, which begins with the time of the process that published.
-_AGE = (ExpertVersion.created_at, ExpertVersion.version, ExpertVersion.id)
+AGE = (ExpertVersion.created_at, ExpertVersion.version, ExpertVersion.id)
 
 
 def _records() -> Select[ExpertVersion, Expert, Project, BaseModel]:
@@ -243,7 +281,7 @@ def _records() -> Select[ExpertVersion, Expert, Project, BaseModel]:
         .join(Expert, Expert.id == ExpertVersion.expert_id)
         .join(Project, Project.id == Expert.project_id)
         .join(BaseModel, BaseModel.id == ExpertVersion.base_model_id)
-        .order_by(*(column.desc() for column in _AGE))
+        .order_by(*(column.desc() for column in AGE))
     )
 
 

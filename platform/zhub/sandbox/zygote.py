@@ -41,6 +41,7 @@ READY = b"ready"
 CONFINED, UNCONFINED = "confined", "unconfined"
 JOB_LENGTH = struct.Struct("<Q")
 UNPRIVILEGED = 65534  # nobody
+WORKING_DIRECTORY = Path("/proc/self/cwd")  # which a process may follow also where the path to it is closed
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 CAPSET = {"x86_64": 126, "aarch64": 91}
 CAPABILITY_VERSION_3 = 0x20080522
@@ -95,20 +96,74 @@ def _modules(library: list[Path]) -> list[Path]:
 
 
 def _drop_privileges(libc: ctypes.CDLL, machine: str, library: list[Path]) -> None:
-    """As root, become nobody. Where nobody cannot read the interpreter's library, stay root without capabilities."""
+    """As root, become nobody; give up every capability.
+
+    Where a directory above the library is closed to nobody, as root's home is, the process goes into the library while
+    it is root, and imports from its working directory: whoever stands there needs no way to it. Where the library's own
+    files are closed to others, the process stays root without capabilities.
+    """
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
-        os.seteuid(UNPRIVILEGED)
-        readable = all(os.access(root, os.R_OK | os.X_OK, effective_ids=True) for root in library)
-        os.seteuid(0)
-        if readable:
+        if _readable_by_nobody(library) or _entered(library):
             os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
     header = struct.pack("<Ii", CAPABILITY_VERSION_3, 0)
     if libc.syscall(ctypes.c_long(CAPSET[machine]), header, bytes(24)) != 0:
         raise OSError(ctypes.get_errno(), "capset: cannot drop capabilities")
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl: cannot set no_new_privs")
+
+
+def _entered(library: list[Path]) -> bool:
+    """Go into the library and import from there, if nobody can read it like that."""
+    root = min(library, key=lambda path: len(path.parts))
+    if not all(path.is_relative_to(root) for path in library):
+        return False
+    moved = {str(path): str(WORKING_DIRECTORY / path.relative_to(root)) for path in library}
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        os.chdir(root)
+        readable = _readable_by_nobody([Path(path) for path in moved.values()])
+        if readable:
+            _import_from(moved)
+        else:
+            os.fchdir(here)
+    finally:
+        os.close(here)
+    return readable
+
+
+def _readable_by_nobody(library: list[Path]) -> bool:
+    """Whether nobody may list these directories and read what lies in them. Only for root, which it remains."""
+    os.seteuid(UNPRIVILEGED)
+    try:
+        return all(
+            os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0), effective_ids=True)
+            for root in library
+            for path in (root, *_modules([root]))
+        )
+    except OSError:
+        return False
+    finally:
+        os.seteuid(0)
+
+
+def _import_from(moved: dict[str, str]) -> None:
+    """Import from these directories instead of those: what is imported from now on, and from packages that are here."""
+
+    def new(path: str) -> str:
+        # The longest first: the directory of extension modules lies in that of the others.
+        for old in sorted(moved, key=len, reverse=True):
+            if path == old or path.startswith(f"{old}/"):
+                return moved[old] + path[len(old) :]
+        return path
+
+    sys.path[:] = map(new, sys.path)
+    for module in list(sys.modules.values()):
+        places = getattr(module, "__path__", None)
+        if isinstance(places, list):
+            places[:] = map(new, places)
+    sys.path_importer_cache.clear()
 
 
 def _confine(

@@ -5,13 +5,14 @@ commit.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field, ValidationError
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -25,12 +26,16 @@ from zhub.registry import aliases, versions
 from zhub.registry.publish import expert_name, get_or_create_expert
 from zhub.schedules import cron
 from zhub.schedules.cron import MAX_CATCH_UP_S, Misfire
+from zhub.suggestions import did_you_mean
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import check_name
 from zhub.training import fine_tuning
-from zhub.training.fine_tuning import JobRequest
+from zhub.training.fine_tuning import Graders, JobRequest
 
 MAX_SCHEDULES = 100  # of one project
+REPLACED_WHOLE = ("grader", "promotion")  # fields of two kinds of graders, or of two gates, would mix
+MAX_MERGED_DEPTH = 16  # what lies deeper in a change replaces what there was
+MAX_COMPARED = 1000  # names of datasets with one that is not there
 
 Overlap = Literal["skip", "buffer_one", "allow", "cancel_running"]
 
@@ -60,7 +65,18 @@ class ScheduleRequest(Schema):
     """Runs in a row that may fail before the schedule is paused."""
 
 
-def create(session: Session, caller: Caller, request: ScheduleRequest) -> Schedule:
+def read_graders(request: ScheduleRequest) -> Graders:
+    """Read the graders of the training, which may take seconds: before a session begins.
+
+    Raises:
+        InvalidRequestError: with the ``param`` at fault.
+    """
+    training = job_request(request.training, new_id())
+    with _within_training():
+        return fine_tuning.read_graders(training)
+
+
+def create(session: Session, caller: Caller, request: ScheduleRequest, graders: Graders) -> Schedule:
     """Create a schedule. If its dataset has a version that passed its check, its training is checked as well.
 
     Raises:
@@ -72,19 +88,36 @@ def create(session: Session, caller: Caller, request: ScheduleRequest) -> Schedu
     if count >= MAX_SCHEDULES:
         raise ConflictError(f"The project has {count} schedules, and more are not allowed. Delete some.")
     schedule = Schedule(id=new_id(), org_id=caller.org_id, project_id=caller.project_id)
-    _set(session, caller, schedule, request)
+    _set(session, caller, schedule, request, graders)
     session.add(schedule)
     _flush(session, request.name)
     session.refresh(schedule)
     return schedule
 
 
-def replace(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest) -> Schedule:
+def replace(
+    session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest, graders: Graders
+) -> Schedule:
     """Replace what a schedule says by ``request``; its ticks so far stay. Raises what ``create`` does."""
-    _set(session, caller, schedule, request)
+    _set(session, caller, schedule, request, graders)
     _flush(session, request.name)
     session.refresh(schedule)
     return schedule
+
+
+def changed_request(
+    session: Session, caller: Caller, schedule: Schedule, changes: Mapping[str, Any]
+) -> ScheduleRequest:
+    """The schedule's request after a JSON merge patch (RFC 7396), in which a grader and a gate are whole.
+
+    Raises:
+        InvalidRequestError: it is no request any more.
+    """
+    merged = _merge_patch(_request_of(session, caller, schedule), changes)
+    try:
+        return ScheduleRequest.model_validate(merged)
+    except ValidationError as exc:
+        raise refusal(exc.errors()) from exc
 
 
 def get(session: Session, project_id: uuid.UUID, schedule_id: uuid.UUID, *, lock: bool = False) -> Schedule:
@@ -98,10 +131,22 @@ def get(session: Session, project_id: uuid.UUID, schedule_id: uuid.UUID, *, lock
     return schedule
 
 
-def list_schedules(session: Session, project_id: uuid.UUID) -> list[Schedule]:
-    """The project's schedules, by name."""
-    statement = select(Schedule).where(Schedule.project_id == project_id, Schedule.deleted_at.is_(None))
-    return list(session.scalars(statement.order_by(Schedule.name)))
+def list_schedules(
+    session: Session, project_id: uuid.UUID, *, paused: bool | None = None, search: str | None = None
+) -> list[Schedule]:
+    """The project's schedules, by name: all, or those that are ``paused`` or not; with this text in a name of theirs.
+
+    ``search`` looks in the name of the schedule, of its dataset, of its base and of the expert that it trains.
+    """
+    rows = select(Schedule).where(Schedule.project_id == project_id, Schedule.deleted_at.is_(None))
+    if paused is not None:
+        rows = rows.where(Schedule.paused_because.is_not(None) if paused else Schedule.paused_because.is_(None))
+    if search is not None:
+        datasets = select(Dataset.id).where(Dataset.name.icontains(search, autoescape=True))
+        names = (Schedule.name, Schedule.request["model"].astext, Schedule.request["suffix"].astext)
+        named = (name.icontains(search, autoescape=True) for name in names)
+        rows = rows.where(or_(Schedule.dataset_id.in_(datasets), *named))
+    return list(session.scalars(rows.order_by(Schedule.name)))
 
 
 def delete(session: Session, schedule: Schedule) -> None:
@@ -141,6 +186,32 @@ def new_feedback(session: Session, schedules: Sequence[Schedule]) -> dict[uuid.U
     }
 
 
+def _request_of(session: Session, caller: Caller, schedule: Schedule) -> dict[str, Any]:
+    """The request that would make this schedule as it is."""
+    columns = ScheduleRequest.model_fields.keys() - {"dataset", "training", "on_regression"}
+    watched = None
+    if schedule.watched_alias_id is not None:
+        alias = session.get_one(Alias, schedule.watched_alias_id)
+        watched = f"{caller.project}.{session.get_one(Expert, alias.expert_id).name}@{alias.name}"
+    return {name: getattr(schedule, name) for name in columns} | {
+        "dataset": session.get_one(Dataset, schedule.dataset_id).name,
+        "training": schedule.request,
+        "on_regression": watched,
+    }
+
+
+def _merge_patch(value: Any, patch: Any, depth: int = 0) -> Any:
+    if not isinstance(patch, Mapping) or depth == MAX_MERGED_DEPTH:
+        return patch
+    merged = dict(value) if isinstance(value, Mapping) else {}
+    for name, change in patch.items():
+        if change is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = change if name in REPLACED_WHOLE else _merge_patch(merged.get(name), change, depth + 1)
+    return merged
+
+
 def job_request(training: dict[str, Any], version_id: uuid.UUID) -> JobRequest:
     """The request of a run: a schedule's ``training`` on this version of its dataset.
 
@@ -173,7 +244,7 @@ def newest_version(session: Session, dataset_id: uuid.UUID) -> DatasetVersion | 
     )
 
 
-def _set(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest) -> None:
+def _set(session: Session, caller: Caller, schedule: Schedule, request: ScheduleRequest, graders: Graders) -> None:
     if not (request.cron or request.on_new_data or request.on_regression or request.on_feedback):
         raise InvalidRequestError(
             "A schedule needs 'cron', 'on_new_data': true, 'on_regression', 'on_feedback', or several of these.",
@@ -183,10 +254,20 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
         cron.check_cron(request.cron, request.timezone)
     dataset = _dataset(session, caller, request.dataset)
     newest = newest_version(session, dataset.id)
-    suffix = _check_training(session, caller, request.training, newest).suffix
+    suffix = _check_training(session, caller, request.training, graders, newest).suffix
     expert = _trained(session, caller, suffix, newest) if request.on_feedback is not None else None
     alias = _alias(session, caller, request.on_regression) if request.on_regression is not None else None
     now = sessions.now(session)  # every query comes before the changes: it would flush a half-changed row
+    # What has come since it fired last counts on, unless it is now about something else.
+    if schedule.dataset_id != dataset.id or not schedule.on_new_data:
+        schedule.seen_version_id = newest.id if newest else None
+    if expert is None or schedule.feedback_expert_id != expert.id:
+        schedule.feedback_seen = expert.feedback_count if expert else 0
+    is_retimed = (schedule.cron, schedule.timezone, schedule.jitter_s) != (
+        request.cron,
+        request.timezone,
+        request.jitter_s,
+    )
     schedule.name = check_name(request.name, "schedule", param="name")
     schedule.dataset_id = dataset.id
     schedule.request = request.training
@@ -194,23 +275,28 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     for column, value in request.model_dump(exclude={"name", "dataset", "training", "on_regression"}).items():
         setattr(schedule, column, value)
     schedule.feedback_expert_id = expert.id if expert else None
-    schedule.feedback_seen = expert.feedback_count if expert else 0
-    schedule.seen_version_id = newest.id if newest else None
-    _arm(session, schedule, now)
+    if is_retimed:
+        _arm(session, schedule, now)
 
 
 def _check_training(
-    session: Session, caller: Caller, training: dict[str, Any], newest: DatasetVersion | None
+    session: Session, caller: Caller, training: dict[str, Any], graders: Graders, newest: DatasetVersion | None
 ) -> JobRequest:
     request = job_request(training, newest.id if newest else new_id())
-    if newest is None:
-        return request
+    if newest is not None:
+        with _within_training():
+            fine_tuning.check_training(session, caller, request, graders)
+    return request
+
+
+@contextmanager
+def _within_training() -> Iterator[None]:
+    """What is refused of the training is refused by its path in the schedule."""
     try:
-        fine_tuning.check_training(session, caller, request)
+        yield
     except InvalidRequestError as exc:
         param = f"training.{exc.param}" if exc.param else "training"
         raise InvalidRequestError(str(exc), param=param, code=exc.code) from exc
-    return request
 
 
 def _trained(session: Session, caller: Caller, suffix: str | None, newest: DatasetVersion | None) -> Expert:
@@ -231,7 +317,10 @@ def _dataset(session: Session, caller: Caller, name: str) -> Dataset:
         return session.scalars(select(Dataset).where(Dataset.id == version.dataset_id)).one()
     dataset = session.scalar(select(Dataset).where(Dataset.project_id == caller.project_id, Dataset.name == name))
     if dataset is None:
-        raise NotFoundError("dataset", name, "A dataset has the name of its file without the ending; upload one first.")
+        of_project = select(Dataset.name).where(Dataset.project_id == caller.project_id)
+        near = did_you_mean(name, session.scalars(of_project.order_by(Dataset.id.desc()).limit(MAX_COMPARED)).all())
+        hint = "A dataset has the name of its file without the ending; upload one first."
+        raise NotFoundError("dataset", name, f"{near} {hint}".lstrip())
     return dataset
 
 

@@ -6,6 +6,7 @@ Functions take a Session and never commit.
 """
 
 import logging
+import uuid
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, select, text, update
@@ -16,16 +17,15 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.database import sessions
 from zhub.errors import ConflictError, ZhubError
-from zhub.evaluation.comparison import compare
+from zhub.evaluation.comparison import Verdict
+from zhub.graders.parsing import stored_grader
 from zhub.ids import new_id, public_id
-from zhub.models import DatasetVersion, Evaluation, Expert, Job, Project, Schedule, ScheduleTick
+from zhub.models import DatasetVersion, Expert, Job, Project, Schedule, ScheduleTick
 from zhub.queue.desired import request_cancel
 from zhub.schedules import cron, definitions
 from zhub.tenancy.keys import Caller
 from zhub.training import fine_tuning
 
-# Evaluations in one transaction: each comparison takes a tenth of a second. The next call compares the rest.
-MAX_COMPARISONS = 10
 MISSED = "No scheduler looked at it in time."
 
 log = logging.getLogger("zhub.ticks")
@@ -42,7 +42,6 @@ def process_next_due(session: Session) -> bool:
             _count_ended(session, schedule)
             _fire_buffered(session, schedule)
             _fire_new_data(session, schedule)
-            _fire_regressions(session, schedule)
             _fire_feedback(session, schedule)
             _fire_ticks(session, schedule, sessions.now(session))
     except DBAPIError:
@@ -61,27 +60,24 @@ def run_now(session: Session, schedule: Schedule) -> ScheduleTick:
     return _fire(session, schedule, f"asked:{new_id().hex}")
 
 
+def fire_regression(session: Session, schedule: Schedule, evaluation_id: uuid.UUID, verdict: Verdict) -> None:
+    """Fire a schedule where the evaluation found its version worse than the base; else note what it found."""
+    key = f"regression:{evaluation_id.hex}"
+    if verdict == "worse":
+        _fire(session, schedule, key)
+    else:
+        _note(session, schedule, key, "no_regression", f"Against its base: {verdict}.")
+
+
 def list_ticks(session: Session, schedule: Schedule, *, limit: int) -> list[ScheduleTick]:
     """The newest ticks of a schedule."""
     statement = select(ScheduleTick).where(ScheduleTick.schedule_id == schedule.id)
     return list(session.scalars(statement.order_by(ScheduleTick.id.desc()).limit(limit)))
 
 
-# Evaluations, without a tick so far, of the version to which the alias of schedule ``s`` points, each with the
-# evaluation of its base on the same suite.
-_MEASURED = """
-    SELECT e.id, b.id AS base_id FROM aliases a
-      JOIN evaluations e ON e.version_id = a.version_id AND e.project_id = s.project_id AND e.rewards IS NOT NULL
-      JOIN evaluations b ON b.project_id = e.project_id AND b.base_model_id = e.base_model_id AND b.version_id IS NULL
-                        AND b.suite_digest = e.suite_digest AND b.rewards IS NOT NULL
-     WHERE a.id = s.watched_alias_id AND NOT EXISTS (
-           SELECT 1 FROM schedule_ticks t
-            WHERE t.schedule_id = s.id AND t.key = 'regression:' || replace(e.id::text, '-', ''))
-"""
 # A schedule with an ended job to count; or one that is not paused and has a due tick, a buffered tick without a running
-# job, new data, a new evaluation, or enough feedback. The expert's row counts feedback, not this query.
-_DUE = (
-    """
+# job, new data, or enough feedback. The expert's row counts feedback, not this query.
+_DUE = """
     SELECT s.id FROM schedules s
      WHERE s.deleted_at IS NULL AND (
            EXISTS (SELECT 1 FROM schedule_ticks t JOIN jobs j ON j.id = t.job_id
@@ -97,13 +93,9 @@ _DUE = (
                AND v.deleted_at IS NULL
              ORDER BY v.version DESC LIMIT 1)
         OR EXISTS (SELECT 1 FROM experts e
-                    WHERE e.id = s.feedback_expert_id AND e.feedback_count >= s.feedback_seen + s.on_feedback)
-        OR s.watched_alias_id IS NOT NULL AND EXISTS (SELECT 1 FROM ("""
-    + _MEASURED
-    + """) m)))
+                    WHERE e.id = s.feedback_expert_id AND e.feedback_count >= s.feedback_seen + s.on_feedback)))
      ORDER BY s.id LIMIT 1 FOR UPDATE SKIP LOCKED
 """
-)
 
 
 def _fire_ticks(session: Session, schedule: Schedule, now: datetime) -> None:
@@ -147,23 +139,6 @@ def _fire_new_data(session: Session, schedule: Schedule) -> None:
     # If the newest version was deleted, an older one is now the newest: it is not new data.
     if newest is not None and (seen is None or newest.version > seen.version):
         _fire(session, schedule, f"data:{newest.id.hex}")
-
-
-def _fire_regressions(session: Session, schedule: Schedule) -> None:
-    if schedule.watched_alias_id is None or schedule.paused_because:
-        return
-    measured = text(
-        f"SELECT m.* FROM schedules s CROSS JOIN LATERAL ({_MEASURED}) m WHERE s.id = :schedule "
-        "ORDER BY m.id LIMIT :most"
-    )
-    for row in session.execute(measured, {"schedule": schedule.id, "most": MAX_COMPARISONS}).all():
-        own, base = session.get_one(Evaluation, row.id), session.get_one(Evaluation, row.base_id)
-        comparison = compare(tuple(own.rewards or ()), tuple(base.rewards or ()))
-        key = f"regression:{row.id.hex}"
-        if comparison.verdict == "worse":
-            _fire(session, schedule, key)
-        else:
-            _note(session, schedule, key, "no_regression", f"Against its base: {comparison.verdict}.")
 
 
 def _fire_feedback(session: Session, schedule: Schedule) -> None:
@@ -219,9 +194,9 @@ def _submit(session: Session, schedule: Schedule, tick: ScheduleTick) -> Schedul
             request = definitions.job_request(schedule.request, newest.id)
             origin = {"schedule": schedule.name, "tick": tick.key}
             request = request.model_copy(update={"metadata": (request.metadata or {}) | origin})
-            job = fine_tuning.create(
-                session, caller, request, idempotency_key=f"schedule:{schedule.id.hex}:{tick.key}", is_retry=False
-            )
+            graders = fine_tuning.read_graders(request, stored_grader)
+            key = f"schedule:{schedule.id.hex}:{tick.key}"
+            job = fine_tuning.create(session, caller, request, graders, idempotency_key=key, is_retry=False)
     except ZhubError as exc:
         tick.outcome, tick.message, tick.counted = "refused", str(exc), True
         _count(schedule, failed=True, why=str(exc))

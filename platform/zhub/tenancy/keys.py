@@ -86,7 +86,9 @@ def authenticate(engine: Engine, key: str, *, secret_key: str) -> Caller:
             raise AuthenticationError(f"Incorrect API key provided: zhub_{match[1]}_… is not known, or was revoked.")
         row, now = found
         if row.expires_at is not None and row.expires_at <= now:
-            raise AuthenticationError(f"The API key zhub_{match[1]}_… expired on {row.expires_at:%Y-%m-%d}.")
+            raise AuthenticationError(
+                f"The API key zhub_{match[1]}_… expired on {row.expires_at:%Y-%m-%d at %H:%M %Z}."
+            )
     with tenant_session(engine, row.org_id) as session:
         project = session.scalars(select(Project).where(Project.id == row.project_id)).one()
         if row.last_used_at is None or now - row.last_used_at > LAST_USED_GRANULARITY:

@@ -23,7 +23,7 @@ class Limits:
     max_bytes: int = DEFAULT_MAX_BYTES
     """Of its dataset files and of the files of its private base models."""
     requests_per_minute: int = DEFAULT_REQUESTS_PER_MINUTE
-    """That each process of the API answers."""
+    """That are answered: by all processes of the API together where they have one Redis, else by each."""
 
 
 def limits_of(session: Session, org_id: uuid.UUID) -> Limits:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
+from zhub.database.pages import Page, read_page
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError
 from zhub.ids import new_id, public_id
 from zhub.models import WebhookDelivery, WebhookEndpoint
@@ -73,14 +74,16 @@ def create_endpoint(
 
 
 def list_endpoints(
-    session: Session, caller: Caller, *, after: uuid.UUID | None, limit: int
+    session: Session, caller: Caller, page: Page, *, status: str | None = None, search: str | None = None
 ) -> tuple[list[WebhookEndpoint], bool]:
-    """The project's endpoints, newest first, and whether there are more."""
-    statement = select(WebhookEndpoint).where(*_of(caller)).order_by(WebhookEndpoint.id.desc()).limit(limit + 1)
-    if after is not None:
-        statement = statement.where(WebhookEndpoint.id < after)
-    endpoints = list(session.scalars(statement))
-    return endpoints[:limit], len(endpoints) > limit
+    """The project's endpoints, and whether there are more; with this status, and this text in the URL or the name."""
+    rows = select(WebhookEndpoint).where(*_of(caller))
+    if status is not None:
+        rows = rows.where(WebhookEndpoint.status == status)
+    found = None
+    if search is not None:
+        found = or_(*(text.icontains(search, autoescape=True) for text in (WebhookEndpoint.url, WebhookEndpoint.name)))
+    return read_page(session, rows, WebhookEndpoint.id, page, search=found)
 
 
 def get_endpoint(session: Session, caller: Caller, endpoint_id: uuid.UUID) -> WebhookEndpoint:

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from zhub.database.sessions import system_session
 from zhub.errors import UnavailableError
+from zhub.process.pulse import Beat, no_beat
 from zhub.webhooks import deliveries
 from zhub.webhooks.deliveries import Due
 from zhub.webhooks.safe_http import Outbound, Outcome
@@ -27,16 +28,26 @@ FORGET_EVERY_S = 3600.0
 log = logging.getLogger("zhub.relay")
 
 
-def relay(engine: Engine, outbound: Outbound, secret_key: str, stopping: threading.Event) -> None:
-    """Send due deliveries until ``stopping`` is set: to many endpoints at once, to each one delivery at a time."""
-    asyncio.run(_relay(engine, outbound, secret_key, stopping))
+def relay(
+    engine: Engine,
+    outbound: Outbound,
+    secret_key: str,
+    stopping: threading.Event,
+    beat: Beat = no_beat,
+) -> None:
+    """Send due deliveries until ``stopping`` is set: to many endpoints at once, to each one delivery at a time.
+
+    ``beat`` is called in every round; each lasts as long as its statements do.
+    """
+    asyncio.run(_relay(engine, outbound, secret_key, stopping, beat))
 
 
-async def _relay(engine: Engine, outbound: Outbound, secret_key: str, stopping: threading.Event) -> None:
+async def _relay(engine: Engine, outbound: Outbound, secret_key: str, stopping: threading.Event, beat: Beat) -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="relay"))
     in_flight: dict[asyncio.Task[None], Due] = {}
     forgot_at = float("-inf")
     while not stopping.is_set():
+        beat()
         try:
             if time.monotonic() - forgot_at >= FORGET_EVERY_S:
                 await asyncio.to_thread(_forget, engine)

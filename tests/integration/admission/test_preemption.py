@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Callable
 
-from admission_passes import add_row, admit, running_for, wishes_of
+from admission_passes import add_row, admit, desired_changes_of, running_for
 from claims import AGENT
 from job_moves import execute
 from sqlalchemy import Engine, func, select
@@ -25,10 +25,10 @@ def test_a_worker_that_was_lent_is_taken_back_and_goes_to_whose_it_is(
     borrowers = running_for(system_engine, acme, make_job, 2)
     owed = make_job(globex)
     assert admit(system_engine) == []
-    assert sorted(wishes_of(system_engine, borrowers)) == ["preempt", "run"]
+    assert sorted(desired_changes_of(system_engine, borrowers)) == ["preempt", "run"]
     admit(system_engine)
-    assert sorted(wishes_of(system_engine, borrowers)) == ["preempt", "run"], "one is enough"
-    (victim,) = [job_id for job_id in borrowers if wishes_of(system_engine, [job_id]) == ["preempt"]]
+    assert sorted(desired_changes_of(system_engine, borrowers)) == ["preempt", "run"], "one is enough"
+    (victim,) = [job_id for job_id in borrowers if desired_changes_of(system_engine, [job_id]) == ["preempt"]]
     with system_session(system_engine) as session:
         assert attempts.stopped(session, victim, 1).state == "queued"
         (attempt,) = session.scalars(select(Attempt).where(Attempt.job_id == victim))
@@ -47,7 +47,7 @@ def test_what_an_organisation_holds_of_its_own_is_not_taken(
     own = running_for(system_engine, acme, make_job, 2)
     make_job(globex)
     admit(system_engine)
-    assert wishes_of(system_engine, own) == ["run", "run"]
+    assert desired_changes_of(system_engine, own) == ["run", "run"]
 
 
 def test_a_job_that_was_preempted_often_is_left_alone_for_a_while(
@@ -62,7 +62,7 @@ def test_a_job_that_was_preempted_often_is_left_alone_for_a_while(
     execute(system_engine, "UPDATE attempts SET created_at = now() - interval '1 hour'")
     make_job(globex)
     admit(system_engine)
-    assert wishes_of(system_engine, [job_id]) == ["run"]
+    assert desired_changes_of(system_engine, [job_id]) == ["run"]
     execute(system_engine, "UPDATE attempts SET ended_at = now() - interval '3 hours' WHERE ended_at IS NOT NULL")
     admit(system_engine)
-    assert wishes_of(system_engine, [job_id]) == ["preempt"]
+    assert desired_changes_of(system_engine, [job_id]) == ["preempt"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from admission_passes import add_row, admit, places, running_for, wishes_of
+from admission_passes import add_row, admit, desired_changes_of, places, running_for
 from job_moves import execute
 from sqlalchemy import Engine, select
 
@@ -74,7 +74,7 @@ def test_a_budget_that_is_used_up_pauses_trainings_and_lets_none_begin(
     with system_session(system_engine) as session:
         assert budgets.pause_spent(session, table.names()) == 2
         assert budgets.pause_spent(session, table.names()) == 0
-    assert wishes_of(system_engine, [*runs, *more]) == ["pause", "pause"]
+    assert desired_changes_of(system_engine, [*runs, *more]) == ["pause", "pause"]
     waiting, theirs = make_job(acme), make_job(globex)
     assert admit(system_engine) == [theirs]
     assert "2 of the 1.5 worker-hours" in places(system_engine)[waiting].reason

@@ -1,7 +1,6 @@
 """Jobs that are paused and resumed while an agent runs them."""
 
 import uuid
-from collections.abc import Callable
 
 from agent_rig import AgentRig, CheckpointsWhenStopped, Training, thread_launcher
 from job_moves import pause, resume
@@ -19,21 +18,6 @@ def test_a_paused_job_is_paused_once_its_attempt_has_stopped(
     pause(rig.engine, caller, job_id)
     rig.drive(running[0], job_id, "paused")
     assert rig.attempts(job_id) == [(1, "paused")]
-
-
-def test_a_paused_job_frees_its_worker_for_another(
-    rig: AgentRig,
-    caller: Caller,
-    job_id: uuid.UUID,
-    running: tuple[Agent, ThreadLauncher],
-    training: Training,
-    make_job: Callable[..., uuid.UUID],
-) -> None:
-    pause(rig.engine, caller, job_id)
-    rig.drive(running[0], job_id, "paused")
-    training.finish.set()
-    rig.drive(running[0], make_job(caller), "succeeded")
-    assert rig.job(job_id).state == "paused"
 
 
 def test_a_resumed_job_goes_on_from_the_checkpoint_of_its_pause(

@@ -1,13 +1,20 @@
 """Attempts that are cancelled, are asked to stop and do not, or make no progress."""
 
+import threading
 import uuid
 from collections.abc import Callable
 
-from agent_rig import AgentRig, Training, fails_with, thread_launcher
-from job_moves import cancel
+import pytest
+from agent_rig import AgentRig, CheckpointsWhenStopped, Training, fails_with, thread_launcher
+from job_moves import cancel, pause
+from sqlalchemy import select
 
+from zhub.database.sessions import system_session
+from zhub.models import JobEvent
+from zhub.process.wakeup import PollingWakeup, job_topic
 from zhub.queue import attempts
 from zhub.tenancy.keys import Caller
+from zhub_workers.agent.followed import CLUSTER_STOPS
 from zhub_workers.agent.launcher import ThreadLauncher
 from zhub_workers.agent.loop import STOP_GRACE_S, Agent
 from zhub_workers.attempts.attempt import AttemptStoppedError
@@ -21,18 +28,22 @@ def test_a_cancelled_attempt_stops_and_leaves_no_version(
     assert (rig.attempts(job_id), rig.versions()) == ([(1, "cancelled")], 0)
 
 
-def test_a_worker_is_free_again_after_a_cancellation(
+@pytest.mark.parametrize(("stop", "state"), [(cancel, "cancelled"), (pause, "paused")])
+def test_a_job_that_was_stopped_frees_its_worker_for_another(
     rig: AgentRig,
     caller: Caller,
     job_id: uuid.UUID,
     running: tuple[Agent, ThreadLauncher],
     training: Training,
     make_job: Callable[..., uuid.UUID],
+    stop: Callable[..., None],
+    state: str,
 ) -> None:
-    cancel(rig.engine, caller, job_id)
-    rig.drive(running[0], job_id, "cancelled")
+    stop(rig.engine, caller, job_id)
+    rig.drive(running[0], job_id, state)
     training.finish.set()
     rig.drive(running[0], make_job(caller), "succeeded")
+    assert rig.job(job_id).state == state
 
 
 def test_a_job_whose_attempts_stop_unasked_is_not_tried_for_ever(rig: AgentRig, job_id: uuid.UUID) -> None:
@@ -108,3 +119,60 @@ def test_an_attempt_that_shows_progress_is_not_taken_for_stalled(
 
     rig.until(enough)
     assert rig.attempts(job_id) == [(1, None)]
+
+
+def test_a_job_whose_cluster_stops_is_queued_again_with_a_checkpoint_and_pays_no_retry(
+    rig: AgentRig, job_id: uuid.UUID
+) -> None:
+    runner = CheckpointsWhenStopped()
+    agent = rig.agent(thread_launcher(runner))
+    rig.drive(agent, job_id, "running")
+    agent.run(PollingWakeup(), now(), cluster_stops=now())
+    job = rig.job(job_id)
+    assert (job.state, job.desired, job.lease_until, job.not_before) == ("queued", "run", None, None)
+    assert (rig.attempts(job_id), job.infra_failures) == ([(1, "preempted")], 0)
+    rig.drive(rig.agent(thread_launcher(runner)), job_id, "succeeded")
+    assert [began and began["step"] for began in runner.began_from] == [None, 7]
+
+
+def test_who_watches_a_job_whose_cluster_stops_is_told_that_it_goes_on(rig: AgentRig, job_id: uuid.UUID) -> None:
+    agent = rig.agent(thread_launcher(CheckpointsWhenStopped()))
+    rig.drive(agent, job_id, "running")
+    told: list[str] = []
+
+    class Heard(PollingWakeup):
+        def notify(self, topic: str) -> None:
+            told.append(topic)
+
+    agent.run(Heard(), now(), cluster_stops=now())
+    with system_session(rig.engine) as session:
+        messages = session.scalars(select(JobEvent.message).where(JobEvent.job_id == job_id)).all()
+    assert CLUSTER_STOPS in messages and job_topic(job_id) in told
+
+
+def test_an_attempt_that_does_not_leave_in_time_is_killed_and_its_job_queued_again(
+    rig: AgentRig, job_id: uuid.UUID, training: Training
+) -> None:
+    training.obedient = False
+    held = thread_launcher(training)
+    agent = rig.agent(held)
+    rig.drive(agent, job_id, "running")
+    agent.release(0.0)
+    job = rig.job(job_id)
+    assert (job.state, job.infra_failures, held.running()) == ("queued", 0, {})
+    assert rig.attempts(job_id) == [(1, "preempted")]
+
+
+def test_a_job_that_was_to_be_cancelled_when_its_cluster_stopped_is_cancelled(
+    rig: AgentRig, caller: Caller, job_id: uuid.UUID, running: tuple[Agent, ThreadLauncher]
+) -> None:
+    cancel(rig.engine, caller, job_id)
+    running[0].release(5.0)
+    assert rig.job(job_id).state == "cancelled"
+
+
+def now() -> threading.Event:
+    """An event that is set already."""
+    event = threading.Event()
+    event.set()
+    return event

@@ -30,13 +30,17 @@ def check_files(system_engine: Engine, store: DirectoryStore) -> Callable[[], No
     """Do what the workers do with every uploaded file, at once."""
 
     def check() -> None:
-        with system_session(system_engine) as session:
-            admit_queued(session)
-            while claim := claim_one(session, "validate"):
+        while True:
+            with system_session(system_engine) as session:
+                admit_queued(session)
+                claim = claim_one(session, "validate")
+            if claim is None:
+                return
+            report = files.validation_report(validate(io.BytesIO(b"".join(store.open(claim.spec["file"]["key"])))))
+            with system_session(system_engine) as session:
                 job = attempts.succeed(session, claim.job_id, claim.fence)
-                content = io.BytesIO(b"".join(store.open(claim.spec["file"]["key"])))
                 assert job.dataset_version_id is not None
-                files.write_validation(session, job.dataset_version_id, files.validation_report(validate(content)))
+                files.write_validation(session, job.dataset_version_id, report)
 
     return check
 
@@ -71,13 +75,14 @@ def publish(system_engine: Engine, store: DirectoryStore, train: Callable[..., A
         with system_session(system_engine) as session:
             admit_queued(session)
             claim = claim_one(session, "train")
-            assert claim is not None
-            fields = {"recipe": "reinforcement", "files": FILES} | manifest_fields
-            manifest = manifest_of(claim.job_id, fence=claim.fence, **fields)
-            prefix = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}"
-            store.put(f"{prefix}/{MANIFEST_FILE}", io.BytesIO(manifest.canonical()))
+        assert claim is not None
+        fields = {"recipe": "reinforcement", "files": FILES} | manifest_fields
+        manifest = manifest_of(claim.job_id, fence=claim.fence, **fields)
+        prefix = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}"
+        store.put(f"{prefix}/{MANIFEST_FILE}", io.BytesIO(manifest.canonical()))
+        with system_session(system_engine) as session:
             version = registry.publish(session, claim.job_id, claim.fence, manifest, prefix, 7)
-            return f"main.{suffix}@v{version.version}"
+        return f"main.{suffix}@v{version.version}"
 
     return make
 
@@ -92,10 +97,11 @@ def evaluate(client: Client, system_engine: Engine, store: DirectoryStore, check
         with system_session(system_engine) as session:
             admit_queued(session)
             claim = claim_one(session, "evaluate")
-            assert claim is not None
-            key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/rows.jsonl"
-            store.put(key, io.BytesIO(b"{}\n"))
-            report = {"rewards": [1.0], "parsed": [True], "pass_at_k": None, "rows_key": key}
+        assert claim is not None
+        key = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/rows.jsonl"
+        store.put(key, io.BytesIO(b"{}\n"))
+        report = {"rewards": [1.0], "parsed": [True], "pass_at_k": None, "rows_key": key}
+        with system_session(system_engine) as session:
             record_success(session, claim.job_id, claim.fence, report)
         return str(answer["id"])
 

@@ -41,8 +41,10 @@ GRADERS = "/v1/fine_tuning/alpha/graders"
 WEBHOOK = {"url": "https://example.com/hook", "event_types": ["fine_tuning.job.succeeded"]}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/files"): {"data": {"purpose": "fine-tune"}, "files": {"file": b"x"}},
+    ("post", "/v1/files/{file_id}/token_counts"): {"json": {"model": "tiny"}},
     ("post", "/v1/fine_tuning/jobs"): {"json": {"model": "tiny", "training_file": "file-0"}},
     ("post", "/v1/fine_tuning/jobs/estimate"): {"json": {"model": "tiny", "training_file": "file-0"}},
+    ("patch", "/v1/fine_tuning/jobs/{job_id}"): {"json": {"description": "x"}},
     ("post", f"{GRADERS}/validate"): {"json": {"grader": GRADER}},
     ("post", f"{GRADERS}/run"): {"json": {"grader": GRADER, "model_sample": "x"}},
     ("post", "/v1/chat/completions"): {"json": CHAT},
@@ -53,6 +55,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/promotions"): {"json": {"model": "main.summer@v1", "suites": [{"file": "file-0", "grader": GRADER}]}},
     ("post", "/v1/schedules"): {"json": SCHEDULE},
     ("put", "/v1/schedules/{schedule_id}"): {"json": SCHEDULE},
+    ("patch", "/v1/schedules/{schedule_id}"): {"json": {"overlap": "allow"}},
     ("put", "/v1/base_models/{name}/files/{filename}"): {"content": b"x"},
     ("post", "/v1/webhook_endpoints"): {"json": WEBHOOK},
     ("post", "/v1/webhook_endpoints/{endpoint_id}"): {"json": {"name": "new"}},

@@ -172,6 +172,18 @@ def test_a_bad_file_names_its_lines(client: Client, workers: None) -> None:
     assert [line.split(":")[0] for line in file.status_details.split("\n")] == ["line 21", "line 22"]
 
 
+def test_a_table_that_was_sent_as_it_is_gets_one_sentence_that_says_what_converts_it(
+    client: Client, workers: None
+) -> None:
+    sent = upload(client, "quiz.csv", b"question,answer\n2 + 2?,4\n3 + 3?,6\n")
+    file = client.files.wait_for_processing(sent.id, poll_interval=0.02, max_wait_seconds=30)
+    assert (file.status, file.status_details) == (
+        "error",
+        "The file is CSV separated by commas, and a dataset is JSON Lines in UTF-8; "
+        "`zhub datasets convert FILE -o rows.jsonl` makes it one.",
+    )
+
+
 @pytest.mark.parametrize("column", ["\\u0000", "\\ud800", "a\\u0000b"])
 def test_a_file_with_text_that_cannot_be_stored_is_found_wrong_and_the_next_one_is_checked(
     client: Client, workers: None, column: str

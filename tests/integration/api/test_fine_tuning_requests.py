@@ -176,10 +176,10 @@ def test_too_few_prompts_are_refused(
     assert refused(lambda: train(training_file=file.id)).code == "dataset_too_small"
 
 
-def test_a_base_model_in_the_making_is_a_conflict_that_passes(
+def test_a_base_model_whose_files_are_not_all_there_is_a_conflict_that_passes(
     make_base_model: Callable[..., uuid.UUID], train: Callable[..., Any]
 ) -> None:
-    make_base_model("big", status="decomposing")
+    make_base_model("big", status="uploading")
     error = refused(lambda: train(model="big"))
     assert (error.status_code, error.code) == (409, "not_ready")
 

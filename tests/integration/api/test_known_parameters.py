@@ -149,7 +149,7 @@ def test_no_route_ignores_a_query_parameter_that_it_does_not_have(
                 assert (answer.status_code, answer.json()["error"]["param"]) == (400, "no_such")
 
 
-@pytest.mark.parametrize("path", ["/v1/files", "/v1/fine_tuning/jobs", "/v1/models", "/v1/experts", "/v1/base_models"])
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/models", "/v1/experts", "/v1/base_models"])
 def test_a_filter_that_a_list_does_not_have_is_refused(api_url: str, make_key: Callable[..., str], path: str) -> None:
     answer = raw(api_url, make_key(), "GET", f"{path}?status=failed")
     error = answer.json()["error"]

@@ -4,7 +4,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from api_requests import raw
+from fastapi import FastAPI, Response
 from sqlalchemy import Engine
 
 from zhub.embedded.postgres import Urls
@@ -13,7 +15,19 @@ from zhub.process.config import Settings
 
 def test_readiness_says_who_is_there(api_url: str, system_engine: Engine, make_agent: Callable[..., uuid.UUID]) -> None:
     make_agent()
-    assert raw(api_url, None, "GET", "/readyz").json() == {"status": "ok", "scheduler": False, "agents": 1}
+    expected = {"status": "ok", "scheduler": False, "agents": 1, "serving": False}
+    assert raw(api_url, None, "GET", "/readyz").json() == expected
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_readiness_says_whether_serving_answers(
+    settings: Settings, serve: Callable[..., str], run_server: Callable[[FastAPI], str], status: int
+) -> None:
+    serving = FastAPI()
+    serving.get("/")(lambda: Response(status_code=status))
+    url = serve(settings.model_copy(update={"serving_url": run_server(serving).removesuffix("/v1")}))
+    answer = raw(url, None, "GET", "/readyz")
+    assert (answer.status_code, answer.json()["serving"]) == (200, status == 200)
 
 
 def test_readiness_fails_while_the_database_is_away(

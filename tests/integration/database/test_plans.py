@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -20,16 +21,20 @@ from sqlalchemy.orm import Session
 from zhub.admission.admit import MAX_HEADS, MAX_LIGHT, admit
 from zhub.admission.explain import MAX_EXPLAINED, explain
 from zhub.admission.snapshot import read_clusters
+from zhub.database.pages import MAX_SEARCHED, Page
 from zhub.database.sessions import make_engine, system_session, tenant_session
+from zhub.datasets import usage
 from zhub.embedded.postgres import Urls
 from zhub.kinds import table
-from zhub.models import BaseModel
+from zhub.models import BaseModel, DatasetVersion
 from zhub.queue import claims, job_events
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
 from zhub.queue.reaper import reap
-from zhub.registry import versions
-from zhub.training import fine_tuning
+from zhub.registry import deletion, listing, versions
+from zhub.tenancy.keys import Caller
+from zhub.training import job_lists
+from zhub.training.job_lists import JobFilter
 
 ROWS = int(os.environ.get("ZHUB_PLAN_ROWS", "100000"))
 log = logging.getLogger(__name__)
@@ -37,6 +42,8 @@ LARGE = {"jobs", "attempts", "job_events", "expert_versions"}
 
 ORG, PROJECT, AGENT = (uuid.UUID(f"{prefix}{0:030x}") for prefix in ("0a", "0b", "0d"))
 JOB, MIDDLE = (uuid.UUID(f"01{number:030x}") for number in (100, ROWS // 2))  # the first has half of the events
+
+CALLER = Caller(uuid.UUID(int=0), ORG, PROJECT, "main", frozenset())
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,22 @@ class Statement:
 
 def newest_versions(session: Session) -> None:
     base = session.scalars(select(BaseModel)).one()
-    versions.newest(session, PROJECT, base)
+    versions.newest(session, PROJECT, base, limit=EXPERTS)
+
+
+def parents(session: Session) -> None:
+    record = versions.find_version(session, PROJECT, "main.expert-1@v1")
+    assert record is not None
+    record.version.manifest = record.version.manifest | {"parent_digest": "unknown"}
+    with session.no_autoflush:
+        versions.parents(session, [record])
+    session.expunge(record.version)
+
+
+def refuse_used_file(session: Session) -> None:
+    described = {"filename": "f", "version": 1, "purpose": "evals", "status": "processed"}
+    file = DatasetVersion(id=JOB, org_id=ORG, project_id=PROJECT, dataset_id=JOB, **described)
+    usage.refuse_used(session, file, also_trained=False)
 
 
 STATEMENTS = {
@@ -82,9 +104,38 @@ STATEMENTS = {
     "newest versions": Statement(
         newest_versions, "LATERAL", {"uq_expert_versions_expert_id_version"}, 2 * EXPERTS, of_tenant=True,
     ),
+    "versions by name": Statement(
+        partial(listing.list_versions, project_id=PROJECT, limit=20, sort="name"),
+        "LATERAL", {"uq_expert_versions_expert_id_version"}, 21 * EXPERTS, of_tenant=True,
+    ),
+    "versions by score": Statement(
+        partial(listing.list_versions, project_id=PROJECT, limit=20, sort="score"),
+        "LATERAL", {"ix_expert_versions_score"}, 21 * EXPERTS, of_tenant=True,
+    ),
+    "versions to sweep": Statement(
+        lambda session: session.scalars(deletion.due(timedelta(minutes=1))).all(),
+        "swept_at IS NULL", {"ix_expert_versions_deleted"}, deletion.SWEEP_BATCH,
+    ),
+    "parents of versions": Statement(
+        parents, "digest IN", {"ix_expert_versions_digest"}, 1, of_tenant=True,
+    ),
     "jobs of a project": Statement(
-        partial(fine_tuning.list_jobs, project_id=PROJECT, after=MIDDLE, limit=20),
+        partial(job_lists.list_jobs, caller=CALLER, wanted=JobFilter(), page=Page(20, MIDDLE)),
         "ORDER BY jobs.id DESC", {"ix_jobs_project"}, 21, of_tenant=True,
+    ),
+    "failed jobs of a project": Statement(
+        partial(job_lists.list_jobs, caller=CALLER, wanted=JobFilter(status=["failed"]), page=Page(20)),
+        "ORDER BY jobs.id DESC", {"ix_jobs_failed"}, 21, of_tenant=True,
+    ),
+    "jobs that mention a text": Statement(
+        partial(job_lists.list_jobs, caller=CALLER, wanted=JobFilter(search="nowhere"), page=Page(20)),
+        "ORDER BY jobs.id DESC", {"ix_jobs_project"}, 2 * MAX_SEARCHED + EXPERTS, of_tenant=True,
+    ),
+    "jobs of a file": Statement(
+        refuse_used_file, "LEFT OUTER JOIN evaluations", {"ix_jobs_dataset", "ix_jobs_validation"}, 10, of_tenant=True,
+    ),
+    "versions of a file": Statement(
+        refuse_used_file, "OVER ()", {"ix_jobs_dataset", "ix_jobs_validation"}, 10, of_tenant=True,
     ),
     "newest events": Statement(
         partial(job_events.list_newest, job_id=JOB, before=None, limit=100),

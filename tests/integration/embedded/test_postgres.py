@@ -23,6 +23,7 @@ from zhub.embedded.postgres import (
     Urls,
     create_roles,
     prepare_cluster,
+    running_system_url,
     server_env,
     short_dir,
     short_dir_name,
@@ -324,3 +325,8 @@ def test_valkey_answers_to_its_name() -> None:
     if valkey is None:
         pytest.skip("no Valkey is installed")
     assert "server v=" in subprocess.run([valkey, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_address_of_a_server_is_found_by_its_home_while_it_runs(postgres: Cluster, tmp_path: Path) -> None:
+    assert running_system_url(postgres.files.parent) == postgres.urls().system
+    assert running_system_url(tmp_path) is None

@@ -26,6 +26,7 @@ from zhub.embedded.postgres import Cluster, Urls, create_roles, prepare_cluster,
 from zhub.embedded.processes import Supervisor
 from zhub.embedded.stack import Stack, StackAddresses
 from zhub.errors import EmbeddedError
+from zhub.process.pulse import Pulse
 from zhub.tenancy import keys
 from zhub.tenancy.bootstrap import ensure_project
 
@@ -140,6 +141,23 @@ def test_scheduler_and_agent_tell_their_metrics_at_ports_of_their_own(
     assert (scheduler.env["ZHUB_METRICS_PORT"], agent.env["ZHUB_METRICS_PORT"]) == ("9464", "9465")
 
 
+def test_the_supervisor_probes_scheduler_and_agent_by_what_they_vouch_for(tmp_path: Path) -> None:
+    data_dir = open_data_dir(tmp_path / "data")
+    plan = Plan(data_dir, load_secrets(data_dir), "127.0.0.1", 0, 1, 0, 0, tmp_path)
+    cluster = Cluster(bin_dir=tmp_path, files=tmp_path, socket_dir=tmp_path, user=None)
+    _, scheduler, agent = own_children(plan, cluster, Programs(), has_valkey=False)
+    for child in (scheduler, agent):
+        assert child.alive is not None and child.before_start is not None and not child.alive()
+        pulse = Pulse(Path(child.env["ZHUB_ALIVE_FILE"]))
+        pulse.beat("main", within_s=60)
+        assert child.alive()
+        pulse.beat("main", within_s=-1)
+        assert not child.alive()
+        pulse.beat("main", within_s=60)
+        child.before_start()
+        assert not child.alive()
+
+
 @pytest.fixture
 def start_stack(tmp_path: Path) -> Iterator[Callable[[], "subprocess.Popen[str]"]]:
     """Starts the real PostgreSQL, Valkey and Ray, with stand-ins for zhub's own programs."""
@@ -224,7 +242,7 @@ def test_a_real_stack_that_is_interrupted_twice_or_killed_leaves_no_process_and_
     agent = next(it for it in psutil.Process(interrupted.pid).children() if AGENT in it.cmdline())
     agent.suspend()  # so that it does not follow the first signal, which would take its whole grace of 20 s
     interrupted.send_signal(signal.SIGINT)
-    assert "Stopping.\n" in output(interrupted)
+    assert "Stopping. What runs leaves a checkpoint" in output(interrupted)
     interrupted.send_signal(signal.SIGINT)
     assert interrupted.wait(10) == 0
     assert [process for process in family if is_alive(process)] == []

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from child_processes import tick_until, wait_until, wait_until_ended
 
-from zhub.embedded import liveness
+from zhub.embedded import liveness, processes
+from zhub.embedded.liveness import Liveness
 from zhub.embedded.processes import Child, Supervisor, end_recorded
 from zhub.errors import EmbeddedError
 
@@ -118,6 +119,80 @@ def test_a_child_that_runs_and_does_not_answer_is_started_again(
     tick_until(supervisor, lambda: first.poll() == -signal.SIGKILL)
     freeze_at.unlink()
     tick_until(supervisor, lambda: supervisor.is_ready("beating") and beats_on())
+
+
+def test_a_child_that_freezes_before_it_is_ready_is_started_again(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "PROBE_EVERY_S", 0.02)
+    alive = tmp_path / "alive"
+    starting = python_child("starting", "import time; time.sleep(600)")
+    supervisor.add(replace(starting, ready=lambda: False, ready_timeout_s=600, alive=alive.exists))
+    supervisor.tick()
+    first = supervisor._all["starting"].popen
+    assert first is not None
+    alive.touch()
+    tick_until(supervisor, lambda: supervisor._all["starting"].liveness._answered)  # type: ignore[union-attr]
+    alive.unlink()
+    tick_until(supervisor, lambda: first.poll() == -signal.SIGKILL)
+
+
+def test_a_child_that_has_never_answered_is_starting_and_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "PROBE_EVERY_S", 0.0)
+    probes: list[bool] = []
+
+    def away() -> bool:
+        probes.append(False)
+        return False
+
+    child = Liveness(away)
+    wait_until(lambda: child.is_lost() or len(probes) > 2 * liveness.FAILED_PROBES)
+    assert not child.is_lost()
+    monkeypatch.setattr(liveness, "PROBE_EVERY_S", 600.0)
+    probes.clear()
+    wait_until(lambda: child.is_lost() or bool(probes))  # the last probe of its start
+    wait_until(lambda: child._thread is not None and not child._thread.is_alive())
+    child.note_answer()
+    assert not child.is_lost()
+    monkeypatch.setattr(liveness, "PROBE_EVERY_S", 0.0)
+    child._next_at = 0.0
+    wait_until(child.is_lost)
+
+
+def test_a_probe_that_fails_itself_is_one_that_was_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "PROBE_EVERY_S", 0.0)
+    child = Liveness(lambda: bool(1 / 0))
+    child.note_answer()
+    wait_until(child.is_lost)
+
+
+def test_a_child_that_starts_slowly_is_waited_for_and_spoken_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "STARTING_NOTE_S", 0.05)
+    told: list[str] = []
+    up = tmp_path / "up"
+    with Supervisor(logs=tmp_path, record=tmp_path / "processes.json", progress=told.append) as supervisor:
+        supervisor.add(replace(python_child("slow", "import time; time.sleep(600)"), ready=up.exists))
+        tick_until(supervisor, lambda: len(told) >= 2)
+        assert all(message.startswith("slow is still starting, after ") for message in told)
+        up.touch()
+        tick_until(supervisor, lambda: supervisor.is_ready("slow"))
+        assert told[-1] == "slow is ready."
+
+
+def test_a_child_whose_starts_fail_slowly_gets_growing_pauses_and_never_stops_the_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each failure is out of the window when the next one comes, as where Ray gives up after half a minute.
+    monkeypatch.setattr(processes, "FAILURE_WINDOW_S", 0.0)
+    monkeypatch.setattr(processes, "FIRST_BACK_OFF_S", 0.01)
+    told: list[str] = []
+    with Supervisor(logs=tmp_path, record=tmp_path / "processes.json", progress=told.append) as supervisor:
+        supervisor.add(replace(python_child("slow", "raise SystemExit(1)"), ready=lambda: False))
+        tick_until(supervisor, lambda: len(told) == 7)
+    pauses = [float(message.split("again in ")[1].split(" s.")[0]) for message in told]
+    assert pauses == pytest.approx([0.01 * 2**number for number in range(7)])
 
 
 def test_a_child_that_keeps_crashing_stops_the_stack_with_the_end_of_its_log(

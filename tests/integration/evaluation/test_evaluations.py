@@ -18,6 +18,7 @@ from zhub.database.sessions import system_session, tenant_session
 from zhub.evaluation import evaluations
 from zhub.evaluation.evaluations import EvaluationRequest
 from zhub.evaluation.statistics import paired_bootstrap, paired_p_value
+from zhub.graders import parse_grader
 from zhub.kinds import outcomes, table
 from zhub.models import Agent, DatasetVersion, Evaluation, Job, JobEvent
 from zhub.queue import attempts
@@ -128,10 +129,11 @@ def test_requests_at_the_same_time_run_a_suite_once(
     api_engine: Engine, caller: Caller, suite_file: str, system_engine: Engine
 ) -> None:
     request = EvaluationRequest(model="tiny", file=suite_file, grader=GRADER)
+    grader = parse_grader(GRADER, param="grader")
 
     def ask(_index: int) -> uuid.UUID:
         with tenant_session(api_engine, caller.org_id) as session:
-            return evaluations.create(session, caller, request)[0].id
+            return evaluations.create(session, caller, request, grader)[0].id
 
     with ThreadPoolExecutor(6) as pool:
         assert len(set(pool.map(ask, range(6)))) == 1

@@ -260,3 +260,36 @@ def test_a_gate_waits_for_a_cluster_that_has_been_away_for_long(
     advance(system_engine)
     assert clusters_of_evaluations(system_engine) == {"h100"}
     assert ask("get", f"/promotions/{made['id']}")["status"] == "waiting"
+
+
+@pytest.mark.parametrize(("right", "passed"), [(30, True), (2, False)])
+def test_a_gate_on_what_the_alias_points_to_already_says_so(
+    ask: Ask, promote: Ask, publish_version: Ask, work: Ask, system_engine: Engine, right: int, passed: bool
+) -> None:
+    name = publish_version(**z("aa"))
+    ask("put", "/experts/main.summer/aliases/prod", {"version": name})
+    made = promote(name)
+    work(aa=right)
+    found = ask("get", f"/promotions/{made['id']}")
+    assert found["promoted"] is passed and points_to(ask) == name
+    assert found["findings"][0]["sentences"][-1] == (
+        f"The alias points to {name} already: it is compared with its base only."
+    )
+    with system_session(system_engine) as session:
+        last = session.scalars(select(JobEvent.message).order_by(JobEvent.position.desc()).limit(1)).one()
+    assert last == (
+        f"{name} passed: @prod points to it already." if passed else f"{name} did not pass: @prod still points to it."
+    )
+
+
+def test_a_version_that_was_archived_meanwhile_is_not_promoted(
+    ask: Ask, promote: Ask, publish_version: Ask, work: Ask
+) -> None:
+    name = publish_version(**z("aa"))
+    made = promote(name)
+    ask("patch", f"/experts/{name}", {"archived": True})
+    work(aa=30)
+    found = ask("get", f"/promotions/{made['id']}")
+    assert (found["status"], found["error"]["code"]) == ("failed", "conflict")
+    assert "archived" in found["error"]["message"]
+    assert ask("get", "/aliases")["data"] == []

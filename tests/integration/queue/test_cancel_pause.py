@@ -36,7 +36,7 @@ MakeJob = Callable[..., uuid.UUID]
 
 
 @pytest.mark.parametrize("desired", ["pause", "cancel"])
-def test_a_wish_is_not_replaced_by_a_preemption(
+def test_a_requested_change_is_not_replaced_by_a_preemption(
     system_engine: Engine, admitted: Callable[..., uuid.UUID], desired: str
 ) -> None:
     job_id = admitted()
@@ -146,7 +146,7 @@ def test_a_resumed_job_waits_for_no_back_off(
 
 
 @pytest.mark.parametrize("request_change", [pause, resume])
-def test_wishing_twice_is_no_error_and_one_event(
+def test_requesting_a_change_twice_is_no_error_and_one_event(
     system_engine: Engine,
     api_engine: Engine,
     make_job: MakeJob,
@@ -181,7 +181,7 @@ def test_a_job_that_has_ended_is_neither_paused_nor_resumed(
 
 
 @pytest.mark.parametrize("request_change", [pause, resume])
-def test_a_cancellation_is_not_taken_back_by_another_wish(
+def test_a_cancellation_is_not_taken_back_by_another_request(
     system_engine: Engine,
     api_engine: Engine,
     admitted: Callable[..., uuid.UUID],

@@ -72,7 +72,7 @@ def test_an_attempt_that_lost_its_lease_has_its_successor_preempted_by_nobody(
 
 @pytest.mark.parametrize("desired", ["pause", "cancel", "preempt"])
 @pytest.mark.parametrize("write", WRITES)
-def test_a_worker_that_lost_its_lease_does_not_stop_its_successor_when_somebody_wishes_so(
+def test_a_worker_that_lost_its_lease_does_not_stop_its_successor_on_request(
     system_engine: Engine, admitted: Callable[..., uuid.UUID], write: str, desired: str
 ) -> None:
     job_id = admitted()

@@ -150,6 +150,10 @@ HARM: dict[str, tuple[str, str]] = {
         "each move of an alias begins where the one before it ended",
         "UPDATE alias_moves SET from_version_id = to_version_id",
     ),
+    "an alias of what was deleted": (
+        "no alias points to a deleted version",
+        "UPDATE expert_versions SET deleted_at = now()",
+    ),
     "a promotion past its gate": (
         "a version that a gate promoted passed on every suite",
         """UPDATE promotions SET findings = '[{"passed": true}, {"passed": false}]'""",

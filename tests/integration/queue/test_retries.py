@@ -185,7 +185,7 @@ def test_a_retry_forgets_the_error(system_engine: Engine, admitted: Callable[...
     [("cancel", "cancelled", "cancel"), ("pause", "paused", "pause"), ("preempt", "queued", "run")],
 )
 @pytest.mark.parametrize("how", ["fail", "reap", "stopped"])
-def test_the_wish_of_the_user_comes_before_the_retry(
+def test_the_request_of_the_user_comes_before_the_retry(
     system_engine: Engine, admitted: Callable[..., uuid.UUID], how: str, desired: str, state: str, afterwards: str
 ) -> None:
     job_id = admitted()

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, event, text
 
 from zhub.database.sessions import system_session
 from zhub.models import BaseModel
-from zhub.registry import aliases, versions
+from zhub.registry import aliases, listing, versions
 from zhub.registry.resolve import resolve
 from zhub.tenancy.keys import Caller
 
@@ -117,7 +117,7 @@ def test_the_candidates_are_one_statement_that_returns_only_them(
         publish_version(expert)
     returned = []
     with system_session(system_engine) as session:
-        base = versions.list_versions(session, caller.project_id, limit=1)[0][0].base
+        base = listing.list_versions(session, caller.project_id, limit=1)[0][0].base
         event.listen(session.connection(), "after_cursor_execute", lambda *of: returned.append(of[1].rowcount))
         versions.promoted(session, caller.project_id, base)
     assert returned == [3]

@@ -9,6 +9,7 @@ from schedule_ticks import TRAINING
 from sqlalchemy import Engine
 
 from zhub.database.sessions import system_session
+from zhub.scheduler import follow_regressions
 from zhub.schedules.firing import process_next_due
 
 Client = openai.OpenAI
@@ -34,8 +35,9 @@ def look(system_engine: Engine) -> Callable[[], int]:
         count = 0
         while True:
             with system_session(system_engine) as session:
-                if not process_next_due(session):
-                    return count
+                fired = process_next_due(session)
+            if not follow_regressions(system_engine) and not fired:
+                return count
             count += 1
             assert count < 50, "there is no end to it"
 

@@ -1,5 +1,6 @@
 """Schedules through the API: made, changed, deleted, and refused where they could never run."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -8,10 +9,11 @@ import openai
 import pytest
 from schedule_ticks import TRAINING, make_due, trainings
 from sqlalchemy import Engine, func, select
-from suites import GRADER
+from suites import GRADER, sums
 
 from zhub.database.sessions import system_session
 from zhub.models import Expert
+from zhub.tenancy.keys import Caller
 
 Ask = Callable[..., Any]
 
@@ -63,6 +65,17 @@ def test_the_gate_of_a_schedule_is_checked_when_it_is_made(schedule: Ask, suite_
     assert caught.value.param == "training.promotion.alias"
 
 
+def test_the_graders_of_a_schedule_are_checked_also_while_its_dataset_has_no_version(
+    schedule: Ask, make_file: Ask, make_base_model: Ask, caller: Caller
+) -> None:
+    make_file(caller, b"no json\n", name="later.jsonl")
+    grader = GRADER | {"operation": "regex"}
+    training = TRAINING | {"method": {"type": "reinforcement", "reinforcement": {"grader": grader}}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        schedule(dataset="later", training=training)
+    assert refused.value.param == "training.method.reinforcement.grader.operation"
+
+
 def test_making_a_schedule_creates_no_expert(schedule: Ask, system_engine: Engine) -> None:
     schedule()
     with system_session(system_engine) as session:
@@ -109,3 +122,100 @@ def test_a_schedule_can_be_changed_from_times_to_what_happens_and_back(ask: Ask,
     assert (changed["cron"], changed["on_feedback"], changed["next_runs"]) == (None, 5, [])
     back = ask("put", f"/schedules/{made['id']}", body | {"cron": made["cron"]})
     assert (back["on_feedback"], back["new_feedback"], back["next_runs"]) == (None, None, made["next_runs"])
+
+
+def test_an_edit_changes_what_it_names_and_nothing_else(ask: Ask, schedule: Ask) -> None:
+    made = schedule(overlap="allow", jitter_s=5)
+    method = {"reinforcement": {"hyperparameters": {"n_steps": 7}}}
+    edited = ask("patch", f"/schedules/{made['id']}", {"name": "daily", "training": {"method": method}})
+    expected = json.loads(json.dumps(TRAINING))
+    expected["method"]["reinforcement"].setdefault("hyperparameters", {})["n_steps"] = 7
+    assert (edited["name"], edited["training"]) == ("daily", expected)
+    unchanged = made.keys() - {"name", "training"}
+    assert {name: edited[name] for name in unchanged} == {name: made[name] for name in unchanged}
+
+
+def test_null_removes_a_field_and_a_grader_is_replaced_as_a_whole(ask: Ask, schedule: Ask) -> None:
+    made = schedule(on_feedback=3)
+    grader = {"type": "numeric", "name": "sum", "input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
+    changes = {"on_feedback": None, "training": {"suffix": None, "method": {"reinforcement": {"grader": grader}}}}
+    edited = ask("patch", f"/schedules/{made['id']}", changes)
+    assert (edited["on_feedback"], "suffix" in edited["training"]) == (None, False)
+    assert edited["training"]["method"]["reinforcement"]["grader"] == grader
+
+
+def test_an_edit_of_the_time_gives_new_runs_and_any_other_keeps_them(ask: Ask, schedule: Ask) -> None:
+    made = schedule()
+    assert ask("patch", f"/schedules/{made['id']}", {"overlap": "allow"})["next_runs"] == made["next_runs"]
+    other = ask("patch", f"/schedules/{made['id']}", {"cron": "0 4 * * 2"})["next_runs"]
+    assert len(other) == 5 and set(other).isdisjoint(made["next_runs"])
+
+
+def test_an_edit_leaves_the_feedback_that_has_come_counted(
+    ask: Ask, schedule: Ask, give: Ask, publish_version: Ask
+) -> None:
+    version = publish_version()
+    made = schedule(cron=None, on_feedback=3)
+    give(version, 2)
+    assert ask("patch", f"/schedules/{made['id']}", {"overlap": "allow"})["new_feedback"] == 2
+    assert ask("patch", f"/schedules/{made['id']}", {"training": {"suffix": "winter"}})["new_feedback"] == 0
+
+
+def test_an_edit_leaves_new_data_that_was_not_trained_on_new(
+    ask: Ask, schedule: Ask, look: Ask, make_file: Ask, caller: Caller, system_engine: Engine
+) -> None:
+    made = schedule(cron=None, on_new_data=True)
+    make_file(caller, sums(30))
+    ask("patch", f"/schedules/{made['id']}", {"overlap": "allow"})
+    assert look() == 1 and len(trainings(system_engine)) == 1
+
+
+def test_an_edit_keeps_the_alias_that_is_watched(ask: Ask, schedule: Ask, publish_version: Ask) -> None:
+    ask("put", "/experts/main.summer/aliases/prod", {"version": publish_version()})
+    made = schedule(on_regression="main.summer@prod")
+    edited = ask("patch", f"/schedules/{made['id']}", {"overlap": "allow"})
+    assert edited["on_regression"] == "main.summer@prod"
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"cron": None}, "cron"),
+        ({"name": None}, "name"),
+        ({"overlap": "sometimes"}, "overlap"),
+        ({"no_such": 1}, "no_such"),
+        ({"training": {"method": {"type": "magic"}}}, "training.method.type"),
+        ({"training": {"nonsense": 1}}, "training.nonsense"),
+        ({"training": None}, "training"),
+    ],
+)
+def test_an_edit_that_could_never_run_is_refused_and_changes_nothing(
+    ask: Ask, schedule: Ask, changes: dict[str, Any], param: str
+) -> None:
+    made = schedule()
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask("patch", f"/schedules/{made['id']}", changes)
+    assert caught.value.param == param
+    assert ask("get", f"/schedules/{made['id']}") == made
+
+
+def test_an_edit_that_adds_a_gate_needs_the_right_to_promote(
+    schedule: Ask, suite_file: str, make_key: Callable[..., str], open_client: Callable[..., openai.OpenAI]
+) -> None:
+    made = schedule()
+    gate = {"alias": "prod", "suites": [{"file": suite_file, "grader": GRADER}]}
+    client = open_client(make_key(scopes=("jobs:read", "jobs:write")))
+    with pytest.raises(openai.PermissionDeniedError):
+        client.patch(f"/schedules/{made['id']}", cast_to=object, body={"training": {"promotion": gate}})
+
+
+def test_schedules_are_found_by_status_and_by_their_names(ask: Ask, schedule: Ask) -> None:
+    weekly, daily = schedule(), schedule(name="daily")
+    ask("post", f"/schedules/{daily['id']}/pause")
+
+    def names(query: str) -> list[str]:
+        return [found["name"] for found in ask("get", f"/schedules?{query}")["data"]]
+
+    assert names("status=paused") == ["daily"] and names("status=active") == ["weekly"]
+    assert names("search=WEEK") == ["weekly"] and names("search=suite") == ["daily", "weekly"]
+    assert names("search=nothing") == [] and weekly["status"] == "active"

@@ -80,3 +80,14 @@ def test_without_the_operators_leave_an_endpoint_is_public_and_encrypted(
         body = {"url": target, "event_types": [SUCCEEDED]}
         answer = httpx.post(f"{url}/webhook_endpoints", json=body, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+
+
+def test_endpoints_are_found_by_their_status_url_and_name(client: Client, ask: Callable[..., Any]) -> None:
+    first, second = add(client, "https://a.example.com/"), add(client, "https://b.example.com/")
+    client.webhooks.update(second.id, name="Pager")
+
+    def found(query: str) -> list[str]:
+        return [endpoint["id"] for endpoint in ask("get", f"/webhook_endpoints?{query}")["data"]]
+
+    assert (found("search=A.EXAMPLE"), found("search=pager")) == ([first.id], [second.id])
+    assert found("status=enabled&order=asc") == [first.id, second.id] and found("status=disabled") == []

@@ -72,7 +72,7 @@ def test_what_the_old_address_answered_does_not_silence_the_new_one(
 
 
 @pytest.mark.parametrize("soon", ["0", "1", "Fri, 31 Dec 1999 23:59:59 GMT"])
-def test_a_receiver_is_never_asked_sooner_than_without_its_wish(
+def test_a_receiver_is_never_asked_sooner_than_without_its_retry_after(
     make_endpoint: MakeEndpoint, enqueue: Callable[..., None], claim: Callable[..., list[Due]],
     record: Callable[..., WebhookDelivery], hurry: Callable[[], None], soon: str,
 ) -> None:  # fmt: skip
@@ -98,7 +98,7 @@ def test_a_receiver_puts_off_by_a_day_and_no_more(
 
 
 @pytest.mark.parametrize("given", ["", "-5", "1.5", "soon", "٣", "12 h", "Wed, 99 Foo 2030 00:00:00 GMT", "\xff", None])
-def test_a_wish_that_makes_no_sense_is_ignored(
+def test_a_retry_after_that_makes_no_sense_is_ignored(
     system_engine: Engine, make_endpoint: MakeEndpoint, enqueue: Callable[..., None],
     claim: Callable[..., list[Due]], record: Callable[..., WebhookDelivery], given: str | None,
 ) -> None:  # fmt: skip

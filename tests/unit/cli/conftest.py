@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import api_double
+import api_examples
 import pytest
 
 from zhub.cli import main
@@ -35,7 +36,7 @@ def zhub(url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
     for name in ("ZHUB_DEBUG", "ZHUB_DATA_DIR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ZHUB_API_URL", url)
-    monkeypatch.setenv("ZHUB_API_KEY", api_double.KEY)
+    monkeypatch.setenv("ZHUB_API_KEY", api_examples.KEY)
 
     def run(*arguments: str) -> int:
         with pytest.raises(SystemExit) as ended:

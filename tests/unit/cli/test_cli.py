@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import api_double
+import api_examples
 import pytest
 
 from zhub.client.credentials import Credentials, read_credentials, write_credentials
@@ -74,7 +75,7 @@ def test_the_local_zhub_is_found_by_its_data_directory(
 ) -> None:
     monkeypatch.delenv("ZHUB_API_URL")
     monkeypatch.delenv("ZHUB_API_KEY")
-    write_credentials(tmp_path, Credentials(url, api_double.KEY))
+    write_credentials(tmp_path, Credentials(url, api_examples.KEY))
     assert zhub("jobs", "ls", "--data-dir", str(tmp_path)) == 0
 
 
@@ -111,7 +112,7 @@ def test_a_doctor_of_a_zhub_without_scheduler_exits_with_one(
     api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api.add("GET", "/healthz", {"status": "ok", "version": "0.1.0"})
-    api.add("GET", "/readyz", {"status": "ok", "scheduler": False, "agents": 1})
+    api.add("GET", "/readyz", {"status": "ok", "scheduler": False, "agents": 1, "serving": True})
     api.add("GET", "/v1/base_models", api_double.page([]))
     api.add("GET", "/v1/files", api_double.page([]))
     limits = {"max_queued": 500, "max_bytes": 10, "stored_bytes": 9, "requests_per_minute": 12000}
@@ -119,8 +120,8 @@ def test_a_doctor_of_a_zhub_without_scheduler_exits_with_one(
     assert zhub("doctor", "--json") == 1
     states = {check["name"]: check["state"] for check in json.loads(capsys.readouterr().out)}
     assert states == {
-        "API": "ok", "scheduler": "broken", "agents": "ok", "API key": "ok", "base models": "warning",
-        "limits": "ok", "object store": "ok",
+        "API": "ok", "scheduler": "broken", "agents": "ok", "serving": "ok", "API key": "ok",
+        "base models": "warning", "limits": "ok", "object store": "ok",
     }  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def test_a_doctor_shows_the_limits_of_the_organisation(
     api: Any, zhub: Run, capsys: pytest.CaptureFixture[str], stored_bytes: int, state: str
 ) -> None:
     api.add("GET", "/healthz", {"status": "ok", "version": "0.1.0"})
-    api.add("GET", "/readyz", {"status": "ok", "scheduler": True, "agents": 1})
+    api.add("GET", "/readyz", {"status": "ok", "scheduler": True, "agents": 1, "serving": False})
     api.add("GET", "/v1/base_models", api_double.page([]))
     api.add("GET", "/v1/files", api_double.page([]))
     limits = {"max_queued": 500, "max_bytes": 10_000, "stored_bytes": stored_bytes, "requests_per_minute": 12000}
@@ -138,6 +139,17 @@ def test_a_doctor_shows_the_limits_of_the_organisation(
     (check,) = [check for check in json.loads(capsys.readouterr().out) if check["name"] == "limits"]
     assert check["state"] == state
     assert "500 jobs waiting" in check["found"] and "12,000 requests a minute" in check["found"]
+
+
+def test_a_doctor_says_that_nobody_can_chat_while_serving_is_silent(
+    api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.add("GET", "/healthz", {"status": "ok", "version": "0.1.0"})
+    api.add("GET", "/readyz", {"status": "ok", "scheduler": True, "agents": 1, "serving": False})
+    assert zhub("doctor", "--json") == 1
+    (check,) = [check for check in json.loads(capsys.readouterr().out) if check["name"] == "serving"]
+    assert (check["state"], check["found"]) == ("broken", "does not answer")
+    assert "Nobody can chat" in check["fix"] and "agent.log" in check["fix"]
 
 
 def test_the_demo_removes_only_its_own_directory(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """``zhub db`` and what else of ``zhub queue`` reads the database itself: errors for people, and exit codes."""
 
+from pathlib import Path
+
 import pytest
 
 from zhub.cli import main
@@ -40,3 +42,12 @@ def test_an_address_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) 
 def test_a_short_secret_key_is_refused_before_anything_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("db", "bootstrap", "--organization", "acme", "--url", NOBODY, "--secret-key", "short") == 1
     assert "ZHUB_SECRET_KEY must have at least 32 characters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("queue", "doctor"), ("queue", "redrive"), ("db", "quota", "acme")])
+def test_without_an_address_the_database_of_the_local_zhub_is_looked_for(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ZHUB_DATABASE_URL", raising=False)
+    assert run(*command, "--data-dir", str(tmp_path)) == 1
+    assert f"No database runs on {tmp_path}. Start it with `zhub up`" in capsys.readouterr().err

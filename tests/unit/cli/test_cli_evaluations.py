@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import api_double
+import api_examples
 import pytest
 
 Run = Callable[..., int]
@@ -22,10 +22,10 @@ def test_an_evaluation_is_shown_beside_the_others_with_its_verdict(
 
 def test_creating_an_evaluation_sends_what_was_said_and_leaves_the_rest_to_the_server(api: Any, zhub: Run) -> None:
     arguments = ("--compare-with", "a.b@v1", "-k", "2", "--wait")
-    assert zhub("evaluations", "create", api_double.EXPERT, "file-1", *arguments) == 0
+    assert zhub("evaluations", "create", api_examples.EXPERT, "file-1", *arguments) == 0
     (sent,) = [json.loads(request.content) for request in api.requests if request.method == "POST"]
     assert {name: sent[name] for name in ("model", "file", "compare_with", "k")} == {
-        "model": api_double.EXPERT,
+        "model": api_examples.EXPERT,
         "file": "file-1",
         "compare_with": ["a.b@v1"],
         "k": 2,
@@ -37,7 +37,7 @@ def test_creating_an_evaluation_sends_what_was_said_and_leaves_the_rest_to_the_s
 @pytest.mark.parametrize("kind", ["evaluations", "promotions"])
 def test_what_is_measured_goes_to_the_cluster_that_is_named(api: Any, zhub: Run, kind: str, wanted: str | None) -> None:
     option = ["--cluster", wanted] if wanted else []
-    assert zhub(kind, "create", api_double.EXPERT, "file-1", *option) == 0
+    assert zhub(kind, "create", api_examples.EXPERT, "file-1", *option) == 0
     (sent,) = [json.loads(request.content) for request in api.requests if request.method == "POST"]
     assert sent.get("cluster") == wanted
 
@@ -45,8 +45,8 @@ def test_what_is_measured_goes_to_the_cluster_that_is_named(api: Any, zhub: Run,
 def test_waiting_for_an_evaluation_that_failed_exits_with_seven(api: Any, zhub: Run) -> None:
     failed = {"status": "failed", "results": None, "error": {"code": "x", "message": "It broke.", "param": None}}
     for method, path in (("POST", "/v1/evaluations"), ("GET", "/v1/evaluations/eval-1")):
-        api.add(method, path, api_double.EVALUATION | failed | {"others": []})
-    assert zhub("evaluations", "create", api_double.EXPERT, "file-1", "--wait") == 7
+        api.add(method, path, api_examples.EVALUATION | failed | {"others": []})
+    assert zhub("evaluations", "create", api_examples.EXPERT, "file-1", "--wait") == 7
 
 
 def test_a_promotion_that_did_not_pass_says_why_and_exits_with_7(

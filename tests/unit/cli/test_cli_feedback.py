@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import api_double
+import api_examples
 import pytest
 
 from zhub.datasets.rows import unique_rows
@@ -48,7 +49,7 @@ def test_feedback_without_one_prompt_or_with_another_score_is_a_usage_error(
 
 
 def test_the_newest_feedback_of_an_expert_is_listed(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    many = [api_double.FEEDBACK | {"id": f"fb-{number}"} for number in range(5)]
+    many = [api_examples.FEEDBACK | {"id": f"fb-{number}"} for number in range(5)]
     api.add("GET", "/v1/feedback", api_double.page(many, has_more=True))
     assert zhub("feedback", "ls", "default.sorting", "--limit", "3") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -66,9 +67,9 @@ def test_a_version_shows_its_mean_score(zhub: Run, capsys: pytest.CaptureFixture
 def test_exported_feedback_is_rows_of_a_dataset_that_come_once(
     zhub: Run, api: Any, options: tuple[str, ...], left_out: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = api_double.FEEDBACK | {"messages": [{"role": "user", "content": "Häs\u2028\n?"}]}
+    said = api_examples.FEEDBACK | {"messages": [{"role": "user", "content": "Häs\u2028\n?"}]}
     again = said | {"id": "fb-2", "completion": "another"}
-    unsaid = api_double.FEEDBACK | {"id": "fb-3", "reference": None}
+    unsaid = api_examples.FEEDBACK | {"id": "fb-3", "reference": None}
     api.add("GET", "/v1/feedback", api_double.page([said, again, unsaid]))
     assert zhub("feedback", "export", *options) == 0
     out, err = capsys.readouterr()

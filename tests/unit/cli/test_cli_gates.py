@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import api_double
+import api_examples
 import pytest
 
 Run = Callable[..., int]
@@ -31,7 +31,7 @@ def files(api: Any) -> Any:
     """The API, which takes files and jobs."""
     api.add("POST", "/v1/files", HELD_OUT)
     api.add("GET", "/v1/files/file-9", HELD_OUT)
-    api.add("POST", "/v1/fine_tuning/jobs", api_double.JOB)
+    api.add("POST", "/v1/fine_tuning/jobs", api_examples.JOB)
     return api
 
 

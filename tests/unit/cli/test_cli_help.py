@@ -49,14 +49,15 @@ def test_every_command_says_what_it_does(path: tuple[str, ...], command: Any) ->
 def test_the_promised_commands_are_there() -> None:
     promised = (
         "up, demo, doctor, submit, chat, base-models add, base-models ls, base-models show, "
-        "datasets push, datasets sample, datasets ls, datasets show, "
+        "datasets push, datasets convert, datasets sample, datasets ls, datasets show, datasets pull, datasets rm, "
         "jobs ls, jobs show, jobs watch, jobs logs, jobs events, "
         "jobs cancel, jobs pause, jobs resume, jobs redrive, jobs checkpoints, jobs metrics, "
+        "jobs curve, jobs describe, jobs tag, jobs archive, jobs unarchive, graders validate, graders run, "
         "queue redrive, evaluations create, evaluations ls, evaluations show, "
         "feedback add, feedback ls, feedback export, feedback rm, "
         "experts ls, experts show, experts pull, experts aliases, experts moves, experts promote, "
         "promotions create, promotions ls, promotions show, promotions cancel, schedules add, schedules ls, "
-        "schedules show, schedules run, schedules pause, schedules resume, schedules rm, "
+        "schedules edit, schedules show, schedules run, schedules pause, schedules resume, schedules rm, "
         "queue explain, queue doctor, db upgrade, db bootstrap, db quota, "
         "webhooks add, webhooks ls, webhooks rm, webhooks enable, webhooks rotate, webhooks deliveries, "
         "webhooks replay, webhooks test"

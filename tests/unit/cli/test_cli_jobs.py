@@ -1,11 +1,13 @@
 """Commands on jobs: submitted, watched, waiting, their checkpoints, logs and metrics."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import api_double
+import api_examples
 import httpx
 import pytest
 
@@ -29,7 +31,7 @@ def test_watching_a_job_that_failed_exits_with_seven(
     status: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = {"code": "reward_error", "message": "the row has no column 'item.answer'"} if status == "failed" else None
-    job = api_double.JOB | {"status": status, "fine_tuned_model": None, "error": error}
+    job = api_examples.JOB | {"status": status, "fine_tuned_model": None, "error": error}
     api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
     api.add("GET", JOB_EVENTS, api_double.events_of([api_double.event(1)], job))
     assert zhub("jobs", "watch", "ftjob-1") == 7
@@ -37,17 +39,8 @@ def test_watching_a_job_that_failed_exits_with_seven(
 
 
 def test_a_dry_run_shows_what_a_job_would_take(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    estimate = {
-        "object": "fine_tuning.job.estimate",
-        "expert": "default.sums",
-        "method": {"type": "reinforcement", "reinforcement": {"hyperparameters": {"n_steps": 40}}},
-        "seed": 1,
-        "workers": 1,
-        "shares_a_worker": True,
-        "expected_seconds": 3700.0,
-        "expected_worker_seconds": 3700.0,
-    }
-    api.add("POST", "/v1/fine_tuning/jobs/estimate", estimate)
+    method = {"type": "reinforcement", "reinforcement": {"hyperparameters": {"n_steps": 40}}}
+    api.add("POST", "/v1/fine_tuning/jobs/estimate", api_examples.ESTIMATE | {"method": method})
     assert zhub("submit", "file-1", "--base", "zhub-tiny", "--dry-run") == 0
     out, err = capsys.readouterr()
     assert "default.sums" in out and "n_steps=40" in out and "1 h 1 min" in out and "beside other small jobs" in out
@@ -74,7 +67,7 @@ def test_only_what_is_pushed_is_new_data(
 
 
 def test_submitting_sends_the_grader_and_the_settings(api: Any, zhub: Run) -> None:
-    api.add("POST", "/v1/fine_tuning/jobs", api_double.JOB | {"status": "queued", "fine_tuned_model": None})
+    api.add("POST", "/v1/fine_tuning/jobs", api_examples.JOB | {"status": "queued", "fine_tuned_model": None})
     assert (
         zhub("submit", "file-1", "--base", "zhub-tiny", "--set", "n_steps=2", "--suffix", "sorting", "--seed", "1") == 0
     )
@@ -96,13 +89,13 @@ def test_submitting_sends_the_grader_and_the_settings(api: Any, zhub: Run) -> No
 def test_submitting_names_a_cluster_and_a_priority_only_where_they_are_asked_for(
     api: Any, zhub: Run, options: tuple[str, ...], field: str, sent: str | int | None
 ) -> None:
-    api.add("POST", "/v1/fine_tuning/jobs", api_double.JOB)
+    api.add("POST", "/v1/fine_tuning/jobs", api_examples.JOB)
     assert zhub("submit", "file-1", "--base", "zhub-tiny", *options) == 0
     assert json.loads(api.requests[-1].content).get(field) == sent
 
 
 def test_a_job_is_shown_with_its_priority(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", api_double.JOB | {"priority": 4})
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", api_examples.JOB | {"priority": 4})
     assert zhub("jobs", "show", "ftjob-1") == 0
     assert ["priority", "4"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
@@ -111,7 +104,7 @@ def test_a_job_is_shown_with_its_priority(api: Any, zhub: Run, capsys: pytest.Ca
 def test_a_requested_change_is_sent_and_the_job_shown(
     change: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{change}", api_double.JOB | {"status": "paused"})
+    api.add("POST", f"/v1/fine_tuning/jobs/ftjob-1/{change}", api_examples.JOB | {"status": "paused"})
     assert zhub("jobs", change, "ftjob-1") == 0
     assert "paused" in capsys.readouterr().out
 
@@ -199,9 +192,56 @@ def test_a_log_is_printed_line_by_line(
     assert logs[-1] == ({"stream": "true"} | plain if follow else plain)
 
 
-def test_metrics_are_shown_with_their_course(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    points = [{"step": step, "value": value} for step, value in enumerate((2.0, 1.0, 3.0))]
-    series = [{"name": "train_loss", "count": 900, "points": points}]
-    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1/metrics", {"series": series})
-    assert zhub("jobs", "metrics", "ftjob-1") == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["train_loss", "900", "2", "3", "1", "3", "▅▁█"]
+def test_the_tags_of_a_job_are_set_and_removed_and_the_others_stay(
+    api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = api_examples.JOB | {"metadata": {"team": "a", "round": "1"}}
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", job)
+    api.add("PATCH", "/v1/fine_tuning/jobs/ftjob-1", job)
+    assert zhub("jobs", "tag", "ftjob-1", "round=2", "note=x=y", "--remove", "team") == 0
+    assert api.bodies("PATCH", "/v1/fine_tuning/jobs/ftjob-1") == [{"metadata": {"round": "2", "note": "x=y"}}]
+    assert "round=1, team=a" in capsys.readouterr().out
+    assert zhub("jobs", "tag", "ftjob-1", "nonsense") == 2
+
+
+def test_a_job_is_described(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    api.add("PATCH", "/v1/fine_tuning/jobs/ftjob-1", api_examples.JOB | {"description": "With more rows."})
+    assert zhub("jobs", "describe", "ftjob-1", "With more rows.") == 0
+    assert api.bodies("PATCH", "/v1/fine_tuning/jobs/ftjob-1") == [{"description": "With more rows."}]
+    assert "With more rows." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "archived"), [("archive", True), ("unarchive", False)])
+def test_several_jobs_are_archived_and_listed_again(command: str, archived: bool, api: Any, zhub: Run) -> None:
+    for number in (1, 2):
+        api.add("PATCH", f"/v1/fine_tuning/jobs/ftjob-{number}", api_examples.JOB)
+    assert zhub("jobs", command, "ftjob-1", "ftjob-2") == 0
+    for number in (1, 2):
+        assert api.bodies("PATCH", f"/v1/fine_tuning/jobs/ftjob-{number}") == [{"archived": archived}]
+
+
+def test_a_watcher_who_loses_zhub_is_told_that_the_job_goes_on(
+    api: Any, zhub: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zhub.client.jobs.MAX_OUTAGE_S", -1)
+    api.refuse("GET", "/v1/fine_tuning/jobs/ftjob-1", 503, "unavailable", "The database does not answer.")
+    assert zhub("jobs", "watch", "ftjob-1") == 1
+    err = capsys.readouterr().err
+    assert "The database does not answer." in err
+    assert "goes on once zhub runs again" in err and "`zhub jobs watch ftjob-1`" in err
+
+
+def test_every_time_that_is_shown_has_its_zone(
+    zhub: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        assert zhub("jobs", "show", "ftjob-1") == 0
+        assert zhub("jobs", "events", "ftjob-1") == 0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    out = capsys.readouterr().out
+    assert "2023-11-15 03:43:20+05:30" in out
+    assert all("+05:30  event" in line for line in out.splitlines() if "event " in line)

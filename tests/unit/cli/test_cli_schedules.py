@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import api_examples
 import pytest
 
 Run = Callable[..., int]
@@ -53,3 +54,47 @@ def test_a_schedule_is_fired_by_its_name(zhub: Run, api: Any, capsys: pytest.Cap
     assert zhub("schedules", "run", "weekly") == 0
     assert "jobs watch ftjob-1" in capsys.readouterr().err
     assert api.bodies("POST", "/v1/schedules/sched-1/run") == [{}]
+
+
+def test_an_edit_sends_what_it_names_and_shows_what_changed_and_the_next_runs(
+    zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training: Any = api_examples.SCHEDULE["training"]
+    training = training | {"suffix": "winter"}
+    edited = api_examples.SCHEDULE | {
+        "cron": "0 4 * * 1",
+        "training": training,
+        "status": "active",
+        "next_runs": [1_900_000_000],
+    }
+    api.add("PATCH", "/v1/schedules/sched-1", edited)
+    options = ("--cron", "0 4 * * 1", "--suffix", "winter", "--on-regression", "", "--on-feedback", "0", "--no-gate")
+    assert zhub("schedules", "edit", "weekly", *options, "--set", "n_steps=7") == 0
+    assert api.bodies("PATCH", "/v1/schedules/sched-1") == [
+        {
+            "cron": "0 4 * * 1",
+            "on_regression": None,
+            "on_feedback": None,
+            "training": {
+                "suffix": "winter",
+                "promotion": None,
+                "method": {"reinforcement": {"hyperparameters": {"n_steps": 7}}},
+            },
+        }
+    ]
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["FIELD", "cron", "training.suffix"]
+    assert "0 3 * * 1" in out and "0 4 * * 1" in out
+    assert "weekly runs next: 2030-03-17" in err
+
+
+def test_another_method_replaces_the_one_there_was(zhub: Run, api: Any) -> None:
+    api.add("PATCH", "/v1/schedules/sched-1", api_examples.SCHEDULE)
+    assert zhub("schedules", "edit", "weekly", "--method", "supervised") == 0
+    (body,) = api.bodies("PATCH", "/v1/schedules/sched-1")
+    method: dict[str, Any] = {"reinforcement": None, "type": "supervised", "supervised": {"hyperparameters": {}}}
+    assert body["training"]["method"] == method
+
+
+def test_an_edit_of_nothing_is_a_usage_error(zhub: Run) -> None:
+    assert zhub("schedules", "edit", "weekly") == 2

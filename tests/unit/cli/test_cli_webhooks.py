@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import api_double
+import api_examples
 import pytest
 
 Run = Callable[..., int]
@@ -15,9 +16,9 @@ def test_a_new_webhook_asks_for_every_event_and_shows_its_secret_on_standard_out
 ) -> None:
     assert zhub("webhooks", "add", "https://hook.example.com/") == 0
     (asked,) = [json.loads(request.content) for request in api.requests if request.method == "POST"]
-    assert asked["event_types"] == api_double.ENDPOINT["event_types"]
+    assert asked["event_types"] == api_examples.ENDPOINT["event_types"]
     shown = capsys.readouterr()
-    assert api_double.SECRET in shown.out and api_double.SECRET not in shown.err
+    assert api_examples.SECRET in shown.out and api_examples.SECRET not in shown.err
 
 
 def test_a_webhook_can_be_asked_to_send_some_events_only(zhub: Run, api: Any) -> None:
@@ -57,7 +58,7 @@ def test_webhooks_are_listed_removed_and_replayed(zhub: Run, arguments: tuple[st
 def test_a_list_of_webhooks_says_why_nothing_is_sent(
     zhub: Run, api: Any, capsys: pytest.CaptureFixture[str], endpoint: dict[str, Any], shown: str
 ) -> None:
-    api.add("GET", "/v1/webhook_endpoints", api_double.page([api_double.ENDPOINT | endpoint]))
+    api.add("GET", "/v1/webhook_endpoints", api_double.page([api_examples.ENDPOINT | endpoint]))
     assert zhub("webhooks", "ls", "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["not_before"] == 1_700_000_000
     assert zhub("webhooks", "ls") == 0

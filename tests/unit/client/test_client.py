@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import api_double
+import api_examples
 import httpx
 import pytest
 
@@ -34,7 +35,7 @@ def api() -> Any:
 
 @pytest.fixture
 def client(api: Any) -> Client:
-    return Client(URL, api_double.KEY, transport=httpx.MockTransport(api), poll_s=0)
+    return Client(URL, api_examples.KEY, transport=httpx.MockTransport(api), poll_s=0)
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_no_server_at_the_address_says_how_to_start_one() -> None:
         raise httpx.ConnectError("connection refused", request=request)
 
     with pytest.raises(UnavailableError, match=r"No zhub answers at http://127.0.0.1:8460.*`zhub up`.*ZHUB_API_URL"):
-        Client(URL, api_double.KEY, transport=httpx.MockTransport(refuse)).models()
+        Client(URL, api_examples.KEY, transport=httpx.MockTransport(refuse)).models()
 
 
 @pytest.mark.parametrize(
@@ -88,14 +89,14 @@ def test_only_what_is_harmless_is_tried_again(
         raise httpx.ReadError("reset by peer", request=request)
 
     with pytest.raises(UnavailableError):
-        ask(Client(URL, api_double.KEY, transport=httpx.MockTransport(break_off)))
+        ask(Client(URL, api_examples.KEY, transport=httpx.MockTransport(break_off)))
     assert len(asked) == tries
 
 
 def test_events_come_oldest_first_and_only_the_new_ones(
     api: Any, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zhub.client.training.EVENTS_PER_PAGE", 2)
+    monkeypatch.setattr("zhub.client.jobs.EVENTS_PER_PAGE", 2)
     api.add("GET", JOB_EVENTS, api_double.events_of([api_double.event(number) for number in range(1, 6)]))
     assert [event.id for event in client.jobs.events("ftjob-1")] == [f"ftevent-{number}" for number in range(1, 6)]
     assert [event.id for event in client.jobs.events("ftjob-1", after="ftevent-3")] == ["ftevent-4", "ftevent-5"]
@@ -103,7 +104,7 @@ def test_events_come_oldest_first_and_only_the_new_ones(
 
 def test_following_a_job_ends_with_it_and_misses_no_event(api: Any, client: Client) -> None:
     states = iter(["queued", "queued", "running"])
-    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", lambda _request: api_double.JOB | {"status": next(states)})
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", lambda _request: api_examples.JOB | {"status": next(states)})
     events = [api_double.event(1), api_double.event(2), api_double.event(3, step=1)]
     api.add("GET", JOB_EVENTS, api_double.events_of(events))
     seen = [(job.status, [event.id for event in new]) for job, new in client.jobs.follow("ftjob-1")]
@@ -141,7 +142,7 @@ def test_a_character_that_only_unicode_takes_for_the_end_of_a_line_stays_in_its_
     # The API escapes such characters; JSON and event streams allow them as they are, and a proxy may write them so.
     told = f"id: ftevent-1\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
     assert separator in told
-    api.add("GET", JOB_EVENTS, f"{told}event: end\ndata: {json.dumps(api_double.JOB)}\n\n".encode())
+    api.add("GET", JOB_EVENTS, f"{told}event: end\ndata: {json.dumps(api_examples.JOB)}\n\n".encode())
     (_, (seen,)), (job, _) = client.jobs.follow("ftjob-1")
     assert (seen.message, job.status) == (f"before{separator}after", "succeeded")
 
@@ -190,13 +191,13 @@ def test_a_file_that_fails_validation_names_its_lines(api: Any, client: Client) 
 
 
 def test_a_pulled_version_has_its_bytes(client: Client, tmp_path: Path) -> None:
-    version = client.experts.pull(api_double.EXPERT, tmp_path / "expert")
-    assert version.digest == api_double.MANIFEST.digest
+    version = client.experts.pull(api_examples.EXPERT, tmp_path / "expert")
+    assert version.digest == api_examples.MANIFEST.digest
     content = {path.name: path.read_bytes() for path in (tmp_path / "expert").iterdir()}
     assert content == {
-        "manifest.json": api_double.MANIFEST.canonical(),
-        "z.safetensors": api_double.Z,
-        "routing.safetensors": api_double.ROUTING,
+        "manifest.json": api_examples.MANIFEST.canonical(),
+        "z.safetensors": api_examples.Z,
+        "routing.safetensors": api_examples.ROUTING,
     }
 
 
@@ -205,19 +206,19 @@ def test_a_pulled_version_has_its_bytes(client: Client, tmp_path: Path) -> None:
 def test_corrupted_bytes_are_refused_and_leave_nothing(
     name: str, damage: str, api: Any, client: Client, tmp_path: Path
 ) -> None:
-    path = f"/v1/experts/{api_double.EXPERT}/files/{name}"
+    path = f"/v1/experts/{api_examples.EXPERT}/files/{name}"
     whole: bytes = api.answers["GET", path]
     damaged = {"flipped": b"#" + whole[1:], "cut": whole[:-1], "longer": whole + b"#"}
     api.add("GET", path, damaged[damage])
     with pytest.raises(DigestMismatchError):
-        client.experts.pull(api_double.EXPERT, tmp_path / "expert")
+        client.experts.pull(api_examples.EXPERT, tmp_path / "expert")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_download_that_breaks_off_leaves_nothing(api: Any, client: Client, tmp_path: Path) -> None:
-    api.refuse("GET", f"/v1/experts/{api_double.EXPERT}/files/routing.safetensors", 503, "store_error", "away")
+    api.refuse("GET", f"/v1/experts/{api_examples.EXPERT}/files/routing.safetensors", 503, "store_error", "away")
     with pytest.raises(ApiError):
-        client.experts.pull(api_double.EXPERT, tmp_path / "expert")
+        client.experts.pull(api_examples.EXPERT, tmp_path / "expert")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,30 +226,30 @@ def test_a_download_that_breaks_off_leaves_nothing(api: Any, client: Client, tmp
 def test_a_manifest_cannot_name_a_file_outside_its_directory(
     name: str, api: Any, client: Client, tmp_path: Path
 ) -> None:
-    entry = api_double.MANIFEST.files[0].model_copy(update={"name": name})
-    api.publish(api_double.MANIFEST.model_copy(update={"files": [entry]}), {})
+    entry = api_examples.MANIFEST.files[0].model_copy(update={"name": name})
+    api.publish(api_examples.MANIFEST.model_copy(update={"files": [entry]}), {})
     with pytest.raises(ArtifactError):
-        client.experts.pull(api_double.EXPERT, tmp_path / "expert")
+        client.experts.pull(api_examples.EXPERT, tmp_path / "expert")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_pulling_again_changes_nothing(client: Client, tmp_path: Path) -> None:
-    client.experts.pull(api_double.EXPERT, tmp_path / "expert")
+    client.experts.pull(api_examples.EXPERT, tmp_path / "expert")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "expert").iterdir()}
-    client.experts.pull(api_double.EXPERT, tmp_path / "expert")
+    client.experts.pull(api_examples.EXPERT, tmp_path / "expert")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "expert").iterdir()} == before
 
 
 def test_a_directory_that_holds_something_else_is_left_alone(client: Client, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(ConflictError):
-        client.experts.pull(api_double.EXPERT, tmp_path)
+        client.experts.pull(api_examples.EXPERT, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_stream_yields_pieces_and_says_who_speaks(api: Any, client: Client) -> None:
     head = {
-        "experts": [{"name": api_double.EXPERT, "digest": "d", "weight": 1.0}],
+        "experts": [{"name": api_examples.EXPERT, "digest": "d", "weight": 1.0}],
         "routing": {"strategy": "expert", "reason": "asked for", "base_model": "zhub-tiny"},
     }
 
@@ -257,7 +258,7 @@ def test_a_stream_yields_pieces_and_says_who_speaks(api: Any, client: Client) ->
 
     api.add("POST", "/v1/chat/completions", api_double.sse(chunk("4"), chunk("2", "stop"), "[DONE]"))
     pieces = list(client.chat_stream("auto", "6 * 7?"))
-    assert ("".join(piece.text for piece in pieces), pieces[0].experts[0].name) == ("42", api_double.EXPERT)
+    assert ("".join(piece.text for piece in pieces), pieces[0].experts[0].name) == ("42", api_examples.EXPERT)
 
 
 @pytest.mark.parametrize("end", [[{"error": {"message": "the replica went away", "code": "unavailable"}}], []])
@@ -323,15 +324,15 @@ def test_the_rows_of_an_evaluation_come_one_by_one(api: Any, client: Client) -> 
 
 
 def test_an_evaluation_is_waited_for_until_the_others_of_its_suite_have_ended(api: Any, client: Client) -> None:
-    running = api_double.EVALUATION | {"others": [api_double.EVALUATION["others"][0] | {"status": "running"}]}
-    answers = iter([running, running, api_double.EVALUATION])
+    running = api_examples.EVALUATION | {"others": [api_examples.EVALUATION["others"][0] | {"status": "running"}]}
+    answers = iter([running, running, api_examples.EVALUATION])
     api.add("GET", "/v1/evaluations/eval-1", lambda _request: next(answers))
     assert client.evaluations.wait_settled("eval-1").others[0].status == "succeeded"
     assert next(answers, None) is None
 
 
 def test_the_feedback_on_one_expert_is_read_page_after_page(api: Any, client: Client) -> None:
-    pieces = [api_double.FEEDBACK | {"id": f"fb-{number}"} for number in range(3)]
+    pieces = [api_examples.FEEDBACK | {"id": f"fb-{number}"} for number in range(3)]
 
     answers = iter((api_double.page(pieces[:2], has_more=True), api_double.page(pieces[2:])))
     api.add("GET", "/v1/feedback", lambda _request: next(answers))

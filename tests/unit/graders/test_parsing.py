@@ -7,6 +7,7 @@ from example_graders import JUDGE, PARAM, PYTHON, STRING, multi
 
 from zhub.errors import InvalidRequestError
 from zhub.graders import needs_sandbox, parse_grader
+from zhub.graders.parsing import stored_grader
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,23 @@ def test_a_source_whose_grade_takes_two_is_accepted(source: str) -> None:
 def test_a_grader_written_down_is_read_as_it_was(given: Any) -> None:
     made = parse_grader(given, param=PARAM)
     assert parse_grader(made.model_dump(mode="json"), param=PARAM) == made
+
+
+@pytest.mark.parametrize("given", [STRING, PYTHON, JUDGE, multi("a + b").model_dump()], ids=lambda given: given["type"])
+def test_a_stored_grader_is_read_as_it_was_parsed(given: Any) -> None:
+    assert stored_grader(given, param=PARAM) == parse_grader(given, param=PARAM)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [PYTHON | {"source": "no ( Python"}, multi("a + b").model_dump() | {"calculate_output": "no ( formula"}],
+    ids=["source", "formula"],
+)
+def test_pythons_reader_does_not_see_a_stored_grader_again(given: Any) -> None:
+    assert stored_grader(given, param=PARAM).name == given["name"]
+
+
+def test_a_stored_grader_of_another_form_is_refused_by_its_field() -> None:
+    with pytest.raises(InvalidRequestError, match="extra") as refused:
+        stored_grader(STRING | {"extra": 1}, param=PARAM)
+    assert refused.value.param == f"{PARAM}.extra"

@@ -7,8 +7,9 @@ from example_graders import PARAM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zhub.errors import InvalidRequestError
-from zhub.graders import Grader, grade, parse_grader
+from zhub.errors import InvalidRequestError, RewardError
+from zhub.graders import Grader, GradingTools, Sample, grade, grade_all, parse_grader
+from zhub.graders.limits import SUBSEQUENCE_CHARACTERS
 from zhub.graders.similarity import WORD_OR_MARK, bleu, gleu, rouge_l, rouge_n
 
 
@@ -153,3 +154,14 @@ def test_a_similarity_without_its_library_is_refused_with_a_reason(metric: str, 
     with pytest.raises(InvalidRequestError, match=reason) as refused:
         similarity(metric)
     assert refused.value.param == f"{PARAM}.evaluation_metric"
+
+
+@pytest.mark.parametrize("metric", ["fuzzy_match", "rouge_l"])
+def test_a_common_subsequence_is_looked_for_in_texts_of_bounded_length(metric: str) -> None:
+    longest = "a " * (SUBSEQUENCE_CHARACTERS // 2)
+    (whole,) = grade_all(similarity(metric), [Sample(longest, {"answer": longest})], GradingTools())
+    assert whole.reward == pytest.approx(1)
+    (cut,) = grade_all(similarity(metric), [Sample(longest + "a", {"answer": "a"})], GradingTools())
+    assert (cut.reward, cut.parsed) == (0.0, False) and "at most 20,000" in str(cut.detail)
+    with pytest.raises(RewardError, match="line 7: the reference has 20,001 characters, and .* at most 20,000"):
+        grade_all(similarity(metric), [Sample("a", {"answer": longest + "a"}, 7)], GradingTools())

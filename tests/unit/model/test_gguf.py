@@ -15,7 +15,7 @@ from zhub_workers.model.gguf import convert_gguf
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 WIDTH, HEADS, MLP, LAYERS = 32, 4, 64, 2
 BYTES = [chr(letter) for letter in range(33, 127)]  # of the byte alphabet, those that stand for themselves
-TOKENS = ["<unk>", "<s>", "</s>", *BYTES, "Ġ", "hi"]
+TOKENS = ["<|endoftext|>", "<s>", "</s>", *BYTES, "Ġ", "hi"]
 
 WriteGguf = Callable[..., Path]
 
@@ -44,9 +44,13 @@ def write_gguf(tmp_path: Path) -> WriteGguf:
         writer.add_pad_token_id(2)
         writer.add_chat_template(TEMPLATE)
         rng = np.random.default_rng(1)
-        shapes = {"token_embd": (len(TOKENS), WIDTH), "output_norm": (WIDTH,), "output": (len(TOKENS), WIDTH)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "token_embd": (len(TOKENS), WIDTH),
+            "output_norm": (WIDTH,),
+            "output": (len(TOKENS), WIDTH),
+        }
         for layer in range(LAYERS):
-            block = {f"attn_{part}": (WIDTH, WIDTH) for part in ("q", "k", "v", "output")}
+            block: dict[str, tuple[int, ...]] = {f"attn_{part}": (WIDTH, WIDTH) for part in ("q", "k", "v", "output")}
             block |= {"ffn_gate": (MLP, WIDTH), "ffn_up": (MLP, WIDTH), "ffn_down": (WIDTH, MLP)}
             block |= {"attn_norm": (WIDTH,), "ffn_norm": (WIDTH,)}
             shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
@@ -61,9 +65,7 @@ def write_gguf(tmp_path: Path) -> WriteGguf:
     return write
 
 
-def test_a_gguf_file_becomes_a_base_model_with_its_template_and_weights(
-    write_gguf: WriteGguf, tmp_path: Path
-) -> None:
+def test_a_gguf_file_becomes_a_base_model_with_its_template_and_weights(write_gguf: WriteGguf, tmp_path: Path) -> None:
     file = write_gguf()
     convert_gguf(file, tmp_path / "model")
     base = load_base_model(tmp_path / "model")

@@ -40,10 +40,12 @@ def get(stored: tuple[DirectoryStore, list[StoredFile], str, str], tmp_path: Pat
     store, files, weights, fingerprint = stored
     cache = ModelCache(torch.device("cpu"), capacity=1)
 
-    def ask(*, weights: str = weights, stream: int = 0, files: list[StoredFile] = files) -> AdaptedModel:
+    def ask(
+        *, weights: str = weights, stream: int = 0, files: list[StoredFile] = files, alone: bool = False
+    ) -> AdaptedModel:
         source = BaseModelSource(name="tiny", files=files)
         basis = BasisReference(weights_fingerprint=weights, basis_fingerprint=fingerprint, key_prefix="basis")
-        return cache.get(source, basis, store, tmp_path / "cache", stream=stream)
+        return cache.get(source, None if alone else basis, store, tmp_path / "cache", stream=stream)
 
     return ask
 
@@ -88,3 +90,12 @@ def test_a_file_of_the_base_that_was_changed_in_the_store_is_refused(
     (store.root / weights.key).write_bytes(b"another model")
     with pytest.raises(DigestMismatchError):
         get()
+
+
+def test_a_base_that_was_loaded_alone_gets_its_basis_without_being_loaded_again(get: Get) -> None:
+    alone = get(alone=True)
+    with pytest.raises(BasisMismatchError, match="without its basis"):
+        _ = alone.basis
+    adapted = get()
+    assert adapted.base is alone.base and adapted.basis.factors
+    assert get(alone=True) is adapted and get() is adapted

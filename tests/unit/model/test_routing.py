@@ -1,14 +1,23 @@
 """Routing by the base's hidden states: own prompts go home, foreign ones to the base."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from zhub_workers.model.base_model import render_prompt
-from zhub_workers.model.routing import Centroid, make_centroid, prompt_embeddings, route
+import zhub_workers
+from zhub.datasets.splits import Split
+from zhub.demo.task_families import sample_rows
+from zhub_workers.model.base_model import load_base_model, render_prompt
+from zhub_workers.model.routing import (
+    Centroid,
+    make_centroid,
+    prompt_embeddings,
+    route,
+)
 
 KINDS = ["llama", "gpt2", "neox"]
 
@@ -89,3 +98,40 @@ def test_a_dataset_of_equal_prompts_still_has_a_centroid() -> None:
     centroid = make_centroid(same, same[:1])
     assert route(same[0], [centroid]).index == 0
     assert route(torch.full((3,), 50.0), [centroid]).index is None
+
+
+def test_a_prompt_of_another_kind_goes_to_the_base_though_its_expert_may_not_answer() -> None:
+    mine = Centroid(torch.zeros(2), torch.empty(0, 2), torch.empty(0), 1.0, 3.0)
+    other = Centroid(torch.full((2,), 4.0), torch.empty(0, 2), torch.empty(0), 1.0, 3.0)
+    between = torch.tensor([2.5, 2.5])
+    assert route(between, [mine]).index == 0
+    routed = route(between, [mine], [other])
+    assert routed.index is None and routed.other == pytest.approx((0, 1.5 / 3))
+    assert route(torch.tensor([1.5, 1.5]), [mine], [other]).index == 0
+
+
+@pytest.mark.parametrize(("offset", "noise"), [(0.4, 1.0), (0.4, 0.1), (4.0, 100.0)])
+def test_an_expert_of_the_same_kind_takes_no_prompt_away_though_it_may_not_answer(offset: float, noise: float) -> None:
+    """A trial on the same prompts, on a part of them, and on a mixture with others."""
+    mine = Centroid(torch.zeros(2), torch.empty(0, 2), torch.empty(0), 1.0, 3.0)
+    trial = Centroid(torch.full((2,), offset), torch.empty(0, 2), torch.empty(0), noise, 3.0)
+    for prompt in (torch.full((2,), 0.5), torch.full((2,), 2.0)):
+        routed = route(prompt, [mine], [trial])
+        assert (routed.index, routed.other) == (0, None)
+
+
+def test_on_the_shipped_base_prompts_to_reverse_do_not_go_to_sorting_while_reversal_may_not_answer() -> None:
+    """The two differ by a word. Alone, the expert of sorting takes nearly all of them."""
+    base = load_base_model(Path(zhub_workers.__file__).parent / "shipped_base")
+
+    def of(family: str, split: Split, count: int) -> Tensor:
+        rows = sample_rows(family, count, seed=1, split=split)
+        return prompt_embeddings(base, [render_prompt(base, row["messages"]) for row in rows])
+
+    sorting, reversal = (
+        make_centroid(of(family, "train", 200), of(family, "validation", 50)) for family in ("sorting", "reversal")
+    )
+    reverse, sort = of("reversal", "test", 40), of("sorting", "test", 40)
+    assert sum(route(prompt, [sorting]).index == 0 for prompt in reverse) > 30
+    assert sum(route(prompt, [sorting], [reversal]).index == 0 for prompt in reverse) <= 6
+    assert sum(route(prompt, [sorting], [reversal]).index == 0 for prompt in sort) >= 34

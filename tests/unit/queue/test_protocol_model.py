@@ -46,7 +46,7 @@ class State:
 
 def moves(now: State, guards: Guards) -> Iterator[State]:
     """Every state that one statement of somebody can bring about."""
-    yield from _wishes(now)
+    yield from _requested_changes(now)
     if now.state == "queued" and now.desired == "run":
         yield replace(now, state="admitted")
     if now.state == "admitted" and now.desired == "run" and now.fence < MAX_FENCE:
@@ -89,7 +89,7 @@ def _released(now: State) -> State:
     return replace(now, state=ended, desired=desired, leased=False, losses=min(now.losses + 1, MAX_LOSSES))
 
 
-def _wishes(now: State) -> Iterator[State]:
+def _requested_changes(now: State) -> Iterator[State]:
     if now.state not in states.TERMINAL:
         if now.desired != "cancel":
             yield replace(now, desired="cancel", cancelled=True)

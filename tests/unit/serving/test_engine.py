@@ -18,6 +18,7 @@ from zhub_workers.model.artifact import write_routing, write_z
 from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import Basis, decompose_base, load_basis
 from zhub_workers.model.routing import make_centroid, prompt_embeddings
+from zhub_workers.serving import engine as engine_module
 from zhub_workers.serving.engine import Engine
 
 Ask = Callable[..., GenerationRequest]
@@ -164,6 +165,19 @@ def test_auto_leaves_foreign_prompts_to_the_base(served: Served, experts: list[E
     assert started.strategy == "auto"
 
 
+def test_auto_leaves_the_prompts_of_an_expert_that_may_not_answer_to_the_base(
+    served: Served, experts: list[ExpertReference]
+) -> None:
+    numbers, letters = experts
+    started = served.ask(served.request("add 12 and 19", candidates=[letters], others=[numbers]))[0]
+    assert isinstance(started, Started)
+    assert started.experts == []
+    trial = served.expert("trial", 3, [f"add {i} and {i + 7}" for i in range(40)])
+    started = served.ask(served.request("add 12 and 19", candidates=[numbers], others=[trial, letters]))[0]
+    assert isinstance(started, Started)
+    assert [e.name for e in started.experts] == ["numbers"]
+
+
 def test_auto_without_candidates_is_the_base_and_says_how_to_promote_one(served: Served) -> None:
     started = served.ask(served.request("add 12 and 19", candidates=[]))[0]
     assert isinstance(started, Started)
@@ -218,3 +232,65 @@ def test_a_z_whose_bytes_were_changed_is_refused(served: Served, experts: list[E
     wrong = experts[0].model_copy(update={"z_sha256": "0" * 64})
     last = served.ask(served.request("add 1 and 2", experts=[wrong]))[-1]
     assert isinstance(last, Failed) and last.code == "digest_mismatch"
+
+
+def test_a_base_that_is_not_decomposed_yet_answers_alone_and_as_it_will_afterwards(
+    served: Served, tmp_path: Path
+) -> None:
+    alone = served.request("What is 12 plus 30?").model_copy(update={"basis": None})
+    engine, served.engine = served.engine, Engine(served.store, tmp_path / "cache", "cpu")
+    try:
+        first, later = served.ask(alone), served.ask(served.request("What is 12 plus 30?"))
+    finally:
+        served.engine = engine
+    assert isinstance(first[-1], Ended) and isinstance(first[0], Started) and first[0].strategy == "base"
+    assert text_of(first) == text_of(later)
+
+
+def test_a_base_that_is_not_decomposed_yet_has_no_experts(served: Served, experts: list[ExpertReference]) -> None:
+    lines = served.ask(served.request("x", experts=experts[:1]).model_copy(update={"basis": None}))
+    engine = Engine(served.store, served.root / "another cache", "cpu")
+    answer: queue.Queue[Line] = queue.Queue()
+    engine.submit(served.request("x", experts=experts[:1]).model_copy(update={"basis": None}), answer.put)
+    assert isinstance(lines[-1], Ended)  # the basis is here already, from another request
+    failed = _until_end(answer)[-1]
+    assert isinstance(failed, Failed) and "without its basis" in failed.message
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_thread_died_is_not_well(served: Served, tmp_path: Path, until: Callable[..., Any]) -> None:
+    class Dying(Engine):
+        def _next_batch(self) -> Any:
+            raise SystemExit
+
+    dead = Dying(served.store, tmp_path / "cache", "cpu")
+    until(lambda: not dead._thread.is_alive())
+    with pytest.raises(RuntimeError, match="thread has died"):
+        dead.check_health()
+    served.engine.check_health()
+
+
+def test_an_engine_that_stands_still_in_a_batch_is_not_well(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "STUCK_AFTER_S", -1.0)
+    served.engine.check_health()  # it has nothing to do
+    findings: list[str] = []
+
+    def send(line: Line) -> None:
+        if isinstance(line, Text):
+            with pytest.raises(RuntimeError) as caught:
+                served.engine.check_health()
+            findings.append(str(caught.value))
+        lines.put(line)
+
+    lines: queue.Queue[Line] = queue.Queue()
+    served.engine.submit(served.request("x"), send)
+    _until_end(lines)
+    assert findings and "generated nothing" in findings[0]
+
+
+def test_an_answer_that_nobody_can_be_told_of_stops_no_other(served: Served) -> None:
+    def gone(_line: Line) -> None:
+        raise ConnectionError("whoever asked is gone")
+
+    served.engine.submit(served.request("x"), gone)
+    assert isinstance(served.ask(served.request("x"))[-1], Ended)

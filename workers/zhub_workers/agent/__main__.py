@@ -1,4 +1,8 @@
-"""The agent process, one for each Ray cluster. Start it with ``python -m zhub_workers.agent``."""
+"""The agent process, one for each Ray cluster. Start it with ``python -m zhub_workers.agent``.
+
+SIGTERM ends it alone, and the attempts go on in their workers. SIGINT says that its cluster stops with it: the attempts
+leave their workers first, with checkpoints, and their jobs are queued again.
+"""
 
 import sys
 import threading
@@ -10,14 +14,17 @@ from zhub.process import tracing
 from zhub.process.config import Settings
 from zhub.process.logs import configure_logging
 from zhub.process.metrics import serve_metrics
+from zhub.process.pulse import BEAT_WITHIN_S, Pulse
 from zhub.process.shutdown import stop_event
+from zhub.process.threads import start_vital
 from zhub.process.wakeup import open_wakeup
 from zhub_workers.agent.loop import Agent
 from zhub_workers.agent.ray_launcher import RayLauncher
 from zhub_workers.cluster.flavour import flavour_of
 from zhub_workers.cluster.gpu_shares import gpu_shares
-from zhub_workers.cluster.ray_cluster import connect, gpus_in_cluster
-from zhub_workers.serving.app import deploy
+from zhub_workers.cluster.ray_cluster import CONNECT_TRY_WITHIN_S, connect, gpus_in_cluster
+from zhub_workers.serving.app import serving_of
+from zhub_workers.serving.keeper import keep_serving
 
 
 def main() -> None:
@@ -30,8 +37,14 @@ def main() -> None:
         serve_metrics(settings)
     except (InvalidRequestError, UnavailableError) as exc:
         sys.exit(str(exc))
-    connect(settings.ray_address)
-    stopping = stop_event()  # after connect, because Ray installs signal handlers of its own there
+    pulse = Pulse(settings.alive_file)
+    try:
+        connect(settings.ray_address, trying=partial(pulse.beat, "agent", within_s=CONNECT_TRY_WITHIN_S))
+    except UnavailableError as exc:
+        sys.exit(str(exc))
+    # After connect, because Ray installs signal handlers of its own there.
+    interrupted = threading.Event()
+    stopping = stop_event(interrupted)
     gpus = 0 if settings.device == "cpu" else gpus_in_cluster()
     shares = gpu_shares(gpus, settings.slots, settings.worker_gpus)
     launcher = RayLauncher(
@@ -41,11 +54,19 @@ def main() -> None:
         device=settings.device,
         log_format=settings.log_format,
     )
-    agent = Agent(settings, make_engine(settings.database_url, pool_size=2, pre_ping=False), launcher)
+    engine = make_engine(settings.database_url, pool_size=2, pre_ping=False)
+    agent = Agent(settings, engine, launcher, partial(pulse.beat, "agent", within_s=BEAT_WITHIN_S))
     if settings.serve:
-        serving = partial(deploy, settings, stopping, gpus=shares.replica)
-        threading.Thread(target=serving, daemon=True, name="deploy-serving").start()
-    agent.run(open_wakeup(settings.redis_url), stopping)
+        serving = serving_of(settings, gpus=shares.replica)
+        keep = partial(
+            keep_serving,
+            serving,
+            ready_file=settings.ready_file,
+            stopping=stopping,
+            beat=lambda within_s: pulse.beat("serving", within_s=within_s),
+        )
+        start_vital(keep, name="serving", stopping=stopping)
+    agent.run(open_wakeup(settings.redis_url), stopping, cluster_stops=interrupted)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,10 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import DataError, IntegrityError
-from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.database.sessions import statement_session, system_session
@@ -26,60 +23,49 @@ from zhub.models import Job
 from zhub.process import tracing
 from zhub.process.config import Settings
 from zhub.process.metrics import LEASE_LOST, database_answers
+from zhub.process.pulse import Beat, no_beat
 from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, job_topic
 from zhub.queue import attempts, claims, job_events
 from zhub.states import POOLS
+from zhub_workers.agent.endings import STALLED, UNRECORDABLE, Recorder, record_failure, record_release
+from zhub_workers.agent.followed import CLUSTER_STOPS, LEAVING, Followed
 from zhub_workers.agent.launcher import Launcher, WorkerLostError, WorkerSilentError
 from zhub_workers.agent.metrics import FENCE_REJECTED, FOLLOWED, ORPHANS_KILLED, PICKUP, ROUND, START
 from zhub_workers.agent.reconcile import Adopt, Kill, Lose, reconcile
 from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus
-from zhub_workers.attempts.worker import INFRASTRUCTURE
-
-Recorder = Callable[[Session], str]
-"""Writes the end of an attempt and returns its job's next state."""
-# A worker's report is malformed, or holds a value that PostgreSQL cannot store: NUL, NaN, half of a surrogate pair.
-UNRECORDABLE = (DataError, IntegrityError, ValueError, KeyError)
 
 log = logging.getLogger("zhub.agent")
 
 STOP_GRACE_S = 10.0  # from the first stop request until the agent kills the worker
+RELEASE_S = 6.0  # for all attempts, where the process is ended 8 seconds after it was asked to stop
+RELEASE_POLL_S = 0.05
 ANNOUNCE_S = 5.0  # the leader takes an agent for lost after half a minute
 RECONCILE_S = 5.0
 MAX_CLAIMS = 8  # in one statement: the leases run while the attempts are started one after the other
-LEAVING = "The node of the job's worker will go away: the job goes on from a checkpoint on another."
-STALLED = attempts.Failure("stalled", "The attempt made no progress for too long and was stopped.", retryable=True)
-
-
-@dataclass
-class _Followed:
-    """An attempt that this agent polls."""
-
-    key: AttemptKey
-    seq: int = 0
-    progress: int = -1
-    progressed_at: float = field(default_factory=time.monotonic)
-    stop_requested_at: float | None = None
-    stop_acknowledged: bool = False
-    claimed_at: float | None = None
-    """When this agent claimed it. None once its worker has answered, and if an earlier agent claimed it."""
 
 
 class Agent:
     """Claims the jobs of one cluster and polls their attempts."""
 
-    def __init__(self, settings: Settings, engine: Engine, launcher: Launcher) -> None:
+    def __init__(self, settings: Settings, engine: Engine, launcher: Launcher, beat: Beat = no_beat) -> None:
         self.id = uuid.uuid4()
         self._settings = settings
         self._engine = engine
         self._launcher = launcher
-        self._followed: dict[AttemptKey, _Followed] = {}
+        self._beat = beat
+        self._followed: dict[AttemptKey, Followed] = {}
         self._jobs_with_news: set[uuid.UUID] = set()
         """Jobs with new events: ``run`` wakes the streams that follow them."""
         self._announced_at = self._reconciled_at = float("-inf")
+        self._cluster_stops = False
 
-    def run(self, wakeup: Wakeup, stopping: threading.Event) -> None:
-        """Repeat ``round`` until ``stopping`` is set. Attempts are left running: the next agent adopts them."""
+    def run(self, wakeup: Wakeup, stopping: threading.Event, cluster_stops: threading.Event | None = None) -> None:
+        """Repeat ``round`` until ``stopping`` is set. Attempts are left running: the next agent adopts them.
+
+        Where ``cluster_stops`` is set then, there will be nothing to adopt: the attempts are released.
+        """
         while not stopping.is_set():
+            self._beat()
             try:
                 with ROUND.time():
                     ended = self.round()
@@ -93,9 +79,31 @@ class Agent:
                 log.warning("%s", exc, extra={"action": "database_away"})
             FOLLOWED.set(len(self._followed))
             wakeup.wait(agent_topic(self._settings.cluster), self._settings.poll_s)
+        if cluster_stops is not None and cluster_stops.is_set():
+            self.release(RELEASE_S)
+            for job_id in self._jobs_with_news:
+                wakeup.notify(job_topic(job_id))
         running = len(self._followed)
         extra = {"action": "stopped", "attempts": running}
         log.info("stopped; %d attempts go on in their workers", running, extra=extra)
+
+    def release(self, grace_s: float) -> None:
+        """Have all attempts leave their workers with a checkpoint, so that their jobs are queued again at once.
+
+        An attempt that has not left after ``grace_s`` seconds is killed: its job goes on from the checkpoint before.
+        """
+        self._cluster_stops = True
+        deadline = time.monotonic() + grace_s
+        try:
+            while self._followed and time.monotonic() < deadline:
+                for followed in list(self._followed.values()):
+                    self._follow(followed)
+                time.sleep(RELEASE_POLL_S)
+            for key in list(self._followed):
+                self._launcher.kill(key)
+                self._end(key, partial(record_release, key=key))
+        except UnavailableError as exc:
+            log.warning("jobs are not released: %s", exc, extra={"action": "database_away"})
 
     def round(self) -> bool:
         """Claim jobs and poll every attempt once. True if an attempt ended, so the scheduler may admit another job."""
@@ -143,6 +151,7 @@ class Agent:
                         packs=packs,
                     )
                 for claim in claimed:
+                    self._beat()
                     PICKUP.observe(claim.waited_s)
                     self._start(pool, claim)
                 if len(claimed) < limit:
@@ -164,6 +173,7 @@ class Agent:
             checkpoint=claim.checkpoint,
             traceparent=claim.traceparent,
             workers=claim.workers,
+            metric_sinks=tuple(self._settings.metric_sinks),
         )
         try:
             with tracing.span("start", parent=claim.traceparent, job_id=str(key.job_id), fence=key.fence):
@@ -179,13 +189,14 @@ class Agent:
             log.warning("attempt %s: %s", key, exc, extra=_fields("worker_silent", key))
         with system_session(self._engine) as session:
             attempts.note_actor(session, *key, name)
-        self._followed[key] = _Followed(key, claimed_at=claimed_at)
+        self._followed[key] = Followed(key, claimed_at=claimed_at)
         about = {"org_id": claim.org_id, "kind": claim.kind, "worker": name}
         log.info("attempt %s: %s started on %s", key, claim.kind, name, extra=_fields("started", key) | about)
 
-    def _follow(self, followed: _Followed) -> bool:
+    def _follow(self, followed: Followed) -> bool:
         """Poll one attempt and record its report; True if it has ended."""
         key = followed.key
+        self._beat()  # a round lasts long where many workers are silent
         try:
             status = self._launcher.poll(key, followed.seq, self._settings.lease_s)
         except WorkerLostError as exc:
@@ -221,9 +232,9 @@ class Agent:
             followed.seq = status.events[-1].seq
         if status.state != "running":
             return self._record_end(key, status)
-        if desired == "run" and key in self._launcher.leaving():
+        if desired == "run" and (self._cluster_stops or key in self._launcher.leaving()):
             with system_session(self._engine) as session:
-                attempts.preempt(session, *key, LEAVING)
+                attempts.preempt(session, *key, CLUSTER_STOPS if self._cluster_stops else LEAVING)
             desired = "preempt"
         # An attempt that has acknowledged a stop request stops, also if its job was resumed: another attempt follows.
         if desired != "run" or followed.stop_acknowledged:
@@ -241,7 +252,7 @@ class Agent:
             )
         return False
 
-    def _stop(self, followed: _Followed) -> None:
+    def _stop(self, followed: Followed) -> None:
         """Resend the stop request until it is acknowledged; kill the worker after STOP_GRACE_S seconds."""
         now = time.monotonic()
         if followed.stop_requested_at is None:
@@ -350,6 +361,7 @@ class Agent:
             ).all()
         leased = {AttemptKey(row.id, row.fence): row.agent_id == self.id for row in rows}
         for action in reconcile(leased, held, self._followed.keys()):
+            self._beat()
             key = action.key
             name = type(action).__name__.lower()
             log.info("attempt %s: %s", key, name, extra=_fields(name, key))
@@ -367,13 +379,7 @@ class Agent:
         with system_session(self._engine) as session:
             session.execute(update(Job).where(Job.id == key.job_id, Job.fence == key.fence).values(agent_id=self.id))
             seq = job_events.last_seq(session, *key)
-        self._followed[key] = _Followed(key, seq=seq)
-
-
-def record_failure(session: Session, key: AttemptKey, failure: attempts.Failure) -> str:
-    """Write an attempt's failure, counted as the user's or the platform's; return the job's next state."""
-    infra = failure.code in INFRASTRUCTURE
-    return outcomes.record_failure(session, *key, failure, outcome="failed_infra" if infra else "failed_user")
+        self._followed[key] = Followed(key, seq=seq)
 
 
 def _fields(action: str, key: AttemptKey) -> dict[str, object]:

@@ -7,13 +7,14 @@ detached, so training survives a restart of the agent, which finds them again by
 
 import logging
 import time
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorHandleNotFoundError, GetTimeoutError, RayError
 
 from zhub.process.logs import LogFormat
 from zhub.states import POOLS
@@ -23,6 +24,7 @@ from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, He
 from zhub_workers.cluster import ray_cluster
 from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.cluster.ray_cluster import NAMESPACE, View
+from zhub_workers.cluster.ray_errors import meaning_of
 from zhub_workers.worker.actors import LightActor, TorchActor
 
 log = logging.getLogger("zhub.agent")
@@ -84,6 +86,10 @@ class RayLauncher:
 
     def restore_pool_sizes(self) -> None:
         """Start and end workers until each pool has its size; a new worker is free once it has answered."""
+        with _head_may_be_away():
+            self._restore_pool_sizes()
+
+    def _restore_pool_sizes(self) -> None:
         for name, start in list(self._starting.items()):
             if ray.wait([start.answer], timeout=0)[0]:
                 del self._starting[name]
@@ -99,6 +105,10 @@ class RayLauncher:
 
     def clean_up(self) -> None:
         """See ``Launcher``. Also drop workers that have died, and end free workers on nodes that drain."""
+        with _head_may_be_away():
+            self._clean_up()
+
+    def _clean_up(self) -> None:
         view = self._view()
         if view is None:
             return
@@ -197,7 +207,8 @@ class RayLauncher:
     def _receive(self, name: str, start: _Start) -> None:
         try:
             node, held = ray.get(start.answer)
-        except RayActorError as exc:
+        except RayError as exc:
+            # One that runs after all is adopted when Ray's head is asked the next time.
             extra = {"action": "worker_start_failed", "worker": name}
             log.error("worker %s did not start: %s", name, exc, extra=extra)
             return
@@ -306,32 +317,50 @@ class RayLauncher:
             worker.late = None
         silent = any(other.late is not None for other in self._workers.values())
         timeout_s = SHORT_CALL_TIMEOUT_S if silent else CALL_TIMEOUT_S
-        answer = getattr(worker.actor, method).remote(*arguments)
+        answer = None
         try:
+            answer = getattr(worker.actor, method).remote(*arguments)
             return ray.get(answer, timeout=timeout_s)
         except GetTimeoutError as exc:
             worker.late = answer
             raise WorkerSilentError(f"worker {name} did not answer within {timeout_s:.0f} s") from exc
-        except ActorUnavailableError as exc:
-            raise WorkerSilentError(f"worker {name} cannot be reached") from exc
-        except RayActorError as exc:
-            self._lose(name)
-            raise WorkerLostError(f"worker {name} died") from exc
-        except RayTaskError as exc:
-            # The worker is alive and refuses: it holds another agent's attempt, which this agent has not seen yet.
-            extra = {"action": "worker_refused", "worker": name}
-            log.error("worker %s refused to %s: %s", name, method, exc.cause, extra=extra)
-            raise WorkerLostError(f"worker {name} refused to {method}") from exc
+        except RayError as exc:
+            raise self._failed_call(name, method, exc) from exc
+
+    def _failed_call(self, name: str, method: str, error: RayError) -> WorkerLostError | WorkerSilentError:
+        """What a failed call of a worker means. One that is lost is forgotten, with what it held."""
+        kind = type(error).__name__
+        match meaning_of(error):
+            case "silent":
+                return WorkerSilentError(f"worker {name} cannot be reached ({kind})")
+            case "lost":
+                self._lose(name)
+                return WorkerLostError(f"worker {name} died ({kind})")
+            case "refused":
+                # The worker is alive: it holds another agent's attempt, say, which this agent has not seen yet.
+                extra = {"action": "worker_refused", "worker": name}
+                log.error("worker %s refused to %s: %s", name, method, getattr(error, "cause", error), extra=extra)
+                return WorkerLostError(f"worker {name} refused to {method}")
 
     def _end(self, name: str, why: str) -> None:
         log.info("worker %s: ended, %s", name, why, extra={"action": "worker_killed", "worker": name})
         worker = self._workers.pop(name, None) or self._starting.pop(name)
-        ray.kill(worker.actor, no_restart=True)
+        with _head_may_be_away(), suppress(ActorHandleNotFoundError):
+            ray.kill(worker.actor, no_restart=True)
 
     def _lose(self, name: str) -> None:
         log.warning("worker %s: died", name, extra={"action": "worker_died", "worker": name})
         worker = self._workers.pop(name)
         self._died_on |= dict.fromkeys(worker.holds, worker.node)
+
+
+@contextmanager
+def _head_may_be_away() -> Iterator[None]:
+    """End the block where Ray's head fails: the next round asks again, and attempts are polled in this one, too."""
+    try:
+        yield
+    except RayError as exc:
+        log.warning("Ray's head does not answer: %r", exc, extra={"action": "ray_head_silent"})
 
 
 def _report_identity(worker: LightActor) -> tuple[str, list[HeldAttempt]]:

@@ -49,6 +49,8 @@ class Attempt:
     """The span that asked for the job."""
     workers: int = 1
     """How many workers' slots it was given: its own and those of its shards."""
+    metric_sinks: tuple[str, ...] = ()
+    """Where else its metrics go, see ``zhub_workers.training.metric_sinks``."""
 
     @property
     def key_prefix(self) -> str:

@@ -49,7 +49,7 @@ class Worker:
         self._lock = threading.Lock()
         self._attempts: dict[AttemptKey, _Running] = {}
         collect_records()
-        threading.Thread(target=self._watch_leases, daemon=True, name="lease-watch").start()
+        threading.Thread(target=self._end_unwatched, daemon=True, name="lease-watch").start()
 
     def start(self, attempt: Attempt, lease_s: float) -> None:
         """Begin an attempt; beginning the same one again changes nothing.
@@ -105,14 +105,19 @@ class Worker:
 
     def _run_attempt(self, running: "_Running", attempt: Attempt) -> None:
         about: dict[str, str | int] = {"job_id": str(attempt.key.job_id), "fence": attempt.key.fence}
-        with (
-            tracing.span("attempt", parent=attempt.traceparent, kind=str(attempt.spec.get("kind")), **about),
-            log_fields(**about, org_id=attempt.org_id),
-        ):
-            # Whoever learns that the attempt has ended finds its log whole.
-            with shipping(running.context.log, attempt.store_url, attempts_prefix(attempt.org_id, attempt.key.job_id)):
-                ended = self._run_to_its_end(running.context, attempt)
-            running.ended = ended
+        prefix = attempts_prefix(attempt.org_id, attempt.key.job_id)
+        try:
+            with (
+                tracing.span("attempt", parent=attempt.traceparent, kind=str(attempt.spec.get("kind")), **about),
+                log_fields(**about, org_id=attempt.org_id),
+            ):
+                # Whoever learns that the attempt has ended finds its log whole.
+                with shipping(running.context.log, attempt.store_url, prefix):
+                    ended = self._run_to_its_end(running.context, attempt)
+                running.ended = ended
+        except BaseException as exc:  # of what is around the attempt: a thread for its log that cannot be started, say
+            log.exception("attempt %s failed", attempt.key, extra={"action": "attempt_failed"})
+            running.ended = running.ended or AttemptStatus("failed", 0, [], failure=classify(exc))
 
     def _run_to_its_end(self, context: AttemptContext, attempt: Attempt) -> AttemptStatus:
         try:
@@ -123,6 +128,14 @@ class Worker:
             log.exception("attempt %s failed", attempt.key, extra={"action": "attempt_failed"})
             tracing.note_failure(exc)
             return AttemptStatus("failed", 0, [], failure=classify(exc))
+
+    def _end_unwatched(self) -> None:
+        """Watch the leases; a worker whose leases nobody watches any more ends."""
+        try:
+            self._watch_leases()
+        except BaseException:
+            log.critical("the leases are not watched, the worker ends", exc_info=True, extra={"action": "thread_died"})
+            self._exit_process(1)
 
     def _watch_leases(self) -> None:
         while True:

@@ -5,18 +5,27 @@ upgrade of Ray changes it.
 """
 
 import contextlib
+import logging
 import re
+import time
 import uuid
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import AuthenticationError
 from ray.util import get_placement_group, list_named_actors, placement_group_table, remove_placement_group
 
+from zhub.errors import UnavailableError
 from zhub.states import POOLS
 from zhub_workers.attempts.attempt import AttemptKey
 
+log = logging.getLogger("zhub.agent")
+
 NAMESPACE = "zhub"
+CONNECT_TRY_WITHIN_S = 300.0  # Ray itself waits a minute for its head, and half a minute for a node
+CONNECT_WITHIN_S = 900.0
+FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 30.0
 _ATTEMPT = re.compile(r"([0-9a-f]{32})-f(\d+)")
 
 
@@ -40,15 +49,39 @@ def list_workers_and_groups() -> View:
     return View(names(), draining_nodes(), groups, {node["NodeID"] for node in _living_nodes()})
 
 
-def connect(address: str | None) -> None:
-    """Join the Ray cluster at ``address``; if it is None, start a cluster in this process."""
-    ray.init(
-        address=address,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        include_dashboard=False,
-        configure_logging=False,
-    )
+def connect(address: str | None, *, trying: Callable[[], object] = lambda: None) -> None:
+    """Join the Ray cluster at ``address``; if it is None, start a cluster in this process.
+
+    On a busy machine Ray takes longer to start than its own limits, which are fixed: what fails is tried again, with
+    growing pauses. ``trying`` is called before each try, which lasts at most CONNECT_TRY_WITHIN_S.
+
+    Raises:
+        AuthenticationError, ValueError: Ray refuses the token or the address.
+        UnavailableError: Ray did not answer within CONNECT_WITHIN_S.
+    """
+    give_up, pause_s = time.monotonic() + CONNECT_WITHIN_S, FIRST_PAUSE_S
+    while True:
+        trying()
+        try:
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                include_dashboard=False,
+                configure_logging=False,
+            )
+            return
+        except (AuthenticationError, ValueError):
+            raise
+        except Exception as exc:  # a plain one, where a node takes longer to start than Ray waits
+            ray.shutdown()  # what the try has left
+            if time.monotonic() + pause_s > give_up:
+                raise UnavailableError(f"Ray did not answer within {CONNECT_WITHIN_S:.0f} s: {exc}") from exc
+            where = f"at {address}" if address else "in this process"
+            about: dict[str, object] = {"action": "ray_away"}
+            log.warning("Ray %s does not answer yet: %s; trying again in %.0f s", where, exc, pause_s, extra=about)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
 
 def gpus_in_cluster() -> float:

@@ -36,29 +36,39 @@ STACK_BUDGET_BYTES = 1 << 30  # of the merged weights of ``rows``, where the dev
 class AdaptedModel:
     """A base model together with its basis. Of a basis only the smaller factors go to the base's device, on first use.
 
+    Without a basis it is the base alone, which no expert can change.
+
     Raises:
         BasisMismatchError: the basis was made from other matrices than this model has.
     """
 
-    def __init__(self, base: BaseModel, basis: Basis) -> None:
+    def __init__(self, base: BaseModel, basis: Basis | None) -> None:
         self.base = base
-        self.basis = basis
+        self._basis = basis
         self.layers = linear_layers(base.model)
-        _check_layers(self.layers, basis)
+        if basis is not None:
+            _check_layers(self.layers, basis)
         self._sides: dict[str, Sides] = {}
         self._factors: dict[str, Tensor] = {}
         self._singular_values: dict[str, Tensor] = {}
-        for name, (u, s, vh) in basis.factors.items():
+        for name, (u, s, vh) in ({} if basis is None else basis.factors).items():
             sides = Sides(transposed=isinstance(self.layers[name], Conv1D), of_input=u.shape[0] > vh.shape[1])
             self._sides[name] = sides
             self._singular_values[name] = s.to(base.device)
         self._state = "base"
 
+    @property
+    def basis(self) -> Basis:
+        """Its basis. Raises BasisMismatchError if it has none."""
+        if self._basis is None:
+            raise BasisMismatchError("The base model was loaded without its basis: no expert can be used on it.")
+        return self._basis
+
     def weight_sharing_view(self) -> "AdaptedModel":
         """A model on the same weights and factors in memory, with a state of its own, for another thread."""
         model = self.base.model
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        view = AdaptedModel(replace(self.base, model=copy.deepcopy(model, shared)), self.basis)
+        view = AdaptedModel(replace(self.base, model=copy.deepcopy(model, shared)), self._basis)
         view._factors, view._singular_values = self._factors, self._singular_values
         return view
 

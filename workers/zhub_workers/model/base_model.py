@@ -117,13 +117,26 @@ def weights_fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The tokenizer of a base model with its context: enough to know how long rows are. No weights."""
+
+    tokenizer: Any
+    context_length: int | None
+
+
+def load_prompts(path: Path) -> Prompts:
+    """Load the tokenizer and the context of the model in ``path``. Raises UnsupportedModelError."""
+    return Prompts(_load_tokenizer(path), _context_length(_load_config(path)))
+
+
 def tensor_bytes(tensor: Tensor) -> Any:
     """The tensor's values in row-major order, as stored, as a buffer; works for bfloat16, which numpy lacks."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy() if flat.numel() else b""
 
 
-def render_prompt(base: BaseModel, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def render_prompt(base: BaseModel | Prompts, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Return the token ids of a conversation, up to where the assistant's answer begins.
 
     Training, evaluation and serving all come through here, and the text is tokenised once.
@@ -198,7 +211,7 @@ def _load_tokenizer(path: Path) -> Any:
     if not tokenizer.chat_template:
         raise UnsupportedModelError(
             f"{path.name}: no chat template, so messages cannot become a prompt. Add chat_template.jinja to the "
-            "directory, or pass one with `zhub base-models add --chat-template FILE`."
+            "directory, and add the base model again."
         )
     return tokenizer
 

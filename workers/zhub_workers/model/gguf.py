@@ -21,7 +21,7 @@ def convert_gguf(file: Path, directory: Path) -> None:
     """Write the model in ``file`` to ``directory``, with its tokenizer and chat template.
 
     Raises:
-        UnsupportedModelError: no GGUF, cut short, or of an architecture or a quantisation that transformers cannot read.
+        UnsupportedModelError: no GGUF, cut short, or of an architecture or quantisation that nothing here reads.
     """
     with file.open("rb") as opened:
         if opened.read(len(MAGIC)) != MAGIC:
@@ -29,10 +29,11 @@ def convert_gguf(file: Path, directory: Path) -> None:
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+        # In float32, because transformers keeps the weights of other types as they are packed in the file.
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).to(torch.bfloat16)
     except LOAD_ERRORS as exc:
         raise UnsupportedModelError(
-            f"{file.name}: transformers cannot read this GGUF file: {exc} Add the model's own checkpoint with --path DIR."
+            f"{file.name}: transformers cannot read this GGUF file: {exc} Add the model's checkpoint with --path DIR."
         ) from exc
     # What was quantised in the file is so no more, and save_pretrained refuses as long as the model says otherwise.
     del model.config.quantization_config

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,8 +15,18 @@ from zhub.registry.model_directory import FILE_SUFFIXES
 from zhub.specs import BaseModelSource, BasisReference
 from zhub.storage.object_store import ObjectStore, fetch
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.base_model import load_base_model, weights_fingerprint
+from zhub_workers.model.base_model import BaseModel, load_base_model, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, load_basis
+
+WEIGHTS_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A loaded base model: on which basis, and its views by compute stream."""
+
+    basis: BasisReference | None
+    views: list[AdaptedModel]
 
 
 class ModelCache:
@@ -29,56 +40,76 @@ class ModelCache:
         self._device = device
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._models: OrderedDict[tuple[str, str], list[AdaptedModel]] = OrderedDict()  # of each, the views by compute stream
+        self._models: OrderedDict[str, _Loaded] = OrderedDict()  # by the digest of a base's files
 
     def get(
-        self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path, *, stream: int = 0
+        self,
+        source: BaseModelSource,
+        basis: BasisReference | None,
+        store: ObjectStore,
+        cache_dir: Path,
+        *,
+        stream: int = 0,
     ) -> AdaptedModel:
         """The base model on its basis, loaded if it is not here. Each compute ``stream`` has a view of its own.
+
+        ``basis`` None: the base alone, while it is not decomposed.
 
         Raises:
             BasisMismatchError: the files no longer give the weights that were decomposed.
         """
-        key = (source.digest, basis.basis_fingerprint)
         with self._lock:
-            if key not in self._models:
+            loaded = self._models.get(source.digest)
+            if loaded is None:
                 while len(self._models) >= self._capacity:
                     self._models.popitem(last=False)
-                self._models[key] = [self._load(source, basis, store, cache_dir)]
-            self._models.move_to_end(key)
-            views = self._models[key]
-            while len(views) <= stream:
-                views.append(views[0].weight_sharing_view())
-            return views[stream]
+                base = self._load(source, store, cache_dir)
+            elif basis is not None and basis != loaded.basis:
+                base, loaded = loaded.views[0].base, None  # loaded before it was decomposed: its basis comes to it
+            if loaded is None:
+                loaded = _Loaded(basis, [_adapted(base, source, basis, store, cache_dir)])
+                self._models[source.digest] = loaded
+            self._models.move_to_end(source.digest)
+            while len(loaded.views) <= stream:
+                loaded.views.append(loaded.views[0].weight_sharing_view())
+            return loaded.views[stream]
 
-    def _load(
-        self, source: BaseModelSource, basis: BasisReference, store: ObjectStore, cache_dir: Path
-    ) -> AdaptedModel:
-        base = load_base_model(base_directory(source, store, cache_dir), device=self._device)
-        fingerprint = weights_fingerprint(base.model)
-        if fingerprint != basis.weights_fingerprint:
-            raise BasisMismatchError(
-                f"The weights of base model '{source.name}' are not those that were decomposed. "
-                "Add it again under a new name.",
-                expected=basis.weights_fingerprint,
-                actual=fingerprint,
-            )
-        directory = fetch_basis(basis, store, cache_dir)
-        return AdaptedModel(base, load_basis(directory, basis.basis_fingerprint))
+    def _load(self, source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> BaseModel:
+        return load_base_model(base_directory(source, store, cache_dir), device=self._device)
 
 
-def base_directory(source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> Path:
+def _adapted(
+    base: BaseModel, source: BaseModelSource, basis: BasisReference | None, store: ObjectStore, cache_dir: Path
+) -> AdaptedModel:
+    if basis is None:
+        return AdaptedModel(base, None)
+    fingerprint = weights_fingerprint(base.model)
+    if fingerprint != basis.weights_fingerprint:
+        raise BasisMismatchError(
+            f"The weights of base model '{source.name}' are not those that were decomposed. "
+            "Add it again under a new name.",
+            expected=basis.weights_fingerprint,
+            actual=fingerprint,
+        )
+    directory = fetch_basis(basis, store, cache_dir)
+    return AdaptedModel(base, load_basis(directory, basis.basis_fingerprint))
+
+
+def base_directory(source: BaseModelSource, store: ObjectStore, cache_dir: Path, *, with_weights: bool = True) -> Path:
     """The base model's files in one directory of this machine, each checked against its digest.
+
+    Without its weights there is enough for a tokenizer.
 
     Raises:
         UnsupportedModelError: the hub has no such model at this commit.
         UnavailableError: the hub does not answer.
     """
     if source.hub_id is not None:
-        return _hub_directory(source.hub_id, source.hub_revision or "", cache_dir)
+        return _hub_directory(source.hub_id, source.hub_revision or "", cache_dir, with_weights=with_weights)
     directory = cache_dir / "base_models" / source.digest
     for file in source.files:
-        fetch(store, file.key, directory / file.name, sha256=file.sha256)
+        if with_weights or not file.name.endswith(WEIGHTS_SUFFIX):
+            fetch(store, file.key, directory / file.name, sha256=file.sha256)
     return directory
 
 
@@ -92,14 +123,15 @@ def fetch_basis(basis: BasisReference, store: ObjectStore, cache_dir: Path) -> P
     return directory
 
 
-def _hub_directory(hub_id: str, revision: str, cache_dir: Path) -> Path:
+def _hub_directory(hub_id: str, revision: str, cache_dir: Path, *, with_weights: bool) -> Path:
+    suffixes = [suffix for suffix in FILE_SUFFIXES if with_weights or suffix != WEIGHTS_SUFFIX]
     try:
         return Path(
             snapshot_download(
                 hub_id,
                 revision=revision,
                 cache_dir=cache_dir / "hub",
-                allow_patterns=[f"*{suffix}" for suffix in FILE_SUFFIXES],
+                allow_patterns=[f"*{suffix}" for suffix in suffixes],
             )
         )
     except RepositoryNotFoundError as exc:

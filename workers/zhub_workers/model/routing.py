@@ -4,7 +4,8 @@ An expert is known by where its training prompts lie: the mean of their embeddin
 they differ from each other. Hidden states are anisotropic (a few dimensions dominate every text), so a plain cosine
 calls all texts alike. A distance that weighs each direction by how much the expert's own prompts vary along it asks
 instead how unusual a prompt would be among them: leaving their subspace counts most. Prompts unusual for every expert
-go to the base.
+go to the base, and so do those that are more like the prompts of an expert that may not answer: alone, an expert's
+reach is what its own held-out prompts need, and says nothing of who begins there.
 
 Sources: one centroid per adapter as LoRAuter (arXiv:2601.21795); Mahalanobis distance against foreign inputs, Lee et
 al., arXiv:1807.03888; the covariance by probabilistic PCA (Tipping and Bishop, 1999), because a dataset may have fewer
@@ -25,6 +26,7 @@ EXPLAINED_SHARE = 0.95  # of the training prompts' variance is kept by direction
 MAX_DIRECTIONS = 32
 NOISE_FLOOR = 1e-3  # of the mean variance: a handful of prompts has no noise left, and any other would be foreign
 HELD_OUT_QUANTILE = 0.98  # of the held-out prompts' distances
+SAME_KIND = 0.5  # between the mean of one and the other; 0.1 to 0.3 where they are, from 0.7 where the words differ
 MARGIN = 1.1  # on that quantile: a small dataset's held-out prompts do not show its whole tail
 
 
@@ -48,13 +50,15 @@ class Route:
     """The chosen candidate, or None for the base.
 
     ``score`` is the distance to the nearest candidate in units of its threshold: at most 1 is a match.
-    ``scores`` has one entry per candidate, in their order.
+    ``scores`` has one entry per candidate, in their order. ``other``: the one of the others that is nearer, with its
+    score, so that the base answers though a candidate would match.
     """
 
     index: int | None
     score: float
     threshold: float
     scores: list[float]
+    other: tuple[int, float] | None = None
 
 
 @torch.no_grad()
@@ -95,17 +99,39 @@ def make_centroid(training: Tensor, held_out: Tensor) -> Centroid:
     return replace(fitted, threshold=MARGIN * float(reach.clamp_min(1.0)))
 
 
-def route(embedding: Tensor, candidates: Sequence[Centroid]) -> Route:
+def route(embedding: Tensor, candidates: Sequence[Centroid], others: Sequence[Centroid] = ()) -> Route:
     """Choose the expert whose own prompts are most like this one, or the base if it is foreign to all.
 
     Args:
         embedding: of the prompt by ``prompt_embeddings``, ``(d,)``.
+        others: experts that may not answer, but draw the line where the prompts of another kind begin. One of the
+            same kind as the chosen candidate, such as a trial on the same dataset, draws none.
     """
-    scores = [float(distances(embedding.unsqueeze(0), c)[0]) / c.threshold for c in candidates]
+    scores = [score(embedding, candidate) for candidate in candidates]
     if not scores:
         return Route(None, float("inf"), 1.0, [])
     best = min(range(len(scores)), key=scores.__getitem__)
-    return Route(best if scores[best] <= 1.0 else None, scores[best], 1.0, scores)
+    if scores[best] > 1.0:
+        return Route(None, scores[best], 1.0, scores)
+    chosen = candidates[best]
+    nearer = [(index, near) for index, c in enumerate(others) if (near := score(embedding, c)) < scores[best]]
+    foreign = [(index, near) for index, near in nearer if not are_of_one_kind(others[index], chosen)]
+    other = min(foreign, key=lambda pair: pair[1], default=None)
+    return Route(best if other is None else None, scores[best], 1.0, scores, other)
+
+
+def score(embedding: Tensor, centroid: Centroid) -> float:
+    """The distance of one prompt, ``(d,)``, in units of the expert's threshold: at most 1 is a match."""
+    return float(distances(embedding.unsqueeze(0), centroid)[0]) / centroid.threshold
+
+
+def are_of_one_kind(one: Centroid, other: Centroid) -> bool:
+    """Whether the prompts of one lie amid those of the other: equal datasets, a part of one, or a mixture with it.
+
+    The mean of n prompts of an expert's own kind is about 1/√n away from it, so SAME_KIND is the mean of four.
+    """
+    apart = (float(distances(of.mean.unsqueeze(0), to)[0]) for of, to in ((one, other), (other, one)))
+    return min(apart) < SAME_KIND
 
 
 def distances(embeddings: Tensor, centroid: Centroid) -> Tensor:

@@ -3,15 +3,14 @@
 import asyncio
 import hashlib
 import hmac
-import logging
-import threading
-import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import httpx
 from pydantic import ValidationError
 from ray import serve
+from ray.serve import RunTarget
 from ray.serve.config import HTTPOptions
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -21,12 +20,11 @@ from zhub.generation import Ended, Failed, GenerationRequest, Line
 from zhub.process.config import Settings
 from zhub.process.logs import LogFormat, configure_logging
 from zhub.storage.object_store import open_store
-
-log = logging.getLogger("zhub.agent")
+from zhub_workers.serving.keeper import Serving
 
 APP = "zhub"
 MAX_ONGOING_REQUESTS = 320
-READY_TIMEOUT_S = 300.0
+ANSWER_TIMEOUT_S = 5.0
 
 
 @serve.deployment(
@@ -48,12 +46,20 @@ class Generation:
 
         self._engine = Engine(open_store(store_url), Path(cache_dir), device)
 
+    def check_health(self) -> None:
+        """Serve asks this, and replaces a replica that raises a few times in a row."""
+        self._engine.check_health()
+
     async def __call__(self, http_request: Request) -> Response:
-        """``POST /generate`` streams one answer as JSON lines; any other path says that the replica is up.
+        """``POST /generate`` streams one answer as JSON lines; any other path says whether the engine is well.
 
         ``/generate`` answers only who sends the platform's token.
         """
         if http_request.url.path != "/generate":
+            try:
+                self.check_health()
+            except RuntimeError as exc:
+                return PlainTextResponse(str(exc), status_code=503)
             return PlainTextResponse("ok")
         if not is_authorized(http_request.headers.get("authorization", ""), self._token_sha256):
             return PlainTextResponse("Only the API asks serving, with the platform's token.", status_code=401)
@@ -90,33 +96,43 @@ async def json_lines(lines: "asyncio.Queue[Line]") -> AsyncIterator[str]:
             return
 
 
-def deploy(settings: Settings, stopping: threading.Event, *, gpus: float) -> None:
-    """Run the app on the Ray cluster that this process has joined, or keep the one that runs there already.
-
-    Writes ``ready_file`` once the app answers. Serve restarts its replicas itself; nothing durable lives in them.
+def serving_of(settings: Settings, *, gpus: float) -> Serving:
+    """The app on the Ray cluster that this process has joined, for ``keep_serving``.
 
     Raises:
         InvalidRequestError: there is no token.
     """
     token_sha256 = sha256_of(settings.require_serving_token())
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options=HTTPOptions(host=settings.serving_host, port=settings.serving_port),
-    )
-    app = Generation.options(ray_actor_options={"num_cpus": 0, "num_gpus": gpus}).bind(  # type: ignore[attr-defined]  # the decorator's type hides what it returns
-        settings.store_url, str(settings.cache_dir), settings.device, settings.log_format, token_sha256
-    )
-    serve.run(app, name=APP, route_prefix="/", blocking=False)
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    url = f"http://{settings.serving_host}:{settings.serving_port}/"
-    while not stopping.is_set() and time.monotonic() < deadline:
-        try:
-            if httpx.get(url, timeout=2).status_code == 200:
-                log.info("serving at %s", url, extra={"action": "serving"})
-                if settings.ready_file is not None:
-                    settings.ready_file.write_text("serving\n")
-                return
-        except httpx.HTTPError:
-            pass
-        stopping.wait(0.2)
-    log.error("serving does not answer at %s", url, extra={"action": "serving_silent"})
+    url = f"http://{settings.serving_host}:{settings.serving_port}"
+
+    def deploy() -> None:
+        http = HTTPOptions(host=settings.serving_host, port=settings.serving_port)
+        serve.start(proxy_location="HeadOnly", http_options=http)
+        app = Generation.options(ray_actor_options={"num_cpus": 0, "num_gpus": gpus}).bind(  # type: ignore[attr-defined]  # the decorator's type hides what it returns
+            settings.store_url, str(settings.cache_dir), settings.device, settings.log_format, token_sha256
+        )
+        # Not until the app runs: where no node has room for it, Serve would wait for ever.
+        serve.run_many([RunTarget(app, name=APP, route_prefix="/")], wait_for_applications_running=False)
+
+    return Serving(deploy, partial(_answers, url), serve.shutdown)
+
+
+def _answers(url: str) -> bool:
+    """Whether a replica answers; or is so busy that only Serve says that all is well.
+
+    Raises:
+        RuntimeError: Serve has given up starting the app. The message says why.
+    """
+    if _is_ok(f"{url}/"):
+        return True
+    app = serve.status().applications.get(APP)
+    if app is not None and app.status == "DEPLOY_FAILED":
+        raise RuntimeError(f"Ray Serve has given up: {app.message}")
+    return app is not None and app.status == "RUNNING" and _is_ok(f"{url}/-/healthz")
+
+
+def _is_ok(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=ANSWER_TIMEOUT_S).status_code == 200
+    except httpx.HTTPError:
+        return False

@@ -9,6 +9,7 @@ import logging
 import queue
 import random
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ MAX_WAITING = 256
 MAX_BASE_MODELS = 2
 MAX_EXPERTS_IN_MEMORY = 512
 DEFAULT_MAX_NEW_TOKENS = 512
+STUCK_AFTER_S = 900.0  # without a token while a batch is generated; the first one may wait for a long prompt
 REPLACEMENT = "\ufffd"  # what a decoder shows for a character whose last bytes are still to come
 
 Send = Callable[[Line], object]  # what it returns is ignored
@@ -54,6 +56,14 @@ class _Row:
     sent: int = 0
     ended: bool = False
 
+    def tell(self, line: Line) -> None:
+        """Send a line. Where nobody can be told any more the row has ended, and the others of its batch go on."""
+        try:
+            self.send(line)
+        except Exception:
+            log.warning("nobody is there for an answer", exc_info=True, extra={"action": "answer_unheard"})
+            self.ended = True
+
 
 class Engine:
     """Answers requests with ``send``, which it calls from its own thread: Started, Text…, Ended, or Failed."""
@@ -67,7 +77,18 @@ class Engine:
         self._centroids: OrderedDict[str, Centroid] = OrderedDict()
         self._waiting: queue.Queue[_Row] = queue.Queue(MAX_WAITING)
         self._put_back: list[_Row] = []
-        threading.Thread(target=self._run, daemon=True, name="engine").start()
+        self._generated_at: float | None = None
+        """When the batch under way was begun or got its last token; None between batches and while a base loads."""
+        self._thread = threading.Thread(target=self._run, daemon=True, name="engine")
+        self._thread.start()
+
+    def check_health(self) -> None:
+        """Raise RuntimeError if no request will be answered any more: the engine's thread has died or stands still."""
+        if not self._thread.is_alive():
+            raise RuntimeError("The engine's thread has died; its log says why.")
+        generated_at = self._generated_at
+        if generated_at is not None and time.monotonic() - generated_at > STUCK_AFTER_S:
+            raise RuntimeError(f"The engine has generated nothing for {STUCK_AFTER_S:.0f} s in the middle of a batch.")
 
     def submit(self, request: GenerationRequest, send: Send) -> None:
         """Take a request; its answer begins when its batch does.
@@ -89,6 +110,8 @@ class Engine:
                 log.exception("a batch of %d rows failed", len(rows), extra={"action": "batch_failed"})
                 for row in rows:
                     _fail(row, exc)
+            finally:
+                self._generated_at = None
 
     def _next_batch(self) -> list[_Row]:
         """The request that has waited longest, and every other that waits for the same base model."""
@@ -98,8 +121,7 @@ class Engine:
                 waiting.append(self._waiting.get_nowait())
             except queue.Empty:
                 break
-        model = _model_of(waiting[0])
-        same = [row for row in waiting if _model_of(row) == model][:MAX_BATCH_ROWS]
+        same = [row for row in waiting if _on_one_model(row.request, waiting[0].request)][:MAX_BATCH_ROWS]
         chosen = {id(row) for row in same}
         self._put_back = [row for row in waiting if id(row) not in chosen]
         return same
@@ -113,8 +135,10 @@ class Engine:
             return
 
         def on_token(index: int, token: int) -> None:
+            self._generated_at = time.monotonic()
             _send_token(adapted, ready[index], token)
 
+        self._generated_at = time.monotonic()
         stack, owners = _stack(adapted, ready)
         with adapted.rows(stack) as assign:
             completions = generate(
@@ -149,7 +173,7 @@ class Engine:
         except Exception as exc:
             _fail(row, exc)
             return False
-        row.send(started)
+        row.tell(started)
         return True
 
     def _choose(
@@ -163,9 +187,9 @@ class Engine:
                 strategy, reason = "expert", "the expert was asked for by name"
             case None, _:
                 strategy, reason = "mixture", "the request gave the experts and their weights"
-            case candidates, _:
+            case _:
                 strategy = "auto"
-                experts, reason = self._route(adapted, candidates or [], prompt)
+                experts, reason = self._route(adapted, request, prompt)
         chosen = [ChosenExpert(name=e.name, digest=e.digest, weight=e.weight) for e in experts]
         return (
             Started(strategy=strategy, experts=chosen, reason=reason, prompt_tokens=len(prompt)),  # type: ignore[arg-type]
@@ -173,17 +197,26 @@ class Engine:
         )
 
     def _route(
-        self, adapted: AdaptedModel, candidates: Sequence[ExpertReference], prompt: list[int]
+        self, adapted: AdaptedModel, request: GenerationRequest, prompt: list[int]
     ) -> tuple[list[ExpertReference], str]:
         """The candidate whose training prompts are most like this one, or none: then the base answers."""
+        candidates = request.candidates or []
         if not candidates:
             return [], (
                 "base: no expert of this project is promoted on this base model "
                 "(`zhub experts promote` points its @prod to a version)"
             )
-        centroids = [self._centroid(adapted, candidate) for candidate in candidates]
-        routed = route(prompt_embeddings(adapted.base, [prompt])[0], centroids)
+        centroids, others = (
+            [self._centroid(adapted, expert) for expert in experts] for experts in (candidates, request.others)
+        )
+        routed = route(prompt_embeddings(adapted.base, [prompt])[0], centroids, others)
         nearest = candidates[min(range(len(routed.scores)), key=routed.scores.__getitem__)]
+        if routed.other is not None:
+            index, score = routed.other
+            return [], (
+                f"base: the prompt is most like the training prompts of {request.others[index].name}, which is not "
+                f"promoted ({score:.2f} × its threshold; nearest promoted {nearest.name} at {routed.score:.2f})"
+            )
         if routed.index is None:
             return [], (
                 f"base: the prompt is unlike every expert's training prompts "
@@ -215,6 +248,11 @@ class Engine:
         return self._centroids[expert.routing_sha256]
 
 
+def _on_one_model(a: GenerationRequest, b: GenerationRequest) -> bool:
+    """Whether their rows can share a batch. An equal basis is not enough: another template or RoPE reads otherwise."""
+    return (a.base.digest, a.basis) == (b.base.digest, b.basis)
+
+
 def _mixture(zs: Sequence[Z], weights: Sequence[float]) -> Z:
     """Mix experts matrix by matrix; those that leave a matrix out leave it as it is in the base."""
     names = {name: z[name] for z in zs for name in z}
@@ -235,11 +273,6 @@ def _stack(adapted: AdaptedModel, rows: Sequence[_Row]) -> tuple[Z, list[int]]:
     return stack, [indices[row.follows] for row in rows]
 
 
-def _model_of(row: _Row) -> tuple[str, str]:
-    """What rows of one batch have in common. The basis alone is not enough: another template or rope reads otherwise."""
-    return row.request.base.digest, row.request.basis.basis_fingerprint
-
-
 def _send_token(adapted: AdaptedModel, row: _Row, token: int) -> None:
     """Send the text that a new token completes; what may still change, or may begin a stop string, waits."""
     if row.ended or token in adapted.base.stop_ids:
@@ -249,7 +282,7 @@ def _send_token(adapted: AdaptedModel, row: _Row, token: int) -> None:
     cut = _stop_position(text, row.request.stop)
     if cut is not None:
         _send_text(row, text[:cut])
-        row.send(Ended(finish_reason="stop", completion_tokens=len(row.ids)))
+        row.tell(Ended(finish_reason="stop", completion_tokens=len(row.ids)))
         row.ended = True
     elif not text.endswith(REPLACEMENT):
         _send_text(row, text[: len(text) - _possible_stop(text, row.request.stop)])
@@ -258,13 +291,13 @@ def _send_token(adapted: AdaptedModel, row: _Row, token: int) -> None:
 def _send_end(row: _Row, completion: Completion) -> None:
     if not row.ended:
         _send_text(row, completion.text)
-        row.send(Ended(finish_reason=completion.finish_reason, completion_tokens=len(completion.token_ids)))
+        row.tell(Ended(finish_reason=completion.finish_reason, completion_tokens=len(completion.token_ids)))
         row.ended = True
 
 
 def _send_text(row: _Row, text: str) -> None:
     if len(text) > row.sent:
-        row.send(Text(text=text[row.sent :]))
+        row.tell(Text(text=text[row.sent :]))
         row.sent = len(text)
 
 
@@ -293,7 +326,7 @@ def _fail(row: _Row, exc: Exception) -> None:
             code="context_length_exceeded",
         )
     if isinstance(exc, ZhubError):
-        row.send(Failed(code=exc.code, message=str(exc)))
+        row.tell(Failed(code=exc.code, message=str(exc)))
         return
     log.error("a request failed", exc_info=exc, extra={"action": "request_failed"})
-    row.send(Failed(code="internal_error", message=f"{type(exc).__name__}: {exc}"))
+    row.tell(Failed(code="internal_error", message=f"{type(exc).__name__}: {exc}"))

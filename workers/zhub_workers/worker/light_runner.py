@@ -1,4 +1,4 @@
-"""What a worker without torch does: the validation of dataset files."""
+"""What a worker without torch does: the validation of dataset files, and the count of their tokens."""
 
 from typing import Any
 
@@ -10,6 +10,16 @@ from zhub_workers.attempts.attempt import Attempt, AttemptContext
 
 
 def run(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
+    """Run the attempt that ``attempt.spec`` describes, and return what its job's row needs."""
+    if attempt.spec["kind"] == "count_tokens":
+        # Here, because it imports transformers, which most attempts of this worker do not need.
+        from zhub_workers.worker import token_counts
+
+        return token_counts.run(attempt, context)
+    return _validate(attempt, context)
+
+
+def _validate(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
     """Check every row of a dataset file; what is wrong with it is a result, not a failure."""
     file = ValidateSpec.model_validate(attempt.spec).file
     path = attempt.cache_dir / "datasets" / file.sha256

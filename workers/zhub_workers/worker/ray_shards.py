@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util import placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -175,7 +175,7 @@ class RayShards:
     def _settle(self, slot: int, actor: Any, answer: Any) -> None:
         try:
             ray.get(answer)
-        except RayActorError as exc:
+        except RayError as exc:
             extra = {"action": "shard_start_failed", "shard": slot + 1}
             log.error("shard %d did not start: %s", slot + 1, exc, extra=extra)
             self._fail(slot, "did not start")
@@ -201,7 +201,8 @@ class RayShards:
                 elif time.monotonic() - moved_at > SILENT_S:
                     raise GetTimeoutError
             outcome = ray.get(answer)
-        except (RayActorError, GetTimeoutError) as exc:
+        except RayError as exc:
+            # Whatever it is: a shard holds nothing that another one, or this process, cannot compute again.
             self._lose(slot, actor)
             raise ShardLostError from exc
         self._failures[slot] = 0

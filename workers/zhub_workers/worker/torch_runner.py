@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 import zhub
 from zhub.graders import Grader, GradingTools, ScoreModelGrader, needs_sandbox
+from zhub.ids import public_id
 from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, file_entry
 from zhub.process import tracing
 from zhub.sandbox import Sandbox
@@ -38,7 +39,9 @@ from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_r
 from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
 from zhub_workers.model.model_cache import ModelCache, base_directory
+from zhub_workers.training.metric_sinks import Run, sending_metrics
 from zhub_workers.training.spans import traced_steps
+from zhub_workers.training.state import TrainState
 from zhub_workers.training.train import TrainResult, train
 from zhub_workers.training.warm_start import Start
 from zhub_workers.worker.checkpoints import Checkpoints, write_adapter
@@ -161,7 +164,8 @@ class TorchRunner:
             self._streams[stream].join(adapter, context.should_stop, token_limit=token_limit) as local,
             self._sharded(local, spec, attempt, context) as member,
             _grading(spec.grader, member, spec.base.name, context) as grading,
-            traced_steps(context.emit) as on_event,
+            traced_steps(context.emit) as traced,
+            sending_metrics(attempt.metric_sinks, _run(attempt, spec, resumed), traced, context.note) as on_event,
         ):
             return train(
                 spec,
@@ -305,6 +309,16 @@ def _write_version(directory: Path, spec: TrainSpec, attempt: Attempt, result: T
     )
     (directory / MANIFEST_FILE).write_bytes(manifest.canonical())
     return manifest
+
+
+def _run(attempt: Attempt, spec: TrainSpec, resumed: TrainState | None) -> Run:
+    settings = {"base": spec.base.name, "method": spec.recipe, "seed": spec.seed, "attempt": attempt.key.fence}
+    return Run(
+        job_id=public_id("fine-tuning job", attempt.key.job_id),
+        name=spec.expert,
+        settings=settings | spec.hyperparameters.model_dump(mode="json"),
+        resumed_after=resumed.step if resumed else 0,
+    )
 
 
 def _start(start: StartingPoint, model: AdaptedModel, store: ObjectStore, cache_dir: Path) -> Start:

@@ -81,6 +81,12 @@ class ExpertVersion(Answer):
     size_bytes: int
     job: str
     uri: str
+    description: str | None = None
+    tags: dict[str, str] = {}
+    archived: bool = False
+    aliases: list[str] = []
+    parent: str | None = None
+    """The version of the project that its training began from."""
     feedback: FeedbackSummary
     manifest: dict[str, Any]
 
@@ -88,6 +94,30 @@ class ExpertVersion(Answer):
         """How base and expert did on the same rows of this split."""
         entries = [entry for entry in self.manifest["evaluations"] if entry["split"] == split]
         return Evaluation.model_validate(entries[0]) if entries else None
+
+
+class ExpertRecord(Answer):
+    """An expert, which is a line of versions."""
+
+    id: str
+    created_at: int
+    name: str
+    former_names: list[str]
+    description: str | None
+    tags: dict[str, str]
+    archived: bool
+    versions: int
+    newest: str | None
+    aliases: list[str]
+
+
+class ChangeRecord(Answer):
+    """A change of what is said of an expert or of one of its versions; of each field ``{"from": …, "to": …}``."""
+
+    created_at: int
+    subject: str
+    by: str
+    changes: dict[str, dict[str, Any]]
 
 
 class FeedbackRecord(Answer):

@@ -12,7 +12,7 @@ class AliasMoveRecord(Answer):
 
     created_at: int
     origin: str | None = Field(alias="from")
-    to: str
+    to: str | None
     by: str
     reason: str | None
 
@@ -22,7 +22,7 @@ class AliasRecord(Answer):
 
     id: str
     alias: str
-    version: str
+    version: str | None
     moved_at: int
     moves: list[AliasMoveRecord] = []
 

@@ -17,6 +17,28 @@ class DatasetFile(Answer):
     sha256: str
     version: int
     validation: dict[str, Any] | None
+    dataset: str = ""
+    """The name of the dataset that it is a version of."""
+    is_new: bool = False
+    """Of an upload: whether these bytes were not there before under this name."""
+
+
+class LongRowRecord(Answer):
+    line: int
+    tokens: int
+
+
+class TokenCountRecord(Answer):
+    """Which rows of a file do not fit a base; ``status`` is ``counting``, then ``counted`` or ``failed``.
+
+    ``long_rows`` are the first of the ``long_row_count``.
+    """
+
+    status: str
+    error: dict[str, Any] | None
+    context_length: int | None
+    long_row_count: int | None
+    long_rows: list[LongRowRecord]
 
 
 class BaseModelRecord(Answer):
@@ -37,6 +59,19 @@ class BaseModelRecord(Answer):
     details: dict[str, Any] | None
 
 
+class TrainingResult(Answer):
+    """What a training led to: how base and expert did on test rows, None where there are none.
+
+    ``learned_nothing``: no step was better than what training began from, so the version equals it.
+    """
+
+    best_step: int
+    learned_nothing: bool
+    base_mean: float | None
+    expert_mean: float | None
+    p_value: float | None
+
+
 class FineTuningJob(Answer):
     """A job. ``status`` is ``queued``, ``running``, ``paused``, or one of ``ENDED``."""
 
@@ -55,6 +90,10 @@ class FineTuningJob(Answer):
     attempts: int
     cluster: str
     priority: int
+    result: TrainingResult | None = None
+    metadata: dict[str, str] = {}
+    description: str | None = None
+    archived_at: int | None = None
 
     @property
     def steps(self) -> int:
@@ -100,6 +139,13 @@ class SeriesRecord(Answer):
     points: list[SeriesPoint]
 
 
+class PastTrainings(Answer):
+    """How many earlier trainings an estimate rests on, and whether only those with steps of the same size counted."""
+
+    trainings: int
+    same_size: bool
+
+
 class EstimateRecord(Answer):
     """What a job would need: ``workers``, unless it ``shares_a_worker`` with other jobs."""
 
@@ -109,7 +155,11 @@ class EstimateRecord(Answer):
     workers: int
     shares_a_worker: bool
     expected_seconds: float | None
+    shortest_seconds: float | None = None
+    longest_seconds: float | None = None
     expected_worker_seconds: float | None
+    expected_tokens: int | None = None
+    based_on: PastTrainings | None = None
 
 
 class QueueRecord(Answer):

@@ -1,0 +1,21 @@
+"""Which command does what a route of the API does: the API's errors name routes, and the command line commands."""
+
+import re
+
+COMMANDS = {
+    "GET /v1/experts": ("zhub experts ls",),
+    "GET /v1/models": ("zhub experts ls", "zhub base-models ls"),
+    "POST /v1/base_models": ("zhub base-models add",),
+    "POST /v1/files": ("zhub datasets push",),
+    "POST /v1/fine_tuning/alpha/graders/run": ("zhub graders run",),
+}
+ROUTE = re.compile(r"`?\b((?:GET|POST|PUT|PATCH|DELETE) /v1/[\w/{}-]+)`?")
+
+
+def with_commands(text: str) -> str:
+    """The text with each route replaced by its command. A route that no command is for stays."""
+    return ROUTE.sub(_commands, text)
+
+
+def _commands(route: re.Match[str]) -> str:
+    return " or ".join(f"`{command}`" for command in COMMANDS.get(route[1], ())) or route[0]

@@ -1,0 +1,47 @@
+"""``zhub chat``: every option of an answer reaches the API, and only those that were given."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Run = Callable[..., int]
+COMPLETIONS = "/v1/chat/completions"
+ANSWER = {
+    "choices": [{"message": {"content": "42"}, "finish_reason": "stop"}],
+    "experts": [],
+    "routing": {"strategy": "named", "reason": "asked for", "base_model": "zhub-tiny"},
+}
+
+
+def test_a_question_alone_sends_no_settings(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    api.add("POST", COMPLETIONS, ANSWER)
+    assert zhub("chat", "6 * 7?") == 0
+    (body,) = api.bodies("POST", COMPLETIONS)
+    assert body["messages"] == [{"role": "user", "content": "6 * 7?"}]
+    settings = {name: value for name, value in body.items() if name not in ("model", "messages", "experts")}
+    assert set(settings.values()) <= {None}
+    assert capsys.readouterr().out == "42\n"
+
+
+def test_every_option_is_sent_by_its_name_in_the_dialect(api: Any, zhub: Run) -> None:
+    api.add("POST", COMPLETIONS, ANSWER)
+    options = ("--temperature", "0.5", "--top-p", "0.9", "--max-tokens", "7", "--seed", "3", "--system", "Be short.")
+    assert zhub("chat", "6 * 7?", *options, "--stop", "a", "--stop", "b", "--mix", "main.x=0.5") == 0
+    (body,) = api.bodies("POST", COMPLETIONS)
+    assert body.pop("messages")[0] == {"role": "system", "content": "Be short."}
+    assert json.loads(json.dumps(body)) == {
+        "model": "auto",
+        "experts": [{"model": "main.x", "weight": 0.5}],
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_completion_tokens": 7,
+        "seed": 3,
+        "stop": ["a", "b"],
+    }
+
+
+@pytest.mark.parametrize("option", [("--temperature", "3"), ("--top-p", "2"), ("--max-tokens", "0")])
+def test_a_setting_out_of_its_range_is_a_usage_error(zhub: Run, option: tuple[str, str]) -> None:
+    assert zhub("chat", "6 * 7?", *option) == 2
