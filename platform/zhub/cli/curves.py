@@ -39,7 +39,7 @@ def metrics(
 
 
 def curve(
-    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="ftjob-…, one or several to compare.")],
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID", help="ftjob-…, one or several to compare.")],
     metric: Annotated[
         str, typer.Option(help="Which metric; `zhub jobs metrics` lists those of a job.")
     ] = "valid_reward_mean",

@@ -20,7 +20,7 @@ from zhub.client.wire.training import CheckpointRecord, FineTuningJob, LogLine
 
 SIGNIFICANCE = 0.05
 
-JobIdsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="ftjob-…, one or several.")]
+JobIdsArgument = Annotated[list[str], typer.Argument(metavar="ID", help="ftjob-…, one or several.")]
 
 app = typer.Typer(help="Training jobs.", no_args_is_help=True)
 

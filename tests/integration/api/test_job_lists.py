@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 from api_requests import raw, refused, reinforcement
-from sqlalchemy import Engine, text, update
+from sqlalchemy import Engine, func, text, update
 
 from zhub import states
 from zhub.database.sessions import system_session
@@ -46,13 +46,12 @@ def found(client: Client) -> Callable[..., list[str]]:
 
 
 def test_a_status_finds_exactly_the_jobs_that_are_shown_with_it(
-    client: Client, train: Ask, move: Ask, api_url: str, make_key: Callable[..., str]
+    client: Client, caller: Caller, make_job: Ask, api_url: str, make_key: Callable[..., str]
 ) -> None:
     for state, desired in itertools.product(states.JOB_STATES, states.DESIRED):
-        ended = "now()" if state in states.TERMINAL else "NULL"
-        lease = "now()" if state in states.ACTIVE else "NULL"
-        columns = f"state = :state, desired = :desired, finished_at = {ended}, lease_until = {lease}"
-        move(train(suffix=f"{state}-{desired}").id, columns, state=state, desired=desired)
+        ended, leased = state in states.TERMINAL, state in states.ACTIVE
+        times = {"finished_at": func.now() if ended else None, "lease_until": func.now() if leased else None}
+        make_job(caller, state=state, desired=desired, request=REQUEST, **times)
     shown = {job.id: job.status for job in client.fine_tuning.jobs.list(limit=100)}
     assert set(shown.values()) == {"queued", "running", "paused", "succeeded", "failed", "cancelled"}
     key = make_key()
