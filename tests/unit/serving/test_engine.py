@@ -29,12 +29,7 @@ class Served:
 
     def __init__(self, root: Path, model: Path) -> None:
         self.store = DirectoryStore(root / "store")
-        files = []
-        for path in sorted(model.iterdir()):
-            sha256 = sha256_file(path)
-            put_path(self.store, f"bases/{sha256}", path)
-            size = path.stat().st_size
-            files.append(StoredFile(name=path.name, key=f"bases/{sha256}", sha256=sha256, size_bytes=size))
+        files = [self.add_file(path) for path in sorted(model.iterdir())]
         base = load_base_model(model)
         fingerprint = decompose_base(base, root / "basis")
         for path in (root / "basis").iterdir():
@@ -47,6 +42,12 @@ class Served:
         )
         self.root = root
         self.engine = Engine(self.store, root / "cache", "cpu")
+
+    def add_file(self, path: Path) -> StoredFile:
+        """Store a file of a base model."""
+        sha256 = sha256_file(path)
+        put_path(self.store, f"bases/{sha256}", path)
+        return StoredFile(name=path.name, key=f"bases/{sha256}", sha256=sha256, size_bytes=path.stat().st_size)
 
     def expert(self, name: str, seed: int, prompts: list[str]) -> ExpertReference:
         """Store an expert with random multipliers whose training prompts were these."""
@@ -122,6 +123,19 @@ def test_rows_of_one_batch_follow_their_own_experts(served: Served, experts: lis
     alone = [text_of(served.ask(request)) for request in requests]
     assert together == alone
     assert len(set(together)) > 1, "the experts must differ for this to mean anything"
+
+
+def test_requests_of_bases_that_differ_in_their_template_alone_are_answered_by_their_own(served: Served) -> None:
+    template = served.root / "chat_template.jinja"
+    template.write_text("{% for message in messages %}<assistant>{{ message.content }}{% endfor %}")
+    other = served.add_file(template)
+    files = [file for file in served.source.files if file.name != template.name] + [other]
+    asked = served.request("add 3 and 4")
+    requests = [asked, asked.model_copy(update={"base": BaseModelSource(name="other", files=files)})]
+    together, alone = served.ask_all(requests), [served.ask(request) for request in requests]
+    assert together == alone
+    tokens = {line.prompt_tokens for lines in together for line in lines if isinstance(line, Started)}
+    assert len(tokens) == 2, "the prompts must differ in length for this to mean anything"
 
 
 def test_an_expert_of_weight_zero_answers_like_the_base(served: Served, experts: list[ExpertReference]) -> None:

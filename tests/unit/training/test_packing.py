@@ -8,10 +8,11 @@ from zhub.specs import BaseModelSource, BasisReference, Recipe, StoredFile, Trai
 from zhub.training.packing import MAX_PACKED_ROWS, pack_key
 
 
-def spec(recipe: Recipe = "reinforcement", basis: str = "b", **asked: Any) -> TrainSpec:
+def spec(recipe: Recipe = "reinforcement", basis: str = "b", template: str = "t", **asked: Any) -> TrainSpec:
+    file = StoredFile(name="chat_template.jinja", key="k", sha256=64 * template, size_bytes=1)
     return TrainSpec(
         expert="e",
-        base=BaseModelSource(name="tiny"),
+        base=BaseModelSource(name="tiny", files=[file]),
         basis=BasisReference(weights_fingerprint="w", basis_fingerprint=basis, key_prefix="k"),
         training_file=StoredFile(name="rows", key="k", sha256="0" * 64, size_bytes=1),
         validation_file=None,
@@ -29,6 +30,10 @@ def test_small_jobs_on_one_basis_may_share_whatever_their_recipe() -> None:
 
 def test_jobs_on_different_bases_may_not_share() -> None:
     assert pack_key(spec()) != pack_key(spec(basis="another"))
+
+
+def test_jobs_on_one_basis_whose_models_have_other_files_may_not_share() -> None:
+    assert pack_key(spec()) != pack_key(spec(template="u"))
 
 
 def test_a_lora_shares_with_none() -> None:

@@ -1,6 +1,5 @@
 """Base models and their bases on this machine's disk and in this process's memory, fetched once and checked."""
 
-import hashlib
 import json
 import threading
 from collections import OrderedDict
@@ -12,7 +11,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from zhub.errors import BasisMismatchError, UnavailableError, UnsupportedModelError
-from zhub.manifest import canonical_json
 from zhub.registry.model_directory import FILE_SUFFIXES
 from zhub.specs import BaseModelSource, BasisReference
 from zhub.storage.object_store import ObjectStore, fetch
@@ -25,9 +23,9 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A loaded base model: the key of its files, and its views by compute stream."""
+    """A loaded base model: on which basis, and its views by compute stream."""
 
-    files: str
+    basis: BasisReference | None
     views: list[AdaptedModel]
 
 
@@ -42,7 +40,7 @@ class ModelCache:
         self._device = device
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._models: OrderedDict[str, _Loaded] = OrderedDict()  # by the basis, or by the files while there is none
+        self._models: OrderedDict[str, _Loaded] = OrderedDict()  # by the digest of a base's files
 
     def get(
         self,
@@ -60,25 +58,21 @@ class ModelCache:
         Raises:
             BasisMismatchError: the files no longer give the weights that were decomposed.
         """
-        files = _files_key(source)
         with self._lock:
-            key = self._key(files) if basis is None else basis.basis_fingerprint
-            if key not in self._models:
-                # Loaded before it was decomposed: the weights stay, and its basis comes to them.
-                alone = self._models.pop(files, None)
+            loaded = self._models.get(source.digest)
+            if loaded is None:
                 while len(self._models) >= self._capacity:
                     self._models.popitem(last=False)
-                base = alone.views[0].base if alone else self._load(source, store, cache_dir)
-                self._models[key] = _Loaded(files, [_adapted(base, source, basis, store, cache_dir)])
-            self._models.move_to_end(key)
-            views = self._models[key].views
-            while len(views) <= stream:
-                views.append(views[0].weight_sharing_view())
-            return views[stream]
-
-    def _key(self, files: str) -> str:
-        """Where a base with these files is, on whichever basis; without one if it is not here."""
-        return next((key for key, loaded in self._models.items() if loaded.files == files), files)
+                base = self._load(source, store, cache_dir)
+            elif basis is not None and basis != loaded.basis:
+                base, loaded = loaded.views[0].base, None  # loaded before it was decomposed: its basis comes to it
+            if loaded is None:
+                loaded = _Loaded(basis, [_adapted(base, source, basis, store, cache_dir)])
+                self._models[source.digest] = loaded
+            self._models.move_to_end(source.digest)
+            while len(loaded.views) <= stream:
+                loaded.views.append(loaded.views[0].weight_sharing_view())
+            return loaded.views[stream]
 
     def _load(self, source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> BaseModel:
         return load_base_model(base_directory(source, store, cache_dir), device=self._device)
@@ -112,18 +106,11 @@ def base_directory(source: BaseModelSource, store: ObjectStore, cache_dir: Path,
     """
     if source.hub_id is not None:
         return _hub_directory(source.hub_id, source.hub_revision or "", cache_dir, with_weights=with_weights)
-    directory = cache_dir / "base_models" / _files_key(source)
+    directory = cache_dir / "base_models" / source.digest
     for file in source.files:
         if with_weights or not file.name.endswith(WEIGHTS_SUFFIX):
             fetch(store, file.key, directory / file.name, sha256=file.sha256)
     return directory
-
-
-def _files_key(source: BaseModelSource) -> str:
-    """Equal for sources that give the same files."""
-    if source.hub_id is not None:
-        return f"{source.hub_id}@{source.hub_revision}"
-    return hashlib.sha256(canonical_json([[file.name, file.sha256] for file in source.files])).hexdigest()
 
 
 def fetch_basis(basis: BasisReference, store: ObjectStore, cache_dir: Path) -> Path:

@@ -249,9 +249,8 @@ class Engine:
 
 
 def _on_one_model(a: GenerationRequest, b: GenerationRequest) -> bool:
-    if a.basis is None or b.basis is None:
-        return a.basis == b.basis and a.base == b.base
-    return a.basis.basis_fingerprint == b.basis.basis_fingerprint
+    """Whether their rows can share a batch. An equal basis is not enough: another template or RoPE reads otherwise."""
+    return (a.base.digest, a.basis) == (b.base.digest, b.basis)
 
 
 def _mixture(zs: Sequence[Z], weights: Sequence[float]) -> Z:
