@@ -64,13 +64,16 @@ def _gates(session: Session, file: DatasetVersion) -> Iterator[str]:
 
 
 def _schedules(session: Session, file: DatasetVersion) -> Iterator[str]:
-    """Schedules whose gate names the file, or whose dataset would be left without a version to train on."""
+    """Schedules whose request names the file, or whose dataset would be left without a version to train on."""
     other = aliased(DatasetVersion)
     usable = (other.purpose == "fine-tune", other.status == "processed", other.deleted_at.is_(None))
     has_others = exists().where(other.dataset_id == file.dataset_id, other.id != file.id, *usable)
     is_last: ColumnElement[bool] = (Schedule.dataset_id == file.dataset_id) & ~has_others
-    in_gate = Schedule.request["promotion"]["suites"].contains([_suite(file)])
-    needed = or_(in_gate, is_last) if file.purpose == "fine-tune" and file.status == "processed" else in_gate
+    named = or_(
+        Schedule.request["promotion"]["suites"].contains([_suite(file)]),
+        Schedule.request["validation_file"].astext == public_id("file", file.id),
+    )
+    needed = or_(named, is_last) if file.purpose == "fine-tune" and file.status == "processed" else named
     statement = select(Schedule.name).where(Schedule.project_id == file.project_id, Schedule.deleted_at.is_(None))
     names = list(session.scalars(statement.where(needed).order_by(Schedule.name)))
     if names:

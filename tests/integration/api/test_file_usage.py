@@ -15,7 +15,7 @@ from zhub.tenancy.keys import Caller
 
 Client = openai.OpenAI
 Ask = Callable[..., Any]
-SCHEDULE = {
+SCHEDULE: dict[str, Any] = {
     "name": "weekly",
     "dataset": "suite",
     "training": {"model": "tiny", "method": METHOD, "suffix": "summer"},
@@ -82,9 +82,12 @@ def test_a_schedule_keeps_the_last_version_of_its_dataset(
     assert client.files.delete(suite_file).deleted
 
 
-def test_a_schedule_keeps_the_files_of_its_gate(client: Client, ask: Ask, other_file: str) -> None:
-    promotion = {"suites": [{"file": other_file, "grader": GRADER}]}
-    training = dict(SCHEDULE["training"]) | {"promotion": promotion}  # type: ignore[arg-type]
+@pytest.mark.parametrize("place", ["promotion", "validation_file"])
+def test_a_schedule_keeps_the_files_that_its_training_names(
+    client: Client, ask: Ask, other_file: str, place: str
+) -> None:
+    named = {"promotion": {"suites": [{"file": other_file, "grader": GRADER}]}, "validation_file": other_file}
+    training = SCHEDULE["training"] | {place: named[place]}
     ask("post", "/schedules", SCHEDULE | {"training": training})
     assert "The schedule 'weekly' still needs it" in refusal(client, other_file)
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from conversions import answered, asked, rows_of, rows_of_bytes, rows_of_records
 
+from zhub.datasets.conversion.column_names import ANSWERS, PROMPTS
 from zhub.datasets.conversion.converting import as_rows
-from zhub.datasets.conversion.mapping import ANSWERS, PROMPTS, ChosenColumns
+from zhub.datasets.conversion.mapping import ChosenColumns
 from zhub.errors import InvalidRequestError
 
 USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

@@ -56,6 +56,10 @@ def test_a_compressed_file_becomes_the_same_rows(text: str, tmp_path: Path) -> N
     assert rows_of_bytes(tmp_path, gzip.compress(text.encode(), mtime=0)) == ROWS
 
 
+def test_a_table_of_prompts_alone_has_one_column(tmp_path: Path) -> None:
+    assert rows_of_bytes(tmp_path, b'Prompt\n"one, two"\nthree\n') == [asked("one, two"), asked("three")]
+
+
 def test_a_file_is_known_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
     for name in ("a.parquet", "a.jsonl", "a.gz", "a"):
         (tmp_path / name).write_text(CSV)
@@ -109,6 +113,7 @@ def test_what_is_wrong_with_rows_is_left_to_their_check(content: bytes, tmp_path
         (gzip.compress(CSV.encode(), mtime=0)[:-9], "damaged gzip file"),
         (b'question,answer\n"2?,4\n"3"x?,4\n5?,6\n', "CSV is damaged"),
         (b"question,answer\n2?,4\n2?,4,5\n3?,4\n", "line 3 has 3 cells, and the header 2"),
+        (b"question,answer\nWhat, then?,4\nWhat, now?,5\n", "line 2 has 3 cells, and the header 2: quote cells that"),
         (b"question,answer,answer\n2?,4,4\n3?,4,4\n", "two columns are named 'answer'"),
         (b"[1, 2]", "text without columns"),
         (b'[{"question": "a"}, 3]', "expected an object for each row, found 3"),

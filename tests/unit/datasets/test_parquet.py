@@ -98,8 +98,9 @@ def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a", {"question": ["q"], "answer": ["a"]})
     for content in (path.read_bytes()[:-20], b"PAR1", path.read_bytes()[:40] + b"x" * 40 + path.read_bytes()[80:]):
         path.write_bytes(content)
-        with pytest.raises(InvalidRequestError, match="the Parquet file cannot be read"):
+        with pytest.raises(InvalidRequestError, match="the Parquet file cannot be read") as refused:
             rows_of(path)
+        assert "\n" not in str(refused.value)
 
 
 def test_without_pyarrow_the_error_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

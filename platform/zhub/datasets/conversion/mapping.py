@@ -18,19 +18,20 @@ from zhub.datasets.conversion.cells import (
     text_of,
     text_or_nothing,
 )
+from zhub.datasets.conversion.column_names import (
+    ANSWERS,
+    CONTEXTS,
+    DIALOGUES,
+    PARTS_OF_PROMPTS,
+    PROMPTS,
+    SYSTEMS,
+    WEAK_PROMPTS,
+)
 from zhub.datasets.rows import PREFERENCE_COLUMNS
 
 Method = Literal["reinforcement", "supervised", "dpo"]
 Row = dict[str, Any]
 
-PROMPTS = ("prompt", "question", "instruction", "query", "problem")
-WEAK_PROMPTS = ("input", "text", "sentence")  # prompts only where there is an answer and no other prompt
-ANSWERS = ("completion", "answer", "response", "output", "solution", "target", "label")
-CONTEXTS = ("input", "context", "passage")
-SYSTEMS = ("system", "system_prompt")
-DIALOGUES = ("conversations", "conversation")
-PARTS_OF_PROMPTS = ("choices", "options", "history")
-"""Columns without which a prompt says something else, and for which there is no one way to write them."""
 NEVER_ITEMS = ("", "messages", *PREFERENCE_COLUMNS)
 """Names that no template can have, or that have a meaning of their own in a row."""
 FINAL_ANSWER = "####"

@@ -33,7 +33,9 @@ def records(path: Path, name: str) -> Iterator[dict[str, Any]]:
                 for row in batch.to_pylist():
                     yield {column: _plain(value, name, column) for column, value in row.items()}
         except (pyarrow.ArrowException, OSError) as exc:
-            raise InvalidRequestError(f"{name}: the Parquet file cannot be read: {exc}.", param="file") from exc
+            raise InvalidRequestError(
+                f"{name}: the Parquet file cannot be read: {_first_line(exc)}.", param="file"
+            ) from exc
 
 
 def _opened(path: Path, name: str) -> "ParquetFile":
@@ -47,7 +49,13 @@ def _opened(path: Path, name: str) -> "ParquetFile":
     try:
         return ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as exc:
-        raise InvalidRequestError(f"{name}: the Parquet file cannot be read: {exc}.", param="file") from exc
+        raise InvalidRequestError(
+            f"{name}: the Parquet file cannot be read: {_first_line(exc)}.", param="file"
+        ) from exc
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].removesuffix(".")
 
 
 def _plain(value: Any, name: str, column: str) -> Any:

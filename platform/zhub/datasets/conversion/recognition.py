@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TextIO
 
+from zhub.datasets.conversion.column_names import KNOWN
 from zhub.datasets.rows import MAX_ROW_BYTES
 
 HEAD_BYTES = MAX_ROW_BYTES + 1024  # so that the first row is whole
@@ -177,12 +178,17 @@ def _object(line: str) -> dict[str, Any] | None:
 
 
 def _delimiter(text: str, *, whole: bool) -> str | None:
-    """The delimiter that gives most cells in the first of two records or more, of which most have as many."""
+    """The delimiter that gives most cells in the first of two records or more, of which most have as many.
+
+    Where the first one has a known name, it is a header, however the others look: who reads them says what is wrong.
+    """
     if text.startswith("sep=") and text[4:5] in DELIMITERS:
         return text[4]
     widths = {delimiter: _width(text, delimiter, whole=whole) for delimiter in DELIMITERS}
     widest = max(widths, key=lambda delimiter: widths[delimiter])
-    return widest if widths[widest] > 1 else None
+    if widths[widest] > 1:
+        return widest
+    return "," if text.lstrip().partition("\n")[0].strip().strip('"').lower() in KNOWN else None
 
 
 def _width(text: str, delimiter: str, *, whole: bool) -> int:
@@ -199,4 +205,6 @@ def _width(text: str, delimiter: str, *, whole: bool) -> int:
     if len(records) < 2:
         return 0
     width = len(records[0])
+    if any(cell.strip().lower() in KNOWN for cell in records[0]):
+        return width
     return width if 2 * sum(len(cells) == width for cells in records) > len(records) else 0
