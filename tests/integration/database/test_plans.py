@@ -29,7 +29,7 @@ from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
 from zhub.queue.reaper import reap
 from zhub.registry import versions
-from zhub.training import fine_tuning
+from zhub.training import bases, fine_tuning
 
 ROWS = int(os.environ.get("ZHUB_PLAN_ROWS", "100000"))
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ STATEMENTS = {
     "dependents": Statement(
         lambda session: release_dependents(session, table.names()), "), due AS (", {"ix_jobs_waiting", "pk_jobs"}, 4000,
     ),
+    "trainings without a basis": Statement(bases.settle, "b.status IN (", {"ix_jobs_waiting"}, 4000),
     "newest versions": Statement(
         newest_versions, "LATERAL", {"uq_expert_versions_expert_id_version"}, 2 * EXPERTS, of_tenant=True,
     ),
