@@ -22,6 +22,7 @@ router = APIRouter()
 
 READY_TIMEOUT_S = 3.0
 SERVING_TIMEOUT_S = 3.0
+SERVING_WAIT_S = 0.7  # of a probe of readiness, which may give up after a second: most routes need no serving
 AGENT_SEEN_WITHIN = timedelta(seconds=30)
 
 
@@ -35,6 +36,7 @@ class Readiness:
         self._engine = engine
         self._query: asyncio.Task[tuple[bool, int]] | None = None
         self._probe: asyncio.Task[bool] | None = None
+        self._serving = False
 
     async def leader_and_agents(self) -> tuple[bool, int]:
         """Whether a scheduler leads, and how many agents were seen lately.
@@ -48,10 +50,13 @@ class Readiness:
             return await asyncio.shield(self._query)
 
     async def serving_answers(self, serving: httpx.AsyncClient) -> bool:
-        """Whether the Serve app can answer a chat request now."""
+        """Whether the Serve app can answer a chat request; where it lets wait, what was known last."""
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(_answers(serving))
-        return await asyncio.shield(self._probe)
+        done, _ = await asyncio.wait({self._probe}, timeout=SERVING_WAIT_S)
+        if done:
+            self._serving = self._probe.result()
+        return self._serving
 
 
 @router.get("/healthz")

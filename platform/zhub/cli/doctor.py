@@ -121,7 +121,12 @@ def server_checks(client: Client) -> Iterator[Check]:
         if any(base.status == "ready" for base in bases):
             yield Check(name=name, state="ok", found=", ".join(states))
         else:
-            fix = "Nothing can be trained yet. Wait for one to be ready, or add one with `zhub base-models add`."
+            waits = any(base.status == "decomposing" for base in bases)
+            fix = (
+                "Trainings wait until one is decomposed."
+                if waits
+                else "Nothing can be trained yet: add one with `zhub base-models add`."
+            )
             yield Check(name=name, state="warning", found=", ".join(states) or "none", fix=fix)
         name = "limits"
         limits = client.limits()

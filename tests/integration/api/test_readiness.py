@@ -1,5 +1,6 @@
 """Readiness of the API, also while its database is away."""
 
+import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -47,3 +48,24 @@ def test_the_api_answers_again_when_the_database_is_back(
     assert raw(url, None, "GET", "/readyz").status_code == 503
     proxy.mend()
     until(lambda: raw(url, None, "GET", "/readyz").status_code == 200)
+
+
+def test_a_serving_that_hangs_keeps_no_probe_of_readiness_waiting(
+    settings: Settings, serve: Callable[..., str], run_server: Callable[[FastAPI], str], until: Callable[..., Any]
+) -> None:
+    serving, hangs = FastAPI(), threading.Event()
+
+    @serving.get("/")
+    def answer() -> None:
+        if hangs.is_set():
+            over.wait(20)
+
+    over = threading.Event()
+    url = serve(settings.model_copy(update={"serving_url": run_server(serving).removesuffix("/v1")}))
+    assert raw(url, None, "GET", "/readyz").json()["serving"]
+    hangs.set()
+    # While the question is open, the last answer holds; then it is known that there is none.
+    answers = raw(url, None, "GET", "/readyz").json()
+    assert (answers["status"], answers["serving"]) == ("ok", True)
+    until(lambda: not raw(url, None, "GET", "/readyz").json()["serving"])
+    over.set()

@@ -33,7 +33,7 @@ from zhub.queue.desired import apply_requested_changes
 from zhub.queue.reaper import reap
 from zhub.registry import deletion, listing, versions
 from zhub.tenancy.keys import Caller
-from zhub.training import job_lists
+from zhub.training import bases, job_lists
 from zhub.training.job_lists import JobFilter
 
 ROWS = int(os.environ.get("ZHUB_PLAN_ROWS", "100000"))
@@ -101,6 +101,7 @@ STATEMENTS = {
     "dependents": Statement(
         lambda session: release_dependents(session, table.names()), "), due AS (", {"ix_jobs_waiting", "pk_jobs"}, 4000,
     ),
+    "trainings without a basis": Statement(bases.settle, "b.status IN (", {"ix_jobs_waiting"}, 4000),
     "newest versions": Statement(
         newest_versions, "LATERAL", {"uq_expert_versions_expert_id_version"}, 2 * EXPERTS, of_tenant=True,
     ),

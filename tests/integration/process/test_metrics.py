@@ -17,7 +17,6 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, text
 
-import zhub_workers.agent.metrics  # noqa: F401  # what it registers is looked through
 from zhub import scheduler
 from zhub.admission import metrics
 from zhub.admission.metrics import QueueCollector, QueueState
@@ -27,6 +26,7 @@ from zhub.kinds import table
 from zhub.process.metrics import DATABASE_UP, database_answers
 from zhub.queue import attempts, leadership
 from zhub.tenancy.keys import Caller
+from zhub_workers.agent.metrics import SERVING_UP  # and with it come the others of the agent
 
 LEADER = uuid.UUID(int=9)
 DOCS = Path(__file__).parents[3] / "docs" / "guides"
@@ -328,7 +328,7 @@ def test_probes_are_not_logged_while_they_succeed(
 
 def names() -> set[str]:
     """Every metric of ours."""
-    registered = [*REGISTRY.collect(), *DATABASE_UP.collect(), *metrics.families(QueueState())]
+    registered = [*REGISTRY.collect(), *DATABASE_UP.collect(), *SERVING_UP.collect(), *metrics.families(QueueState())]
     found = {family.name + "_total" * (family.type == "counter") for family in registered}
     return {name for name in found if name.startswith("zhub_")}
 

@@ -9,7 +9,7 @@ import pytest
 from api_requests import reinforcement
 from promoting import publish_job
 from sqlalchemy import Engine, text
-from suites import METHOD
+from suites import GRADER, METHOD
 
 from zhub.database.sessions import system_session
 from zhub.kinds import table
@@ -143,3 +143,13 @@ def test_a_request_is_checked_while_its_base_is_decomposed(train: Ask, ask: Ask,
     body = {"model": "big", "training_file": suite_file, "method": METHOD}
     estimate = ask("post", "/fine_tuning/jobs/estimate", body)
     assert estimate["shares_a_worker"] is True
+
+
+def test_a_training_on_an_undecomposed_base_may_have_a_gate(
+    train: Ask, ask: Ask, suite_file: str, system_engine: Engine
+) -> None:
+    job = train(promotion={"suites": [{"file": suite_file, "grader": GRADER}]})
+    assert ask("get", f"/promotions/{job['promotion']}")["status"] == "waiting"
+    change(system_engine, SET_READY)
+    advance(system_engine)
+    assert row(system_engine, job).state == "queued"

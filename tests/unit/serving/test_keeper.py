@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from zhub_workers.agent.__main__ import note_serving
+from zhub_workers.agent.metrics import SERVING_UP
 from zhub_workers.serving import keeper
 from zhub_workers.serving.keeper import Serving, keep_serving
 
@@ -53,7 +56,7 @@ def keep(tmp_path: Path) -> Iterator[Callable[[Scripted], Path]]:
 
     def start(serving: Scripted) -> Path:
         ready = tmp_path / "ready"
-        options = {"ready_file": ready, "stopping": stopping, "beat": lambda _within_s: None}
+        options = {"note": partial(note_serving, ready), "stopping": stopping, "beat": lambda _within_s: None}
         threads.append(threading.Thread(target=keep_serving, args=(serving.parts(),), kwargs=options))
         threads[-1].start()
         return ready
@@ -93,6 +96,7 @@ def test_serving_that_stops_answering_is_not_ready_and_is_started_again(
     until(ready.exists)
     serving.up = False
     until(lambda: not ready.exists())
+    assert [sample.value for family in SERVING_UP.collect() for sample in family.samples] == [0]
     until(lambda: serving.deployed > 1)
     assert serving.removed >= 1 and "serving has not answered for" in caplog.text
     serving.up = True
@@ -122,5 +126,6 @@ def test_the_pauses_between_starts_grow(monkeypatch: pytest.MonkeyPatch) -> None
                 self.set()
             return self.is_set()
 
-    keep_serving(Scripted(failing_starts=99).parts(), ready_file=None, stopping=Noting(), beat=lambda _within_s: None)
+    serving = Scripted(failing_starts=99).parts()
+    keep_serving(serving, note=lambda _answers: None, stopping=Noting(), beat=lambda _within_s: None)
     assert pauses == [0.001, 0.002, 0.004, 0.004, 0.004]

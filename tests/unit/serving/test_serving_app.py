@@ -1,17 +1,23 @@
 """What a replica of the Serve app writes, as the API reads it."""
 
 import asyncio
+import http.server
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from ray import serve  # noqa: TID251
 from starlette.requests import Request
 from starlette.responses import Response
 
 from zhub.generation import LINE, Ended, Line, Text
+from zhub_workers.serving import app
 from zhub_workers.serving.app import Generation, json_lines, sha256_of
+from zhub_workers.serving.engine import Engine
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -63,3 +69,45 @@ def test_the_platforms_token_lets_a_request_in(answer: Callable[..., Response]) 
 
 def test_whether_a_replica_is_up_is_told_to_everybody(answer: Callable[..., Response]) -> None:
     assert answer("/", None).status_code == 200
+
+
+def test_a_replica_whose_engine_is_not_well_says_so_to_everybody(
+    answer: Callable[..., Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sick(_self: Engine) -> None:
+        raise RuntimeError("The engine's thread has died.")
+
+    monkeypatch.setattr(Engine, "check_health", sick)
+    assert answer("/", None).status_code == 503
+
+
+class Front(http.server.BaseHTTPRequestHandler):
+    """Serve's HTTP front while every replica is busy: only the front itself answers."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/-/healthz" else 503)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.mark.parametrize(
+    ("status", "well"), [("RUNNING", True), ("DEPLOYING", False), ("UNHEALTHY", False), (None, False)]
+)
+def test_a_serving_that_is_only_busy_is_well_as_long_as_ray_serve_says_so(
+    monkeypatch: pytest.MonkeyPatch, status: str | None, well: bool
+) -> None:
+    applications = {} if status is None else {app.APP: SimpleNamespace(status=status, message="")}
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
+    with http.server.HTTPServer(("127.0.0.1", 0), Front) as server:
+        threading.Thread(target=server.serve_forever).start()
+        assert app._answers(f"http://127.0.0.1:{server.server_port}") == well
+        server.shutdown()
+
+
+def test_that_ray_serve_gave_up_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = {app.APP: SimpleNamespace(status="DEPLOY_FAILED", message="no module named torch")}
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=failed))
+    with pytest.raises(RuntimeError, match="given up: no module named torch"):
+        app._answers("http://127.0.0.1:9")

@@ -7,6 +7,9 @@ leave their workers first, with checkpoints, and their jobs are queued again.
 import sys
 import threading
 from functools import partial
+from pathlib import Path
+
+from prometheus_client import REGISTRY
 
 from zhub.database.sessions import make_engine
 from zhub.errors import InvalidRequestError, UnavailableError
@@ -19,6 +22,7 @@ from zhub.process.shutdown import stop_event
 from zhub.process.threads import start_vital
 from zhub.process.wakeup import open_wakeup
 from zhub_workers.agent.loop import Agent
+from zhub_workers.agent.metrics import SERVING_UP
 from zhub_workers.agent.ray_launcher import RayLauncher
 from zhub_workers.cluster.flavour import flavour_of
 from zhub_workers.cluster.gpu_shares import gpu_shares
@@ -57,16 +61,28 @@ def main() -> None:
     engine = make_engine(settings.database_url, pool_size=2, pre_ping=False)
     agent = Agent(settings, engine, launcher, partial(pulse.beat, "agent", within_s=BEAT_WITHIN_S))
     if settings.serve:
+        REGISTRY.register(SERVING_UP)
         serving = serving_of(settings, gpus=shares.replica)
         keep = partial(
             keep_serving,
             serving,
-            ready_file=settings.ready_file,
+            note=partial(note_serving, settings.ready_file),
             stopping=stopping,
             beat=lambda within_s: pulse.beat("serving", within_s=within_s),
         )
         start_vital(keep, name="serving", stopping=stopping)
     agent.run(open_wakeup(settings.redis_url), stopping, cluster_stops=interrupted)
+
+
+def note_serving(ready_file: Path | None, answers: bool) -> None:
+    """Tell who looks at the metric, or for the file, whether serving answers."""
+    SERVING_UP.set(answers)
+    if ready_file is None:
+        return
+    if answers:
+        ready_file.write_text("serving\n")
+    else:
+        ready_file.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

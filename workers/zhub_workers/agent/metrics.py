@@ -20,4 +20,6 @@ FENCE_REJECTED = Counter(
 ORPHANS_KILLED = Counter(
     "zhub_orphan_workers_killed_total", "Workers freed because they ran an attempt that no row leases to this cluster."
 )
+# Registered where this agent keeps serving up.
+SERVING_UP = Gauge("zhub_serving_up", "Whether the serving that this agent keeps up answers.", registry=None)
 UNPLACED = Gauge("zhub_workers_unplaced", "Workers that Ray could not place on a node for minutes: nodes are missing.")

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 log = logging.getLogger("zhub.agent")
 
@@ -31,9 +30,13 @@ class Serving:
 
 
 def keep_serving(
-    serving: Serving, *, ready_file: Path | None, stopping: threading.Event, beat: Callable[[float], object]
+    serving: Serving,
+    *,
+    note: Callable[[bool], object],
+    stopping: threading.Event,
+    beat: Callable[[float], object],
 ) -> None:
-    """Keep serving up until ``stopping`` is set. ``ready_file`` is there while it answers.
+    """Keep serving up until ``stopping`` is set. ``note`` is told whenever that changes whether it answers.
 
     ``beat`` is called all the time, with the seconds until it is called again at the latest.
     """
@@ -47,8 +50,7 @@ def keep_serving(
             serving.deploy()
             if _wait_for_answer(serving, stopping, beat):
                 failures = 0
-                if ready_file is not None:
-                    ready_file.write_text("serving\n")
+                note(True)
                 log.info("serving answers", extra={"action": "serving"})
                 _watch(serving, stopping, beat)
                 what = f"has not answered for {LOST_AFTER_S:.0f} s"
@@ -59,8 +61,7 @@ def keep_serving(
             what = f"failed to start ({type(exc).__name__}: {exc})"
         if stopping.is_set():
             return
-        if ready_file is not None:
-            ready_file.unlink(missing_ok=True)
+        note(False)
         pause_s = min(FIRST_PAUSE_S * 2**failures, MAX_PAUSE_S)
         failures += 1
         about = {"action": "serving_silent"}
