@@ -52,9 +52,8 @@ chaos: setup ## Harm every process and server for ZHUB_CHAOS_MINUTES (30), kill 
 mutants: setup ## Take the guards of the job protocol away one by one, and see that a test notices each.
 	$(BIN)/python tools/mutants.py
 
-ifdef NAME
-bench: $(VENV)/.bench-installed
-	@test -f benchmarks/$(NAME).py || { echo "There is no benchmark '$(NAME)'; \`make bench\` lists them." >&2; exit 1; }
+ifeq ($(origin NAME),command line)
+bench: benchmarks/$(NAME).py $(VENV)/.bench-installed
 	$(BIN)/python benchmarks/$(NAME).py $(BENCH_ARGS)
 else
 bench: ## List the benchmarks; with NAME=sandbox, run that one and write its results.

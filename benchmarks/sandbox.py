@@ -1,8 +1,8 @@
-"""What confinement costs: runs of a trivial grader in the pool, each in a process of its own, per second.
+"""What confinement costs: a trivial grader in the pool, each run in a process of its own, beside ``python -I -c pass``.
 
-Beside it, in the same run, a fresh ``python -I -S`` for each run of the same source, which confines nothing: the floor
-of every sandbox that starts an interpreter. A cold run is from no process at all to the first reward, self-test
-included. Rounds of both follow each other in turn, so that the ratio holds when the machine's speed drifts.
+The bare interpreter confines nothing and computes nothing: the floor of every sandbox that starts one. A cold run is
+from no process at all to the first reward, self-test included. Rounds of both follow each other in turn, and the bars
+are ratios of one round, so that they hold on any machine and while its speed drifts.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from zhub.sandbox import Program, Sandbox
 SOURCE = "def grade(sample, item):\n    return float(sample['output_text'] == item['answer'])\n"
 GRADER = PythonGrader(type="python", name="trivial", source=SOURCE)
 SAMPLE = Sample("4", {"answer": "4"})
-FRESH = SOURCE + "print(grade({'output_text': '4'}, {'answer': '4'}))"
+BARE = (sys.executable, "-I", "-c", "pass")
 CORES = 2
-RUNS_PER_S_BAR = 200
-COLD_MS_BAR = 60
+RATE_BAR = 1.5  # to confine a run costs less than to start an interpreter
+COLD_BAR = 8.0
 
 
 def main() -> None:
@@ -39,32 +39,36 @@ def main() -> None:
     arguments = parser.parse_args()
     if len(os.sched_getaffinity(0)) > CORES:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    pooled, fresh, cold, single = [], [], [], []
+    pooled, bare, cold, start, single = [], [], [], [], []
     few = arguments.runs // 5
     with Sandbox(workers=CORES) as sandbox, ThreadPoolExecutor(CORES) as threads:
         tools = GradingTools(sandbox)
         grade_all(GRADER, [SAMPLE] * 20, tools)
         for _ in range(arguments.rounds):
             pooled.append(rate(arguments.runs, lambda: grade_all(GRADER, [SAMPLE] * arguments.runs, tools)))
-            fresh.append(rate(few, lambda: list(threads.map(run_fresh, range(few)))))
-            started = time.perf_counter()
-            sandbox.run(Program(SOURCE))
-            single.append(1000 * (time.perf_counter() - started))
-            cold.append(cold_ms())
-    ratio = statistics.median(one / other for one, other in zip(pooled, fresh, strict=True))
+            bare.append(rate(few, lambda: list(threads.map(run_bare, range(few)))))
+            single.append(duration_ms(lambda: sandbox.run(Program(SOURCE))))
+            start.append(duration_ms(lambda: run_bare(0)))
+            cold.append(duration_ms(run_cold))
+    rates = statistics.median(one / other for one, other in zip(pooled, bare, strict=True))
+    colds = statistics.median(one / other for one, other in zip(cold, start, strict=True))
     results = {
         "pool_runs_per_s": round(statistics.median(pooled), 1),
-        "fresh_interpreter_runs_per_s": round(statistics.median(fresh), 1),
-        "pool_over_fresh_interpreter": round(ratio, 2),
+        "bare_interpreters_per_s": round(statistics.median(bare), 1),
+        "pool_over_bare": round(rates, 2),
         "warm_run_ms": round(statistics.median(single), 2),
         "cold_run_ms": round(statistics.median(cold), 1),
+        "bare_interpreter_ms": round(statistics.median(start), 1),
+        "cold_over_bare": round(colds, 2),
         "rounds": arguments.rounds,
     }
     bars = {
-        "isolated runs per second in the pool on 2 cores": {
-            "value": results["pool_runs_per_s"], "bar": RUNS_PER_S_BAR, "better": "higher",
+        "confined runs over starts of a bare interpreter": {
+            "value": results["pool_over_bare"], "bar": RATE_BAR, "better": "higher",
         },
-        "milliseconds of a cold run": {"value": results["cold_run_ms"], "bar": COLD_MS_BAR, "better": "lower"},
+        "a cold run over the start of a bare interpreter": {
+            "value": results["cold_over_bare"], "bar": COLD_BAR, "better": "lower",
+        },
     }  # fmt: skip
     machine = f"{platform.machine()}, {CORES} cores, Linux {platform.release()}, Python {platform.python_version()}"
     report(results)
@@ -78,24 +82,30 @@ def rate(runs: int, work: Callable[[], object]) -> float:
     return runs / (time.perf_counter() - started)
 
 
-def run_fresh(_number: int) -> None:
-    subprocess.run([sys.executable, "-I", "-S", "-c", FRESH], check=True, capture_output=True)
-
-
-def cold_ms() -> float:
+def duration_ms(work: Callable[[], object]) -> float:
     started = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - started)
+
+
+def run_bare(_number: int) -> None:
+    subprocess.run(BARE, check=True, capture_output=True)
+
+
+def run_cold() -> None:
     with Sandbox(workers=1) as sandbox:
         grade_all(GRADER, [SAMPLE], GradingTools(sandbox))
-        return 1000 * (time.perf_counter() - started)
 
 
 def report(results: dict[str, float]) -> None:
     table = Table("", "measured", "bar")
-    table.add_row("runs/s in the pool", f"{results['pool_runs_per_s']:.0f}", f"≥ {RUNS_PER_S_BAR}")
-    table.add_row("runs/s, a fresh python -I -S each, unconfined", f"{results['fresh_interpreter_runs_per_s']:.0f}", "")
-    table.add_row("pool over fresh (median of ratios)", f"{results['pool_over_fresh_interpreter']:.1f}×", "")
+    table.add_row("runs/s in the pool", f"{results['pool_runs_per_s']:.0f}", "")
+    table.add_row("bare interpreters started/s", f"{results['bare_interpreters_per_s']:.0f}", "")
+    table.add_row("pool over bare", f"{results['pool_over_bare']:.2f}×", f"≥ {RATE_BAR:g}×")
     table.add_row("one warm run, ms", f"{results['warm_run_ms']:.1f}", "")
-    table.add_row("one cold run with start and self-test, ms", f"{results['cold_run_ms']:.0f}", f"≤ {COLD_MS_BAR}")
+    table.add_row("one cold run with start and self-test, ms", f"{results['cold_run_ms']:.0f}", "")
+    table.add_row("start of a bare interpreter, ms", f"{results['bare_interpreter_ms']:.0f}", "")
+    table.add_row("cold over bare", f"{results['cold_over_bare']:.1f}×", f"≤ {COLD_BAR:g}×")
     Console().print(table)
 
 

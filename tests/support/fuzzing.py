@@ -11,9 +11,11 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import psutil
 import schemathesis
 from example_graders import PYTHON, STRING
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -66,7 +68,13 @@ class Fuzzer:
 
     def __init__(self, base_url: str, api_key: str, *, first_seed: int) -> None:
         self.statuses: Counter[int] = Counter()
-        self._schema = schemathesis.openapi.from_url(f"{base_url}/openapi.json")
+        document = httpx.get(f"{base_url}/openapi.json").json()
+        # Else schemathesis leaves the key out of every third request.
+        del document["components"]["securitySchemes"]
+        for operation in (operation for path in document["paths"].values() for operation in path.values()):
+            operation.pop("security", None)
+        self._schema = schemathesis.openapi.from_dict(document)
+        self._base_url = base_url
         self._headers = {"authorization": f"Bearer {api_key}"}
         self._seed = first_seed
         self._rng = random.Random(first_seed)
@@ -94,7 +102,7 @@ class Fuzzer:
         @given(case=st.one_of(well_formed, well_formed, broken))
         def probe(case: Any) -> None:
             self._fill_in(case)
-            response = case.call(headers=self._headers, timeout=60)
+            response = case.call(self._base_url, headers=self._headers, timeout=60)
             self.statuses[response.status_code] += 1
             for public_id in PUBLIC_ID.findall(response.text if "json" in response.headers["content-type"][0] else ""):
                 self._ids[public_id.partition("-")[0]].append(public_id)
@@ -103,6 +111,8 @@ class Fuzzer:
         probe()
 
     def _fill_in(self, case: Any) -> None:
+        if case.path.endswith("/test"):
+            return  # of an endpoint that exists: it waits for a scheduler, and there is none
         if isinstance(case.path_parameters, dict):
             case.path_parameters = self._known(case.path_parameters)
         if isinstance(case.query, dict):
@@ -127,17 +137,33 @@ class Fuzzer:
         return given
 
 
+@dataclass
+class Silence:
+    """The longest wait for an answer, and the most processor time that the process took during one, in seconds.
+
+    A machine that has no time for the process makes it silent as well; only the second is its own fault.
+    """
+
+    wait_s: float = 0.0
+    busy_s: float = 0.0
+
+
 @contextmanager
-def longest_silence(url: str) -> Iterator[list[float]]:
-    """Ask ``/healthz`` all the time from a thread; what is yielded has the longest wait for an answer, in seconds."""
-    longest, over = [0.0], threading.Event()
+def longest_silence(url: str, process: psutil.Process) -> Iterator[Silence]:
+    """Ask ``/healthz`` of this process all the time, from a thread."""
+    longest, over = Silence(), threading.Event()
+
+    def busy_s() -> float:
+        times = process.cpu_times()
+        return float(times.user + times.system)
 
     def ask() -> None:
         with httpx.Client(timeout=60) as client:
             while not over.wait(0.02):
-                began = time.monotonic()
+                began, busy = time.monotonic(), busy_s()
                 assert client.get(f"{url}/healthz").status_code == 200
-                longest[0] = max(longest[0], time.monotonic() - began)
+                longest.wait_s = max(longest.wait_s, time.monotonic() - began)
+                longest.busy_s = max(longest.busy_s, busy_s() - busy)
 
     thread = threading.Thread(target=ask)
     thread.start()
