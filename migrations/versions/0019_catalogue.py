@@ -44,6 +44,7 @@ def upgrade() -> None:
         """
     )
     op.create_index("ix_expert_versions_digest", "expert_versions", ["org_id", "digest"])
+    op.create_index("ix_expert_versions_age", "expert_versions", ["expert_id", "created_at", "version", "id"])
     op.create_index("ix_expert_versions_score", "expert_versions", ["expert_id", "score", "version", "id"])
     op.create_index("ix_expert_versions_deleted", "expert_versions", ["deleted_at"], postgresql_where=sa.text(SWEPT))
     op.create_index("ix_aliases_version", "aliases", ["version_id"])
@@ -98,4 +99,5 @@ def downgrade() -> None:
         op.execute(f"REVOKE UPDATE ({', '.join(SAID)}) ON {table} FROM zhub_app")
         for column in SAID:
             op.drop_column(table, column)
-    op.drop_index("ix_expert_versions_digest", table_name="expert_versions")
+    for index in ("ix_expert_versions_digest", "ix_expert_versions_age"):
+        op.drop_index(index, table_name="expert_versions")

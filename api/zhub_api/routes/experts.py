@@ -10,13 +10,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from zhub.database.sessions import tenant_session
-from zhub.errors import InvalidRequestError, NotFoundError
+from zhub.errors import NotFoundError
 from zhub.evaluation import feedback
 from zhub.ids import parse_id, public_id
 from zhub.manifest import MANIFEST_FILE, Manifest
 from zhub.models import Alias, Expert, ExpertChange, ExpertVersion
 from zhub.registry import aliases, base_models, deletion, listing, metadata, versions
-from zhub.registry.metadata import ExpertChangeRequest
+from zhub.registry.metadata import Change
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
@@ -68,16 +68,12 @@ def retrieve_expert(caller: CallerDep, context: ContextDep, name: str) -> dict[s
 
 
 @router.patch("/{name}")
-def change_expert(caller: CallerDep, context: ContextDep, name: str, request: ExpertChangeRequest) -> dict[str, Any]:
+def change_expert(caller: CallerDep, context: ContextDep, name: str, request: Change) -> dict[str, Any]:
     """Change what is said of an expert or of a version: its description, its tags, whether it is archived; or rename
     an expert."""
     caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         expert, record = _named(session, caller, name)
-        if record is not None and request.name is not None:
-            raise InvalidRequestError(
-                "name: only an expert has a name of its own; a version has that of its expert.", param="name"
-            )
         metadata.change(session, caller, expert, record.version if record else None, request)
         return _object(session, caller, expert, record)
 

@@ -318,7 +318,8 @@ def _parent(version: ExpertVersion) -> str:
 
 
 def _short(value: object) -> str:
-    text = " ".join(str(value).split()) if value not in (None, "", {}) else "-"
+    words = _tags(value) if isinstance(value, dict) else str(value)
+    text = " ".join(words.split()) if value not in (None, "") else "-"
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
 
 

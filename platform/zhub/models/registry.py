@@ -173,6 +173,7 @@ class ExpertVersion(TenantOwned, Base):
         tenant_fk("expert_id", "experts"),
         tenant_fk("job_id", "jobs"),
         Index("ix_expert_versions_digest", "org_id", "digest"),
+        Index("ix_expert_versions_age", "expert_id", "created_at", "version", "id"),
         Index("ix_expert_versions_score", "expert_id", "score", "version", "id"),
         Index(
             "ix_expert_versions_deleted",

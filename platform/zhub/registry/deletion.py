@@ -48,9 +48,12 @@ def delete_expert(session: Session, caller: Caller, expert: Expert) -> None:
     Raises:
         ConflictError: one of its versions is needed, as above, or a job that has not ended or a schedule trains it.
     """
+    of_expert = ExpertVersion.expert_id == expert.id
+    # The versions before the expert, as feedback, aliases and trainings do: otherwise they lock each other out.
+    _lock(session, of_expert)
     session.refresh(expert, with_for_update=True)  # no training into it is submitted meanwhile
     _refuse_trained(session, expert)
-    _delete_versions(session, expert, ExpertVersion.expert_id == expert.id)
+    _delete_versions(session, expert, of_expert)
     jobs = select(Job.id).where(Job.expert_id == expert.id)
     hidden = update(Checkpoint).where(Checkpoint.job_id.in_(jobs), Checkpoint.deleted_at.is_(None))
     session.execute(hidden.values(deleted_at=func.now()))
@@ -108,10 +111,14 @@ def _remove(store: ObjectStore, version: ExpertVersion) -> None:
 
 def _delete_versions(session: Session, expert: Expert, which: ColumnElement[bool]) -> None:
     versions = (which, ExpertVersion.deleted_at.is_(None))
-    # Nothing comes to need them from here on: what does, locks their rows first (``versions.keep``).
-    session.execute(select(ExpertVersion.id).where(*versions).with_for_update())
+    _lock(session, which)
     _refuse_needed(session, expert, versions)
     session.execute(update(ExpertVersion).where(*versions).values(deleted_at=func.now()))
+
+
+def _lock(session: Session, which: ColumnElement[bool]) -> None:
+    """Nothing comes to need these versions from here on: what does, locks their rows first (``versions.keep``)."""
+    session.execute(select(ExpertVersion.id).where(which).order_by(ExpertVersion.id).with_for_update())
 
 
 def _refuse_trained(session: Session, expert: Expert) -> None:

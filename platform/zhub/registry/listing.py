@@ -1,16 +1,16 @@
 """Lists of expert versions: filtered, sorted, page by page."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import ColumnElement, Select, or_, select, tuple_
-from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
+from sqlalchemy.orm import Session, aliased, defer
 
 from zhub.models import Alias, BaseModel, Expert, ExpertVersion, Project
 from zhub.registry import missing
-from zhub.registry.versions import AGE, VersionRecord, find_version, in_use
+from zhub.registry.versions import VersionRecord, find_version, in_use
 
 Sort = Literal["newest", "name", "score"]
 
@@ -60,14 +60,16 @@ def list_versions(
     return listed[:limit], len(listed) > limit
 
 
+# Each of these reads of each expert no more versions than a page has, by an index, whatever number it has.
+
+
 def _by_age(project_id: uuid.UUID, only: Filter, last: VersionRecord | None, limit: int) -> _Listing:
-    statement = _listed(ExpertVersion, project_id).where(*_conditions(ExpertVersion, only)).limit(limit)
-    if last is not None:
-        statement = statement.where(tuple_(*AGE) < (last.version.created_at, last.version.version, last.version.id))
-    return ExpertVersion, statement.order_by(*(column.desc() for column in AGE))
+    # Not by the id alone, which begins with the time of the process that published.
+    return _descending(["created_at", "version", "id"], project_id, only, last, limit)
 
 
-# The next two read of each expert no more versions than a page has, by an index, whatever number it has.
+def _by_score(project_id: uuid.UUID, only: Filter, last: VersionRecord | None, limit: int) -> _Listing:
+    return _descending(["score", "version", "id"], project_id, only, last, limit)
 
 
 def _by_name(project_id: uuid.UUID, only: Filter, last: VersionRecord | None, limit: int) -> _Listing:
@@ -79,16 +81,17 @@ def _by_name(project_id: uuid.UUID, only: Filter, last: VersionRecord | None, li
     return version, statement if last is None else statement.where(Expert.name >= last.expert.name)
 
 
-def _by_score(project_id: uuid.UUID, only: Filter, last: VersionRecord | None, limit: int) -> _Listing:
-    def order(version: type[ExpertVersion]) -> list[InstrumentedAttribute[Any]]:
-        return [version.score, version.version, version.id]
-
-    of_expert = _of_expert(only, limit).order_by(*(column.desc() for column in order(ExpertVersion)))
+def _descending(
+    columns: Sequence[str], project_id: uuid.UUID, only: Filter, last: VersionRecord | None, limit: int
+) -> _Listing:
+    """By these columns of the version, of which together no two have the same, the largest first."""
+    own = [getattr(ExpertVersion, column) for column in columns]
+    of_expert = _of_expert(only, limit).order_by(*(column.desc() for column in own))
     if last is not None:
-        passed = (last.version.score, last.version.version, last.version.id)
-        of_expert = of_expert.where(tuple_(*order(ExpertVersion)) < passed)
+        of_expert = of_expert.where(tuple_(*own) < tuple(getattr(last.version, column) for column in columns))
     version = aliased(ExpertVersion, of_expert.lateral(), name="version")
-    return version, _listed(version, project_id).order_by(*(c.desc() for c in order(version))).limit(limit)
+    order = (getattr(version, column).desc() for column in columns)
+    return version, _listed(version, project_id).order_by(*order).limit(limit)
 
 
 def _of_expert(only: Filter, limit: int) -> Select[ExpertVersion]:

@@ -30,22 +30,18 @@ TAG_KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,62}[A-Za-z0-9])?")
 
 
 class Change(Schema):
-    """What to change of a version; a field that is left out stays as it is."""
+    """What to change of an expert or of a version; a field that is left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
+    name: str | None = None
+    """Of an expert: its new name. The old one still leads to it, and no other gets it."""
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARACTERS)] | None = None
     """Null removes it."""
     tags: dict[str, Annotated[str, Field(max_length=MAX_TAG_VALUE_CHARACTERS)] | None] | None = None
     """Tags to set; a tag whose value is null is removed, and one that is left out stays."""
     archived: StrictBool | None = None
-    """Archived: hidden in lists, and never chosen by `auto` or for a warm start. It still answers by its name."""
-
-
-class ExpertChangeRequest(Change):
-    """What to change of an expert; a field that is left out stays as it is. No training goes into an archived one."""
-
-    name: str | None = None
-    """The new name. The old one still leads to this expert, and no other gets it."""
+    """Archived: hidden in lists, never chosen by `auto` or for a warm start, and no training goes into an archived
+    expert. It still answers by its name."""
 
 
 def change(session: Session, caller: Caller, expert: Expert, version: ExpertVersion | None, request: Change) -> None:
@@ -55,23 +51,16 @@ def change(session: Session, caller: Caller, expert: Expert, version: ExpertVers
         InvalidRequestError: a name or tags that cannot be.
         ConflictError: the new name is taken.
     """
-    subject = version or expert
-    session.refresh(subject, with_for_update=True)
-    wanted: dict[str, Any] = {}
-    if "description" in request.model_fields_set:
-        wanted["description"] = request.description or None
-    if request.tags is not None:
-        wanted["tags"] = _merged(subject.tags, request.tags)
-    if request.archived is not None and request.archived != (subject.archived_at is not None):
-        wanted["archived_at"] = sessions.now(session) if request.archived else None
-    changes = {
-        column: {"from": _plain(before), "to": _plain(value)}
-        for column, value in wanted.items()
-        if (before := getattr(subject, column)) != value
-    }
-    for column in changes:
-        setattr(subject, column, wanted[column])
-    if isinstance(request, ExpertChangeRequest) and request.name not in (None, expert.name):
+    if version is not None and request.name is not None:
+        raise InvalidRequestError("name: a version has that of its expert; rename the expert.", param="name")
+    is_renamed = request.name not in (None, expert.name)
+    if is_renamed:
+        # Before the expert, as whoever fires or changes a schedule does: otherwise they lock each other out.
+        of_project = select(Schedule.id).where(Schedule.project_id == expert.project_id)
+        session.execute(of_project.order_by(Schedule.id).with_for_update())
+    session.refresh(version or expert, with_for_update=True)
+    changes = _say(session, version or expert, request)
+    if is_renamed:
         changes["name"] = {"from": expert.name, "to": request.name}
         _rename(session, expert, check_name(str(request.name), "expert", param="name"))
     if changes:
@@ -121,6 +110,23 @@ def _trained(schedule: Schedule, dataset: str) -> str:
         return name_of_suffix(suffix, "expert", param="suffix")
     except InvalidRequestError:
         return ""  # an earlier release took it; its runs are refused
+
+
+def _say(session: Session, subject: Expert | ExpertVersion, request: Change) -> dict[str, Any]:
+    """Write description, tags and archive; return what changed of them."""
+    wanted: dict[str, Any] = {}
+    if "description" in request.model_fields_set:
+        wanted["description"] = request.description or None
+    if request.tags is not None:
+        wanted["tags"] = _merged(subject.tags, request.tags)
+    if request.archived is not None and request.archived != (subject.archived_at is not None):
+        wanted["archived_at"] = sessions.now(session) if request.archived else None
+    changes = {}
+    for column, value in wanted.items():
+        if (before := getattr(subject, column)) != value:
+            changes[column] = {"from": _plain(before), "to": _plain(value)}
+            setattr(subject, column, value)
+    return changes
 
 
 def _rename(session: Session, expert: Expert, name: str) -> None:

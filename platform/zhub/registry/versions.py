@@ -69,7 +69,7 @@ def promoted(session: Session, project_id: uuid.UUID, base: BaseModel) -> list[V
         .join(Alias, and_(Alias.version_id == ExpertVersion.id, Alias.expert_id == Expert.id))
         .where(Alias.name == PROD, Expert.project_id == project_id, *_served(ExpertVersion, base))
         .where(_is_not_base(ExpertVersion), *in_use(ExpertVersion))
-        .order_by(*(column.desc() for column in AGE))
+        .order_by(*(column.desc() for column in _AGE))
     )
     return [VersionRecord(*row, base) for row in session.execute(statement)]
 
@@ -272,7 +272,7 @@ def records(session: Session, *conditions: ColumnElement[bool]) -> list[VersionR
 
 
 # Not by the id alone, which begins with the time of the process that published.
-AGE = (ExpertVersion.created_at, ExpertVersion.version, ExpertVersion.id)
+_AGE = (ExpertVersion.created_at, ExpertVersion.version, ExpertVersion.id)
 
 
 def _records() -> Select[ExpertVersion, Expert, Project, BaseModel]:
@@ -281,7 +281,7 @@ def _records() -> Select[ExpertVersion, Expert, Project, BaseModel]:
         .join(Expert, Expert.id == ExpertVersion.expert_id)
         .join(Project, Project.id == Expert.project_id)
         .join(BaseModel, BaseModel.id == ExpertVersion.base_model_id)
-        .order_by(*(column.desc() for column in AGE))
+        .order_by(*(column.desc() for column in _AGE))
     )
 
 

@@ -105,6 +105,10 @@ STATEMENTS = {
     "newest versions": Statement(
         newest_versions, "LATERAL", {"uq_expert_versions_expert_id_version"}, 2 * EXPERTS, of_tenant=True,
     ),
+    "versions by age": Statement(
+        partial(listing.list_versions, project_id=PROJECT, limit=20),
+        "LATERAL", {"ix_expert_versions_age"}, 21 * EXPERTS, of_tenant=True,
+    ),
     "versions by name": Statement(
         partial(listing.list_versions, project_id=PROJECT, limit=20, sort="name"),
         "LATERAL", {"uq_expert_versions_expert_id_version"}, 21 * EXPERTS, of_tenant=True,

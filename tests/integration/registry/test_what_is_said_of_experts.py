@@ -15,7 +15,7 @@ from zhub.database.sessions import system_session, tenant_session
 from zhub.errors import ConflictError
 from zhub.models import BaseModel, Expert
 from zhub.registry import metadata, versions
-from zhub.registry.metadata import ExpertChangeRequest
+from zhub.registry.metadata import Change
 from zhub.registry.publish import get_or_create_expert
 from zhub.tenancy.keys import SCOPES, Caller
 from zhub.training.fine_tuning import JobRequest
@@ -128,7 +128,7 @@ def test_an_expert_cannot_take_a_name_while_its_owner_gives_it_up(
     with ThreadPoolExecutor(1) as pool:
         with tenant_session(api_engine, caller.org_id) as session:
             expert = versions.get_expert(session, caller, "main.summer")
-            metadata.change(session, caller, expert, None, ExpertChangeRequest(name="autumn"))
+            metadata.change(session, caller, expert, None, Change(name="autumn"))
             creating = pool.submit(create)
             assert began.wait(10)
             until_blocked(system_engine)

@@ -134,7 +134,7 @@ def test_the_history_has_a_line_for_each_field_that_changed(zhub: Run, capsys: p
     _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split()[3:] for line in lines] == [
         ["name", "letters", "sorting", "key-1"],
-        ["tags", "-", "{'team':", "'search'}", "key-1"],
+        ["tags", "-", "team=search", "key-1"],
     ]
 
 
