@@ -89,7 +89,7 @@ def _versions(session: Session, file: DatasetVersion) -> Iterator[str]:
         .join(Job, Job.id == ExpertVersion.job_id)
         .join(Expert, Expert.id == ExpertVersion.expert_id)
         .join(Project, Project.id == Expert.project_id)
-        .where(trained)
+        .where(trained, ExpertVersion.deleted_at.is_(None))
         .order_by(ExpertVersion.id.desc())
         .limit(NAMED)
     )

@@ -114,6 +114,15 @@ def test_what_a_published_version_was_trained_on_is_deleted_by_force_only(
     assert ask("delete", f"/files/{other_file}?force=true")["deleted"]
 
 
+def test_a_deleted_version_keeps_no_file(
+    client: Client, ask: Ask, publish_version: Ask, other_file: str, system_engine: Engine
+) -> None:
+    name = trained_version(system_engine, publish_version, other_file)
+    assert name in refusal(client, other_file)
+    ask("delete", f"/experts/{name}")
+    assert client.files.delete(other_file).deleted
+
+
 def test_force_deletes_nothing_that_is_still_to_run(
     client: Client, ask: Ask, train_expert: Ask, suite_file: str
 ) -> None:
