@@ -53,10 +53,14 @@ def create(
 
 
 @app.command()
-def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+def ls(
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.", show_default="all")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the promotions, newest first."""
     with connect(data_dir) as client:
-        promotions = client.promotions.list()
+        promotions = client.promotions.list(limit=limit)
     if as_json:
         return show_json(promotions)
     rows = [

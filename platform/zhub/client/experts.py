@@ -114,11 +114,11 @@ class Experts:
         ``search`` is a part of an expert's name or of a description; each of ``tags`` is a key, or ``key=value``.
         Archived versions are left out unless ``archived``.
         """
-        asked = {"search": search, "base": base, "alias": alias, "tag": [*tags] or None}
+        asked = {"search": search, "base": base, "alias": alias, "tag": [*tags] or None, "archived": archived or None}
+        asked["sort"] = sort if sort != "newest" else None
+        # What is not asked for is not sent: a server of the release before refuses parameters that it does not know.
         params: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        entries = self._http.pages(
-            "/v1/experts", limit=min(limit or MAX_PAGE, MAX_PAGE), sort=sort, archived=archived, **params
-        )
+        entries = self._http.pages("/v1/experts", limit=min(limit or MAX_PAGE, MAX_PAGE), **params)
         return [ExpertVersion.model_validate(entry) for entry in itertools.islice(entries, limit)]
 
     def get(self, name: str) -> ExpertVersion:

@@ -1,6 +1,7 @@
 """Aliases, promotions through a gate, and schedules."""
 
 import builtins
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,9 +50,10 @@ class Promotions:
     def get(self, promotion_id: str) -> PromotionRecord:
         return PromotionRecord.model_validate(self._http.get(f"/v1/promotions/{path_part(promotion_id)}"))
 
-    def list(self) -> list[PromotionRecord]:
-        """Every promotion of the project, newest first."""
-        return [PromotionRecord.model_validate(entry) for entry in self._http.pages("/v1/promotions", limit=100)]
+    def list(self, *, limit: int | None = None) -> list[PromotionRecord]:
+        """The promotions of the project, newest first, at most ``limit``."""
+        entries = self._http.pages("/v1/promotions", limit=min(limit or 100, 100))
+        return [PromotionRecord.model_validate(entry) for entry in itertools.islice(entries, limit)]
 
     def cancel(self, promotion_id: str) -> PromotionRecord:
         return PromotionRecord.model_validate(self._http.post(f"/v1/promotions/{path_part(promotion_id)}/cancel", {}))

@@ -10,6 +10,7 @@ from zhub.errors import InvalidRequestError, RewardError
 from zhub.graders.limits import FILLED_CHARACTERS, JUDGE_MESSAGES, TEMPLATE_CHARACTERS
 from zhub.graders.samples import Sample
 from zhub.graders.types import CodeTestsGrader, Grader, PythonGrader, ScoreModelGrader, leaves
+from zhub.suggestions import did_you_mean
 
 PLACEHOLDER = re.compile(r"\{\{\s*([a-z_]+)((?:\.[^{}.\s]+)*)\s*\}\}")
 KNOWN = "{{sample.output_text}}, {{sample.output_json.<key>}} and {{item.<column>}}"
@@ -162,7 +163,8 @@ def _check_column(grader: Grader, match: re.Match[str], columns: Mapping[str, in
     if present < rows:
         have = ", ".join(sorted(columns)) or "none"
         missing = "no row has" if present == 0 else f"{rows - present} of {rows} rows lack"
-        raise _refusal(grader, f"needs the column '{column}', which {missing}. Columns found: {have}.", param)
+        near = did_you_mean(column, columns) if present == 0 else ""
+        raise _refusal(grader, f"needs the column '{column}', which {missing}.{near} Columns found: {have}.", param)
 
 
 def _refusal(grader: Grader, message: str, param: str) -> InvalidRequestError:

@@ -52,6 +52,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/base_models"): {"json": {"name": "new"}},
     ("post", "/v1/feedback"): {"json": CHAT | {"completion": "y", "score": 1}},
     ("put", "/v1/experts/{expert}/aliases/{alias}"): {"json": {"version": "main.summer@v1"}},
+    ("patch", "/v1/experts/{name}"): {"json": {"archived": True}},
     ("post", "/v1/promotions"): {"json": {"model": "main.summer@v1", "suites": [{"file": "file-0", "grader": GRADER}]}},
     ("post", "/v1/schedules"): {"json": SCHEDULE},
     ("put", "/v1/schedules/{schedule_id}"): {"json": SCHEDULE},

@@ -251,10 +251,10 @@ def test_feedback_that_is_taken_back_is_hidden_at_once_and_then_removed(
         "UPDATE feedback SET completion = 'better'",
         "UPDATE feedback SET version_id = version_id",
         "UPDATE experts SET last_version = last_version",
-        "UPDATE experts SET name = name",
+        "UPDATE experts SET project_id = project_id",
     ],
 )
-def test_the_api_changes_nothing_of_what_was_said_nor_of_an_expert_but_its_count(
+def test_the_api_changes_nothing_of_what_was_said_nor_of_where_an_expert_stands(
     api_engine: Engine, caller: Caller, statement: str
 ) -> None:
     with (

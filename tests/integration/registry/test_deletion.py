@@ -1,6 +1,7 @@
 """Deletion of experts and versions: refused while something needs them, and final."""
 
 import io
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -12,10 +13,12 @@ from api_requests import refused, reinforcement
 from claims import admit_queued, claim_one
 from promoting import advance
 from sqlalchemy import Engine, select, text
+from sqlalchemy.exc import ProgrammingError
 from suites import GRADER, METHOD, manifest_of
 
+from zhub import scheduler
 from zhub.database.sessions import system_session, tenant_session
-from zhub.errors import ConflictError, NotFoundError
+from zhub.errors import ConflictError, NotFoundError, StoreError
 from zhub.evaluation import evaluations
 from zhub.evaluation.evaluations import EvaluationRequest
 from zhub.graders import parse_grader
@@ -232,6 +235,47 @@ def test_the_objects_of_a_deleted_version_are_removed_and_the_logs_of_its_job_st
     assert list(store.keys(f"{prefixes[2]}/")) == [f"{prefixes[2]}/log.jsonl"]
     assert len(list(store.keys(f"{prefixes[1]}/"))) == 4
     assert ask("get", f"/experts/{kept}")["id"] == kept
+
+
+def test_the_scheduler_sweeps_deleted_versions_beside_its_passes(
+    ask: Ask,
+    train_to: Callable[..., str],
+    system_engine: Engine,
+    store: DirectoryStore,
+    until: Callable[..., Any],
+) -> None:
+    ask("delete", f"/experts/{train_to()}")
+    with system_session(system_engine) as session:
+        session.execute(text("UPDATE expert_versions SET deleted_at = now() - interval '1 hour'"))
+    stopping = threading.Event()
+    thread = threading.Thread(target=scheduler.sweep, args=(system_engine, store, stopping))
+    thread.start()
+    try:
+        until(lambda: [key.rpartition("/")[2] for key in store.keys("t/") if "/jobs/" in key] == ["log.jsonl"])
+    finally:
+        stopping.set()
+        thread.join(timeout=15)
+
+
+def test_a_sweep_that_breaks_leaves_the_rest_to_the_next_one(
+    ask: Ask, train_to: Callable[..., str], system_engine: Engine, store: DirectoryStore
+) -> None:
+    class Away(DirectoryStore):
+        def delete(self, key: str) -> None:
+            raise StoreError("away", key=key)
+
+    ask("delete", f"/experts/{train_to()}")
+    assert deletion.sweep(system_engine, Away(store.root), after=AT_ONCE) == 0
+    assert deletion.sweep(system_engine, store, after=AT_ONCE) == 1
+
+
+@pytest.mark.parametrize("column", ["manifest", "digest", "version", "key_prefix", "job_id", "score", "swept_at"])
+def test_the_api_changes_nothing_of_what_training_made(api_engine: Engine, caller: Caller, column: str) -> None:
+    with (
+        pytest.raises(ProgrammingError, match="permission denied"),
+        tenant_session(api_engine, caller.org_id) as session,
+    ):
+        session.execute(text(f"UPDATE expert_versions SET {column} = {column}"))
 
 
 def test_objects_stay_while_another_version_has_the_same_digest(

@@ -71,6 +71,16 @@ def test_a_promotion_that_did_not_pass_says_why_and_exits_with_7(
     assert (body["suites"][0]["file"], body["suites"][0]["min_mean"]) == ("file-1", 0.8)
 
 
+def test_as_many_promotions_are_listed_as_were_asked_for(
+    zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [api_double.PROMOTION | {"id": f"promo-{n}"} for n in range(3)]
+    api.add("GET", "/v1/promotions", api_double.page(more, has_more=True))
+    assert zhub("promotions", "ls", "--limit", "2") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["ID", "promo-0", "promo-1"]
+    assert api.requests[-1].url.params["limit"] == "2"
+
+
 def test_promotions_are_listed_by_what_was_decided(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert zhub("promotions", "ls") == 0
     assert "not promoted" in capsys.readouterr().out

@@ -88,6 +88,11 @@ def test_templates_that_every_row_can_fill_in_are_accepted() -> None:
     ("made", "field", "message"),
     [
         (
+            string_check(reference="{{item.anwser}}"),
+            "reference",
+            "'anwser', which no row has. Did you mean 'answer'? Columns found: answer, extra",
+        ),
+        (
             string_check(reference="{{item.solution}}"),
             "reference",
             "'solution', which no row has. Columns found: answer, extra",
