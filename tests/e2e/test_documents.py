@@ -1,0 +1,129 @@
+"""Every command of README and guides, in order, in one empty directory, against a real stack."""
+
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+from documents import Command, commands
+
+from zhub.cli.database_operations import bootstrap
+from zhub.client.credentials import Credentials, write_credentials
+
+pytestmark = [
+    pytest.mark.ray,
+    # A document leaves it to the end of the program to close a file.
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+]
+
+TIMEOUT_S = 180
+# A training as short as can be, whatever the document leaves to the defaults.
+SHORT = {"n_steps": 2, "batch_size": 8, "eval_samples": 20, "max_new_tokens": 16}
+
+
+def test_the_commands_of_all_documents_run_in_order(reader: "Reader") -> None:
+    for command in commands():
+        if command.reason_not_to_run is None:
+            reader.type(command)
+
+
+@dataclass
+class Reader:
+    """Somebody who types what the documents say, in a project of their own."""
+
+    directory: Path
+    client: openai.OpenAI
+    receiver_url: str
+    namespace: dict[str, Any] = field(default_factory=dict)
+
+    def type(self, command: Command) -> None:
+        text = self._filled_in(command.text)
+        if command.language == "python":
+            exec(compile(text, command.place, "exec"), self.namespace)
+            return
+        environment = {
+            "ZHUB_API_URL": str(self.client.base_url),
+            "ZHUB_API_KEY": self.client.api_key,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}/usr/bin:/bin",
+            "COLUMNS": "200",
+        }
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=self.directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command.place}: {text}\n{done.stdout}{done.stderr}"
+
+    def _filled_in(self, text: str) -> str:
+        """The command with what a reader puts in place of ``…``, and with a short training."""
+        for placeholder, value in self._values().items():
+            if placeholder in text:
+                text = text.replace(placeholder, value())
+        settings = "".join(f" --set {name}={value}" for name, value in SHORT.items())
+        for command in ("zhub submit", "zhub schedules add"):
+            text = text.replace(command, command + settings) if text.startswith(command) else text
+        return text.replace('"reinforcement": {"grader"', f'"reinforcement": {{"hyperparameters": {SHORT}, "grader"')
+
+    def _values(self) -> dict[str, Callable[[], str]]:
+        return {
+            "…/credentials.json": lambda: str(self.directory / "credentials.json"),
+            "https://ci.example.com/": lambda: self.receiver_url,
+            "ftjob-…": lambda: self.client.fine_tuning.jobs.list(limit=1).data[0].id,
+            "whe-…": self._endpoint,
+            "whd-…": lambda: str(self._ask(f"/webhook_endpoints/{self._endpoint()}/deliveries")["data"][0]["id"]),
+            "./my-model": lambda: str(Path(__file__).parents[2] / "workers" / "zhub_workers" / "shipped_base"),
+        }
+
+    def _endpoint(self) -> str:
+        return str(self._ask("/webhook_endpoints")["data"][0]["id"])
+
+    def _ask(self, path: str) -> Any:
+        return self.client.get(path, cast_to=object)
+
+
+class _Accept(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def receiver_url() -> Iterator[str]:
+    """Where webhooks are accepted."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Accept) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture
+def reader(stack: Any, tmp_path: Path, receiver_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    """A reader in a new project of the stack. What was scheduled and queued in it is gone afterwards."""
+    scheduler = psutil.Process(stack.pid_of("zhub.scheduler")).environ()
+    key = bootstrap(scheduler["ZHUB_DATABASE_URL"], scheduler["ZHUB_SECRET_KEY"], "readers", "default")
+    base_url = str(stack.client.base_url)
+    write_credentials(tmp_path, Credentials(base_url.rstrip("/").removesuffix("/v1"), key))
+    monkeypatch.chdir(tmp_path)
+    with openai.OpenAI(base_url=base_url, api_key=key) as client:
+        yield Reader(tmp_path, client, receiver_url)
+        for schedule in client.get("/schedules", cast_to=dict[str, Any])["data"]:
+            client.delete(f"/schedules/{schedule['id']}", cast_to=object)
+        for job in client.fine_tuning.jobs.list(limit=100):
+            if job.status not in ("succeeded", "failed", "cancelled"):
+                client.fine_tuning.jobs.cancel(job.id)
