@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import api_double
 import api_examples
 import pytest
 
@@ -74,7 +75,7 @@ def test_a_promotion_that_did_not_pass_says_why_and_exits_with_7(
 def test_as_many_promotions_are_listed_as_were_asked_for(
     zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = [api_double.PROMOTION | {"id": f"promo-{n}"} for n in range(3)]
+    more = [api_examples.PROMOTION | {"id": f"promo-{n}"} for n in range(3)]
     api.add("GET", "/v1/promotions", api_double.page(more, has_more=True))
     assert zhub("promotions", "ls", "--limit", "2") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["ID", "promo-0", "promo-1"]
