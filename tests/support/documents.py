@@ -21,6 +21,7 @@ NOT_RUN = {
     "make test": "the test would run itself",
     "make up": "the stack of the tests runs already",
     ". .venv/bin/activate": "the test's PATH has zhub",
+    "zhub base-models add smollm2": "downloads 93 MB and computes for minutes",
     "ZHUB_CLUSTER=": "needs nodes with GPUs",
 }
 
