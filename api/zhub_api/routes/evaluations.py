@@ -22,9 +22,7 @@ from zhub.process.wakeup import SCHEDULER
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
 from zhub_api.routes.fine_tuning import queue_object, status_of
-from zhub_api.streams import answering
-
-JSON_LINES = "application/jsonl"
+from zhub_api.streams import JSON_LINES, answering
 
 router = APIRouter(prefix="/v1/evaluations")
 
