@@ -13,15 +13,17 @@ log = logging.getLogger("zhub.api")
 
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
+JSON_LINES = "application/jsonl"
 BYTES = "application/octet-stream"
 BINARY = {"type": "string", "format": "binary"}
 
 
 def answering(*media_types: str) -> dict[int | str, dict[str, Any]]:
     """``responses`` of a route that answers with one of these, beside what its ``response_class`` says."""
-    shapes = {BYTES: BINARY}
-    content = {media_type: {"schema": shapes.get(media_type, {"type": "string"})} for media_type in media_types}
-    return {200: {"content": content}}
+    # A schema beside an event stream would be that of each event: OpenAPI 3.1 has no word for the stream.
+    text = {"schema": {"type": "string"}}
+    content = {EVENTS: {}, LINES: text, JSON_LINES: text, BYTES: {"schema": BINARY}}
+    return {200: {"content": {media_type: content[media_type] for media_type in media_types}}}
 
 
 async def ending_with_errors(messages: AsyncGenerator[str]) -> AsyncGenerator[str]:

@@ -15,12 +15,6 @@ UNITS = re.compile(r"\b(ms|milliseconds?|seconds?|minutes?|a second|per second|b
 RATIO = re.compile(r"\b(over|times|share)\b")
 
 of_results = pytest.mark.parametrize("name", RESULTS)
-NOT_YET = pytest.mark.xfail(
-    strict=True, reason="job_queue.py writes queue.json, and one of its bars is in milliseconds"
-)
-of_results_but_one = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=NOT_YET) if name == "job_queue" else name for name in RESULTS]
-)
 
 
 def result(name: str) -> Any:
@@ -31,7 +25,7 @@ def test_each_script_has_a_result_of_its_name() -> None:
     assert SCRIPTS == RESULTS
 
 
-@of_results_but_one
+@of_results
 def test_a_script_writes_the_result_of_its_name_and_no_other(name: str) -> None:
     text = (BENCHMARKS / f"{name}.py").read_text()
     assert re.findall(r'"(\w+)\.json"', text) == [name]
@@ -47,7 +41,7 @@ def test_a_result_has_the_documented_form(name: str) -> None:
         assert all(isinstance(bar[key], int | float) for key in ("value", "bar"))
 
 
-@of_results_but_one
+@of_results
 def test_bars_are_ratios_or_counts(name: str) -> None:
     absolute = [what for what in result(name)["bars"] if UNITS.search(what) and not RATIO.search(what)]
     assert result(name)["bars"] and absolute == []
