@@ -22,17 +22,9 @@ from zhub.models import Evaluation, Job
 from zhub.process.wakeup import SCHEDULER
 from zhub.queue.statuses import status_of
 from zhub_api.context import CallerDep, ContextDep
-<<<<<<< HEAD
 from zhub_api.pages import Order, PageLimit, Search, Since, Status, moment, page, wanted_page
 from zhub_api.routes.fine_tuning import queue_object
-from zhub_api.streams import answering
-
-JSON_LINES = "application/jsonl"
-=======
-from zhub_api.pages import page
-from zhub_api.routes.fine_tuning import queue_object, status_of
 from zhub_api.streams import JSON_LINES, answering
->>>>>>> proofs
 
 router = APIRouter(prefix="/v1/evaluations")
 
