@@ -199,7 +199,7 @@ def maintenance_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
         leadership.check_leading(session, holder, term)
         apply_requested_changes(session)
         process_redrives(session)
-        bases.settle(session)
+        bases.follow_decompositions(session)
         release_dependents(session, table.names())
         withdraw(session, agent_lost_after_s=AGENT_LOST_AFTER_S)
         reaped = reap(session)

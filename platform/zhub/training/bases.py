@@ -14,10 +14,10 @@ from zhub.specs import TrainSpec
 from zhub.training.packing import pack_key
 from zhub.webhooks import outbox
 
-MAX_SETTLED = 100  # jobs in one pass of the leader
+MAX_TRAININGS = 100  # jobs in one pass of the leader
 
 
-def settle(session: Session) -> int:
+def follow_decompositions(session: Session) -> int:
     """Give each waiting training the basis of its base once there is one; cancel it if there will be none.
 
     Returns how many. The leader calls this, before ``release_dependents`` queues those that wait for nothing else.
@@ -53,7 +53,7 @@ def _due(session: Session) -> Sequence[uuid.UUID]:
              WHERE b.status IN ('ready', 'error') ORDER BY waiting.id LIMIT :limit
             """
         ),
-        {"limit": MAX_SETTLED},
+        {"limit": MAX_TRAININGS},
     ).all()
 
 

@@ -101,7 +101,7 @@ STATEMENTS = {
     "dependents": Statement(
         lambda session: release_dependents(session, table.names()), "), due AS (", {"ix_jobs_waiting", "pk_jobs"}, 4000,
     ),
-    "trainings without a basis": Statement(bases.settle, "b.status IN (", {"ix_jobs_waiting"}, 4000),
+    "trainings without a basis": Statement(bases.follow_decompositions, "b.status IN (", {"ix_jobs_waiting"}, 4000),
     "newest versions": Statement(
         newest_versions, "LATERAL", {"uq_expert_versions_expert_id_version"}, 2 * EXPERTS, of_tenant=True,
     ),

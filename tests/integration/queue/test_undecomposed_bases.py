@@ -52,7 +52,7 @@ def advance(engine: Engine) -> None:
     with system_session(engine) as session:
         apply_requested_changes(session)
         process_redrives(session)
-        bases.settle(session)
+        bases.follow_decompositions(session)
         release_dependents(session, table.names())
 
 
