@@ -83,7 +83,7 @@ def test_a_training_gets_the_basis_of_its_base_and_is_queued(train: Ask, system_
     assert queued.state == "queued" and spec.basis.model_dump() == {
         "weights_fingerprint": "w", "basis_fingerprint": "b", "key_prefix": "p"
     }  # fmt: skip
-    assert queued.pack_key == pack_key(spec) == "b"
+    assert queued.pack_key == pack_key(spec) == f"{spec.base.digest}/b"
 
 
 def test_a_training_waits_for_its_base_and_for_the_jobs_that_it_needs(
