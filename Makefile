@@ -31,7 +31,7 @@ up: setup ## Run the embedded stack until Ctrl-C.
 
 # In the order of the folders: what starts whole clusters is the longest group of tests, and comes first.
 test: setup ## Run the tests, as many at a time as there are cores, but at most four.
-	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: setup ## Lint, formatting, types, and the rules of who imports whom.
 	$(BIN)/ruff check .
