@@ -99,8 +99,9 @@ def job(train: Callable[..., Any], system_engine: Engine, store: Any) -> str:
     with system_session(system_engine) as session:
         row = session.get_one(Job, parse_id("fine-tuning job", job_id))
         row.fence = 1
-        lines = b"".join(encode_line(datetime.now(UTC), "info", "x", line, 1) for line in ("one", "two"))
-        store.put(chunk_key(attempts_prefix(row.org_id, row.id), Chunk(1, 0)), io.BytesIO(lines))
+        prefix = attempts_prefix(row.org_id, row.id)
+    lines = b"".join(encode_line(datetime.now(UTC), "info", "x", line, 1) for line in ("one", "two"))
+    store.put(chunk_key(prefix, Chunk(1, 0)), io.BytesIO(lines))
     return job_id
 
 
@@ -228,7 +229,7 @@ def test_a_base_that_is_still_decomposed_answers_alone(
     for model in ("big", "auto", "auto:big"):
         with client.chat.completions.create(model=model, messages=CHAT["messages"], stream=True) as answer:  # type: ignore[call-overload]
             first = next(iter(answer))
-        assert (first.routing["base_model"], first.system_fingerprint) == ("big", None)
+        assert first.routing["base_model"] == "big" and first.system_fingerprint.startswith("fp_")
 
 
 @pytest.mark.parametrize(("status", "code"), [("uploading", "not_ready"), ("error", "conflict")])

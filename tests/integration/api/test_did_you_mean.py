@@ -15,6 +15,7 @@ from zhub.errors import NotFoundError
 
 Ask = Callable[..., Any]
 SUITE = {"grader": GRADER}
+TRAINING = {"model": "tiny", "method": METHOD, "suffix": "other"}
 
 
 @pytest.fixture
@@ -23,8 +24,7 @@ def known(ask: Ask, client: openai.OpenAI, publish: Callable[..., str], checked_
     publish("sorting")
     version = publish("sorting")
     ask("put", "/experts/main.sorting/aliases/prod", {"version": version})
-    training = {"model": "tiny", "method": METHOD, "suffix": "other"}
-    ask("post", "/schedules", {"name": "weekly", "dataset": "sums", "training": training, "cron": "0 3 * * 1"})
+    ask("post", "/schedules", {"name": "weekly", "dataset": "sums", "training": TRAINING, "cron": "0 3 * * 1"})
     return checked_file
 
 
@@ -52,7 +52,7 @@ NEAREST = [
     (("post", "/fine_tuning/jobs", {"model": "tinny", "training_file": "FILE", "method": METHOD}), "tiny"),
     (("post", "/fine_tuning/jobs", {"model": "main.sort@v1", "training_file": "FILE", "method": METHOD}),
      "main.sorting@v1"),
-    (("post", "/schedules", {"name": "w", "dataset": "sum", "training": {}, "cron": "0 3 * * 1"}), "sums"),
+    (("post", "/schedules", {"name": "w", "dataset": "sum", "training": TRAINING, "cron": "0 3 * * 1"}), "sums"),
     (("post", "/fine_tuning/alpha/graders/validate", {"grader": GRADER | {"type": "string_chek"}}), "string_check"),
 ]  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_no_name_of_another_tenant_or_project_is_suggested(
         for path in ("/models/main.sortin@v1", "/experts/main.sortin", "/experts/main.sorting/aliases/prdo"):
             error = str(refused(partial(stranger.get, path, cast_to=object)))
             assert "Did you mean" not in error and "@prod" not in error
-        body = {"name": "w", "dataset": "sum", "training": {}, "cron": "0 3 * * 1"}
+        body = {"name": "w", "dataset": "sum", "training": TRAINING, "cron": "0 3 * * 1"}
         error = str(refused(partial(stranger.post, "/schedules", cast_to=object, body=body)))
         assert "Did you mean" not in error
 
