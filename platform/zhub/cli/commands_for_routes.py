@@ -3,11 +3,15 @@
 import re
 
 COMMANDS = {
+    "DELETE /v1/experts/{expert}/aliases/{alias}": ("zhub experts demote",),
+    "DELETE /v1/schedules/{schedule_id}": ("zhub schedules rm",),
     "GET /v1/experts": ("zhub experts ls",),
     "GET /v1/models": ("zhub experts ls", "zhub base-models ls"),
     "POST /v1/base_models": ("zhub base-models add",),
     "POST /v1/files": ("zhub datasets push",),
     "POST /v1/fine_tuning/alpha/graders/run": ("zhub graders run",),
+    "POST /v1/promotions/{promotion_id}/cancel": ("zhub promotions cancel",),
+    "PUT /v1/experts/{expert}/aliases/{alias}": ("zhub experts promote",),
 }
 ROUTE = re.compile(r"`?\b((?:GET|POST|PUT|PATCH|DELETE) /v1/[\w/{}-]+)`?")
 

@@ -48,7 +48,7 @@ def check_promotable(record: VersionRecord) -> None:
         (record.expert.name, record.expert.archived_at),
     ):
         if archived_at is not None:
-            raise ConflictError(f"'{what}' is archived. Unarchive it first (`zhub experts unarchive`).")
+            raise ConflictError(f"'{what}' is archived. Unarchive it first.")
 
 
 def get(session: Session, expert: Expert, name: str, *, also_removed: bool = False) -> Alias:

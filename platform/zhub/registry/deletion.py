@@ -130,7 +130,8 @@ def _refuse_trained(session: Session, expert: Expert) -> None:
     by_feedback = select(Schedule).where(Schedule.feedback_expert_id == expert.id, Schedule.deleted_at.is_(None))
     for schedule in (*metadata.trained_by(session, expert), *session.scalars(by_feedback)):
         raise ConflictError(
-            f"The schedule '{schedule.name}' trains '{expert.name}'. Remove the schedule first (`zhub schedules rm`)."
+            f"The schedule '{schedule.name}' trains '{expert.name}'. Remove the schedule first "
+            "(DELETE /v1/schedules/{schedule_id})."
         )
 
 
@@ -141,13 +142,13 @@ def _refuse_needed(session: Session, expert: Expert, versions: Sequence[ColumnEl
     pointing = numbers.add_columns(Alias.name).join(Alias, Alias.version_id == ExpertVersion.id)
     for number, alias in session.execute(pointing.limit(1)):
         raise ConflictError(
-            f"'@{alias}' points to {full_name}@v{number}. Move it to another version (`zhub experts promote`), or "
-            f"remove it (`zhub experts demote {full_name}@{alias}`)."
+            f"'@{alias}' points to {full_name}@v{number}. Move it to another version "
+            "(PUT /v1/experts/{expert}/aliases/{alias}), or remove it (DELETE /v1/experts/{expert}/aliases/{alias})."
         )
     for number, gate_id in session.execute(_gates(numbers, expert).limit(1)):
         raise ConflictError(
             f"The gate of {public_id('promotion', gate_id)} decides about {full_name}@v{number}. Wait for it, or "
-            "cancel it (`zhub promotions cancel`)."
+            "cancel it (POST /v1/promotions/{promotion_id}/cancel)."
         )
     for number, evaluation_id in session.execute(_evaluations(numbers, expert).limit(1)):
         raise ConflictError(
@@ -163,7 +164,7 @@ def _refuse_needed(session: Session, expert: Expert, versions: Sequence[ColumnEl
         if named is not None and named.version.version in set(session.scalars(numbers)):
             raise ConflictError(
                 f"The trainings of the schedule '{schedule.name}' begin from {named.name}. Remove the schedule first "
-                "(`zhub schedules rm`)."
+                "(DELETE /v1/schedules/{schedule_id})."
             )
 
 

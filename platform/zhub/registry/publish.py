@@ -47,8 +47,7 @@ def check_trainable(session: Session, project_id: uuid.UUID, name: str) -> None:
         )
     if session.scalar(of_project.where(Expert.name == name, *ARCHIVED)) is not None:
         raise ConflictError(
-            f"The expert '{name}' is archived. Unarchive it (`zhub experts unarchive`), or train another one by a "
-            "suffix of its own."
+            f"The expert '{name}' is archived. Unarchive it, or train another one by a suffix of its own."
         )
 
 
