@@ -22,6 +22,7 @@ NOT_RUN = {
     "make up": "the stack of the tests runs already",
     ". .venv/bin/activate": "the test's PATH has zhub",
     "zhub base-models add smollm2": "downloads 93 MB and computes for minutes",
+    "python -ISc": "asks about a scheduler or an agent in whose container it runs",
     "ZHUB_CLUSTER=": "needs nodes with GPUs",
 }
 
