@@ -68,7 +68,7 @@ def convert_gguf(file: Path, directory: Path) -> None:
 
     Raises:
         InvalidRequestError: no such file.
-        UnavailableError: what reads such files is not installed.
+        UnavailableError: what reads such files is not installed, or the conversion was killed.
         UnsupportedModelError: the file is not what it says, or cannot be read.
     """
     if not file.is_file():
@@ -77,5 +77,10 @@ def convert_gguf(file: Path, directory: Path) -> None:
         raise UnavailableError("What converts GGUF files is not installed here: pip install 'zhub[workers,gguf]'.")
     command = [sys.executable, "-m", "zhub_workers.model.gguf", str(file), str(directory)]
     converted = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if converted.returncode < 0:
+        raise UnavailableError(
+            f"{file.name}: the conversion was killed by signal {-converted.returncode}. It holds the weights in "
+            "float32: if memory ran out, convert where there is more."
+        )
     if converted.returncode:
         raise UnsupportedModelError(converted.stderr.strip().splitlines()[-1])

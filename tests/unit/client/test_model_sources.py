@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import sys
 import zipfile
 from pathlib import Path
 
@@ -76,4 +77,14 @@ def test_what_the_conversion_refuses_is_said_in_its_words(tmp_path: Path) -> Non
     file = tmp_path / "model.gguf"
     file.write_bytes(b"PK and so on")
     with pytest.raises(UnsupportedModelError, match="^model.gguf: not a GGUF file: it does not begin with 'GGUF'"):
+        convert_gguf(file, tmp_path / "model")
+
+
+def test_a_conversion_that_is_killed_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, python = tmp_path / "model.gguf", tmp_path / "python"
+    file.write_bytes(MODEL)
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(UnavailableError, match="^model.gguf: the conversion was killed by signal 9"):
         convert_gguf(file, tmp_path / "model")

@@ -60,13 +60,9 @@ class ModelCache:
         """
         with self._lock:
             loaded = self._models.get(source.digest)
-            if loaded is None:
-                while len(self._models) >= self._capacity:
-                    self._models.popitem(last=False)
-                base = self._load(source, store, cache_dir)
-            elif basis is not None and basis != loaded.basis:
-                base, loaded = loaded.views[0].base, None  # loaded before it was decomposed: its basis comes to it
-            if loaded is None:
+            if loaded is None or basis not in (None, loaded.basis):
+                # Loaded before it was decomposed: the weights stay, and its basis comes to them.
+                base = loaded.views[0].base if loaded else self._load(source, store, cache_dir)
                 loaded = _Loaded(basis, [_adapted(base, source, basis, store, cache_dir)])
                 self._models[source.digest] = loaded
             self._models.move_to_end(source.digest)
@@ -75,6 +71,8 @@ class ModelCache:
             return loaded.views[stream]
 
     def _load(self, source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> BaseModel:
+        while len(self._models) >= self._capacity:
+            self._models.popitem(last=False)
         return load_base_model(base_directory(source, store, cache_dir), device=self._device)
 
 
