@@ -5,6 +5,7 @@ A spec is complete: every ``"auto"`` is resolved, every name is a digest or a ke
 
 import hashlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeGuard
 
@@ -24,8 +25,11 @@ LongRows = Literal["refuse", "skip", "cut"]
 
 MIN_PROMPTS = 10  # distinct ones: fewer cannot be split into train, validation and test
 
-SVF_LEARNING_RATE = 0.02
-LORA_LEARNING_RATE = 0.002
+# Ceilings: a step is as long as ``step_kl`` lets it be.
+SVF_LEARNING_RATE = 0.1
+LORA_LEARNING_RATE = 0.01
+STEP_KL = 0.02
+MAX_STEP_KL = 10.0
 
 
 # Strict throughout: "8" and true are not taken for numbers.
@@ -38,12 +42,15 @@ class _Hyperparameters(BaseModel):
     ``sparsity`` is the share of each matrix's multipliers that stay at one. ``parameterisation`` ``sigmoid`` is that
     of the authors' code and keeps every matrix's nuclear norm.
 
-    The rate falls along a cosine to a tenth. ``eval_samples`` validation rows are scored every ``eval_interval``
-    steps; after ``patience`` scores without a new best one training ends (0: never). Gradients are accumulated over
-    micro-batches of ``micro_batch_tokens`` tokens (0: what the device's memory allows). A checkpoint is written every
-    ``checkpoint_interval`` steps (0: with every score), and when training is interrupted. ``data_parallel`` processes,
-    each with a device like the worker's, divide the rows between them. With ``warm_start`` ``nearest`` training begins
-    from the best of the project's experts whose prompts look like these, if one beats the base on validation rows.
+    ``learning_rate`` is the ceiling of Adam's rate. What bounds a step is ``step_kl``: it may change the model's
+    distributions by about so many nats a token; one that did more is shortened, and the rate falls with it (0: no
+    bound). Both fall along a cosine, the rate to a tenth. ``eval_samples`` validation rows are scored every
+    ``eval_interval`` steps; after ``patience`` scores without a new best one training ends (0: never). Gradients are
+    accumulated over micro-batches of ``micro_batch_tokens`` tokens (0: what the device's memory allows). A checkpoint
+    is written every ``checkpoint_interval`` steps (0: with every score), and when training is interrupted.
+    ``data_parallel`` processes, each with a device like the worker's, divide the rows between them. With ``warm_start``
+    ``nearest`` training begins from the best of the project's experts whose prompts look like these, if one beats the
+    base on validation rows.
 
     Rows that repeat others are trained on once, or with ``duplicates`` ``keep`` as often as they stand in the file;
     validation and test count each once. ``long_rows`` says what becomes of rows with more tokens than the base's
@@ -62,6 +69,7 @@ class _Hyperparameters(BaseModel):
     batch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 32
     n_steps: Annotated[int, Field(strict=True, ge=1, le=100_000)]
     learning_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = SVF_LEARNING_RATE
+    step_kl: Annotated[float, Field(strict=True, ge=0, le=MAX_STEP_KL)] = STEP_KL
     max_grad_norm: Annotated[float, Field(strict=True, gt=0, le=1e6)] = 1.0
     eval_interval: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 10
     eval_samples: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 200
@@ -150,7 +158,8 @@ DEFAULT_STEPS = 100
 def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_rows: int) -> Hyperparameters:
     """Turn what a user wrote into numbers; ``"auto"`` and missing ones get their defaults.
 
-    ``n_epochs`` becomes ``n_steps`` (epochs × rows / batch), ``learning_rate_multiplier`` scales the default rate.
+    ``n_epochs`` becomes ``n_steps`` (epochs × rows / batch). ``learning_rate_multiplier`` makes steps so many times as
+    long: it scales the default rate, and by its square the divergence that a step may cause.
 
     Raises:
         InvalidRequestError: unknown names (each with the nearest known one) and values out of range. The message has
@@ -174,7 +183,9 @@ def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_r
         refusals.append(InvalidRequestError("Give n_steps or n_epochs, not both.", param=f"{where}.n_epochs"))
     if _is_factor(multiplier):
         rate = LORA_LEARNING_RATE if given.get("adapter") == "lora" else SVF_LEARNING_RATE
-        given.setdefault("learning_rate", multiplier * rate)
+        given.setdefault("learning_rate", min(1.0, multiplier * rate))
+        if multiplier != 1.0:
+            given.setdefault("step_kl", max(multiplier**2 * STEP_KL, sys.float_info.min))  # 0 would be no bound
     given.setdefault("n_steps", _steps(epochs, given.get("batch_size", _default_batch_size(model)), train_rows))
     try:
         resolved = model.model_validate(given)
@@ -197,7 +208,11 @@ def _unknown(name: str, known: Sequence[str], recipe: Recipe, where: str) -> Inv
 def _refusal(error: Mapping[str, Any], where: str, asked: Mapping[str, Any]) -> InvalidRequestError:
     refused = refusal([error], within=where)
     # What is out of range may have come from a field of the other dialect: then that one is at fault.
-    for field, foreign in (("n_steps", "n_epochs"), ("learning_rate", "learning_rate_multiplier")):
+    for field, foreign in (
+        ("n_steps", "n_epochs"),
+        ("learning_rate", "learning_rate_multiplier"),
+        ("step_kl", "learning_rate_multiplier"),
+    ):
         if refused.param == f"{where}.{field}" and field not in asked:
             refused.param = f"{where}.{foreign}"
     return refused

@@ -75,10 +75,19 @@ def test_part_of_an_epoch_is_at_least_a_step() -> None:
     assert resolve({"n_epochs": 0.001}, train_rows=10).n_steps == 1
 
 
-@given(st.floats(0.01, 50))
-def test_the_multiplier_scales_the_default_rate(multiplier: float) -> None:
-    default = SupervisedHyperparameters(n_steps=1).learning_rate
-    assert resolve({"learning_rate_multiplier": multiplier}).learning_rate == pytest.approx(default * multiplier)
+@given(st.floats(0.01, 20))
+def test_the_multiplier_makes_steps_so_many_times_as_long(multiplier: float) -> None:
+    default, resolved = SupervisedHyperparameters(n_steps=1), resolve({"learning_rate_multiplier": multiplier})
+    assert resolved.learning_rate == pytest.approx(min(1.0, default.learning_rate * multiplier))
+    assert resolved.step_kl == pytest.approx(default.step_kl * multiplier**2)
+
+
+def test_no_multiplier_takes_the_bound_away() -> None:
+    assert resolve({"learning_rate_multiplier": 1e-200, "learning_rate": None}).step_kl > 0
+
+
+def test_a_multiplier_beyond_the_bound_is_refused_by_its_name() -> None:
+    assert refusal({"learning_rate_multiplier": 30}).param == param("learning_rate_multiplier")
 
 
 def test_a_misspelt_name_is_refused_with_the_nearest_one() -> None:

@@ -45,7 +45,7 @@ LOG_LINES_SHOWN = 15
 MARKER = ".zhub-demo"
 # Fewer and longer steps than by default, and no pull towards the base: a good expert in a quarter of a minute. The
 # longest answer of any family is seven characters.
-HYPERPARAMETERS = {"n_steps": 40, "learning_rate": 0.03, "kl_coef": 0.0, "eval_interval": 10, "max_new_tokens": 10}
+HYPERPARAMETERS = {"n_steps": 40, "kl_coef": 0.0, "eval_interval": 10, "max_new_tokens": 10}
 GRADER = {
     "type": "string_check",
     "name": "answer",

@@ -5,7 +5,7 @@ are read once for all and small jobs fill the device between them. A request alo
 weights. Either way the rows are cut into batches that fit the memory, and into smaller ones where they do not.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -128,23 +128,20 @@ def _generate(tasks: Sequence[Task[Generate]]) -> list[list[Completion]]:
 
 @torch.no_grad()
 def _logprobs(tasks: Sequence[Task[Logprobs]]) -> list[list[Tensor]]:
-    requests = [task.request for task in tasks]
     answered: dict[RowKey, Tensor] = {}
     with _following(tasks, gradient=False) as (_, assign):
         waiting = list(_micro_batches(tasks))
         while waiting:
             batch = waiting.pop(0)
             if _all_stop(tasks, batch):
-                answered.update({(owner, row): torch.zeros(len(requests[owner].answers[row])) for owner, row in batch})
                 continue
             try:
                 logprobs, _ = _score(tasks, batch, assign)
             except OUT_OF_MEMORY as exc:
                 waiting = [*_halves(batch, 1, exc), *waiting]
                 continue
-            for (owner, row), values in zip(batch, logprobs.cpu(), strict=True):
-                answered[owner, row] = values[: len(requests[owner].answers[row])]
-    return [Vectors(answered[owner, row] for row in range(len(r.prompts))) for owner, r in enumerate(requests)]
+            answered.update(_by_row(tasks, batch, logprobs))
+    return _of_tasks(tasks, answered)
 
 
 def _differentiate(tasks: Sequence[Task[Differentiate]]) -> list[Gradient]:
@@ -153,6 +150,7 @@ def _differentiate(tasks: Sequence[Task[Differentiate]]) -> list[Gradient]:
     gradients = [{name: torch.zeros_like(value) for name, value in (t.request.values or {}).items()} for t in tasks]
     totals = [0.0] * len(tasks)
     sums: list[dict[str, float]] = [{} for _ in tasks]
+    scored: dict[RowKey, Tensor] = {}
     limit: int | None = None
     with _following(tasks, gradient=True) as (leaves, assign):
         waiting = list(_micro_batches(tasks))
@@ -177,11 +175,13 @@ def _differentiate(tasks: Sequence[Task[Differentiate]]) -> list[Gradient]:
                 limit = max(_token_count(tasks, half) for half in halves)
                 waiting = [*halves, *waiting]
                 continue
+            scored.update(_by_row(tasks, batch, logprobs))
             for name, gradient in zip(leaves, by_leaf, strict=True):
                 for owner, own in enumerate(gradients):
                     if gradient is not None and name in own:
                         own[name] += gradient if assign is None else gradient[owner]
-    return [Gradient(*made, limit) for made in zip(gradients, totals, sums, strict=True)]
+    made = zip(gradients, totals, sums, _of_tasks(tasks, scored), strict=True)
+    return [Gradient(*parts, limit) for parts in made]
 
 
 @contextmanager
@@ -231,6 +231,23 @@ def _score(tasks: Sequence[Task[Scored]], batch: Sequence[RowKey], assign: Assig
         owners=[owner for owner, _ in batch] if assign else None,
         assign=assign,
     )
+
+
+def _by_row(tasks: Sequence[Task[Scored]], batch: Sequence[RowKey], logprobs: Tensor) -> dict[RowKey, Tensor]:
+    """What each row of a batch has of its ``logprobs (b, t)``, on the CPU."""
+    rows = zip(batch, logprobs.detach().cpu(), strict=True)
+    return {key: values[: len(tasks[key[0]].request.answers[key[1]])] for key, values in rows}
+
+
+def _of_tasks(tasks: Sequence[Task[Scored]], scored: Mapping[RowKey, Tensor]) -> list[list[Tensor]]:
+    """The log-probabilities of each task's answers; zeros for rows of tasks that stopped before."""
+    return [
+        Vectors(
+            scored[owner, row] if (owner, row) in scored else torch.zeros(len(answer_))
+            for row, answer_ in enumerate(task.request.answers)
+        )
+        for owner, task in enumerate(tasks)
+    ]
 
 
 def _micro_batches(tasks: Sequence[Task[Scored]]) -> Iterator[list[RowKey]]:

@@ -9,7 +9,12 @@ loss is a mean over tokens.
 
 ``grpo``. Source: Shao et al., arXiv:2402.03300, as mended by Dr. GRPO (arXiv:2503.20783: no division by the group's
 standard deviation, none by an answer's own length) and DAPO (arXiv:2503.14476: mean over tokens, groups without
-variance skipped). Departures: skipped groups are not sampled anew; the mean runs over the tokens that there are.
+variance teach nothing). Departures: such groups are not sampled anew, and the divergence still counts in them; the
+mean runs over the tokens that there are.
+
+Exploration: where answers are not all right, a token counts for more the less likely it was: the score-function form
+of an entropy bonus on the token's own distribution, with the coefficient that keeps entropy from running out set from
+step to step, as in Skywork-OR1 (arXiv:2505.22312, section 4). Departure: none where a prompt is answered rightly.
 
 ``sft``. The next-token loss on targets: the paper's ablation (table 4).
 
@@ -63,6 +68,8 @@ def policy_gradient_loss(
     kl_coef: float = 0.0,
     sampled: Tensor | None = None,
     clip_ratio: float = 0.0,
+    exploration: Tensor | None = None,
+    entropy: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of a micro-batch and its divergence from the base, both summed over tokens / ``token_count``.
 
@@ -76,12 +83,17 @@ def policy_gradient_loss(
         token_count: of the whole step. Long and short answers count by their tokens.
         reference: log-probabilities under the base, ``(b, t)``, without gradient; needed where ``kl_coef`` > 0.
         sampled: log-probabilities under the policy that drew the tokens, ``(b, t)``, without gradient.
+        exploration: coefficient of the entropy bonus in each answer, ``(b,)``.
+        entropy: of a token, in nats, as it was before: the baseline of the bonus.
     """
-    weighted = advantages.unsqueeze(1) * logprobs
+    worth = advantages.unsqueeze(1)  # of each token
+    if exploration is not None:
+        worth = worth + exploration.unsqueeze(1) * (-logprobs.detach() - entropy)
+    weighted = worth * logprobs
     if sampled is not None:
         ratio = torch.exp(logprobs - sampled)
         clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
-        weighted = torch.minimum(ratio * advantages.unsqueeze(1), clipped * advantages.unsqueeze(1))
+        weighted = torch.minimum(ratio * worth, clipped * worth)
     loss = -(weighted * mask).sum() / token_count
     if reference is None or kl_coef == 0:
         return loss, torch.zeros((), device=loss.device)
@@ -139,7 +151,14 @@ class PolicyGradient:
     reference: Sequence[Tensor] | None = None
     clip_ratio: float = 0.0
     sampled: Sequence[Tensor] | None = None
+    exploration: Tensor | None = None
+    entropy: float = 0.0
     rows_per_unit: int = 1
+
+    @property
+    def explores(self) -> bool:
+        """Whether it rewards entropy in some answer."""
+        return self.exploration is not None and bool(self.exploration.any())
 
     def __call__(self, logprobs: Tensor, mask: Tensor, rows: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         loss, divergence = policy_gradient_loss(
@@ -151,6 +170,8 @@ class PolicyGradient:
             kl_coef=self.kl_coef,
             sampled=_padded(self.sampled, rows, logprobs),
             clip_ratio=self.clip_ratio,
+            exploration=None if self.exploration is None else self.exploration[list(rows)].to(logprobs.device),
+            entropy=self.entropy,
         )
         return loss, {"kl": divergence}
 
@@ -160,6 +181,7 @@ class PolicyGradient:
             advantages=self.advantages[rows].clone(),
             reference=None if self.reference is None else Vectors(self.reference[rows]),
             sampled=None if self.sampled is None else Vectors(self.sampled[rows]),
+            exploration=None if self.exploration is None else self.exploration[rows].clone(),
         )
 
 

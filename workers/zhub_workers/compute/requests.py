@@ -82,12 +82,14 @@ class Logprobs(Request[list[Tensor]]):
 class Gradient:
     """The gradient of a step's loss by the values, float32, with the loss and what it reports.
 
-    ``token_limit`` is set where memory ran out: what a micro-batch may hold from now on.
+    ``logprobs`` are those of the answers' tokens before the step, as ``Logprobs`` gives them. ``token_limit`` is set
+    where memory ran out: what a micro-batch may hold from now on.
     """
 
     values: dict[str, Tensor]
     loss: float
     sums: dict[str, float]
+    logprobs: list[Tensor]
     token_limit: int | None = None
 
     def on_cpu(self) -> "Gradient":
@@ -115,6 +117,7 @@ class Differentiate(Request[Gradient]):
             {name: sum_in_order([part.values[name] for part in answers]) for name in answers[0].values},
             sum(part.loss for part in answers),
             {name: sum(part.sums[name] for part in answers) for name in answers[0].sums},
+            Vectors(logprobs for part in answers for logprobs in part.logprobs),
             min(limits, default=None),
         )
 

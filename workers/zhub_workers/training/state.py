@@ -1,7 +1,7 @@
 """The state of training after a step, in memory and in a file: all that is needed to resume without a difference."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from zhub.errors import ArtifactError
 from zhub.manifest import canonical_json
 from zhub_workers.model.basis import replace_file
+from zhub_workers.training.course import Course
 
 STATE_FORMAT = "zhub-state-1"
 
@@ -27,6 +28,8 @@ class TrainState:
     marks the multipliers that may move, once a sparse expert has chosen them. ``best`` is what would be published now,
     ``best_rewards`` its rewards on the validation rows and ``base_rewards`` those of the base; ``scores_since_best``
     counts towards ``patience``. ``parent`` is the digest of the version that training began from, "" for the base.
+    ``course`` says how the steps have gone, and ``anchor`` holds the parameters that reinforcement returns to where it
+    has collapsed: those with the best rewards so far.
     """
 
     step: int
@@ -45,6 +48,8 @@ class TrainState:
     scores_since_best: int
     trained_tokens: int
     parent: str = ""
+    course: Course = field(default_factory=Course)
+    anchor: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_base(self) -> bool:
@@ -54,7 +59,7 @@ class TrainState:
         return not self.parent or all(bool((z == 1).all()) for z in self.best.values())
 
 
-TENSORS = ("parameters", "current", "first_moments", "second_moments", "kept", "best")
+TENSORS = ("parameters", "current", "first_moments", "second_moments", "kept", "best", "anchor")
 NUMBERS = ("step", "updates", "best_step", "scores_since_best", "trained_tokens")
 
 
@@ -69,6 +74,7 @@ def write_state(path: Path, state: TrainState, *, spec_digest: str) -> None:
     }
     description: dict[str, Any] = {name: getattr(state, name) for name in NUMBERS}
     description |= {"format": STATE_FORMAT, "spec_digest": spec_digest, "parent": state.parent}
+    description["course"] = {name: repr(value) for name, value in asdict(state.course).items()}
     # Copies, because the best expert may be the present one, and the format takes no tensor twice.
     content = {name: value.detach().cpu().clone() for name, value in tensors.items()}
     replace_file(path, save(content, metadata={"zhub": canonical_json(description).decode()}))
@@ -101,6 +107,13 @@ def read_state(path: Path, *, spec_digest: str) -> TrainState:
             best_rewards=tensors["best_rewards"].tolist(),
             base_rewards=tensors["base_rewards"].tolist(),
             parent=str(description.get("parent", "")),
+            course=_course(description.get("course", {})),
         )
     except (SafetensorError, ValueError, KeyError, TypeError) as exc:
         raise ArtifactError(f"{path.name}: not a training state that zhub wrote: {exc}") from exc
+
+
+def _course(texts: dict[str, str]) -> Course:
+    """JSON has no NaN or infinity, so numbers are written as text; ``repr`` gives every float back bit for bit."""
+    kinds = {name: type(value) for name, value in asdict(Course()).items()}
+    return Course(**{name: kinds[name](text) for name, text in texts.items()})

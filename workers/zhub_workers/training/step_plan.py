@@ -9,10 +9,10 @@ FINAL_LEARNING_RATE = 0.1
 DENSE_SHARE = 1 / 3  # of a sparse expert's steps are taken with all multipliers, to learn which matter
 
 
-def learning_rate(step: int, hyper: Hyperparameters) -> float:
-    """The rate of a step: half a cosine from ``hyper.learning_rate`` down to FINAL_LEARNING_RATE of it."""
+def rate_share(step: int, hyper: Hyperparameters) -> float:
+    """The share of its rate that a step takes: half a cosine from 1 down to FINAL_LEARNING_RATE."""
     cosine = (1 + math.cos(math.pi * (step - 1) / hyper.n_steps)) / 2
-    return hyper.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
+    return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine
 
 
 def is_validated(step: int, hyper: Hyperparameters) -> bool:

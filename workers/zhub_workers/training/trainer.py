@@ -11,6 +11,7 @@ answers teach whose group was not rewarded alike. Answer i has ``t_i`` tokens.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import torch
@@ -24,11 +25,15 @@ from zhub_workers.compute.requests import Differentiate, Generate, Gradient, Log
 from zhub_workers.evaluation.grading import EncodedRow
 from zhub_workers.model.adapters import SvfAdapter, Values
 from zhub_workers.model.rollout import Completion
+from zhub_workers.training import trust_region
+from zhub_workers.training.course import MAX_ROLLBACKS
 from zhub_workers.training.job import TrainingJob
 from zhub_workers.training.state import TrainState
-from zhub_workers.training.step_plan import dense_steps, is_checkpointed, is_validated, learning_rate
+from zhub_workers.training.step_plan import dense_steps, is_checkpointed, is_validated, rate_share
 
 OnCheckpoint = Callable[[TrainState, Mapping[str, float]], None]
+
+NEGLIGIBLE_KL = 1e-4  # nats a token: the gradient of a divergence below it is rounding, which Adam would blow up
 
 
 class Trainer:
@@ -51,6 +56,10 @@ class Trainer:
             if hyper.patience and state.scores_since_best >= hyper.patience:
                 message = f"Validation has not improved {hyper.patience} times: training ends early."
                 self.job.on_event("info", message, None)
+                break
+            if state.course.rollbacks > MAX_ROLLBACKS:
+                message = f"The policy has collapsed {state.course.rollbacks} times: training ends early."
+                self.job.on_event("warn", message, {"type": "collapsed"})
                 break
             started = time.perf_counter()
             metrics = self.step(rows["train"])
@@ -89,25 +98,41 @@ class Trainer:
         samples = [row for row in batch for _ in range(hyper.group_size)]  # N rows, each group side by side
         completions = self.sample(hyper, samples, generator)  # N answers
         grades = self.job.grading([completion.text for completion in completions], samples)
-        rewards = torch.tensor([grade.reward for grade in grades])  # (N,)
-        advantages = ADVANTAGES[hyper.algorithm](rewards.view(len(batch), hyper.group_size))  # (P, G)
-        # A group without variance says nothing about its prompt; where every reward counts by itself all of them do.
-        taught = advantages.any(1).repeat_interleave(hyper.group_size)  # (N,)
-        chosen = taught.nonzero().flatten().tolist()  # M positions among the N
+        rewards = torch.tensor([grade.reward for grade in grades]).view(len(batch), hyper.group_size)  # (P, G)
+        advantages = ADVANTAGES[hyper.algorithm](rewards)  # (P, G)
+        unread = sum(not grade.parsed for grade in grades) / len(grades)
         metrics = {
             "train_reward_mean": rewards.mean().item(),
-            "unread": sum(not grade.parsed for grade in grades) / len(grades),
-            "skipped": 1 - len(chosen) / len(samples),
+            "unread": unread,
+            "skipped": 1 - advantages.any(1).float().mean().item(),
             "train_loss": 0.0,
             "kl": 0.0,
             "tokens": float(_count([row.prompt for row in samples]) + _count([c.token_ids for c in completions])),
         }
+        course = self.state.course
+        verdict = course.note_answers(rewards.tolist(), unread)
+        if verdict.collapse:
+            self.roll_back(verdict.collapse)
+            return metrics
+        if verdict.is_best:
+            self.state.anchor = self._copied_parameters()
+        # A group without variance says nothing about its prompt, but the policy may be far from the base there too.
+        teaches = advantages.any(1) | (hyper.kl_coef > 0) | (course.exploration > 0)  # (P,)
+        chosen = teaches.repeat_interleave(hyper.group_size).nonzero().flatten().tolist()  # M positions among the N
         if not chosen:
             return metrics
         prompts = [samples[index].prompt for index in chosen]
         answers = [completions[index].token_ids for index in chosen]
-        gradient = self.follow_policy_gradient(hyper, prompts, answers, advantages.view(-1)[chosen])
-        return metrics | {"train_loss": gradient.loss, **gradient.sums}
+        exploration = course.exploration * (1 - rewards.mean(1)).clamp(0, 1)  # (P,)
+        loss = PolicyGradient(
+            advantages.flatten()[chosen],
+            token_count=_count(answers),
+            kl_coef=hyper.kl_coef,
+            clip_ratio=hyper.clip_ratio,
+            exploration=exploration.repeat_interleave(hyper.group_size)[chosen],
+            entropy=0.0 if math.isnan(course.entropy) else course.entropy,
+        )
+        return metrics | self.follow_policy_gradient(hyper, prompts, answers, loss)
 
     def sample(
         self, hyper: ReinforcementHyperparameters, rows: Sequence[EncodedRow], generator: torch.Generator
@@ -118,32 +143,29 @@ class Trainer:
         return self._member.run(Generate(self.values(), prompts, hyper.max_new_tokens, hyper.temperature, seeds))
 
     def follow_policy_gradient(
-        self, hyper: ReinforcementHyperparameters, prompts: Tokens, answers: Tokens, advantages: Tensor
-    ) -> Gradient:
-        """Take ``updates_per_rollout`` updates on M answers with their ``advantages (M,)``; return the first gradient.
+        self, hyper: ReinforcementHyperparameters, prompts: Tokens, answers: Tokens, loss: PolicyGradient
+    ) -> dict[str, float]:
+        """Take ``updates_per_rollout`` updates on M answers; return the metrics of the first.
 
         The loss compares with the base for the divergence, and with the policy that sampled for clipping.
         """
-
-        def logprobs(values: Values | None) -> list[Tensor]:
-            return self._member.run(Logprobs(values, prompts, answers, hyper.temperature))  # M of (t_i,)
-
-        reference = logprobs(None) if hyper.kl_coef > 0 else None
-        sampled = logprobs(self.values()) if hyper.updates_per_rollout > 1 else None
-        gradients = []
-        for update in range(hyper.updates_per_rollout):
-            loss = PolicyGradient(
-                advantages,
-                token_count=_count(answers),
-                kl_coef=hyper.kl_coef,
-                reference=reference,
-                clip_ratio=hyper.clip_ratio,
-                # The policy that sampled is the one in training, at the first update: the ratio is one.
-                sampled=sampled if update else None,
-            )
-            gradients.append(self.differentiate(prompts, answers, loss, hyper.temperature))
-            self.update(gradients[-1])
-        return gradients[0]
+        if hyper.kl_coef > 0:
+            reference = self._member.run(Logprobs(None, prompts, answers, hyper.temperature))  # M of (t_i,)
+            loss = replace(loss, reference=reference)
+        first = self.differentiate(prompts, answers, loss, hyper.temperature)
+        entropy = -float(torch.cat(list(first.logprobs)).mean())
+        self.state.course.note_entropy(entropy)
+        metrics = {"train_loss": first.loss, **first.sums, "entropy": entropy}
+        if not loss.advantages.any() and not loss.explores and first.sums["kl"] < NEGLIGIBLE_KL:
+            self._optimizer.zero_grad()
+            return metrics
+        metrics |= self.update(first, prompts, answers, hyper.temperature)
+        # The policy that sampled is the one in training, at the first update: the ratio is one.
+        loss = replace(loss, sampled=first.logprobs)
+        for _ in range(hyper.updates_per_rollout - 1):
+            gradient = self.differentiate(prompts, answers, loss, hyper.temperature)
+            self.update(gradient, prompts, answers, hyper.temperature)
+        return metrics
 
     def imitate(self, batch: Sequence[EncodedRow]) -> dict[str, float]:
         """Learn the targets of P rows; or of P pairs of answers, to prefer the first."""
@@ -158,8 +180,8 @@ class Trainer:
             prompts, answers = [row.prompt for row in batch], [row.target for row in batch]
             loss = NextToken(token_count=_count(answers))
         gradient = self.differentiate(prompts, answers, loss, 1.0)
-        self.update(gradient)
-        return {"train_loss": gradient.loss, **gradient.sums, "tokens": _count(prompts) + _count(answers)}
+        length = self.update(gradient, prompts, answers, 1.0)
+        return {"train_loss": gradient.loss, **gradient.sums, **length, "tokens": _count(prompts) + _count(answers)}
 
     @torch.no_grad()
     def values(self) -> dict[str, Tensor]:
@@ -174,15 +196,15 @@ class Trainer:
         torch.autograd.backward(list(values.values()), [gradient.values[name] for name in values])
         return gradient
 
-    def update(self, gradient: Gradient) -> None:
-        """Let Adam move the parameters by their ``grad``, at this step's learning rate.
+    def update(self, gradient: Gradient, prompts: Tokens, answers: Tokens, temperature: float) -> dict[str, float]:
+        """Let Adam move the parameters by their ``grad``, as far as this step may; return how far that was.
 
         Raises:
             NonFiniteLossError: the loss or the gradient is NaN or infinite; nothing was changed.
         """
         state, hyper, step = self.state, self.job.hyper, self.state.step + 1
         group = self._optimizer.param_groups[0]
-        group["lr"] = learning_rate(step, hyper)
+        group["lr"] = hyper.learning_rate * state.course.rate * rate_share(step, hyper)
         for name, kept in state.kept.items():
             grad = state.parameters[name].grad
             assert grad is not None
@@ -190,10 +212,53 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(group["params"], hyper.max_grad_norm)
         if not math.isfinite(gradient.loss) or not bool(torch.isfinite(norm)):
             raise NonFiniteLossError(step)
+        before = self._copied_parameters()
         self._optimizer.step()
         self._optimizer.zero_grad()
         state.updates += 1
         self._zero_dropped()
+        metrics = {"learning_rate": group["lr"]}
+        if hyper.step_kl:
+            length = self._shorten_step(before, gradient, prompts, answers, temperature)
+            metrics = {"learning_rate": group["lr"] * length.share, "step_kl": length.divergence}
+        return metrics
+
+    def _shorten_step(
+        self, before: Values, gradient: Gradient, prompts: Tokens, answers: Tokens, temperature: float
+    ) -> trust_region.StepLength:
+        """Bring the step from ``before`` to the present parameters within its bound, and set the next one's rate."""
+        state, hyper = self.state, self.job.hyper
+        bound = hyper.step_kl * state.course.caution * rate_share(state.step + 1, hyper) ** 2
+        rows = trust_region.measured_rows(len(answers))
+        measured = Logprobs(None, [prompts[row] for row in rows], [answers[row] for row in rows], temperature)
+        logprobs = [gradient.logprobs[row] for row in rows]
+        target = self._copied_parameters()
+
+        @torch.no_grad()
+        def divergence_of(share: float) -> float:
+            for name, parameter in state.parameters.items():
+                parameter.copy_(torch.lerp(before[name], target[name], share))
+            after: list[Tensor] = self._member.run(replace(measured, values=self.values()))
+            return trust_region.divergence(logprobs, after)
+
+        length = trust_region.fit(divergence_of, bound)
+        state.course.rate = trust_region.next_rate(state.course.rate, length, bound)
+        return length
+
+    def roll_back(self, collapse: str) -> None:
+        """Go back to the best parameters so far, with a fresh optimiser, and say so."""
+        state = self.state
+        state.course.roll_back()
+        with torch.no_grad():
+            for name, value in state.anchor.items():
+                state.parameters[name].copy_(value)
+        for moment in (*state.first_moments.values(), *state.second_moments.values()):
+            moment.zero_()
+        state.updates = 0
+        self._optimizer = make_optimizer(state, self.job.hyper.learning_rate, self._member.base.device)
+        message = f"Collapse: {collapse}. Training goes on from the best parameters so far, with steps half as long."
+        data = {"type": "rolled_back", "reason": collapse, "rollbacks": state.course.rollbacks}
+        self.job.on_event("warn", message, data)
 
     def sparsify(self) -> None:
         """Choose the multipliers that a sparse expert goes on training; the others become and stay zero."""
@@ -224,6 +289,9 @@ class Trainer:
         is_whole = self.state.updates == self._updates_after_step
         if is_whole and self.state.step > self._checkpointed_step:
             self.checkpoint({})
+
+    def _copied_parameters(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.state.parameters.items()}
 
     @torch.no_grad()
     def _zero_dropped(self) -> None:
