@@ -40,7 +40,7 @@ def check_trainable_base(name: str, details: Mapping[str, Any]) -> None:
         if limitation.name == "serve_only":
             raise InvalidRequestError(
                 f"No expert can be trained on the base model '{name}', which serves only: {limitation.reason}. "
-                "`zhub base-models ls` lists the others.",
+                "GET /v1/base_models lists the others.",
                 param="model",
                 code="base_model_serves_only",
             )
