@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -12,6 +12,7 @@ from zhub.cli.output import facts, moment, note, put, show_json, status, stderr,
 from zhub.client import Client
 from zhub.client.model_sources import PACKAGED, convert_gguf, fetch_packaged
 from zhub.client.wire.training import BaseModelRecord
+from zhub.registry.limitations import limitations_of
 from zhub.registry.model_directory import ModelFiles
 
 app = typer.Typer(help="Base models: frozen weights that experts adapt.", no_args_is_help=True)
@@ -142,7 +143,15 @@ def _show(base: BaseModelRecord, as_json: bool) -> None:
                 ("source", source),
                 ("weights", base.weights_fingerprint or "-"),
                 ("basis", base.basis_fingerprint or "-"),
-                *[(name, str(value)) for name, value in (base.details or {}).items()],
+                *_details(base.details or {}),
             ]
         )
     )
+
+
+def _details(details: dict[str, Any]) -> list[tuple[str, str]]:
+    """What decomposition found: each limitation by itself, and what share of the model an expert adapts."""
+    shown = {name: str(value) for name, value in details.items() if name != "limitations"}
+    if adapted := details.get("adapted_parameters"):
+        shown["adapted_parameters"] = f"{adapted} ({adapted / details['parameters']:.1%})"
+    return [*shown.items(), *[("limitation", str(limitation)) for limitation in limitations_of(details)]]

@@ -5,6 +5,7 @@ import re
 COMMANDS = {
     "DELETE /v1/experts/{expert}/aliases/{alias}": ("zhub experts demote",),
     "DELETE /v1/schedules/{schedule_id}": ("zhub schedules rm",),
+    "GET /v1/base_models": ("zhub base-models ls",),
     "GET /v1/experts": ("zhub experts ls",),
     "GET /v1/models": ("zhub experts ls", "zhub base-models ls"),
     "POST /v1/base_models": ("zhub base-models add",),

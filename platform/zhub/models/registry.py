@@ -42,7 +42,7 @@ class BaseModel(Base):
     basis_fingerprint: Mapped[str | None]
     basis_key_prefix: Mapped[str | None]
     details: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
-    """Found at decomposition: architecture, parameters, adapted matrices, z values, context length."""
+    """Found at decomposition: architecture, parameters, how many are adapted, context length, limitations."""
     is_default: Mapped[bool] = mapped_column(Boolean, default=False)
     cluster: Mapped[str] = mapped_column(default="default", server_default="default")
     """Which workers decompose it."""

@@ -7,9 +7,11 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from zhub import states
+from zhub.errors import InvalidRequestError
 from zhub.models import BaseModel, Job
 from zhub.queue import job_events
 from zhub.registry import base_models
+from zhub.registry.limitations import check_trainable_base
 from zhub.specs import TrainSpec
 from zhub.training.packing import pack_key
 from zhub.webhooks import outbox
@@ -33,10 +35,16 @@ def follow_decompositions(session: Session) -> int:
     for job in jobs:
         assert job.base_model_id is not None
         base = bases[job.base_model_id]
-        if base.status == "ready":
-            _give_basis(session, job, base)
+        if base.status != "ready":
+            _cancel(
+                session,
+                job,
+                f"The base model '{base.name}', which it waited for, could not be decomposed: {base.error}",
+            )
+        elif refusal := _refusal(base):
+            _cancel(session, job, refusal)
         else:
-            _cancel(session, job, base)
+            _give_basis(session, job, base)
     return len(jobs)
 
 
@@ -65,8 +73,16 @@ def _give_basis(session: Session, job: Job, base: BaseModel) -> None:
     job_events.add(session, job.org_id, job.id, f"The base model '{base.name}' is decomposed.")
 
 
-def _cancel(session: Session, job: Job, base: BaseModel) -> None:
-    message = f"The base model '{base.name}', which it waited for, could not be decomposed: {base.error}"
+def _refusal(base: BaseModel) -> str | None:
+    """Why no expert can be trained on a base that is ready; None where one can."""
+    try:
+        check_trainable_base(base.name, base.details)
+    except InvalidRequestError as exc:
+        return str(exc)
+    return None
+
+
+def _cancel(session: Session, job: Job, message: str) -> None:
     session.execute(
         update(Job)
         .where(Job.id == job.id, Job.state == states.WAITING)

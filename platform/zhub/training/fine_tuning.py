@@ -28,6 +28,7 @@ from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
 from zhub.registry import base_models, versions
+from zhub.registry.limitations import check_trainable_base
 from zhub.registry.publish import check_trainable, expert_name, get_or_create_expert
 from zhub.specs import (
     BaseModelSource,
@@ -261,6 +262,7 @@ def _inputs(session: Session, caller: Caller, request: JobRequest, grader: Grade
     parent = versions.get_version(session, caller.project_id, request.model) if "@" in request.model else None
     base = parent.base if parent else base_models.get(session, caller.org_id, request.model)
     basis = base_models.basis_of(base)
+    check_trainable_base(base.name, base.details)
     training = _file(session, caller, request.training_file, "training_file")
     validation = None
     if request.validation_file:

@@ -27,6 +27,9 @@ SET_READY = """
 UPDATE base_models SET status = 'ready', weights_fingerprint = 'w', basis_fingerprint = 'b', basis_key_prefix = 'p'
  WHERE name = 'big'
 """
+SET_SERVE_ONLY = SET_READY.replace(
+    "WHERE", """, details = '{"limitations": [{"name": "serve_only", "reason": "no gradient"}]}' WHERE"""
+)
 SET_FAILED = "UPDATE base_models SET status = 'error', error = 'It has no linear layers.' WHERE name = 'big'"
 
 
@@ -112,6 +115,29 @@ def test_a_training_whose_base_cannot_be_decomposed_is_cancelled_by_name(
     assert "'big'" in ended["error"]["message"] and "It has no linear layers." in ended["error"]["message"]
     with pytest.raises(openai.ConflictError, match="'big' cannot be used: It has no linear layers."):
         train()
+
+
+def test_a_training_whose_base_turns_out_to_serve_only_is_cancelled_with_the_reason(
+    train: Ask, ask: Ask, system_engine: Engine
+) -> None:
+    job = train()
+    change(system_engine, SET_SERVE_ONLY)
+    advance(system_engine)
+    ended = ask("get", f"/fine_tuning/jobs/{job['id']}")
+    assert (ended["status"], ended["error"]["code"]) == ("cancelled", "base_model_failed")
+    assert "'big', which serves only: no gradient" in ended["error"]["message"]
+
+
+def test_a_training_on_a_base_that_serves_only_is_refused_at_once(train: Ask, system_engine: Engine) -> None:
+    change(system_engine, SET_SERVE_ONLY)
+    with pytest.raises(openai.BadRequestError, match="'big', which serves only: no gradient") as refused:
+        train()
+    assert (refused.value.param, refused.value.code) == ("model", "base_model_serves_only")
+
+
+def test_another_limitation_of_a_base_refuses_no_training(train: Ask, system_engine: Engine) -> None:
+    change(system_engine, SET_SERVE_ONLY.replace("serve_only", "no_batching"))
+    assert train()["status"] == "queued"
 
 
 def test_a_training_that_was_cancelled_with_its_base_waits_for_it_again(

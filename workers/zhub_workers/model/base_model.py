@@ -6,6 +6,7 @@ can be loaded safely; what cannot be loaded that way is refused with a remedy.
 
 import hashlib
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,30 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from zhub.errors import InvalidRequestError, UnsupportedModelError
+from zhub_workers.model.weight_files import check_weight_files, host_memory_bytes
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 STANDARD_ROLES = {"developer": "system"}  # the newer word; most templates drop or refuse a role that they do not name
+# Mamba's step size: its kernels take the weight, and no expert that changes what the layer computes is heard.
+READ_PAST_THE_LAYER = ("dt_proj",)
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 
 # What transformers raises for files that are missing, cut short, or say things that contradict each other.
 LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Which ways of reading several rows at once leave each row as it is alone; ``try_batching`` finds out.
+
+    ``together``: several rows of one length. ``padded``: rows of unequal length, padded on the left. ``selected``: rows
+    leave the cache of a batch, or are copied within it. ``continued``: several tokens at once follow what is cached.
+    """
+
+    together: bool = True
+    padded: bool = True
+    selected: bool = True
+    continued: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,27 +63,36 @@ class BaseModel:
     context_length: int | None
     forward_arguments: frozenset[str]
     device: torch.device
+    batching: Batching = Batching()
 
 
-def load_base_model(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> BaseModel:
+def load_base_model(
+    path: Path, *, name: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> BaseModel:
     """Load the model in ``path``, a directory as ``save_pretrained`` writes it.
 
     The weights' fingerprint depends on ``dtype``: load a base in one dtype everywhere.
+
+    Args:
+        name: what errors call it; the directory's name where that says it.
 
     Raises:
         UnsupportedModelError: says which file or property is missing, and what to do.
     """
     logging.disable_progress_bar()
-    _check_files(path)
-    config = _load_config(path)
-    tokenizer = _load_tokenizer(path)
-    model = _load_weights(path, config, dtype).to(device).eval().requires_grad_(False)
+    name = name or path.name
+    _check_files(path, name)
+    config = _load_config(path, name)
+    _check_generation_config(path, name, config)
+    _check_memory(name, check_weight_files(path, name) * dtype.itemsize, torch.device(device))
+    tokenizer = _load_tokenizer(path, name)
+    model = _load_weights(path, name, config, dtype).to(device).eval().requires_grad_(False)
     arguments = frozenset(inspect.signature(model.forward).parameters)
-    _check_model(path, model, tokenizer, arguments)
+    _check_model(name, model, tokenizer, arguments)
     stop_ids = _stop_ids(model, tokenizer)
     if not stop_ids:
         raise UnsupportedModelError(
-            f"{path.name}: no end-of-sequence token. Set eos_token in tokenizer_config.json or generation_config.json."
+            f"{name}: no end-of-sequence token. Set eos_token in tokenizer_config.json or generation_config.json."
         )
     eos_id = min(stop_ids) if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     return BaseModel(
@@ -84,7 +111,8 @@ def load_base_model(path: Path, *, device: torch.device | str = "cpu", dtype: to
 def linear_layers(model: Any) -> dict[str, nn.Module]:
     """Return the layers that an expert adapts, by name, sorted: every nn.Linear and Conv1D but the output embedding.
 
-    Fused projections (GPT-2's ``c_attn``) count as one matrix. Embeddings, tied to the output or not, stay as they are.
+    Fused projections (GPT-2's ``c_attn``) count as one matrix. Embeddings, tied to the output or not, stay as they are,
+    and so does a layer that is more than a matrix product: a router that subclasses nn.Linear and returns its choice.
     """
     output = model.get_output_embeddings()
     return {
@@ -94,7 +122,26 @@ def linear_layers(model: Any) -> dict[str, nn.Module]:
         and module is not output
         # A layer that shares its weight with the output embedding would change it from below.
         and not (output is not None and module.weight is output.weight)
+        and name.rpartition(".")[2] not in READ_PAST_THE_LAYER
+        and _is_linear(module)
     }
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a layer gives what nn.Linear or Conv1D would; only a subclass may not."""
+    if type(module) in (nn.Linear, Conv1D):
+        return True
+    own: Any = Conv1D if isinstance(module, Conv1D) else nn.Linear
+    x = torch.linspace(-1, 1, layer_weight(module).shape[1], dtype=module.weight.dtype, device=module.weight.device)  # type: ignore[arg-type]
+    try:
+        y = module(x.expand(1, 2, -1))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    expected = own.forward(module, x.expand(1, 2, -1))
+    return (
+        isinstance(y, Tensor) and y.shape == expected.shape and (y.is_meta or torch.allclose(y, expected, 1e-3, 1e-3))
+    )
 
 
 def layer_weight(module: nn.Module) -> Tensor:
@@ -125,9 +172,10 @@ class Prompts:
     context_length: int | None
 
 
-def load_prompts(path: Path) -> Prompts:
+def load_prompts(path: Path, name: str | None = None) -> Prompts:
     """Load the tokenizer and the context of the model in ``path``. Raises UnsupportedModelError."""
-    return Prompts(_load_tokenizer(path), _context_length(_load_config(path)))
+    name = name or path.name
+    return Prompts(_load_tokenizer(path, name), _context_length(_load_config(path, name)))
 
 
 def tensor_bytes(tensor: Tensor) -> Any:
@@ -164,59 +212,99 @@ def render_target(base: BaseModel, target: str) -> list[int]:
     return [*base.tokenizer(target, add_special_tokens=False)["input_ids"], base.eos_id]
 
 
-def _check_files(path: Path) -> None:
+def _check_files(path: Path, name: str) -> None:
     if not path.is_dir():
         raise UnsupportedModelError(f"{path}: not a directory. Give the directory that holds the model's config.json.")
     if not (path / "config.json").is_file():
-        raise UnsupportedModelError(f"{path.name}: no config.json. Give a directory as save_pretrained() writes it.")
+        raise UnsupportedModelError(f"{name}: no config.json. Give a directory as save_pretrained() writes it.")
     if any(path.glob("*.safetensors")):
         return
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern))
     if pickled:
         raise UnsupportedModelError(
-            f"{path.name}: its weights are pickled ({pickled[0]}), and opening a pickle runs whatever it holds. "
+            f"{name}: its weights are pickled ({pickled[0]}), and opening a pickle runs whatever it holds. "
             "Convert it where you trust it: load it there and call save_pretrained(), which writes safetensors."
         )
-    raise UnsupportedModelError(f"{path.name}: no weights: expected *.safetensors, found none.")
+    raise UnsupportedModelError(f"{name}: no weights: expected *.safetensors, found none.")
 
 
-def _load_config(path: Path) -> Any:
+def _check_memory(name: str, needed: int, device: torch.device) -> None:
+    """Refuse a model that this worker cannot hold, before it is read."""
+    cuda = device.type == "cuda"
+    total = torch.cuda.get_device_properties(device).total_memory if cuda else host_memory_bytes()
+    if needed > total:
+        raise UnsupportedModelError(
+            f"{name}: its weights take {needed / 1e9:,.1f} GB of memory, and the worker has {total / 1e9:,.1f} GB. "
+            "Start workers with more memory (--cluster names those of an agent), or add a smaller model."
+        )
+
+
+def _load_config(path: Path, name: str) -> Any:
     try:
+        json.loads((path / "config.json").read_text("utf-8"))
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except LOAD_ERRORS as exc:
-        raise UnsupportedModelError(f"{path.name}: cannot read config.json: {exc}") from exc
+        raise UnsupportedModelError(f"{name}: cannot read config.json: {exc}") from exc
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModelError(
-            f"{path.name}: its weights are quantised. Add the unquantised checkpoint: singular values of rounded "
+            f"{name}: its weights are quantised. Add the unquantised checkpoint: singular values of rounded "
             "weights are not those of the model."
         )
     architectures = config.architectures or []
-    causal = any(name.endswith(CAUSAL_SUFFIXES) for name in architectures)
+    causal = any(of.endswith(CAUSAL_SUFFIXES) for of in architectures)
     if config.is_encoder_decoder or (architectures and not causal):
         raise UnsupportedModelError(
-            f"{path.name}: {', '.join(architectures) or config.model_type} is not a causal language model. "
+            f"{name}: {', '.join(architectures) or config.model_type} is not a causal language model. "
             "zhub adapts decoder-only text models (…ForCausalLM)."
         )
     return config
 
 
-def _load_tokenizer(path: Path) -> Any:
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
-    if not any((path / name).is_file() for name in names):
-        raise UnsupportedModelError(f"{path.name}: no tokenizer: expected tokenizer.json beside config.json.")
+def _check_generation_config(path: Path, name: str, config: Any) -> None:
+    """Refuse a file that transformers would pass over in silence, and stop tokens that the model cannot give."""
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return
+    try:
+        declared = json.loads(file.read_text("utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as exc:
+        raise UnsupportedModelError(
+            f"{name}: generation_config.json is not a JSON object: {exc}. Mend it, or leave it out: then the "
+            "tokenizer's eos_token alone ends an answer."
+        ) from exc
+    size = config.get_text_config().vocab_size
+    for token in declared if isinstance(declared, list) else [declared]:
+        if token is not None and not (isinstance(token, int) and 0 <= token < size):
+            raise UnsupportedModelError(
+                f"{name}: generation_config.json has the eos_token_id {token!r}, and the model's tokens are the "
+                f"numbers 0 to {size - 1}. Without a token that it can give, its answers never end: correct it there."
+            )
+
+
+def _load_tokenizer(path: Path, name: str) -> Any:
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+    if not any((path / file).is_file() for file in files):
+        raise UnsupportedModelError(f"{name}: no tokenizer: expected tokenizer.json beside config.json.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except LOAD_ERRORS as exc:
-        raise UnsupportedModelError(f"{path.name}: cannot load its tokenizer: {exc}") from exc
+        if not (path / "tokenizer.json").is_file():
+            # transformers would have a package installed here, on the worker, which the user cannot do.
+            raise UnsupportedModelError(
+                f"{name}: no tokenizer.json, and what there is instead cannot be read here. Where the packages "
+                "sentencepiece and tiktoken are installed, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) "
+                "writes one. Add the model again with it."
+            ) from exc
+        raise UnsupportedModelError(f"{name}: cannot load its tokenizer: {exc}") from exc
     if not tokenizer.chat_template:
         raise UnsupportedModelError(
-            f"{path.name}: no chat template, so messages cannot become a prompt. Add chat_template.jinja to the "
+            f"{name}: no chat template, so messages cannot become a prompt. Add chat_template.jinja to the "
             "directory, and add the base model again."
         )
     return tokenizer
 
 
-def _load_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
+def _load_weights(path: Path, name: str, config: Any, dtype: torch.dtype) -> Any:
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
@@ -225,31 +313,39 @@ def _load_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
     except LOAD_ERRORS as exc:
-        raise UnsupportedModelError(f"{path.name}: cannot load it as a causal language model: {exc}") from exc
+        raise UnsupportedModelError(f"{name}: cannot load it as a causal language model: {exc}") from exc
+    if mismatched := sorted(loading["mismatched_keys"]):
+        tensor, stored, expected = mismatched[0]
+        raise UnsupportedModelError(
+            f"{name}: {len(mismatched)} weights are of other sizes than config.json says, first '{tensor}': "
+            f"{tuple(stored)}, expected {tuple(expected)}. Take config.json and weights from one checkpoint."
+        )
     # A checkpoint of another kind (a classifier, an encoder) loads with its missing parts drawn at random.
     if missing := sorted(loading["missing_keys"]):
         raise UnsupportedModelError(
-            f"{path.name}: the weights lack {len(missing)} tensors of {type(model).__name__}, first '{missing[0]}'. "
+            f"{name}: the weights lack {len(missing)} tensors of {type(model).__name__}, first '{missing[0]}'. "
             "Add the base model from a complete checkpoint of a causal language model."
         )
     return model
 
 
-def _check_model(path: Path, model: Any, tokenizer: Any, forward_arguments: frozenset[str]) -> None:
+def _check_model(name: str, model: Any, tokenizer: Any, forward_arguments: frozenset[str]) -> None:
     """Refuse a model that zhub cannot generate with, or cannot adapt."""
     if "past_key_values" not in forward_arguments:
-        raise UnsupportedModelError(f"{path.name}: {type(model).__name__} has no key-value cache; zhub needs one.")
+        raise UnsupportedModelError(f"{name}: {type(model).__name__} has no key-value cache; zhub needs one.")
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UnsupportedModelError(
-            f"{path.name}: the tokenizer has {len(tokenizer)} tokens and the model {rows}: they do not fit together."
+            f"{name}: the tokenizer has {len(tokenizer)} tokens and the model {rows}: they do not fit together. Add "
+            "the tokenizer that the model was trained with, or a model with embeddings for all of its tokens."
         )
     if not linear_layers(model):
         raise UnsupportedModelError(
-            f"{path.name}: {type(model).__name__} has no linear layer that zhub can adapt (torch.nn.Linear or Conv1D)."
+            f"{name}: {type(model).__name__} has no linear layer that zhub can adapt (torch.nn.Linear or Conv1D)."
         )
 
 

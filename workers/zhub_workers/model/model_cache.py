@@ -17,6 +17,7 @@ from zhub.storage.object_store import ObjectStore, fetch
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel, load_base_model, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, load_basis
+from zhub_workers.model.reading import tried
 
 WEIGHTS_SUFFIX = ".safetensors"
 
@@ -73,7 +74,10 @@ class ModelCache:
     def _load(self, source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> BaseModel:
         while len(self._models) >= self._capacity:
             self._models.popitem(last=False)
-        return load_base_model(base_directory(source, store, cache_dir), device=self._device)
+        base = load_base_model(base_directory(source, store, cache_dir), name=source.name, device=self._device)
+        # Tried anew: what holds on the device that decomposed it need not hold on this one, and a base may answer
+        # before it is decomposed.
+        return tried(base)
 
 
 def _adapted(

@@ -11,19 +11,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from zhub.errors import NonFiniteLogitsError, PromptTooLongError
 from zhub_workers.model.base_model import BaseModel
+from zhub_workers.model.caches import new_cache, select_rows
 from zhub_workers.model.logprobs import logprobs_at
+from zhub_workers.model.sampling import NO_TOKEN, Sampler
 
 FinishReason = Literal["stop", "length"]
 Assign = Callable[[Sequence[int]], None]  # AdaptedModel.rows yields one
 Pair = tuple[int, tuple[int, ...], tuple[int, ...]]  # owner, prompt, completion
 # Below it a distribution is its likeliest token, and float32 divides by zero.
 MIN_TEMPERATURE = 1e-5
-NO_TOKEN = -1  # instead of a token that cannot be chosen
 DROP_SHARE = 0.125  # finished rows leave the batch once they are this share of it; each time copies the cache
 
 
@@ -109,8 +109,8 @@ def generate(
     owner_of_row = _per_row(0 if owners is None else owners, count)
     columns = (owner_of_row, map(tuple, prompts), limits, temperatures, top_ps, uniforms)
     rows = [_Row(*settings) for settings in zip(*columns, strict=True)]
-    if rows:
-        _decode(base, rows, on_token, on_non_finite, should_stop, assign)
+    for batch in read_together(base, prompts):
+        _decode(base, rows, batch, on_token, on_non_finite, should_stop, assign)
     return [_completion(base, row) for row in rows]
 
 
@@ -127,7 +127,7 @@ def token_logprobs(
 
     Differentiable where the state is. Equal answers of one owner to one prompt are scored once, gradients too. Prompts
     and answers go through the model in one piece, or each distinct prompt once and the answers on its keys and values,
-    whichever reads fewer tokens. The log-softmax is float32, and made for scored tokens only.
+    whichever reads fewer tokens and the base allows. The log-softmax is float32, and made for scored tokens only.
 
     Args:
         completions: token ids as they were sampled, stop token included: text is never tokenised again. At least one
@@ -146,7 +146,13 @@ def token_logprobs(
     answer = max(len(completion) for _, _, completion in pairs)
     whole_tokens = len(pairs) * max(len(prompt) + len(completion) - 1 for _, prompt, completion in pairs)
     shared_tokens = len(distinct) * max(len(prompt) for _, prompt in distinct) + len(pairs) * (answer - 1)
-    score = _score_whole if whole_tokens <= shared_tokens else _score_shared
+    ways = base.batching
+    if not ways.together:
+        score = _score_alone
+    elif whole_tokens <= shared_tokens or not (ways.padded and ways.selected and ways.continued):
+        score = _score_whole
+    else:
+        score = _score_shared
     logprobs, cells = score(base, pairs, temperature, assign)
     at = tuple(torch.tensor(cells, device=base.device).T)
     table = logprobs.new_zeros(len(pairs), answer)
@@ -156,11 +162,28 @@ def token_logprobs(
     return table.index_put(at, logprobs)[copies], mask[copies]
 
 
+def read_together(base: BaseModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The rows of ``prompts`` by the batches that the base may read them in: one, one a length, or each row alone."""
+    batches: dict[int, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        key = row if not base.batching.together else 0 if base.batching.padded else len(prompt)
+        batches.setdefault(key, []).append(row)
+    return list(batches.values())
+
+
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return ids ``(b, t)`` and mask ``(b, t)``, both int64; answers then begin in one column."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    return ids.to(device), mask.to(device)
+
+
+def pad_right(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids ``(b, t)`` and mask ``(b, t)``, both int64; without a cache the causal mask keeps padding out."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.tensor([[*s, *[pad_id] * (width - len(s))] for s in sequences], dtype=torch.int64)
+    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences], dtype=torch.int64)
     return ids.to(device), mask.to(device)
 
 
@@ -179,17 +202,24 @@ def forward_arguments(base: BaseModel, ids: Tensor, mask: Tensor) -> dict[str, A
 def _score_whole(
     base: BaseModel, pairs: Sequence[Pair], temperature: float, assign: Assign | None
 ) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Log-probabilities ``(n,)`` of all tokens of all completions, and (row, column) of each.
-
-    Padded on the right, where the causal mask alone keeps the padding out, so that attention needs no other.
-    """
+    """Log-probabilities ``(n,)`` of all tokens of all completions, and (row, column) of each."""
     # The last token of a completion predicts nothing that is scored.
-    ids, _ = _pad_right([(*prompt, *completion[:-1]) for _, prompt, completion in pairs], base)
+    read = [(*prompt, *completion[:-1]) for _, prompt, completion in pairs]
+    ids, _ = pad_right(read, base.pad_id, base.device)
     cells = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(len(completion))]
     positions = [row * ids.shape[1] + len(pairs[row][1]) - 1 + column for row, column in cells]
     _follow(assign, [owner for owner, _, _ in pairs])
     arguments = {"input_ids": ids, "use_cache": False}
     return _logprobs(base, arguments, positions, pairs, cells, temperature), cells
+
+
+def _score_alone(
+    base: BaseModel, pairs: Sequence[Pair], temperature: float, assign: Assign | None
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The same, one row after the other."""
+    scored = [_score_whole(base, [pair], temperature, assign)[0] for pair in pairs]
+    cells = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(len(completion))]
+    return torch.cat(scored), cells
 
 
 def _score_shared(
@@ -198,17 +228,17 @@ def _score_shared(
     """The same, reading each distinct prompt once: the first tokens of all completions, then the rest of each."""
     distinct, owners, which = _unique_prompts([(owner, prompt) for owner, prompt, _ in pairs])
     ids, mask = pad_left(distinct, base.pad_id, base.device)
-    cache = DynamicCache(config=base.model.config)
+    cache = new_cache(base.model)
     cached = {"past_key_values": cache, "use_cache": True}
     _follow(assign, owners)
     firsts = [(row, 0) for row in range(len(pairs))]
     positions = [(prompt + 1) * ids.shape[1] - 1 for prompt in which]
     first = _logprobs(base, forward_arguments(base, ids, mask) | cached, positions, pairs, firsts, temperature)
-    ids, rest_mask = _pad_right([completion[:-1] for _, _, completion in pairs], base)
+    ids, rest_mask = pad_right([completion[:-1] for _, _, completion in pairs], base.pad_id, base.device)
     if ids.shape[1] == 0:
         return first, firsts
     copies = torch.tensor(which, device=base.device)
-    cache.batch_select_indices(copies)
+    select_rows(cache, copies)
     _follow(assign, [owner for owner, _, _ in pairs])
     rests = [(row, column) for row, (_, _, completion) in enumerate(pairs) for column in range(1, len(completion))]
     positions = [row * ids.shape[1] + column - 1 for row, column in rests]
@@ -245,18 +275,19 @@ def _unique_prompts(
 
 def _decode(
     base: BaseModel,
-    rows: list[_Row],
+    rows: Sequence[_Row],
+    batch: list[int],
     on_token: Callable[[int, int], None] | None,
     on_non_finite: Callable[[int], None] | None,
     should_stop: Callable[[], bool] | None,
     assign: Assign | None,
 ) -> None:
-    """Add tokens to every row until it is done. A batch holds the indices of rows that are read together."""
+    """Add tokens to each row of a batch until it is done. ``batch`` has the indices of those that are read together."""
     # Rows of one owner side by side: their layers' inputs are then one block of memory.
-    batch = sorted(range(len(rows)), key=lambda index: rows[index].owner)
+    batch = sorted(batch, key=lambda index: rows[index].owner)
     logits, mask, cache = _read_prompts(base, [rows[index] for index in batch], assign)
-    sampler = _Sampler([rows[index] for index in batch], base.device)
-    for step in range(max(row.limit for row in rows)):
+    sampler = Sampler([rows[index] for index in batch], base.device)
+    for step in range(max(rows[index].limit for index in batch)):
         if should_stop is not None and should_stop():
             return
         tokens = sampler.draw(logits, step)
@@ -276,80 +307,37 @@ def _decode(
         alive = [position for position, index in enumerate(batch) if rows[index].finish_reason is None]
         if not alive:
             return
-        if len(batch) - len(alive) >= max(1, DROP_SHARE * len(batch)):
+        if base.batching.selected and len(batch) - len(alive) >= max(1, DROP_SHARE * len(batch)):
             kept = torch.tensor(alive, device=base.device)
-            cache.batch_select_indices(kept)
+            select_rows(cache, kept)
             tokens, mask = tokens[kept], mask[kept]
             batch = [batch[position] for position in alive]
-            sampler = _Sampler([rows[index] for index in batch], base.device)
+            sampler = Sampler([rows[index] for index in batch], base.device)
             _follow(assign, [rows[index].owner for index in batch])
         mask = torch.cat([mask, mask.new_ones(len(batch), 1)], 1)
         logits = _forward(base, tokens.clamp_min(0).unsqueeze(1), mask, cache)[:, -1]
 
 
 def _read_prompts(base: BaseModel, rows: Sequence[_Row], assign: Assign | None) -> tuple[Tensor, Tensor, DynamicCache]:
-    """Read each distinct prompt of an owner once.
+    """Read each distinct prompt of an owner once, where rows can be copied.
 
     Returns:
         Logits of each row's first token ``(b, v)``, the mask of its prompt ``(b, t)``, and its keys and values.
     """
-    distinct, owners, which = _unique_prompts([(row.owner, row.prompt) for row in rows])
+    owned = [(row.owner, row.prompt) for row in rows]
+    distinct, owners, which = _unique_prompts(owned)
+    if not base.batching.selected:
+        distinct, owners, which = [row.prompt for row in rows], [row.owner for row in rows], list(range(len(rows)))
     ids, mask = pad_left(distinct, base.pad_id, base.device)
-    cache = DynamicCache(config=base.model.config)
+    cache = new_cache(base.model)
     _follow(assign, owners)
     logits = _forward(base, ids, mask, cache)[:, -1]
     if len(distinct) != len(rows):
         copies = torch.tensor(which, device=base.device)
-        cache.batch_select_indices(copies)
+        select_rows(cache, copies)
         logits, mask = logits[copies], mask[copies]
         _follow(assign, [row.owner for row in rows])
     return logits, mask, cache
-
-
-class _Sampler:
-    """Draws the next token of every row in the batch, each at its own temperature and top_p."""
-
-    def __init__(self, rows: Sequence[_Row], device: torch.device) -> None:
-        self.greedy = torch.tensor([row.temperature == 0 for row in rows], device=device)
-        self.any_greedy, self.all_greedy = bool(self.greedy.any()), bool(self.greedy.all())
-        temperatures = [row.temperature or 1.0 for row in rows]
-        self.temperature = torch.tensor(temperatures, device=device).unsqueeze(1)
-        self.top_p = torch.tensor([row.top_p for row in rows], device=device).unsqueeze(1)
-        self.any_top_p = any(row.top_p < 1 for row in rows)
-        if not self.all_greedy:
-            # Greedy rows have none, so their padding makes the numbers that they do not use.
-            self.uniforms = pad_sequence([row.uniforms for row in rows], batch_first=True).to(device)
-
-    def draw(self, logits: Tensor, step: int) -> Tensor:
-        """Return token ids ``(b,)`` from logits ``(b, v)``; NO_TOKEN where they are NaN or infinite.
-
-        A model may forbid tokens by minus infinity, but not all of them.
-        """
-        return torch.where(logits.amax(1).isfinite(), self._tokens(logits, step), NO_TOKEN)
-
-    def _tokens(self, logits: Tensor, step: int) -> Tensor:
-        if self.all_greedy:
-            return logits.argmax(1)
-        probabilities = (logits.float() / self.temperature).softmax(1)
-        if self.any_top_p:
-            probabilities = _nucleus(probabilities, self.top_p)
-        # Float64, so that the sum over a large vocabulary does not drown its rare tokens.
-        cumulative = probabilities.cumsum(1, dtype=torch.float64)
-        # The step may be past the limit of a finished row that is still in the batch.
-        uniform = self.uniforms[:, min(step, self.uniforms.shape[1] - 1)].unsqueeze(1)
-        # Scaled to the sum and strictly below it, so a token of probability zero is never drawn.
-        drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)
-        drawn = drawn.clamp_max(logits.shape[1] - 1)
-        return torch.where(self.greedy, logits.argmax(1), drawn) if self.any_greedy else drawn
-
-
-def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """Zero every token outside of the smallest set that reaches ``top_p``; the likeliest token always stays."""
-    ordered, order = probabilities.sort(1, descending=True)
-    before = ordered.cumsum(1) - ordered
-    # Before the first there is nothing, which a top_p below the smallest float32 would reach already.
-    outside = (before >= top_p) & (before > 0)
-    return torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(outside, 0.0))
 
 
 def _forward(base: BaseModel, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
@@ -359,14 +347,6 @@ def _forward(base: BaseModel, ids: Tensor, mask: Tensor, cache: DynamicCache) ->
         arguments["logits_to_keep"] = 1
     logits: Tensor = base.model(**arguments, past_key_values=cache, use_cache=True).logits
     return logits
-
-
-def _pad_right(sequences: Sequence[Sequence[int]], base: BaseModel) -> tuple[Tensor, Tensor]:
-    """Return ids ``(b, t)`` and mask ``(b, t)``, both int64."""
-    width = max(len(sequence) for sequence in sequences)
-    ids = torch.tensor([[*s, *[base.pad_id] * (width - len(s))] for s in sequences], dtype=torch.int64)
-    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences], dtype=torch.int64)
-    return ids.to(base.device), mask.to(base.device)
 
 
 def _uniforms(seed: int, count: int) -> Tensor:

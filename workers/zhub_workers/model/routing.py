@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from zhub_workers.model.base_model import BaseModel
-from zhub_workers.model.rollout import forward_arguments, pad_left
+from zhub_workers.model.rollout import pad_right
 
 EMBEDDING_BATCH_ROWS = 64
 EXPLAINED_SHARE = 0.95  # of the training prompts' variance is kept by direction, the rest as noise alike in all others
@@ -69,11 +69,12 @@ def prompt_embeddings(base: BaseModel, prompts: Sequence[Sequence[int]]) -> Tens
     """
     embeddings = torch.empty(len(prompts), base.model.config.get_text_config().hidden_size)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), EMBEDDING_BATCH_ROWS):
-        rows = order[start : start + EMBEDDING_BATCH_ROWS]
-        ids, mask = pad_left([prompts[row] for row in rows], base.pad_id, base.device)
+    size = EMBEDDING_BATCH_ROWS if base.batching.together else 1
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        ids, mask = pad_right([prompts[row] for row in rows], base.pad_id, base.device)
         # The body without the output embedding: the logits of a whole prompt are never needed.
-        out = base.model.base_model(**forward_arguments(base, ids, mask), use_cache=False)
+        out = base.model.base_model(input_ids=ids, use_cache=False)
         hidden = out.last_hidden_state.float() * mask.unsqueeze(-1)
         embeddings[rows] = (hidden.sum(1) / mask.sum(1, keepdim=True)).cpu()
     return embeddings

@@ -20,7 +20,7 @@ def run(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
     spec = CountTokensSpec.model_validate(attempt.spec)
     store = open_store(attempt.store_url)
     path = fetch(store, spec.file.key, attempt.cache_dir / "datasets" / spec.file.sha256, sha256=spec.file.sha256)
-    prompts = load_prompts(base_directory(spec.base, store, attempt.cache_dir, with_weights=False))
+    prompts = load_prompts(base_directory(spec.base, store, attempt.cache_dir, with_weights=False), spec.base.name)
     count = 0
     named: list[tuple[int, int]] = []
     with path.open("rb") as file:

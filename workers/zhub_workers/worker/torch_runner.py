@@ -39,6 +39,7 @@ from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_r
 from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
 from zhub_workers.model.model_cache import ModelCache, base_directory
+from zhub_workers.model.trial import adapted_parameters, try_base
 from zhub_workers.training.metric_sinks import Run, sending_metrics
 from zhub_workers.training.spans import traced_steps
 from zhub_workers.training.state import TrainState
@@ -79,7 +80,12 @@ class TorchRunner:
         self, spec: DecomposeSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
     ) -> dict[str, Any]:
         context.emit("info", f"Loading base model {spec.base.name}.")
-        base = load_base_model(base_directory(spec.base, store, attempt.cache_dir), device=self.device)
+        files = base_directory(spec.base, store, attempt.cache_dir)
+        trial = try_base(load_base_model(files, name=spec.base.name, device=self.device), spec.base.name)
+        base = trial.base
+        for limitation in trial.limitations:
+            context.note("warn", f"Tried base model {spec.base.name}: {limitation}.")
+        context.raise_if_stopped()
         weights = weights_fingerprint(base.model)
         prefix = basis_prefix(weights)
         directory = attempt.cache_dir / prefix
@@ -111,9 +117,11 @@ class TorchRunner:
             "details": {
                 "architecture": type(model).__name__,
                 "parameters": sum(p.numel() for p in model.parameters()),
+                "adapted_parameters": adapted_parameters(base),
                 "matrices": len(list(directory.glob("*.safetensors"))),
                 "context_length": base.context_length,
                 "vocabulary": len(base.tokenizer),
+                "limitations": [limitation.model_dump() for limitation in trial.limitations],
             },
         }
 
