@@ -62,7 +62,8 @@ class BaseModelRecord(Answer):
 class TrainingResult(Answer):
     """What a training led to: how base and expert did on test rows, None where there are none.
 
-    ``learned_nothing``: no step was better than what training began from, so the version equals it.
+    ``learned_nothing``: no step was better than what training began from, so the version equals it. ``general`` says
+    what the expert does better and worse beside its task, None where that was not measured.
     """
 
     best_step: int
@@ -70,6 +71,9 @@ class TrainingResult(Answer):
     base_mean: float | None
     expert_mean: float | None
     p_value: float | None
+    general_base_mean: float | None = None
+    general_expert_mean: float | None = None
+    general: str | None = None
 
 
 class FineTuningJob(Answer):
