@@ -19,7 +19,7 @@ from zhub_workers.model.routing import Centroid, make_centroid
 from zhub_workers.training.forgetting import KeptAnswers, measure_general
 from zhub_workers.training.job import OnEvent, TrainingJob
 from zhub_workers.training.outcome import measure_on_test
-from zhub_workers.training.preflight import preflight
+from zhub_workers.training.preflight import check_tokenizer, preflight
 from zhub_workers.training.splits import sample, split_dataset
 from zhub_workers.training.state import TrainState
 from zhub_workers.training.trainer import OnCheckpoint, Trainer
@@ -85,6 +85,7 @@ def train(
     try:
         rows = read_rows(job, training_path, validation_path)
         if state is None:
+            check_tokenizer(job, rows["train"])
             state = first_state(job, starts, rows)
             check_reward(job, state, rows["train"])
         else:
@@ -195,6 +196,8 @@ def check_reward(job: TrainingJob, state: TrainState, rows: Sequence[EncodedRow]
     if isinstance(hyper, ReinforcementHyperparameters) and hyper.preflight_prompts:
         report = preflight(job, hyper, state, rows)
         job.on_event("info", str(report), {"type": "preflight", **report.__dict__})
+        if report.advice is not None:
+            job.on_event("warn", report.advice, None)
 
 
 def measured_result(
