@@ -18,6 +18,7 @@ from zhub_workers.evaluation.general_suite import all_questions
 MAX_TIMES_ENGLISH = 4.0
 MIN_LETTERS = 200  # fewer say little about a language
 MAX_LETTERS = 20_000  # more say no more
+ROWS_READ = 500  # to tell the language of a dataset
 
 
 @dataclass(frozen=True)

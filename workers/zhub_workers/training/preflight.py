@@ -10,13 +10,12 @@ from zhub.graders import Grade
 from zhub.specs import ReinforcementHyperparameters
 from zhub_workers.compute.requests import Generate
 from zhub_workers.evaluation.grading import EncodedRow
-from zhub_workers.evaluation.tokenizer_fit import tokenizer_fit
+from zhub_workers.evaluation.tokenizer_fit import ROWS_READ, tokenizer_fit
 from zhub_workers.training.job import TrainingJob
 from zhub_workers.training.state import TrainState
 
 MAX_ROUNDS = 5  # of fresh prompts, before a reward that has not varied yet is called constant
 FEW_INFORMATIVE = 0.1  # of the prompts: from so few a step learns next to nothing
-ROWS_READ = 500  # to tell the language of a dataset
 
 
 @dataclass(frozen=True)

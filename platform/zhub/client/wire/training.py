@@ -31,7 +31,8 @@ class LongRowRecord(Answer):
 class TokenCountRecord(Answer):
     """Which rows of a file do not fit a base; ``status`` is ``counting``, then ``counted`` or ``failed``.
 
-    ``long_rows`` are the first of the ``long_row_count``.
+    ``long_rows`` are the first of the ``long_row_count``. ``tokenizer_warning`` is there where the base's tokenizer
+    does not know the language of the rows.
     """
 
     status: str
@@ -39,6 +40,7 @@ class TokenCountRecord(Answer):
     context_length: int | None
     long_row_count: int | None
     long_rows: list[LongRowRecord]
+    tokenizer_warning: str | None = None
 
 
 class BaseModelRecord(Answer):
