@@ -33,7 +33,7 @@ from zhub.graders import Grader
 from zhub.manifest import canonical_json
 from zhub.specs import Recipe
 from zhub_workers.compute.group import ComputeGroup, Member
-from zhub_workers.evaluation.grading import Grading, encode_rows, greedy_grades
+from zhub_workers.evaluation.grading import Grading, encode_rows, greedy_answers
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import SvfAdapter, Values, make_adapter
 
@@ -155,7 +155,8 @@ def rewards_of(member: Member, values: Values | None, tested: Path) -> list[floa
     with tested.open("rb") as file:
         rows = encode_rows(member.base, unique_rows(file), with_target=False, should_stop=lambda: False)
     grading = Grading(TypeAdapter[Any](Grader).validate_python(shipped.GRADER))
-    return [grade.reward for grade in greedy_grades(member, values, rows, grading, max_new_tokens=MAX_NEW_TOKENS)]
+    answers = greedy_answers(member, values, rows, max_new_tokens=MAX_NEW_TOKENS)
+    return [grade.reward for grade in grading(answers, rows)]
 
 
 def base_rewards(adapted: AdaptedModel, tested: Path) -> list[float]:

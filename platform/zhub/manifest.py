@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 MANIFEST_FILE = "manifest.json"
 Z_FILE = "z.safetensors"
 ROUTING_FILE = "routing.safetensors"
+ANSWERS_FILE = "answers.jsonl"
 CHUNK_BYTES = 1 << 20
 
 

@@ -56,6 +56,9 @@ class _Hyperparameters(BaseModel):
     validation and test count each once. ``long_rows`` says what becomes of rows with more tokens than the base's
     context: the job fails and names them all (``refuse``), they are left out (``skip``), or they are cut to fit
     (``cut``): the answer at its end, and a prompt that leaves no room for one at its beginning.
+
+    At the end base and expert answer ``general_questions`` questions of the general suite (0: none), all of it unless
+    fewer are asked for: what the expert has forgotten.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +82,7 @@ class _Hyperparameters(BaseModel):
     data_parallel: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
     warm_start: Literal["off", "nearest"] = "off"
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
+    general_questions: Annotated[int, Field(strict=True, ge=0, le=320)] = 320
     duplicates: Literal["drop", "keep"] = "drop"
     long_rows: LongRows = "refuse"
 

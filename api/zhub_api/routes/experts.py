@@ -1,7 +1,7 @@
 """``/v1/experts``: experts and their versions: listed, shown, described, renamed, archived, deleted."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 from zhub.database.sessions import tenant_session
 from zhub.errors import NotFoundError
 from zhub.evaluation import feedback
+from zhub.evaluation.forgetting import Part, forgetting_of
 from zhub.ids import parse_id, public_id
-from zhub.manifest import MANIFEST_FILE, Manifest
+from zhub.manifest import MANIFEST_FILE, Evaluation, Manifest
 from zhub.models import Alias, Expert, ExpertChange, ExpertVersion
 from zhub.registry import aliases, base_models, deletion, listing, metadata, versions
 from zhub.registry.metadata import Change
@@ -111,7 +112,11 @@ def list_changes(
 
 @router.get("/{name}/files/{filename}", response_class=StreamingResponse, responses=answering(BYTES))
 def version_file(caller: CallerDep, context: ContextDep, name: str, filename: str) -> StreamingResponse:
-    """The bytes of ``manifest.json`` or of a file that it lists; check them against its digests."""
+    """The bytes of ``manifest.json`` or of a file that it lists; check them against its digests.
+
+    ``answers.jsonl`` has what base and expert answered to the test rows and to the general suite, a JSON object a line:
+    of each what the expert lost first, then what it gained.
+    """
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         version = versions.get_version(session, caller.project_id, name).version
@@ -155,11 +160,28 @@ def version_objects(session: Session, records: Sequence[versions.VersionRecord])
             "aliases": names.get(version.id, []),
             "parent": parents.get(version.manifest["parent_digest"]),
             "feedback": {"count": summary.count, "mean_score": summary.mean_score},
+            "general": _general_object(version.manifest["evaluations"]),
             "manifest": version.manifest,
         }
         for record in records
         for version, summary in [(record.version, summaries[record.version.id])]
     ]
+
+
+def _general_object(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the version does better and worse beside its task, whole and by category; None where nobody measured it."""
+    forgetting = forgetting_of(map(Evaluation.model_validate, evaluations))
+    if forgetting is None:
+        return None
+
+    def shown(part: Part) -> dict[str, Any]:
+        return part.evaluation.model_dump(exclude={"split"}) | {"name": part.name, "verdict": part.verdict}
+
+    return {
+        **shown(forgetting.whole),
+        "sentence": forgetting.sentence,
+        "categories": [shown(part) for part in forgetting.categories],
+    }
 
 
 def _expert_object(session: Session, caller: Caller, expert: Expert) -> dict[str, Any]:

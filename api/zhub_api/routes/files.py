@@ -119,6 +119,8 @@ def file_content(caller: CallerDep, context: ContextDep, file_id: str) -> Stream
 def count_tokens(caller: CallerDep, context: ContextDep, file_id: str, request: TokenCountRequest) -> dict[str, Any]:
     """Find the rows that have more tokens than the context of a base. Repeat it until ``status`` is ``counted``.
 
+    ``tokenizer_warning`` says what it costs where the base's tokenizer splits the language of the rows into many times
+    the tokens of English.
     Not in the dialect. What was counted once is not counted again; ``failed`` is tried again by the next request.
     """
     caller.require("jobs:write")
@@ -203,6 +205,7 @@ def token_count_object(file_id: str, base: str, count: TokenCount, job: Job) -> 
         "context_length": count.context_length,
         "long_row_count": count.long_row_count,
         "long_rows": [{"line": line, "tokens": tokens} for line, tokens in count.long_rows or []],
+        "tokenizer_warning": count.tokenizer_warning,
     }
 
 

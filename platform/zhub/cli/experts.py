@@ -1,14 +1,15 @@
 """``zhub experts``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from zhub.cli import outcomes
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
-from zhub.client.wire.experts import ExpertRecord, ExpertVersion, FeedbackSummary
+from zhub.client.wire.experts import AnswerPairRecord, ExpertRecord, ExpertVersion, FeedbackSummary
 from zhub.manifest import Evaluation
 
 SHOWN_CHARACTERS = 60
@@ -64,8 +65,12 @@ def show(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonOption
     """Show a version: its accuracy, its files, its origin; or an expert: what is said of it, and its versions."""
     with connect(data_dir) as client:
         if "@" in name:
-            return show_version(client.experts.get(name), as_json)
+            version = client.experts.get(name)
+            return show_version(version, as_json, [] if as_json else outcomes.examples(client, version))
         show_expert(client.experts.get_expert(name), as_json)
+
+
+app.command()(outcomes.answers)
 
 
 @app.command()
@@ -253,7 +258,8 @@ def show_expert(expert: ExpertRecord, as_json: bool) -> None:
     )
 
 
-def show_version(version: ExpertVersion, as_json: bool) -> None:
+def show_version(version: ExpertVersion, as_json: bool, examples: Sequence[AnswerPairRecord] = ()) -> None:
+    """``examples`` are rows whose answer has changed."""
     if as_json:
         return show_json(version)
     manifest = version.manifest
@@ -292,6 +298,13 @@ def show_version(version: ExpertVersion, as_json: bool) -> None:
             for evaluation in evaluations
         ]
         put(table(("HELD-OUT ROWS", "N", "BASE [95 %]", "EXPERT [95 %]", "P"), rows, whole=5))
+    if version.general:
+        put()
+        outcomes.show_general(version.general)
+    if examples:
+        put()
+        outcomes.show_answers(examples)
+        note(f"`zhub experts answers {version.id}` shows more of them.")
     put()
     files = [(file["name"], size(file["size_bytes"]), file["sha256"]) for file in manifest["files"]]
     put(table(("FILE", "SIZE", "SHA-256"), files, whole=2))

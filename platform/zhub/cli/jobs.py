@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
-from zhub.cli import curves
+from zhub.cli import curves, outcomes
 from zhub.cli.commands_for_routes import with_commands
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
@@ -244,7 +244,8 @@ def finish(client: Client, job: FineTuningJob, as_json: bool) -> None:
         raise typer.Exit(JOB_FAILED)
     if as_json:
         return show_json(job)
-    show_version(client.experts.get(job.fine_tuned_model), as_json=False)
+    version = client.experts.get(job.fine_tuned_model)
+    show_version(version, as_json=False, examples=outcomes.examples(client, version))
 
 
 def parse_tags(tags: Sequence[str]) -> dict[str, str]:
@@ -286,6 +287,7 @@ def show_job(job: FineTuningJob, as_json: bool) -> None:
                 ("base", job.model),
                 ("expert", job.fine_tuned_model or job.suffix or "-"),
                 *([("result", result_line(job))] if job.result else []),
+                *([("beside it", job.result.general)] if job.result and job.result.general else []),
                 *([("description", job.description)] if job.description else []),
                 *([("tags", _tags_line(job))] if job.metadata else []),
                 *([("archived", moment(job.archived_at))] if job.archived_at else []),

@@ -38,6 +38,8 @@ STYLES = {
     "pending": "cyan",
     "better": "green",
     "worse": "red",
+    "gained": "green",
+    "lost": "red",
 }
 
 

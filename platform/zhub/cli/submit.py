@@ -120,6 +120,8 @@ def submit(
         estimate = client.jobs.estimate(**request)
         count = count_tokens(client, request["training_file"], base, timeout_s=COUNT_S if dry_run else SHORT_COUNT_S)
         how = request["method"][method]["hyperparameters"].get("long_rows")
+        if count is not None and count.tokenizer_warning:
+            note(f"Warning: {count.tokenizer_warning}")
         long = what_becomes_of_long_rows(count, how, is_converted=uploads.is_converted(request["training_file"]))
         if dry_run:
             return show_estimate(estimate, long, as_json)

@@ -14,14 +14,21 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from zhub.client.transport import Http, path_part, wait
-from zhub.client.wire.experts import ChangeRecord, EvaluationRecord, ExpertRecord, ExpertVersion, FeedbackRecord
+from zhub.client.wire.experts import (
+    AnswerPairRecord,
+    ChangeRecord,
+    EvaluationRecord,
+    ExpertRecord,
+    ExpertVersion,
+    FeedbackRecord,
+)
 from zhub.errors import (
     ArtifactError,
     ConflictError,
     DigestMismatchError,
     InvalidRequestError,
 )
-from zhub.manifest import CHUNK_BYTES, MANIFEST_FILE, FileEntry, Manifest, sha256_file
+from zhub.manifest import ANSWERS_FILE, CHUNK_BYTES, MANIFEST_FILE, FileEntry, Manifest, sha256_file
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_PAGE = 100
@@ -130,6 +137,15 @@ class Experts:
     def get_expert(self, name: str) -> ExpertRecord:
         """The expert ``<project>.<expert>``."""
         return ExpertRecord.model_validate(self._http.get(_path(name)))
+
+    def answers(self, name: str) -> Iterator[AnswerPairRecord]:
+        """What base and version answered to the test rows, then to the general suite; see ``has_answers``.
+
+        Of each, what was lost comes first, then what was gained, then the rest.
+        """
+        with self._http.stream("GET", f"{_path(name)}/files/{ANSWERS_FILE}") as response:
+            for line in response.iter_lines():
+                yield AnswerPairRecord.model_validate_json(line)
 
     def change(self, subject: str, /, **fields: Any) -> ExpertVersion | ExpertRecord:
         """Change ``description``, ``tags`` (a tag that is None is removed), ``archived``, or an expert's ``name``."""

@@ -21,12 +21,16 @@ from zhub.specs import BaseModelSource, CountTokensSpec
 
 
 class TokenCountReport(Schema):
-    """A worker's report. ``long_rows`` are the first ``(line, tokens)`` of the ``long_row_count``."""
+    """A worker's report. ``long_rows`` are the first ``(line, tokens)`` of the ``long_row_count``.
+
+    ``tokenizer_warning`` is for people, where the base's tokenizer does not know the language of the rows.
+    """
 
     model_config = ConfigDict(frozen=True)
     context_length: int | None
     long_row_count: Annotated[int, Field(ge=0)]
     long_rows: list[tuple[int, int]]
+    tokenizer_warning: str | None = None
 
 
 def request(session: Session, file: DatasetVersion, base: BaseModel) -> tuple[TokenCount, Job]:

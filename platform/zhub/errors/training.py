@@ -48,6 +48,13 @@ class RewardError(TrainingError):
         self.name = name
 
 
+SUPERVISED_FIRST = (
+    "Reinforcement strengthens what the base does right now and then. Show it right answers first: train with the "
+    "method 'supervised', on rows that end with the right answer as the assistant's message, and then by reinforcement "
+    "on the version that comes of it, as the model to train."
+)
+
+
 class ConstantRewardError(TrainingError):
     """Every sampled answer of the base is rewarded alike, so there is nothing to learn from."""
 
@@ -57,12 +64,25 @@ class ConstantRewardError(TrainingError):
         unreadable = f" {unread} of them could not be read by the grader." if unread else ""
         super().__init__(
             f"All {answers} sampled answers of the base got the reward {reward:g}.{unreadable} Training learns from "
-            "differences between answers to one prompt. Check the grader on an answer that you know to be right "
-            "(POST /v1/fine_tuning/alpha/graders/run), say in the prompt which form the answer must have, reward "
-            "partly right answers, or begin with supervised training. To train all the same, set preflight_prompts to "
-            "0."
+            f"differences between answers to one prompt. {_remedy(reward)} To train all the same, set "
+            "preflight_prompts to 0."
         )
         self.reward = reward
+
+
+def _remedy(reward: float) -> str:
+    if reward >= 1:
+        return (
+            "The base gets the full reward already: use harder rows, or check the grader on an answer that you know to "
+            "be wrong (POST /v1/fine_tuning/alpha/graders/run)."
+        )
+    check = (
+        "Check the grader on an answer that you know to be right (POST /v1/fine_tuning/alpha/graders/run), say in the "
+        "prompt which form the answer must have, or reward partly right answers."
+    )
+    if reward <= 0:
+        return f"The base never gets the reward. {SUPERVISED_FIRST} {check}"
+    return f"{check} Or begin with supervised training."
 
 
 class OutOfMemoryError(TrainingError):

@@ -110,6 +110,8 @@ class TokenCount(TenantOwned, Base):
     long_row_count: Mapped[int | None]
     long_rows: Mapped[list[list[int]] | None] = mapped_column(JSONB)
     """The first of them, each as ``[line, tokens]``."""
+    tokenizer_warning: Mapped[str | None]
+    """Where the base's tokenizer does not know the language of the rows: what that costs, for people."""
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("dataset_version_id", "base_model_id"),

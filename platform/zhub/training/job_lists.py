@@ -13,6 +13,8 @@ from sqlalchemy import ColumnElement, Text, cast, or_, select, text
 from sqlalchemy.orm import Session
 
 from zhub.database.pages import Page, created_since, read_page
+from zhub.evaluation.forgetting import forgetting_of
+from zhub.manifest import Evaluation
 from zhub.models import DatasetVersion, Expert, ExpertVersion, Job
 from zhub.queue.statuses import has_status
 from zhub.registry import versions
@@ -56,7 +58,8 @@ def list_jobs(session: Session, caller: Caller, wanted: JobFilter, page: Page) -
 def results_of(session: Session, listed: Sequence[Job]) -> dict[uuid.UUID, dict[str, Any]]:
     """For each of these jobs that published a version: its best step, and how base and expert did on test rows.
 
-    ``learned_nothing``: no step was better than what training began from, so the version equals it.
+    ``learned_nothing``: no step was better than what training began from, so the version equals it. ``general`` says
+    what the expert does better and worse beside its task, None where that was not measured.
     """
     manifest = ExpertVersion.manifest
     published = session.execute(
@@ -69,12 +72,17 @@ def results_of(session: Session, listed: Sequence[Job]) -> dict[uuid.UUID, dict[
 
 def _result(best_step: int, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     test = next((evaluation for evaluation in evaluations if evaluation["split"] == "test"), None)
+    forgetting = forgetting_of(map(Evaluation.model_validate, evaluations))
+    general = forgetting.whole.evaluation if forgetting else None
     return {
         "best_step": best_step,
         "learned_nothing": best_step == 0,
         "base_mean": test["base"]["mean"] if test else None,
         "expert_mean": test["expert"]["mean"] if test else None,
         "p_value": test["p_value"] if test else None,
+        "general_base_mean": general.base.mean if general else None,
+        "general_expert_mean": general.expert.mean if general else None,
+        "general": forgetting.sentence if forgetting else None,
     }
 
 

@@ -221,6 +221,9 @@ def test_a_job_says_what_it_led_to_and_whether_it_learned_anything(
         "base_mean": 0.25,
         "expert_mean": 0.75,
         "p_value": 0.01,
+        "general_base_mean": None,
+        "general_expert_mean": None,
+        "general": None,
     }
 
 

@@ -34,7 +34,9 @@ def count(ask: Ask, checked_file: str) -> Callable[..., Any]:
 def counted(system_engine: Engine) -> Callable[..., None]:
     """Do what a worker does that finds these rows too long."""
 
-    def work(*long_rows: tuple[int, int], count: int | None = None, failure: Failure | None = None) -> None:
+    def work(
+        *long_rows: tuple[int, int], count: int | None = None, failure: Failure | None = None, **more: Any
+    ) -> None:
         with system_session(system_engine) as session:
             admit_queued(session)
             claim = claim_one(session, "count_tokens")
@@ -43,7 +45,7 @@ def counted(system_engine: Engine) -> Callable[..., None]:
                 record_failure(session, claim.job_id, claim.fence, failure)
                 return
             report = {"context_length": 64, "long_row_count": count or len(long_rows), "long_rows": long_rows}
-            record_success(session, claim.job_id, claim.fence, report)
+            record_success(session, claim.job_id, claim.fence, report | more)
 
     return work
 
@@ -64,6 +66,12 @@ def test_tokens_are_counted_once_for_a_file_and_a_base(
     assert (done["status"], done["context_length"], done["long_row_count"]) == ("counted", 64, 2)
     assert done["long_rows"] == [{"line": 3, "tokens": 70}, {"line": 7, "tokens": 90}]
     assert (done["file"], done["model"], jobs_of(system_engine, "count_tokens")) == (checked_file, "tiny", 1)
+
+
+def test_a_count_says_that_the_tokenizer_does_not_know_the_language(count: Ask, counted: Ask) -> None:
+    assert count()["tokenizer_warning"] is None
+    counted(tokenizer_warning="It is split into 12 times the tokens of English.")
+    assert count()["tokenizer_warning"] == "It is split into 12 times the tokens of English."
 
 
 def test_a_count_that_failed_says_why_and_is_made_anew(count: Ask, counted: Ask, system_engine: Engine) -> None:

@@ -216,6 +216,15 @@ def test_a_count_that_failed_stops_a_submit_only_where_the_training_would_fail_a
     assert len(sent(files, "POST", "/v1/fine_tuning/jobs")) == submitted
 
 
+def test_a_language_that_the_tokenizer_does_not_know_is_warned_of_before_anything_is_queued(
+    files: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warned = api_examples.TOKEN_COUNT | {"tokenizer_warning": "It is split into 12 times the tokens of English."}
+    files.add("POST", "/v1/files/file-1/token_counts", warned)
+    assert zhub("submit", "file-1", "--base", "zhub-tiny", "--dry-run") == 0
+    assert "Warning: It is split into 12 times the tokens of English." in capsys.readouterr().err
+
+
 # What is there
 
 

@@ -18,8 +18,9 @@ from zhub.storage.object_store import put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptKey, AttemptStoppedError
 from zhub_workers.attempts.log import AttemptLog
 from zhub_workers.evaluation.grading import render_rows
+from zhub_workers.evaluation.tokenizer_fit import TokenizerFit
 from zhub_workers.model.base_model import load_base_model, load_prompts
-from zhub_workers.worker import light_runner
+from zhub_workers.worker import light_runner, token_counts
 from zhub_workers.worker.token_counts import row_tokens
 
 CONTEXT = 64
@@ -85,7 +86,18 @@ def test_rows_with_more_tokens_than_the_context_are_named_with_their_lines(count
         "context_length": CONTEXT,
         "long_row_count": 3,
         "long_rows": [[3, CONTEXT + 1], [4, CONTEXT + 4], [5, CONTEXT + 4]],
+        "tokenizer_warning": None,
     }
+
+
+def test_a_language_that_the_tokenizer_does_not_know_is_warned_of(
+    count: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_counts, "tokenizer_fit", lambda _tokenizer, _rows: TokenizerFit(3.2, 12.9, "Thai"))
+    warning = count(ROWS)["tokenizer_warning"]
+    assert warning.startswith(
+        "The tokenizer of 'tiny' splits 'rows.jsonl', mostly Thai letters, into 3.2 tokens a letter"
+    )
 
 
 def test_all_long_rows_are_counted_and_the_first_named(count: Callable[..., Any]) -> None:

@@ -96,13 +96,12 @@ def cut(row: EncodedRow, limit: int) -> EncodedRow:
     return EncodedRow(row.row, prompt, row.target[:room], row.rejected[:room])
 
 
-@tracing.span("evaluate")
-def greedy_grades(
-    member: Member, values: Values | None, rows: Sequence[EncodedRow], grading: Grading, *, max_new_tokens: int
-) -> list[Grade]:
-    """Grade the greedy answer to each row by the model that follows ``values``, None for the base."""
+def greedy_answers(
+    member: Member, values: Values | None, rows: Sequence[EncodedRow], *, max_new_tokens: int
+) -> list[str]:
+    """The greedy answer to each row by the model that follows ``values``, None for the base."""
     answers = member.run(Generate(values, [row.prompt for row in rows], max_new_tokens))
-    return grading([answer.text for answer in answers], rows)
+    return [answer.text for answer in answers]
 
 
 @tracing.span("evaluate")

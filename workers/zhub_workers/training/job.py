@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from zhub.datasets.splits import prompt_position
+from zhub.graders import Grade
+from zhub.process import tracing
 from zhub.specs import Hyperparameters, TrainSpec
 from zhub_workers.compute.group import Member
 from zhub_workers.compute.requests import Embed
-from zhub_workers.evaluation.grading import EncodedRow, Grading, greedy_grades, preferences
+from zhub_workers.evaluation.grading import EncodedRow, Grading, greedy_answers, preferences
 from zhub_workers.model.adapters import Values
 
 OnEvent = Callable[[str, str, dict[str, Any] | None], None]
@@ -35,8 +37,17 @@ class TrainingJob:
         """The reward of each row under the model that follows ``values``, None for the base."""
         if self.spec.recipe == "dpo":
             return preferences(self.member, values, rows)
-        grades = greedy_grades(self.member, values, rows, self.grading, max_new_tokens=self.hyper.max_new_tokens)
-        return [grade.reward for grade in grades]
+        return [grade.reward for _, grade in self.answer(values, rows)]
+
+    @tracing.span("evaluate")
+    def answer(self, values: Values | None, rows: Sequence[EncodedRow]) -> list[tuple[str, Grade]]:
+        """The greedy answer to each row by the model that follows ``values``, None for the base, and its grade."""
+        texts = self.texts(values, rows)
+        return list(zip(texts, self.grading(texts, rows), strict=True))
+
+    def texts(self, values: Values | None, rows: Sequence[EncodedRow]) -> list[str]:
+        """The greedy answer to each row, ungraded."""
+        return greedy_answers(self.member, values, rows, max_new_tokens=self.hyper.max_new_tokens)
 
     def embeddings(self, rows: Sequence[EncodedRow]) -> Tensor:
         """Embeddings of the rows' prompts, ``(n, d)``; n is at most MAX_ROUTING_PROMPTS."""

@@ -1,18 +1,21 @@
-"""The check before the first step: do sampled answers get different rewards, so that training can learn from them?"""
+"""The checks before the first step: can the base read the rows, and do its answers get different rewards?"""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from zhub.errors import ConstantRewardError
+from zhub.errors.training import SUPERVISED_FIRST
 from zhub.graders import Grade
 from zhub.specs import ReinforcementHyperparameters
 from zhub_workers.compute.requests import Generate
 from zhub_workers.evaluation.grading import EncodedRow
+from zhub_workers.evaluation.tokenizer_fit import ROWS_READ, tokenizer_fit
 from zhub_workers.training.job import TrainingJob
 from zhub_workers.training.state import TrainState
 
 MAX_ROUNDS = 5  # of fresh prompts, before a reward that has not varied yet is called constant
+FEW_INFORMATIVE = 0.1  # of the prompts: from so few a step learns next to nothing
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,30 @@ class Preflight:
             "better and worse answers"
         )
         return line + (f"; {self.unread:.0%} of the answers could not be read." if self.unread else ".")
+
+    @property
+    def advice(self) -> str | None:
+        """What to do where training could begin, and would learn next to nothing; None elsewhere."""
+        if self.informative >= FEW_INFORMATIVE:
+            return None
+        few = f"Only {self.informative:.0%} of the prompts have better and worse answers, and only those teach"
+        if self.mean > (self.low + self.high) / 2:
+            return f"{few}: nearly all answers get the full reward. Use harder rows, or a stricter grader."
+        return f"{few}: nearly no answer gets a reward. {SUPERVISED_FIRST}"
+
+
+def check_tokenizer(job: TrainingJob, rows: Sequence[EncodedRow]) -> None:
+    """Warn where the base's tokenizer splits the rows' language into many times the tokens of English."""
+    base = job.member.base
+    fit = tokenizer_fit(base.tokenizer, [row.row for row in rows[:ROWS_READ]])
+    if fit is not None and fit.is_foreign:
+        message = fit.warning(
+            job.spec.base.name,
+            job.spec.training_file.name,
+            context_length=base.context_length,
+            max_new_tokens=job.hyper.max_new_tokens,
+        )
+        job.on_event("warn", message, {"type": "tokenizer", **asdict(fit)})
 
 
 def preflight(

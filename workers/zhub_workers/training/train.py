@@ -13,17 +13,19 @@ from zhub.errors import LongRow, PromptTooLongError, TrainingError
 from zhub.manifest import Evaluation
 from zhub.specs import ReinforcementHyperparameters, TrainSpec
 from zhub_workers.compute.group import Member, Stopped
+from zhub_workers.evaluation.answer_pairs import AnswerPair
 from zhub_workers.evaluation.grading import EncodedRow, Grading, compare, cut, render_rows
 from zhub_workers.model.routing import Centroid, make_centroid
+from zhub_workers.training.forgetting import KeptAnswers, measure_general
 from zhub_workers.training.job import OnEvent, TrainingJob
-from zhub_workers.training.preflight import preflight
+from zhub_workers.training.outcome import measure_on_test
+from zhub_workers.training.preflight import check_tokenizer, preflight
 from zhub_workers.training.splits import sample, split_dataset
 from zhub_workers.training.state import TrainState
 from zhub_workers.training.trainer import OnCheckpoint, Trainer
 from zhub_workers.training.warm_start import Start, choose
 
 MAX_TEST_ROWS = 2000  # a 95 % interval of ±2 points; more would only cost time
-SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class TrainResult:
 
     ``validation`` chose ``best_step``, so it flatters the expert; ``test`` was looked at once. Both, and ``centroid``,
     are None where training was ``stopped`` before they could be made; the artifact is then the best until there.
+    ``general`` has the evaluations on the general suite, and ``answers`` what base and expert answered to it and to
+    the test rows.
     ``parent_digest`` names the version that training began from, None for the base.
     ``trained_tokens`` counts prompts and answers of every training step, not those of evaluations.
     """
@@ -44,6 +48,8 @@ class TrainResult:
     parent_digest: str | None
     validation: Evaluation | None = None
     test: Evaluation | None = None
+    general: Sequence[Evaluation] = ()
+    answers: Sequence[AnswerPair] = ()
     centroid: Centroid | None = None
 
 
@@ -58,6 +64,7 @@ def train(
     on_checkpoint: OnCheckpoint,
     starts: Sequence[Start] = (),
     resumed: TrainState | None = None,
+    kept_answers: KeptAnswers | None = None,
 ) -> TrainResult:
     """Train, keep the step that is best on validation rows and better than the base, and test it once.
 
@@ -66,7 +73,8 @@ def train(
     The same spec and files give the same artifact on one machine's CPU, whether in one go or ``resumed`` from any
     state that ``on_checkpoint`` was given; beside other members of a group, or with shards, up to rounding.
     ``on_event(level, message, data)`` gets the metrics of every step as ``data["type"] == "metrics"``. When the job
-    should stop, the last whole step is given to ``on_checkpoint``.
+    should stop, the last whole step is given to ``on_checkpoint``. ``kept_answers`` has those of bases to the general
+    suite.
 
     Raises:
         TrainingError: too few distinct prompts, or a row that cannot be used; see also its subclasses
@@ -77,6 +85,7 @@ def train(
     try:
         rows = read_rows(job, training_path, validation_path)
         if state is None:
+            check_tokenizer(job, rows["train"])
             state = first_state(job, starts, rows)
             check_reward(job, state, rows["train"])
         else:
@@ -86,7 +95,7 @@ def train(
         on_event("info", f"Base: validation reward {base_mean:.3f}.", metrics)
         trainer = Trainer(job, state, on_checkpoint)
         trainer.run(rows)
-        return measured_result(job, state, rows)
+        return measured_result(job, state, rows, kept_answers)
     except Stopped:
         if trainer is not None:
             trainer.checkpoint_on_stop()
@@ -187,18 +196,29 @@ def check_reward(job: TrainingJob, state: TrainState, rows: Sequence[EncodedRow]
     if isinstance(hyper, ReinforcementHyperparameters) and hyper.preflight_prompts:
         report = preflight(job, hyper, state, rows)
         job.on_event("info", str(report), {"type": "preflight", **report.__dict__})
+        if report.advice is not None:
+            job.on_event("warn", report.advice, None)
 
 
-def measured_result(job: TrainingJob, state: TrainState, rows: Mapping[Split, Sequence[EncodedRow]]) -> TrainResult:
-    """The result of a finished training, measured on the test rows."""
+def measured_result(
+    job: TrainingJob,
+    state: TrainState,
+    rows: Mapping[Split, Sequence[EncodedRow]],
+    kept_answers: KeptAnswers | None,
+) -> TrainResult:
+    """The result of a finished training, measured on the test rows and on the general suite."""
     if state.best_step == 0:
         what = "the base model" if state.is_base else "the expert that training began from"
         message = f"No step beat {what} on validation rows, so the new expert equals it."
         job.on_event("warn", message, None)
+    test, answers = measure_on_test(job, state, rows["test"])
+    general = measure_general(job, state, kept_answers)
     return replace(
         unmeasured_result(state, stopped=False),
         validation=compare(state.base_rewards, state.best_rewards, "validation"),
-        test=evaluate_on_test(job, state, rows["test"]),
+        test=test,
+        general=general.evaluations,
+        answers=[*answers, *general.pairs],
         centroid=make_centroid(job.embeddings(rows["train"]), job.embeddings(rows["validation"])),
     )
 
@@ -220,18 +240,3 @@ def unmeasured_result(state: TrainState, *, stopped: bool) -> TrainResult:
         trained_tokens=state.trained_tokens,
         parent_digest=None if state.is_base else state.parent or None,
     )
-
-
-def evaluate_on_test(job: TrainingJob, state: TrainState, rows: Sequence[EncodedRow]) -> Evaluation:
-    """Compare the best expert with the base on rows that neither training nor selection has seen."""
-    base = job.score(None, rows)
-    expert = base if state.is_base else job.score(job.member.adapter.imported(state.best), rows)
-    test = compare(base, expert, "test")
-    if not state.is_base and test.p_value >= SIGNIFICANCE:
-        job.on_event(
-            "warn",
-            f"On {test.base.n} test rows the expert ({test.expert.mean:.3f}) and the base ({test.base.mean:.3f}) "
-            f"differ by no more than chance would (p = {test.p_value:.2f}): the expert is inside the noise.",
-            {"type": "inside_the_noise", "p_value": test.p_value},
-        )
-    return test

@@ -1,5 +1,6 @@
 """The rows of a file that have more tokens than the context of a base: its tokenizer says so, without its weights."""
 
+from itertools import islice
 from typing import Any
 
 from zhub.datasets.rows import Row, all_rows
@@ -9,6 +10,7 @@ from zhub.errors.training import MAX_ROWS_NAMED
 from zhub.specs import CountTokensSpec
 from zhub.storage.object_store import fetch, open_store
 from zhub_workers.attempts.attempt import Attempt, AttemptContext
+from zhub_workers.evaluation.tokenizer_fit import ROWS_READ, tokenizer_fit
 from zhub_workers.model.base_model import Prompts, load_prompts, render_prompt
 from zhub_workers.model.model_cache import base_directory
 
@@ -16,7 +18,11 @@ ROWS_BETWEEN_STOP_CHECKS = 100
 
 
 def run(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
-    """Count the tokens of each row, as a training does. Raises TrainingError for one that the chat template refuses."""
+    """Count the tokens of each row, as a training does; warn where the tokenizer does not know their language.
+
+    Raises:
+        TrainingError: a row that the chat template refuses.
+    """
     spec = CountTokensSpec.model_validate(attempt.spec)
     store = open_store(attempt.store_url)
     path = fetch(store, spec.file.key, attempt.cache_dir / "datasets" / spec.file.sha256, sha256=spec.file.sha256)
@@ -32,7 +38,14 @@ def run(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
                 count += 1
                 if len(named) < MAX_ROWS_NAMED:
                     named.append((row.line, tokens))
-    report = TokenCountReport(context_length=prompts.context_length, long_row_count=count, long_rows=named)
+        file.seek(0)
+        fit = tokenizer_fit(prompts.tokenizer, islice(all_rows(file), ROWS_READ))
+    warning = None
+    if fit is not None and fit.is_foreign:
+        warning = fit.warning(spec.base.name, spec.file.name, context_length=prompts.context_length)
+    report = TokenCountReport(
+        context_length=prompts.context_length, long_row_count=count, long_rows=named, tokenizer_warning=warning
+    )
     return report.model_dump(mode="json")
 
 

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 import zhub
 from zhub.graders import Grader, GradingTools, ScoreModelGrader, needs_sandbox
 from zhub.ids import public_id
-from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, file_entry
+from zhub.manifest import ANSWERS_FILE, MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, file_entry
 from zhub.process import tracing
 from zhub.sandbox import Sandbox
 from zhub.specs import DecomposeSpec, EvaluateSpec, Hyperparameters, JobSpec, StartingPoint, StoredFile, TrainSpec
@@ -31,6 +31,7 @@ from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.compute.group import ComputeGroup, Member, Stopped
 from zhub_workers.compute.requests import Generate
 from zhub_workers.compute.sharded import ShardedMember
+from zhub_workers.evaluation.answer_pairs import write_pairs
 from zhub_workers.evaluation.evaluate import ROWS_FILE, run_evaluation
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
@@ -40,6 +41,7 @@ from zhub_workers.model.base_model import load_base_model, render_prompt, weight
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
 from zhub_workers.model.model_cache import ModelCache, base_directory
 from zhub_workers.model.trial import adapted_parameters, try_base
+from zhub_workers.training.forgetting import KeptAnswers
 from zhub_workers.training.metric_sinks import Run, sending_metrics
 from zhub_workers.training.spans import traced_steps
 from zhub_workers.training.state import TrainState
@@ -185,6 +187,7 @@ class TorchRunner:
                 on_checkpoint=checkpoints.write,
                 starts=starts,
                 resumed=resumed,
+                kept_answers=KeptAnswers(attempt.cache_dir / "general"),
             )
 
     @contextmanager
@@ -293,6 +296,7 @@ def _write_version(directory: Path, spec: TrainSpec, attempt: Attempt, result: T
     write_adapter(directory / Z_FILE, spec, result.artifact)
     assert result.centroid is not None  # only training that was stopped has none
     write_routing(directory / ROUTING_FILE, result.centroid, basis_fingerprint=spec.basis.basis_fingerprint)
+    write_pairs(directory, result.answers)
     manifest = Manifest(
         base_model=spec.base.name,
         base_source=f"{spec.base.hub_id}@{spec.base.hub_revision}" if spec.base.hub_id else "files",
@@ -311,9 +315,9 @@ def _write_version(directory: Path, spec: TrainSpec, attempt: Attempt, result: T
         best_step=result.best_step,
         steps=result.steps,
         parameters=sum(tensor.numel() for tensor in result.artifact.values()),
-        evaluations=[evaluation for evaluation in (result.validation, result.test) if evaluation is not None],
+        evaluations=[*filter(None, (result.validation, result.test)), *result.general],
         parent_digest=result.parent_digest,
-        files=[file_entry(directory / Z_FILE), file_entry(directory / ROUTING_FILE)],
+        files=[file_entry(directory / name) for name in (Z_FILE, ROUTING_FILE, ANSWERS_FILE)],
     )
     (directory / MANIFEST_FILE).write_bytes(manifest.canonical())
     return manifest

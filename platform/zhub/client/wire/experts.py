@@ -3,7 +3,7 @@
 from typing import Any
 
 from zhub.client.wire.answer import ENDED, Answer
-from zhub.manifest import Evaluation
+from zhub.manifest import ANSWERS_FILE, Accuracy, Evaluation
 
 
 class EvaluationResults(Answer):
@@ -69,6 +69,41 @@ class FeedbackSummary(Answer):
     mean_score: float | None
 
 
+class GeneralPart(Answer):
+    """The general suite, or one category of it: how many questions base and expert have right."""
+
+    name: str
+    base: Accuracy
+    expert: Accuracy
+    p_value: float
+    verdict: str
+
+
+class GeneralRecord(GeneralPart):
+    """The whole general suite, in words and by category: what a version does better and worse beside its task."""
+
+    sentence: str
+    categories: list[GeneralPart]
+
+
+class AnswerPairRecord(Answer):
+    """What base and expert answered to one prompt; ``suite`` is ``test`` or ``general``.
+
+    ``expected`` is None where the grader compares with no text, the answers where only likelihoods were compared.
+    """
+
+    suite: str
+    category: str | None
+    line: int
+    change: str
+    prompt: list[dict[str, str]]
+    expected: str | None
+    base_answer: str | None
+    expert_answer: str | None
+    base_reward: float
+    expert_reward: float
+
+
 class ExpertVersion(Answer):
     """One version of an expert; ``digest`` is the SHA-256 of its ``manifest.json``."""
 
@@ -88,12 +123,19 @@ class ExpertVersion(Answer):
     parent: str | None = None
     """The version of the project that its training began from."""
     feedback: FeedbackSummary
+    general: GeneralRecord | None = None
+    """What it does better and worse beside its task; None where that was not measured."""
     manifest: dict[str, Any]
 
     def evaluation(self, split: str) -> Evaluation | None:
         """How base and expert did on the same rows of this split."""
         entries = [entry for entry in self.manifest["evaluations"] if entry["split"] == split]
         return Evaluation.model_validate(entries[0]) if entries else None
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether its training has kept what base and expert answered; trainings of earlier releases have not."""
+        return any(file["name"] == ANSWERS_FILE for file in self.manifest["files"])
 
 
 class ExpertRecord(Answer):

@@ -31,7 +31,8 @@ class LongRowRecord(Answer):
 class TokenCountRecord(Answer):
     """Which rows of a file do not fit a base; ``status`` is ``counting``, then ``counted`` or ``failed``.
 
-    ``long_rows`` are the first of the ``long_row_count``.
+    ``long_rows`` are the first of the ``long_row_count``. ``tokenizer_warning`` is there where the base's tokenizer
+    does not know the language of the rows.
     """
 
     status: str
@@ -39,6 +40,7 @@ class TokenCountRecord(Answer):
     context_length: int | None
     long_row_count: int | None
     long_rows: list[LongRowRecord]
+    tokenizer_warning: str | None = None
 
 
 class BaseModelRecord(Answer):
@@ -62,7 +64,8 @@ class BaseModelRecord(Answer):
 class TrainingResult(Answer):
     """What a training led to: how base and expert did on test rows, None where there are none.
 
-    ``learned_nothing``: no step was better than what training began from, so the version equals it.
+    ``learned_nothing``: no step was better than what training began from, so the version equals it. ``general`` says
+    what the expert does better and worse beside its task, None where that was not measured.
     """
 
     best_step: int
@@ -70,6 +73,9 @@ class TrainingResult(Answer):
     base_mean: float | None
     expert_mean: float | None
     p_value: float | None
+    general_base_mean: float | None = None
+    general_expert_mean: float | None = None
+    general: str | None = None
 
 
 class FineTuningJob(Answer):
