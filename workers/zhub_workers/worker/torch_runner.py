@@ -36,8 +36,9 @@ from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import LoraAdapter, SvfAdapter, make_adapter
 from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_routing
-from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
+from zhub_workers.model.base_model import adapted_layers, load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
+from zhub_workers.model.basis_size import BasisSize, basis_size
 from zhub_workers.model.model_cache import ModelCache, base_directory
 from zhub_workers.training.metric_sinks import Run, sending_metrics
 from zhub_workers.training.spans import traced_steps
@@ -81,7 +82,8 @@ class TorchRunner:
         context.emit("info", f"Loading base model {spec.base.name}.")
         base = load_base_model(base_directory(spec.base, store, attempt.cache_dir), device=self.device)
         weights = weights_fingerprint(base.model)
-        prefix = basis_prefix(weights)
+        _tell_basis_size(basis_size(base.model), context)
+        prefix = basis_prefix(weights, adapted_layers(base.model))
         directory = attempt.cache_dir / prefix
         # What an earlier attempt has stored is not computed again; decompose_base checks that it fits the weights.
         for key in store.keys(f"{prefix}/"):
@@ -252,6 +254,21 @@ class TorchRunner:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"cpu {platform.machine()}"
+
+
+def _tell_basis_size(size: BasisSize, context: AttemptContext) -> None:
+    context.emit(
+        "info",
+        f"Experts can adapt {size.matrices:,} matrices, {size.adapted_share:.0%} of the parameters. Their basis takes "
+        f"{size.file_bytes / 1e9:,.2f} GB.",
+        {"type": "basis_size", "matrices": size.matrices, "file_bytes": size.file_bytes},
+    )
+    if size.unreached:
+        context.emit(
+            "warn",
+            f"No expert can adapt {len(size.unreached)} weights of mixture-of-experts layers: zhub does not know how "
+            f"this architecture uses them. The first is '{size.unreached[0]}'.",
+        )
 
 
 def compute_stream_count(device: torch.device) -> int:

@@ -1,0 +1,44 @@
+"""How much the basis of a base model takes, and how much of the model its matrices are, before any is decomposed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from zhub_workers.model.base_model import adapted_layers, layer_weight
+from zhub_workers.model.moe import MoeMatrix
+
+ITEM_BYTES = 4  # of a float32
+
+
+@dataclass(frozen=True)
+class BasisSize:
+    """What a decomposition will make.
+
+    Attributes:
+        matrices: how many, each MoE expert's its own.
+        file_bytes: of their factors.
+        adapted_share: how much of the model's parameters these matrices hold.
+        unreached: names of 3-D weights, as MoE experts have, that zhub cannot adapt.
+    """
+
+    matrices: int
+    file_bytes: int
+    adapted_share: float
+    unreached: list[str]
+
+
+def basis_size(model: Any) -> BasisSize:
+    """The size of the basis of ``model``, from shapes alone."""
+    layers = adapted_layers(model)
+    shapes = [layer_weight(layer).shape for layer in layers.values()]
+    reached = {id(getattr(layer.module, layer.parameter)) for layer in layers.values() if isinstance(layer, MoeMatrix)}
+    return BasisSize(
+        matrices=len(layers),
+        file_bytes=ITEM_BYTES * sum(min(m, n) * (m + n + 1) for m, n in shapes),
+        adapted_share=sum(m * n for m, n in shapes) / sum(parameter.numel() for parameter in model.parameters()),
+        # The kernels of convolutions have three axes too, one of them of length one.
+        unreached=[
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim == 3 and min(parameter.shape[1:]) > 1 and id(parameter) not in reached
+        ],
+    )
