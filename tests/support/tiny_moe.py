@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from tiny_models import CHARACTERS, CONTEXT, SPECIAL, tiny_tokenizer
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, JetMoeConfig, JetMoeForCausalLM, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 WIDTH = 32
@@ -40,7 +40,6 @@ LATENT = {
     "topk_group": 1,
 }
 FAMILIES: dict[str, dict[str, Any]] = {
-    # wide gate and up: their square factor is V; the latent attention of DeepSeek beside a dense first layer
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
@@ -67,5 +66,14 @@ def tiny_moe(family: str, seed: int = 0) -> Any:
 def save_tiny_moe(directory: Path, family: str, seed: int = 0) -> Path:
     """Write a tiny model and its tokenizer as ``save_pretrained`` does."""
     tiny_moe(family, seed).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def save_unreached(directory: Path) -> Path:
+    """Write a tiny model whose MoE experts zhub cannot adapt."""
+    own = {"num_local_experts": 2, "num_experts_per_tok": 2, "kv_channels": 8, "num_hidden_layers": 1}
+    model = JetMoeForCausalLM(JetMoeConfig(**{**COMMON, **own}))
+    model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return directory

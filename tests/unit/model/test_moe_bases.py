@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from following import as_z, logits, random_delta
-from tiny_models import CONTEXT, tiny_tokenizer
-from tiny_moe import FAMILIES
+from tiny_moe import FAMILIES, save_unreached
 from tiny_training import PROMPTS, Load, reinforcement, run, supervised, write_rows
-from transformers import JetMoeConfig, JetMoeForCausalLM
 
 from zhub.errors import BasisMismatchError, TrainingError
 from zhub_workers.model.adapted import AdaptedModel
@@ -31,25 +29,15 @@ def test_the_size_of_a_basis_is_known_before_it_is_made(load_adapted: Load, fami
     factors = adapted.basis.factors.values()
     assert size.matrices == len(factors)
     assert size.file_bytes == sum(factor.nbytes for three in factors for factor in three)
+    assert size.memory_bytes == sum(4 * (len(s) ** 2 + len(s)) for _, s, _ in factors)
     every = sum(parameter.numel() for parameter in adapted.base.model.parameters())
     assert size.adapted_share == pytest.approx(sum(len(u) * vh.shape[1] for u, _, vh in factors) / every)
     assert size.adapted_share > 0.75
     assert size.unreached == []
 
 
-def test_weights_that_no_expert_can_adapt_are_named() -> None:
-    config = JetMoeConfig(
-        vocab_size=len(tiny_tokenizer()),
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_key_value_heads=2,
-        kv_channels=8,
-        num_local_experts=2,
-        num_experts_per_tok=2,
-        max_position_embeddings=CONTEXT,
-    )
-    size = basis_size(JetMoeForCausalLM(config))
+def test_weights_that_no_expert_can_adapt_are_named(tmp_path: Path) -> None:
+    size = basis_size(load_base_model(save_unreached(tmp_path)).model)
     assert "model.layers.0.mlp.input_linear.weight" in size.unreached
     assert size.adapted_share < 0.5
 

@@ -15,13 +15,15 @@ class BasisSize:
 
     Attributes:
         matrices: how many, each MoE expert's its own.
-        file_bytes: of their factors.
+        file_bytes: of their factors, on disk.
+        memory_bytes: of the square factors, which a process holds once experts have changed every matrix.
         adapted_share: how much of the model's parameters these matrices hold.
         unreached: names of 3-D weights, as MoE experts have, that zhub cannot adapt.
     """
 
     matrices: int
     file_bytes: int
+    memory_bytes: int
     adapted_share: float
     unreached: list[str]
 
@@ -34,6 +36,7 @@ def basis_size(model: Any) -> BasisSize:
     return BasisSize(
         matrices=len(layers),
         file_bytes=ITEM_BYTES * sum(min(m, n) * (m + n + 1) for m, n in shapes),
+        memory_bytes=ITEM_BYTES * sum(min(m, n) * (min(m, n) + 1) for m, n in shapes),
         adapted_share=sum(m * n for m, n in shapes) / sum(parameter.numel() for parameter in model.parameters()),
         # The kernels of convolutions have three axes too, one of them of length one.
         unreached=[

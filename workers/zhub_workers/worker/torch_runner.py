@@ -49,6 +49,7 @@ from zhub_workers.worker.checkpoints import Checkpoints, write_adapter
 from zhub_workers.worker.ray_shards import RayShards
 
 MAX_COMPUTE_STREAMS = 4
+PROGRESS_EVENTS = 200  # of one decomposition, at most
 
 
 class TorchRunner:
@@ -97,9 +98,11 @@ class TorchRunner:
             path = directory / f"{done - 1:05d}.safetensors"
             if path.name not in stored:
                 put_path(store, f"{prefix}/{path.name}", path)
-            context.emit(
-                "info", f"Decomposed matrix {done} of {total}.", {"type": "progress", "done": done, "total": total}
-            )
+            # A base of MoE experts has ten thousand matrices.
+            if done * PROGRESS_EVENTS // total > (done - 1) * PROGRESS_EVENTS // total:
+                context.emit(
+                    "info", f"Decomposed matrix {done} of {total}.", {"type": "progress", "done": done, "total": total}
+                )
             context.raise_if_stopped()
 
         fingerprint = decompose_base(base, directory, on_matrix=keep)
@@ -260,7 +263,7 @@ def _tell_basis_size(size: BasisSize, context: AttemptContext) -> None:
     context.emit(
         "info",
         f"Experts can adapt {size.matrices:,} matrices, {size.adapted_share:.0%} of the parameters. Their basis takes "
-        f"{size.file_bytes / 1e9:,.2f} GB.",
+        f"{_in_units(size.file_bytes)} on disk and up to {_in_units(size.memory_bytes)} of a worker's memory.",
         {"type": "basis_size", "matrices": size.matrices, "file_bytes": size.file_bytes},
     )
     if size.unreached:
@@ -269,6 +272,10 @@ def _tell_basis_size(size: BasisSize, context: AttemptContext) -> None:
             f"No expert can adapt {len(size.unreached)} weights of mixture-of-experts layers: zhub does not know how "
             f"this architecture uses them. The first is '{size.unreached[0]}'.",
         )
+
+
+def _in_units(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:,.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:,.1f} MB"
 
 
 def compute_stream_count(device: torch.device) -> int:
