@@ -38,7 +38,7 @@ def test_the_size_of_a_basis_is_known_before_it_is_made(load_adapted: Load, fami
 
 def test_weights_that_no_expert_can_adapt_are_named(tmp_path: Path) -> None:
     size = basis_size(load_base_model(save_unreached(tmp_path)).model)
-    assert "model.layers.0.mlp.input_linear.weight" in size.unreached
+    assert "model.layers.*.mlp.input_linear.weight" in size.unreached
     assert size.adapted_share < 0.5
 
 

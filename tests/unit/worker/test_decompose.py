@@ -55,6 +55,7 @@ def test_the_number_of_matrices_and_bytes_are_told_before_the_first_is_decompose
     made = decompose("mixtral")
     told = [event.data for event in made.events if event.data is not None]
     assert [data["type"] for data in told[:2]] == ["basis_size", "progress"]
+    assert told[0]["file_bytes"] == made.result["details"]["basis_bytes"]
     assert told[0]["matrices"] == made.result["details"]["matrices"] == told[-1]["done"] == told[-1]["total"]
     stored = sum(made.store.size(key) for key in made.store.keys(f"{made.result['basis_key_prefix']}/"))
     assert told[0]["file_bytes"] < stored < 4 * told[0]["file_bytes"]  # headers are most of what is so small
@@ -77,7 +78,9 @@ def test_a_stored_basis_is_loaded_with_its_base(decompose: Decompose) -> None:
 def test_weights_that_no_expert_can_adapt_are_warned_of(tmp_path: Path) -> None:
     made = Decomposed(save_unreached(tmp_path / "model"), tmp_path)
     (warning,) = [event.message for event in made.events if event.level == "warn"]
-    assert "No expert can adapt" in warning and "'model.layers.0.mlp.input_linear.weight'" in warning
+    assert "leave these weights" in warning and "model.layers.*.mlp.input_linear.weight" in warning
+    assert made.result["details"]["adapted_share"] < 0.5
+    assert "model.layers.*.mlp.input_linear.weight" in made.result["details"]["not_adapted"]
 
 
 def test_a_basis_of_fewer_matrices_is_left_as_it_is(decompose: Decompose, monkeypatch: pytest.MonkeyPatch) -> None:

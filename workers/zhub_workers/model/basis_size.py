@@ -1,11 +1,13 @@
 """How much the basis of a base model takes, and how much of the model its matrices are, before any is decomposed."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from zhub_workers.model.base_model import adapted_layers, layer_weight
 from zhub_workers.model.moe import MoeMatrix
 
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 ITEM_BYTES = 4  # of a float32
 
 
@@ -18,7 +20,7 @@ class BasisSize:
         file_bytes: of their factors, on disk.
         memory_bytes: of the square factors, which a process holds once experts have changed every matrix.
         adapted_share: how much of the model's parameters these matrices hold.
-        unreached: names of 3-D weights, as MoE experts have, that zhub cannot adapt.
+        unreached: names of 3-D weights, as MoE experts have, that zhub cannot adapt; ``*`` is any number.
     """
 
     matrices: int
@@ -39,9 +41,11 @@ def basis_size(model: Any) -> BasisSize:
         memory_bytes=ITEM_BYTES * sum(min(m, n) * (min(m, n) + 1) for m, n in shapes),
         adapted_share=sum(m * n for m, n in shapes) / sum(parameter.numel() for parameter in model.parameters()),
         # The kernels of convolutions have three axes too, one of them of length one.
-        unreached=[
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.ndim == 3 and min(parameter.shape[1:]) > 1 and id(parameter) not in reached
-        ],
+        unreached=sorted(
+            {
+                NUMBER.sub("*", name)
+                for name, parameter in model.named_parameters()
+                if parameter.ndim == 3 and min(parameter.shape[1:]) > 1 and id(parameter) not in reached
+            }
+        ),
     )

@@ -83,7 +83,8 @@ class TorchRunner:
         context.emit("info", f"Loading base model {spec.base.name}.")
         base = load_base_model(base_directory(spec.base, store, attempt.cache_dir), device=self.device)
         weights = weights_fingerprint(base.model)
-        _tell_basis_size(basis_size(base.model), context)
+        size = basis_size(base.model)
+        _tell_basis_size(size, context)
         prefix = basis_prefix(weights, adapted_layers(base.model))
         directory = attempt.cache_dir / prefix
         # What an earlier attempt has stored is not computed again; decompose_base checks that it fits the weights.
@@ -116,7 +117,10 @@ class TorchRunner:
             "details": {
                 "architecture": type(model).__name__,
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "matrices": len(list(directory.glob("*.safetensors"))),
+                "matrices": size.matrices,
+                "adapted_share": round(size.adapted_share, 3),
+                "basis_bytes": size.file_bytes,
+                **({"not_adapted": size.unreached} if size.unreached else {}),
                 "context_length": base.context_length,
                 "vocabulary": len(base.tokenizer),
             },
@@ -269,8 +273,8 @@ def _tell_basis_size(size: BasisSize, context: AttemptContext) -> None:
     if size.unreached:
         context.emit(
             "warn",
-            f"No expert can adapt {len(size.unreached)} weights of mixture-of-experts layers: zhub does not know how "
-            f"this architecture uses them. The first is '{size.unreached[0]}'.",
+            "Experts leave these weights of mixture-of-experts layers as they are, because zhub does not know how this "
+            f"architecture uses them: {', '.join(size.unreached)}.",
         )
 
 
