@@ -146,7 +146,7 @@ def test_supervised_training_learns_on_every_family(load_adapted: Load, family: 
 @pytest.mark.parametrize("targets", ["all", "mlp", "experts"])
 def test_a_lora_on_moe_experts_is_refused_and_told_what_to_do(load_adapted: Load, tmp_path: Path, targets: str) -> None:
     rows = write_rows(tmp_path / "t", PROMPTS)
-    with pytest.raises(TrainingError, match=f"targets '{targets}' mean .* Use the adapter 'svf'"):
+    with pytest.raises(TrainingError, match=f"'lora' cannot .* '{targets}' mean .* Use the adapter 'svf'"):
         run(load_adapted("mixtral"), reinforcement(n_steps=1, adapter="lora", targets=targets), rows)
 
 

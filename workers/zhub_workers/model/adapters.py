@@ -133,8 +133,9 @@ def make_adapter(model: AdaptedModel, hyper: Hyperparameters) -> Adapter:
         TrainingError: no matrix of this base is among the targets and layers, or the adapter cannot change one.
     """
     names = target_names(model.layers, hyper.targets, hyper.layers)
+    if hyper.adapter != "svf":
+        _refuse_moe_matrices(model, names, hyper)
     if hyper.adapter == "lora":
-        _refuse_moe_matrices(model, names, hyper.targets)
         return LoraAdapter(LoraModel(model.base, rank=hyper.lora_rank, alpha=hyper.lora_alpha, names=names))
     return SvfAdapter(model, names, sigmoid=hyper.parameterisation == "sigmoid")
 
@@ -155,11 +156,11 @@ def target_names(names: Collection[str], targets: str, layers: tuple[int, int] |
     return chosen
 
 
-def _refuse_moe_matrices(model: AdaptedModel, names: Collection[str], targets: str) -> None:
+def _refuse_moe_matrices(model: AdaptedModel, names: Collection[str], hyper: Hyperparameters) -> None:
     if matrices := [name for name in names if isinstance(model.layers[name], MoeMatrix)]:
         raise TrainingError(
-            f"LoRA cannot change the experts of this mixture-of-experts base, and targets '{targets}' mean "
-            f"{len(matrices)} of their matrices, such as '{matrices[0]}'. "
+            f"The adapter '{hyper.adapter}' cannot change the experts of a mixture-of-experts base, and targets "
+            f"'{hyper.targets}' mean {len(matrices)} of their matrices, such as '{matrices[0]}'. "
             "Use the adapter 'svf', or targets 'attention'."
         )
 
