@@ -20,7 +20,7 @@ from zhub.suggestions import did_you_mean
 
 Recipe = Literal["reinforcement", "supervised", "dpo"]
 AdapterKind = Literal["svf", "lora"]
-Targets = Literal["all", "both", "mlp", "attention"]
+Targets = Literal["all", "both", "mlp", "attention", "experts"]
 LongRows = Literal["refuse", "skip", "cut"]
 
 MIN_PROMPTS = 10  # distinct ones: fewer cannot be split into train, validation and test
@@ -38,7 +38,8 @@ class _Hyperparameters(BaseModel):
 
     ``adapter`` is what is trained: multipliers of singular values (``svf``) or low-rank matrices (``lora``, with
     ``lora_rank`` and ``lora_alpha``); ``targets`` in which matrices: those of the feed-forward blocks (``mlp``), of
-    ``attention``, ``both``, or ``all`` linear layers; ``layers`` narrows them to blocks ``[first, last]``, from 0.
+    ``attention``, ``both``, or ``all``; or those of a mixture-of-experts base's ``experts`` alone, between which its
+    routers go on to choose as in the base. ``layers`` narrows them to blocks ``[first, last]``, from 0.
     ``sparsity`` is the share of each matrix's multipliers that stay at one. ``parameterisation`` ``sigmoid`` is that
     of the authors' code and keeps every matrix's nuclear norm.
 

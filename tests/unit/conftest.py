@@ -17,12 +17,16 @@ def tiny() -> Any:
 
 @pytest.fixture(scope="session")
 def model_directory(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Directory of a tiny ``llama``, ``gpt2`` or ``neox``, written once per run; copy it before changing it."""
+    """Directory of a tiny ``llama``, ``gpt2``, ``neox`` or mixture of experts, written once per run; copy it before
+    changing it."""
     made: dict[str, Path] = {}
 
     def directory(kind: str) -> Path:
         if kind not in made:
-            made[kind] = tiny.save_tiny(tmp_path_factory.mktemp(kind), kind)
+            import tiny_moe
+
+            save = tiny_moe.save_tiny_moe if kind in tiny_moe.FAMILIES else tiny.save_tiny
+            made[kind] = save(tmp_path_factory.mktemp(kind), kind)
         return made[kind]
 
     return directory

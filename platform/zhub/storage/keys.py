@@ -3,7 +3,9 @@
 ``bases/`` belongs to the platform, ``t/<organisation>/`` to one tenant.
 """
 
+import hashlib
 import uuid
+from collections.abc import Iterable
 
 
 def base_file_key(sha256: str) -> str:
@@ -11,9 +13,14 @@ def base_file_key(sha256: str) -> str:
     return f"bases/files/sha256/{sha256}"
 
 
-def basis_prefix(weights_fingerprint: str) -> str:
-    """The bases (singular vectors and values) of the weights with this fingerprint."""
-    return f"bases/{weights_fingerprint}"
+def basis_prefix(weights_fingerprint: str, matrices: Iterable[str]) -> str:
+    """The basis (singular vectors and values) of these matrices of the weights with this fingerprint.
+
+    Which matrices a model has is a question of zhub's version too: another answer never overwrites a basis that
+    experts were trained on.
+    """
+    names = hashlib.sha256("\n".join(sorted(matrices)).encode()).hexdigest()
+    return f"bases/{weights_fingerprint}-{names[:16]}"
 
 
 def dataset_key(org_id: uuid.UUID, sha256: str) -> str:

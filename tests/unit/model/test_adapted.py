@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from following import IDS, as_z, error, logits, random_delta
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -16,23 +17,7 @@ from zhub_workers.model.base_model import load_base_model
 from zhub_workers.model.basis import Basis, check_z, decompose_base, load_basis
 
 KINDS = ["llama", "gpt2", "neox"]
-IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [7, 7, 8, 40]])
 Load = Callable[[str], AdaptedModel]
-
-
-@torch.no_grad()
-def logits(adapted: AdaptedModel, ids: Tensor = IDS) -> Tensor:
-    found: Tensor = adapted.base.model(ids).logits
-    return found
-
-
-def random_delta(adapted: AdaptedModel, seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: 0.3 * torch.randn(zeros.shape, generator=generator) for name, zeros in adapted.zero_delta().items()}
-
-
-def as_z(delta: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: 1 + values for name, values in delta.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,12 +87,6 @@ def slow_gradient(adapted: AdaptedModel, delta: dict[str, Tensor], ids: Tensor) 
         weights[f"{name}.weight"] = own.double() + (change.T if transposed else change)
     torch.func.functional_call(model, weights, (ids,)).logits.square().mean().backward()
     return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-
-
-def error(found: Tensor | None, expected: Tensor) -> float:
-    """Largest error over the largest entry."""
-    assert found is not None
-    return float((found.double() - expected.double()).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -219,6 +198,7 @@ def test_rows_and_tokens_may_come_flattened_into_one_axis(load_adapted: Load) ->
     for tokens in (4, 200):
         for name in ("model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"):
             layer = adapted.layers[name]
+            assert isinstance(layer, torch.nn.Module)
             x = torch.randn(3, tokens, adapted.basis.factors[name][2].shape[1])
             with torch.no_grad(), adapted.rows({name: torch.stack([e[name] for e in experts])}) as assign:
                 assign([0, 1, 1])

@@ -35,7 +35,7 @@ def embeddings(base: Any, kind: str, start: int, count: int) -> Tensor:
     return prompt_embeddings(base, prompts)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "mixtral", "llama4_text"])
 def test_an_embedding_is_the_mean_hidden_state_whatever_the_padding(
     load_adapted: Callable[[str], Any], kind: str
 ) -> None:

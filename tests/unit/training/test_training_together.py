@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_training import CONTAINS_E, PROMPTS, Load, reinforcement, run, write_rows
 
@@ -29,8 +30,9 @@ def together(jobs: list[Callable[[ComputeGroup], TrainResult]]) -> list[TrainRes
         return list(threads.map(outcome, jobs))
 
 
-def test_jobs_that_train_together_become_what_each_becomes_alone(load_adapted: Load, tmp_path: Path) -> None:
-    rows, adapted = write_rows(tmp_path / "t", PROMPTS), load_adapted("llama")
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt_oss"])
+def test_jobs_that_train_together_become_what_each_becomes_alone(load_adapted: Load, tmp_path: Path, kind: str) -> None:
+    rows, adapted = write_rows(tmp_path / "t", PROMPTS), load_adapted(kind)
     contains_a = CONTAINS_E.model_copy(update={"reference": "a"})
     specs = [
         reinforcement(n_steps=6),

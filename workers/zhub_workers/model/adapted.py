@@ -1,4 +1,4 @@
-"""A base model whose linear layers can follow an expert, or one expert per row, and go back to the base.
+"""A base model whose matrices can follow an expert, or one expert per row, and go back to the base.
 
 Four states of one loaded model. Outside of every context it is the base, untouched. Inside,
 
@@ -13,30 +13,33 @@ shares its memory and has a state of its own.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from zhub.errors import BasisMismatchError
-from zhub_workers.model.base_model import BaseModel, layer_weight, linear_layers
+from zhub_workers.model.base_model import BaseModel, Layer, adapted_layers, is_transposed, layer_weight
 from zhub_workers.model.basis import Basis, check_z
+from zhub_workers.model.moe import MoeMatrix, RowsMoe, followed_forward
 from zhub_workers.model.projected import Blocks, Sides, blocks_linear, merged_linear
 from zhub_workers.model.svf import adapt_weight, factored_change, rows_break_even
 
 # The gradient of a merged weight divides by z: rounding grows by this factor's inverse at most.
 SMALLEST_DIVISOR = 0.1
+Place = tuple[nn.Module, str]  # a module and the name of its parameter
+Form = TypeVar("Form")
 STACK_BUDGET_BYTES = 1 << 30  # of the merged weights of ``rows``, where the device does not say what it has
 
 
 class AdaptedModel:
     """A base model together with its basis. Of a basis only the smaller factors go to the base's device, on first use.
 
-    Without a basis it is the base alone, which no expert can change.
+    Its layers are those of the basis. Without a basis it is the base alone, which no expert can change.
 
     Raises:
         BasisMismatchError: the basis was made from other matrices than this model has.
@@ -45,14 +48,13 @@ class AdaptedModel:
     def __init__(self, base: BaseModel, basis: Basis | None) -> None:
         self.base = base
         self._basis = basis
-        self.layers = linear_layers(base.model)
-        if basis is not None:
-            _check_layers(self.layers, basis)
+        layers = adapted_layers(base.model)
+        self.layers = layers if basis is None else _layers_of_basis(layers, basis)
         self._sides: dict[str, Sides] = {}
         self._factors: dict[str, Tensor] = {}
         self._singular_values: dict[str, Tensor] = {}
         for name, (u, s, vh) in ({} if basis is None else basis.factors).items():
-            sides = Sides(transposed=isinstance(self.layers[name], Conv1D), of_input=u.shape[0] > vh.shape[1])
+            sides = Sides(transposed=is_transposed(self.layers[name]), of_input=u.shape[0] > vh.shape[1])
             self._sides[name] = sides
             self._singular_values[name] = s.to(base.device)
         self._state = "base"
@@ -96,11 +98,9 @@ class AdaptedModel:
             BasisMismatchError, ArtifactError: z does not fit, see ``check_z``.
         """
         check_z(dict(z), self.basis)
-        with self._entered("merged"):
-            with torch.no_grad():
-                weights = {name: self._weight(name, z[name].to(self.base.device) - 1) for name in z}
-            with self._forwards({}, weights):
-                yield
+        weights = ((name, self._weight(name, multipliers.to(self.base.device) - 1)) for name, multipliers in z.items())
+        with self._entered("merged"), self._forwards({}, weights):
+            yield
 
     @contextmanager
     def training(self, delta: Mapping[str, Tensor]) -> Iterator[None]:
@@ -109,19 +109,17 @@ class AdaptedModel:
         Matrices that ``delta`` leaves out stay as they are in the base.
         """
         with self._entered("training"):
-            weights: dict[str, Tensor] = {}
-            forwards: dict[str, Callable[[Tensor], Tensor]] = {}
             with torch.no_grad():
                 divisible = _divisible(delta)
-                for name in divisible:
-                    weights[name] = self._weight(name, delta[name])
+            weights = ((name, self._weight(name, delta[name])) for name in divisible)
+            forms: dict[str, Callable[[Tensor], Tensor]] = {}
             for name, values in delta.items():
                 layer, q, sides = self.layers[name], self.factor(name), self._sides[name]
                 if name in divisible:
-                    forwards[name] = partial(_forward_merged, layer, values, q, sides)
+                    forms[name] = partial(_forward_merged, layer, values, q, sides)
                 else:
-                    forwards[name] = partial(_forward_one, layer, values, q.to(layer_weight(layer).dtype), sides)
-            with self._forwards(forwards, weights):
+                    forms[name] = partial(_forward_one, layer, values, q.to(layer_weight(layer).dtype), sides)
+            with self._forwards(forms, weights, own_without_gradient=len(divisible) == len(delta)):
                 yield
 
     @contextmanager
@@ -139,7 +137,7 @@ class AdaptedModel:
                 divisible = _divisible({name: stack[name] for name in changed})
             wanted = sum(len(stack[name]) * self.layers[name].weight.nbytes for name in divisible)  # type: ignore[operator, misc]
             room = wanted <= _stack_budget(self.base.device)
-            layers = {
+            forms = {
                 name: _RowsLayer(
                     self.layers[name],
                     stack[name].to(self.base.device),
@@ -150,13 +148,17 @@ class AdaptedModel:
                 for name in changed
             }
 
+            linear, moe = _by_module(self.layers, forms)
+            by_row: dict[nn.Module, _RowsLayer | RowsMoe] = {**linear}
+            by_row |= {module: RowsMoe(module, own) for module, own in moe.items()}
+
             def assign(owners: Sequence[int]) -> None:
                 blocks = Blocks.of(owners)
                 owner_of_row = torch.tensor(owners, device=self.base.device)  # (b,)
-                for layer in layers.values():
-                    layer.assign(owner_of_row, blocks)
+                for form in by_row.values():
+                    form.assign(owner_of_row, blocks)
 
-            with self._forwards({name: layer.forward for name, layer in layers.items()}, {}):
+            with _overriding({module: form.forward for module, form in by_row.items()}, {}):
                 yield assign
 
     @contextmanager
@@ -171,21 +173,34 @@ class AdaptedModel:
 
     @contextmanager
     def _forwards(
-        self, forwards: Mapping[str, Callable[[Tensor], Tensor]], weights: Mapping[str, Tensor]
+        self,
+        forms: Mapping[str, Callable[[Tensor], Tensor]],
+        weights: Iterable[tuple[str, Tensor]],
+        *,
+        own_without_gradient: bool = False,
     ) -> Iterator[None]:
-        """Override forwards and weights of layers by name. Hooks that others put on the modules still run."""
-        kept = {name: self.layers[name].weight for name in weights}
-        try:
-            for name, weight in weights.items():
-                self.layers[name].weight = nn.Parameter(weight, requires_grad=False)
-            for name, forward in forwards.items():
-                self.layers[name].forward = forward
+        """Give layers other forms or weights, by name. Those of MoE experts that have none stay as they are.
+
+        Args:
+            weights: taken one at a time, so that those of MoE experts are in memory once.
+            own_without_gradient: with these weights the modules' own forwards give the same as the forms.
+        """
+        forwards, moe = _by_module(self.layers, forms)
+        for module, own in moe.items():
+            forwards[module] = followed_forward(module, own, own_without_gradient=own_without_gradient)
+        parameters: dict[Place, Tensor] = {}
+        with torch.no_grad():
+            for name, weight in weights:
+                layer = self.layers[name]
+                if isinstance(layer, MoeMatrix):
+                    place = layer.module, layer.parameter
+                    if place not in parameters:
+                        parameters[place] = getattr(*place).clone()
+                    parameters[place][layer.index] = weight
+                else:
+                    parameters[layer, "weight"] = weight
+        with _overriding(forwards, parameters):
             yield
-        finally:
-            for name in forwards:
-                self.layers[name].__dict__.pop("forward", None)
-            for name, own in kept.items():
-                self.layers[name].weight = own
 
     def _weight(self, name: str, delta: Tensor) -> Tensor:
         """The adapted weight in the layout that the layer stores: another one would take another kernel and round
@@ -194,14 +209,33 @@ class AdaptedModel:
         return adapt_weight(weight, self.factor(name), delta, right=self._sides[name].right)
 
 
+@contextmanager
+def _overriding(
+    forwards: Mapping[nn.Module, Callable[..., Tensor]], parameters: Mapping[Place, Tensor]
+) -> Iterator[None]:
+    """Override forwards and parameters of modules. Hooks that others put on the modules still run."""
+    kept = {place: getattr(*place) for place in parameters}
+    try:
+        for place, tensor in parameters.items():
+            setattr(*place, nn.Parameter(tensor, requires_grad=False))
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module in forwards:
+            module.__dict__.pop("forward", None)
+        for place, own in kept.items():
+            setattr(*place, own)
+
+
 class _RowsLayer:
-    """One layer in the state ``rows``.
+    """One layer, or one matrix of an MoE expert, in the state ``rows``.
 
     The factored form until the tokens that it has read would have paid for merged weights, which then takes at most
     twice the operations of whichever form is the better one for a batch whose length nobody knows beforehand.
     """
 
-    def __init__(self, layer: nn.Module, stack: Tensor, q: Tensor, sides: Sides, *, mergeable: bool) -> None:
+    def __init__(self, layer: Layer, stack: Tensor, q: Tensor, sides: Sides, *, mergeable: bool) -> None:
         weight: Tensor = layer.weight  # type: ignore[assignment]
         self._layer, self._stack, self._q, self._sides = layer, stack, q, sides
         self._q_rows = q.to(weight.dtype)
@@ -232,24 +266,46 @@ class _RowsLayer:
         return adapt_weight(weight, self._q, self._stack, right=self._sides.right)
 
 
-def _forward_merged(layer: nn.Module, delta: Tensor, q: Tensor, sides: Sides, x: Tensor) -> Tensor:
+def _by_module(
+    layers: Mapping[str, Layer], forms: Mapping[str, Form]
+) -> tuple[dict[nn.Module, Form], dict[nn.Module, dict[tuple[str, int], Form]]]:
+    """The forms of linear layers, and by their modules those of MoE experts."""
+    linear: dict[nn.Module, Form] = {}
+    moe: dict[nn.Module, dict[tuple[str, int], Form]] = {}
+    for name, form in forms.items():
+        layer = layers[name]
+        if isinstance(layer, MoeMatrix):
+            moe.setdefault(layer.module, {})[layer.parameter, layer.index] = form
+        else:
+            linear[layer] = form
+    return linear, moe
+
+
+def _forward_merged(layer: Layer, delta: Tensor, q: Tensor, sides: Sides, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
-        y: Tensor = type(layer).forward(layer, x)
-        return y
+        return _own_forward(layer, x)
     weight: Tensor = layer.weight  # type: ignore[assignment]
+    if isinstance(layer, MoeMatrix) and layer.bias is not None:
+        # As transformers adds it, after the product: within the product it would round differently.
+        return merged_linear(x, weight, None, delta, q, sides) + layer.bias
     return merged_linear(x, weight, _bias(layer), delta, q, sides)
 
 
-def _forward_one(layer: nn.Module, delta: Tensor, q: Tensor, sides: Sides, x: Tensor) -> Tensor:
+def _own_forward(layer: Layer, x: Tensor) -> Tensor:
+    y: Tensor = type(layer).forward(layer, x)  # type: ignore[arg-type]
+    return y
+
+
+def _forward_one(layer: Layer, delta: Tensor, q: Tensor, sides: Sides, x: Tensor) -> Tensor:
     return _forward_factored(layer, x, delta.unsqueeze(0), q, sides)
 
 
-def _forward_factored(layer: nn.Module, x: Tensor, delta_rows: Tensor, q: Tensor, sides: Sides) -> Tensor:
+def _forward_factored(layer: Layer, x: Tensor, delta_rows: Tensor, q: Tensor, sides: Sides) -> Tensor:
     rows = delta_rows.shape[0]
     if sides.of_input:
         by_row = x.reshape(rows, -1, x.shape[-1])
         x = x + factored_change(by_row, q, delta_rows).view(x.shape)
-    y: Tensor = type(layer).forward(layer, x)
+    y = _own_forward(layer, x)
     if sides.of_input:
         return y
     bias = _bias(layer)
@@ -257,7 +313,7 @@ def _forward_factored(layer: nn.Module, x: Tensor, delta_rows: Tensor, q: Tensor
     return y + factored_change(by_row, q, delta_rows).view(y.shape)
 
 
-def _bias(layer: nn.Module) -> Tensor | None:
+def _bias(layer: Layer) -> Tensor | None:
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     return bias
 
@@ -270,25 +326,29 @@ def _changed(stack: Mapping[str, Tensor]) -> list[str]:
     return [name for name, some in zip(stack, anything, strict=True) if some or stack[name].requires_grad]
 
 
-def _divisible(delta: Mapping[str, Tensor]) -> list[str]:
-    """The matrices all of whose multipliers may be divided by. Waits for the device once."""
+def _divisible(delta: Mapping[str, Tensor]) -> dict[str, None]:
+    """The matrices all of whose multipliers may be divided by, in order. Waits for the device once."""
     if not delta:
-        return []
+        return {}
     least = torch.stack([(1 + values).abs().min() for values in delta.values()]).tolist()
-    return [name for name, z in zip(delta, least, strict=True) if not z < SMALLEST_DIVISOR]
+    return {name: None for name, z in zip(delta, least, strict=True) if not z < SMALLEST_DIVISOR}
 
 
 def _stack_budget(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else STACK_BUDGET_BYTES
 
 
-def _check_layers(layers: Mapping[str, nn.Module], basis: Basis) -> None:
-    if layers.keys() != basis.factors.keys():
-        odd = sorted(layers.keys() ^ basis.factors.keys())
-        raise BasisMismatchError(f"the model and the basis have different matrices: '{odd[0]}' is only in one of them.")
-    for name, layer in layers.items():
+def _layers_of_basis(layers: Mapping[str, Layer], basis: Basis) -> dict[str, Layer]:
+    if unknown := sorted(basis.factors.keys() - layers.keys()):
+        raise BasisMismatchError(
+            f"the model and the basis have different matrices: the basis has '{unknown[0]}', which the model lacks or "
+            "which no expert adapts. Add the base model again."
+        )
+    own = {name: layer for name, layer in layers.items() if name in basis.factors}
+    for name, layer in own.items():
         u, _, vh = basis.factors[name]
         if tuple(layer_weight(layer).shape) != (u.shape[0], vh.shape[1]):
             raise BasisMismatchError(
                 f"matrix '{name}' is {tuple(layer_weight(layer).shape)}, in the basis {(u.shape[0], vh.shape[1])}."
             )
+    return own

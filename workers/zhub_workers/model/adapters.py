@@ -19,6 +19,7 @@ from zhub.specs import Hyperparameters
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.lora import LoraModel
+from zhub_workers.model.moe import MoeMatrix
 from zhub_workers.model.svf import sigmoid_multipliers
 
 Values = Mapping[str, Tensor]
@@ -26,6 +27,7 @@ Values = Mapping[str, Tensor]
 SIGMOID_START = 0.1  # the authors' mean (arXiv:2501.06252, table 6), without their noise: it would not be the base
 BLOCK = re.compile(r"\.(\d+)\.")
 ATTENTION = re.compile(r"attn|attention")
+MOE_EXPERTS = re.compile(r"(?:^|\.)experts\.")  # not the shared ones, which read every token
 MLP = re.compile(r"mlp|feed_forward|ffn|experts|moe|\bfc\d|\.wi|\.wo\b|dense_h_to_4h|dense_4h_to_h")
 
 
@@ -128,9 +130,11 @@ def make_adapter(model: AdaptedModel, hyper: Hyperparameters) -> Adapter:
     """The adapter that a job asks for, on its base.
 
     Raises:
-        TrainingError: no matrix of this base is among the targets and layers.
+        TrainingError: no matrix of this base is among the targets and layers, or the adapter cannot change one.
     """
     names = target_names(model.layers, hyper.targets, hyper.layers)
+    if hyper.adapter != "svf":
+        _refuse_moe_matrices(model, names, hyper)
     if hyper.adapter == "lora":
         return LoraAdapter(LoraModel(model.base, rank=hyper.lora_rank, alpha=hyper.lora_alpha, names=names))
     return SvfAdapter(model, names, sigmoid=hyper.parameterisation == "sigmoid")
@@ -152,7 +156,18 @@ def target_names(names: Collection[str], targets: str, layers: tuple[int, int] |
     return chosen
 
 
+def _refuse_moe_matrices(model: AdaptedModel, names: Collection[str], hyper: Hyperparameters) -> None:
+    if matrices := [name for name in names if isinstance(model.layers[name], MoeMatrix)]:
+        raise TrainingError(
+            f"The adapter '{hyper.adapter}' cannot change the experts of a mixture-of-experts base, and targets "
+            f"'{hyper.targets}' mean {len(matrices)} of their matrices, such as '{matrices[0]}'. "
+            "Use the adapter 'svf', or targets 'attention'."
+        )
+
+
 def _is_target(name: str, targets: str) -> bool:
+    if targets == "experts":
+        return MOE_EXPERTS.search(name) is not None
     attention = ATTENTION.search(name) is not None
     mlp = MLP.search(name) is not None and not attention
     return targets == "all" or (attention and targets != "mlp") or (mlp and targets != "attention")

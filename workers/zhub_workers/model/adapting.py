@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.base_model import BaseModel, layer_weight, linear_layers
+from zhub_workers.model.base_model import BaseModel, Layer, adapted_layers, is_transposed, layer_weight
 from zhub_workers.model.basis import Basis
+from zhub_workers.model.moe import MoeMatrix
 from zhub_workers.model.svf import adapt_weight
 
 NUMBER = re.compile(r"\.\d+(?=\.|$)")
@@ -36,7 +36,7 @@ def try_adapting(base: BaseModel, rows: Sequence[Sequence[int]]) -> str | None:
     Args:
         rows: token ids of equal length, one row for each of EXPERTS.
     """
-    layers = linear_layers(base.model)
+    layers = adapted_layers(base.model)
     names = list({NUMBER.sub(".*", name): name for name in layers}.values())
     adapted = AdaptedModel(base, _stand_in(layers, names))
     generator = torch.Generator().manual_seed(SEED)
@@ -62,7 +62,7 @@ def try_adapting(base: BaseModel, rows: Sequence[Sequence[int]]) -> str | None:
     return None
 
 
-def _stand_in(layers: Mapping[str, nn.Module], names: Sequence[str]) -> Basis:
+def _stand_in(layers: Mapping[str, Layer], names: Sequence[str]) -> Basis:
     """A basis whose square factors are reflections for the layers ``names``, and take no memory for the others."""
     factors = {}
     for name, layer in layers.items():
@@ -88,7 +88,7 @@ def _by_hand(adapted: AdaptedModel, ids: Tensor, stack: Stack) -> tuple[Tensor, 
         logits.append(out.detach())
         gradients.append(
             {
-                name: _projected(adapted, name, own[name], torch.zeros_like(own[name]) if dw is None else dw)
+                name: _projected(adapted, name, own[name], torch.zeros_like(weights[name]) if dw is None else dw)
                 for name, dw in zip(weights, by_weight, strict=True)
             }
         )
@@ -99,16 +99,34 @@ def _by_hand(adapted: AdaptedModel, ids: Tensor, stack: Stack) -> tuple[Tensor, 
 def _changed(adapted: AdaptedModel, deltas: Mapping[str, Tensor]) -> Iterator[tuple[Stack, dict[str, nn.Parameter]]]:
     """Put changed weights, with gradients, into the layers. Yields the base's weights and these, as they are stored."""
     layers = {name: adapted.layers[name] for name in deltas}
-    own = {name: layer.weight for name, layer in layers.items()}
+    own = {name: layer.weight.detach() for name, layer in layers.items()}  # type: ignore[operator]
+    stored = {name: _parameter(layer) for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            right = _of_input(adapted, name) != isinstance(layer, Conv1D)
-            changed = adapt_weight(own[name], adapted.factor(name), deltas[name], right=right)  # type: ignore[arg-type]
-            layer.weight = nn.Parameter(changed)
-        yield dict(own), {name: layer.weight for name, layer in layers.items()}  # type: ignore[arg-type, misc]
+            right = _of_input(adapted, name) != is_transposed(layer)
+            changed = adapt_weight(own[name], adapted.factor(name), deltas[name], right=right)
+            if isinstance(layer, MoeMatrix):
+                whole = stored[name].detach().clone()
+                whole[layer.index] = changed
+                changed = whole
+            _store(layer, nn.Parameter(changed))
+        yield own, {name: _parameter(layer) for name, layer in layers.items()}
     finally:
         for name, layer in layers.items():
-            layer.weight = own[name]
+            _store(layer, stored[name])
+
+
+def _parameter(layer: Layer) -> nn.Parameter:
+    """What holds a layer's weight: of an MoE expert those of all MoE experts beside it."""
+    parameter: nn.Parameter = getattr(layer.module, layer.parameter) if isinstance(layer, MoeMatrix) else layer.weight  # type: ignore[assignment]
+    return parameter
+
+
+def _store(layer: Layer, parameter: nn.Parameter) -> None:
+    if isinstance(layer, MoeMatrix):
+        setattr(layer.module, layer.parameter, parameter)
+    else:
+        layer.weight = parameter
 
 
 def _of_input(adapted: AdaptedModel, name: str) -> bool:
@@ -118,8 +136,9 @@ def _of_input(adapted: AdaptedModel, name: str) -> bool:
 
 def _projected(adapted: AdaptedModel, name: str, weight: Tensor, gradient: Tensor) -> Tensor:
     """From the gradient of a weight that of its delta, ``(r,)``: ``q_i^T W^T dW q_i``, or ``q_i^T dW W^T q_i``."""
-    w, dw = (x.detach().float() for x in (weight, gradient))
-    if isinstance(adapted.layers[name], Conv1D):
+    layer = adapted.layers[name]
+    w, dw = weight.float(), (gradient[layer.index] if isinstance(layer, MoeMatrix) else gradient).float()
+    if is_transposed(layer):
         w, dw = w.T, dw.T
     q = adapted.factor(name)
     return ((w @ q) * (dw @ q)).sum(0) if _of_input(adapted, name) else ((q.T @ w) * (q.T @ dw)).sum(1)

@@ -21,7 +21,10 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from zhub.errors import InvalidRequestError, UnsupportedModelError
+from zhub_workers.model.moe import MoeMatrix, is_router, moe_matrices
 from zhub_workers.model.weight_files import check_weight_files, host_memory_bytes
+
+Layer = nn.Module | MoeMatrix  # of one weight, a matrix, and perhaps a bias
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 STANDARD_ROLES = {"developer": "system"}  # the newer word; most templates drop or refuse a role that they do not name
@@ -109,10 +112,10 @@ def load_base_model(
 
 
 def linear_layers(model: Any) -> dict[str, nn.Module]:
-    """Return the layers that an expert adapts, by name, sorted: every nn.Linear and Conv1D but the output embedding.
+    """Return the linear layers that an expert adapts, by name, sorted: every nn.Linear and Conv1D but a few.
 
     Fused projections (GPT-2's ``c_attn``) count as one matrix. Embeddings, tied to the output or not, stay as they are,
-    and so does a layer that is more than a matrix product: a router that subclasses nn.Linear and returns its choice.
+    and so do the routers of mixture-of-experts layers, and any layer that is more than a matrix product.
     """
     output = model.get_output_embeddings()
     return {
@@ -122,6 +125,7 @@ def linear_layers(model: Any) -> dict[str, nn.Module]:
         and module is not output
         # A layer that shares its weight with the output embedding would change it from below.
         and not (output is not None and module.weight is output.weight)
+        and not is_router(model, name)
         and name.rpartition(".")[2] not in READ_PAST_THE_LAYER
         and _is_linear(module)
     }
@@ -144,10 +148,21 @@ def _is_linear(module: nn.Module) -> bool:
     )
 
 
-def layer_weight(module: nn.Module) -> Tensor:
-    """Return a layer's weight as ``(m=out, n=in)``; a Conv1D stores it the other way round, so it gives a view."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight.T if isinstance(module, Conv1D) else weight
+def adapted_layers(model: Any) -> dict[str, Layer]:
+    """Return the layers that an expert adapts, by name, sorted: linear layers, and the matrices of MoE experts."""
+    layers: dict[str, Layer] = {**linear_layers(model), **moe_matrices(model)}
+    return dict(sorted(layers.items()))
+
+
+def is_transposed(layer: Layer) -> bool:
+    """Whether a layer stores its weight ``(in, out)``, as Conv1D does."""
+    return layer.transposed if isinstance(layer, MoeMatrix) else isinstance(layer, Conv1D)
+
+
+def layer_weight(layer: Layer) -> Tensor:
+    """Return a layer's weight as ``(m=out, n=in)``: a view where it is stored the other way round."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.T if is_transposed(layer) else weight
 
 
 def weights_fingerprint(model: Any) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zhub.errors import ArtifactError, BasisMismatchError, UnsupportedModelError
 from zhub.manifest import canonical_json, sha256_file
-from zhub_workers.model.base_model import BaseModel, layer_weight, linear_layers, tensor_bytes, weights_fingerprint
+from zhub_workers.model.base_model import BaseModel, adapted_layers, layer_weight, tensor_bytes, weights_fingerprint
 from zhub_workers.model.svf import decompose
 
 BASIS_FILE = "basis.json"
@@ -52,10 +52,10 @@ def decompose_base(base: BaseModel, directory: Path, *, on_matrix: Callable[[int
         UnsupportedModelError: a weight holds NaN or infinities.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    layers = linear_layers(base.model)
+    layers = adapted_layers(base.model)
     matrices = []
-    for index, (name, module) in enumerate(layers.items()):
-        weight = layer_weight(module)
+    for index, (name, layer) in enumerate(layers.items()):
+        weight = layer_weight(layer)
         file = directory / f"{index:05d}.safetensors"
         weight_sha256 = hashlib.sha256(tensor_bytes(weight)).hexdigest()
         if not _is_kept(file, weight, weight_sha256):

@@ -14,6 +14,7 @@ prompts than the model has dimensions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,10 +75,15 @@ def prompt_embeddings(base: BaseModel, prompts: Sequence[Sequence[int]]) -> Tens
         rows = order[start : start + size]
         ids, mask = pad_right([prompts[row] for row in rows], base.pad_id, base.device)
         # The body without the output embedding: the logits of a whole prompt are never needed.
-        out = base.model.base_model(input_ids=ids, use_cache=False)
+        out = _body(base.model)(input_ids=ids, use_cache=False)
         hidden = out.last_hidden_state.float() * mask.unsqueeze(-1)
         embeddings[rows] = (hidden.sum(1) / mask.sum(1, keepdim=True)).cpu()
     return embeddings
+
+
+def _body(model: Any) -> Any:
+    """What makes the hidden states; Llama 4's says that it is ``language_model``, and is ``model``."""
+    return model.model if model.base_model is model else model.base_model
 
 
 def make_centroid(training: Tensor, held_out: Tensor) -> Centroid:

@@ -14,7 +14,7 @@ import transformers
 from zhub.errors import InvalidRequestError, NonFiniteLogitsError, UnsupportedModelError
 from zhub.registry.limitations import Limitation, LimitationName
 from zhub_workers.model.adapting import EXPERTS, try_adapting
-from zhub_workers.model.base_model import BaseModel, layer_weight, linear_layers, render_prompt
+from zhub_workers.model.base_model import BaseModel, render_prompt
 from zhub_workers.model.reading import FAILURES, first_line, sample_rows, try_reading
 
 OF_WAYS: dict[str, LimitationName] = {
@@ -63,11 +63,6 @@ def try_base(base: BaseModel, name: str) -> Trial:
     if reason := reading.cached or _reason_against_training(base):
         found.insert(0, _limitation("serve_only", reason))
     return Trial(replace(base, batching=reading.batching), found)
-
-
-def adapted_parameters(base: BaseModel) -> int:
-    """How many of the base's parameters are in layers that an expert adapts."""
-    return sum(layer_weight(layer).numel() for layer in linear_layers(base.model).values())
 
 
 def _limitation(name: LimitationName, reason: str) -> Limitation:

@@ -37,10 +37,11 @@ from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import LoraAdapter, SvfAdapter, make_adapter
 from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_routing
-from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
+from zhub_workers.model.base_model import adapted_layers, load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
+from zhub_workers.model.basis_size import BasisSize, basis_size
 from zhub_workers.model.model_cache import ModelCache, base_directory
-from zhub_workers.model.trial import adapted_parameters, try_base
+from zhub_workers.model.trial import try_base
 from zhub_workers.training.forgetting import KeptAnswers
 from zhub_workers.training.metric_sinks import Run, sending_metrics
 from zhub_workers.training.spans import traced_steps
@@ -51,6 +52,7 @@ from zhub_workers.worker.checkpoints import Checkpoints, write_adapter
 from zhub_workers.worker.ray_shards import RayShards
 
 MAX_COMPUTE_STREAMS = 4
+PROGRESS_EVENTS = 200  # of one decomposition, at most
 
 
 class TorchRunner:
@@ -89,7 +91,9 @@ class TorchRunner:
             context.note("warn", f"Tried base model {spec.base.name}: {limitation}.")
         context.raise_if_stopped()
         weights = weights_fingerprint(base.model)
-        prefix = basis_prefix(weights)
+        size = basis_size(base.model)
+        _tell_basis_size(size, context)
+        prefix = basis_prefix(weights, adapted_layers(base.model))
         directory = attempt.cache_dir / prefix
         # What an earlier attempt has stored is not computed again; decompose_base checks that it fits the weights.
         for key in store.keys(f"{prefix}/"):
@@ -103,9 +107,11 @@ class TorchRunner:
             path = directory / f"{done - 1:05d}.safetensors"
             if path.name not in stored:
                 put_path(store, f"{prefix}/{path.name}", path)
-            context.emit(
-                "info", f"Decomposed matrix {done} of {total}.", {"type": "progress", "done": done, "total": total}
-            )
+            # A base of MoE experts has ten thousand matrices.
+            if done * PROGRESS_EVENTS // total > (done - 1) * PROGRESS_EVENTS // total:
+                context.emit(
+                    "info", f"Decomposed matrix {done} of {total}.", {"type": "progress", "done": done, "total": total}
+                )
             context.raise_if_stopped()
 
         fingerprint = decompose_base(base, directory, on_matrix=keep)
@@ -119,8 +125,10 @@ class TorchRunner:
             "details": {
                 "architecture": type(model).__name__,
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "adapted_parameters": adapted_parameters(base),
-                "matrices": len(list(directory.glob("*.safetensors"))),
+                "adapted_parameters": size.adapted_parameters,
+                "matrices": size.matrices,
+                "basis_bytes": size.file_bytes,
+                **({"not_adapted": size.unreached} if size.unreached else {}),
                 "context_length": base.context_length,
                 "vocabulary": len(base.tokenizer),
                 "limitations": [limitation.model_dump() for limitation in trial.limitations],
@@ -263,6 +271,25 @@ class TorchRunner:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"cpu {platform.machine()}"
+
+
+def _tell_basis_size(size: BasisSize, context: AttemptContext) -> None:
+    context.emit(
+        "info",
+        f"Experts can adapt {size.matrices:,} matrices, {size.adapted_share:.0%} of the parameters. Their basis takes "
+        f"{_in_units(size.file_bytes)} on disk and up to {_in_units(size.memory_bytes)} of a worker's memory.",
+        {"type": "basis_size", "matrices": size.matrices, "file_bytes": size.file_bytes},
+    )
+    if size.unreached:
+        context.emit(
+            "warn",
+            "Experts leave these weights of mixture-of-experts layers as they are, because zhub does not know how this "
+            f"architecture uses them: {', '.join(size.unreached)}.",
+        )
+
+
+def _in_units(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:,.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:,.1f} MB"
 
 
 def compute_stream_count(device: torch.device) -> int:
