@@ -18,7 +18,7 @@ from zhub.pydantic_errors import refusal
 from zhub.suggestions import did_you_mean
 
 Recipe = Literal["reinforcement", "supervised", "dpo"]
-AdapterKind = Literal["svf", "lora"]
+AdapterKind = Literal["svf", "frames", "core", "lora", "dora"]
 Targets = Literal["all", "both", "mlp", "attention"]
 LongRows = Literal["refuse", "skip", "cut"]
 
@@ -26,17 +26,35 @@ MIN_PROMPTS = 10  # distinct ones: fewer cannot be split into train, validation 
 
 SVF_LEARNING_RATE = 0.02
 LORA_LEARNING_RATE = 0.002
+# The parameters of frames and cores are scaled so that a step changes a weight by the same share as a multiplier's
+# does (zhub_workers/model/cores.py); a step of the other two by some five times as much (lora.py).
+LEARNING_RATES: Mapping[AdapterKind, float] = {
+    "svf": SVF_LEARNING_RATE,
+    "frames": SVF_LEARNING_RATE,
+    "core": SVF_LEARNING_RATE,
+    "lora": LORA_LEARNING_RATE,
+    "dora": LORA_LEARNING_RATE,
+}
+
+
+MAX_CORE_NUMBERS = 1 << 16  # that are fixed and random, for each matrix of a base
 
 
 # Strict throughout: "8" and true are not taken for numbers.
 class _Hyperparameters(BaseModel):
     """What every recipe has.
 
-    ``adapter`` is what is trained: multipliers of singular values (``svf``) or low-rank matrices (``lora``, with
-    ``lora_rank`` and ``lora_alpha``); ``targets`` in which matrices: those of the feed-forward blocks (``mlp``), of
-    ``attention``, ``both``, or ``all`` linear layers; ``layers`` narrows them to blocks ``[first, last]``, from 0.
-    ``sparsity`` is the share of each matrix's multipliers that stay at one. ``parameterisation`` ``sigmoid`` is that
-    of the authors' code and keeps every matrix's nuclear norm.
+    ``adapter`` is what is trained: multipliers of singular values (``svf``), a rotation of the leading singular vectors
+    (``frames``), a small matrix between them (``core``), or low-rank matrices beside the weight (``lora``, or with a
+    trained length of each row ``dora``; ``lora_rank`` and ``lora_alpha``). ``subspace_rank`` is the number of leading
+    singular vectors of ``frames`` and ``core``; 0 gives a matrix about as many parameters as ``svf`` does. With
+    ``core_parameters`` a core is a sum of so many fixed random matrices, whose weights are trained, and with
+    ``core_shared`` all matrices have the same ones; ``subspace_rank`` 0 is then 2.
+
+    ``targets`` says which matrices: those of the feed-forward blocks (``mlp``), of ``attention``, ``both``, or ``all``
+    linear layers; ``layers`` narrows them to blocks ``[first, last]``, from 0. ``sparsity`` is the share of each
+    matrix's multipliers that stay at one. ``parameterisation`` ``sigmoid`` is that of the authors' code and keeps every
+    matrix's nuclear norm.
 
     The rate falls along a cosine to a tenth. ``eval_samples`` validation rows are scored every ``eval_interval``
     steps; after ``patience`` scores without a new best one training ends (0: never). Gradients are accumulated over
@@ -59,6 +77,9 @@ class _Hyperparameters(BaseModel):
     parameterisation: Literal["multiplier", "sigmoid"] = "multiplier"
     lora_rank: Annotated[int, Field(strict=True, ge=1, le=512)] = 16
     lora_alpha: Annotated[float, Field(strict=True, gt=0, le=4096)] = 32.0
+    subspace_rank: Annotated[int, Field(strict=True, ge=0, le=512)] = 0
+    core_parameters: Annotated[int, Field(strict=True, ge=0, le=4096)] = 0
+    core_shared: Annotated[bool, Field(strict=True)] = False
     batch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 32
     n_steps: Annotated[int, Field(strict=True, ge=1, le=100_000)]
     learning_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = SVF_LEARNING_RATE
@@ -76,14 +97,26 @@ class _Hyperparameters(BaseModel):
 
     @model_validator(mode="after")
     def _fits_the_adapter(self) -> "_Hyperparameters":
-        if self.adapter == "lora" and self.sparsity:
+        if self.adapter != "svf" and self.sparsity:
             raise _conflict("sparsity", "only the adapter 'svf' has it")
-        if self.adapter == "lora" and self.parameterisation != "multiplier":
+        if self.adapter != "svf" and self.parameterisation != "multiplier":
             raise _conflict("parameterisation", "only the adapter 'svf' has it")
-        if self.warm_start != "off" and (self.adapter == "lora" or self.parameterisation != "multiplier"):
+        if self.warm_start != "off" and (self.adapter != "svf" or self.parameterisation != "multiplier"):
             raise _conflict("warm_start", "only the adapter 'svf' with the parameterisation 'multiplier' has it")
         if self.sparsity and self.parameterisation == "sigmoid":
             raise _conflict("sparsity", "under the parameterisation 'sigmoid' all multipliers move")
+        if self.subspace_rank and self.adapter not in ("frames", "core"):
+            raise _conflict("subspace_rank", "only the adapters 'frames' and 'core' have it")
+        if self.subspace_rank == 1 and self.adapter == "frames":
+            raise _conflict("subspace_rank", "a single direction cannot turn: give 2 or more, or 0")
+        if self.core_parameters and self.adapter != "core":
+            raise _conflict("core_parameters", "only the adapter 'core' has it")
+        if self.core_parameters * max(self.subspace_rank, 2) ** 2 > MAX_CORE_NUMBERS:
+            raise _conflict(
+                "core_parameters", f"times the square of subspace_rank it may be {MAX_CORE_NUMBERS:,} at most"
+            )
+        if self.core_shared and not self.core_parameters:
+            raise _conflict("core_shared", "give core_parameters: whole cores differ in size from matrix to matrix")
         if self.layers is not None and self.layers[0] > self.layers[1]:
             raise _conflict("layers", f"expected [first, last], got {list(self.layers)}")
         return self
@@ -173,7 +206,7 @@ def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_r
     if epochs is not None and "n_steps" in given:
         refusals.append(InvalidRequestError("Give n_steps or n_epochs, not both.", param=f"{where}.n_epochs"))
     if _is_factor(multiplier):
-        rate = LORA_LEARNING_RATE if given.get("adapter") == "lora" else SVF_LEARNING_RATE
+        rate = _default_rate(given.get("adapter"))
         given.setdefault("learning_rate", multiplier * rate)
     given.setdefault("n_steps", _steps(epochs, given.get("batch_size", _default_batch_size(model)), train_rows))
     try:
@@ -208,6 +241,11 @@ def _steps(epochs: object, batch_size: object, train_rows: int) -> int:
     if epochs is None or not _is_factor(epochs) or type(batch_size) is not int or batch_size <= 0:
         return DEFAULT_STEPS
     return max(1, math.ceil(epochs * train_rows / batch_size))
+
+
+def _default_rate(adapter: object) -> float:
+    """That of the kind; that of SVF where the word is none of them, which is refused later."""
+    return next((rate for kind, rate in LEARNING_RATES.items() if kind == adapter), SVF_LEARNING_RATE)
 
 
 def _default_batch_size(model: type[_Hyperparameters]) -> int:
