@@ -283,7 +283,7 @@ def _inputs(session: Session, caller: Caller, request: JobRequest, grader: Grade
 
 
 def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis: BasisReference | None) -> None:
-    if parent.is_lora or hyper.adapter != "svf" or hyper.parameterisation != "multiplier":
+    if parent.adapter != "svf" or hyper.adapter != "svf" or hyper.parameterisation != "multiplier":
         raise InvalidRequestError(
             "Only a training of the adapter 'svf', with the parameterisation 'multiplier', can begin from an expert, "
             "and only from one of that adapter. Give the base model.",

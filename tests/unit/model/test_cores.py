@@ -78,7 +78,8 @@ def formula_change(adapted: AdaptedModel, settings: CoreSettings, name: str, own
             signs = random_signs(name, settings.parameters, k).double()
             entries = sum(own[i] * signs[i] for i in range(settings.parameters)) / math.sqrt(settings.parameters)  # type: ignore[assignment]
         core = torch.diag(s[:k]) @ entries * s.norm() / s[:k].norm() / math.sqrt(k)
-    return u[:, :k] @ core @ vh[:k]
+    change: Tensor = u[:, :k] @ core @ vh[:k]
+    return change
 
 
 @ALL

@@ -17,7 +17,7 @@ from zhub_workers.model.base_model import load_base_model
 from zhub_workers.model.basis import decompose_base, load_basis
 from zhub_workers.training.state import TrainState
 
-TIED = {"adapter": "core", "core_parameters": 16, "core_shared": True, "subspace_rank": 4}
+TIED: dict[str, Any] = {"adapter": "core", "core_parameters": 16, "core_shared": True, "subspace_rank": 4}
 KINDS: list[dict[str, Any]] = [
     {"adapter": "frames"},
     {"adapter": "core"},

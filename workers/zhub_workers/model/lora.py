@@ -61,15 +61,10 @@ class LoraModel:
         self.layers = {name: layers[name] for name in sorted(set(names))}
         self._peft_layers = {name: _peft_layer(layer, rank, alpha, dora) for name, layer in self.layers.items()}
         self._dora = dora
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes = matrix_shapes(self.layers, rank, dora=dora)
         for name, layer in self.layers.items():
-            m, n = layer_weight(layer).shape
-            self._shapes[f"{name}.lora_A"] = (rank, n)
-            self._shapes[f"{name}.lora_B"] = (m, rank)
-            if dora:
-                self._shapes[f"{name}.lora_magnitude_vector"] = (m,)
-                if not layer_weight(layer).any(1).all():
-                    raise TrainingError(f"A row of '{name}' is zero: DoRA cannot scale it. Use the adapter 'lora'.")
+            if dora and not layer_weight(layer).any(1).all():
+                raise TrainingError(f"A row of '{name}' is zero: DoRA cannot scale it. Use the adapter 'lora'.")
         self._holders = _holders(base, self.layers)
         self._state = "base"
 
@@ -100,7 +95,7 @@ class LoraModel:
         Raises:
             ArtifactError: other layers, shapes or dtypes than this LoRA has, NaN or infinities.
         """
-        self._check(values)
+        check_matrices(values, self._shapes)
         for key, value in values.items():
             if not torch.isfinite(value).all():
                 raise ArtifactError(f"LoRA '{key}' holds NaN or infinite numbers.")
@@ -127,7 +122,7 @@ class LoraModel:
         Raises:
             ArtifactError: other layers, shapes or dtypes than this LoRA has.
         """
-        self._check(values)
+        check_matrices(values, self._shapes)
         with self._entered("training"), self._holding(values):
             try:
                 for parent, child, name in self._holders:
@@ -187,17 +182,31 @@ class LoraModel:
             for layer in self._peft_layers.values():
                 _drop_weights(layer)
 
-    def _check(self, values: Mapping[str, Tensor]) -> None:
-        if values.keys() != self._shapes.keys():
-            odd = sorted(values.keys() ^ self._shapes.keys())
-            raise ArtifactError(
-                f"the LoRA has {len(values)} matrices, expected {len(self._shapes)}; '{odd[0]}' is only in one of them."
-            )
-        for key, shape in self._shapes.items():
-            if tuple(values[key].shape) != shape:
-                raise ArtifactError(f"LoRA '{key}' has shape {tuple(values[key].shape)}, expected {shape}.")
-            if values[key].dtype != torch.float32:
-                raise ArtifactError(f"LoRA '{key}' is {values[key].dtype}, expected torch.float32.")
+
+def matrix_shapes(layers: Mapping[str, nn.Module], rank: int, *, dora: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes of a LoRA's matrices, or a DoRA's, in these layers."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, layer in layers.items():
+        m, n = layer_weight(layer).shape
+        shapes[f"{name}.lora_A"] = (rank, n)
+        shapes[f"{name}.lora_B"] = (m, rank)
+        if dora:
+            shapes[f"{name}.lora_magnitude_vector"] = (m,)
+    return shapes
+
+
+def check_matrices(values: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ArtifactError unless the values are float32 matrices of these shapes."""
+    if values.keys() != shapes.keys():
+        odd = sorted(values.keys() ^ shapes.keys())
+        raise ArtifactError(
+            f"the LoRA has {len(values)} matrices, expected {len(shapes)}; '{odd[0]}' is only in one of them."
+        )
+    for key, shape in shapes.items():
+        if tuple(values[key].shape) != shape:
+            raise ArtifactError(f"LoRA '{key}' has shape {tuple(values[key].shape)}, expected {shape}.")
+        if values[key].dtype != torch.float32:
+            raise ArtifactError(f"LoRA '{key}' is {values[key].dtype}, expected torch.float32.")
 
 
 def _peft_layer(layer: nn.Module, rank: int, alpha: float, dora: bool) -> PeftLinear:
