@@ -33,7 +33,7 @@ from zhub_workers.compute.group import ComputeGroup
 from zhub_workers.compute.losses import PolicyGradient
 from zhub_workers.compute.requests import Differentiate, Logprobs
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.adapters import Adapter, LoraAdapter, SvfAdapter, target_names
+from zhub_workers.model.adapters import Adapter, PlainAdapter, SvfAdapter, target_names
 from zhub_workers.model.base_model import BaseModel, layer_weight, load_base_model
 from zhub_workers.model.basis import decompose_base, load_basis
 from zhub_workers.model.lora import LoraModel
@@ -150,7 +150,7 @@ def measure(base: BaseModel, answers: Answers, directory: Path, rounds: int) -> 
     names = target_names(adapted.layers, "mlp", None)
     assert names == reference.matrices
     svf = SvfAdapter(adapted, names, sigmoid=False)
-    lora = LoraAdapter(LoraModel(base, rank=LORA_RANK, alpha=2 * LORA_RANK, names=names))
+    lora = PlainAdapter(LoraModel(base, rank=LORA_RANK, alpha=2 * LORA_RANK, names=names))
     with stepping(svf, answers) as ours, stepping(lora, answers) as rival:
         signs = [2 * reward - 1 for reward in answers.rewards]
 

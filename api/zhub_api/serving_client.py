@@ -38,7 +38,7 @@ def resolve(
     """What serving is asked, once the caller's model (``mixture``: experts and their weights) has been looked up.
 
     Raises:
-        InvalidRequestError: the names do not go together, or serving does not answer with such an expert.
+        InvalidRequestError: the names do not go together.
         NotFoundError, NotReadyError, ConflictError: a model is missing or not usable yet.
     """
     with tenant_session(context.engine, caller.org_id) as session:
@@ -121,12 +121,6 @@ def _reference(record: versions.VersionRecord | versions.CheckpointRecord, weigh
         )
     version = record.version
     manifest = Manifest.model_validate(version.manifest)
-    if record.is_lora:
-        raise InvalidRequestError(
-            f"'{record.name}' is a LoRA: it can be evaluated and pulled, to compare with, but serving mixes experts of "
-            "singular values only. Train it with the adapter 'svf' to serve it.",
-            param="model",
-        )
     return ExpertReference(
         name=record.name,
         digest=version.digest,

@@ -4,44 +4,55 @@ A spec is complete: every ``"auto"`` is resolved, every name is a digest or a ke
 """
 
 import hashlib
-import math
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeGuard
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from zhub.errors import InvalidRequestError
 from zhub.graders import Grader
 from zhub.manifest import canonical_json
-from zhub.pydantic_errors import refusal
-from zhub.suggestions import did_you_mean
 
 Recipe = Literal["reinforcement", "supervised", "dpo"]
-AdapterKind = Literal["svf", "lora"]
+AdapterKind = Literal["svf", "frames", "core", "lora", "dora"]
 Targets = Literal["all", "both", "mlp", "attention", "experts"]
 LongRows = Literal["refuse", "skip", "cut"]
 
 MIN_PROMPTS = 10  # distinct ones: fewer cannot be split into train, validation and test
 
-# Ceilings: a step is as long as ``step_kl`` lets it be.
+# Ceilings: a step is as long as ``step_kl`` lets it be. The parameters of frames and cores are scaled so that a step
+# changes a weight by the same share as a multiplier's does (zhub_workers/model/cores.py); a step of the other two by
+# some five times as much (lora.py).
 SVF_LEARNING_RATE = 0.1
 LORA_LEARNING_RATE = 0.01
+LEARNING_RATES: Mapping[AdapterKind, float] = {
+    "svf": SVF_LEARNING_RATE,
+    "frames": SVF_LEARNING_RATE,
+    "core": SVF_LEARNING_RATE,
+    "lora": LORA_LEARNING_RATE,
+    "dora": LORA_LEARNING_RATE,
+}
 STEP_KL = 0.02
 MAX_STEP_KL = 10.0
+MAX_CORE_NUMBERS = 1 << 16  # that are fixed and random, for each matrix of a base
 
 
 # Strict throughout: "8" and true are not taken for numbers.
 class _Hyperparameters(BaseModel):
     """What every recipe has.
 
-    ``adapter`` is what is trained: multipliers of singular values (``svf``) or low-rank matrices (``lora``, with
-    ``lora_rank`` and ``lora_alpha``); ``targets`` in which matrices: those of the feed-forward blocks (``mlp``), of
-    ``attention``, ``both``, or ``all``; or those of a mixture-of-experts base's ``experts`` alone, between which its
-    routers go on to choose as in the base. ``layers`` narrows them to blocks ``[first, last]``, from 0.
-    ``sparsity`` is the share of each matrix's multipliers that stay at one. ``parameterisation`` ``sigmoid`` is that
-    of the authors' code and keeps every matrix's nuclear norm.
+    ``adapter`` is what is trained: multipliers of singular values (``svf``), a rotation of the leading singular vectors
+    (``frames``), a small matrix between them (``core``), or low-rank matrices beside the weight (``lora``, or with a
+    trained length of each row ``dora``; ``lora_rank`` and ``lora_alpha``). ``subspace_rank`` is the number of leading
+    singular vectors of ``frames`` and ``core``; 0 gives a matrix about as many parameters as ``svf`` does. With
+    ``core_parameters`` a core is a sum of so many fixed random matrices, whose weights are trained, and with
+    ``core_shared`` all matrices have the same ones; ``subspace_rank`` 0 is then 2.
+
+    ``targets`` says which matrices: those of the feed-forward blocks (``mlp``), of ``attention``, ``both``, or ``all``;
+    or those of a mixture-of-experts base's ``experts`` alone, between which its routers go on to choose as in the base.
+    ``layers`` narrows them to blocks ``[first, last]``, from 0. ``sparsity`` is the share of each matrix's multipliers
+    that stay at one. ``parameterisation`` ``sigmoid`` is that of the authors' code and keeps every matrix's nuclear
+    norm.
 
     ``learning_rate`` is the ceiling of Adam's rate. What bounds a step is ``step_kl``: it may change the model's
     distributions by about so many nats a token; one that did more is shortened, and the rate falls with it (0: no
@@ -70,6 +81,9 @@ class _Hyperparameters(BaseModel):
     parameterisation: Literal["multiplier", "sigmoid"] = "multiplier"
     lora_rank: Annotated[int, Field(strict=True, ge=1, le=512)] = 16
     lora_alpha: Annotated[float, Field(strict=True, gt=0, le=4096)] = 32.0
+    subspace_rank: Annotated[int, Field(strict=True, ge=0, le=512)] = 0
+    core_parameters: Annotated[int, Field(strict=True, ge=0, le=4096)] = 0
+    core_shared: Annotated[bool, Field(strict=True)] = False
     batch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 32
     n_steps: Annotated[int, Field(strict=True, ge=1, le=100_000)]
     learning_rate: Annotated[float, Field(strict=True, gt=0, le=1)] = SVF_LEARNING_RATE
@@ -89,14 +103,26 @@ class _Hyperparameters(BaseModel):
 
     @model_validator(mode="after")
     def _fits_the_adapter(self) -> "_Hyperparameters":
-        if self.adapter == "lora" and self.sparsity:
+        if self.adapter != "svf" and self.sparsity:
             raise _conflict("sparsity", "only the adapter 'svf' has it")
-        if self.adapter == "lora" and self.parameterisation != "multiplier":
+        if self.adapter != "svf" and self.parameterisation != "multiplier":
             raise _conflict("parameterisation", "only the adapter 'svf' has it")
-        if self.warm_start != "off" and (self.adapter == "lora" or self.parameterisation != "multiplier"):
+        if self.warm_start != "off" and (self.adapter != "svf" or self.parameterisation != "multiplier"):
             raise _conflict("warm_start", "only the adapter 'svf' with the parameterisation 'multiplier' has it")
         if self.sparsity and self.parameterisation == "sigmoid":
             raise _conflict("sparsity", "under the parameterisation 'sigmoid' all multipliers move")
+        if self.subspace_rank and self.adapter not in ("frames", "core"):
+            raise _conflict("subspace_rank", "only the adapters 'frames' and 'core' have it")
+        if self.subspace_rank == 1 and self.adapter == "frames":
+            raise _conflict("subspace_rank", "a single direction cannot turn: give 2 or more, or 0")
+        if self.core_parameters and self.adapter != "core":
+            raise _conflict("core_parameters", "only the adapter 'core' has it")
+        if self.core_parameters * max(self.subspace_rank, 2) ** 2 > MAX_CORE_NUMBERS:
+            raise _conflict(
+                "core_parameters", f"times the square of subspace_rank it may be {MAX_CORE_NUMBERS:,} at most"
+            )
+        if self.core_shared and not self.core_parameters:
+            raise _conflict("core_shared", "give core_parameters: whole cores differ in size from matrix to matrix")
         if self.layers is not None and self.layers[0] > self.layers[1]:
             raise _conflict("layers", f"expected [first, last], got {list(self.layers)}")
         return self
@@ -153,89 +179,6 @@ HYPERPARAMETERS: dict[Recipe, type[_Hyperparameters]] = {
 }
 
 RECIPES = tuple(HYPERPARAMETERS)
-
-# Fields of the OpenAI dialect that resolve into ours instead of being one of ours.
-FOREIGN = ("n_epochs", "learning_rate_multiplier")
-MAX_FACTOR = 1_000_000  # of n_epochs and learning_rate_multiplier: what they result in has its own limits
-DEFAULT_STEPS = 100
-
-
-def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_rows: int) -> Hyperparameters:
-    """Turn what a user wrote into numbers; ``"auto"`` and missing ones get their defaults.
-
-    ``n_epochs`` becomes ``n_steps`` (epochs × rows / batch). ``learning_rate_multiplier`` makes steps so many times as
-    long: it scales the default rate, and by its square the divergence that a step may cause.
-
-    Raises:
-        InvalidRequestError: unknown names (each with the nearest known one) and values out of range. The message has
-            all of them, ``param`` is the first.
-    """
-    model = HYPERPARAMETERS[recipe]
-    where = f"method.{recipe}.hyperparameters"
-    known = [*model.model_fields, *FOREIGN]
-    refusals = [_unknown(name, known, recipe, where) for name in asked if name not in known]
-    given = {name: value for name, value in asked.items() if name in known and value is not None and value != "auto"}
-    multiplier = given.pop("learning_rate_multiplier", 1.0)
-    epochs = given.pop("n_epochs", None)
-    for name, factor in (("learning_rate_multiplier", multiplier), ("n_epochs", 1.0 if epochs is None else epochs)):
-        if not _is_factor(factor):
-            what = f"'{name}' must be a number above 0 and at most {MAX_FACTOR:,}, got {factor!r}."
-            refusals.append(InvalidRequestError(what, param=f"{where}.{name}"))
-    if multiplier != 1.0 and "learning_rate" in given:
-        what = "Give learning_rate or learning_rate_multiplier, not both."
-        refusals.append(InvalidRequestError(what, param=f"{where}.learning_rate_multiplier"))
-    if epochs is not None and "n_steps" in given:
-        refusals.append(InvalidRequestError("Give n_steps or n_epochs, not both.", param=f"{where}.n_epochs"))
-    if _is_factor(multiplier):
-        rate = LORA_LEARNING_RATE if given.get("adapter") == "lora" else SVF_LEARNING_RATE
-        given.setdefault("learning_rate", min(1.0, multiplier * rate))
-        if multiplier != 1.0:
-            given.setdefault("step_kl", max(multiplier**2 * STEP_KL, sys.float_info.min))  # 0 would be no bound
-    given.setdefault("n_steps", _steps(epochs, given.get("batch_size", _default_batch_size(model)), train_rows))
-    try:
-        resolved = model.model_validate(given)
-    except ValidationError as exc:
-        refusals += [_refusal(error, where, asked) for error in exc.errors()]
-    if refusals:
-        raise InvalidRequestError(" ".join(map(str, refusals)), param=refusals[0].param, code=refusals[0].code)
-    return resolved  # type: ignore[return-value]
-
-
-def _unknown(name: str, known: Sequence[str], recipe: Recipe, where: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"Unknown hyperparameter '{name}' for method '{recipe}'.{did_you_mean(name, known)} "
-        f"Known: {', '.join(sorted(known))}.",
-        param=f"{where}.{name}",
-        code="unknown_hyperparameter",
-    )
-
-
-def _refusal(error: Mapping[str, Any], where: str, asked: Mapping[str, Any]) -> InvalidRequestError:
-    refused = refusal([error], within=where)
-    # What is out of range may have come from a field of the other dialect: then that one is at fault.
-    for field, foreign in (
-        ("n_steps", "n_epochs"),
-        ("learning_rate", "learning_rate_multiplier"),
-        ("step_kl", "learning_rate_multiplier"),
-    ):
-        if refused.param == f"{where}.{field}" and field not in asked:
-            refused.param = f"{where}.{foreign}"
-    return refused
-
-
-def _steps(epochs: object, batch_size: object, train_rows: int) -> int:
-    """The steps that so many epochs take; the default where a number is not one."""
-    if epochs is None or not _is_factor(epochs) or type(batch_size) is not int or batch_size <= 0:
-        return DEFAULT_STEPS
-    return max(1, math.ceil(epochs * train_rows / batch_size))
-
-
-def _default_batch_size(model: type[_Hyperparameters]) -> int:
-    return int(model.model_fields["batch_size"].default)
-
-
-def _is_factor(value: object) -> TypeGuard[float]:
-    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value <= MAX_FACTOR
 
 
 class StoredFile(BaseModel):

@@ -20,9 +20,10 @@ from suites import GRADER
 from zhub.demo.task_families import sample_rows
 from zhub.errors import UnavailableError
 from zhub.manifest import sha256_file
-from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
+from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec
 from zhub.storage.directory import DirectoryStore
 from zhub.storage.object_store import put_path
+from zhub.training.hyperparameters import resolve_hyperparameters
 from zhub_workers.agent.ray_launcher import RayLauncher
 from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStoppedError
 from zhub_workers.cluster import ray_cluster

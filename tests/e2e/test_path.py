@@ -185,14 +185,16 @@ def test_a_paused_job_frees_its_worker_and_goes_on_from_its_checkpoint(stack: An
     assert f"Resumed after step {newest.step_number}." in messages
 
 
-def test_a_lora_differs_from_an_expert_in_one_word_and_is_measured_beside_it(
+def test_a_lora_differs_from_an_svf_in_one_word_answers_and_is_measured_beside_it(
     stack: Any, e2e: Any, sorting_job: Any
 ) -> None:
     job = e2e.train(stack.client, sample_rows("sorting", 300, seed=13), "lora", adapter="lora", n_steps=10)
     job = e2e.wait_for_job(stack.client, job.id)
     assert job.status == "succeeded", job.error
-    with pytest.raises(openai.BadRequestError, match="is a LoRA"):
-        stack.client.chat.completions.create(model=job.fine_tuned_model, messages=[{"role": "user", "content": "x"}])
+    answer = stack.client.chat.completions.create(
+        model=job.fine_tuned_model, messages=[{"role": "user", "content": 'Sort the letters of "dbca".'}]
+    )
+    assert [expert["name"] for expert in answer.experts] == [job.fine_tuned_model]
     held_out = e2e.upload(stack.client, sample_rows("sorting", 100, seed=17, split="test"), "held-out")
     asked = {
         "model": sorting_job.fine_tuned_model,

@@ -276,6 +276,7 @@ def show_version(version: ExpertVersion, as_json: bool, examples: Sequence[Answe
                 ("weights", manifest["weights_fingerprint"]),
                 ("dataset", f"sha256:{manifest['dataset_digest']}"),
                 ("job", f"{version.job}, attempt {manifest['fence']}, seed {manifest['seed']}"),
+                ("kind", manifest["hyperparameters"].get("adapter", "svf")),
                 ("recipe", f"{manifest['recipe']}, best step {manifest['best_step']} of {manifest['steps']}"),
                 ("made by", f"zhub {manifest['code_version']} on {manifest['hardware']}"),
                 ("parent", _parent(version)),

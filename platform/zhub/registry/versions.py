@@ -1,8 +1,9 @@
 """Expert versions and checkpoints with what they belong to, by id or by the name that a user gives."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
 from sqlalchemy.orm import Session, aliased
@@ -12,7 +13,11 @@ from zhub.ids import parse_id, public_id
 from zhub.models import Alias, BaseModel, Checkpoint, Expert, ExpertVersion, Job, Project
 from zhub.registry import missing
 from zhub.registry.names import ALIAS_NAME, CHECKPOINT_NAME, EXPERT_NAME, PROD, VERSION_NAME
+from zhub.specs import AdapterKind
 from zhub.tenancy.keys import Caller
+
+SVF: AdapterKind = "svf"
+ALL_KINDS: tuple[AdapterKind, ...] = get_args(AdapterKind)
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,9 @@ class VersionRecord:
         return manifest["best_step"] == 0 and manifest["parent_digest"] is None
 
     @property
-    def is_lora(self) -> bool:
-        """Kept to compare experts with; serving does not answer with it."""
-        return self.version.manifest["hyperparameters"].get("adapter") == "lora"  # type: ignore[no-any-return]
+    def adapter(self) -> AdapterKind:
+        """What was trained. Only from an ``svf`` can another training begin; serving answers with all kinds."""
+        return self.version.manifest["hyperparameters"].get("adapter", SVF)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,19 @@ class CheckpointRecord:
         return f"{self.project.name}.{self.expert.name}@{job}:step-{self.checkpoint.step}"
 
 
-def promoted(session: Session, project_id: uuid.UUID, base: BaseModel) -> list[VersionRecord]:
+def promoted(
+    session: Session, project_id: uuid.UUID, base: BaseModel, *, kinds: Collection[AdapterKind] = ALL_KINDS
+) -> list[VersionRecord]:
     """What ``@prod`` of each of the project's experts points to, on this base and its basis, newest first.
 
-    Without LoRAs and what is archived, and without those that are the base: choosing one would only pretend.
+    Without other kinds and what is archived, and without those that are the base: choosing one would only pretend.
     """
     statement = (
         select(ExpertVersion, Expert, Project)
         .join(Expert, Expert.id == ExpertVersion.expert_id)
         .join(Project, Project.id == Expert.project_id)
         .join(Alias, and_(Alias.version_id == ExpertVersion.id, Alias.expert_id == Expert.id))
-        .where(Alias.name == PROD, Expert.project_id == project_id, *_served(ExpertVersion, base))
+        .where(Alias.name == PROD, Expert.project_id == project_id, *_fits(ExpertVersion, base, kinds))
         .where(_is_not_base(ExpertVersion), *in_use(ExpertVersion))
         .order_by(*(column.desc() for column in _AGE))
     )
@@ -75,23 +82,34 @@ def promoted(session: Session, project_id: uuid.UUID, base: BaseModel) -> list[V
 
 
 def newest(session: Session, project_id: uuid.UUID, base: BaseModel, *, limit: int) -> list[VersionRecord]:
-    """What ``@prod`` of each of the project's experts points to, or else its newest version, newest first."""
-    records = promoted(session, project_id, base) + never_promoted(session, project_id, base, limit=limit)
+    """What a training may begin from: ``@prod`` of each of the project's experts, or else its newest version.
+
+    Of the kind ``svf`` only, newest first.
+    """
+    records = promoted(session, project_id, base, kinds=[SVF])
+    records += never_promoted(session, project_id, base, limit=limit, kinds=[SVF])
     records.sort(
         key=lambda record: (record.version.created_at, record.version.version, record.version.id), reverse=True
     )
     return records[:limit]
 
 
-def never_promoted(session: Session, project_id: uuid.UUID, base: BaseModel, *, limit: int) -> list[VersionRecord]:
+def never_promoted(
+    session: Session,
+    project_id: uuid.UUID,
+    base: BaseModel,
+    *,
+    limit: int,
+    kinds: Collection[AdapterKind] = ALL_KINDS,
+) -> list[VersionRecord]:
     """The newest version of each of the project's experts without ``@prod``, on this base and its basis, newest first.
 
-    Without LoRAs and what is archived, and without those that are the base: no training has a reason to begin from one.
+    Without other kinds and what is archived, and without those that are the base: nobody has a reason to choose one.
     """
     has_prod = exists().where(Alias.expert_id == Expert.id, Alias.name == PROD, Alias.version_id.is_not(None))
     of_expert = (
         select(ExpertVersion)
-        .where(ExpertVersion.expert_id == Expert.id, *_served(ExpertVersion, base), *in_use(ExpertVersion))
+        .where(ExpertVersion.expert_id == Expert.id, *_fits(ExpertVersion, base, kinds), *in_use(ExpertVersion))
         .order_by(ExpertVersion.version.desc())
         .limit(1)
     )
@@ -120,12 +138,16 @@ def in_use(version: type[ExpertVersion]) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _served(version: type[ExpertVersion], base: BaseModel) -> tuple[ColumnElement[bool], ...]:
-    """Serving can answer with the version on this base."""
+def _fits(
+    version: type[ExpertVersion], base: BaseModel, kinds: Collection[AdapterKind]
+) -> tuple[ColumnElement[bool], ...]:
+    """The version is of one of these kinds, and on this base as it is decomposed now."""
+    kind = version.manifest["hyperparameters"]["adapter"].astext
     return (
         version.base_model_id == base.id,
         version.manifest["basis_fingerprint"].astext == base.basis_fingerprint,
-        version.manifest["hyperparameters"]["adapter"].astext.is_distinct_from("lora"),
+        # Not ``in``, which the planner takes to be rare: it would read every version.
+        *(kind.is_distinct_from(other) for other in ALL_KINDS if other not in kinds),
     )
 
 

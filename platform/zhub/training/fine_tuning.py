@@ -30,19 +30,12 @@ from zhub.queue import dependencies, jobs
 from zhub.registry import base_models, versions
 from zhub.registry.limitations import check_trainable_base
 from zhub.registry.publish import check_trainable, expert_name, get_or_create_expert
-from zhub.specs import (
-    BaseModelSource,
-    BasisReference,
-    Hyperparameters,
-    Recipe,
-    StartingPoint,
-    TrainPlan,
-    resolve_hyperparameters,
-)
+from zhub.specs import BaseModelSource, BasisReference, Hyperparameters, Recipe, StartingPoint, TrainPlan
 from zhub.tenancy import idempotency
 from zhub.tenancy.keys import Caller
 from zhub.training import estimates
 from zhub.training.estimates import Estimate
+from zhub.training.hyperparameters import resolve_hyperparameters
 from zhub.training.job_changes import Metadata
 from zhub.training.methods import GRADER_PARAM, read_method
 from zhub.training.packing import pack_key
@@ -285,7 +278,7 @@ def _inputs(session: Session, caller: Caller, request: JobRequest, grader: Grade
 
 
 def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis: BasisReference | None) -> None:
-    if parent.is_lora or hyper.adapter != "svf" or hyper.parameterisation != "multiplier":
+    if parent.adapter != "svf" or hyper.adapter != "svf" or hyper.parameterisation != "multiplier":
         raise InvalidRequestError(
             "Only a training of the adapter 'svf', with the parameterisation 'multiplier', can begin from an expert, "
             "and only from one of that adapter. Give the base model.",

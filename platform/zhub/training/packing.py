@@ -19,7 +19,10 @@ def pack_key(plan: TrainPlan) -> str | None:
 
 
 def shares_a_worker(hyper: Hyperparameters) -> bool:
-    """Whether a job needs no worker of its own. LoRA cannot mix rows of several jobs; shards need whole devices."""
+    """Whether a job needs no worker of its own.
+
+    Only multipliers train for several jobs in one forward; shards need whole devices.
+    """
     if hyper.adapter != "svf" or hyper.data_parallel > 1:
         return False
     rows = hyper.batch_size

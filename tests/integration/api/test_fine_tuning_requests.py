@@ -12,7 +12,7 @@ from suites import GRADER, METHOD
 
 from zhub.database.sessions import system_session
 from zhub.models import Expert, Job
-from zhub.specs import DEFAULT_STEPS
+from zhub.training.hyperparameters import DEFAULT_STEPS
 
 Client = openai.OpenAI
 JUDGE = {

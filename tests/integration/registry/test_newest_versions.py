@@ -15,8 +15,8 @@ from zhub.tenancy.keys import Caller
 
 Publish = Callable[..., str]
 
-# What keeps a version from being chosen: another basis, an adapter that serving does not answer with, and, of the
-# newest of those left, that it is the base.
+# What keeps a version from being chosen: another basis, a kind that no training can begin from, and, of the newest of
+# those left, that it is the base.
 OTHER_BASIS = {"basis_fingerprint": "c" * 64}
 LORA = {"hyperparameters": {"n_steps": 1, "adapter": "lora"}}
 BASE = {"best_step": 0}

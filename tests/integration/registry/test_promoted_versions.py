@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import Engine, event, text
@@ -11,11 +11,11 @@ from zhub.database.sessions import system_session
 from zhub.models import BaseModel
 from zhub.registry import aliases, listing, versions
 from zhub.registry.resolve import resolve
+from zhub.specs import AdapterKind
 from zhub.tenancy.keys import Caller
 
 Publish = Callable[..., str]
 Promote = Callable[..., None]
-LORA = {"hyperparameters": {"n_steps": 1, "adapter": "lora"}}
 
 
 @pytest.fixture
@@ -73,13 +73,23 @@ def test_the_next_request_to_auto_follows_a_move_of_prod(
         assert candidates() == [moved_to]
 
 
-@pytest.mark.parametrize("changed", [{"basis_fingerprint": "c" * 64}, LORA, {"best_step": 0}])
+@pytest.mark.parametrize("changed", [{"basis_fingerprint": "c" * 64}, {"best_step": 0}])
 def test_no_older_version_steps_in_where_serving_cannot_answer_with_the_promoted_one(
     publish_version: Publish, promote: Promote, candidates: Callable[[], list[str]], changed: dict[str, Any]
 ) -> None:
     publish_version("a")
     promote(publish_version("a", **changed))
     assert candidates() == []
+
+
+def test_a_promoted_version_of_any_kind_is_chosen(
+    publish_version: Publish, promote: Promote, candidates: Callable[[], list[str]]
+) -> None:
+    of_each_kind = []
+    for kind in get_args(AdapterKind):
+        of_each_kind.append(publish_version(kind, hyperparameters={"n_steps": 1, "adapter": kind}))
+        promote(of_each_kind[-1])
+    assert candidates() == of_each_kind[::-1]
 
 
 def test_a_promoted_version_that_began_from_another_is_chosen_though_no_step_was_better(

@@ -104,6 +104,16 @@ def test_a_version_is_shown_with_the_name_of_its_parent_beside_the_digest(
     assert f"default.letters@v3 (sha256:{digest})" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("trained", "kind"), [({"adapter": "frames"}, "frames"), ({}, "svf")])
+def test_a_version_is_shown_with_its_kind(
+    trained: dict[str, Any], kind: str, api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = MANIFEST.model_copy(update={"hyperparameters": trained})
+    api.publish(manifest, {"z.safetensors": Z, "routing.safetensors": ROUTING})
+    assert zhub("experts", "show", EXPERT) == 0
+    assert ["kind", kind] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
 @pytest.mark.parametrize(("name", "what"), [(EXPERT, EXPERT), (OF_EXPERT, "default.sorting with its 3 versions")])
 def test_a_deletion_asks_first_and_says_what_it_deletes(
     name: str, what: str, api: Any, url: str, monkeypatch: pytest.MonkeyPatch

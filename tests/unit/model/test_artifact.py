@@ -15,7 +15,16 @@ from torch import Tensor
 
 from zhub.errors import ArtifactError, BasisMismatchError, DigestMismatchError
 from zhub.manifest import sha256_file
-from zhub_workers.model.artifact import read_routing, read_z, write_routing, write_z
+from zhub.specs import AdapterKind
+from zhub_workers.model.artifact import (
+    ExpertFile,
+    read_expert,
+    read_routing,
+    read_z,
+    write_expert,
+    write_routing,
+    write_z,
+)
 from zhub_workers.model.basis import Basis
 from zhub_workers.model.routing import Centroid
 
@@ -119,6 +128,38 @@ def test_multipliers_that_are_not_finite_are_neither_written_nor_read(
     file.write_bytes(raw)
     with pytest.raises(ArtifactError, match="NaN or infinite"):
         read_z(file, sha256=sha256_file(file), basis=basis)
+
+
+@pytest.mark.parametrize("kind", ["frames", "core", "lora", "dora"])
+def test_an_expert_of_another_kind_comes_back_with_its_settings_and_is_no_z(
+    basis: Basis, tmp_path: Path, kind: AdapterKind
+) -> None:
+    file = tmp_path / "z.safetensors"
+    written = ExpertFile(kind, {"a": torch.tensor([0.5, -2.0]), "b": torch.ones(2, 3)}, {"rank": 3})
+    write_expert(file, written, basis_fingerprint=basis.fingerprint, base_model="tiny")
+    back = read_expert(file, sha256=sha256_file(file), basis=basis)
+    assert (back.kind, back.settings["rank"]) == (kind, 3)
+    assert all(torch.equal(back.tensors[name], tensor) for name, tensor in written.tensors.items())
+    with pytest.raises(ArtifactError, match=f"zhub-{kind}-1"):
+        read_z(file, sha256=sha256_file(file), basis=basis)
+    write_expert(file, written, basis_fingerprint="0" * 64, base_model="tiny")
+    with pytest.raises(BasisMismatchError):
+        read_expert(file, sha256=sha256_file(file), basis=basis)
+    with pytest.raises(ArtifactError, match="NaN or infinite"):
+        write_expert(
+            file, ExpertFile(kind, {"a": torch.tensor([float("nan")])}, {}), basis_fingerprint="f", base_model="t"
+        )
+
+
+def test_a_z_is_read_as_an_expert_of_the_kind_svf_and_checked_as_one(
+    basis: Basis, z: dict[str, Tensor], tmp_path: Path
+) -> None:
+    file, name = tmp_path / "z.safetensors", next(iter(z))
+    write_expert(file, ExpertFile("svf", z, {}), basis_fingerprint=basis.fingerprint, base_model="tiny")
+    assert read_expert(file, sha256=sha256_file(file), basis=basis).kind == "svf"
+    write_z(file, {name: z[name][:-1]}, basis_fingerprint=basis.fingerprint, base_model="tiny")
+    with pytest.raises(BasisMismatchError, match="has shape"):
+        read_expert(file, sha256=sha256_file(file), basis=basis)
 
 
 def test_a_centroid_comes_back_as_it_was_written_and_only_for_its_basis(tmp_path: Path) -> None:

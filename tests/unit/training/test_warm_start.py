@@ -12,7 +12,8 @@ from torch import Tensor
 
 from zhub.errors import TrainingError
 from zhub.graders import StringCheckGrader
-from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec, resolve_hyperparameters
+from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec
+from zhub.training.hyperparameters import resolve_hyperparameters
 from zhub_workers.compute.group import ComputeGroup
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel

@@ -53,6 +53,7 @@ class AdaptedModel:
         self._sides: dict[str, Sides] = {}
         self._factors: dict[str, Tensor] = {}
         self._singular_values: dict[str, Tensor] = {}
+        self._leading: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (u, s, vh) in ({} if basis is None else basis.factors).items():
             sides = Sides(transposed=is_transposed(self.layers[name]), of_input=u.shape[0] > vh.shape[1])
             self._sides[name] = sides
@@ -72,6 +73,7 @@ class AdaptedModel:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         view = AdaptedModel(replace(self.base, model=copy.deepcopy(model, shared)), self._basis)
         view._factors, view._singular_values = self._factors, self._singular_values
+        view._leading = self._leading
         return view
 
     def zero_delta(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -89,6 +91,21 @@ class AdaptedModel:
     def singular_values(self, name: str) -> Tensor:
         """Of one matrix, ``(r,)`` descending, float32, on the model's device."""
         return self._singular_values[name]
+
+    def linear_layer(self, name: str) -> nn.Module:
+        """One layer that is a module of its own, and no matrix of an MoE expert."""
+        layer = self.layers[name]
+        assert isinstance(layer, nn.Module)
+        return layer
+
+    def leading(self, name: str, k: int) -> tuple[Tensor, Tensor]:
+        """The first k singular vectors of one matrix, ``u (m, k)`` and ``vh (k, n)``, float32, on the device."""
+        u, vh = self._leading.get(name, (None, None))
+        if u is None or vh is None or u.shape[1] < k:
+            all_u, _, all_vh = self.basis.factors[name]
+            u, vh = all_u[:, :k].contiguous().to(self.base.device), all_vh[:k].contiguous().to(self.base.device)
+            self._leading[name] = (u, vh)
+        return u[:, :k], vh[:k]
 
     @contextmanager
     def merged(self, z: Mapping[str, Tensor]) -> Iterator[None]:
@@ -160,6 +177,18 @@ class AdaptedModel:
 
             with _overriding({module: form.forward for module, form in by_row.items()}, {}):
                 yield assign
+
+    @contextmanager
+    def replaced(
+        self,
+        state: str,
+        *,
+        forwards: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[None]:
+        """Give layers other forwards or weights, by name, and their own back at the end: a state that others define."""
+        with self._entered(state), self._forwards(forwards or {}, (weights or {}).items()):
+            yield
 
     @contextmanager
     def _entered(self, state: str) -> Iterator[None]:

@@ -1,15 +1,21 @@
-"""What can be trained beside a frozen base: multipliers of singular values (SVF), or low-rank matrices (LoRA).
+"""What can be trained beside a frozen base: multipliers of singular values (SVF), cores between the leading singular
+vectors (frames and core), or low-rank matrices (LoRA and DoRA).
 
 Three sets of tensors, by name: *parameters* are what the optimiser moves, float32; *values* are made of them and are
-what the model follows; what is *exported* goes into an expert's artifact. For LoRA the three are the same. For SVF the
-values are ``z - 1`` and the export is ``z``, one vector a matrix.
+what the model follows; what is *exported* goes into an expert's artifact. For SVF the values are ``z - 1`` and the
+export is ``z``, one vector a matrix. For the others the three are the same, except that matrices may have parameters
+in common, which are values and export of each.
+
+A step of e in every multiplier changes W by the share e of its Frobenius norm, because the change is
+``U diag(e s) Vh``. What it is for the others is said in ``cores`` and ``lora``; ``LEARNING_RATES`` in ``zhub.specs``
+begins all of them at about the same change.
 """
 
 import math
 import re
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,12 +24,16 @@ from zhub.errors import TrainingError
 from zhub.specs import Hyperparameters
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel
+from zhub_workers.model.core_model import CoreModel
+from zhub_workers.model.cores import CoreKind, CoreSettings
 from zhub_workers.model.lora import LoraModel
 from zhub_workers.model.moe import MoeMatrix
 from zhub_workers.model.svf import sigmoid_multipliers
 
 Values = Mapping[str, Tensor]
 
+TIED = "tied"
+PROJECTED_RANK = 2  # of cores of random matrices: the default of TinyLoRA (arXiv:2602.04118)
 SIGMOID_START = 0.1  # the authors' mean (arXiv:2501.06252, table 6), without their noise: it would not be the base
 BLOCK = re.compile(r"\.(\d+)\.")
 ATTENTION = re.compile(r"attn|attention")
@@ -99,10 +109,10 @@ class SvfAdapter:
         return self.model.training(values)
 
 
-class LoraAdapter:
-    """Low-rank matrices beside the layers ``names``, by peft."""
+class PlainAdapter:
+    """Parameters that are the values themselves, and the artifact: those of cores, or the matrices of a LoRA."""
 
-    def __init__(self, model: LoraModel) -> None:
+    def __init__(self, model: CoreModel | LoraModel) -> None:
         self.model = model
         self.base = model.base
 
@@ -126,6 +136,16 @@ class LoraAdapter:
         return self.model.training(values)
 
 
+class TiedAdapter(PlainAdapter):
+    """Parameters that all matrices have in common: one vector, the value of each."""
+
+    def initial(self, seed: int) -> dict[str, Tensor]:
+        return {TIED: next(iter(self.model.initial(seed).values()))}
+
+    def values(self, parameters: Values) -> dict[str, Tensor]:
+        return {name: parameters[TIED] for name in self.model.initial(0)}
+
+
 def make_adapter(model: AdaptedModel, hyper: Hyperparameters) -> Adapter:
     """The adapter that a job asks for, on its base.
 
@@ -133,11 +153,31 @@ def make_adapter(model: AdaptedModel, hyper: Hyperparameters) -> Adapter:
         TrainingError: no matrix of this base is among the targets and layers, or the adapter cannot change one.
     """
     names = target_names(model.layers, hyper.targets, hyper.layers)
-    if hyper.adapter != "svf":
-        _refuse_moe_matrices(model, names, hyper)
-    if hyper.adapter == "lora":
-        return LoraAdapter(LoraModel(model.base, rank=hyper.lora_rank, alpha=hyper.lora_alpha, names=names))
-    return SvfAdapter(model, names, sigmoid=hyper.parameterisation == "sigmoid")
+    if hyper.adapter == "svf":
+        return SvfAdapter(model, names, sigmoid=hyper.parameterisation == "sigmoid")
+    _refuse_moe_matrices(model, names, hyper)
+    if hyper.adapter == "lora" or hyper.adapter == "dora":
+        dora = hyper.adapter == "dora"
+        return PlainAdapter(LoraModel(model.base, rank=hyper.lora_rank, alpha=hyper.lora_alpha, names=names, dora=dora))
+    cores = CoreModel(model, core_settings(hyper.adapter, adapter_settings(hyper)), names)
+    return TiedAdapter(cores) if hyper.core_shared else PlainAdapter(cores)
+
+
+def adapter_settings(hyper: Hyperparameters) -> dict[str, Any]:
+    """What else than its tensors an artifact must say of the adapter that a job trains."""
+    match hyper.adapter:
+        case "svf":
+            return {}
+        case "lora" | "dora":
+            return {"rank": hyper.lora_rank, "alpha": hyper.lora_alpha}
+        case "frames" | "core":
+            rank = hyper.subspace_rank or (PROJECTED_RANK if hyper.core_parameters else 0)
+            return {"rank": rank, "parameters": hyper.core_parameters}
+
+
+def core_settings(kind: CoreKind, settings: Mapping[str, Any]) -> CoreSettings:
+    """Read back ``adapter_settings``."""
+    return CoreSettings(kind, int(settings["rank"]), int(settings["parameters"]))
 
 
 def target_names(names: Collection[str], targets: str, layers: tuple[int, int] | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The files of an expert version: ``z.safetensors`` (of a LoRA: its low-rank matrices) and ``routing.safetensors``.
+"""The files of an expert version: ``z.safetensors`` (of another kind than SVF: its parameters) and its routing.
 
 Both hold tensors and one metadata key, ``zhub``, with canonical JSON: the bytes are the same whenever and wherever the
 same expert is written, so its SHA-256 can name it. Reading trusts nothing: digest, format, names, shapes, values.
@@ -7,6 +7,7 @@ same expert is written, so its SHA-256 can name it. Reading trusts nothing: dige
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,18 @@ from torch import Tensor
 
 from zhub.errors import ArtifactError, BasisMismatchError, DigestMismatchError
 from zhub.manifest import canonical_json
+from zhub.specs import AdapterKind
 from zhub_workers.model.basis import Basis, check_z, replace_file
 from zhub_workers.model.routing import Centroid
 
 Z_FORMAT = "zhub-z-1"
-LORA_FORMAT = "zhub-lora-1"
+FORMATS: Mapping[AdapterKind, str] = {
+    "svf": Z_FORMAT,
+    "frames": "zhub-frames-1",
+    "core": "zhub-core-1",
+    "lora": "zhub-lora-1",
+    "dora": "zhub-dora-1",
+}
 ROUTING_FORMAT = "zhub-routing-1"
 
 
@@ -51,28 +59,41 @@ def read_z(path: Path, *, sha256: str, basis: Basis) -> dict[str, Tensor]:
     return z
 
 
-def write_lora(
-    path: Path, matrices: Mapping[str, Tensor], *, basis_fingerprint: str, base_model: str, rank: int, alpha: float
-) -> None:
-    """Write the matrices of a LoRA, float32, with the base they belong to. Raises as ``write_z``."""
-    for name, matrix in matrices.items():
-        if not torch.isfinite(matrix).all():
+@dataclass(frozen=True)
+class ExpertFile:
+    """What the file of an expert of any kind holds: its tensors, and the ``settings`` that say what they mean."""
+
+    kind: AdapterKind
+    tensors: dict[str, Tensor]
+    settings: Mapping[str, Any]
+
+
+def write_expert(path: Path, expert: ExpertFile, *, basis_fingerprint: str, base_model: str) -> None:
+    """Write what an adapter exports, float32, with the basis it belongs to. Raises as ``write_z``."""
+    if expert.kind == "svf":
+        write_z(path, expert.tensors, basis_fingerprint=basis_fingerprint, base_model=base_model)
+        return
+    for name, tensor in expert.tensors.items():
+        if not torch.isfinite(tensor).all():
             raise ArtifactError(f"'{name}' holds NaN or infinite numbers; refusing to write it.")
-    description = {"format": LORA_FORMAT, "basis_fingerprint": basis_fingerprint, "base_model": base_model}
-    _write(path, matrices, description | {"rank": rank, "alpha": alpha})
+    description = {"format": FORMATS[expert.kind], "basis_fingerprint": basis_fingerprint, "base_model": base_model}
+    _write(path, expert.tensors, {**expert.settings, **description})
 
 
-def read_lora(path: Path, *, sha256: str, basis: Basis) -> dict[str, Tensor]:
-    """Read the matrices of a LoRA of this base; whether they fit its layers is for ``LoraModel`` to say.
+def read_expert(path: Path, *, sha256: str, basis: Basis) -> ExpertFile:
+    """Read the file of an expert of any kind. Whether tensors of other kinds than SVF fit is for their model to say.
 
     Raises:
         DigestMismatchError, ArtifactError, BasisMismatchError: as ``read_z``.
     """
-    matrices, description = _read(path, sha256, LORA_FORMAT)
+    tensors, description = _read(path, sha256, *FORMATS.values())
     _check_basis(path, description, basis.fingerprint)
-    if not all(bool(torch.isfinite(matrix).all()) for matrix in matrices.values()):
+    kind = next(kind for kind, name in FORMATS.items() if name == description["format"])
+    if kind == "svf":
+        check_z(tensors, basis)
+    elif not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise ArtifactError(f"{path.name}: NaN or infinite numbers.")
-    return matrices
+    return ExpertFile(kind, tensors, description)
 
 
 def write_routing(path: Path, centroid: Centroid, *, basis_fingerprint: str) -> None:
@@ -116,7 +137,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, 
     replace_file(path, save(content, metadata={"zhub": canonical_json(dict(description)).decode()}))
 
 
-def _read(path: Path, sha256: str, wanted_format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, sha256: str, *formats: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         raw = path.read_bytes()
     except OSError as exc:
@@ -131,8 +152,8 @@ def _read(path: Path, sha256: str, wanted_format: str) -> tuple[dict[str, Tensor
         description = json.loads(json.loads(raw[8 : 8 + header_size])["__metadata__"]["zhub"])
     except (SafetensorError, ValueError, KeyError, TypeError) as exc:
         raise ArtifactError(f"{path.name}: not a safetensors file that zhub wrote: {exc}") from exc
-    if not isinstance(description, dict) or description.get("format") != wanted_format:
-        raise ArtifactError(f"{path.name}: expected format '{wanted_format}', found {description!r}.")
+    if not isinstance(description, dict) or description.get("format") not in formats:
+        raise ArtifactError(f"{path.name}: expected format {' or '.join(map(repr, formats))}, found {description!r}.")
     return tensors, description
 
 

@@ -1,4 +1,4 @@
-"""A base model whose linear layers can follow a LoRA expert, and go back to the base. The layers are peft's.
+"""A base model whose linear layers can follow a LoRA or DoRA expert, and go back to the base. The layers are peft's.
 
 LoRA (arXiv:2106.09685) adds ``(alpha / rank) * B @ A`` to a frozen weight. It is what SVF is compared with, so peft's
 own layer computes the training forward and its own product is folded into the weights: whoever doubts the comparison
@@ -9,6 +9,13 @@ the base, untouched. Inside,
 - ``training(values)`` swaps in peft's layers, so a backward reaches ``values``.
 
 They agree up to rounding in the dtype of the base. There is no dropout, because SVF has none.
+
+DoRA (arXiv:2402.09353) then scales every row of the changed weight to a length of its own, which is trained too. The
+length that it is divided by counts as a constant in the gradient, as the paper's section 4.3 has it.
+
+Scale. A step of Adam moves every entry of B by about the learning rate e. From B of zeros, with entries of A of
+variance ``1 / (3 n)``, that changes a weight with entries of deviation d by the share ``alpha e / (d sqrt(3 rank n))``
+of its Frobenius norm: some 4.6 e for alpha 32, rank 16 and ``d = 1 / sqrt(n)``, and less for a larger rank.
 """
 
 import math
@@ -18,6 +25,7 @@ from contextlib import contextmanager
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora.dora import DoraLinearLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -31,13 +39,15 @@ class LoraModel:
     """A base model with LoRA matrices beside its linear layers, made and merged by peft.
 
     A LoRA's values are two float32 tensors a layer: ``<layer>.lora_A``, ``(rank, n)``, and ``<layer>.lora_B``,
-    ``(m, rank)``, for a weight of ``(m=out, n=in)``, whatever the dtype of the base.
+    ``(m, rank)``, for a weight of ``(m=out, n=in)``, whatever the dtype of the base. With ``dora`` there is a third,
+    the lengths of the rows: ``<layer>.lora_magnitude_vector``, ``(m,)``.
 
     Raises:
-        TrainingError: no layer is named, the base has no such layer, or rank or alpha is not positive.
+        TrainingError: no layer is named, the base has no such layer, rank or alpha is not positive, or a row of zeros
+            has no length to be scaled to.
     """
 
-    def __init__(self, base: BaseModel, *, rank: int, alpha: float, names: Collection[str]) -> None:
+    def __init__(self, base: BaseModel, *, rank: int, alpha: float, names: Collection[str], dora: bool = False) -> None:
         if rank < 1 or not (math.isfinite(alpha) and alpha > 0):
             raise TrainingError(f"LoRA with rank {rank} and alpha {alpha}: both must be positive.")
         layers = linear_layers(base.model)
@@ -49,12 +59,12 @@ class LoraModel:
             raise TrainingError("LoRA on no layer has nothing to train; name at least one.")
         self.base = base
         self.layers = {name: layers[name] for name in sorted(set(names))}
-        self._peft_layers = {name: _peft_layer(layer, rank, alpha) for name, layer in self.layers.items()}
-        self._shapes: dict[str, tuple[int, int]] = {}
+        self._peft_layers = {name: _peft_layer(layer, rank, alpha, dora) for name, layer in self.layers.items()}
+        self._dora = dora
+        self._shapes = matrix_shapes(self.layers, rank, dora=dora)
         for name, layer in self.layers.items():
-            m, n = layer_weight(layer).shape
-            self._shapes[f"{name}.lora_A"] = (rank, n)
-            self._shapes[f"{name}.lora_B"] = (m, rank)
+            if dora and not layer_weight(layer).any(1).all():
+                raise TrainingError(f"A row of '{name}' is zero: DoRA cannot scale it. Use the adapter 'lora'.")
         self._holders = _holders(base, self.layers)
         self._state = "base"
 
@@ -70,6 +80,10 @@ class LoraModel:
             if key.endswith(".lora_A"):
                 nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
             values[key] = value.to(self.base.device)
+        if self._dora:
+            with torch.no_grad(), self._holding(values):
+                for name in self.layers:
+                    values[f"{name}.lora_magnitude_vector"] = self._row_lengths(name).float()
         return values
 
     @contextmanager
@@ -81,7 +95,7 @@ class LoraModel:
         Raises:
             ArtifactError: other layers, shapes or dtypes than this LoRA has, NaN or infinities.
         """
-        self._check(values)
+        check_matrices(values, self._shapes)
         for key, value in values.items():
             if not torch.isfinite(value).all():
                 raise ArtifactError(f"LoRA '{key}' holds NaN or infinite numbers.")
@@ -93,10 +107,7 @@ class LoraModel:
             try:
                 with torch.no_grad(), self._holding(moved):
                     for name, layer in self.layers.items():
-                        weight: Tensor = layer.weight  # type: ignore[assignment]
-                        # Added in float32 and rounded once.
-                        folded = weight + self._peft_layers[name].get_delta_weight(ADAPTER)
-                        layer.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=False)
+                        layer.weight = nn.Parameter(self._folded(name), requires_grad=False)
                 yield
             finally:
                 for name, layer in self.layers.items():
@@ -111,7 +122,7 @@ class LoraModel:
         Raises:
             ArtifactError: other layers, shapes or dtypes than this LoRA has.
         """
-        self._check(values)
+        check_matrices(values, self._shapes)
         with self._entered("training"), self._holding(values):
             try:
                 for parent, child, name in self._holders:
@@ -120,6 +131,29 @@ class LoraModel:
             finally:
                 for parent, child, name in self._holders:
                     setattr(parent, child, self.layers[name])
+
+    def _folded(self, name: str) -> Tensor:
+        """The weight of a layer with the values that peft's layer holds, added in float32 and rounded once."""
+        layer, peft_layer = self.layers[name], self._peft_layers[name]
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        folded = weight + peft_layer.get_delta_weight(ADAPTER)
+        if self._dora:
+            # Not by peft's merge, which takes the lengths in another layout: they differ by rounding from the initial
+            # ones, and a DoRA that has not moved would not be the base.
+            wanted: Tensor = peft_layer.lora_magnitude_vector[ADAPTER].weight  # type: ignore[assignment]
+            gain = (wanted / self._row_lengths(name)).unsqueeze(1)
+            folded = folded * (gain.T if isinstance(layer, Conv1D) else gain)
+        return folded.to(weight.dtype)
+
+    def _row_lengths(self, name: str) -> Tensor:
+        """Of the weight with the LoRA that peft's layer holds, ``(m,)``, as its forward computes them."""
+        layer = self._peft_layers[name]
+        dora = layer.lora_magnitude_vector[ADAPTER]
+        assert isinstance(dora, DoraLinearLayer)
+        change = dora.get_lora_weight(lora_A=layer.lora_A[ADAPTER], lora_B=layer.lora_B[ADAPTER])
+        weight = layer.get_base_layer().weight.float()  # peft's forward casts it to the matrices' dtype, too
+        lengths: Tensor = dora.get_weight_norm(weight, change, scaling=layer.scaling[ADAPTER])
+        return lengths
 
     @contextmanager
     def _entered(self, state: str) -> Iterator[None]:
@@ -140,26 +174,42 @@ class LoraModel:
         for name, layer in self._peft_layers.items():
             layer.lora_A[ADAPTER].weight = values[f"{name}.lora_A"]
             layer.lora_B[ADAPTER].weight = values[f"{name}.lora_B"]
+            if self._dora:
+                layer.lora_magnitude_vector[ADAPTER].weight = values[f"{name}.lora_magnitude_vector"]
         try:
             yield
         finally:
             for layer in self._peft_layers.values():
                 _drop_weights(layer)
 
-    def _check(self, values: Mapping[str, Tensor]) -> None:
-        if values.keys() != self._shapes.keys():
-            odd = sorted(values.keys() ^ self._shapes.keys())
-            raise ArtifactError(
-                f"the LoRA has {len(values)} matrices, expected {len(self._shapes)}; '{odd[0]}' is only in one of them."
-            )
-        for key, shape in self._shapes.items():
-            if tuple(values[key].shape) != shape:
-                raise ArtifactError(f"LoRA '{key}' has shape {tuple(values[key].shape)}, expected {shape}.")
-            if values[key].dtype != torch.float32:
-                raise ArtifactError(f"LoRA '{key}' is {values[key].dtype}, expected torch.float32.")
+
+def matrix_shapes(layers: Mapping[str, nn.Module], rank: int, *, dora: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes of a LoRA's matrices, or a DoRA's, in these layers."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, layer in layers.items():
+        m, n = layer_weight(layer).shape
+        shapes[f"{name}.lora_A"] = (rank, n)
+        shapes[f"{name}.lora_B"] = (m, rank)
+        if dora:
+            shapes[f"{name}.lora_magnitude_vector"] = (m,)
+    return shapes
 
 
-def _peft_layer(layer: nn.Module, rank: int, alpha: float) -> PeftLinear:
+def check_matrices(values: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ArtifactError unless the values are float32 matrices of these shapes."""
+    if values.keys() != shapes.keys():
+        odd = sorted(values.keys() ^ shapes.keys())
+        raise ArtifactError(
+            f"the LoRA has {len(values)} matrices, expected {len(shapes)}; '{odd[0]}' is only in one of them."
+        )
+    for key, shape in shapes.items():
+        if tuple(values[key].shape) != shape:
+            raise ArtifactError(f"LoRA '{key}' has shape {tuple(values[key].shape)}, expected {shape}.")
+        if values[key].dtype != torch.float32:
+            raise ArtifactError(f"LoRA '{key}' is {values[key].dtype}, expected torch.float32.")
+
+
+def _peft_layer(layer: nn.Module, rank: int, alpha: float, dora: bool) -> PeftLinear:
     """Return peft's layer around ``layer``, which stays as it is, without matrices.
 
     Injected into a holder of its own: injecting into the model would match layers by the ends of their names and
@@ -170,6 +220,7 @@ def _peft_layer(layer: nn.Module, rank: int, alpha: float) -> PeftLinear:
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # declared int, divided as a float
         lora_dropout=0.0,
+        use_dora=dora,
         target_modules=["layer"],
         fan_in_fan_out=isinstance(layer, Conv1D),
     )
@@ -184,6 +235,8 @@ def _peft_layer(layer: nn.Module, rank: int, alpha: float) -> PeftLinear:
 def _drop_weights(layer: PeftLinear) -> None:
     del layer.lora_A[ADAPTER].weight
     del layer.lora_B[ADAPTER].weight
+    if ADAPTER in layer.lora_magnitude_vector:
+        del layer.lora_magnitude_vector[ADAPTER].weight
 
 
 def _holders(base: BaseModel, layers: Mapping[str, nn.Module]) -> list[tuple[nn.Module, str, str]]:

@@ -1,8 +1,8 @@
 """The generation engine of a serving replica: one thread, one model at a time, rows that follow different experts.
 
-Requests that wait for the same base model are answered as one batch: ``y = W x + U((s·Δ_b) ∘ (Vᵀ x))``, each row with
-its own Δ, exactly the base where Δ is zero. No weight is ever swapped. Requests that arrive while a batch is under way
-form the next one.
+Requests that wait for the same base model are answered as one batch, whatever kinds of experts its rows follow: of an
+SVF ``y = W x + U((s·Δ_b) ∘ (Vᵀ x))``, each row with its own Δ, and of the others as ``row_changes`` says; exactly the
+base where nothing changes. No weight is ever swapped. Requests that arrive while a batch is under way form the next.
 """
 
 import logging
@@ -10,48 +10,45 @@ import queue
 import random
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from zhub.errors import InvalidRequestError, NonFiniteLogitsError, PromptTooLongError, UnavailableError, ZhubError
 from zhub.generation import ChosenExpert, Ended, ExpertReference, Failed, GenerationRequest, Line, Started, Text
-from zhub.storage.object_store import ObjectStore, fetch
+from zhub.storage.object_store import ObjectStore
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.artifact import read_routing, read_z
 from zhub_workers.model.base_model import render_prompt
+from zhub_workers.model.changes import Change, mix_changes
 from zhub_workers.model.model_cache import ModelCache
 from zhub_workers.model.rollout import Completion, generate
-from zhub_workers.model.routing import Centroid, prompt_embeddings, route
-from zhub_workers.model.svf import mix
+from zhub_workers.model.routing import prompt_embeddings, route
+from zhub_workers.model.row_changes import following_rows
+from zhub_workers.serving.experts import Experts
 
 log = logging.getLogger("zhub.serving")
 
 MAX_BATCH_ROWS = 64
 MAX_WAITING = 256
 MAX_BASE_MODELS = 2
-MAX_EXPERTS_IN_MEMORY = 512
 DEFAULT_MAX_NEW_TOKENS = 512
 STUCK_AFTER_S = 900.0  # without a token while a batch is generated; the first one may wait for a long prompt
 REPLACEMENT = "\ufffd"  # what a decoder shows for a character whose last bytes are still to come
 
 Send = Callable[[Line], object]  # what it returns is ignored
-Z = dict[str, Tensor]
 
 
 @dataclass
 class _Row:
-    """One request of a batch. ``follows``: the digests and weights of its experts, whose mixture is ``z``."""
+    """One request of a batch. ``follows``: the digests and weights of its experts, whose mixture is ``change``."""
 
     request: GenerationRequest
     send: Send
     prompt: list[int] = field(default_factory=list)
     follows: tuple[tuple[str, float], ...] = ()
-    z: Z = field(default_factory=dict)
+    change: Change = field(default_factory=Change)
     ids: list[int] = field(default_factory=list)
     sent: int = 0
     ended: bool = False
@@ -73,8 +70,7 @@ class Engine:
         self._cache_dir = cache_dir
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._models = ModelCache(self._device, capacity=MAX_BASE_MODELS)
-        self._zs: OrderedDict[str, Z] = OrderedDict()
-        self._centroids: OrderedDict[str, Centroid] = OrderedDict()
+        self._experts = Experts(store, cache_dir)
         self._waiting: queue.Queue[_Row] = queue.Queue(MAX_WAITING)
         self._put_back: list[_Row] = []
         self._generated_at: float | None = None
@@ -139,8 +135,8 @@ class Engine:
             _send_token(adapted, ready[index], token)
 
         self._generated_at = time.monotonic()
-        stack, owners = _stack(adapted, ready)
-        with adapted.rows(stack) as assign:
+        changes, owners = _distinct(ready)
+        with following_rows(adapted, changes) as assign:
             completions = generate(
                 adapted.base,
                 [row.prompt for row in ready],
@@ -167,8 +163,8 @@ class Engine:
                 raise PromptTooLongError(1, len(row.prompt), limit - 1)
             started, experts = self._choose(adapted, request, row.prompt)
             if experts:
-                zs = [self._z(adapted, expert) for expert in experts]
-                row.z = _mixture(zs, [expert.weight for expert in experts])
+                changes = [self._experts.change(adapted, expert) for expert in experts]
+                row.change = mix_changes(changes, [expert.weight for expert in experts])
                 row.follows = tuple((expert.z_sha256, expert.weight) for expert in experts)
         except Exception as exc:
             _fail(row, exc)
@@ -207,7 +203,7 @@ class Engine:
                 "(`zhub experts promote` points its @prod to a version)"
             )
         centroids, others = (
-            [self._centroid(adapted, expert) for expert in experts] for experts in (candidates, request.others)
+            [self._experts.centroid(adapted, expert) for expert in experts] for experts in (candidates, request.others)
         )
         routed = route(prompt_embeddings(adapted.base, [prompt])[0], centroids, others)
         nearest = candidates[min(range(len(routed.scores)), key=routed.scores.__getitem__)]
@@ -224,53 +220,17 @@ class Engine:
             )
         return [nearest], f"nearest training prompts: {nearest.name} at {routed.score:.2f} × its threshold"
 
-    def _z(self, adapted: AdaptedModel, expert: ExpertReference) -> Z:
-        if expert.z_sha256 not in self._zs:
-            path = self._cache_dir / "experts" / f"{expert.z_sha256}.safetensors"
-            fetch(self._store, expert.z_key, path, sha256=expert.z_sha256)
-            z = read_z(path, sha256=expert.z_sha256, basis=adapted.basis)
-            self._zs[expert.z_sha256] = z
-            if len(self._zs) > MAX_EXPERTS_IN_MEMORY:
-                self._zs.popitem(last=False)
-        self._zs.move_to_end(expert.z_sha256)
-        return self._zs[expert.z_sha256]
-
-    def _centroid(self, adapted: AdaptedModel, expert: ExpertReference) -> Centroid:
-        if expert.routing_sha256 not in self._centroids:
-            path = self._cache_dir / "experts" / f"{expert.routing_sha256}.safetensors"
-            fetch(self._store, expert.routing_key, path, sha256=expert.routing_sha256)
-            self._centroids[expert.routing_sha256] = read_routing(
-                path, sha256=expert.routing_sha256, basis_fingerprint=adapted.basis.fingerprint
-            )
-            if len(self._centroids) > MAX_EXPERTS_IN_MEMORY:
-                self._centroids.popitem(last=False)
-        self._centroids.move_to_end(expert.routing_sha256)
-        return self._centroids[expert.routing_sha256]
-
 
 def _on_one_model(a: GenerationRequest, b: GenerationRequest) -> bool:
     """Whether their rows can share a batch. An equal basis is not enough: another template or RoPE reads otherwise."""
     return (a.base.digest, a.basis) == (b.base.digest, b.basis)
 
 
-def _mixture(zs: Sequence[Z], weights: Sequence[float]) -> Z:
-    """Mix experts matrix by matrix; those that leave a matrix out leave it as it is in the base."""
-    names = {name: z[name] for z in zs for name in z}
-    return {
-        name: mix([z.get(name, torch.ones_like(some)) for z in zs], weights) for name, some in sorted(names.items())
-    }
-
-
-def _stack(adapted: AdaptedModel, rows: Sequence[_Row]) -> tuple[Z, list[int]]:
-    """The distinct Δ of the rows, ``(K, r)`` for each matrix, zeros for the base; and each row's index among them."""
-    distinct = {row.follows: row.z for row in rows}
+def _distinct(rows: Sequence[_Row]) -> tuple[list[Change], list[int]]:
+    """The distinct changes of the rows, one that is empty for the base; and each row's index among them."""
+    distinct = {row.follows: row.change for row in rows}
     indices = {follows: index for index, follows in enumerate(distinct)}
-    zero = adapted.zero_delta({name for z in distinct.values() for name in z})
-    stack = {
-        name: torch.stack([z[name].to(zeros.device) - 1 if name in z else zeros for z in distinct.values()])
-        for name, zeros in sorted(zero.items())
-    }
-    return stack, [indices[row.follows] for row in rows]
+    return list(distinct.values()), [indices[row.follows] for row in rows]
 
 
 def _send_token(adapted: AdaptedModel, row: _Row, token: int) -> None:

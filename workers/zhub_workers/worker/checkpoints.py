@@ -11,11 +11,12 @@ from torch import Tensor
 
 from zhub.manifest import MANIFEST_FILE, Z_FILE, FileEntry, canonical_json, file_entry
 from zhub.process import tracing
-from zhub.specs import TrainSpec
+from zhub.specs import Hyperparameters, TrainSpec
 from zhub.storage.keys import checkpoint_prefix
 from zhub.storage.object_store import ObjectStore, fetch, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext
-from zhub_workers.model.artifact import write_lora, write_z
+from zhub_workers.model.adapters import adapter_settings
+from zhub_workers.model.artifact import ExpertFile, write_expert
 from zhub_workers.training.state import TrainState, read_state, write_state
 
 STATE_FILE = "state.safetensors"
@@ -96,17 +97,13 @@ class Checkpoints:
         )
 
 
+def parameter_count(hyper: Hyperparameters, exported: Mapping[str, Tensor]) -> int:
+    """How many numbers were trained: those of the artifact, but once where all matrices have the same ones."""
+    return hyper.core_parameters if hyper.core_shared else sum(tensor.numel() for tensor in exported.values())
+
+
 def write_adapter(path: Path, spec: TrainSpec, exported: Mapping[str, Tensor]) -> None:
-    """Write what an adapter exports: the multipliers of an SVF, or the matrices of a LoRA."""
-    fingerprint, hyper = spec.basis.basis_fingerprint, spec.hyperparameters
-    if hyper.adapter == "svf":
-        write_z(path, exported, basis_fingerprint=fingerprint, base_model=spec.base.name)
-    else:
-        write_lora(
-            path,
-            exported,
-            basis_fingerprint=fingerprint,
-            base_model=spec.base.name,
-            rank=hyper.lora_rank,
-            alpha=hyper.lora_alpha,
-        )
+    """Write what the job's adapter exports."""
+    hyper = spec.hyperparameters
+    expert = ExpertFile(hyper.adapter, dict(exported), adapter_settings(hyper))
+    write_expert(path, expert, basis_fingerprint=spec.basis.basis_fingerprint, base_model=spec.base.name)

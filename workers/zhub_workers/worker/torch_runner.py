@@ -35,8 +35,8 @@ from zhub_workers.evaluation.answer_pairs import write_pairs
 from zhub_workers.evaluation.evaluate import ROWS_FILE, run_evaluation
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.adapters import LoraAdapter, SvfAdapter, make_adapter
-from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_routing
+from zhub_workers.model.adapters import SvfAdapter, make_adapter
+from zhub_workers.model.artifact import read_expert, read_routing, read_z, write_routing
 from zhub_workers.model.base_model import adapted_layers, load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
 from zhub_workers.model.basis_size import BasisSize, basis_size
@@ -48,7 +48,7 @@ from zhub_workers.training.spans import traced_steps
 from zhub_workers.training.state import TrainState
 from zhub_workers.training.train import TrainResult, train
 from zhub_workers.training.warm_start import Start
-from zhub_workers.worker.checkpoints import Checkpoints, write_adapter
+from zhub_workers.worker.checkpoints import Checkpoints, parameter_count, write_adapter
 from zhub_workers.worker.ray_shards import RayShards
 
 MAX_COMPUTE_STREAMS = 4
@@ -251,8 +251,7 @@ class TorchRunner:
         if spec.z is not None:
             path = attempt.cache_dir / "experts" / f"{spec.z.sha256}.safetensors"
             fetch(store, spec.z.key, path, sha256=spec.z.sha256)
-            read = read_lora if isinstance(adapter, LoraAdapter) else read_z
-            values = adapter.imported(read(path, sha256=spec.z.sha256, basis=model.basis))
+            values = adapter.imported(read_expert(path, sha256=spec.z.sha256, basis=model.basis).tensors)
         with (
             tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory,
             self._streams[0].join(adapter, context.should_stop) as member,
@@ -341,7 +340,7 @@ def _write_version(directory: Path, spec: TrainSpec, attempt: Attempt, result: T
         hardware=hardware,
         best_step=result.best_step,
         steps=result.steps,
-        parameters=sum(tensor.numel() for tensor in result.artifact.values()),
+        parameters=parameter_count(spec.hyperparameters, result.artifact),
         evaluations=[*filter(None, (result.validation, result.test)), *result.general],
         parent_digest=result.parent_digest,
         files=[file_entry(directory / name) for name in (Z_FILE, ROUTING_FILE, ANSWERS_FILE)],

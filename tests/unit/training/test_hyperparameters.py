@@ -1,7 +1,7 @@
 """Hyper-parameters: from what users write to complete numbers, or a refusal by name."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -10,16 +10,17 @@ from pydantic import TypeAdapter
 
 from zhub.errors import InvalidRequestError
 from zhub.specs import (
-    DEFAULT_STEPS,
     HYPERPARAMETERS,
+    LEARNING_RATES,
+    AdapterKind,
     Hyperparameters,
     JobSpec,
     Recipe,
     ReinforcementHyperparameters,
     SupervisedHyperparameters,
     TrainSpec,
-    resolve_hyperparameters,
 )
+from zhub.training.hyperparameters import DEFAULT_STEPS, resolve_hyperparameters
 
 RECIPES: list[Recipe] = ["reinforcement", "supervised", "dpo"]
 
@@ -166,6 +167,13 @@ def test_a_range_includes_its_ends_and_nothing_beyond(name: str, least: int, mos
         ({"algorithm": "rloo", "group_size": 1}, "group_size"),
         ({"adapter": "lora", "sparsity": 0.5}, "sparsity"),
         ({"adapter": "lora", "parameterisation": "sigmoid"}, "parameterisation"),
+        ({"adapter": "frames", "sparsity": 0.5}, "sparsity"),
+        ({"adapter": "core", "warm_start": "nearest"}, "warm_start"),
+        ({"subspace_rank": 4}, "subspace_rank"),
+        ({"adapter": "frames", "subspace_rank": 1}, "subspace_rank"),
+        ({"adapter": "frames", "core_parameters": 8}, "core_parameters"),
+        ({"adapter": "core", "core_parameters": 4096, "subspace_rank": 64}, "core_parameters"),
+        ({"adapter": "core", "core_shared": True}, "core_shared"),
         ({"sparsity": 0.5, "parameterisation": "sigmoid"}, "sparsity"),
         ({"layers": [3, 1]}, "layers"),
     ],
@@ -178,10 +186,15 @@ def test_the_papers_algorithm_needs_no_second_sample() -> None:
     assert resolve({"algorithm": "reinforce", "group_size": 1}, "reinforcement").model_dump()["group_size"] == 1
 
 
-def test_a_lora_has_a_default_rate_of_its_own() -> None:
-    assert resolve({"adapter": "lora"}).learning_rate < resolve({}).learning_rate
-    halved = resolve({"adapter": "lora", "learning_rate_multiplier": 0.5})
-    assert halved.learning_rate == resolve({"adapter": "lora"}).learning_rate / 2
+@pytest.mark.parametrize("kind", LEARNING_RATES)
+def test_a_kind_has_the_default_rate_of_the_table(kind: AdapterKind) -> None:
+    assert resolve({"adapter": kind}).learning_rate == LEARNING_RATES[kind]
+    halved = resolve({"adapter": kind, "learning_rate_multiplier": 0.5})
+    assert halved.learning_rate == LEARNING_RATES[kind] / 2
+
+
+def test_the_table_of_rates_has_every_kind() -> None:
+    assert set(LEARNING_RATES) == set(get_args(AdapterKind))
 
 
 def test_a_whole_number_may_stand_for_a_real_one() -> None:

@@ -1,0 +1,58 @@
+"""The experts that a replica holds: fetched by digest, checked, and dropped again, the least recently used first."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+from zhub.generation import ExpertReference
+from zhub.storage.object_store import ObjectStore, fetch
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.artifact import read_routing
+from zhub_workers.model.changes import Change, read_change
+from zhub_workers.model.routing import Centroid
+
+MAX_CHANGES_BYTES = 2 << 30  # some thousands of z, or a hundred LoRAs of a base of 135 M parameters
+MAX_CENTROIDS = 512
+
+
+class Experts:
+    """What experts change and where their prompts lie, by the digests of their files."""
+
+    def __init__(self, store: ObjectStore, cache_dir: Path) -> None:
+        self._store = store
+        self._directory = cache_dir / "experts"
+        self._changes: OrderedDict[str, Change] = OrderedDict()
+        self._centroids: OrderedDict[str, Centroid] = OrderedDict()
+
+    def change(self, adapted: AdaptedModel, expert: ExpertReference) -> Change:
+        """What the expert changes in this model.
+
+        Raises:
+            DigestMismatchError, ArtifactError, BasisMismatchError: its file is not what the reference says, or does not
+                fit the model.
+        """
+        sha256 = expert.z_sha256
+        if sha256 not in self._changes:
+            path = fetch(self._store, expert.z_key, self._directory / f"{sha256}.safetensors", sha256=sha256)
+            self._changes[sha256] = read_change(path, sha256=sha256, adapted=adapted)
+            # Never the new one, however large it is.
+            while len(self._changes) > 1 and self.size_bytes > MAX_CHANGES_BYTES:
+                self._changes.popitem(last=False)
+        self._changes.move_to_end(sha256)
+        return self._changes[sha256]
+
+    def centroid(self, adapted: AdaptedModel, expert: ExpertReference) -> Centroid:
+        """Where the expert's training prompts lie. Raises as ``change``."""
+        sha256 = expert.routing_sha256
+        if sha256 not in self._centroids:
+            path = fetch(self._store, expert.routing_key, self._directory / f"{sha256}.safetensors", sha256=sha256)
+            fingerprint = adapted.basis.fingerprint
+            self._centroids[sha256] = read_routing(path, sha256=sha256, basis_fingerprint=fingerprint)
+            if len(self._centroids) > MAX_CENTROIDS:
+                self._centroids.popitem(last=False)
+        self._centroids.move_to_end(sha256)
+        return self._centroids[sha256]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the changes in memory."""
+        return sum(change.size_bytes for change in self._changes.values())
