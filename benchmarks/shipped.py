@@ -41,6 +41,7 @@ def spec_of(
     recipe: Recipe = "reinforcement",
     base: BaseModelSource | None = None,
     basis: BasisReference = NOWHERE,
+    grader: Mapping[str, Any] = GRADER,
 ) -> TrainSpec:
     """A job with these hyper-parameters on so many rows; its base and basis lie nowhere unless they are given."""
     return TrainSpec.model_validate(
@@ -52,7 +53,7 @@ def spec_of(
             "validation_file": None,
             "recipe": recipe,
             "hyperparameters": resolve_hyperparameters(recipe, asked, train_rows=rows),
-            "grader": GRADER,
+            "grader": grader,
             "seed": seed,
         }
     )
