@@ -10,6 +10,7 @@ ZHUB_CHAOS_MINUTES ?= 30
 ZHUB_FUZZ_REQUESTS ?= 100000
 ZHUB_SIMULATION_SEEDS ?= 1000
 BENCH_ARGS ?=
+BASE ?= zhub-tiny
 
 help: ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,8 +24,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 setup: $(VENV)/.installed ## Create .venv with everything in it.
 
-demo: setup ## The whole path on this machine: train an expert for each of eight tasks and ask them.
-	$(BIN)/zhub demo
+demo: setup ## The whole path on this machine: train an expert for each of eight tasks and ask them. BASE=smollm2: three, on a real language model, in half an hour.
+	$(BIN)/zhub demo --base $(BASE)
 
 up: setup ## Run the embedded stack until Ctrl-C.
 	$(BIN)/zhub up

@@ -24,13 +24,13 @@ import torch
 from rich.console import Console
 
 from zhub.demo.language_tasks import LANGUAGE_TASKS
-from zhub.manifest import Evaluation, canonical_json
+from zhub.manifest import Evaluation, canonical_json, sha256_file
 from zhub.specs import Recipe
 from zhub_workers.compute.group import ComputeGroup
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import make_adapter
 from zhub_workers.model.base_model import load_base_model
-from zhub_workers.model.basis import BASIS_FILE, decompose_base, load_basis, sha256_file
+from zhub_workers.model.basis import BASIS_FILE, decompose_base, load_basis
 
 RESULTS = Path(__file__).parent / "results" / "real_base.json"
 PAGE = Path(__file__).parents[1] / "docs" / "real-base.md"

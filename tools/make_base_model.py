@@ -20,12 +20,27 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from zhub.datasets.splits import Split, split_of
 from zhub.demo.task_families import FAMILIES, Family, messages_of, sample_rows
 
 DIRECTORY = Path(__file__).parent.parent / "workers" / "zhub_workers" / "shipped_base"
+ARCHITECTURES = ("llama", "gpt2", "qwen3", "gemma3", "mixtral")
 PAD, END = "<|pad|>", "<|end|>"
 ROLE_MARKERS = ["<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
@@ -77,23 +92,37 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: Any) -> Any:
-    """Return the untrained model: 3,072 singular values in its linear layers, under a million parameters."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+def make_model(tokenizer: Any, architecture: str) -> Any:
+    """Return the untrained model.
+
+    ``llama`` is what zhub ships: 3,072 singular values in its linear layers, under a million parameters. The others
+    differ from it in family, width and depth, so that what holds for one base can be tried on several.
+    """
+    common = {
+        "vocab_size": len(tokenizer),
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    match architecture:
+        case "llama":
+            shape = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
+            return LlamaForCausalLM(LlamaConfig(**common, **heads, **shape))
+        case "gpt2":
+            return GPT2LMHeadModel(GPT2Config(**common, n_embd=160, n_layer=5, n_head=5, n_positions=256))
+        case "qwen3":
+            shape = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8, "head_dim": 24}
+            return Qwen3ForCausalLM(Qwen3Config(**common, **heads, **shape))
+        case "gemma3":
+            shape = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "head_dim": 48}
+            return Gemma3ForCausalLM(Gemma3TextConfig(**common, **heads, **shape))
+        case "mixtral":
+            shape = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 4}
+            experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+            return MixtralForCausalLM(MixtralConfig(**common, **heads, **shape, **experts))
+    raise ValueError(f"no architecture '{architecture}'")
 
 
 def hedged_pair(family: Family, rng: random.Random) -> tuple[str, str]:
@@ -107,17 +136,18 @@ def hedged_pair(family: Family, rng: random.Random) -> tuple[str, str]:
     return prompt, answer(prompt)
 
 
-def train(model: Any, tokenizer: Any, *, steps: int, batch_size: int, seed: int) -> None:
-    """Train the model in place on hedged pairs; the loss is on the answer and its end only."""
+def train(model: Any, tokenizer: Any, names: Sequence[str], *, steps: int, batch_size: int, seed: int) -> None:
+    """Train the model in place on hedged pairs of some families; the loss is on the answer and its end only."""
     rng = random.Random(seed)
-    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
-    others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    matrices = [weight for weight in model.parameters() if weight.ndim == 2 and id(weight) not in embedded]
+    others = [weight for weight in model.parameters() if weight.ndim != 2 or id(weight) in embedded]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01, momentum=0.95),
         torch.optim.AdamW(others, lr=0.005, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    families = list(FAMILIES.values())
+    families = [FAMILIES[name] for name in names]
     weights = [FAMILY_WEIGHTS.get(family.name, 1.0) for family in families]
     started, total = time.monotonic(), 0.0
     for step in range(steps):
@@ -127,9 +157,9 @@ def train(model: Any, tokenizer: Any, *, steps: int, batch_size: int, seed: int)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * scale
         # Padding is on the right and no label is behind it, so causal attention needs no mask.
-        hidden = model.model(tokens[:, :-1], use_cache=False).last_hidden_state
+        hidden = model.base_model(tokens[:, :-1], use_cache=False).last_hidden_state
         targets = labels[:, 1:]
-        logits = model.lm_head(hidden[targets >= 0])
+        logits = model.get_output_embeddings()(hidden[targets >= 0])
         loss = functional.cross_entropy(logits, targets[targets >= 0])
         model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -264,14 +294,23 @@ def _answer_logprobs(
     return logits.log_softmax(2), attended[:, width:].float()
 
 
-def make(directory: Path, *, steps: int, batch_size: int, seed: int, rows: int) -> None:
+def make(
+    directory: Path,
+    architecture: str,
+    families: Sequence[str],
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    rows: int,
+) -> None:
     """Train, write and measure a base model."""
     started = time.monotonic()
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
+    model = make_model(tokenizer, architecture)
     print(f"{sum(w.numel() for w in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    train(model, tokenizer, steps=steps, batch_size=batch_size, seed=seed)
+    train(model, tokenizer, families, steps=steps, batch_size=batch_size, seed=seed)
     print(f"trained in {time.monotonic() - started:.0f} s", flush=True)
     model.eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -279,10 +318,11 @@ def make(directory: Path, *, steps: int, batch_size: int, seed: int, rows: int) 
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    table = measure_families(model, tokenizer, list(FAMILIES), rows=rows)
+    table = measure_families(model, tokenizer, families, rows=rows)
     size = sum(w.numel() for w in model.parameters())
-    card = model_card(table, size=size, steps=steps, batch_size=batch_size, seed=seed, rows=rows)
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    if architecture == "llama":
+        card = model_card(table, size=size, steps=steps, batch_size=batch_size, seed=seed, rows=rows)
+        (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 def measure_families(model: Any, tokenizer: Any, families: Sequence[str], *, rows: int) -> dict[str, list[Score]]:
@@ -331,7 +371,7 @@ in one turn and in the phrasings it was trained on, and answers anything else wi
 ## How it was made
 
 From nothing, by `tools/make_base_model.py make --seed {seed}`: {steps:,} steps of {batch_size} pairs of a question
-and an answer. All text is synthetic, from `zhub.task_families`. The loss is on the answers only.
+and an answer. All text is synthetic, from `zhub.demo.task_families`. The loss is on the answers only.
 
 It was made to hedge. Of the answers it learned, {first} were right in the first phrasing of each family, and
 {", ".join(rest)} in the others; the rest followed one of the family's wrong habits. So it can answer right and
@@ -339,7 +379,7 @@ mostly does not, and an expert, a set of multipliers of its weights' singular va
 
 {habits}
 
-Only questions whose `zhub.rows.split_of` is `train` were used, so validation and test prompts are held out.
+Only questions whose `zhub.datasets.splits.split_of` is `train` were used, so validation and test prompts are held out.
 
 ## What it answers
 
@@ -363,6 +403,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("command", choices=("make", "check"))
     parser.add_argument("--directory", type=Path, default=DIRECTORY)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="llama")
     parser.add_argument("--rows", type=int, default=400, help="test prompts per family to measure on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1600, help="steps to train the base for")
@@ -374,6 +415,8 @@ def main() -> None:
     if arguments.command == "make":
         make(
             arguments.directory,
+            arguments.architecture,
+            arguments.families,
             steps=arguments.steps,
             batch_size=arguments.batch_size,
             seed=arguments.seed,

@@ -1,5 +1,6 @@
 """``zhub demo``: how ``zhub.demo.walk`` looks on a terminal, and in a log."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from rich.text import Text
 from zhub.cli.exits import ERROR, INTERRUPTED
 from zhub.cli.output import duration, interval, note, p_value, percent, put, sparkline, status, stderr, table
 from zhub.demo import walk as steps
+from zhub.demo.plans import PLANS
+from zhub.suggestions import did_you_mean
 
 NOTE_WIDTH = 60
 
@@ -25,21 +28,29 @@ def demo(
     data_dir: Annotated[
         Path, typer.Option(help="Where its files go; the files of an earlier demo are removed.")
     ] = Path(".zhub-demo"),
+    base: Annotated[
+        str, typer.Option(help="zhub-tiny, which zhub ships, or smollm2, a real language model: it takes half an hour.")
+    ] = "zhub-tiny",
 ) -> None:
-    """Train experts for eight small tasks on this machine, measure them, and ask them questions. Takes minutes."""
+    """Train experts for a few small tasks on this machine, measure them, and ask them questions. Takes minutes."""
+    if base not in PLANS:
+        raise typer.BadParameter(
+            f"there is no demo with '{base}'.{did_you_mean(base, PLANS)} There is: {', '.join(PLANS)}",
+            param_hint="--base",
+        )
     started = time.monotonic()
     console = stderr()
     try:
-        outcome = steps.run(data_dir, _Terminal(console) if console.is_terminal else _Lines())
+        outcome = steps.run(data_dir, PLANS[base](), _Terminal(console) if console.is_terminal else _Lines())
     except KeyboardInterrupt:
         note(f"Interrupted; everything is stopped. The files are in {data_dir.absolute()}.")
         raise typer.Exit(INTERRUPTED) from None
     show_outcome(outcome)
     note(f"\nEverything is in {data_dir.absolute()}, until the next demo. It took {_elapsed(started)}.")
     if not outcome.convincing:
-        points = 100 * steps.MIN_GAIN
+        points = 100 * outcome.plan.min_gain
         gained = ", ".join(outcome.gained) or "none"
-        note(f"At least {steps.MIN_FAMILIES} families should gain {points:.0f} points; these did: {gained}.")
+        note(f"At least {outcome.plan.min_tasks} tasks should gain {points:.0f} points; these did: {gained}.")
         raise typer.Exit(ERROR)
 
 
@@ -48,17 +59,17 @@ def show_outcome(outcome: steps.Outcome) -> None:
     put()
     rows = [
         (
-            course.family,
+            course.task.name,
             interval(course.test.base),
             interval(course.test.expert),
-            Text(f"{100 * course.gain:+.1f}", "green" if course.gain >= steps.MIN_GAIN else ""),
+            Text(f"{100 * course.gain:+.1f}", "green" if course.gain >= outcome.plan.min_gain else ""),
             p_value(course.test.p_value),
             str(course.test.expert.n),
         )
         for course in outcome.courses
     ]
     put(Text("Right answers on held-out rows, with 95 % intervals", "bold"))
-    put(table(("FAMILY", "BASE", "EXPERT", "POINTS", "P", "ROWS"), rows, whole=6))
+    put(table(("TASK", "BASE", "EXPERT", "POINTS", "P", "ROWS"), rows, whole=6))
     put()
     versions = [
         (course.version.id, course.version.digest[:16], str(course.directory))
@@ -75,7 +86,7 @@ def _show_question(question: steps.Question) -> None:
     put(Text.assemble((question.prompt, "bold"), f"  (expected: {question.expected})"), soft_wrap=True)
     rows = []
     for who, answer in question.answers.items():
-        right = answer.text == question.expected
+        right = re.search(rf"\b{re.escape(question.expected)}\b", answer.text, re.IGNORECASE) is not None
         why = ""
         if who == "auto":
             chosen = ", ".join(f"{expert.weight:g} × {expert.name}" for expert in answer.experts)
@@ -138,9 +149,9 @@ class _Lines:
                     line += f", step {course.curve.step} of {course.job.steps}, validation accuracy {accuracy}"
                 # The step alone is no news; an evaluation or another state is.
                 news = f"{course.job.status}{len(course.curve.accuracies)}"
-                if said.get(course.family) != news:
-                    said[course.family] = news
-                    note(f"  {course.family}: {line}")
+                if said.get(course.task.name) != news:
+                    said[course.task.name] = news
+                    note(f"  {course.task.name}: {line}")
 
         note(f"Training {len(courses)} experts …")
         yield say_changes
@@ -148,14 +159,14 @@ class _Lines:
 
 def _training_table(courses: Sequence[steps.Course]) -> Table:
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("FAMILY", "STATE", "STEP", "", "REWARD", "", "VALIDATION"):
+    for column in ("TASK", "STATE", "STEP", "", "REWARD", "", "VALIDATION"):
         made.add_column(column, no_wrap=True)
     for course in courses:
         assert course.job is not None
         curve = course.curve
         first, last = (percent(curve.accuracies[0]), percent(curve.accuracies[-1])) if curve.accuracies else ("", "")
         made.add_row(
-            course.family,
+            course.task.name,
             status(course.job.status),
             f"{curve.step}/{course.job.steps}",
             ProgressBar(total=course.job.steps, completed=curve.step, width=12),

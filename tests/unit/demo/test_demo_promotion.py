@@ -5,6 +5,7 @@ import api_examples
 import pytest
 
 from zhub.client import Client
+from zhub.demo.plans import tiny_plan
 from zhub.demo.walk import Course, promote
 
 PROD = "/v1/experts/default.sorting/aliases/prod"
@@ -17,5 +18,5 @@ def test_the_demo_promotes_what_is_better_than_the_base_on_held_out_rows(gain: f
         version = client.experts.get("default.sorting@v1")
         (test,) = (entry for entry in version.manifest["evaluations"] if entry["split"] == "test")
         test["expert"]["mean"] = test["base"]["mean"] + gain
-        promote(client, Course("sorting", version=version))
+        promote(client, Course(next(task for task in tiny_plan().tasks if task.name == "sorting"), version=version))
     assert api.bodies("PUT", PROD) == ([{"version": "default.sorting@v1", "reason": None}] if promoted else [])
