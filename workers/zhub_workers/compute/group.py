@@ -8,13 +8,16 @@ leaves, fails or stops is no longer waited for, and does not wait itself, not ev
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from zhub_workers.compute.batches import ShouldStop, Task, answer, default_token_limit
+from zhub_workers.compute.cores import sharing_cores
 from zhub_workers.compute.requests import AnswerT, Differentiate, Embed, Generate, Gradient, Logprobs, Request
 from zhub_workers.model.adapters import Adapter
 from zhub_workers.model.base_model import BaseModel
@@ -52,9 +55,16 @@ class Member(Protocol):
 
 
 class ComputeGroup:
-    """The members, and which of their requests are computed next."""
+    """The members, and which of their requests are computed next.
 
-    def __init__(self) -> None:
+    With ``cores_name`` it takes part in the division of the node's cores while it has members (``cores``), and computes
+    with as many threads as it may; otherwise with those that torch has.
+    """
+
+    def __init__(self, cores_name: str | None = None) -> None:
+        self._cores_name = cores_name
+        self._cores = ExitStack()
+        self._threads: Callable[[], int] | None = None
         self._changed = threading.Condition()
         self._members: list[GroupMember] = []
         self._busy = False
@@ -68,12 +78,16 @@ class ComputeGroup:
         """Take part for as long as the context lasts. ``token_limit`` 0: what the device's memory allows."""
         member = GroupMember(self, adapter, should_stop, token_limit or default_token_limit(adapter.base))
         with self._changed:
+            if self._cores_name is not None and not self._members:
+                self._threads = self._cores.enter_context(sharing_cores(self._cores_name))
             self._members.append(member)
         try:
             yield member
         finally:
             with self._changed:
                 self._members.remove(member)
+                if not self._members:
+                    self._cores.close()
                 self._changed.notify_all()
 
     def ask(self, member: "GroupMember", task: Task[Any]) -> Any:
@@ -118,6 +132,8 @@ class ComputeGroup:
         return next(turn for turn in turns if turn)
 
     def _compute(self, turn: Sequence[tuple["GroupMember", Task[Any]]]) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads())  # of this thread, the only one that computes for the group
         try:
             outcomes = answer([task for _, task in turn])
         except BaseException as exc:

@@ -28,6 +28,7 @@ from zhub.storage.keys import basis_prefix
 from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptStoppedError
 from zhub_workers.cluster.flavour import Flavour
+from zhub_workers.compute.cores import sharing_cores
 from zhub_workers.compute.group import ComputeGroup, Member, Stopped
 from zhub_workers.compute.requests import Generate
 from zhub_workers.compute.sharded import ShardedMember
@@ -66,7 +67,8 @@ class TorchRunner:
         self._flavour = flavour
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._models = ModelCache(self.device, capacity=1)
-        self._streams = [ComputeGroup() for _ in range(compute_stream_count(self.device))]
+        names = [f"{os.getpid()}-{index}" for index in range(compute_stream_count(self.device))]
+        self._streams = [ComputeGroup(name if self.device.type == "cpu" else None) for name in names]
         self._attempts = [0] * len(self._streams)
         self._lock = threading.Lock()
 
@@ -113,8 +115,11 @@ class TorchRunner:
                     "info", f"Decomposed matrix {done} of {total}.", {"type": "progress", "done": done, "total": total}
                 )
             context.raise_if_stopped()
+            torch.set_num_threads(threads())
 
-        fingerprint = decompose_base(base, directory, on_matrix=keep)
+        with sharing_cores(f"{os.getpid()}-decompose") as threads:
+            torch.set_num_threads(threads())
+            fingerprint = decompose_base(base, directory, on_matrix=keep)
         # The index last: a basis that has one is complete.
         put_path(store, f"{prefix}/{BASIS_FILE}", directory / BASIS_FILE)
         model = base.model
