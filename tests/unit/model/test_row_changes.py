@@ -120,6 +120,26 @@ def test_a_mixture_of_all_kinds_is_the_weighted_sum_of_their_changes(
     assert torch.allclose(answered[1:], expected, atol=1e-3)
 
 
+def test_changes_without_multipliers_take_no_merged_weights(
+    load_adapted: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = load_adapted("llama")
+    trained = [Trained(adapted, tmp_path / f"{number}", number, **asked) for number, asked in enumerate(KINDS)]
+    stacks: list[set[int]] = []
+    rows = AdaptedModel.rows
+
+    def noted(self: AdaptedModel, stack: dict[str, Tensor]) -> Any:
+        stacks.append({len(deltas) for deltas in stack.values()})
+        return rows(self, stack)
+
+    monkeypatch.setattr(AdaptedModel, "rows", noted)
+    with following_rows(adapted, [Change(), *(expert.change for expert in trained[::-1])]):
+        pass
+    with following_rows(adapted, [expert.change for expert in trained[1:]]):
+        pass
+    assert stacks == [{2}, set()]  # one for all that have none, and the SVF
+
+
 def test_a_batch_of_the_base_alone_is_the_base_bit_for_bit(adapted: AdaptedModel) -> None:
     before = logits(adapted, IDS)
     with torch.no_grad(), following_rows(adapted, [Change()]) as assign:

@@ -57,6 +57,8 @@ def test_a_stop_before_the_first_answer_is_obeyed_too(load_adapted: Load, tmp_pa
         {},
         {"updates_per_rollout": 2, "kl_coef": 0.05},
         {"adapter": "lora", "lora_rank": 2, "learning_rate": 0.01},
+        {"adapter": "frames"},
+        {"adapter": "core", "core_parameters": 8, "core_shared": True},
         {"sparsity": 0.5},
         {"parameterisation": "sigmoid"},
     ],

@@ -5,7 +5,7 @@ answers in that state, in factored form, so no row's weight is ever made:
 
 - cores share their two factors, so all rows take two products together and one of ``(k, k)`` each;
 - low-rank matrices differ from expert to expert: two products for each expert, of its own rows side by side;
-- a gain scales the layer's own answer.
+- a gain scales the layer's own answer, which is computed a second time where other rows have multipliers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,13 +25,15 @@ from zhub_workers.model.projected import Blocks
 def following_rows(adapted: AdaptedModel, changes: Sequence[Change]) -> Iterator[Callable[[Sequence[int]], None]]:
     """Let each row of the batch follow one of K changes; yields ``assign`` as ``AdaptedModel.rows`` does. No gradient.
 
-    Rows whose change has nothing for a matrix get exactly what the base answers.
+    Rows whose change has nothing for a matrix get exactly what the base answers. Changes without multipliers cost least
+    side by side.
     """
-    with adapted.rows(_delta_stack(adapted, changes)) as assign_multipliers:
+    multipliers, places = _multipliers(changes)
+    with adapted.rows(_delta_stack(adapted, multipliers)) as assign_multipliers:
         added = {name: _AddedLayer(adapted, name, changes) for name in _added_names(changes)}
 
         def assign(owners: Sequence[int]) -> None:
-            assign_multipliers(owners)
+            assign_multipliers([places[owner] for owner in owners])
             owner_of_row, blocks = torch.tensor(owners, device=adapted.base.device), Blocks.of(owners)
             for layer in added.values():
                 layer.assign(owner_of_row, blocks)
@@ -46,6 +48,7 @@ class _AddedLayer:
     def __init__(self, adapted: AdaptedModel, name: str, changes: Sequence[Change]) -> None:
         self._layer = adapted.layers[name]
         self._inner: Callable[[Tensor], Tensor] = self._layer.forward  # with the multipliers of the rows
+        self._has_multipliers = "forward" in vars(self._layer)
         weight = layer_weight(self._layer)
         m, device, dtype = weight.shape[0], weight.device, weight.dtype
         self._cores = self._gains = None
@@ -75,7 +78,7 @@ class _AddedLayer:
         by_row = x.reshape(len(self._owners), -1, x.shape[-1])
         added = y.reshape(len(self._owners), -1, y.shape[-1]).clone(memory_format=torch.contiguous_format)
         if self._gains is not None:
-            added += self._gain(x).view(added.shape)
+            added += self._gain(x, y).view(added.shape)
         if self._cores is not None:
             added += core_change(by_row, self._u, self._cores[self._owners], self._vh)
         for expert, rows, answered in zip(
@@ -85,10 +88,11 @@ class _AddedLayer:
                 answered += (rows @ pair.down.T) @ pair.up.T
         return added.view(y.shape)
 
-    def _gain(self, x: Tensor) -> Tensor:
+    def _gain(self, x: Tensor, y: Tensor) -> Tensor:
         """What the gains add: a share of ``W x``, without the bias and without what multipliers add."""
         assert self._gains is not None and self._owners is not None
-        y: Tensor = type(self._layer).forward(self._layer, x)  # type: ignore[arg-type]
+        if self._has_multipliers:
+            y = type(self._layer).forward(self._layer, x)  # type: ignore[arg-type]
         bias: Tensor | None = self._layer.bias  # type: ignore[assignment]
         product = (y if bias is None else y - bias).reshape(len(self._owners), -1, y.shape[-1])
         return (product * self._gains[self._owners].unsqueeze(1)).to(y.dtype)
@@ -100,11 +104,22 @@ def _added_names(changes: Sequence[Change]) -> list[str]:
     )
 
 
-def _delta_stack(adapted: AdaptedModel, changes: Sequence[Change]) -> dict[str, Tensor]:
-    """The Δ of K changes, ``(K, r)`` for each matrix that one of them has multipliers for; zeros for the others."""
-    zero = adapted.zero_delta({name for change in changes for name in change.z})
+def _multipliers(changes: Sequence[Change]) -> tuple[list[Mapping[str, Tensor]], list[int]]:
+    """The multipliers of the changes, neighbours without any taken as one; and the place of each change among them."""
+    multipliers: list[Mapping[str, Tensor]] = []
+    places = []
+    for change in changes:
+        if not multipliers or change.z or multipliers[-1]:
+            multipliers.append(change.z)
+        places.append(len(multipliers) - 1)
+    return multipliers, places
+
+
+def _delta_stack(adapted: AdaptedModel, zs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The Δ of K sets of multipliers, ``(K, r)`` for each matrix that is in one of them; zeros for the others."""
+    zero = adapted.zero_delta({name for z in zs for name in z})
     return {
-        name: torch.stack([c.z[name].to(zeros.device) - 1 if name in c.z else zeros for c in changes])
+        name: torch.stack([z[name].to(zeros.device) - 1 if name in z else zeros for z in zs])
         for name, zeros in sorted(zero.items())
     }
 

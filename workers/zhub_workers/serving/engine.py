@@ -227,8 +227,11 @@ def _on_one_model(a: GenerationRequest, b: GenerationRequest) -> bool:
 
 
 def _distinct(rows: Sequence[_Row]) -> tuple[list[Change], list[int]]:
-    """The distinct changes of the rows, one that is empty for the base; and each row's index among them."""
-    distinct = {row.follows: row.change for row in rows}
+    """The distinct changes of the rows, one that is empty for the base; and each row's index among them.
+
+    Those without multipliers come first, as ``following_rows`` likes it.
+    """
+    distinct = {row.follows: row.change for row in sorted(rows, key=lambda row: bool(row.change.z))}
     indices = {follows: index for index, follows in enumerate(distinct)}
     return list(distinct.values()), [indices[row.follows] for row in rows]
 
