@@ -50,7 +50,8 @@ def spec_of(
             "training_file": StoredFile(name="rows", key="", sha256="", size_bytes=0),
             "validation_file": None,
             "recipe": recipe,
-            "hyperparameters": resolve_hyperparameters(recipe, asked, train_rows=rows),
+            # The shipped base knows too little of the general suite for it to say anything.
+            "hyperparameters": resolve_hyperparameters(recipe, {"general_questions": 0, **asked}, train_rows=rows),
             "grader": GRADER,
             "seed": seed,
         }
