@@ -50,8 +50,7 @@ def spec_of(
             "training_file": StoredFile(name="rows", key="", sha256="", size_bytes=0),
             "validation_file": None,
             "recipe": recipe,
-            # The shipped base knows too little of the general suite for it to say anything.
-            "hyperparameters": resolve_hyperparameters(recipe, {"general_questions": 0, **asked}, train_rows=rows),
+            "hyperparameters": resolve_hyperparameters(recipe, asked, train_rows=rows),
             "grader": GRADER,
             "seed": seed,
         }
