@@ -123,6 +123,7 @@ def spec_of(rows_a_step: int) -> TrainSpec:
         "eval_interval": STEPS,
         "eval_samples": 60,
         "preflight_prompts": 0,
+        "general_questions": 0,
     }
     return shipped.spec_of(asked, rows=600)
 

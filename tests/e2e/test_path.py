@@ -85,6 +85,17 @@ def test_a_streamed_answer_is_the_plain_one(stack: Any, sorting_job: Any) -> Non
     assert chunks[-1].usage.total_tokens == plain.usage.total_tokens
 
 
+def test_a_trained_expert_shows_what_it_gained_and_whether_its_base_had_anything_to_forget(
+    stack: Any, sorting_job: Any
+) -> None:
+    options = ("--change", "gained", "--limit", "3", "--json")
+    gained = json.loads(zhub(stack, "experts", "answers", sorting_job.fine_tuned_model, *options))
+    assert [(pair["base_reward"], pair["expert_reward"]) for pair in gained] == [(0, 1)] * 3
+    assert all(pair["expert_answer"] == pair["expected"] != pair["base_answer"] for pair in gained)
+    events = zhub(stack, "jobs", "events", sorting_job.id)
+    assert "The base knows too little to lose anything" in events
+
+
 def test_a_pulled_expert_verifies(stack: Any, sorting_job: Any, tmp_path: Path) -> None:
     zhub(stack, "experts", "pull", sorting_job.fine_tuned_model, "--directory", str(tmp_path / "expert"))
     manifest = Manifest.model_validate_json((tmp_path / "expert" / MANIFEST_FILE).read_bytes())

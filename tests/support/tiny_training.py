@@ -19,6 +19,7 @@ from zhub_workers.compute.group import ComputeGroup
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import make_adapter
+from zhub_workers.training.forgetting import KeptAnswers
 from zhub_workers.training.state import TrainState
 from zhub_workers.training.train import TrainResult, train
 
@@ -76,6 +77,7 @@ def run(
     group: ComputeGroup | None = None,
     resumed: TrainState | None = None,
     states: list[TrainState] | None = None,
+    kept_answers: KeptAnswers | None = None,
 ) -> tuple[TrainResult, Events]:
     events: Events = []
     adapter = make_adapter(adapted, spec.hyperparameters)
@@ -90,5 +92,6 @@ def run(
             on_event=lambda level, message, data: events.append((level, message, data)),
             on_checkpoint=lambda state, _: states.append(copy.deepcopy(state)) if states is not None else None,
             resumed=resumed,
+            kept_answers=kept_answers,
         )
     return result, events

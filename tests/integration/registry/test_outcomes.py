@@ -5,13 +5,20 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import openai
+from sqlalchemy import Engine, update
+
 from zhub.client import Client as ZhubClient
+from zhub.database.sessions import system_session
 from zhub.evaluation.statistics import accuracy, paired_p_value
 from zhub.manifest import ANSWERS_FILE, FileEntry
+from zhub.models import Job
 from zhub.storage.directory import DirectoryStore
 
 Ask = Callable[..., Any]
 Publish = Callable[..., str]
+METHOD = {"type": "dpo", "dpo": {"hyperparameters": {}}}
+REQUEST = {"model": "tiny", "method": METHOD, "seed": 1, "suffix": None, "metadata": {}}
 
 
 def evaluation(split: str, base: int, expert: int, n: int = 30) -> dict[str, Any]:
@@ -37,6 +44,18 @@ def test_a_version_says_what_it_does_better_and_worse(ask: Ask, publish_version:
     }
     assert general["sentence"].startswith("Better at arithmetic (+73 points), worse at grammar (-60 points); 41.7 %")
     assert (general["base"]["n"], general["categories"][0]["base"]["n"]) == (60, 30)
+
+
+def test_a_job_says_what_its_expert_does_better_and_worse(
+    client: openai.OpenAI, publish_version: Publish, system_engine: Engine
+) -> None:
+    publish_version(evaluations=EVALUATIONS)
+    with system_session(system_engine) as session:
+        session.execute(update(Job).values(request=REQUEST))
+    (job,) = client.fine_tuning.jobs.list()
+    result: Any = job.to_dict()["result"]
+    assert (result["general_base_mean"], result["general_expert_mean"]) == (25 / 60, 29 / 60)
+    assert result["general"].startswith("Better at arithmetic (+73 points), worse at grammar (-60 points)")
 
 
 def test_a_version_that_was_not_asked_has_no_general_suite(ask: Ask, publish_version: Publish) -> None:

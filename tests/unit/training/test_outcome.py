@@ -150,7 +150,17 @@ def test_a_suite_that_cannot_be_answered_does_not_fail_the_training(
     assert any(level == "warn" and "general suite could not be answered" in said for level, said, _ in events)
 
 
-def test_a_base_answers_the_suite_once_on_a_node(tmp_path: Path) -> None:
+def test_a_base_answers_the_suite_once_on_a_node(load_adapted: Load, tmp_path: Path, suite: Sequence[Question]) -> None:
+    adapted, rows, kept = load_adapted("llama"), write_rows(tmp_path / "t", PROMPTS), KeptAnswers(tmp_path / "general")
+    first, again = (run(adapted, reinforcement(), rows, kept_answers=kept) for _ in range(2))
+    total = len(suite)
+    asked = [[said for _, said, data in events if data and data["type"] == "progress"] for _, events in (first, again)]
+    by_expert = f"The expert has answered {total} of {total} general questions."
+    assert asked == [[f"The base has answered {total} of {total} general questions.", by_expert], [by_expert]]
+    assert first[0].general == again[0].general
+
+
+def test_answers_are_kept_for_a_base_and_its_questions(tmp_path: Path) -> None:
     kept = KeptAnswers(tmp_path / "general")
     assert kept.read("base", LETTERS) is None
     kept.write("base", LETTERS, [question.answer for question in LETTERS])

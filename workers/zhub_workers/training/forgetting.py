@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -66,8 +67,8 @@ class KeptAnswers:
 class Suite:
     """The questions that a job puts, with their prompts' tokens."""
 
-    questions: list[Question] = field(default_factory=list)
-    prompts: list[list[int]] = field(default_factory=list)
+    questions: Sequence[Question]
+    prompts: Sequence[Sequence[int]]
 
 
 def measure_general(job: TrainingJob, state: TrainState, kept: KeptAnswers | None) -> GeneralOutcome:
@@ -108,17 +109,15 @@ def _measured(job: TrainingJob, state: TrainState, kept: KeptAnswers | None) -> 
 
 def _fitting(job: TrainingJob, questions: Sequence[Question]) -> Suite:
     """The questions that leave room for an answer in the base's context; none where that are less than half."""
-    base, suite = job.member.base, Suite()
-    for question in questions:
-        prompt = render_prompt(base, _messages(question))
-        if base.context_length is None or len(prompt) + MAX_NEW_TOKENS <= base.context_length:
-            suite.questions.append(question)
-            suite.prompts.append(prompt)
-    if 2 * len(suite.questions) < len(questions):
-        message = f"Only {len(suite.questions)} of {len(questions)} general questions fit the base's context"
+    base = job.member.base
+    room = math.inf if base.context_length is None else base.context_length - MAX_NEW_TOKENS
+    prompts = [render_prompt(base, _messages(question)) for question in questions]
+    fitting = [place for place, prompt in enumerate(prompts) if len(prompt) <= room]
+    if 2 * len(fitting) < len(questions):
+        message = f"Only {len(fitting)} of {len(questions)} general questions fit the base's context"
         job.on_event("info", f"{message} of {base.context_length} tokens: forgetting is not measured.", None)
-        return Suite()
-    return suite
+        return Suite([], [])
+    return Suite([questions[place] for place in fitting], [prompts[place] for place in fitting])
 
 
 def _base_answers(job: TrainingJob, suite: Suite, kept: KeptAnswers | None) -> list[str]:
