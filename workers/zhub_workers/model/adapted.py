@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from zhub.errors import BasisMismatchError
-from zhub_workers.model.base_model import BaseModel, Layer, adapted_layers, is_transposed, layer_weight
+from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.basis import Basis, check_z
+from zhub_workers.model.layers import Layer, adapted_layers, is_transposed, layer_weight
 from zhub_workers.model.moe import MoeMatrix, RowsMoe, followed_forward
 from zhub_workers.model.projected import Blocks, Sides, blocks_linear, merged_linear
 from zhub_workers.model.svf import adapt_weight, factored_change, rows_break_even

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from zhub_workers.model.base_model import adapted_layers, layer_weight
+from zhub_workers.model.layers import adapted_layers, layer_weight
 from zhub_workers.model.moe import MoeMatrix
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -19,15 +19,35 @@ class BasisSize:
         matrices: how many, each MoE expert's its own.
         file_bytes: of their factors, on disk.
         memory_bytes: of the square factors, which a process holds once experts have changed every matrix.
-        adapted_share: how much of the model's parameters these matrices hold.
+        adapted_parameters: how many of the model's ``parameters`` are in these matrices.
         unreached: names of 3-D weights, as MoE experts have, that zhub cannot adapt; ``*`` is any number.
     """
 
     matrices: int
     file_bytes: int
     memory_bytes: int
-    adapted_share: float
+    adapted_parameters: int
+    parameters: int
     unreached: list[str]
+
+    @property
+    def summary(self) -> str:
+        """For who waits for the decomposition."""
+        return (
+            f"Experts can adapt {self.matrices:,} matrices, {self.adapted_parameters / self.parameters:.0%} of the "
+            f"parameters. Their basis takes {_in_units(self.file_bytes)} on disk and up to "
+            f"{_in_units(self.memory_bytes)} of a worker's memory."
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """What experts cannot adapt, and why."""
+        if not self.unreached:
+            return None
+        return (
+            "Experts leave these weights of mixture-of-experts layers as they are, because zhub does not know how this "
+            f"architecture uses them: {', '.join(self.unreached)}."
+        )
 
 
 def basis_size(model: Any) -> BasisSize:
@@ -39,7 +59,8 @@ def basis_size(model: Any) -> BasisSize:
         matrices=len(layers),
         file_bytes=ITEM_BYTES * sum(min(m, n) * (m + n + 1) for m, n in shapes),
         memory_bytes=ITEM_BYTES * sum(min(m, n) * (min(m, n) + 1) for m, n in shapes),
-        adapted_share=sum(m * n for m, n in shapes) / sum(parameter.numel() for parameter in model.parameters()),
+        adapted_parameters=sum(m * n for m, n in shapes),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         # The kernels of convolutions have three axes too, one of them of length one.
         unreached=sorted(
             {
@@ -49,3 +70,7 @@ def basis_size(model: Any) -> BasisSize:
             }
         ),
     )
+
+
+def _in_units(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:,.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:,.1f} MB"
