@@ -1,13 +1,16 @@
 """The layers of a model that experts adapt, and their matrices."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from zhub_workers.model.moe import MoeMatrix, is_router, moe_matrices
 
 Layer = nn.Module | MoeMatrix  # of one weight, a matrix, and perhaps a bias
+Place = tuple[nn.Module, str]  # a module and the name of its parameter
 
 
 def linear_layers(model: Any) -> dict[str, nn.Module]:
@@ -43,3 +46,27 @@ def layer_weight(layer: Layer) -> Tensor:
     """Return a layer's weight as ``(m=out, n=in)``: a view where it is stored the other way round."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     return weight.T if is_transposed(layer) else weight
+
+
+def place_of(layer: Layer) -> tuple[Place, int | None]:
+    """Return where a layer keeps its weight, and which slice of that parameter it is; None: the whole of it."""
+    return ((layer.module, layer.parameter), layer.index) if isinstance(layer, MoeMatrix) else ((layer, "weight"), None)
+
+
+@torch.no_grad()
+def parameters_with(layers: Mapping[str, Layer], weights: Iterable[tuple[str, Tensor]]) -> dict[Place, Tensor]:
+    """Return the parameters that hold these weights, given by the names of their layers and as those store them.
+
+    The weights are taken one at a time, so that those of MoE experts are in memory once. MoE experts of the same
+    parameter that have none keep their own.
+    """
+    made: dict[Place, Tensor] = {}
+    for name, weight in weights:
+        place, index = place_of(layers[name])
+        if index is None:
+            made[place] = weight
+            continue
+        if place not in made:
+            made[place] = getattr(*place).detach().clone()
+        made[place][index] = weight
+    return made
