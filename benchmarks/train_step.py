@@ -34,8 +34,9 @@ from zhub_workers.compute.losses import PolicyGradient
 from zhub_workers.compute.requests import Differentiate, Logprobs
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import Adapter, PlainAdapter, SvfAdapter, target_names
-from zhub_workers.model.base_model import BaseModel, layer_weight, load_base_model
+from zhub_workers.model.base_model import BaseModel, load_base_model
 from zhub_workers.model.basis import decompose_base, load_basis
+from zhub_workers.model.layers import layer_weight
 from zhub_workers.model.lora import LoraModel
 
 SHIPPED = Path(__file__).parents[1] / "workers" / "zhub_workers" / "shipped_base"

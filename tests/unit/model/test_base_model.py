@@ -13,14 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from zhub.errors import InvalidRequestError, UnsupportedModelError
-from zhub_workers.model.base_model import (
-    layer_weight,
-    linear_layers,
-    load_base_model,
-    render_prompt,
-    render_target,
-    weights_fingerprint,
-)
+from zhub_workers.model.base_model import load_base_model, render_prompt, render_target, weights_fingerprint
+from zhub_workers.model.layers import layer_weight, linear_layers
 
 KINDS = ["llama", "gpt2", "neox"]
 Directories = Callable[[str], Path]

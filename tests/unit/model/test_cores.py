@@ -14,10 +14,11 @@ from transformers.pytorch_utils import Conv1D
 
 from zhub.errors import ArtifactError, TrainingError
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.base_model import layer_weight, load_base_model
+from zhub_workers.model.base_model import load_base_model
 from zhub_workers.model.basis import decompose_base, load_basis
 from zhub_workers.model.core_model import CoreModel
 from zhub_workers.model.cores import CoreSettings, make_cores, random_signs, rotation_change
+from zhub_workers.model.layers import layer_weight
 
 KINDS = ["llama", "gpt2", "neox"]
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [7, 7, 8, 40]])

@@ -12,7 +12,8 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from zhub.errors import ArtifactError, TrainingError
-from zhub_workers.model.base_model import BaseModel, layer_weight, linear_layers, load_base_model, weights_fingerprint
+from zhub_workers.model.base_model import BaseModel, load_base_model, weights_fingerprint
+from zhub_workers.model.layers import layer_weight, linear_layers
 from zhub_workers.model.lora import LoraModel
 
 KINDS = ["llama", "gpt2", "neox"]

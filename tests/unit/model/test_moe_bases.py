@@ -15,9 +15,10 @@ from zhub.errors import BasisMismatchError, TrainingError
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import target_names
 from zhub_workers.model.artifact import read_z, write_z
-from zhub_workers.model.base_model import adapted_layers, linear_layers, load_base_model, weights_fingerprint
+from zhub_workers.model.base_model import load_base_model, weights_fingerprint
 from zhub_workers.model.basis import Basis, check_z, decompose_base
 from zhub_workers.model.basis_size import basis_size
+from zhub_workers.model.layers import adapted_layers, linear_layers
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -30,16 +31,16 @@ def test_the_size_of_a_basis_is_known_before_it_is_made(load_adapted: Load, fami
     assert size.matrices == len(factors)
     assert size.file_bytes == sum(factor.nbytes for three in factors for factor in three)
     assert size.memory_bytes == sum(4 * (len(s) ** 2 + len(s)) for _, s, _ in factors)
-    every = sum(parameter.numel() for parameter in adapted.base.model.parameters())
-    assert size.adapted_share == pytest.approx(sum(len(u) * vh.shape[1] for u, _, vh in factors) / every)
-    assert size.adapted_share > 0.75
+    assert size.parameters == sum(parameter.numel() for parameter in adapted.base.model.parameters())
+    assert size.adapted_parameters == sum(len(u) * vh.shape[1] for u, _, vh in factors)
+    assert size.adapted_parameters > 0.75 * size.parameters
     assert size.unreached == []
 
 
 def test_weights_that_no_expert_can_adapt_are_named(tmp_path: Path) -> None:
     size = basis_size(load_base_model(save_unreached(tmp_path)).model)
     assert "model.layers.*.mlp.input_linear.weight" in size.unreached
-    assert size.adapted_share < 0.5
+    assert size.adapted_parameters < size.parameters / 2
 
 
 def test_a_decomposition_that_was_cut_short_goes_on_where_it_stopped(

@@ -15,8 +15,8 @@ from zhub.specs import AdapterKind, SupervisedHyperparameters
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import adapter_settings, make_adapter
 from zhub_workers.model.artifact import ExpertFile, write_expert
-from zhub_workers.model.base_model import layer_weight
 from zhub_workers.model.changes import Change, mix_changes, read_change
+from zhub_workers.model.layers import layer_weight
 from zhub_workers.model.row_changes import following_rows
 
 KINDS: list[dict[str, Any]] = [

@@ -15,7 +15,8 @@ from torch import nn
 from zhub.errors import UnsupportedModelError
 from zhub_workers.model import base_model
 from zhub_workers.model.adapting import try_adapting
-from zhub_workers.model.base_model import Batching, linear_layers, load_base_model
+from zhub_workers.model.base_model import Batching, load_base_model
+from zhub_workers.model.layers import linear_layers
 from zhub_workers.model.reading import sample_rows
 from zhub_workers.model.trial import try_base
 

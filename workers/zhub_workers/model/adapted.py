@@ -23,15 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from zhub.errors import BasisMismatchError
-from zhub_workers.model.base_model import BaseModel, Layer, adapted_layers, is_transposed, layer_weight
+from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.basis import Basis, check_z
+from zhub_workers.model.layers import Layer, Place, adapted_layers, is_transposed, layer_weight, parameters_with
 from zhub_workers.model.moe import MoeMatrix, RowsMoe, followed_forward
 from zhub_workers.model.projected import Blocks, Sides, blocks_linear, merged_linear
 from zhub_workers.model.svf import adapt_weight, factored_change, rows_break_even
 
 # The gradient of a merged weight divides by z: rounding grows by this factor's inverse at most.
 SMALLEST_DIVISOR = 0.1
-Place = tuple[nn.Module, str]  # a module and the name of its parameter
 Form = TypeVar("Form")
 STACK_BUDGET_BYTES = 1 << 30  # of the merged weights of ``rows``, where the device does not say what it has
 
@@ -217,18 +217,7 @@ class AdaptedModel:
         forwards, moe = _by_module(self.layers, forms)
         for module, own in moe.items():
             forwards[module] = followed_forward(module, own, own_without_gradient=own_without_gradient)
-        parameters: dict[Place, Tensor] = {}
-        with torch.no_grad():
-            for name, weight in weights:
-                layer = self.layers[name]
-                if isinstance(layer, MoeMatrix):
-                    place = layer.module, layer.parameter
-                    if place not in parameters:
-                        parameters[place] = getattr(*place).clone()
-                    parameters[place][layer.index] = weight
-                else:
-                    parameters[layer, "weight"] = weight
-        with _overriding(forwards, parameters):
+        with _overriding(forwards, parameters_with(self.layers, weights)):
             yield
 
     def _weight(self, name: str, delta: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.base_model import BaseModel, Layer, adapted_layers, is_transposed, layer_weight
+from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.basis import Basis
+from zhub_workers.model.layers import Layer, adapted_layers, is_transposed, layer_weight
 from zhub_workers.model.moe import MoeMatrix
 from zhub_workers.model.svf import adapt_weight
 

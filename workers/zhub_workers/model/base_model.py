@@ -15,21 +15,16 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from zhub.errors import InvalidRequestError, UnsupportedModelError
-from zhub_workers.model.moe import MoeMatrix, is_router, moe_matrices
+from zhub_workers.model.layers import linear_layers
 from zhub_workers.model.weight_files import check_weight_files, host_memory_bytes
-
-Layer = nn.Module | MoeMatrix  # of one weight, a matrix, and perhaps a bias
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 STANDARD_ROLES = {"developer": "system"}  # the newer word; most templates drop or refuse a role that they do not name
-# Mamba's step size: its kernels take the weight, and no expert that changes what the layer computes is heard.
-READ_PAST_THE_LAYER = ("dt_proj",)
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 
 # What transformers raises for files that are missing, cut short, or say things that contradict each other.
@@ -109,60 +104,6 @@ def load_base_model(
         forward_arguments=arguments,
         device=torch.device(device),
     )
-
-
-def linear_layers(model: Any) -> dict[str, nn.Module]:
-    """Return the linear layers that an expert adapts, by name, sorted: every nn.Linear and Conv1D but a few.
-
-    Fused projections (GPT-2's ``c_attn``) count as one matrix. Embeddings, tied to the output or not, stay as they are,
-    and so do the routers of mixture-of-experts layers, and any layer that is more than a matrix product.
-    """
-    output = model.get_output_embeddings()
-    return {
-        name: module
-        for name, module in sorted(model.named_modules())
-        if isinstance(module, nn.Linear | Conv1D)
-        and module is not output
-        # A layer that shares its weight with the output embedding would change it from below.
-        and not (output is not None and module.weight is output.weight)
-        and not is_router(model, name)
-        and name.rpartition(".")[2] not in READ_PAST_THE_LAYER
-        and _is_linear(module)
-    }
-
-
-@torch.no_grad()
-def _is_linear(module: nn.Module) -> bool:
-    """Whether a layer gives what nn.Linear or Conv1D would; only a subclass may not."""
-    if type(module) in (nn.Linear, Conv1D):
-        return True
-    own: Any = Conv1D if isinstance(module, Conv1D) else nn.Linear
-    x = torch.linspace(-1, 1, layer_weight(module).shape[1], dtype=module.weight.dtype, device=module.weight.device)  # type: ignore[arg-type]
-    try:
-        y = module(x.expand(1, 2, -1))
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return False
-    expected = own.forward(module, x.expand(1, 2, -1))
-    return (
-        isinstance(y, Tensor) and y.shape == expected.shape and (y.is_meta or torch.allclose(y, expected, 1e-3, 1e-3))
-    )
-
-
-def adapted_layers(model: Any) -> dict[str, Layer]:
-    """Return the layers that an expert adapts, by name, sorted: linear layers, and the matrices of MoE experts."""
-    layers: dict[str, Layer] = {**linear_layers(model), **moe_matrices(model)}
-    return dict(sorted(layers.items()))
-
-
-def is_transposed(layer: Layer) -> bool:
-    """Whether a layer stores its weight ``(in, out)``, as Conv1D does."""
-    return layer.transposed if isinstance(layer, MoeMatrix) else isinstance(layer, Conv1D)
-
-
-def layer_weight(layer: Layer) -> Tensor:
-    """Return a layer's weight as ``(m=out, n=in)``: a view where it is stored the other way round."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    return weight.T if is_transposed(layer) else weight
 
 
 def weights_fingerprint(model: Any) -> str:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from zhub.errors import ArtifactError, BasisMismatchError, UnsupportedModelError
 from zhub.manifest import canonical_json, sha256_file
-from zhub_workers.model.base_model import BaseModel, adapted_layers, layer_weight, tensor_bytes, weights_fingerprint
+from zhub_workers.model.base_model import BaseModel, tensor_bytes, weights_fingerprint
+from zhub_workers.model.layers import adapted_layers, layer_weight
 from zhub_workers.model.svf import decompose
 
 BASIS_FILE = "basis.json"

@@ -19,8 +19,8 @@ from zhub.errors import ArtifactError
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import core_settings
 from zhub_workers.model.artifact import ExpertFile, read_expert
-from zhub_workers.model.base_model import layer_weight
 from zhub_workers.model.core_model import CoreModel
+from zhub_workers.model.layers import layer_weight
 from zhub_workers.model.lora import check_matrices, matrix_shapes
 from zhub_workers.model.moe import MoeMatrix
 from zhub_workers.model.svf import mix

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from zhub.errors import ArtifactError
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.base_model import is_transposed, layer_weight
 from zhub_workers.model.cores import CoreSettings, Parameters, make_cores
+from zhub_workers.model.layers import is_transposed, layer_weight
 
 
 class CoreModel:

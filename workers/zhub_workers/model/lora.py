@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from zhub.errors import ArtifactError, TrainingError
-from zhub_workers.model.base_model import BaseModel, layer_weight, linear_layers
+from zhub_workers.model.base_model import BaseModel
+from zhub_workers.model.layers import layer_weight, linear_layers
 
 ADAPTER = "default"  # peft's own name for the only adapter of a layer
 

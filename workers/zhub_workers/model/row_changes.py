@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.base_model import layer_weight
 from zhub_workers.model.changes import Change, LowRank, stack_cores
 from zhub_workers.model.core_model import core_change
+from zhub_workers.model.layers import layer_weight
 from zhub_workers.model.projected import Blocks
 
 

@@ -38,9 +38,10 @@ from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import SvfAdapter, make_adapter
 from zhub_workers.model.artifact import read_expert, read_routing, read_z, write_routing
-from zhub_workers.model.base_model import adapted_layers, load_base_model, render_prompt, weights_fingerprint
+from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
-from zhub_workers.model.basis_size import BasisSize, basis_size
+from zhub_workers.model.basis_size import basis_size
+from zhub_workers.model.layers import adapted_layers
 from zhub_workers.model.model_cache import ModelCache, base_directory
 from zhub_workers.model.trial import try_base
 from zhub_workers.training.forgetting import KeptAnswers
@@ -94,7 +95,9 @@ class TorchRunner:
         context.raise_if_stopped()
         weights = weights_fingerprint(base.model)
         size = basis_size(base.model)
-        _tell_basis_size(size, context)
+        context.emit("info", size.summary, {"type": "basis_size", "file_bytes": size.file_bytes})
+        if size.warning:
+            context.emit("warn", size.warning)
         prefix = basis_prefix(weights, adapted_layers(base.model))
         directory = attempt.cache_dir / prefix
         # What an earlier attempt has stored is not computed again; decompose_base checks that it fits the weights.
@@ -129,9 +132,9 @@ class TorchRunner:
             "basis_key_prefix": prefix,
             "details": {
                 "architecture": type(model).__name__,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "adapted_parameters": size.adapted_parameters,
+                "parameters": size.parameters,
                 "matrices": size.matrices,
+                "adapted_parameters": size.adapted_parameters,
                 "basis_bytes": size.file_bytes,
                 **({"not_adapted": size.unreached} if size.unreached else {}),
                 "context_length": base.context_length,
@@ -275,25 +278,6 @@ class TorchRunner:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"cpu {platform.machine()}"
-
-
-def _tell_basis_size(size: BasisSize, context: AttemptContext) -> None:
-    context.emit(
-        "info",
-        f"Experts can adapt {size.matrices:,} matrices, {size.adapted_share:.0%} of the parameters. Their basis takes "
-        f"{_in_units(size.file_bytes)} on disk and up to {_in_units(size.memory_bytes)} of a worker's memory.",
-        {"type": "basis_size", "matrices": size.matrices, "file_bytes": size.file_bytes},
-    )
-    if size.unreached:
-        context.emit(
-            "warn",
-            "Experts leave these weights of mixture-of-experts layers as they are, because zhub does not know how this "
-            f"architecture uses them: {', '.join(size.unreached)}.",
-        )
-
-
-def _in_units(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:,.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:,.1f} MB"
 
 
 def compute_stream_count(device: torch.device) -> int:
