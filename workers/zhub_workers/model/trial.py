@@ -60,19 +60,20 @@ def try_base(base: BaseModel, name: str) -> Trial:
             f"one after the other with a cache: {told(exc)}. Check config.json against the "
             "model's page, or add another model."
         ) from exc
-    found = [_limitation(OF_WAYS[way], reason) for way, reason in reading.refused.items()]
+    base = replace(base, batching=reading.batching)
+    limitations = []
     if reason := reading.cached or _reason_against_training(base):
-        found.insert(0, _limitation("serve_only", reason))
-    return Trial(replace(base, batching=reading.batching), found)
+        limitations.append(Limitation(name="serve_only", reason=reason))
+    for way, reason in reading.refused.items():
+        # Where rows are read one at a time, no other way of batching is asked for.
+        if base.batching.together or way == "together":
+            limitations.append(Limitation(name=OF_WAYS[way], reason=reason))
+    return Trial(base, limitations)
 
 
 def adapted_parameters(base: BaseModel) -> int:
     """How many of the base's parameters are in layers that an expert adapts."""
     return sum(layer_weight(layer).numel() for layer in linear_layers(base.model).values())
-
-
-def _limitation(name: LimitationName, reason: str) -> Limitation:
-    return Limitation(name=name, reason=reason)
 
 
 def _check_messages(base: BaseModel, name: str) -> None:
