@@ -137,7 +137,13 @@ def with_answers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def run(adapted: AdaptedModel, path: Path, tested: Path, kind: str, recipe: Recipe, rate: float, seed: int) -> Run:
     """Train one expert with the defaults of its recipe, and answer the test rows with it."""
-    asked = {"adapter": kind, "learning_rate": rate, "step_kl": 0.0, "max_new_tokens": MAX_NEW_TOKENS}
+    asked = {
+        "adapter": kind,
+        "learning_rate": rate,
+        "step_kl": 0.0,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "general_questions": 0,
+    }
     spec = shipped.spec_of(asked, rows=ROWS, seed=seed, recipe=recipe)
     adapter = make_adapter(adapted, spec.hyperparameters)
     with ComputeGroup().join(adapter, lambda: False) as member:

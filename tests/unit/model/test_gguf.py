@@ -89,6 +89,20 @@ def test_a_gguf_file_that_is_cut_short_is_refused_by_name(write_gguf: WriteGguf,
         convert_gguf(file, tmp_path / "model")
 
 
+@pytest.mark.parametrize(("number", "named"), [(99, "99.* is not a valid"), (9, "Q8_1")])
+def test_a_gguf_file_of_an_unknown_quantisation_is_refused_by_name_with_another_to_take(
+    write_gguf: WriteGguf, tmp_path: Path, number: int, named: str
+) -> None:
+    file = write_gguf()
+    content = file.read_bytes()
+    # A tensor's name is followed by its dimensions, one here, each 8 bytes, and then by the number of its type.
+    at = content.index(b"output_norm.weight") + len(b"output_norm.weight") + 4 + 8
+    assert content[at : at + 4] == bytes(4)  # float32
+    file.write_bytes(content[:at] + number.to_bytes(4, "little") + content[at + 4 :])
+    with pytest.raises(UnsupportedModelError, match=f"tiny.gguf: its weights are quantised .*{named}.* Q8_0 or F16"):
+        convert_gguf(file, tmp_path / "model")
+
+
 def test_a_gguf_file_of_an_architecture_that_nobody_reads_is_refused_by_name(
     write_gguf: WriteGguf, tmp_path: Path
 ) -> None:

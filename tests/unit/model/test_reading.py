@@ -19,8 +19,8 @@ from zhub_workers.model.routing import prompt_embeddings
 PROMPTS = [[3, 20, 4], [3, 5, 6, 7, 8, 9, 4], [3, 20, 4], [3, 9, 9, 4]]
 ANSWERS = [[5, 6, 7], [9], [8, 7], [5, 6, 7, 2]]
 # Which architecture allows what is transformers' own doing, and may change with its releases.
-WHOLE = ["llama", "gemma3_text", "mixtral", "qwen3_next", "falcon_h1", "lfm2", "nemotron_h", "zamba2", "olmo_hybrid"]
-PARTIAL = ["jamba", "zamba", "recurrent_gemma", "minimax"]
+WHOLE = ["llama", "gemma3_text", "mixtral", "falcon_h1", "lfm2", "nemotron_h", "zamba2"]
+PARTIAL = ["qwen3_next", "olmo_hybrid", "jamba", "zamba", "recurrent_gemma", "minimax"]
 Load = Callable[[str], BaseModel]
 
 
@@ -52,6 +52,7 @@ def test_an_architecture_that_keeps_its_rows_apart_is_read_in_every_way(load: Lo
 @pytest.mark.parametrize(
     ("name", "way"),
     [
+        ("qwen3_next", "continued"),  # its gradient alone: the state is overwritten where it is
         ("jamba", "continued"),
         ("zamba", "continued"),
         ("recurrent_gemma", "padded"),

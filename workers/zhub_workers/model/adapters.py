@@ -36,9 +36,12 @@ TIED = "tied"
 PROJECTED_RANK = 2  # of cores of random matrices: the default of TinyLoRA (arXiv:2602.04118)
 SIGMOID_START = 0.1  # the authors' mean (arXiv:2501.06252, table 6), without their noise: it would not be the base
 BLOCK = re.compile(r"\.(\d+)\.")
-ATTENTION = re.compile(r"attn|attention")
 MOE_EXPERTS = re.compile(r"(?:^|\.)experts\.")  # not the shared ones, which read every token
-MLP = re.compile(r"mlp|feed_forward|ffn|experts|moe|\bfc\d|\.wi|\.wo\b|dense_h_to_4h|dense_4h_to_h")
+# Nemotron-H calls each block's one part its mixer, whatever it is.
+MLP_MIXER = r"mixer\.(?:up|down|gate)_proj|mixer\.(?:shared_)?experts"
+# Recurrent layers stand where attention does, and are trained with it.
+ATTENTION = re.compile(rf"attn|attention|mamba|\.conv\.|temporal_block|(?!{MLP_MIXER})mixer\.")
+MLP = re.compile(rf"mlp|feed_forward|ffn|experts|moe|\bfc\d|\.wi|\.wo\b|dense_h_to_4h|dense_4h_to_h|{MLP_MIXER}")
 
 
 class Adapter(Protocol):

@@ -292,7 +292,10 @@ def _load_weights(path: Path, name: str, config: Any, dtype: torch.dtype) -> Any
 def _check_model(name: str, model: Any, tokenizer: Any, forward_arguments: frozenset[str]) -> None:
     """Refuse a model that zhub cannot generate with, or cannot adapt."""
     if "past_key_values" not in forward_arguments:
-        raise UnsupportedModelError(f"{name}: {type(model).__name__} has no key-value cache; zhub needs one.")
+        raise UnsupportedModelError(
+            f"{name}: {type(model).__name__} has no key-value cache, which answers are read on. Add a model "
+            "with attention layers, which hybrids have too."
+        )
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UnsupportedModelError(

@@ -32,6 +32,11 @@ def convert_gguf(file: Path, directory: Path) -> None:
         # In float32, because transformers keeps the weights of other types as they are packed in the file.
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).to(torch.bfloat16)
     except LOAD_ERRORS as exc:
+        if isinstance(exc, NotImplementedError) or "GGMLQuantizationType" in str(exc):
+            raise UnsupportedModelError(
+                f"{file.name}: its weights are quantised in a way that the package gguf cannot undo: {exc}. Take "
+                "another file of the model, such as one in Q8_0 or F16, or add its checkpoint with --path DIR."
+            ) from exc
         raise UnsupportedModelError(
             f"{file.name}: transformers cannot read this GGUF file: {exc} Add the model's checkpoint with --path DIR."
         ) from exc

@@ -5,6 +5,7 @@ list of architectures says it: recurrent layers may or may not keep padding out 
 several tokens follow at once, and a cache may or may not be cut to some of its rows.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,16 +17,17 @@ from zhub_workers.model.base_model import BaseModel, Batching
 from zhub_workers.model.caches import new_cache, select_rows
 from zhub_workers.model.rollout import forward_arguments, pad_left, pad_right
 
-PROMPT_LENGTHS = (19, 7, 7, 13)
+PROMPT_LENGTHS = (13, 7, 7)
 EQUAL = (1, 2)  # rows of one length
 KEPT = (1, 0, 0)  # of these: one row twice, one moved
-STEPS = 4
+STEPS = 3
 # Largest difference of logits over their spread. Rounding gives 1e-6 in float32 and 1e-2 in bfloat16; a wrong mask,
 # position or state gives 0.1 and more.
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
 COARSE_TOLERANCE = 0.08
 SEED = 20259
 MAX_TOKEN = 50_000
+MAX_TOLD = 160  # characters of a library's error, which may go on for pages
 
 # What an architecture's own code raises when it is used in a way that it was not written for.
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError)
@@ -61,16 +63,15 @@ def try_reading(base: BaseModel) -> Reading:
     if not all(bool(logits.amax(-1).isfinite().all()) for logits in [*whole, *alone]):
         raise NonFiniteLogitsError
     everything = torch.cat([logits.flatten() for logits in whole])
-    spread = everything[everything.isfinite()].std()
+    spread = float(everything[everything.isfinite()].std())
     tolerance = TOLERANCES.get(base.model.dtype, COARSE_TOLERANCE)
 
     def found(read: Callable[[], Sequence[Tensor]], expected: Sequence[Tensor]) -> str | None:
         try:
-            logits = read()
+            share = max(_difference(a, b) for a, b in zip(read(), expected, strict=True)) / spread
         except FAILURES as exc:
-            return f"{type(exc).__name__}: {first_line(exc)}"
-        worst = max(_difference(a, b) for a, b in zip(logits, expected, strict=True)) / float(spread)
-        return None if worst <= tolerance else f"logits differ by {worst:.2g} of their spread"
+            return told(exc)
+        return None if share <= tolerance else f"logits differ by {share:.2g} of their spread"
 
     equal, equal_alone = [rows[row] for row in EQUAL], [alone[row] for row in EQUAL]
     last = [logits[-STEPS - 1 :] for logits in whole]
@@ -81,7 +82,7 @@ def try_reading(base: BaseModel) -> Reading:
         "together": found(lambda: [*_stepwise(base, equal), *_whole(base, rows)], [*equal_alone, *whole]),
         "padded": found(lambda: _stepwise(base, rows), alone),
         "selected": found(lambda: _stepwise(base, equal, kept=KEPT), [equal_alone[row] for row in KEPT]),
-        "continued": found(lambda: _continued(base, rows), last),
+        "continued": found(lambda: _continued(base, rows), last) or _found_in_gradients(base, rows, tolerance),
     }
     reasons = {way: reason for way, reason in refused.items() if reason is not None}
     return Reading(Batching(**{way: way not in reasons for way in refused}), reasons, cached)
@@ -136,9 +137,41 @@ def _continued(base: BaseModel, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     following = torch.tensor([row[-STEPS:] for row in rows], device=base.device)
     cache = new_cache(base.model)
     first = _read(base, ids, mask, cache)
+    select_rows(cache, torch.arange(len(rows), device=base.device))
     mask = torch.cat([mask, mask.new_ones(len(mask), STEPS)], 1)
     rest = base.model(**forward_arguments(base, following, mask), past_key_values=cache, use_cache=True).logits
     return list(torch.cat([first, rest.float()], 1))
+
+
+def _found_in_gradients(base: BaseModel, rows: list[list[int]], tolerance: float) -> str | None:
+    """What is wrong with a backward through what is cached; None if nothing is."""
+    try:
+        gradient, expected = _gradient(base, rows, _continued), _gradient(base, rows, _whole)
+    except FAILURES as exc:
+        return told(exc)
+    share = _difference(gradient, expected) / float(expected.std())
+    return None if share <= tolerance else f"gradients differ by {share:.2g} of their spread"
+
+
+@torch.enable_grad()
+def _gradient(
+    base: BaseModel, rows: list[list[int]], read: Callable[[BaseModel, list[list[int]]], list[Tensor]]
+) -> Tensor:
+    """The gradient of the last STEPS + 1 logits of each row by its embedded tokens, summed over them: ``(b, d)``."""
+    embedded: list[Tensor] = []
+
+    def keep(_module: object, _inputs: object, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1].clone()  # some architectures scale it in place
+
+    handle = base.model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        logits = torch.stack([of_row[-STEPS - 1 :] for of_row in read(base, rows)])
+    finally:
+        handle.remove()
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(SEED)).to(logits)
+    gradients = torch.autograd.grad((logits * weights).sum(), embedded)
+    return torch.stack([gradient.float().sum(1) for gradient in gradients]).sum(0)
 
 
 def _read(base: BaseModel, ids: Tensor, mask: Tensor, cache: object) -> Tensor:
@@ -152,5 +185,6 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return float(torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf).max())
 
 
-def first_line(exc: BaseException) -> str:
-    return (str(exc).splitlines() or [""])[0]
+def told(exc: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    return f"{type(exc).__name__}: {textwrap.shorten(str(exc), MAX_TOLD, placeholder=' …')}"

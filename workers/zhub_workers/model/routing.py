@@ -14,7 +14,6 @@ prompts than the model has dimensions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,16 +73,30 @@ def prompt_embeddings(base: BaseModel, prompts: Sequence[Sequence[int]]) -> Tens
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         ids, mask = pad_right([prompts[row] for row in rows], base.pad_id, base.device)
-        # The body without the output embedding: the logits of a whole prompt are never needed.
-        out = _body(base.model)(input_ids=ids, use_cache=False)
-        hidden = out.last_hidden_state.float() * mask.unsqueeze(-1)
+        hidden = _last_hidden_states(base, ids).float() * mask.unsqueeze(-1)
         embeddings[rows] = (hidden.sum(1) / mask.sum(1, keepdim=True)).cpu()
     return embeddings
 
 
-def _body(model: Any) -> Any:
-    """What makes the hidden states; Llama 4's says that it is ``language_model``, and is ``model``."""
-    return model.model if model.base_model is model else model.base_model
+def _last_hidden_states(base: BaseModel, ids: Tensor) -> Tensor:
+    """``(b, t, d)``, without the logits of a whole prompt, which are never needed."""
+    body = base.model.base_model
+    if body is not base.model:
+        hidden: Tensor = body(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden
+    # An architecture that does not say which of its parts the body is: what its head is given.
+    given: list[Tensor] = []
+
+    def keep(_module: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        given.append(inputs[0])
+        return (inputs[0][:, :1],)
+
+    handle = base.model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        body(input_ids=ids, use_cache=False)
+    finally:
+        handle.remove()
+    return given[0]
 
 
 def make_centroid(training: Tensor, held_out: Tensor) -> Centroid:

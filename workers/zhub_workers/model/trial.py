@@ -15,7 +15,8 @@ from zhub.errors import InvalidRequestError, NonFiniteLogitsError, UnsupportedMo
 from zhub.registry.limitations import Limitation, LimitationName
 from zhub_workers.model.adapting import EXPERTS, try_adapting
 from zhub_workers.model.base_model import BaseModel, render_prompt
-from zhub_workers.model.reading import FAILURES, first_line, sample_rows, try_reading
+from zhub_workers.model.reading import FAILURES, sample_rows, told, try_reading
+from zhub_workers.model.routing import prompt_embeddings
 
 OF_WAYS: dict[str, LimitationName] = {
     "together": "no_batching",
@@ -56,17 +57,18 @@ def try_base(base: BaseModel, name: str) -> Trial:
     except FAILURES as exc:
         raise UnsupportedModelError(
             f"{name}: {type(base.model).__name__} of transformers {transformers.__version__} cannot read a few tokens "
-            f"one after the other with a cache: {type(exc).__name__}: {first_line(exc)}. Check config.json against the "
+            f"one after the other with a cache: {told(exc)}. Check config.json against the "
             "model's page, or add another model."
         ) from exc
-    found = [_limitation(OF_WAYS[way], reason) for way, reason in reading.refused.items()]
+    base = replace(base, batching=reading.batching)
+    limitations = []
     if reason := reading.cached or _reason_against_training(base):
-        found.insert(0, _limitation("serve_only", reason))
-    return Trial(replace(base, batching=reading.batching), found)
-
-
-def _limitation(name: LimitationName, reason: str) -> Limitation:
-    return Limitation(name=name, reason=reason)
+        limitations.append(Limitation(name="serve_only", reason=reason))
+    for way, reason in reading.refused.items():
+        # Where rows are read one at a time, no other way of batching is asked for.
+        if base.batching.together or way == "together":
+            limitations.append(Limitation(name=OF_WAYS[way], reason=reason))
+    return Trial(base, limitations)
 
 
 def _check_messages(base: BaseModel, name: str) -> None:
@@ -74,7 +76,7 @@ def _check_messages(base: BaseModel, name: str) -> None:
     try:
         prompts = [render_prompt(base, _asked(question)) for question in QUESTIONS]
     except (InvalidRequestError, *FAILURES) as exc:
-        reason = first_line(exc.__cause__ or exc)
+        reason = told(exc.__cause__ or exc)
         if _renders_with_tools(base):
             reason = f"it needs tools, and zhub gives none ({reason})"
         raise UnsupportedModelError(
@@ -106,6 +108,8 @@ def _renders_with_tools(base: BaseModel) -> bool:
 def _reason_against_training(base: BaseModel) -> str | None:
     length = min(map(len, rows := sample_rows(base)))
     try:
+        if not bool(prompt_embeddings(base, rows).isfinite().all()):
+            return "its hidden states, by which prompts find their expert, are not finite"
         return try_adapting(base, [row[:length] for row in rows[:EXPERTS]])
     except (*FAILURES, torch.OutOfMemoryError) as exc:
-        return f"a backward fails: {type(exc).__name__}: {first_line(exc)}"
+        return f"an expert cannot be trained: {told(exc)}"
