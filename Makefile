@@ -1,6 +1,6 @@
 # The commands of this repository; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check migrate simulate chaos mutants bench compose-test clean
+.PHONY: help setup demo up test check migrate simulate chaos mutants bench compose-test real-base clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -67,6 +67,9 @@ endif
 $(VENV)/.bench-installed: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@touch $@
+
+real-base: setup ## Train on a real language model: fetches SmolLM2 (93 MB) once, then takes about twenty minutes.
+	$(BIN)/pytest -s tests/e2e/test_real_base.py --run-real-base $(PYTEST_ARGS)
 
 compose-test: setup ## Build the images, bring docker compose up, run the path through it.
 	$(BIN)/pytest tests/e2e/test_compose.py --run-docker $(PYTEST_ARGS)

@@ -44,6 +44,9 @@ MakeJob = Callable[..., uuid.UUID]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-docker", action="store_true", help="run the tests that need a docker daemon")
+    parser.addoption(
+        "--run-real-base", action="store_true", help="fetch SmolLM2 (93 MB) where it is not kept, and train on it"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
