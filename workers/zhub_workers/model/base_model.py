@@ -15,9 +15,9 @@ import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from zhub.errors import InvalidRequestError, UnsupportedModelError
 
@@ -50,7 +50,8 @@ class BaseModel:
 def load_base_model(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> BaseModel:
     """Load the model in ``path``, a directory as ``save_pretrained`` writes it.
 
-    The weights' fingerprint depends on ``dtype``: load a base in one dtype everywhere.
+    The weights' fingerprint depends on ``dtype``: load a base in one dtype everywhere. On the device ``meta`` the model
+    has its layers and their shapes, and no weights.
 
     Raises:
         UnsupportedModelError: says which file or property is missing, and what to do.
@@ -59,7 +60,8 @@ def load_base_model(path: Path, *, device: torch.device | str = "cpu", dtype: to
     _check_files(path)
     config = _load_config(path)
     tokenizer = _load_tokenizer(path)
-    model = _load_weights(path, config, dtype).to(device).eval().requires_grad_(False)
+    loaded = _without_weights if torch.device(device).type == "meta" else _load_weights
+    model = loaded(path, config, dtype).to(device).eval().requires_grad_(False)
     arguments = frozenset(inspect.signature(model.forward).parameters)
     _check_model(path, model, tokenizer, arguments)
     stop_ids = _stop_ids(model, tokenizer)
@@ -98,8 +100,12 @@ def linear_layers(model: Any) -> dict[str, nn.Module]:
 
 
 def layer_weight(module: nn.Module) -> Tensor:
-    """Return a layer's weight as ``(m=out, n=in)``; a Conv1D stores it the other way round, so it gives a view."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    """Return a layer's weight as ``(m=out, n=in)``."""
+    return oriented(module, module.weight)  # type: ignore[arg-type]
+
+
+def oriented(module: nn.Module, weight: Tensor) -> Tensor:
+    """A weight of this layer as ``(m=out, n=in)``; a Conv1D stores it the other way round, so it gives a view."""
     return weight.T if isinstance(module, Conv1D) else weight
 
 
@@ -112,9 +118,14 @@ def weights_fingerprint(model: Any) -> str:
         if tensor.numel() and memory in seen:
             continue
         seen.add(memory)
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor_header(name, tensor))
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def tensor_header(name: str, tensor: Tensor) -> bytes:
+    """What goes before a tensor's bytes in the fingerprint of weights."""
+    return f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode()
 
 
 @dataclass(frozen=True)
@@ -235,6 +246,17 @@ def _load_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
             f"{path.name}: the weights lack {len(missing)} tensors of {type(model).__name__}, first '{missing[0]}'. "
             "Add the base model from a complete checkpoint of a causal language model."
         )
+    return model
+
+
+def _without_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        if (path / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    except LOAD_ERRORS as exc:
+        raise UnsupportedModelError(f"{path.name}: cannot load it as a causal language model: {exc}") from exc
     return model
 
 

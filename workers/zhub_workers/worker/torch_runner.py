@@ -36,9 +36,10 @@ from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import LoraAdapter, SvfAdapter, make_adapter
 from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_routing
-from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
+from zhub_workers.model.base_model import render_prompt
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
 from zhub_workers.model.model_cache import ModelCache, base_directory
+from zhub_workers.model.weights import open_base
 from zhub_workers.training.metric_sinks import Run, sending_metrics
 from zhub_workers.training.spans import traced_steps
 from zhub_workers.training.state import TrainState
@@ -78,10 +79,9 @@ class TorchRunner:
     def _decompose(
         self, spec: DecomposeSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
     ) -> dict[str, Any]:
-        context.emit("info", f"Loading base model {spec.base.name}.")
-        base = load_base_model(base_directory(spec.base, store, attempt.cache_dir), device=self.device)
-        weights = weights_fingerprint(base.model)
-        prefix = basis_prefix(weights)
+        context.emit("info", f"Opening base model {spec.base.name}.")
+        base, weights = open_base(base_directory(spec.base, store, attempt.cache_dir), device=self.device)
+        prefix = basis_prefix(weights.fingerprint)
         directory = attempt.cache_dir / prefix
         # What an earlier attempt has stored is not computed again; decompose_base checks that it fits the weights.
         for key in store.keys(f"{prefix}/"):
@@ -100,12 +100,12 @@ class TorchRunner:
             )
             context.raise_if_stopped()
 
-        fingerprint = decompose_base(base, directory, on_matrix=keep)
+        fingerprint = decompose_base(base, directory, weights=weights, device=self.device, on_matrix=keep)
         # The index last: a basis that has one is complete.
         put_path(store, f"{prefix}/{BASIS_FILE}", directory / BASIS_FILE)
         model = base.model
         return {
-            "weights_fingerprint": weights,
+            "weights_fingerprint": weights.fingerprint,
             "basis_fingerprint": fingerprint,
             "basis_key_prefix": prefix,
             "details": {
