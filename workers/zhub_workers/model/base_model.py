@@ -83,6 +83,20 @@ def load_base_model(path: Path, *, device: torch.device | str = "cpu", dtype: to
     )
 
 
+def model_of_config(path: Path) -> tuple[Any, torch.dtype]:
+    """The model that a ``config.json`` describes, or the one in a directory, on the device ``meta``: no weights.
+
+    Returns:
+        The model as ``load_base_model`` would load it, and the dtype of its files as far as the config names it.
+
+    Raises:
+        UnsupportedModelError: see ``load_base_model``.
+    """
+    config = _load_config(path)
+    stored_as: torch.dtype = config.get_text_config().dtype or torch.float32
+    return _without_weights(path, config, torch.float32), stored_as
+
+
 def linear_layers(model: Any) -> dict[str, nn.Module]:
     """Return the layers that an expert adapts, by name, sorted: every nn.Linear and Conv1D but the output embedding.
 

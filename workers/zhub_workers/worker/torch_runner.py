@@ -31,14 +31,15 @@ from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.compute.group import ComputeGroup, Member, Stopped
 from zhub_workers.compute.requests import Generate
 from zhub_workers.compute.sharded import ShardedMember
+from zhub_workers.compute.sizes import sizes_of
 from zhub_workers.evaluation.evaluate import ROWS_FILE, run_evaluation
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import LoraAdapter, SvfAdapter, make_adapter
 from zhub_workers.model.artifact import read_lora, read_routing, read_z, write_routing
-from zhub_workers.model.base_model import render_prompt
+from zhub_workers.model.base_model import model_of_config, render_prompt
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
-from zhub_workers.model.model_cache import ModelCache, base_directory
+from zhub_workers.model.model_cache import WEIGHTS_SUFFIX, ModelCache, base_directory
 from zhub_workers.model.weights import open_base
 from zhub_workers.training.metric_sinks import Run, sending_metrics
 from zhub_workers.training.spans import traced_steps
@@ -47,6 +48,7 @@ from zhub_workers.training.train import TrainResult, train
 from zhub_workers.training.warm_start import Start
 from zhub_workers.worker.checkpoints import Checkpoints, write_adapter
 from zhub_workers.worker.ray_shards import RayShards
+from zhub_workers.worker.room import check_disk, check_memory, memory_of
 
 MAX_COMPUTE_STREAMS = 4
 
@@ -79,6 +81,7 @@ class TorchRunner:
     def _decompose(
         self, spec: DecomposeSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
     ) -> dict[str, Any]:
+        self._check_room(spec, attempt, context, store)
         context.emit("info", f"Opening base model {spec.base.name}.")
         base, weights = open_base(base_directory(spec.base, store, attempt.cache_dir), device=self.device)
         prefix = basis_prefix(weights.fingerprint)
@@ -116,6 +119,17 @@ class TorchRunner:
                 "vocabulary": len(base.tokenizer),
             },
         }
+
+    def _check_room(self, spec: DecomposeSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> None:
+        """Tell what the base takes before its weights are fetched. Raises UnsupportedModelError if it does not fit."""
+        directory = base_directory(spec.base, store, attempt.cache_dir, with_weights=False)
+        sizes = sizes_of(*model_of_config(directory))
+        # An earlier attempt that has fetched them has had room for them, and for a part of the basis.
+        if not any(directory.glob(f"*{WEIGHTS_SUFFIX}")):
+            check_disk(spec.base.name, sizes, attempt.cache_dir, store)
+        warning = check_memory(spec.base.name, sizes, memory_of(self.device))
+        if warning is not None:
+            context.emit("warn", warning)
 
     def _train(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> dict[str, Any]:
         context.note("info", f"Attempt {attempt.key.fence} on {self._hardware()}, zhub {zhub.__version__}.")
