@@ -8,12 +8,14 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
-from zhub.cli.output import facts, moment, note, put, show_json, status, stderr, table
+from zhub.cli.output import facts, moment, note, percent, put, show_json, size, status, stderr, table
 from zhub.client import Client
+from zhub.client.model_sizes import model_sizes
 from zhub.client.model_sources import PACKAGED, convert_gguf, fetch_packaged
 from zhub.client.wire.training import BaseModelRecord
 from zhub.registry.limitations import limitations_of
 from zhub.registry.model_directory import ModelFiles
+from zhub.registry.model_sizes import GPUS, HOSTS, least
 
 app = typer.Typer(help="Base models: frozen weights that experts adapt.", no_args_is_help=True)
 
@@ -90,6 +92,45 @@ def show(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False)
     """Show one base model."""
     with connect(data_dir) as client:
         _show(client.base_models.get(name), as_json)
+
+
+@app.command("size")
+def size_(
+    path: Annotated[Path, typer.Argument(metavar="CONFIG_JSON_OR_DIR", help="A config.json, or a directory with one.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a model takes on disk and in memory, and the least machine for it, from its config.json alone."""
+    with stderr().status(f"{path}: counting"):
+        sizes = model_sizes(path)
+    if as_json:
+        return show_json(sizes)
+    share = percent(sizes.adapted_parameters / sizes.parameters)
+    put(
+        facts(
+            [
+                ("architecture", sizes.architecture),
+                ("parameters", f"{sizes.parameters:,}"),
+                ("adapted", f"{sizes.adapted_parameters:,} in {sizes.matrices} matrices ({share})"),
+                ("an expert", f"{sizes.multipliers:,} multipliers, {size(4 * sizes.multipliers)}"),
+                ("weights", f"{size(sizes.checkpoint_bytes)} in files, {size(sizes.weights_bytes)} loaded"),
+                ("basis", size(sizes.basis_bytes)),
+            ]
+        )
+    )
+    rows = [
+        (
+            use,
+            size(need.disk_bytes),
+            size(need.device_bytes),
+            least(GPUS, need.device_bytes) or "none",
+            size(need.loading_bytes),
+            least(HOSTS, need.device_bytes) or "none",
+        )
+        for use, need in sizes.needs.items()
+    ]
+    put("")
+    put(table(("TO", "DISK", "MEMORY", "LEAST GPU", "HOST BESIDE IT", "LEAST HOST WITHOUT GPU"), rows, whole=6))
+    note(f"Memory is for one row of {sizes.row_tokens:,} tokens at a time; more of it takes more rows at once.")
 
 
 def _from_gguf(name: str, gguf: Path | None, directory: Path) -> Path:

@@ -48,7 +48,7 @@ def test_every_command_says_what_it_does(path: tuple[str, ...], command: Any) ->
 
 def test_the_promised_commands_are_there() -> None:
     promised = (
-        "up, demo, doctor, submit, chat, base-models add, base-models ls, base-models show, "
+        "up, demo, doctor, submit, chat, base-models add, base-models ls, base-models show, base-models size, "
         "datasets push, datasets convert, datasets sample, datasets ls, datasets show, datasets pull, datasets rm, "
         "jobs ls, jobs show, jobs watch, jobs logs, jobs events, "
         "jobs cancel, jobs pause, jobs resume, jobs redrive, jobs checkpoints, jobs metrics, "

@@ -57,15 +57,28 @@ def answer(tasks: Sequence[Task[Any]]) -> list[Any]:
 
 
 def default_token_limit(base: BaseModel) -> int:
-    """How many tokens may go through forward and backward at once.
+    """How many tokens may go through forward and backward at once."""
+    return max(1, int(_memory(base, ACTIVATION_BUDGET_BYTES) / activation_bytes_per_token(base.model)))
+
+
+def activation_bytes_per_token(model: Any) -> float:
+    """What a forward keeps of a token for the backward.
 
     A layer keeps 34 bytes per token and unit of width in 16 bit (Korthikanti et al., arXiv:2205.05198, less the
     attention scores, which are not kept); the logits three float32 copies.
     """
-    config = base.model.config.get_text_config()
-    wide = base.model.dtype.itemsize / 2
-    per_token = 34 * wide * config.hidden_size * config.num_hidden_layers + 12 * config.vocab_size
-    return max(1, int(_memory(base, ACTIVATION_BUDGET_BYTES) / per_token))
+    config = model.config.get_text_config()
+    wide = model.dtype.itemsize / 2
+    return float(34 * wide * config.hidden_size * config.num_hidden_layers + 12 * config.vocab_size)
+
+
+def cache_bytes_per_token(model: Any) -> int:
+    """The keys and values of a token in all layers."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * config.num_hidden_layers * kept * head_size * model.dtype.itemsize)
 
 
 def batch_key(task: Task[Any]) -> object:
@@ -295,12 +308,8 @@ def _halves(batch: list[RowKey], unit_rows: int, exc: BaseException) -> list[lis
 
 def _generation_rows(base: BaseModel, tokens: int) -> int:
     """How many answers of so many tokens, prompts included, have room for their keys and values."""
-    config = base.model.config.get_text_config()
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
-    row = 2 * config.num_hidden_layers * kept * head_size * base.model.dtype.itemsize * tokens
-    return max(1, min(MAX_GENERATION_ROWS, _memory(base, CACHE_BUDGET_BYTES) // int(row)))
+    row = cache_bytes_per_token(base.model) * tokens
+    return max(1, min(MAX_GENERATION_ROWS, _memory(base, CACHE_BUDGET_BYTES) // row))
 
 
 def _memory(base: BaseModel, otherwise: int) -> int:

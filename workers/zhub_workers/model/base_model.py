@@ -16,8 +16,8 @@ import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from zhub.errors import InvalidRequestError, UnsupportedModelError
 from zhub_workers.model.layers import linear_layers
@@ -69,7 +69,8 @@ def load_base_model(
 ) -> BaseModel:
     """Load the model in ``path``, a directory as ``save_pretrained`` writes it.
 
-    The weights' fingerprint depends on ``dtype``: load a base in one dtype everywhere.
+    The weights' fingerprint depends on ``dtype``: load a base in one dtype everywhere. On the device ``meta`` the model
+    has its layers and their shapes, and no weights.
 
     Args:
         name: what errors call it; the directory's name where that says it.
@@ -82,9 +83,12 @@ def load_base_model(
     _check_files(path, name)
     config = _load_config(path, name)
     _check_generation_config(path, name, config)
-    _check_memory(name, check_weight_files(path, name) * dtype.itemsize, torch.device(device))
+    is_meta = torch.device(device).type == "meta"
+    if not is_meta:
+        _check_memory(name, check_weight_files(path, name) * dtype.itemsize, torch.device(device))
     tokenizer = _load_tokenizer(path, name)
-    model = _load_weights(path, name, config, dtype).to(device).eval().requires_grad_(False)
+    loaded = _without_weights if is_meta else _load_weights
+    model = loaded(path, name, config, dtype).to(device).eval().requires_grad_(False)
     arguments = frozenset(inspect.signature(model.forward).parameters)
     _check_model(name, model, tokenizer, arguments)
     stop_ids = _stop_ids(model, tokenizer)
@@ -106,6 +110,21 @@ def load_base_model(
     )
 
 
+def model_of_config(path: Path, name: str | None = None) -> tuple[Any, torch.dtype]:
+    """The model that a ``config.json`` describes, or the one in a directory, on the device ``meta``: no weights.
+
+    Returns:
+        The model as ``load_base_model`` would load it, and the dtype of its files as far as the config names it.
+
+    Raises:
+        UnsupportedModelError: see ``load_base_model``.
+    """
+    name = name or path.name
+    config = _load_config(path, name)
+    stored_as: torch.dtype = config.get_text_config().dtype or torch.float32
+    return _without_weights(path, name, config, torch.float32), stored_as
+
+
 def weights_fingerprint(model: Any) -> str:
     """SHA-256 over name, dtype, shape and bytes of every tensor, however the files were cut; tied weights once."""
     digest = hashlib.sha256()
@@ -115,9 +134,14 @@ def weights_fingerprint(model: Any) -> str:
         if tensor.numel() and memory in seen:
             continue
         seen.add(memory)
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor_header(name, tensor))
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def tensor_header(name: str, tensor: Tensor) -> bytes:
+    """What goes before a tensor's bytes in the fingerprint of weights."""
+    return f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode()
 
 
 @dataclass(frozen=True)
@@ -286,6 +310,17 @@ def _load_weights(path: Path, name: str, config: Any, dtype: torch.dtype) -> Any
             f"{name}: the weights lack {len(missing)} tensors of {type(model).__name__}, first '{missing[0]}'. "
             "Add the base model from a complete checkpoint of a causal language model."
         )
+    return model
+
+
+def _without_weights(path: Path, name: str, config: Any, dtype: torch.dtype) -> Any:
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        if (path / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    except LOAD_ERRORS as exc:
+        raise UnsupportedModelError(f"{name}: cannot load it as a causal language model: {exc}") from exc
     return model
 
 

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from zhub.errors import ArtifactError, BasisMismatchError, UnsupportedModelError
 from zhub.manifest import canonical_json, sha256_file
-from zhub_workers.model.base_model import BaseModel, tensor_bytes, weights_fingerprint
-from zhub_workers.model.layers import adapted_layers, layer_weight
+from zhub_workers.model.base_model import BaseModel, tensor_bytes
+from zhub_workers.model.layers import Layer, adapted_layers, is_transposed
+from zhub_workers.model.moe import MoeMatrix
 from zhub_workers.model.svf import decompose
+from zhub_workers.model.weights import LoadedWeights, Weights
 
 BASIS_FILE = "basis.json"
 ALGORITHM = "torch.linalg.svd"
@@ -43,35 +45,43 @@ class Basis:
         return sum(len(s) for _, s, _ in self.factors.values())
 
 
-def decompose_base(base: BaseModel, directory: Path, *, on_matrix: Callable[[int, int], None] | None = None) -> str:
+def decompose_base(
+    base: BaseModel,
+    directory: Path,
+    *,
+    weights: Weights | None = None,
+    device: torch.device | None = None,
+    on_matrix: Callable[[int, int], None] | None = None,
+) -> str:
     """Write the basis of ``base`` into ``directory`` and return its fingerprint.
 
     Resumable: a matrix whose file is there, and was made from the same weight, is kept. ``basis.json`` is written
-    last, so a directory that has one is complete. ``on_matrix(done, total)`` is called after each matrix.
+    last, so a directory that has one is complete. One matrix is in memory at a time, beside what ``weights`` holds.
+
+    Args:
+        weights: what the matrices are read from; None: the base, which then is loaded.
+        device: where they are decomposed; None: where they are.
+        on_matrix: called with ``(done, total)`` after each matrix.
 
     Raises:
-        UnsupportedModelError: a weight holds NaN or infinities.
+        UnsupportedModelError: a weight holds NaN or infinities, or cannot be read.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    weights = weights or LoadedWeights(base.model)
     layers = adapted_layers(base.model)
+    read = _Reader(weights)
     matrices = []
     for index, (name, layer) in enumerate(layers.items()):
-        weight = layer_weight(layer)
         file = directory / f"{index:05d}.safetensors"
-        weight_sha256 = hashlib.sha256(tensor_bytes(weight)).hexdigest()
-        if not _is_kept(file, weight, weight_sha256):
-            try:
-                u, s, vh = decompose(weight)
-            except ValueError as exc:
-                raise UnsupportedModelError(f"matrix '{name}': {exc}") from exc
-            tensors = {"u": u.cpu(), "s": s.cpu(), "vh": vh.cpu()}
-            _save(tensors, file, {"name": name, "weight_sha256": weight_sha256})
+        weight = read(name, layer)
+        _write_factors(file, name, weight, device)
         matrices.append({"name": name, "shape": list(weight.shape), "file": file.name, "sha256": sha256_file(file)})
+        del weight  # before the next one is read
         if on_matrix is not None:
             on_matrix(index + 1, len(layers))
     content = canonical_json(
         {
-            "weights_fingerprint": weights_fingerprint(base.model),
+            "weights_fingerprint": weights.fingerprint,
             "algorithm": ALGORITHM,
             "dtype": "float32",
             "matrices": matrices,
@@ -79,6 +89,23 @@ def decompose_base(base: BaseModel, directory: Path, *, on_matrix: Callable[[int
     )
     replace_file(directory / BASIS_FILE, content)
     return hashlib.sha256(content).hexdigest()
+
+
+class _Reader:
+    """Reads the weight of one layer after the other; those of MoE experts from their common parameter, once."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._parameter, self._tensor = "", torch.empty(0)
+
+    def __call__(self, name: str, layer: Layer) -> Tensor:
+        """The weight of a layer as ``(m=out, n=in)``."""
+        parameter = name.rpartition(".")[0] if isinstance(layer, MoeMatrix) else f"{name}.weight"
+        if parameter != self._parameter:
+            self._tensor = torch.empty(0)  # before the next one is read
+            self._parameter, self._tensor = parameter, self._weights.tensor(parameter)
+        weight = self._tensor[layer.index] if isinstance(layer, MoeMatrix) else self._tensor
+        return weight.T if is_transposed(layer) else weight
 
 
 def load_basis(directory: Path, expected_fingerprint: str) -> Basis:
@@ -111,6 +138,17 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def _write_factors(file: Path, name: str, weight: Tensor, device: torch.device | None) -> None:
+    weight_sha256 = hashlib.sha256(tensor_bytes(weight)).hexdigest()
+    if _is_kept(file, weight, weight_sha256):
+        return
+    try:
+        u, s, vh = decompose(weight if device is None else weight.to(device))
+    except ValueError as exc:
+        raise UnsupportedModelError(f"matrix '{name}': {exc}") from exc
+    _save({"u": u.cpu(), "s": s.cpu(), "vh": vh.cpu()}, file, {"name": name, "weight_sha256": weight_sha256})
 
 
 def _save(tensors: dict[str, Tensor], file: Path, description: dict[str, str]) -> None:

@@ -32,18 +32,20 @@ from zhub_workers.compute.cores import sharing_cores
 from zhub_workers.compute.group import ComputeGroup, Member, Stopped
 from zhub_workers.compute.requests import Generate
 from zhub_workers.compute.sharded import ShardedMember
+from zhub_workers.compute.sizes import sizes_of
 from zhub_workers.evaluation.answer_pairs import write_pairs
 from zhub_workers.evaluation.evaluate import ROWS_FILE, run_evaluation
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import SvfAdapter, make_adapter
 from zhub_workers.model.artifact import read_expert, read_routing, read_z, write_routing
-from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
+from zhub_workers.model.base_model import load_base_model, model_of_config, render_prompt
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
 from zhub_workers.model.basis_size import basis_size
 from zhub_workers.model.layers import adapted_layers
-from zhub_workers.model.model_cache import ModelCache, base_directory
+from zhub_workers.model.model_cache import WEIGHTS_SUFFIX, ModelCache, base_directory
 from zhub_workers.model.trial import try_base
+from zhub_workers.model.weights import open_base
 from zhub_workers.training.forgetting import KeptAnswers
 from zhub_workers.training.metric_sinks import Run, sending_metrics
 from zhub_workers.training.spans import traced_steps
@@ -52,6 +54,7 @@ from zhub_workers.training.train import TrainResult, train
 from zhub_workers.training.warm_start import Start
 from zhub_workers.worker.checkpoints import Checkpoints, parameter_count, write_adapter
 from zhub_workers.worker.ray_shards import RayShards
+from zhub_workers.worker.room import check_disk, check_memory, memory_of
 
 MAX_COMPUTE_STREAMS = 4
 PROGRESS_EVENTS = 200  # of one decomposition, at most
@@ -86,19 +89,22 @@ class TorchRunner:
     def _decompose(
         self, spec: DecomposeSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
     ) -> dict[str, Any]:
-        context.emit("info", f"Loading base model {spec.base.name}.")
+        self._check_room(spec, attempt, context, store)
+        context.emit("info", f"Loading base model {spec.base.name}, to try it.")
         files = base_directory(spec.base, store, attempt.cache_dir)
-        trial = try_base(load_base_model(files, name=spec.base.name, device=self.device), spec.base.name)
-        base = trial.base
-        for limitation in trial.limitations:
+        # Tried whole, and given back: what is decomposed is read again, one matrix at a time.
+        limitations = try_base(
+            load_base_model(files, name=spec.base.name, device=self.device), spec.base.name
+        ).limitations
+        for limitation in limitations:
             context.note("warn", f"Tried base model {spec.base.name}: {limitation}.")
         context.raise_if_stopped()
-        weights = weights_fingerprint(base.model)
+        base, weights = open_base(files, name=spec.base.name, device=self.device)
         size = basis_size(base.model)
         context.emit("info", size.summary, {"type": "basis_size", "file_bytes": size.file_bytes})
         if size.warning:
             context.emit("warn", size.warning)
-        prefix = basis_prefix(weights, adapted_layers(base.model))
+        prefix = basis_prefix(weights.fingerprint, adapted_layers(base.model))
         directory = attempt.cache_dir / prefix
         # What an earlier attempt has stored is not computed again; decompose_base checks that it fits the weights.
         for key in store.keys(f"{prefix}/"):
@@ -122,12 +128,12 @@ class TorchRunner:
 
         with sharing_cores(f"{os.getpid()}-decompose") as threads:
             torch.set_num_threads(threads())
-            fingerprint = decompose_base(base, directory, on_matrix=keep)
+            fingerprint = decompose_base(base, directory, weights=weights, device=self.device, on_matrix=keep)
         # The index last: a basis that has one is complete.
         put_path(store, f"{prefix}/{BASIS_FILE}", directory / BASIS_FILE)
         model = base.model
         return {
-            "weights_fingerprint": weights,
+            "weights_fingerprint": weights.fingerprint,
             "basis_fingerprint": fingerprint,
             "basis_key_prefix": prefix,
             "details": {
@@ -139,9 +145,20 @@ class TorchRunner:
                 **({"not_adapted": size.unreached} if size.unreached else {}),
                 "context_length": base.context_length,
                 "vocabulary": len(base.tokenizer),
-                "limitations": [limitation.model_dump() for limitation in trial.limitations],
+                "limitations": [limitation.model_dump() for limitation in limitations],
             },
         }
+
+    def _check_room(self, spec: DecomposeSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> None:
+        """Tell what the base takes before its weights are fetched. Raises UnsupportedModelError if it does not fit."""
+        directory = base_directory(spec.base, store, attempt.cache_dir, with_weights=False)
+        sizes = sizes_of(*model_of_config(directory, spec.base.name))
+        # An earlier attempt that has fetched them has had room for them, and for a part of the basis.
+        if not any(directory.glob(f"*{WEIGHTS_SUFFIX}")):
+            check_disk(spec.base.name, sizes, attempt.cache_dir, store)
+        warning = check_memory(spec.base.name, sizes, memory_of(self.device))
+        if warning is not None:
+            context.emit("warn", warning)
 
     def _train(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> dict[str, Any]:
         context.note("info", f"Attempt {attempt.key.fence} on {self._hardware()}, zhub {zhub.__version__}.")
