@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 from following import IDS, as_z, error, logits, random_delta
@@ -338,3 +339,17 @@ def test_a_twin_shares_the_weights_and_follows_an_expert_of_its_own(load_adapted
             assert torch.equal(view.base.model(ids).logits, followed)
     assert not torch.equal(followed, base)
     assert torch.equal(view.base.model(ids).logits, base)
+
+
+def test_a_twin_is_made_of_a_model_whose_modules_remember_a_forward_in_training(tmp_path: Path) -> None:
+    base = load_base_model(families.save_tiny(tmp_path / "model", "recurrent_gemma"))
+    adapted = AdaptedModel(base, load_basis(tmp_path / "basis", decompose_base(base, tmp_path / "basis")))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with adapted.training({name: delta.requires_grad_() for name, delta in adapted.zero_delta().items()}):
+        base.model(ids, use_cache=False)
+    remembered = base.model.model.layers[0].temporal_block.rg_lru.recurrent_states
+    assert remembered.requires_grad  # else there is nothing to see here
+    view = adapted.weight_sharing_view()
+    torch.testing.assert_close(
+        view.base.model(ids, use_cache=False).logits, base.model(ids, use_cache=False).logits, atol=1e-5, rtol=1e-5
+    )

@@ -70,7 +70,10 @@ class AdaptedModel:
     def weight_sharing_view(self) -> "AdaptedModel":
         """A model on the same weights and factors in memory, with a state of its own, for another thread."""
         model = self.base.model
-        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        # What RecurrentGemma's modules remember of the last forward: with its graph it could not be copied.
+        states = (value for module in model.modules() for value in vars(module).values())
+        shared |= {id(state): state.detach() for state in states if isinstance(state, Tensor)}
         view = AdaptedModel(replace(self.base, model=copy.deepcopy(model, shared)), self._basis)
         view._factors, view._singular_values = self._factors, self._singular_values
         view._leading = self._leading
