@@ -8,15 +8,16 @@ from typing import Any
 
 import families
 import pytest
+import tiny_moe
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from zhub.errors import UnsupportedModelError
-from zhub_workers.model import base_model
-from zhub_workers.model.adapting import try_adapting
+from zhub_workers.model import base_model, layers
+from zhub_workers.model.adapting import MOE_EXPERTS, names_of_each_kind, try_adapting
 from zhub_workers.model.base_model import Batching, load_base_model
-from zhub_workers.model.layers import linear_layers
+from zhub_workers.model.layers import adapted_layers, linear_layers
 from zhub_workers.model.reading import sample_rows
 from zhub_workers.model.trial import try_base
 
@@ -167,7 +168,7 @@ def test_a_layer_whose_weight_is_read_past_it_makes_the_gradient_wrong(
     rows = [row[:8] for row in sample_rows(base)[:2]]
     assert not any("dt_proj" in name for name in linear_layers(base.model))
     assert try_adapting(base, rows) is None
-    monkeypatch.setattr(base_model, "READ_PAST_THE_LAYER", ())
+    monkeypatch.setattr(layers, "READ_PAST_THE_LAYER", ())
     assert any("dt_proj" in name for name in linear_layers(base.model))
     assert "dt_proj" in (try_adapting(base, rows) or "")
 
@@ -200,3 +201,24 @@ def test_a_router_that_returns_its_choice_is_not_adapted(tmp_path: Path, name: s
 def test_a_subclass_that_computes_what_a_linear_layer_does_is_adapted(tmp_path: Path) -> None:
     base = load_base_model(families.save_tiny(tmp_path, "falcon"))
     assert {type(layer).__name__ for layer in linear_layers(base.model).values()} == {"FalconLinear"}
+
+
+@pytest.mark.parametrize("family", tiny_moe.FAMILIES)
+def test_a_mixture_of_experts_is_tried_with_a_few_moe_experts_of_each_kind(
+    model_directory: Callable[[str], Path], family: str
+) -> None:
+    base = load_base_model(model_directory(family))
+    assert try_base(base, family).limitations == []
+    tried = [name for name in names_of_each_kind(adapted_layers(base.model)) if ".experts." in name]
+    assert len(tried) == 2 * MOE_EXPERTS
+
+
+def test_moe_experts_that_compute_otherwise_than_was_thought_only_serve(
+    model_directory: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base_model(model_directory("mixtral"))
+    kind = type(base.model.model.layers[0].mlp.experts)
+    own = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda module, *inputs: 2 * own(module, *inputs))
+    [limitation] = try_base(base, NAME).limitations
+    assert limitation.name == "serve_only" and "answers otherwise" in limitation.reason

@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +25,12 @@ from zhub.errors import BasisMismatchError
 from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.basis import Basis, check_z
 from zhub_workers.model.layers import Layer, Place, adapted_layers, is_transposed, layer_weight, parameters_with
-from zhub_workers.model.moe import MoeMatrix, RowsMoe, followed_forward
+from zhub_workers.model.moe import MoeChange, MoeFollower, MoeMatrix
 from zhub_workers.model.projected import Blocks, Sides, blocks_linear, merged_linear
 from zhub_workers.model.svf import adapt_weight, factored_change, rows_break_even
 
 # The gradient of a merged weight divides by z: rounding grows by this factor's inverse at most.
 SMALLEST_DIVISOR = 0.1
-Form = TypeVar("Form")
 STACK_BUDGET_BYTES = 1 << 30  # of the merged weights of ``rows``, where the device does not say what it has
 
 
@@ -52,6 +50,7 @@ class AdaptedModel:
         self.layers = layers if basis is None else _layers_of_basis(layers, basis)
         self._sides: dict[str, Sides] = {}
         self._factors: dict[str, Tensor] = {}
+        self._moe_factors: dict[str, Tensor] = {}
         self._singular_values: dict[str, Tensor] = {}
         self._leading: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (u, s, vh) in ({} if basis is None else basis.factors).items():
@@ -77,6 +76,7 @@ class AdaptedModel:
         view = AdaptedModel(replace(self.base, model=copy.deepcopy(model, shared)), self._basis)
         view._factors, view._singular_values = self._factors, self._singular_values
         view._leading = self._leading
+        view._moe_factors = self._moe_factors
         return view
 
     def zero_delta(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -129,17 +129,21 @@ class AdaptedModel:
         Matrices that ``delta`` leaves out stay as they are in the base.
         """
         with self._entered("training"):
+            linear, moe = self._by_layer(delta)
+            followers = self._followers({name: values.unsqueeze(0) for name, values in moe.items()})
+            for follower in followers.values():
+                follower.assign(torch.zeros(1, dtype=torch.int64, device=self.base.device))
             with torch.no_grad():
-                divisible = _divisible(delta)
+                divisible = _divisible(linear)
             weights = ((name, self._weight(name, delta[name])) for name in divisible)
             forms: dict[str, Callable[[Tensor], Tensor]] = {}
-            for name, values in delta.items():
-                layer, q, sides = self.layers[name], self.factor(name), self._sides[name]
+            for name, values in linear.items():
+                layer, q, sides = self.linear_layer(name), self.factor(name), self._sides[name]
                 if name in divisible:
                     forms[name] = partial(_forward_merged, layer, values, q, sides)
                 else:
                     forms[name] = partial(_forward_one, layer, values, q.to(layer_weight(layer).dtype), sides)
-            with self._forwards(forms, weights, own_without_gradient=len(divisible) == len(delta)):
+            with self._forwards(forms, weights), _overriding(_forwards_of(followers), {}):
                 yield
 
     @contextmanager
@@ -154,31 +158,33 @@ class AdaptedModel:
         with self._entered("rows"):
             with torch.no_grad():
                 changed = _changed(stack)
-                divisible = _divisible({name: stack[name] for name in changed})
+            linear, moe = self._by_layer({name: stack[name].to(self.base.device) for name in changed})
+            followers = self._followers(moe)
+            with torch.no_grad():
+                divisible = _divisible(linear)
             wanted = sum(len(stack[name]) * self.layers[name].weight.nbytes for name in divisible)  # type: ignore[operator, misc]
             room = wanted <= _stack_budget(self.base.device)
-            forms = {
+            layers = {
                 name: _RowsLayer(
-                    self.layers[name],
-                    stack[name].to(self.base.device),
+                    self.linear_layer(name),
+                    deltas,
                     self.factor(name),
                     self._sides[name],
                     mergeable=room and name in divisible,
                 )
-                for name in changed
+                for name, deltas in linear.items()
             }
-
-            linear, moe = _by_module(self.layers, forms)
-            by_row: dict[nn.Module, _RowsLayer | RowsMoe] = {**linear}
-            by_row |= {module: RowsMoe(module, own) for module, own in moe.items()}
 
             def assign(owners: Sequence[int]) -> None:
                 blocks = Blocks.of(owners)
                 owner_of_row = torch.tensor(owners, device=self.base.device)  # (b,)
-                for form in by_row.values():
-                    form.assign(owner_of_row, blocks)
+                for layer in layers.values():
+                    layer.assign(owner_of_row, blocks)
+                for follower in followers.values():
+                    follower.assign(owner_of_row)
 
-            with _overriding({module: form.forward for module, form in by_row.items()}, {}):
+            forwards = {name: layer.forward for name, layer in layers.items()}
+            with self._forwards(forwards, ()), _overriding(_forwards_of(followers), {}):
                 yield assign
 
     @contextmanager
@@ -205,23 +211,43 @@ class AdaptedModel:
 
     @contextmanager
     def _forwards(
-        self,
-        forms: Mapping[str, Callable[[Tensor], Tensor]],
-        weights: Iterable[tuple[str, Tensor]],
-        *,
-        own_without_gradient: bool = False,
+        self, forwards: Mapping[str, Callable[[Tensor], Tensor]], weights: Iterable[tuple[str, Tensor]]
     ) -> Iterator[None]:
-        """Give layers other forms or weights, by name. Those of MoE experts that have none stay as they are.
-
-        Args:
-            weights: taken one at a time, so that those of MoE experts are in memory once.
-            own_without_gradient: with these weights the modules' own forwards give the same as the forms.
-        """
-        forwards, moe = _by_module(self.layers, forms)
-        for module, own in moe.items():
-            forwards[module] = followed_forward(module, own, own_without_gradient=own_without_gradient)
-        with _overriding(forwards, parameters_with(self.layers, weights)):
+        """Override forwards of linear layers, and weights of any, by name."""
+        own = {self.linear_layer(name): forward for name, forward in forwards.items()}
+        with _overriding(own, parameters_with(self.layers, weights)):
             yield
+
+    def _by_layer(self, deltas: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Those of linear layers, and those of MoE experts' matrices."""
+        moe = {name: values for name, values in deltas.items() if isinstance(self.layers[name], MoeMatrix)}
+        return {name: values for name, values in deltas.items() if name not in moe}, moe
+
+    def _followers(self, stack: Mapping[str, Tensor]) -> dict[nn.Module, MoeFollower]:
+        """What follows the deltas ``(K, r)`` of MoE experts' matrices, by the modules that they are in."""
+        changes: dict[nn.Module, dict[str, MoeChange]] = {}
+        for parameter in dict.fromkeys(name.rpartition(".")[0] for name in stack):
+            matrix = self.layers[f"{parameter}.0"]
+            assert isinstance(matrix, MoeMatrix)
+            names = [f"{parameter}.{index}" for index in range(len(getattr(matrix.module, matrix.parameter)))]
+            none = torch.zeros_like(next(stack[name] for name in names if name in stack))
+            changes.setdefault(matrix.module, {})[matrix.parameter] = MoeChange(
+                q=self._moe_factor(parameter, names).to(matrix.weight.dtype),
+                delta=torch.stack([stack.get(name, none) for name in names], dim=1),
+                sides=self._sides[names[0]],
+            )
+        return {module: MoeFollower(module, own) for module, own in changes.items()}
+
+    def _moe_factor(self, parameter: str, names: Sequence[str]) -> Tensor:
+        """The square factors of a parameter's matrices as one, ``(e, r, r)``, of which ``factor`` then gives views."""
+        if parameter not in self._moe_factors:
+            first = self.factor(names[0])
+            factors = torch.empty(len(names), *first.shape, device=first.device)
+            for index, name in enumerate(names):
+                factors[index] = self.factor(name)
+                self._factors[name] = factors[index]
+            self._moe_factors[parameter] = factors
+        return self._moe_factors[parameter]
 
     def _weight(self, name: str, delta: Tensor) -> Tensor:
         """The adapted weight in the layout that the layer stores: another one would take another kernel and round
@@ -250,13 +276,13 @@ def _overriding(
 
 
 class _RowsLayer:
-    """One layer, or one matrix of an MoE expert, in the state ``rows``.
+    """One layer in the state ``rows``.
 
     The factored form until the tokens that it has read would have paid for merged weights, which then takes at most
     twice the operations of whichever form is the better one for a batch whose length nobody knows beforehand.
     """
 
-    def __init__(self, layer: Layer, stack: Tensor, q: Tensor, sides: Sides, *, mergeable: bool) -> None:
+    def __init__(self, layer: nn.Module, stack: Tensor, q: Tensor, sides: Sides, *, mergeable: bool) -> None:
         weight: Tensor = layer.weight  # type: ignore[assignment]
         self._layer, self._stack, self._q, self._sides = layer, stack, q, sides
         self._q_rows = q.to(weight.dtype)
@@ -287,46 +313,28 @@ class _RowsLayer:
         return adapt_weight(weight, self._q, self._stack, right=self._sides.right)
 
 
-def _by_module(
-    layers: Mapping[str, Layer], forms: Mapping[str, Form]
-) -> tuple[dict[nn.Module, Form], dict[nn.Module, dict[tuple[str, int], Form]]]:
-    """The forms of linear layers, and by their modules those of MoE experts."""
-    linear: dict[nn.Module, Form] = {}
-    moe: dict[nn.Module, dict[tuple[str, int], Form]] = {}
-    for name, form in forms.items():
-        layer = layers[name]
-        if isinstance(layer, MoeMatrix):
-            moe.setdefault(layer.module, {})[layer.parameter, layer.index] = form
-        else:
-            linear[layer] = form
-    return linear, moe
+def _forwards_of(followers: Mapping[nn.Module, MoeFollower]) -> dict[nn.Module, Callable[..., Tensor]]:
+    return {module: follower.forward for module, follower in followers.items()}
 
 
-def _forward_merged(layer: Layer, delta: Tensor, q: Tensor, sides: Sides, x: Tensor) -> Tensor:
+def _forward_merged(layer: nn.Module, delta: Tensor, q: Tensor, sides: Sides, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
-        return _own_forward(layer, x)
+        y: Tensor = type(layer).forward(layer, x)
+        return y
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    if isinstance(layer, MoeMatrix) and layer.bias is not None:
-        # As transformers adds it, after the product: within the product it would round differently.
-        return merged_linear(x, weight, None, delta, q, sides) + layer.bias
     return merged_linear(x, weight, _bias(layer), delta, q, sides)
 
 
-def _own_forward(layer: Layer, x: Tensor) -> Tensor:
-    y: Tensor = type(layer).forward(layer, x)  # type: ignore[arg-type]
-    return y
-
-
-def _forward_one(layer: Layer, delta: Tensor, q: Tensor, sides: Sides, x: Tensor) -> Tensor:
+def _forward_one(layer: nn.Module, delta: Tensor, q: Tensor, sides: Sides, x: Tensor) -> Tensor:
     return _forward_factored(layer, x, delta.unsqueeze(0), q, sides)
 
 
-def _forward_factored(layer: Layer, x: Tensor, delta_rows: Tensor, q: Tensor, sides: Sides) -> Tensor:
+def _forward_factored(layer: nn.Module, x: Tensor, delta_rows: Tensor, q: Tensor, sides: Sides) -> Tensor:
     rows = delta_rows.shape[0]
     if sides.of_input:
         by_row = x.reshape(rows, -1, x.shape[-1])
         x = x + factored_change(by_row, q, delta_rows).view(x.shape)
-    y = _own_forward(layer, x)
+    y: Tensor = type(layer).forward(layer, x)
     if sides.of_input:
         return y
     bias = _bias(layer)
@@ -334,7 +342,7 @@ def _forward_factored(layer: Layer, x: Tensor, delta_rows: Tensor, q: Tensor, si
     return y + factored_change(by_row, q, delta_rows).view(y.shape)
 
 
-def _bias(layer: Layer) -> Tensor | None:
+def _bias(layer: nn.Module) -> Tensor | None:
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     return bias
 

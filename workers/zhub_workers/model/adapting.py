@@ -15,12 +15,20 @@ from torch import Tensor, nn
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.basis import Basis
-from zhub_workers.model.layers import Layer, adapted_layers, is_transposed, layer_weight
-from zhub_workers.model.moe import MoeMatrix
+from zhub_workers.model.layers import (
+    Layer,
+    Place,
+    adapted_layers,
+    is_transposed,
+    layer_weight,
+    parameters_with,
+    place_of,
+)
 from zhub_workers.model.svf import adapt_weight
 
 NUMBER = re.compile(r"\.\d+(?=\.|$)")
 EXPERTS = 2
+MOE_EXPERTS = 4  # of a layer
 LARGEST_DELTA = 0.3
 # Largest difference over the largest number compared. Rounding gives 1e-5 in float32; a layer that is passed by, or
 # counted twice, gives 0.1 and more.
@@ -38,7 +46,7 @@ def try_adapting(base: BaseModel, rows: Sequence[Sequence[int]]) -> str | None:
         rows: token ids of equal length, one row for each of EXPERTS.
     """
     layers = adapted_layers(base.model)
-    names = list({NUMBER.sub(".*", name): name for name in layers}.values())
+    names = names_of_each_kind(layers)
     adapted = AdaptedModel(base, _stand_in(layers, names))
     generator = torch.Generator().manual_seed(SEED)
 
@@ -63,6 +71,18 @@ def try_adapting(base: BaseModel, rows: Sequence[Sequence[int]]) -> str | None:
     return None
 
 
+def names_of_each_kind(layers: Mapping[str, Layer]) -> list[str]:
+    """One layer of each kind, and of MoE experts a few: of one alone, few tokens or none may come by."""
+    kinds: dict[str, str] = {}
+    for name, layer in layers.items():
+        _, index = place_of(layer)
+        if index is None:
+            kinds[NUMBER.sub(".*", name)] = name
+        elif index < MOE_EXPERTS:
+            kinds[NUMBER.sub(".*", name.removesuffix(f".{index}")) + f".{index}"] = name
+    return list(kinds.values())
+
+
 def _stand_in(layers: Mapping[str, Layer], names: Sequence[str]) -> Basis:
     """A basis whose square factors are reflections for the layers ``names``, and take no memory for the others."""
     factors = {}
@@ -83,51 +103,34 @@ def _by_hand(adapted: AdaptedModel, ids: Tensor, stack: Stack) -> tuple[Tensor, 
     """Logits of each row under its own expert, and the gradient of ``_loss`` by the deltas, through whole weights."""
     logits, gradients = [], []
     for expert in range(EXPERTS):
-        with _changed(adapted, {name: deltas[expert] for name, deltas in stack.items()}) as (own, weights):
+        with _changed(adapted, {name: deltas[expert] for name, deltas in stack.items()}) as leaves:
             out = _logits(adapted.base, ids[expert : expert + 1])
-            by_weight = torch.autograd.grad(_loss(out), list(weights.values()), allow_unused=True)
+            by_leaf = torch.autograd.grad(_loss(out), list(leaves.values()), allow_unused=True)
         logits.append(out.detach())
-        gradients.append(
-            {
-                name: _projected(adapted, name, own[name], torch.zeros_like(weights[name]) if dw is None else dw)
-                for name, dw in zip(weights, by_weight, strict=True)
-            }
-        )
+        by_place = dict(zip(leaves, by_leaf, strict=True))
+        gradients.append({name: _by_delta(adapted, name, by_place) for name in stack})
     return torch.cat(logits), {name: torch.stack([of[name] for of in gradients]) for name in stack}
 
 
 @contextmanager
-def _changed(adapted: AdaptedModel, deltas: Mapping[str, Tensor]) -> Iterator[tuple[Stack, dict[str, nn.Parameter]]]:
-    """Put changed weights, with gradients, into the layers. Yields the base's weights and these, as they are stored."""
-    layers = {name: adapted.layers[name] for name in deltas}
-    own = {name: layer.weight.detach() for name, layer in layers.items()}  # type: ignore[operator]
-    stored = {name: _parameter(layer) for name, layer in layers.items()}
+def _changed(adapted: AdaptedModel, deltas: Mapping[str, Tensor]) -> Iterator[dict[Place, nn.Parameter]]:
+    """Put changed weights, with gradients, into the model. Yields the parameters that they are in."""
+    changed = parameters_with(adapted.layers, ((name, _changed_weight(adapted, name, deltas[name])) for name in deltas))
+    own = {place: getattr(*place) for place in changed}
+    leaves = {place: nn.Parameter(tensor) for place, tensor in changed.items()}
     try:
-        for name, layer in layers.items():
-            right = _of_input(adapted, name) != is_transposed(layer)
-            changed = adapt_weight(own[name], adapted.factor(name), deltas[name], right=right)
-            if isinstance(layer, MoeMatrix):
-                whole = stored[name].detach().clone()
-                whole[layer.index] = changed
-                changed = whole
-            _store(layer, nn.Parameter(changed))
-        yield own, {name: _parameter(layer) for name, layer in layers.items()}
+        for place, leaf in leaves.items():
+            setattr(*place, leaf)
+        yield leaves
     finally:
-        for name, layer in layers.items():
-            _store(layer, stored[name])
+        for place, parameter in own.items():
+            setattr(*place, parameter)
 
 
-def _parameter(layer: Layer) -> nn.Parameter:
-    """What holds a layer's weight: of an MoE expert those of all MoE experts beside it."""
-    parameter: nn.Parameter = getattr(layer.module, layer.parameter) if isinstance(layer, MoeMatrix) else layer.weight  # type: ignore[assignment]
-    return parameter
-
-
-def _store(layer: Layer, parameter: nn.Parameter) -> None:
-    if isinstance(layer, MoeMatrix):
-        setattr(layer.module, layer.parameter, parameter)
-    else:
-        layer.weight = parameter
+def _changed_weight(adapted: AdaptedModel, name: str, delta: Tensor) -> Tensor:
+    layer = adapted.layers[name]
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return adapt_weight(weight, adapted.factor(name), delta, right=_of_input(adapted, name) != is_transposed(layer))
 
 
 def _of_input(adapted: AdaptedModel, name: str) -> bool:
@@ -135,10 +138,15 @@ def _of_input(adapted: AdaptedModel, name: str) -> bool:
     return m > n
 
 
-def _projected(adapted: AdaptedModel, name: str, weight: Tensor, gradient: Tensor) -> Tensor:
+def _by_delta(adapted: AdaptedModel, name: str, by_place: Mapping[Place, Tensor | None]) -> Tensor:
     """From the gradient of a weight that of its delta, ``(r,)``: ``q_i^T W^T dW q_i``, or ``q_i^T dW W^T q_i``."""
     layer = adapted.layers[name]
-    w, dw = weight.float(), (gradient[layer.index] if isinstance(layer, MoeMatrix) else gradient).float()
+    place, index = place_of(layer)
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    gradient = by_place[place]
+    if gradient is None:
+        return torch.zeros(min(weight.shape), device=weight.device)
+    w, dw = weight.detach().float(), (gradient if index is None else gradient[index]).float()
     if is_transposed(layer):
         w, dw = w.T, dw.T
     q = adapted.factor(name)

@@ -79,13 +79,13 @@ class CoreModel:
         return (weight.float() + (change.T if is_transposed(layer) else change)).to(weight.dtype)
 
     def _forward(self, name: str, parameters: Parameters) -> Callable[[Tensor], Tensor]:
-        layer = self._adapted.layers[name]
+        layer = self._adapted.linear_layer(name)
         dtype = layer_weight(layer).dtype
         u, vh = (factor.to(dtype) for factor in self._adapted.leading(name, len(self._cores.leading[name])))
 
         def forward(x: Tensor) -> Tensor:
             # The core is made anew in each forward: a backward frees what the one before was made with.
-            y: Tensor = type(layer).forward(layer, x)  # type: ignore[arg-type]
+            y: Tensor = type(layer).forward(layer, x)
             return y + core_change(x, u, self._cores.core(name, parameters), vh)
 
         return forward

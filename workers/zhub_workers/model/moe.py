@@ -9,24 +9,23 @@ Routers stay as they are: which MoE experts read a token is the base's own choic
 the token.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 
-from zhub_workers.model.projected import Blocks
+from zhub_workers.model.projected import Sides
 
 ROUTERS = frozenset({"router", "router_gate", "shared_expert_gate"})
 
 
 @dataclass(frozen=True, eq=False)
 class MoeMatrix:
-    """One matrix of one MoE expert: a slice of a 3-D parameter of ``module``; of weight and bias like a linear layer.
+    """One matrix of one MoE expert: a slice of a 3-D parameter of ``module``, with a weight like a linear layer.
 
     Fused gate and up projections count as one matrix. ``transposed``: stored ``(in, out)``, as Conv1D does.
     """
@@ -42,42 +41,44 @@ class MoeMatrix:
         every: Tensor = getattr(self.module, self.parameter)
         return every[self.index]
 
-    @property
-    def bias(self) -> Tensor | None:
-        every: Tensor | None = getattr(self.module, f"{self.parameter}_bias", None)
-        return None if every is None else every[self.index]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., in)`` to ``(..., out)``. The products that transformers makes: other kernels round differently."""
-        y = x @ self.weight if self.transposed else F.linear(x, self.weight)
-        return y if self.bias is None else y + self.bias
-
 
 @dataclass(frozen=True)
 class Routing:
     """Which tokens a layer gave to which of its MoE experts: an entry for each pair of them, by MoE expert.
 
     Attributes:
-        indices: MoE experts with tokens, ascending.
-        sizes: entries of each.
+        indices: ``(s,)``, the MoE expert of each entry, ascending.
         tokens: ``(s,)``, the token of each entry, ascending within an MoE expert.
+        ends: ``(e,)`` int32, where the entries of each MoE expert end.
         token_count: of the batch, row by row, whether they have entries or not.
     """
 
-    indices: Sequence[int]
-    sizes: Sequence[int]
+    indices: Tensor
     tokens: Tensor
+    ends: Tensor
     token_count: int
 
-    def shares(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Each MoE expert with tokens, and its entries of ``(s, ...)``."""
-        return zip(self.indices, torch.split(x, list(self.sizes)), strict=True)
+    @staticmethod
+    def of(indices: Tensor, tokens: Tensor, *, moe_experts: int, token_count: int) -> "Routing":
+        """Of entries that are sorted by MoE expert."""
+        numbers = torch.arange(moe_experts, device=indices.device)
+        ends = torch.searchsorted(indices, numbers, right=True).to(torch.int32)
+        return Routing(indices, tokens, ends, token_count)
 
 
-# Of a parameter's name, the entries, and their inputs (s, n): the outputs (s, m).
-Product = Callable[[str, Routing, Tensor], Tensor]
-# Of a parameter's name and an index: the product with that matrix in another form, (s, n) to (s, m).
-Forms = Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
+@dataclass(frozen=True)
+class MoeChange:
+    """What experts of zhub change in a 3-D parameter of MoE experts.
+
+    Attributes:
+        q: the square factors, ``(e, r, r)``, one singular direction a column, in the dtype of the parameter.
+        delta: ``z - 1`` of K experts, ``(K, e, r)``, float32; zeros add exactly zero.
+        sides: where the square factors stand.
+    """
+
+    q: Tensor
+    delta: Tensor
+    sides: Sides
 
 
 def moe_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -88,7 +89,7 @@ def moe_modules(model: nn.Module) -> dict[str, nn.Module]:
 def moe_matrices(model: nn.Module) -> dict[str, MoeMatrix]:
     """The matrices of all MoE experts of ``moe_modules``: ``model.layers.0.mlp.experts.gate_up_proj.3``."""
     return {
-        f"{name}.{parameter}.{index}": _matrix(module, parameter, index)
+        f"{name}.{parameter}.{index}": MoeMatrix(module, parameter, index, _is_transposed(module))
         for name, module in moe_modules(model).items()
         for parameter in _projections(module)
         for index in range(len(getattr(module, parameter)))
@@ -105,80 +106,46 @@ def is_router(model: nn.Module, name: str) -> bool:
     return False
 
 
-def followed_forward(module: nn.Module, forms: Forms, *, own_without_gradient: bool) -> Callable[..., Tensor]:
-    """A forward for a module of ``moe_modules`` some of whose matrices have another form; the others are as they are.
+class MoeFollower:
+    """The forward of a module of ``moe_modules`` in a batch whose rows follow experts of zhub.
 
-    Args:
-        own_without_gradient: the module's own forward does the same, and is taken where no gradient is wanted.
+    A token follows the expert of the row that it stands in, whichever MoE experts it is routed to. The factored form
+    of ``zhub_workers.model.svf`` for all MoE experts at once, in transformers' own grouped products: a token's few MoE
+    experts are read by too few tokens for weights of their own to pay. A backward reaches the deltas.
     """
 
-    def product(parameter: str, routing: Routing, x: Tensor) -> Tensor:
-        parts = [
-            forms.get((parameter, index), _matrix(module, parameter, index).forward)(share)
-            for index, share in routing.shares(x)
-        ]
-        return torch.cat(parts)
-
-    forward = _forward_with(module, product)
-
-    def choose(*inputs: Tensor) -> Tensor:
-        if own_without_gradient and not torch.is_grad_enabled():
-            y: Tensor = type(module).forward(module, *inputs)
-            return y
-        return forward(*inputs)
-
-    return choose
-
-
-class RowsForm(Protocol):
-    """A matrix in a form in which each row of its input follows one of K experts of zhub."""
-
-    def assign(self, owners: Tensor, blocks: Blocks) -> None:
-        """Say whose each row of the next input is, ascending."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(rows, n)`` to ``(rows, m)``."""
-
-
-class RowsMoe:
-    """The forward of a module of ``moe_modules`` in a batch whose rows follow different experts of zhub.
-
-    To a matrix each token that was routed to it is a row, and follows the expert of the row that it stands in.
-    """
-
-    def __init__(self, module: nn.Module, forms: Mapping[tuple[str, int], RowsForm]) -> None:
-        self._module, self._forms = module, forms
-        self.forward = _forward_with(module, self._product)
+    def __init__(self, module: nn.Module, changes: Mapping[str, MoeChange]) -> None:
+        self._module, self._changes = module, changes
+        forward = _Llama4Forward if isinstance(module, Llama4TextExperts) else _RoutedForward
+        self.forward: Callable[..., Tensor] = forward(module, self._product)
         self._owners: Tensor | None = None
 
-    def assign(self, owners: Tensor, blocks: Blocks) -> None:
+    def assign(self, owners: Tensor) -> None:
         """Say whose each row of the batch is, ascending."""
         self._owners = owners
 
     def _product(self, parameter: str, routing: Routing, x: Tensor) -> Tensor:
+        """Of entries ``(s, n)`` with the parameter's matrices: ``(s, m)``."""
+        weights, bias = getattr(self._module, parameter), getattr(self._module, f"{parameter}_bias", None)
+        change = self._changes.get(parameter)
+        if change is not None and change.sides.of_input:
+            x = x + self._added(change, routing, x)
+        y = F.grouped_mm(x, weights if _is_transposed(self._module) else weights.mT, offs=routing.ends)
+        if change is not None and not change.sides.of_input:
+            y = y + self._added(change, routing, y)
+        return y if bias is None else y + bias[routing.indices]
+
+    def _added(self, change: MoeChange, routing: Routing, x: Tensor) -> Tensor:
         if self._owners is None:
             raise RuntimeError("no row has an expert yet: call assign(owners) before the first forward")
         tokens_per_row = routing.token_count // len(self._owners)
         owners = self._owners[routing.tokens // tokens_per_row]
-        numbers = iter(owners.tolist())
-        parts = []
-        for (index, share), own in zip(routing.shares(x), torch.split(owners, list(routing.sizes)), strict=True):
-            blocks = Blocks.of(list(islice(numbers, len(share))))
-            form = self._forms.get((parameter, index))
-            if form is None:
-                parts.append(_matrix(self._module, parameter, index).forward(share))
-            else:
-                form.assign(own, blocks)
-                parts.append(form.forward(share))
-        return torch.cat(parts)
+        scaled = F.grouped_mm(x, change.q, offs=routing.ends) * change.delta[owners, routing.indices]
+        return F.grouped_mm(scaled.to(x.dtype), change.q.mT, offs=routing.ends)
 
 
-def _forward_with(module: nn.Module, product: Product) -> Callable[..., Tensor]:
-    return _Llama4Forward(module, product) if isinstance(module, Llama4TextExperts) else _RoutedForward(module, product)
-
-
-def _matrix(module: nn.Module, parameter: str, index: int) -> MoeMatrix:
-    return MoeMatrix(module, parameter, index, _is_transposed(module))
+# Of a parameter's name, the entries, and their inputs (s, n): the outputs (s, m).
+Product = Callable[[str, Routing, Tensor], Tensor]
 
 
 class _RoutedForward:
@@ -190,9 +157,9 @@ class _RoutedForward:
     def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Of tokens ``(t, n)``, the MoE experts of each ``(t, k)`` and their weights ``(t, k)``: ``(t, n)``."""
         module, count, k = self._module, len(hidden_states), top_k_index.shape[-1]
-        indices, order = top_k_index.reshape(-1).sort(stable=True)
-        routing = _routing(indices, order // k, count)
         up, down = _projections(module)
+        indices, order = top_k_index.reshape(-1).sort(stable=True)
+        routing = Routing.of(indices, order // k, moe_experts=len(getattr(module, up)), token_count=count)
         inner = self._product(up, routing, hidden_states[routing.tokens])
         inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
         out = self._product(down, routing, inner)
@@ -213,18 +180,13 @@ class _Llama4Forward:
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """``(e t, n)`` to ``(e t, n)``, MoE expert by MoE expert."""
-        count = len(hidden_states) // self._module.num_experts
+        moe_experts = self._module.num_experts
+        count = len(hidden_states) // moe_experts
         entries = hidden_states.any(dim=-1).nonzero().squeeze(-1)
-        routing = _routing(entries // count, entries % count, count)
+        routing = Routing.of(entries // count, entries % count, moe_experts=moe_experts, token_count=count)
         gate, up = self._product("gate_up_proj", routing, hidden_states[entries]).chunk(2, dim=-1)
         out = self._product("down_proj", routing, up * self._module.act_fn(gate))
         return torch.zeros_like(hidden_states).index_put((entries,), out)
-
-
-def _routing(indices: Tensor, tokens: Tensor, token_count: int) -> Routing:
-    """Of entries sorted by MoE expert. Waits for the device once."""
-    sizes = {index: size for index, size in enumerate(indices.bincount().tolist()) if size}
-    return Routing(list(sizes), list(sizes.values()), tokens, token_count)
 
 
 def _inverse(order: Tensor) -> Tensor:

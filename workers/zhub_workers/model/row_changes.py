@@ -46,7 +46,7 @@ class _AddedLayer:
     """What the changes add to one layer beside their multipliers."""
 
     def __init__(self, adapted: AdaptedModel, name: str, changes: Sequence[Change]) -> None:
-        self._layer = adapted.layers[name]
+        self._layer = adapted.linear_layer(name)
         self._inner: Callable[[Tensor], Tensor] = self._layer.forward  # with the multipliers of the rows
         self._has_multipliers = "forward" in vars(self._layer)
         weight = layer_weight(self._layer)
@@ -92,7 +92,7 @@ class _AddedLayer:
         """What the gains add: a share of ``W x``, without the bias and without what multipliers add."""
         assert self._gains is not None and self._owners is not None
         if self._has_multipliers:
-            y = type(self._layer).forward(self._layer, x)  # type: ignore[arg-type]
+            y = type(self._layer).forward(self._layer, x)
         bias: Tensor | None = self._layer.bias  # type: ignore[assignment]
         product = (y if bias is None else y - bias).reshape(len(self._owners), -1, y.shape[-1])
         return (product * self._gains[self._owners].unsqueeze(1)).to(y.dtype)
