@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from zhub.client.model_sources import convert_gguf, fetch_packaged
-from zhub_workers.model.base_model import BaseModel, linear_layers, oriented
+from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.basis import decompose_base
+from zhub_workers.model.layers import is_transposed, linear_layers
 from zhub_workers.model.weights import Weights, open_base
 
 NAME = "smollm2"
@@ -124,7 +125,8 @@ def matrix_names(base: BaseModel) -> list[str]:
 
 
 def read(base: BaseModel, weights: Weights, name: str) -> torch.Tensor:
-    return oriented(linear_layers(base.model)[name], weights.tensor(f"{name}.weight"))
+    weight = weights.tensor(f"{name}.weight")
+    return weight.T if is_transposed(linear_layers(base.model)[name]) else weight
 
 
 def resident(field: str) -> int:

@@ -17,30 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_architectures import ARCHITECTURES, make_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from zhub.datasets.splits import Split, split_of
 from zhub.demo.task_families import FAMILIES, Family, messages_of, sample_rows
 
 DIRECTORY = Path(__file__).parent.parent / "workers" / "zhub_workers" / "shipped_base"
-ARCHITECTURES = ("llama", "gpt2", "qwen3", "gemma3", "mixtral")
 PAD, END = "<|pad|>", "<|end|>"
 ROLE_MARKERS = ["<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
@@ -90,39 +76,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=256,
         padding_side="left",
     )
-
-
-def make_model(tokenizer: Any, architecture: str) -> Any:
-    """Return the untrained model.
-
-    ``llama`` is what zhub ships: 3,072 singular values in its linear layers, under a million parameters. The others
-    differ from it in family, width and depth, so that what holds for one base can be tried on several.
-    """
-    common = {
-        "vocab_size": len(tokenizer),
-        "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
-    match architecture:
-        case "llama":
-            shape = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
-            return LlamaForCausalLM(LlamaConfig(**common, **heads, **shape))
-        case "gpt2":
-            return GPT2LMHeadModel(GPT2Config(**common, n_embd=160, n_layer=5, n_head=5, n_positions=256))
-        case "qwen3":
-            shape = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8, "head_dim": 24}
-            return Qwen3ForCausalLM(Qwen3Config(**common, **heads, **shape))
-        case "gemma3":
-            shape = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "head_dim": 48}
-            return Gemma3ForCausalLM(Gemma3TextConfig(**common, **heads, **shape))
-        case "mixtral":
-            shape = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 4}
-            experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
-            return MixtralForCausalLM(MixtralConfig(**common, **heads, **shape, **experts))
-    raise ValueError(f"no architecture '{architecture}'")
 
 
 def hedged_pair(family: Family, rng: random.Random) -> tuple[str, str]:

@@ -221,7 +221,7 @@ def _check_memory(name: str, needed: int, device: torch.device) -> None:
 
 def _load_config(path: Path, name: str) -> Any:
     try:
-        json.loads((path / "config.json").read_text("utf-8"))
+        json.loads((path if path.is_file() else path / "config.json").read_text("utf-8"))
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except LOAD_ERRORS as exc:
         raise UnsupportedModelError(f"{name}: cannot read config.json: {exc}") from exc
