@@ -1,6 +1,7 @@
 """Collapse: what is one, what is only chance, and what training does about it."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,25 @@ def test_the_course_survives_a_checkpoint_bit_for_bit(load_adapted: Load, tmp_pa
     read = read_state(tmp_path / "state", spec_digest="d")
     assert repr(read.course) == repr(states[0].course)
     assert all(torch.equal(read.anchor[name], value) for name, value in states[0].anchor.items())
+
+
+def after(looks: int) -> Callable[[], bool]:
+    left = iter(range(looks))
+    return lambda: next(left, None) is None
+
+
+def test_a_step_that_is_interrupted_is_no_part_of_the_course(load_adapted: Load, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "t", PROMPTS)
+    whole: list[TrainState] = []
+    run(load_adapted("llama"), reinforcement(n_steps=3, checkpoint_interval=1), rows, states=whole)
+    spec = reinforcement(n_steps=3, checkpoint_interval=3)  # before its end it is written only when it is stopped
+    interrupted_steps = 0
+    for looks in range(20, 400, 6):  # the stop comes in every part of a step
+        states: list[TrainState] = []
+        result, _ = run(load_adapted("llama"), spec, rows, should_stop=after(looks), states=states)
+        if not result.stopped:
+            break
+        interrupted_steps += bool(states)
+        for state in states:
+            assert repr(state.course) == repr(whole[state.step - 1].course)
+    assert interrupted_steps > 3

@@ -20,6 +20,7 @@ from torch import Tensor
 from zhub.datasets.splits import Split
 from zhub.errors import NonFiniteLossError
 from zhub.specs import DpoHyperparameters, ReinforcementHyperparameters
+from zhub_workers.compute.group import Stopped
 from zhub_workers.compute.losses import ADVANTAGES, Loss, NextToken, PolicyGradient, Preference
 from zhub_workers.compute.requests import Differentiate, Generate, Gradient, Logprobs, Tokens
 from zhub_workers.evaluation.grading import EncodedRow
@@ -78,10 +79,15 @@ class Trainer:
         generator.set_state(state.generator)
         batch, order = deal(rows, state.order, hyper.batch_size, generator)  # P rows
         token_limit = self._member.token_limit
-        if isinstance(hyper, ReinforcementHyperparameters):
-            metrics = self.reinforce(hyper, batch, generator)
-        else:
-            metrics = self.imitate(batch)
+        course, anchor = replace(state.course), state.anchor
+        try:
+            if isinstance(hyper, ReinforcementHyperparameters):
+                metrics = self.reinforce(hyper, batch, generator)
+            else:
+                metrics = self.imitate(batch)
+        except Stopped:
+            state.course, state.anchor = course, anchor
+            raise
         self._report_memory(token_limit)
         if hyper.sparsity and state.step + 1 == dense_steps(hyper):
             self.sparsify()
@@ -252,6 +258,7 @@ class Trainer:
         with torch.no_grad():
             for name, value in state.anchor.items():
                 state.parameters[name].copy_(value)
+        self._zero_dropped()  # the best may be from before they were chosen
         for moment in (*state.first_moments.values(), *state.second_moments.values()):
             moment.zero_()
         state.updates = 0
