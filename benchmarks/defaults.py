@@ -99,7 +99,7 @@ def main() -> None:
 def made_base(architecture: str, bases: Path) -> Path:
     """The directory of a small base, which is made if it is not there."""
     directory = bases / architecture
-    if not (directory / "tokenizer.json").is_file():
+    if not (directory / "model.safetensors").is_file():
         asked = ["--architecture", architecture, "--families", *FAMILIES, "initials", "--steps", "600"]
         argv = [
             sys.executable,
