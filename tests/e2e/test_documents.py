@@ -14,6 +14,7 @@ import openai
 import psutil
 import pytest
 from documents import Command, commands
+from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from zhub.cli.database_operations import bootstrap
 from zhub.client.credentials import Credentials, write_credentials
@@ -33,6 +34,9 @@ def test_the_commands_of_all_documents_run_in_order(reader: "Reader") -> None:
     for command in commands():
         if command.reason_not_to_run is None:
             reader.type(command)
+
+
+SHIPPED = Path(__file__).parents[2] / "workers" / "zhub_workers" / "shipped_base"
 
 
 @dataclass
@@ -83,8 +87,20 @@ class Reader:
             "ftjob-…": lambda: self.client.fine_tuning.jobs.list(limit=1).data[0].id,
             "whe-…": self._endpoint,
             "whd-…": lambda: str(self._ask(f"/webhook_endpoints/{self._endpoint()}/deliveries")["data"][0]["id"]),
-            "./my-model": lambda: str(Path(__file__).parents[2] / "workers" / "zhub_workers" / "shipped_base"),
+            "./my-model": lambda: str(SHIPPED),
+            "./my-moe": self._moe,
         }
+
+    def _moe(self) -> str:
+        """A small mixture-of-experts model of random weights, with the tokenizer of the shipped base."""
+        directory = self.directory / "moe"
+        tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+        shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 256}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
+        ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+        MixtralForCausalLM(MixtralConfig(**shape, **heads, **ids)).save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        return str(directory)
 
     def _endpoint(self) -> str:
         return str(self._ask("/webhook_endpoints")["data"][0]["id"])
