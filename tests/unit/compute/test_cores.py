@@ -1,6 +1,7 @@
 """The cores of a node, divided between what computes on it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,25 @@ def test_each_has_at_least_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cores, "usable_cores", lambda: 1)
     with sharing_cores("a", tmp_path) as of_a, sharing_cores("b", tmp_path) as of_b:
         assert (of_a(), of_b()) == (1, 1)
+
+
+def test_a_directory_that_cannot_be_had_keeps_nobody_from_computing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with sharing_cores("a", tmp_path / "file") as of_a:
+        assert of_a() == 1
+    monkeypatch.setattr(os, "getuid", lambda: 12345)  # the directory is another user's
+    with sharing_cores("a", tmp_path) as of_a:
+        assert of_a() == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing was written into it"
+
+
+def test_a_directory_that_is_cleaned_up_under_a_computation_costs_it_nothing(tmp_path: Path) -> None:
+    directory = tmp_path / "cores"
+    with sharing_cores("a", directory) as of_a:
+        shutil.rmtree(directory)
+        assert of_a() == 8
 
 
 HOLD = """

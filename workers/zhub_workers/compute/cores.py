@@ -7,11 +7,14 @@ a process that dies.
 """
 
 import fcntl
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+log = logging.getLogger("zhub.worker")
 
 DIRECTORY = Path(tempfile.gettempdir()) / f"zhub-cores-{os.getuid()}"
 NEW = ".new"
@@ -37,21 +40,35 @@ def sharing_cores(name: str, directory: Path = DIRECTORY) -> Iterator[Callable[[
         directory: the same for all that compute on the node.
 
     Yields:
-        A function that returns how many threads it may use now.
+        A function that returns how many threads it may use now; 1, where the directory cannot be had or is another
+        user's: that is no reason not to compute.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    path, new = directory / name, directory / f"{name}{NEW}"
-    with new.open("w") as own:
-        fcntl.flock(own, fcntl.LOCK_EX)
-        new.rename(path)  # only now, so that what bears a name is locked, or its process is dead
+    with ExitStack() as held:
         try:
-            yield lambda: max(1, usable_cores() // (1 + _others(directory, name)))
-        finally:
-            path.unlink(missing_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if directory.lstat().st_uid != os.getuid():
+                raise PermissionError(f"{directory} belongs to another user")
+            _hold(directory / name, held)
+        except OSError as exc:
+            log.warning("the cores of this node are not shared: %s", exc, extra={"action": "cores_not_shared"})
+            yield lambda: 1
+            return
+        yield lambda: max(1, usable_cores() // (1 + _others(directory, name)))
+
+
+def _hold(path: Path, held: ExitStack) -> None:
+    new = path.with_name(f"{path.name}{NEW}")
+    own = held.enter_context(new.open("w"))
+    fcntl.flock(own, fcntl.LOCK_EX)
+    new.rename(path)  # only now, so that what bears a name is locked, or its process is dead
+    held.callback(path.unlink, missing_ok=True)
 
 
 def _others(directory: Path, name: str) -> int:
-    return sum(path.name != name and path.suffix != NEW and _is_held(path) for path in directory.iterdir())
+    try:
+        return sum(path.name != name and path.suffix != NEW and _is_held(path) for path in directory.iterdir())
+    except OSError:  # somebody has cleaned up
+        return 0
 
 
 def _is_held(path: Path) -> bool:

@@ -132,9 +132,9 @@ class ComputeGroup:
         return next(turn for turn in turns if turn)
 
     def _compute(self, turn: Sequence[tuple["GroupMember", Task[Any]]]) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads())  # of this thread, the only one that computes for the group
         try:
+            if self._threads is not None:
+                torch.set_num_threads(self._threads())  # of this thread, the only one that computes for the group
             outcomes = answer([task for _, task in turn])
         except BaseException as exc:
             outcomes = [exc] * len(turn)
