@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import shipped
 import torch
 import transformers
 from families import FAMILIES, save_tiny
@@ -28,29 +29,20 @@ from torch import Tensor
 
 from zhub.errors import UnsupportedModelError
 from zhub.graders import StringCheckGrader
-from zhub.specs import (
-    BaseModelSource,
-    BasisReference,
-    ReinforcementHyperparameters,
-    StoredFile,
-    SupervisedHyperparameters,
-    TrainSpec,
-)
+from zhub.specs import Recipe, TrainSpec
 from zhub_workers.compute.group import ComputeGroup
-from zhub_workers.evaluation.grading import Grading
+from zhub_workers.compute.sizes import sizes_of
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import make_adapter
 from zhub_workers.model.base_model import BaseModel, load_base_model, render_prompt
 from zhub_workers.model.basis import decompose_base, load_basis
-from zhub_workers.model.basis_size import basis_size
 from zhub_workers.model.rollout import generate
 from zhub_workers.model.trial import try_base
-from zhub_workers.training.train import train
 
 PROMPTS = ["say a", "what is 2 + 3?", "b", "name one colour, please: red or blue?"]
 ROWS = [f"{'please ' * (number % 3)}say {letter}{number}" for letter in "abcd" for number in range(6)]
 NEW_TOKENS = 8
-RECIPES = ("reinforcement", "supervised")
+RECIPES: tuple[Recipe, ...] = ("reinforcement", "supervised")
 LEAST_CONFIGURATIONS = 40
 TRAINABLE_BARS = {"dense": 1.0, "mixture": 0.9, "hybrid": 0.85}  # the rest is refused, or serves only
 
@@ -121,7 +113,8 @@ def walk(name: str, family: str, directory: Path) -> Outcome:
     base = trial.base
     outcome.register = "ready"
     outcome.limitations = [limitation.name for limitation in trial.limitations]
-    outcome.adapted_share = basis_size(base.model).adapted_parameters / sum(p.numel() for p in base.model.parameters())
+    sizes = sizes_of(base.model, base.model.dtype)
+    outcome.adapted_share = sizes.adapted_parameters / sizes.parameters
     adapted = AdaptedModel(base, load_basis(directory / "basis", decompose_base(base, directory / "basis")))
     for recipe in RECIPES:
         if "serve_only" in outcome.limitations:
@@ -134,7 +127,7 @@ def walk(name: str, family: str, directory: Path) -> Outcome:
     return outcome
 
 
-def trained(adapted: AdaptedModel, recipe: str, directory: Path) -> str:
+def trained(adapted: AdaptedModel, recipe: Recipe, directory: Path) -> str:
     """Two steps of a recipe, with validation and all that a job does around them."""
     path = directory / f"{recipe}.jsonl"
     answer = [{"role": "assistant", "content": "yes"}] if recipe == "supervised" else []
@@ -143,15 +136,7 @@ def trained(adapted: AdaptedModel, recipe: str, directory: Path) -> str:
     spec = training(recipe, grader_for(adapted.base))
     adapter = make_adapter(adapted, spec.hyperparameters)
     with ComputeGroup().join(adapter, lambda: False) as member:
-        result = train(
-            spec,
-            member=member,
-            grading=Grading(spec.grader),
-            training_path=path,
-            validation_path=None,
-            on_event=lambda *_: None,
-            on_checkpoint=lambda *_: None,
-        )
+        result = shipped.run(spec, member, path)
     if not all(bool(z.isfinite().all()) for z in result.artifact.values()):
         return "z is not finite"
     return "ok" if result.steps else "no step was taken"
@@ -168,22 +153,13 @@ def grader_for(base: BaseModel) -> StringCheckGrader:
     )
 
 
-def training(recipe: str, grader: StringCheckGrader) -> TrainSpec:
-    common: dict[str, Any] = {"n_steps": 2, "batch_size": 4, "max_new_tokens": NEW_TOKENS, "eval_interval": 1}
-    reinforcement = recipe == "reinforcement"
-    return TrainSpec(
-        expert="e",
-        base=BaseModelSource(name="tiny"),
-        basis=BasisReference(weights_fingerprint="", basis_fingerprint="", key_prefix=""),
-        training_file=StoredFile(name="rows.jsonl", key="k", sha256="0" * 64, size_bytes=1),
-        validation_file=None,
-        recipe="reinforcement" if reinforcement else "supervised",
-        hyperparameters=ReinforcementHyperparameters(**common, group_size=4)
-        if reinforcement
-        else SupervisedHyperparameters(**common),
-        grader=grader if reinforcement else None,
-        seed=7,
-    )
+def training(recipe: Recipe, grader: StringCheckGrader) -> TrainSpec:
+    asked: dict[str, Any] = {"n_steps": 2, "batch_size": 4, "max_new_tokens": NEW_TOKENS, "eval_interval": 1}
+    if recipe == "reinforcement":
+        return shipped.spec_of(
+            asked | {"group_size": 4}, rows=len(ROWS), seed=7, recipe=recipe, grader=grader.model_dump()
+        )
+    return shipped.spec_of(asked, rows=len(ROWS), seed=7, recipe=recipe, grader=None)
 
 
 def served(adapted: AdaptedModel) -> str:

@@ -156,9 +156,8 @@ def tiny_model(name: str, seed: int = 0) -> Any:
     return model.eval()
 
 
-def save_tiny(directory: Path, name: str, seed: int = 0) -> Path:
-    """Write a tiny model of this architecture and its tokenizer, one token a character."""
-    tiny_model(name, seed).save_pretrained(directory)
+def character_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
+    """One token a character."""
     vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="."))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -169,7 +168,13 @@ def save_tiny(directory: Path, name: str, seed: int = 0) -> Path:
         eos_token="</s>",
         pad_token="<pad>",
         additional_special_tokens=["<user>", "<assistant>"],
-        chat_template=CHAT_TEMPLATE,
     )
-    fast.save_pretrained(directory)
+    fast.chat_template = chat_template
+    return fast
+
+
+def save_tiny(directory: Path, name: str, seed: int = 0) -> Path:
+    """Write a tiny model of this architecture and its tokenizer, one token a character."""
+    tiny_model(name, seed).save_pretrained(directory)
+    character_tokenizer(CHAT_TEMPLATE).save_pretrained(directory)
     return directory

@@ -41,7 +41,7 @@ def spec_of(
     recipe: Recipe = "reinforcement",
     base: BaseModelSource | None = None,
     basis: BasisReference = NOWHERE,
-    grader: Mapping[str, Any] = GRADER,
+    grader: Mapping[str, Any] | None = GRADER,
 ) -> TrainSpec:
     """A job with these hyper-parameters on so many rows; its base and basis lie nowhere unless they are given."""
     return TrainSpec.model_validate(

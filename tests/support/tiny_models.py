@@ -3,12 +3,11 @@
 The unit tests import it on demand, so that those without a model do not pay for importing torch.
 """
 
-import string
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from families import VOCABULARY, character_tokenizer
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -19,8 +18,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-SPECIAL = ["<pad>", "<s>", "</s>", "<user>", "<assistant>"]
-CHARACTERS = string.ascii_lowercase + string.digits + " .,?!+-=:"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
@@ -32,25 +29,12 @@ CONTEXT = 64
 
 
 def tiny_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token a character."""
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *CHARACTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="."))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        additional_special_tokens=["<user>", "<assistant>"],
-    )
-    fast.chat_template = chat_template
-    return fast
+    return character_tokenizer(chat_template)
 
 
 def tiny_model(kind: str, seed: int = 0, width: int = 32) -> Any:
     """A random model whose logits differ enough from token to token for a policy to have something to learn."""
-    vocabulary = len(SPECIAL) + len(CHARACTERS)
+    vocabulary = len(VOCABULARY)
     torch.manual_seed(seed)
     # The models are so small that a second thread only waits, and for long where other tests run beside.
     torch.set_num_threads(1)

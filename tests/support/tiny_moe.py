@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import CHARACTERS, CONTEXT, SPECIAL, tiny_tokenizer
+from families import VOCABULARY
+from tiny_models import CONTEXT, tiny_tokenizer
 from transformers import AutoModelForCausalLM, JetMoeConfig, JetMoeForCausalLM, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 WIDTH = 32
 COMMON: dict[str, Any] = {
-    "vocab_size": len(SPECIAL) + len(CHARACTERS),
+    "vocab_size": len(VOCABULARY),
     "hidden_size": WIDTH,
     "intermediate_size": 48,
     "num_hidden_layers": 2,

@@ -42,6 +42,9 @@ def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_r
     if multiplier != 1.0 and "learning_rate" in given:
         what = "Give learning_rate or learning_rate_multiplier, not both."
         refusals.append(InvalidRequestError(what, param=f"{where}.learning_rate_multiplier"))
+    if multiplier != 1.0 and "step_kl" in given:
+        what = "Give step_kl or learning_rate_multiplier, not both: both say how long steps are."
+        refusals.append(InvalidRequestError(what, param=f"{where}.learning_rate_multiplier"))
     if epochs is not None and "n_steps" in given:
         refusals.append(InvalidRequestError("Give n_steps or n_epochs, not both.", param=f"{where}.n_epochs"))
     if _is_factor(multiplier):

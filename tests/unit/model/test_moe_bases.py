@@ -12,13 +12,13 @@ from tiny_moe import FAMILIES, save_unreached
 from tiny_training import PROMPTS, Load, reinforcement, run, supervised, write_rows
 
 from zhub.errors import BasisMismatchError, TrainingError
+from zhub_workers.compute.sizes import sizes_of
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import target_names
 from zhub_workers.model.artifact import read_z, write_z
 from zhub_workers.model.base_model import load_base_model, weights_fingerprint
 from zhub_workers.model.basis import Basis, check_z, decompose_base
-from zhub_workers.model.basis_size import basis_size
-from zhub_workers.model.layers import adapted_layers, linear_layers
+from zhub_workers.model.layers import adapted_layers, linear_layers, unreached_weights
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -26,20 +26,21 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 @every_family
 def test_the_size_of_a_basis_is_known_before_it_is_made(load_adapted: Load, family: str) -> None:
     adapted = load_adapted(family)
-    size = basis_size(adapted.base.model)
+    size = sizes_of(adapted.base.model, torch.float32)
     factors = adapted.basis.factors.values()
     assert size.matrices == len(factors)
-    assert size.file_bytes == sum(factor.nbytes for three in factors for factor in three)
-    assert size.memory_bytes == sum(4 * (len(s) ** 2 + len(s)) for _, s, _ in factors)
+    assert size.basis_bytes == sum(factor.nbytes for three in factors for factor in three)
+    assert size.factors_bytes == sum(4 * (len(s) ** 2 + len(s)) for _, s, _ in factors)
     assert size.parameters == sum(parameter.numel() for parameter in adapted.base.model.parameters())
     assert size.adapted_parameters == sum(len(u) * vh.shape[1] for u, _, vh in factors)
     assert size.adapted_parameters > 0.75 * size.parameters
-    assert size.unreached == []
+    assert unreached_weights(adapted.base.model) == []
 
 
 def test_weights_that_no_expert_can_adapt_are_named(tmp_path: Path) -> None:
-    size = basis_size(load_base_model(save_unreached(tmp_path)).model)
-    assert "model.layers.*.mlp.input_linear.weight" in size.unreached
+    model = load_base_model(save_unreached(tmp_path)).model
+    size = sizes_of(model, torch.float32)
+    assert "model.layers.*.mlp.input_linear.weight" in unreached_weights(model)
     assert size.adapted_parameters < size.parameters / 2
 
 

@@ -149,7 +149,7 @@ def test_a_tokenizer_that_has_to_be_converted_says_how(copied: Path) -> None:
 def test_a_model_that_the_worker_cannot_hold_is_refused_by_both_numbers(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base_model, "host_memory_bytes", lambda: 20_000)
+    monkeypatch.setattr(base_model, "device_memory_bytes", lambda _device: 20_000)
     with pytest.raises(UnsupportedModelError, match=r"its weights take .* GB of memory, and the worker has .* GB"):
         load_base_model(copied, name=NAME)
 

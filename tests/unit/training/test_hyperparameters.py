@@ -106,7 +106,14 @@ def test_a_name_of_the_other_recipe_is_not_known() -> None:
     assert refusal({"kl_coef": 0.1}, "supervised").code == "unknown_hyperparameter"
 
 
-@pytest.mark.parametrize("both", [{"n_steps": 1, "n_epochs": 1}, {"learning_rate": 0.1, "learning_rate_multiplier": 2}])
+@pytest.mark.parametrize(
+    "both",
+    [
+        {"n_steps": 1, "n_epochs": 1},
+        {"learning_rate": 0.1, "learning_rate_multiplier": 2},
+        {"step_kl": 0.1, "learning_rate_multiplier": 2},
+    ],
+)
 def test_two_names_for_one_thing_are_refused(both: dict[str, Any]) -> None:
     assert "not both" in str(refusal(both))
 

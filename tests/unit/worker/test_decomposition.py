@@ -18,8 +18,8 @@ from zhub.storage.object_store import put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptKey
 from zhub_workers.attempts.log import AttemptLog
 from zhub_workers.cluster.flavour import Flavour
+from zhub_workers.compute.sizes import sizes_of
 from zhub_workers.model.base_model import load_base_model
-from zhub_workers.model.basis_size import basis_size
 from zhub_workers.worker.torch_runner import TorchRunner
 
 Decompose = Callable[[str], dict[str, Any]]
@@ -50,7 +50,10 @@ def test_the_details_of_a_base_have_its_limitations_and_its_adapted_parameters(
 ) -> None:
     details = decompose("jamba")["details"]
     assert [limitation.name for limitation in limitations_of(details)] == ["no_continuation"]
-    assert details["adapted_parameters"] == basis_size(load_base_model(tmp_path / "model").model).adapted_parameters
+    assert (
+        details["adapted_parameters"]
+        == sizes_of(load_base_model(tmp_path / "model").model, torch.float32).adapted_parameters
+    )
     assert 0 < details["adapted_parameters"] < details["parameters"]
 
 

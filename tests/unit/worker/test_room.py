@@ -64,7 +64,7 @@ def set_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 
 def set_memory(monkeypatch: pytest.MonkeyPatch, size_bytes: int) -> None:
-    monkeypatch.setattr(torch_runner, "memory_of", lambda _device: size_bytes)
+    monkeypatch.setattr(torch_runner, "device_memory_bytes", lambda _device: size_bytes)
 
 
 def test_a_base_that_fits_is_decomposed_without_a_warning(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from zhub.errors import InvalidRequestError, UnsupportedModelError
 from zhub_workers.model.layers import linear_layers
-from zhub_workers.model.weight_files import check_weight_files, host_memory_bytes
+from zhub_workers.model.weight_files import check_weight_files, device_memory_bytes
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 STANDARD_ROLES = {"developer": "system"}  # the newer word; most templates drop or refuse a role that they do not name
@@ -210,8 +210,7 @@ def _check_files(path: Path, name: str) -> None:
 
 def _check_memory(name: str, needed: int, device: torch.device) -> None:
     """Refuse a model that this worker cannot hold, before it is read."""
-    cuda = device.type == "cuda"
-    total = torch.cuda.get_device_properties(device).total_memory if cuda else host_memory_bytes()
+    total = device_memory_bytes(device)
     if needed > total:
         raise UnsupportedModelError(
             f"{name}: its weights take {needed / 1e9:,.1f} GB of memory, and the worker has {total / 1e9:,.1f} GB. "

@@ -1,5 +1,6 @@
 """The layers of a model that experts adapt, and their matrices."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from zhub_workers.model.moe import MoeMatrix, is_router, moe_matrices
 Layer = nn.Module | MoeMatrix  # of one weight, a matrix, and perhaps a bias
 # Mamba's step size: its kernels take the weight, and no expert that changes what the layer computes is heard.
 READ_PAST_THE_LAYER = ("dt_proj",)
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 Place = tuple[nn.Module, str]  # a module and the name of its parameter
 
 
@@ -56,6 +58,19 @@ def adapted_layers(model: Any) -> dict[str, Layer]:
     """Return the layers that an expert adapts, by name, sorted: linear layers, and the matrices of MoE experts."""
     layers: dict[str, Layer] = {**linear_layers(model), **moe_matrices(model)}
     return dict(sorted(layers.items()))
+
+
+def unreached_weights(model: Any) -> list[str]:
+    """The names of 3-D weights, as MoE experts have, that experts cannot adapt; ``*`` is any number."""
+    reached = {id(getattr(layer.module, layer.parameter)) for layer in moe_matrices(model).values()}
+    return sorted(
+        {
+            NUMBER.sub("*", name)
+            for name, parameter in model.named_parameters()
+            # The kernels of convolutions have three axes too, one of them of length one.
+            if parameter.ndim == 3 and min(parameter.shape[1:]) > 1 and id(parameter) not in reached
+        }
+    )
 
 
 def is_transposed(layer: Layer) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from zhub.errors import UnsupportedModelError
 
@@ -43,8 +44,10 @@ def check_weight_files(directory: Path, name: str) -> int:
     return numbers
 
 
-def host_memory_bytes() -> int:
-    """What this machine has, or its container may take."""
+def device_memory_bytes(device: torch.device) -> int:
+    """All memory of a GPU, or what this machine has or its container may take; whatever is free of it now."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
     total = int(psutil.virtual_memory().total)
     try:
         return min(total, int(CONTAINER_LIMIT.read_text()))

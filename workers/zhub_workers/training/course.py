@@ -8,9 +8,7 @@ best steps so far, and two steps in a row that are far worse are called a collap
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
-
-import torch
+from statistics import fmean, stdev
 
 STEPS_TO_COLLAPSE = 2
 RECENT = 0.5  # weight of the newest step in the running mean of rewards
@@ -105,4 +103,4 @@ class Course:
 def _standard_error(means: Sequence[float]) -> float:
     if len(means) < 2:
         return math.inf
-    return float(torch.tensor(means, dtype=torch.float64).std()) / math.sqrt(len(means))
+    return stdev(means) / math.sqrt(len(means))

@@ -48,16 +48,15 @@ def fit(divergence_of: Callable[[float], float], bound: float) -> StepLength:
 
     ``divergence_of(share)`` takes so much of the step, and measures it; it is called with the share in the end, too.
     """
-    share = 1.0
+    share, trials = 1.0, 0
     whole = caused = divergence_of(share)
-    for _ in range(MAX_TRIALS):
-        if caused <= TOLERANCE * bound:
-            return StepLength(share, caused, whole)
+    while caused > TOLERANCE * bound:
+        if trials == MAX_TRIALS:
+            return StepLength(0.0, divergence_of(0.0), whole)
         share *= max(LEAST_SHARE, AIM * math.sqrt(bound / caused))
         caused = divergence_of(share)
-    if caused <= TOLERANCE * bound:
-        return StepLength(share, caused, whole)
-    return StepLength(0.0, divergence_of(0.0), whole)
+        trials += 1
+    return StepLength(share, caused, whole)
 
 
 def next_rate(rate: float, step: StepLength, bound: float) -> float:

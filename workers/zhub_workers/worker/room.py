@@ -1,10 +1,8 @@
 """Whether a worker has room for a base, told in numbers before anything large is fetched."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-
-import psutil
-import torch
 
 from zhub.errors import UnsupportedModelError
 from zhub.registry.model_sizes import ModelSizes
@@ -52,11 +50,21 @@ def check_memory(name: str, sizes: ModelSizes, memory_bytes: int) -> str | None:
     return None
 
 
-def memory_of(device: torch.device) -> int:
-    """All of a device's memory, whatever is free of it now."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
+def told_basis(sizes: ModelSizes) -> str:
+    """For who waits for the decomposition: what it will make."""
+    return (
+        f"Experts can adapt {sizes.matrices:,} matrices, {sizes.adapted_parameters / sizes.parameters:.0%} of the "
+        f"parameters. Their basis takes {_in_units(sizes.basis_bytes)} on disk and up to "
+        f"{_in_units(sizes.factors_bytes)} of a worker's memory."
+    )
+
+
+def told_unreached(names: Sequence[str]) -> str:
+    """What experts cannot adapt, and why."""
+    return (
+        "Experts leave these weights of mixture-of-experts layers as they are, because zhub does not know how this "
+        f"architecture uses them: {', '.join(names)}."
+    )
 
 
 def _is_on_disk_of(store: ObjectStore, cache_dir: Path) -> bool:
@@ -64,4 +72,9 @@ def _is_on_disk_of(store: ObjectStore, cache_dir: Path) -> bool:
 
 
 def _gb(size_bytes: int) -> str:
+    """In one unit, to be compared."""
     return f"{size_bytes / 1e9:,.2f} GB"
+
+
+def _in_units(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:,.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:,.1f} MB"

@@ -22,6 +22,7 @@ from zhub.graders import Grader, GradingTools, ScoreModelGrader, needs_sandbox
 from zhub.ids import public_id
 from zhub.manifest import ANSWERS_FILE, MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, file_entry
 from zhub.process import tracing
+from zhub.registry.model_sizes import ModelSizes
 from zhub.sandbox import Sandbox
 from zhub.specs import DecomposeSpec, EvaluateSpec, Hyperparameters, JobSpec, StartingPoint, StoredFile, TrainSpec
 from zhub.storage.keys import basis_prefix
@@ -41,10 +42,10 @@ from zhub_workers.model.adapters import SvfAdapter, make_adapter
 from zhub_workers.model.artifact import read_expert, read_routing, read_z, write_routing
 from zhub_workers.model.base_model import load_base_model, model_of_config, render_prompt
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
-from zhub_workers.model.basis_size import basis_size
-from zhub_workers.model.layers import adapted_layers
+from zhub_workers.model.layers import adapted_layers, unreached_weights
 from zhub_workers.model.model_cache import WEIGHTS_SUFFIX, ModelCache, base_directory
 from zhub_workers.model.trial import try_base
+from zhub_workers.model.weight_files import device_memory_bytes
 from zhub_workers.model.weights import open_base
 from zhub_workers.training.forgetting import KeptAnswers
 from zhub_workers.training.metric_sinks import Run, sending_metrics
@@ -54,7 +55,7 @@ from zhub_workers.training.train import TrainResult, train
 from zhub_workers.training.warm_start import Start
 from zhub_workers.worker.checkpoints import Checkpoints, parameter_count, write_adapter
 from zhub_workers.worker.ray_shards import RayShards
-from zhub_workers.worker.room import check_disk, check_memory, memory_of
+from zhub_workers.worker.room import check_disk, check_memory, told_basis, told_unreached
 
 MAX_COMPUTE_STREAMS = 4
 PROGRESS_EVENTS = 200  # of one decomposition, at most
@@ -89,7 +90,7 @@ class TorchRunner:
     def _decompose(
         self, spec: DecomposeSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
     ) -> dict[str, Any]:
-        self._check_room(spec, attempt, context, store)
+        sizes = self._check_room(spec, attempt, context, store)
         context.emit("info", f"Loading base model {spec.base.name}, to try it.")
         files = base_directory(spec.base, store, attempt.cache_dir)
         # Tried whole, and given back: what is decomposed is read again, one matrix at a time.
@@ -100,10 +101,9 @@ class TorchRunner:
             context.note("warn", f"Tried base model {spec.base.name}: {limitation}.")
         context.raise_if_stopped()
         base, weights = open_base(files, name=spec.base.name, device=self.device)
-        size = basis_size(base.model)
-        context.emit("info", size.summary, {"type": "basis_size", "file_bytes": size.file_bytes})
-        if size.warning:
-            context.emit("warn", size.warning)
+        unreached = unreached_weights(base.model)
+        if unreached:
+            context.emit("warn", told_unreached(unreached))
         prefix = basis_prefix(weights.fingerprint, adapted_layers(base.model))
         directory = attempt.cache_dir / prefix
         # What an earlier attempt has stored is not computed again; decompose_base checks that it fits the weights.
@@ -138,27 +138,31 @@ class TorchRunner:
             "basis_key_prefix": prefix,
             "details": {
                 "architecture": type(model).__name__,
-                "parameters": size.parameters,
-                "matrices": size.matrices,
-                "adapted_parameters": size.adapted_parameters,
-                "basis_bytes": size.file_bytes,
-                **({"not_adapted": size.unreached} if size.unreached else {}),
+                "parameters": sizes.parameters,
+                "matrices": sizes.matrices,
+                "adapted_parameters": sizes.adapted_parameters,
+                "basis_bytes": sizes.basis_bytes,
+                **({"not_adapted": unreached} if unreached else {}),
                 "context_length": base.context_length,
                 "vocabulary": len(base.tokenizer),
                 "limitations": [limitation.model_dump() for limitation in limitations],
             },
         }
 
-    def _check_room(self, spec: DecomposeSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> None:
+    def _check_room(
+        self, spec: DecomposeSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
+    ) -> ModelSizes:
         """Tell what the base takes before its weights are fetched. Raises UnsupportedModelError if it does not fit."""
         directory = base_directory(spec.base, store, attempt.cache_dir, with_weights=False)
         sizes = sizes_of(*model_of_config(directory, spec.base.name))
         # An earlier attempt that has fetched them has had room for them, and for a part of the basis.
         if not any(directory.glob(f"*{WEIGHTS_SUFFIX}")):
             check_disk(spec.base.name, sizes, attempt.cache_dir, store)
-        warning = check_memory(spec.base.name, sizes, memory_of(self.device))
+        warning = check_memory(spec.base.name, sizes, device_memory_bytes(self.device))
         if warning is not None:
             context.emit("warn", warning)
+        context.emit("info", told_basis(sizes), {"type": "basis_size", "file_bytes": sizes.basis_bytes})
+        return sizes
 
     def _train(self, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore) -> dict[str, Any]:
         context.note("info", f"Attempt {attempt.key.fence} on {self._hardware()}, zhub {zhub.__version__}.")
