@@ -1,5 +1,8 @@
 """What tests do with adapted models: random experts, the logits under them, and how far two tensors are apart."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -28,3 +31,30 @@ def error(found: Tensor | None, expected: Tensor) -> float:
     assert found is not None
     difference = found.detach().double() - expected.detach().double()
     return float(difference.abs().max() / expected.detach().abs().max())
+
+
+@dataclass(frozen=True)
+class OfExpert:
+    """One expert's rows of a batch, and the same rows alone; pairs of gradients of each matrix's delta likewise."""
+
+    logits: Tensor
+    alone: Tensor
+    gradients: list[tuple[Tensor | None, Tensor | None]]
+
+
+def side_by_side(adapted: AdaptedModel, ids: Tensor, owners: Sequence[int]) -> Iterator[OfExpert]:
+    """Three random experts in one batch, row by row of ``owners``, each compared with itself alone."""
+    experts = [random_delta(adapted, seed) for seed in range(3)]
+    stack = {n: torch.stack([expert[n] for expert in experts]).requires_grad_() for n in experts[0]}
+    with adapted.rows(stack) as assign:
+        assign(owners)
+        together = adapted.base.model(ids).logits
+        together.square().sum().backward()
+    for owner, expert in enumerate(experts):
+        rows = torch.tensor(owners) == owner
+        alone = {name: values.requires_grad_() for name, values in expert.items()}
+        with adapted.training(alone):
+            own = adapted.base.model(ids[rows]).logits
+            own.square().sum().backward()
+        gradients = [(None if stack[n].grad is None else stack[n].grad[owner], v.grad) for n, v in alone.items()]  # type: ignore[index]
+        yield OfExpert(together[rows], own, gradients)

@@ -8,7 +8,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from following import IDS, as_z, error, logits, random_delta
+from following import IDS, as_z, error, logits, random_delta, side_by_side
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -147,24 +147,11 @@ SHORT = LONG[:, :3]
 def test_experts_side_by_side_have_the_logits_and_gradients_that_each_has_alone(
     load_adapted: Load, kind: str, owners: list[int], ids: Tensor
 ) -> None:
-    adapted = load_adapted(kind)
-    experts = [random_delta(adapted, seed) for seed in range(3)]
-    stack = {n: torch.stack([expert[n] for expert in experts]).requires_grad_() for n in experts[0]}
-    with adapted.rows(stack) as assign:
-        assign(owners)
-        together = adapted.base.model(ids).logits
-        together.square().sum().backward()
-    for owner, expert in enumerate(experts):
-        rows = torch.tensor(owners) == owner
-        alone = {name: values.requires_grad_() for name, values in expert.items()}
-        with adapted.training(alone):
-            own = adapted.base.model(ids[rows]).logits
-            own.square().sum().backward()
-        assert torch.allclose(together[rows], own, atol=1e-3)
-        for name, values in alone.items():
-            gradients, expected = stack[name].grad, values.grad
-            assert gradients is not None and expected is not None
-            assert error(gradients[owner], expected) < 2e-3
+    for of_expert in side_by_side(load_adapted(kind), ids, owners):
+        assert torch.allclose(of_expert.logits, of_expert.alone, atol=1e-3)
+        for gradient, expected in of_expert.gradients:
+            assert gradient is not None and expected is not None
+            assert error(gradient, expected) < 2e-3
 
 
 @pytest.mark.parametrize("ids", [SHORT, LONG], ids=["factored", "merged"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from following import IDS, as_z, error, logits, random_delta
+from following import IDS, as_z, error, logits, random_delta, side_by_side
 from tiny_moe import FAMILIES
 from torch import Tensor
 
@@ -160,24 +160,11 @@ def test_multipliers_of_zero_have_a_gradient_too(load_adapted: Load, family: str
 def test_experts_side_by_side_have_the_logits_and_gradients_that_each_has_alone(
     load_adapted: Load, family: str, ids: Tensor
 ) -> None:
-    adapted = load_adapted(family)
-    experts = [random_delta(adapted, seed) for seed in range(3)]
-    stack = {n: torch.stack([expert[n] for expert in experts]).requires_grad_() for n in experts[0]}
-    with adapted.rows(stack) as assign:
-        assign(OWNERS)
-        together = adapted.base.model(ids).logits
-        together.square().sum().backward()
-    for owner, expert in enumerate(experts):
-        rows = torch.tensor(OWNERS) == owner
-        alone = {name: values.requires_grad_() for name, values in expert.items()}
-        with adapted.training(alone):
-            own = adapted.base.model(ids[rows]).logits
-            own.square().sum().backward()
-        assert error(together[rows], own) < 1e-4
-        for name, values in alone.items():
-            if values.grad is not None and values.grad.any():
-                gradients = stack[name].grad
-                assert gradients is not None and error(gradients[owner], values.grad) < 2e-3
+    for of_expert in side_by_side(load_adapted(family), ids, OWNERS):
+        assert error(of_expert.logits, of_expert.alone) < 1e-4
+        for gradient, expected in of_expert.gradients:
+            if expected is not None and expected.any():
+                assert gradient is not None and error(gradient, expected) < 2e-3
 
 
 @every_family
