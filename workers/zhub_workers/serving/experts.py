@@ -21,6 +21,7 @@ class Experts:
         self._store = store
         self._directory = cache_dir / "experts"
         self._changes: OrderedDict[str, Change] = OrderedDict()
+        self.size_bytes = 0  # of the changes: counted along, because a replica holds thousands
         self._centroids: OrderedDict[str, Centroid] = OrderedDict()
 
     def change(self, adapted: AdaptedModel, expert: ExpertReference) -> Change:
@@ -33,10 +34,12 @@ class Experts:
         sha256 = expert.z_sha256
         if sha256 not in self._changes:
             path = fetch(self._store, expert.z_key, self._directory / f"{sha256}.safetensors", sha256=sha256)
-            self._changes[sha256] = read_change(path, sha256=sha256, adapted=adapted)
+            change = self._changes[sha256] = read_change(path, sha256=sha256, adapted=adapted)
+            self.size_bytes += change.size_bytes
             # Never the new one, however large it is.
             while len(self._changes) > 1 and self.size_bytes > MAX_CHANGES_BYTES:
-                self._changes.popitem(last=False)
+                _, dropped = self._changes.popitem(last=False)
+                self.size_bytes -= dropped.size_bytes
         self._changes.move_to_end(sha256)
         return self._changes[sha256]
 
@@ -51,8 +54,3 @@ class Experts:
                 self._centroids.popitem(last=False)
         self._centroids.move_to_end(sha256)
         return self._centroids[sha256]
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the changes in memory."""
-        return sum(change.size_bytes for change in self._changes.values())

@@ -59,7 +59,10 @@ class Trainer:
                 self.job.on_event("info", message, None)
                 break
             if state.course.rollbacks > MAX_ROLLBACKS:
-                message = f"The policy has collapsed {state.course.rollbacks} times: training ends early."
+                message = (
+                    f"The policy has collapsed {state.course.rollbacks} times: training ends early, with its best "
+                    "expert. Look at what the grader rewards, or try a smaller step_kl."
+                )
                 self.job.on_event("warn", message, {"type": "collapsed"})
                 break
             started = time.perf_counter()
