@@ -29,9 +29,9 @@ from zhub_workers.model.base_model import (
     tensor_header,
     weights_fingerprint,
 )
+from zhub_workers.model.weight_files import INDEX_FILE
 
 SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 PIECE_BYTES = 4 << 20  # of a tensor at a time
 
 
