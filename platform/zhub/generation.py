@@ -1,6 +1,6 @@
 """What the API asks of the Ray Serve app, and what comes back: one JSON object a line, streamed."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -26,20 +26,33 @@ class GenerationRequest(BaseModel):
     ``candidates`` is None unless routing shall choose among them; ``experts`` then is empty. ``others`` are the
     project's experts that may not answer: a prompt that is theirs is not a candidate's. Without a ``basis``, which a
     base has only once it is decomposed, there is none of them.
+
+    ``prompt`` is text to go on from, in place of ``messages``. ``org_id`` is whose request it is: a replica shares its
+    time between organisations. ``logprobs`` is how many of the likeliest tokens are told beside each token's own
+    log-probability, None for none at all. ``json_schema`` is what the answer must be, as text; ``{}`` is any object.
     """
 
     model_config = ConfigDict(frozen=True)
     base: BaseModelSource
     basis: BasisReference | None
-    messages: list[dict[str, str]]
+    org_id: str = ""
+    messages: list[dict[str, Any]] = []
+    prompt: str | None = None
+    tools: list[dict[str, Any]] = []
     experts: list[ExpertReference] = []
     candidates: list[ExpertReference] | None = None
     others: list[ExpertReference] = []
+    n: int = 1
     max_new_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
     stop: list[str] = []
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    json_schema: str | None = None
 
 
 class ChosenExpert(BaseModel):
@@ -60,23 +73,47 @@ class Started(BaseModel):
     prompt_tokens: int
 
 
+class LikelyToken(BaseModel):
+    """A token of the vocabulary where it could have been chosen: its bytes, which may be part of a character."""
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+    token: bytes
+    logprob: float
+
+
+class ChosenToken(LikelyToken):
+    """The token that was chosen, and the likeliest ones in its place, the likeliest first."""
+
+    likeliest: list[LikelyToken] = []
+
+
 class Text(BaseModel):
-    """The next piece of the answer."""
+    """The next piece of an answer; ``index`` says of which, where ``n`` are asked for.
+
+    ``tokens`` are those that it is made of, where log-probabilities are asked for.
+    """
 
     type: Literal["text"] = "text"
+    index: int = 0
     text: str
+    tokens: list[ChosenToken] = []
 
 
 class Ended(BaseModel):
-    """The last line of a whole answer; a stream without one broke off."""
+    """The last line of a whole answer; a stream without one for each of ``n`` broke off.
+
+    ``cached_tokens`` is how much of the prompt had been read for an earlier request.
+    """
 
     type: Literal["ended"] = "ended"
+    index: int = 0
     finish_reason: Literal["stop", "length"]
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 class Failed(BaseModel):
-    """The last line of an answer that failed."""
+    """The last line of a request that failed, whatever its answers have come to."""
 
     type: Literal["failed"] = "failed"
     code: str

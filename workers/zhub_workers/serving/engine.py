@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 
 from zhub.errors import InvalidRequestError, NonFiniteLogitsError, PromptTooLongError, UnavailableError, ZhubError
-from zhub.generation import ChosenExpert, Ended, ExpertReference, Failed, GenerationRequest, Line, Started, Text
+from zhub.generation import Ended, Failed, GenerationRequest, Line, Text
 from zhub.storage.object_store import ObjectStore
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import render_prompt
 from zhub_workers.model.changes import Change, mix_changes
 from zhub_workers.model.model_cache import ModelCache
 from zhub_workers.model.rollout import Completion, generate
-from zhub_workers.model.routing import prompt_embeddings, route
 from zhub_workers.model.row_changes import following_rows
 from zhub_workers.serving.experts import Experts
+from zhub_workers.serving.strategies import choose
 
 log = logging.getLogger("zhub.serving")
 
@@ -161,7 +161,7 @@ class Engine:
             limit = adapted.base.context_length
             if limit is not None and len(row.prompt) >= limit:
                 raise PromptTooLongError(1, len(row.prompt), limit - 1)
-            started, experts = self._choose(adapted, request, row.prompt)
+            started, experts = choose(adapted, request, row.prompt, self._experts)
             if experts:
                 changes = [self._experts.change(adapted, expert) for expert in experts]
                 row.change = mix_changes(changes, [expert.weight for expert in experts])
@@ -171,54 +171,6 @@ class Engine:
             return False
         row.tell(started)
         return True
-
-    def _choose(
-        self, adapted: AdaptedModel, request: GenerationRequest, prompt: list[int]
-    ) -> tuple[Started, list[ExpertReference]]:
-        experts = list(request.experts)
-        match request.candidates, experts:
-            case None, []:
-                strategy, reason = "base", "the base model was asked for by name"
-            case None, [expert] if expert.weight == 1:
-                strategy, reason = "expert", "the expert was asked for by name"
-            case None, _:
-                strategy, reason = "mixture", "the request gave the experts and their weights"
-            case _:
-                strategy = "auto"
-                experts, reason = self._route(adapted, request, prompt)
-        chosen = [ChosenExpert(name=e.name, digest=e.digest, weight=e.weight) for e in experts]
-        return (
-            Started(strategy=strategy, experts=chosen, reason=reason, prompt_tokens=len(prompt)),  # type: ignore[arg-type]
-            experts,
-        )
-
-    def _route(
-        self, adapted: AdaptedModel, request: GenerationRequest, prompt: list[int]
-    ) -> tuple[list[ExpertReference], str]:
-        """The candidate whose training prompts are most like this one, or none: then the base answers."""
-        candidates = request.candidates or []
-        if not candidates:
-            return [], (
-                "base: no expert of this project is promoted on this base model "
-                "(`zhub experts promote` points its @prod to a version)"
-            )
-        centroids, others = (
-            [self._experts.centroid(adapted, expert) for expert in experts] for experts in (candidates, request.others)
-        )
-        routed = route(prompt_embeddings(adapted.base, [prompt])[0], centroids, others)
-        nearest = candidates[min(range(len(routed.scores)), key=routed.scores.__getitem__)]
-        if routed.other is not None:
-            index, score = routed.other
-            return [], (
-                f"base: the prompt is most like the training prompts of {request.others[index].name}, which is not "
-                f"promoted ({score:.2f} × its threshold; nearest promoted {nearest.name} at {routed.score:.2f})"
-            )
-        if routed.index is None:
-            return [], (
-                f"base: the prompt is unlike every expert's training prompts "
-                f"(nearest {nearest.name} at {routed.score:.2f} × its threshold)"
-            )
-        return [nearest], f"nearest training prompts: {nearest.name} at {routed.score:.2f} × its threshold"
 
 
 def _on_one_model(a: GenerationRequest, b: GenerationRequest) -> bool:
