@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from zhub.specs import BaseModelSource, BasisReference
 
+FinishReason = Literal["stop", "length"]
+
 
 class ExpertReference(BaseModel):
     """An expert version as serving needs it: by digest, so that it needs no database."""
@@ -107,7 +109,7 @@ class Ended(BaseModel):
 
     type: Literal["ended"] = "ended"
     index: int = 0
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     completion_tokens: int
     cached_tokens: int = 0
 

@@ -172,7 +172,7 @@ def test_a_base_that_is_not_decomposed_yet_has_no_experts(served: Served, expert
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_whose_thread_died_is_not_well(served: Served, tmp_path: Path, until: Callable[..., Any]) -> None:
     class Dying(Engine):
-        def _next_batch(self) -> Any:
+        def _take(self, *, wait: bool) -> None:
             raise SystemExit
 
     dead = Dying(served.store, tmp_path / "cache", "cpu")

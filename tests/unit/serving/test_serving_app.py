@@ -30,7 +30,7 @@ def test_a_separator_of_lines_in_an_answer_stays_in_its_line(separator: str) -> 
         lines: asyncio.Queue[Line] = asyncio.Queue()
         for line in answer:
             lines.put_nowait(line)
-        return "".join([text async for text in json_lines(lines)])
+        return "".join([text async for text in json_lines(lines, 1, lambda: None)])
 
     read = httpx.Response(200, content=asyncio.run(written())).iter_lines()
     assert [LINE.validate_json(text) for text in read] == answer

@@ -66,6 +66,13 @@ class AdaptedModel:
             raise BasisMismatchError("The base model was loaded without its basis: no expert can be used on it.")
         return self._basis
 
+    @property
+    def memory_bytes(self) -> int:
+        """Of the weights, and of the factors once all were used."""
+        weights: int = sum(parameter.nbytes for parameter in self.base.model.parameters())
+        factors = () if self._basis is None else self._basis.factors.values()
+        return weights + sum(s.numel() ** 2 * s.element_size() for _, s, _ in factors)
+
     def weight_sharing_view(self) -> "AdaptedModel":
         """A model on the same weights and factors in memory, with a state of its own, for another thread."""
         model = self.base.model

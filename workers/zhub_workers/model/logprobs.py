@@ -1,5 +1,7 @@
 """Log-probabilities of chosen tokens, without a vocabulary of numbers for positions that nobody asks about."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,14 +25,21 @@ def logprobs_at(
         positions: in the flattened batch, ``row * t + column``, ``(n,)`` int64; one may be there several times.
         tokens: ``(n,)`` int64.
     """
+    with selecting(base, positions):
+        logits = base.model(**arguments).logits
+    logprobs: Tensor = _TokenLogprobs.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call]
+    return logprobs
+
+
+@contextmanager
+def selecting(base: BaseModel, positions: Tensor) -> Iterator[None]:
+    """Let the model's forward give logits ``(n, v)``: those at ``positions`` of the flattened batch."""
     head = base.model.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, inputs: (_select(inputs[0], positions),))
     try:
-        logits = base.model(**arguments).logits
+        yield
     finally:
         handle.remove()
-    logprobs: Tensor = _TokenLogprobs.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call]
-    return logprobs
 
 
 def _select(hidden: Tensor, positions: Tensor) -> Tensor:

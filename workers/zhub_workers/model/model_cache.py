@@ -31,13 +31,13 @@ class _Loaded:
 
 
 class ModelCache:
-    """The adapted models that were used last, at most ``capacity`` of them, on one device.
+    """The adapted models that were used last, on one device, at most ``capacity`` of them where there is one.
 
     Threads may share it: one that asks for what another loads waits. Attempts that run together are on one base (see
     ``zhub.training.packing``), so none drops a model that another uses.
     """
 
-    def __init__(self, device: torch.device, *, capacity: int) -> None:
+    def __init__(self, device: torch.device, *, capacity: int | None = None) -> None:
         self._device = device
         self._capacity = capacity
         self._lock = threading.Lock()
@@ -71,8 +71,13 @@ class ModelCache:
                 loaded.views.append(loaded.views[0].weight_sharing_view())
             return loaded.views[stream]
 
+    def drop(self, digest: str) -> None:
+        """Forget a base by the digest of its files; its memory is free once nobody else holds it."""
+        with self._lock:
+            self._models.pop(digest, None)
+
     def _load(self, source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> BaseModel:
-        while len(self._models) >= self._capacity:
+        while self._capacity is not None and len(self._models) >= self._capacity:
             self._models.popitem(last=False)
         base = load_base_model(base_directory(source, store, cache_dir), name=source.name, device=self._device)
         # Tried anew: what holds on the device that decomposed it need not hold on this one, and a base may answer

@@ -64,11 +64,11 @@ def try_reading(base: BaseModel) -> Reading:
         raise NonFiniteLogitsError
     everything = torch.cat([logits.flatten() for logits in whole])
     spread = float(everything[everything.isfinite()].std())
-    tolerance = TOLERANCES.get(base.model.dtype, COARSE_TOLERANCE)
+    tolerance = tolerance_of(base)
 
     def found(read: Callable[[], Sequence[Tensor]], expected: Sequence[Tensor]) -> str | None:
         try:
-            share = max(_difference(a, b) for a, b in zip(read(), expected, strict=True)) / spread
+            share = max(difference(a, b) for a, b in zip(read(), expected, strict=True)) / spread
         except FAILURES as exc:
             return told(exc)
         return None if share <= tolerance else f"logits differ by {share:.2g} of their spread"
@@ -149,7 +149,7 @@ def _found_in_gradients(base: BaseModel, rows: list[list[int]], tolerance: float
         gradient, expected = _gradient(base, rows, _continued), _gradient(base, rows, _whole)
     except FAILURES as exc:
         return told(exc)
-    share = _difference(gradient, expected) / float(expected.std())
+    share = difference(gradient, expected) / float(expected.std())
     return None if share <= tolerance else f"gradients differ by {share:.2g} of their spread"
 
 
@@ -180,7 +180,12 @@ def _read(base: BaseModel, ids: Tensor, mask: Tensor, cache: object) -> Tensor:
     return logits[:, -1:].float()  # type: ignore[no-any-return]
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
+def tolerance_of(base: BaseModel) -> float:
+    """The largest difference of logits, over their spread, that is rounding."""
+    return TOLERANCES.get(base.model.dtype, COARSE_TOLERANCE)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
     """The largest; tokens that both forbid do not differ, and NaN differs from everything."""
     return float(torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf).max())
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 
@@ -70,10 +70,10 @@ class Generation:
         lines: asyncio.Queue[Line] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         try:
-            self._engine.submit(request, lambda line: loop.call_soon_threadsafe(lines.put_nowait, line))
+            cancel = self._engine.submit(request, lambda line: loop.call_soon_threadsafe(lines.put_nowait, line))
         except UnavailableError as exc:
             return PlainTextResponse(str(exc), status_code=503)
-        return StreamingResponse(json_lines(lines), media_type="application/x-ndjson")
+        return StreamingResponse(json_lines(lines, request.n, cancel), media_type="application/x-ndjson")
 
 
 def is_authorized(authorization: str, token_sha256: str) -> bool:
@@ -86,14 +86,21 @@ def sha256_of(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-async def json_lines(lines: "asyncio.Queue[Line]") -> AsyncIterator[str]:
-    """One answer, until its last line, as JSON lines."""
-    while True:
-        line = await lines.get()
-        # ASCII, because the API reads lines with httpx, which also ends a line at U+2028 and the like.
-        yield line.model_dump_json(ensure_ascii=True) + "\n"
-        if isinstance(line, Ended | Failed):
-            return
+async def json_lines(lines: "asyncio.Queue[Line]", count: int, cancel: Callable[[], object]) -> AsyncIterator[str]:
+    """The lines of ``count`` answers as JSON, until all have ended or the request failed.
+
+    ``cancel`` is called at the end, also where it comes early because the client has left.
+    """
+    try:
+        while count:
+            line = await lines.get()
+            # ASCII, because the API reads lines with httpx, which also ends a line at U+2028 and the like.
+            yield line.model_dump_json(ensure_ascii=True) + "\n"
+            if isinstance(line, Failed):
+                return
+            count -= isinstance(line, Ended)
+    finally:
+        cancel()
 
 
 def serving_of(settings: Settings, *, gpus: float) -> Serving:

@@ -1,65 +1,45 @@
-"""The generation engine of a serving replica: one thread, one model at a time, rows that follow different experts.
+"""The generation engine of a serving replica: one thread, and a lane of answers for each base model that it holds.
 
-Requests that wait for the same base model are answered as one batch, whatever kinds of experts its rows follow: of an
-SVF ``y = W x + U((s·Δ_b) ∘ (Vᵀ x))``, each row with its own Δ, and of the others as ``row_changes`` says; exactly the
-base where nothing changes. No weight is ever swapped. Requests that arrive while a batch is under way form the next.
+Requests join a lane's running answers between two tokens and leave them with their last. Each answer follows its own
+expert or mixture: of an SVF ``y = W x + U((s·Δ_b) ∘ (Vᵀ x))``, and of the others as ``row_changes`` says; exactly the
+base where nothing changes. No weight is ever swapped. Bases and the files of experts are fetched beside the thread, so
+that nobody's answer waits for what another needs.
 """
 
 import logging
 import queue
-import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from zhub.errors import InvalidRequestError, NonFiniteLogitsError, PromptTooLongError, UnavailableError, ZhubError
-from zhub.generation import Ended, Failed, GenerationRequest, Line, Text
+from zhub.errors import UnavailableError
+from zhub.generation import GenerationRequest
+from zhub.specs import BasisReference
 from zhub.storage.object_store import ObjectStore
-from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.base_model import render_prompt
-from zhub_workers.model.changes import Change, mix_changes
 from zhub_workers.model.model_cache import ModelCache
-from zhub_workers.model.rollout import Completion, generate
-from zhub_workers.model.row_changes import following_rows
+from zhub_workers.model.weight_files import device_memory_bytes
+from zhub_workers.serving.asked import Asked, Send
 from zhub_workers.serving.experts import Experts
-from zhub_workers.serving.strategies import choose
+from zhub_workers.serving.lane import Lane
 
 log = logging.getLogger("zhub.serving")
 
-MAX_BATCH_ROWS = 64
-MAX_WAITING = 256
-MAX_BASE_MODELS = 2
-DEFAULT_MAX_NEW_TOKENS = 512
-STUCK_AFTER_S = 900.0  # without a token while a batch is generated; the first one may wait for a long prompt
-REPLACEMENT = "\ufffd"  # what a decoder shows for a character whose last bytes are still to come
+MAX_WAITING = 256  # requests of one organisation that are not answered yet
+FETCHERS = 8
+MEMORY_SHARE = 0.75  # of the device's memory, for all bases
+# Of it, for the keys and values of one base. A CPU promises it, and gives what is written to.
+CACHE_SHARE = 0.125
+# What a base needs, in the bytes of its weights' files: they may be of half the precision, and its basis comes to them.
+LOADED_RATIO = 4
+STUCK_AFTER_S = 900.0  # in one step: the first of a base may read a long prompt
 
-Send = Callable[[Line], object]  # what it returns is ignored
-
-
-@dataclass
-class _Row:
-    """One request of a batch. ``follows``: the digests and weights of its experts, whose mixture is ``change``."""
-
-    request: GenerationRequest
-    send: Send
-    prompt: list[int] = field(default_factory=list)
-    follows: tuple[tuple[str, float], ...] = ()
-    change: Change = field(default_factory=Change)
-    ids: list[int] = field(default_factory=list)
-    sent: int = 0
-    ended: bool = False
-
-    def tell(self, line: Line) -> None:
-        """Send a line. Where nobody can be told any more the row has ended, and the others of its batch go on."""
-        try:
-            self.send(line)
-        except Exception:
-            log.warning("nobody is there for an answer", exc_info=True, extra={"action": "answer_unheard"})
-            self.ended = True
+LaneKey = tuple[str, BasisReference | None]  # the digest of a base's files, because an equal basis is not enough
 
 
 class Engine:
@@ -69,12 +49,17 @@ class Engine:
         self._store = store
         self._cache_dir = cache_dir
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._models = ModelCache(self._device, capacity=MAX_BASE_MODELS)
+        self._memory_bytes = device_memory_bytes(self._device)
+        self._models = ModelCache(self._device)
         self._experts = Experts(store, cache_dir)
-        self._waiting: queue.Queue[_Row] = queue.Queue(MAX_WAITING)
-        self._put_back: list[_Row] = []
-        self._generated_at: float | None = None
-        """When the batch under way was begun or got its last token; None between batches and while a base loads."""
+        self._lanes: dict[LaneKey, Lane] = {}  # the one that was used last at the end
+        self._wanted: dict[LaneKey, list[Asked]] = {}  # by whom, while the base is not here
+        self._loading: set[LaneKey] = set()
+        self._open: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
+        self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="engine")
         self._thread.start()
 
@@ -82,166 +67,132 @@ class Engine:
         """Raise RuntimeError if no request will be answered any more: the engine's thread has died or stands still."""
         if not self._thread.is_alive():
             raise RuntimeError("The engine's thread has died; its log says why.")
-        generated_at = self._generated_at
-        if generated_at is not None and time.monotonic() - generated_at > STUCK_AFTER_S:
+        busy_since = self._busy_since
+        if busy_since is not None and time.monotonic() - busy_since > STUCK_AFTER_S:
             raise RuntimeError(f"The engine has generated nothing for {STUCK_AFTER_S:.0f} s in the middle of a batch.")
 
-    def submit(self, request: GenerationRequest, send: Send) -> None:
-        """Take a request; its answer begins when its batch does.
+    def submit(self, request: GenerationRequest, send: Send) -> Callable[[], None]:
+        """Take a request; return what ends it early, for when nobody waits for its answer any more.
 
         Raises:
-            UnavailableError: too many requests wait already.
+            UnavailableError: too many requests of its organisation are not answered yet.
         """
-        try:
-            self._waiting.put_nowait(_Row(request, send))
-        except queue.Full as exc:
-            raise UnavailableError(f"{MAX_WAITING} requests wait already; try again in a moment.") from exc
+        with self._lock:
+            if self._open[request.org_id] >= MAX_WAITING:
+                raise UnavailableError(f"{MAX_WAITING} requests wait already; try again in a moment.")
+            self._open[request.org_id] += 1
+        asked = Asked(request, send, self._close)
+        self._inbox.put(partial(self._place, asked))
+        return asked.end
+
+    def _close(self, asked: Asked) -> None:
+        with self._lock:
+            self._open[asked.request.org_id] -= 1
 
     def _run(self) -> None:
         while True:
-            rows = self._next_batch()
-            try:
-                self._answer(rows)
-            except Exception as exc:
-                log.exception("a batch of %d rows failed", len(rows), extra={"action": "batch_failed"})
-                for row in rows:
-                    _fail(row, exc)
-            finally:
-                self._generated_at = None
+            busy = [lane for lane in self._lanes.values() if not lane.is_idle]
+            self._take(wait=not busy)
+            for lane in busy:
+                self._busy_since = time.monotonic()
+                try:
+                    self._step(lane)
+                except Exception as exc:
+                    log.exception("a step of a base failed", extra={"action": "batch_failed"})
+                    lane.fail(exc)
+            self._busy_since = None
 
-    def _next_batch(self) -> list[_Row]:
-        """The request that has waited longest, and every other that waits for the same base model."""
-        waiting = self._put_back or [self._waiting.get()]
+    def _step(self, lane: Lane) -> None:
+        lane.step()
+        if lane.is_idle and self._wanted:
+            self._load_wanted()
+
+    def _take(self, *, wait: bool) -> None:
+        """Do what has come in; at least one thing, where there is nothing else to do."""
         while True:
             try:
-                waiting.append(self._waiting.get_nowait())
+                act = self._inbox.get(block=wait)
             except queue.Empty:
-                break
-        same = [row for row in waiting if _on_one_model(row.request, waiting[0].request)][:MAX_BATCH_ROWS]
-        chosen = {id(row) for row in same}
-        self._put_back = [row for row in waiting if id(row) not in chosen]
-        return same
+                return
+            self._busy_since = time.monotonic()
+            act()
+            self._busy_since = None
+            wait = False
 
-    @torch.no_grad()
-    def _answer(self, rows: Sequence[_Row]) -> None:
-        first = rows[0].request
-        adapted = self._models.get(first.base, first.basis, self._store, self._cache_dir)
-        ready = [row for row in rows if self._prepare(adapted, row)]
-        if not ready:
+    def _place(self, asked: Asked) -> None:
+        """Fetch what a request needs, its base first."""
+        key = self._key(asked.request)
+        lane = self._lanes.pop(key, None)
+        if lane is not None:
+            self._lanes[key] = lane
+            self._fetchers.submit(self._fetch, asked)
             return
+        self._wanted.setdefault(key, []).append(asked)
+        self._load_wanted()
 
-        def on_token(index: int, token: int) -> None:
-            self._generated_at = time.monotonic()
-            _send_token(adapted, ready[index], token)
+    def _key(self, request: GenerationRequest) -> LaneKey:
+        """Of the lane that can answer; while the base alone is asked for, any of its lanes can."""
+        digest = request.base.digest
+        if request.basis is None:
+            return next((key for key in self._lanes if key[0] == digest), (digest, None))
+        return digest, request.basis
 
-        self._generated_at = time.monotonic()
-        changes, owners = _distinct(ready)
-        with following_rows(adapted, changes) as assign:
-            completions = generate(
-                adapted.base,
-                [row.prompt for row in ready],
-                max_new_tokens=[row.request.max_new_tokens or DEFAULT_MAX_NEW_TOKENS for row in ready],
-                temperature=[row.request.temperature for row in ready],
-                top_p=[row.request.top_p for row in ready],
-                seeds=[random.getrandbits(62) if row.request.seed is None else row.request.seed for row in ready],
-                on_token=on_token,
-                on_non_finite=lambda index: _fail(ready[index], NonFiniteLogitsError()),
-                should_stop=lambda: all(row.ended for row in ready),
-                owners=owners,
-                assign=assign,
-            )
-        for row, completion in zip(ready, completions, strict=True):
-            _send_end(row, completion)
+    def _load_wanted(self) -> None:
+        """Begin to load the bases that are wanted, those that there is room for."""
+        for key, wanted in self._wanted.items():
+            if key not in self._loading and self._make_room(wanted[0].request):
+                self._loading.add(key)
+                threading.Thread(target=self._load, args=(key, wanted[0].request), name="load", daemon=True).start()
 
-    def _prepare(self, adapted: AdaptedModel, row: _Row) -> bool:
-        """Render the prompt, choose and load the experts, and say so; False when the request cannot be answered."""
-        request = row.request
+    def _make_room(self, request: GenerationRequest) -> bool:
+        """Drop bases that nobody asks for, the longest unused first, until another fits; whether it does now."""
+        need = LOADED_RATIO * sum(file.size_bytes for file in request.base.files)
+        budget = MEMORY_SHARE * self._memory_bytes - need
+        for key, lane in list(self._lanes.items()):
+            if sum(other.memory_bytes for other in self._lanes.values()) <= budget:
+                break
+            if lane.is_idle:
+                del self._lanes[key]
+                self._models.drop(key[0])
+        # Where it is larger than the device says, loading it says so in numbers.
+        return not self._lanes or sum(lane.memory_bytes for lane in self._lanes.values()) <= budget
+
+    def _load(self, key: LaneKey, request: GenerationRequest) -> None:
         try:
-            row.prompt = render_prompt(adapted.base, request.messages)
-            limit = adapted.base.context_length
-            if limit is not None and len(row.prompt) >= limit:
-                raise PromptTooLongError(1, len(row.prompt), limit - 1)
-            started, experts = choose(adapted, request, row.prompt, self._experts)
-            if experts:
-                changes = [self._experts.change(adapted, expert) for expert in experts]
-                row.change = mix_changes(changes, [expert.weight for expert in experts])
-                row.follows = tuple((expert.z_sha256, expert.weight) for expert in experts)
+            adapted = self._models.get(request.base, request.basis, self._store, self._cache_dir)
+            lane = Lane(adapted, self._experts, int(CACHE_SHARE * self._memory_bytes))
         except Exception as exc:
-            _fail(row, exc)
-            return False
-        row.tell(started)
-        return True
+            self._inbox.put(partial(self._loaded, key, exc))
+        else:
+            self._inbox.put(partial(self._loaded, key, lane))
 
+    def _loaded(self, key: LaneKey, lane: Lane | Exception) -> None:
+        self._loading.discard(key)
+        wanted = self._wanted.pop(key)
+        if isinstance(lane, Exception):
+            for asked in wanted:
+                asked.fail(lane)
+            return
+        for other in [other for other in self._lanes if other[0] == key[0] and self._lanes[other].is_idle]:
+            del self._lanes[other]  # that of the base before it was decomposed
+        self._lanes[key] = lane
+        for asked in wanted:
+            self._place(asked)
 
-def _on_one_model(a: GenerationRequest, b: GenerationRequest) -> bool:
-    """Whether their rows can share a batch. An equal basis is not enough: another template or RoPE reads otherwise."""
-    return (a.base.digest, a.basis) == (b.base.digest, b.basis)
+    def _fetch(self, asked: Asked) -> None:
+        try:
+            self._experts.fetch(asked.request)
+        except Exception as exc:
+            asked.fail(exc)
+        else:
+            self._inbox.put(partial(self._start, asked))
 
-
-def _distinct(rows: Sequence[_Row]) -> tuple[list[Change], list[int]]:
-    """The distinct changes of the rows, one that is empty for the base; and each row's index among them.
-
-    Those without multipliers come first, as ``following_rows`` likes it.
-    """
-    distinct = {row.follows: row.change for row in sorted(rows, key=lambda row: bool(row.change.z))}
-    indices = {follows: index for index, follows in enumerate(distinct)}
-    return list(distinct.values()), [indices[row.follows] for row in rows]
-
-
-def _send_token(adapted: AdaptedModel, row: _Row, token: int) -> None:
-    """Send the text that a new token completes; what may still change, or may begin a stop string, waits."""
-    if row.ended or token in adapted.base.stop_ids:
-        return
-    row.ids.append(token)
-    text: str = adapted.base.tokenizer.decode(row.ids, skip_special_tokens=True)
-    cut = _stop_position(text, row.request.stop)
-    if cut is not None:
-        _send_text(row, text[:cut])
-        row.tell(Ended(finish_reason="stop", completion_tokens=len(row.ids)))
-        row.ended = True
-    elif not text.endswith(REPLACEMENT):
-        _send_text(row, text[: len(text) - _possible_stop(text, row.request.stop)])
-
-
-def _send_end(row: _Row, completion: Completion) -> None:
-    if not row.ended:
-        _send_text(row, completion.text)
-        row.tell(Ended(finish_reason=completion.finish_reason, completion_tokens=len(completion.token_ids)))
-        row.ended = True
-
-
-def _send_text(row: _Row, text: str) -> None:
-    if len(text) > row.sent:
-        row.tell(Text(text=text[row.sent :]))
-        row.sent = len(text)
-
-
-def _stop_position(text: str, stops: Sequence[str]) -> int | None:
-    positions = [text.index(stop) for stop in stops if stop and stop in text]
-    return min(positions) if positions else None
-
-
-def _possible_stop(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of ``text`` may be the beginning of a stop string."""
-    longest = 0
-    for stop in stops:
-        for length in range(1, len(stop)):
-            if text.endswith(stop[:length]):
-                longest = max(longest, length)
-    return longest
-
-
-def _fail(row: _Row, exc: Exception) -> None:
-    if row.ended:
-        return
-    row.ended = True
-    if isinstance(exc, PromptTooLongError):
-        exc = InvalidRequestError(
-            f"The conversation has {exc.tokens} tokens; this base model reads at most {exc.limit}. Shorten it.",
-            code="context_length_exceeded",
-        )
-    if isinstance(exc, ZhubError):
-        row.tell(Failed(code=exc.code, message=str(exc)))
-        return
-    log.error("a request failed", exc_info=exc, extra={"action": "request_failed"})
-    row.tell(Failed(code="internal_error", message=f"{type(exc).__name__}: {exc}"))
+    def _start(self, asked: Asked) -> None:
+        lane = self._lanes.get(self._key(asked.request))
+        if lane is None:  # dropped meanwhile
+            self._place(asked)
+            return
+        try:
+            lane.start(asked)
+        except Exception as exc:
+            asked.fail(exc)

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from pathlib import Path
 
-from zhub.generation import ExpertReference
+from zhub.generation import ExpertReference, GenerationRequest
 from zhub.storage.object_store import ObjectStore, fetch
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.artifact import read_routing
@@ -24,6 +24,19 @@ class Experts:
         self.size_bytes = 0  # of the changes: counted along, because a replica holds thousands
         self._centroids: OrderedDict[str, Centroid] = OrderedDict()
 
+    def fetch(self, request: GenerationRequest) -> None:
+        """Bring the files that a request needs to this machine's disk. From any thread.
+
+        Raises:
+            DigestMismatchError: a file is not what its reference says.
+        """
+        for expert in request.experts:
+            if expert.z_sha256 not in self._changes:
+                self._fetch(expert.z_key, expert.z_sha256)
+        for expert in [*(request.candidates or ()), *request.others]:
+            if expert.routing_sha256 not in self._centroids:
+                self._fetch(expert.routing_key, expert.routing_sha256)
+
     def change(self, adapted: AdaptedModel, expert: ExpertReference) -> Change:
         """What the expert changes in this model.
 
@@ -33,7 +46,7 @@ class Experts:
         """
         sha256 = expert.z_sha256
         if sha256 not in self._changes:
-            path = fetch(self._store, expert.z_key, self._directory / f"{sha256}.safetensors", sha256=sha256)
+            path = self._fetch(expert.z_key, sha256)
             change = self._changes[sha256] = read_change(path, sha256=sha256, adapted=adapted)
             self.size_bytes += change.size_bytes
             # Never the new one, however large it is.
@@ -47,10 +60,13 @@ class Experts:
         """Where the expert's training prompts lie. Raises as ``change``."""
         sha256 = expert.routing_sha256
         if sha256 not in self._centroids:
-            path = fetch(self._store, expert.routing_key, self._directory / f"{sha256}.safetensors", sha256=sha256)
+            path = self._fetch(expert.routing_key, sha256)
             fingerprint = adapted.basis.fingerprint
             self._centroids[sha256] = read_routing(path, sha256=sha256, basis_fingerprint=fingerprint)
             if len(self._centroids) > MAX_CENTROIDS:
                 self._centroids.popitem(last=False)
         self._centroids.move_to_end(sha256)
         return self._centroids[sha256]
+
+    def _fetch(self, key: str, sha256: str) -> Path:
+        return fetch(self._store, key, self._directory / f"{sha256}.safetensors", sha256=sha256)

@@ -1,0 +1,66 @@
+"""A request that a replica has taken, and whoever waits for its lines."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from zhub.errors import InvalidRequestError, PromptTooLongError, ZhubError
+from zhub.generation import Ended, Failed, GenerationRequest, Line
+
+log = logging.getLogger("zhub.serving")
+
+Send = Callable[[Line], object]  # what it returns is ignored
+
+
+class Asked:
+    """A request and where its lines go.
+
+    Attributes:
+        prompt_tokens: of its prompt, once that is rendered.
+        ended: nothing more is sent, and nothing need be computed any more.
+    """
+
+    def __init__(self, request: GenerationRequest, send: Send, on_end: "Callable[[Asked], object]") -> None:
+        self.request = request
+        self.prompt_tokens = 0
+        self.ended = False
+        self._send = send
+        self._on_end = on_end
+        self._open = request.n
+        self._lock = threading.Lock()
+
+    def tell(self, line: Line) -> None:
+        """Send a line. Where nobody can be told any more the request has ended, and the others go on."""
+        if self.ended:
+            return
+        try:
+            self._send(line)
+        except Exception:
+            log.warning("nobody is there for an answer", exc_info=True, extra={"action": "answer_unheard"})
+            self.end()
+        if isinstance(line, Ended):
+            self._open -= 1
+            if self._open == 0:
+                self.end()
+
+    def end(self) -> None:
+        """Nothing more need be computed: all is sent, or nobody waits. From any thread."""
+        with self._lock:
+            ended, self.ended = self.ended, True
+        if not ended:
+            self._on_end(self)
+
+    def fail(self, exc: Exception) -> None:
+        """Send why there is no answer, as the last line."""
+        if isinstance(exc, PromptTooLongError):
+            exc = InvalidRequestError(
+                f"The conversation has {exc.tokens} tokens; this base model reads at most {exc.limit}. Shorten it.",
+                code="context_length_exceeded",
+            )
+        if isinstance(exc, ZhubError):
+            line = Failed(code=exc.code, message=str(exc))
+        else:
+            log.error("a request failed", exc_info=exc, extra={"action": "request_failed"})
+            line = Failed(code="internal_error", message=f"{type(exc).__name__}: {exc}")
+        self.tell(line)
+        self.end()

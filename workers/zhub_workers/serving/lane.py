@@ -1,0 +1,257 @@
+"""A base model and all answers that are made with it, each with the experts that it follows, step by step."""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zhub.errors import InvalidRequestError, NonFiniteLogitsError, PromptTooLongError
+from zhub.generation import ChosenToken, Ended, FinishReason, GenerationRequest, Text
+from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.base_model import render_prompt
+from zhub_workers.model.changes import Change, mix_changes
+from zhub_workers.model.rollout import MIN_TEMPERATURE
+from zhub_workers.model.sampling import NO_TOKEN, Sampler
+from zhub_workers.serving.answer_text import AnswerText
+from zhub_workers.serving.asked import Asked
+from zhub_workers.serving.blocks import Blocks
+from zhub_workers.serving.experts import Experts
+from zhub_workers.serving.following import BASE, Following, Follows
+from zhub_workers.serving.runners import runner_for
+from zhub_workers.serving.scheduler import Answer, Scheduler
+from zhub_workers.serving.strategies import choose
+
+PLACES = 64
+DEFAULT_MAX_NEW_TOKENS = 512
+# Of prompts in one step: all that is read while nobody waits for a next token, and no less than this otherwise.
+MOST_PROMPT_TOKENS, LEAST_PROMPT_TOKENS = 512, 16
+# What prompts may add to the time of a step, in steps without: so that a long one delays a next token by so much.
+PROMPT_SHARE = 1.5
+SMOOTHING = 0.2
+
+
+@dataclass(eq=False)
+class _Choice:
+    """One of the answers to a request."""
+
+    asked: Asked
+    index: int
+    answer: Answer
+    text: AnswerText
+    follows: Follows
+    numbers: torch.Generator
+
+    @property
+    def answered(self) -> int:
+        """How many tokens it has."""
+        return len(self.answer.tokens) - self.asked.prompt_tokens
+
+
+@dataclass
+class _Draw:
+    """What one token is drawn with."""
+
+    temperature: float
+    top_p: float
+    uniforms: Tensor
+
+
+@dataclass
+class _Pace:
+    """How long a step takes without prompts, and what a token of a prompt adds, in seconds; None until measured."""
+
+    step_s: float | None = None
+    token_s: float | None = None
+
+    def note(self, seconds: float, prompt_tokens: int) -> None:
+        if prompt_tokens == 0:
+            self.step_s = _smoothed(self.step_s, seconds)
+        elif self.step_s is not None:
+            self.token_s = _smoothed(self.token_s, max(seconds - self.step_s, 0.0) / prompt_tokens)
+
+    def prompt_tokens(self) -> int:
+        """How many tokens of prompts go well with a step."""
+        if not self.step_s or not self.token_s:
+            return LEAST_PROMPT_TOKENS
+        tokens = int(PROMPT_SHARE * self.step_s / self.token_s)
+        return max(LEAST_PROMPT_TOKENS, min(MOST_PROMPT_TOKENS, tokens))
+
+
+class Lane:
+    """Answers of one base model.
+
+    Args:
+        adapted: the model, in no state; nothing else may use it.
+        cache_bytes: that keys and values may take.
+    """
+
+    def __init__(self, adapted: AdaptedModel, experts: Experts, cache_bytes: int) -> None:
+        self.adapted = adapted
+        self._experts = experts
+        view = adapted.weight_sharing_view()
+        self._runner, count = runner_for(adapted.base, view.base, cache_bytes, PLACES)
+        self._following = Following(view)
+        self._memory_bytes = adapted.memory_bytes + cache_bytes
+        self._scheduler = Scheduler(
+            Blocks(count, shared=self._runner.shared), places=PLACES, divided=self._runner.divided
+        )
+        self._choices: dict[Answer, _Choice] = {}
+        self._changes: dict[Follows, Change] = {}
+        self._pace = _Pace()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._choices
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the base and its basis, and what keys and values may take."""
+        return self._memory_bytes
+
+    @torch.no_grad()
+    def start(self, asked: Asked) -> None:
+        """Choose who answers, say so, and let the answers wait for their turn.
+
+        Raises:
+            ZhubError: the request cannot be answered.
+        """
+        request, base = asked.request, self.adapted.base
+        prompt = render_prompt(base, request.messages)
+        limit = base.context_length
+        if limit is not None and len(prompt) >= limit:
+            raise PromptTooLongError(1, len(prompt), limit - 1)
+        asked.prompt_tokens = len(prompt)
+        max_tokens = self._max_tokens(request, len(prompt))
+        started, experts = choose(self.adapted, request, prompt, self._experts)
+        follows = BASE
+        if experts:
+            changes = [self._experts.change(self.adapted, expert) for expert in experts]
+            follows = tuple((expert.z_sha256, expert.weight) for expert in experts)
+            self._changes[follows] = mix_changes(changes, [expert.weight for expert in experts])
+        asked.tell(started)
+        for index in range(request.n):
+            answer = Answer(request.org_id, repr(follows).encode(), list(prompt), max_tokens)
+            seed = random.getrandbits(62) if request.seed is None else request.seed + index
+            choice = _Choice(
+                asked,
+                index,
+                answer,
+                AnswerText(base.tokenizer, request.stop),
+                follows,
+                torch.Generator().manual_seed(seed % 2**63),
+            )
+            self._choices[answer] = choice
+            self._scheduler.add(answer)
+
+    def step(self) -> None:
+        """Read the next tokens of all that can go on, and send what they come to."""
+        for choice in [choice for choice in self._choices.values() if choice.asked.ended]:
+            self._drop(choice)
+        parts = self._scheduler.plan(self._prompt_tokens())
+        if not parts:
+            return
+        began = time.monotonic()
+        followed = [self._choices[part.answer].follows for part in parts]
+        owners, assign = self._following.owners(followed, self._changes)
+        order = sorted(range(len(parts)), key=owners.__getitem__)
+        parts, owners = [parts[i] for i in order], [owners[i] for i in order]
+        logits = self._runner.read(parts, owners, assign)
+        last = [self._choices[part.answer] for part in parts if part.is_last]
+        self._scheduler.done(parts)
+        self._answer(last, logits)
+        self._runner.keep(self._scheduler.running)
+        self._pace.note(time.monotonic() - began, sum(part.count for part in parts if part.count > 1))
+
+    def fail(self, exc: Exception) -> None:
+        """End every answer with this error, and go back to the base."""
+        for choice in list(self._choices.values()):
+            choice.asked.fail(exc)
+            self._drop(choice)
+        self._following.leave()
+
+    def _answer(self, choices: Sequence[_Choice], logits: Tensor) -> None:
+        """Choose the next token of each, and send it or end."""
+        if not choices:
+            return
+        base = self.adapted.base
+        for choice, token in zip(choices, _draw(choices, logits), strict=True):
+            if token == NO_TOKEN:
+                self._runner.clear(self._scheduler.forget(choice.answer))
+                choice.asked.fail(NonFiniteLogitsError())
+                continue
+            answer = choice.answer
+            answer.tokens.append(token)
+            if token in base.stop_ids:
+                self._end(choice, "stop", *choice.text.end())
+                continue
+            piece, tokens = choice.text.add(token)
+            if choice.text.stopped:
+                self._end(choice, "stop", piece, tokens)
+            elif len(answer.tokens) >= answer.max_tokens:
+                rest, others = choice.text.end()
+                self._end(choice, "stop" if choice.text.stopped else "length", piece + rest, [*tokens, *others])
+            elif piece:
+                choice.asked.tell(Text(index=choice.index, text=piece, tokens=tokens))
+
+    def _end(self, choice: _Choice, reason: FinishReason, text: str, tokens: list[ChosenToken]) -> None:
+        if text or tokens:
+            choice.asked.tell(Text(index=choice.index, text=text, tokens=tokens))
+        choice.asked.tell(
+            Ended(
+                index=choice.index,
+                finish_reason=reason,
+                completion_tokens=choice.answered,
+                cached_tokens=choice.answer.cached,
+            )
+        )
+        self._drop(choice)
+
+    def _drop(self, choice: _Choice) -> None:
+        self._scheduler.end(choice.answer)
+        self._choices.pop(choice.answer, None)
+        # What nobody follows any more stays with the replica's experts alone.
+        if choice.follows not in {other.follows for other in self._choices.values()}:
+            self._changes.pop(choice.follows, None)
+
+    def _prompt_tokens(self) -> int:
+        """How many tokens of prompts the next step may read."""
+        waited_for = any(answer.unread == 1 for answer in self._scheduler.running)
+        return self._pace.prompt_tokens() if waited_for else MOST_PROMPT_TOKENS
+
+    def _max_tokens(self, request: GenerationRequest, prompt_tokens: int) -> int:
+        """Of prompt and answer together, as far as the context reaches.
+
+        Raises:
+            InvalidRequestError: this replica has no room for so many.
+        """
+        limit = self.adapted.base.context_length
+        asked_for = prompt_tokens + (request.max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
+        wanted = asked_for if limit is None else min(asked_for, limit)
+        if request.max_new_tokens is None:
+            wanted = min(wanted, max(self._scheduler.room, prompt_tokens + 1))
+        if wanted > self._scheduler.room:
+            raise InvalidRequestError(
+                f"Prompt and answer come to {wanted} tokens; a replica has memory for {self._scheduler.room}. "
+                "Ask for a shorter answer with max_completion_tokens, or shorten the conversation.",
+                code="context_length_exceeded",
+            )
+        return wanted
+
+
+def _draw(choices: Sequence[_Choice], logits: Tensor) -> list[int]:
+    """The next token of each choice; NO_TOKEN where its logits are not finite."""
+    draws = []
+    for choice in choices:
+        request = choice.asked.request
+        temperature = request.temperature if request.temperature >= MIN_TEMPERATURE else 0.0
+        uniforms = torch.rand(int(temperature > 0), generator=choice.numbers, dtype=torch.float64)
+        draws.append(_Draw(temperature, request.top_p, uniforms))
+    tokens: list[int] = Sampler(draws, logits.device).draw(logits, 0).tolist()
+    return tokens
+
+
+def _smoothed(before: float | None, value: float) -> float:
+    return value if before is None else before + SMOOTHING * (value - before)
