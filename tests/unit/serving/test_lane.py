@@ -196,5 +196,5 @@ def test_prompts_take_little_of_a_step_that_somebody_waits_for(llama: Driven, mo
     llama.finish()
     assert planned[0] == lane_module.MOST_PROMPT_TOKENS
     pace = lane_module._Pace(step_s=0.02, token_s=0.001)
-    assert pace.prompt_tokens() == 30
+    assert pace.prompt_tokens() == 20
     assert lane_module._Pace(step_s=0.02, token_s=1.0).prompt_tokens() == lane_module.LEAST_PROMPT_TOKENS

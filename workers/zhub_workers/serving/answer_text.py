@@ -7,6 +7,9 @@ from zhub.generation import ChosenToken
 
 REPLACEMENT = "\ufffd"  # what a decoder shows for a character whose last bytes are still to come
 
+# Tokens that are decoded again with each new one, at most; and those that are still so where it would be more.
+LONGEST_WINDOW, KEPT_IN_WINDOW = 16, 4
+
 
 class AnswerText:
     """What of an answer may be sent. ``stops``: the first of these strings ends it, and is not part of it."""
@@ -15,8 +18,8 @@ class AnswerText:
         self._tokenizer = tokenizer
         self._stops = [stop for stop in stops if stop]
         self._ids: list[int] = []
-        # A token's text may depend on the one before: each is decoded behind those that were decoded last.
-        self._window, self._decoded = 0, 0
+        # A token's text may depend on those before: each is decoded behind some that were decoded already.
+        self._window, self._before = 0, ""
         self._held = ""  # decoded and not sent: it may begin a stop string
         self._length = 0  # of all that was decoded
         self._tokens: list[tuple[int, ChosenToken]] = []  # not sent yet, with where each begins
@@ -27,25 +30,24 @@ class AnswerText:
         if chosen is not None:
             self._tokens.append((self._length, chosen))
         self._ids.append(token)
-        text = self._decode()
+        text = self._decode(self._window)
         return ("", []) if text.endswith(REPLACEMENT) else self._take(text, last=False)
 
     def end(self) -> tuple[str, list[ChosenToken]]:
         """What is left when no token comes any more."""
-        return self._take(self._decode(), last=True)
+        return self._take(self._decode(self._window), last=True)
 
-    def _decode(self) -> str:
-        """The text of the tokens that were not decoded yet."""
-        before, with_new = (
-            self._tokenizer.decode(ids, skip_special_tokens=True)
-            for ids in (self._ids[self._window : self._decoded], self._ids[self._window :])
-        )
-        return str(with_new)[len(before) :]
+    def _decode(self, start: int) -> str:
+        return str(self._tokenizer.decode(self._ids[start:], skip_special_tokens=True))
 
     def _take(self, text: str, *, last: bool) -> tuple[str, list[ChosenToken]]:
-        self._window, self._decoded = self._decoded, len(self._ids)
-        self._held += text
-        self._length += len(text)
+        new = text[len(self._before) :]
+        self._before = text
+        if len(self._ids) - self._window > LONGEST_WINDOW:
+            self._window = len(self._ids) - KEPT_IN_WINDOW
+            self._before = self._decode(self._window)
+        self._held += new
+        self._length += len(new)
         positions = [self._held.index(stop) for stop in self._stops if stop in self._held]
         if positions:
             self.stopped = True

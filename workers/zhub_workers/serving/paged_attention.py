@@ -20,9 +20,9 @@ from transformers import AttentionInterface
 from zhub_workers.serving.blocks import BLOCK_TOKENS
 
 NAME = "zhub_paged"
-# Sequences of which the longest has more than so many times the blocks of the shortest attend in two groups: what is
-# padded costs memory traffic, another group costs calls.
-LARGEST_RATIO = 2
+# What may be read of padding in one layer before sequences attend in another group: reading costs memory traffic, and
+# a group costs calls.
+PADDING_BYTES = 1 << 20
 # What the attention of a token does not depend on, here: nothing is trained, and who sees whom is known.
 IGNORED = ("position_ids", "use_cache", "past_key_values", "is_causal", "output_router_logits")
 
@@ -65,18 +65,23 @@ class Pages:
         """Of one block in all layers that were read."""
         return sum(kept[0].nbytes for layer in self._layers.values() for kept in layer)
 
+    @property
+    def padding_blocks(self) -> int:
+        """How many blocks of one layer may be read for nothing."""
+        return PADDING_BYTES * len(self._layers) // self.block_bytes if self._layers else 0
+
 
 @dataclass
 class _Group:
     """Sequences that attend together: ``b`` of them with ``t`` new tokens each, and ``w`` positions of blocks.
 
     Attributes:
-        tokens: their columns in the step, ``(b * t,)``.
+        tokens: their columns in the step, ``(b * t,)``; None where they are all of it, in order.
         blocks: ``(b * w / BLOCK_TOKENS,)``.
         positions: of their tokens, ``(b, t, 1)``.
     """
 
-    tokens: Tensor
+    tokens: Tensor | None
     blocks: Tensor
     positions: Tensor
     width: int
@@ -133,7 +138,7 @@ def reading(pages: Pages, spans: Sequence[Span], config: Any, device: torch.devi
     step = _Step(
         pages,
         torch.tensor(slots, device=device),
-        _groups(spans, device),
+        _groups(spans, pages.padding_blocks, device),
         types,
         getattr(config, "sliding_window", None) if windowed else None,
         getattr(config, "attention_chunk_size", None),
@@ -145,31 +150,38 @@ def reading(pages: Pages, spans: Sequence[Span], config: Any, device: torch.devi
         _STEP.reset(token)
 
 
-def _groups(spans: Sequence[Span], device: torch.device) -> list[_Group]:
+def _groups(spans: Sequence[Span], padding_blocks: int, device: torch.device) -> list[_Group]:
     columns, first = [], 0
     for span in spans:
         columns.append(range(first, first + span.count))
         first += span.count
-    # Those with one new token together, where their lengths are alike; each part of a prompt alone.
-    single = sorted((i for i, span in enumerate(spans) if span.count == 1), key=lambda i: len(spans[i].blocks))
-    together: list[list[int]] = [[i] for i, span in enumerate(spans) if span.count > 1]
+    # Each part of a prompt alone; those with one new token together, as long as their lengths waste little.
+    together: list[list[int]] = [[index] for index, span in enumerate(spans) if span.count > 1]
+    single = [index for index, span in enumerate(spans) if span.count == 1]
     group: list[int] = []
-    for index in single:
-        if group and len(spans[index].blocks) > LARGEST_RATIO * len(spans[group[0]].blocks):
+    padding = 0
+    for index in sorted(single, key=lambda index: -len(spans[index].blocks)):
+        padding += len(spans[group[0]].blocks) - len(spans[index].blocks) if group else 0
+        if padding > padding_blocks:
             together.append(group)
-            group = []
+            group, padding = [], 0
         group.append(index)
+    if len(group) == len(spans):
+        return [_group(spans, None, device)]
     if group:
         together.append(group)
-    return [_group([spans[i] for i in indices], [columns[i] for i in indices], device) for indices in together]
+    return [
+        _group([spans[i] for i in indices], [column for i in indices for column in columns[i]], device)
+        for indices in together
+    ]
 
 
-def _group(spans: Sequence[Span], columns: Sequence[range], device: torch.device) -> _Group:
+def _group(spans: Sequence[Span], columns: Sequence[int] | None, device: torch.device) -> _Group:
     most = max(len(span.blocks) for span in spans)
     blocks = [[*span.blocks, *[span.blocks[0]] * (most - len(span.blocks))] for span in spans]
     positions = [list(range(span.start, span.start + span.count)) for span in spans]
     return _Group(
-        torch.tensor([column for of_span in columns for column in of_span], device=device),
+        None if columns is None else torch.tensor(columns, device=device),
         torch.tensor(blocks, device=device).flatten(),
         torch.tensor(positions, device=device).unsqueeze(2),
         most * BLOCK_TOKENS,
@@ -203,13 +215,16 @@ def attend(
     for new, kept in ((key, keys), (value, values)):
         kept.view(-1, *kept.shape[2:]).index_copy_(0, step.slots, new[0].transpose(0, 1))
     window, chunk = step.limits(layer)
+    queries = query[0].transpose(0, 1)
     out = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
     for group in step.groups:
-        own = query[0, :, group.tokens].transpose(0, 1)  # (b * t, heads, d)
-        answered = _attend(
-            group, own, keys, values, group.mask(sliding_window or window, chunk), scaling, softcap, s_aux
-        )
-        out[group.tokens] = answered
+        own = queries if group.tokens is None else queries.index_select(0, group.tokens)
+        mask = group.mask(sliding_window or window, chunk)
+        answered = _attend(group, own, keys, values, mask, scaling, softcap, s_aux)
+        if group.tokens is None:
+            out = answered
+        else:
+            out.index_copy_(0, group.tokens, answered)
     return out.unsqueeze(0), None
 
 
@@ -230,8 +245,10 @@ def _attend(
         kept.index_select(0, group.blocks).view(b, group.width, shared, -1).transpose(1, 2) for kept in (keys, values)
     )
     # The queries that share a head of the keys side by side, as if they were as many tokens: nothing is repeated.
-    q = query.view(b, t, shared, heads // shared, -1).permute(0, 2, 3, 1, 4).reshape(b, shared, heads // shared * t, -1)
-    seen = mask if t == 1 else mask.repeat(1, 1, heads // shared, 1)
+    q, seen = query.reshape(b, t, shared, heads // shared, -1).transpose(1, 2), mask
+    if t > 1:
+        q, seen = q.transpose(2, 3), mask.repeat(1, 1, heads // shared, 1)
+    q = q.reshape(b, shared, heads // shared * t, -1)
     if softcap is None and s_aux is None:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
     else:
@@ -243,7 +260,9 @@ def _attend(
             sink = s_aux.view(1, shared, -1, 1).expand(b, -1, -1, t).reshape(b, shared, -1, 1).to(scores.dtype)
             scores = torch.cat([scores, sink], -1)
         y = scores.softmax(-1, dtype=torch.float32).to(v.dtype)[..., : group.width] @ v
-    return y.view(b, shared, heads // shared, t, -1).permute(0, 3, 1, 2, 4).reshape(b * t, heads, -1)
+    if t > 1:
+        y = y.view(b, shared, heads // shared, t, -1).permute(0, 3, 1, 2, 4)
+    return y.reshape(b * t, heads, -1)
 
 
 AttentionInterface.register(NAME, attend)
