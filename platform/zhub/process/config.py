@@ -38,6 +38,12 @@ class Settings(BaseSettings):
     """What the API sends with its requests to the Serve app, which answers no other: the same for API and agent."""
     serving_host: str = "127.0.0.1"
     serving_port: int = 8461
+    serving_replicas: int = Field(default=1, ge=1)
+    """How many replicas the Serve app has, at least."""
+    serving_max_replicas: int | None = Field(default=None, ge=1)
+    """How many it may have while many requests wait; None: no more than at least."""
+    serving_cpus: float = Field(default=0.0, ge=0)
+    """What Ray reserves for each replica. A replica that reserves nothing shares its node's cores with the workers."""
 
     ray_address: str | None = None
     cluster: str = Field(default="default", pattern="^[a-z0-9][a-z0-9-]{0,62}$")

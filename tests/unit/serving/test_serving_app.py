@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from zhub.generation import LINE, Ended, Line, Text
+from zhub.process.config import Settings
 from zhub_workers.serving import app
 from zhub_workers.serving.app import Generation, json_lines, sha256_of
 from zhub_workers.serving.engine import Engine
@@ -111,3 +112,54 @@ def test_that_ray_serve_gave_up_is_an_error_with_its_reason(monkeypatch: pytest.
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=failed))
     with pytest.raises(RuntimeError, match="given up: no module named torch"):
         app._answers("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, {"num_replicas": 1}),
+        ({"serving_replicas": 3, "serving_max_replicas": 2}, {"num_replicas": 3}),
+        (
+            {"serving_replicas": 2, "serving_max_replicas": 5, "serving_cpus": 4.0},
+            {"autoscaling_config": {"min_replicas": 2, "max_replicas": 5, "target_ongoing_requests": 48}},
+        ),
+    ],
+)
+def test_replicas_are_as_many_as_the_settings_say_and_reserve_what_they_say(
+    asked: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    settings = Settings(database_url="postgresql://x", store_url="file:///nowhere", **asked)
+    options = app.replica_options(settings, 0.5)
+    reserved = {"num_cpus": asked.get("serving_cpus", 0.0), "num_gpus": 0.5}
+    assert options == {"ray_actor_options": reserved} | expected
+    Generation.options(**options)  # type: ignore[attr-defined]  # Serve refuses options that it does not know
+
+
+def test_a_client_that_leaves_ends_what_is_computed_for_it() -> None:
+    cancelled: list[bool] = []
+
+    async def leave() -> None:
+        lines: asyncio.Queue[Line] = asyncio.Queue()
+        lines.put_nowait(Text(text="the beginning"))
+        stream = json_lines(lines, 1, lambda: cancelled.append(True))
+        await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    asyncio.run(leave())
+    assert cancelled == [True]
+
+
+def test_a_stream_goes_on_until_the_last_of_its_answers_has_ended() -> None:
+    answer: list[Line] = [
+        Ended(index=1, finish_reason="stop", completion_tokens=3),
+        Text(text="more"),
+        Ended(index=0, finish_reason="stop", completion_tokens=3),
+    ]
+
+    async def written() -> list[str]:
+        lines: asyncio.Queue[Line] = asyncio.Queue()
+        for line in answer:
+            lines.put_nowait(line)
+        return [text async for text in json_lines(lines, 2, lambda: None)]
+
+    assert [LINE.validate_json(text) for text in asyncio.run(written())] == answer

@@ -6,6 +6,7 @@ import hmac
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 from pydantic import ValidationError
@@ -24,6 +25,9 @@ from zhub_workers.serving.keeper import Serving
 
 APP = "zhub"
 MAX_ONGOING_REQUESTS = 320
+DRAIN_S = 120.0
+# Requests of a replica, waiting and running, beyond which there are to be more replicas: its places are full then.
+TARGET_REQUESTS = 48
 ANSWER_TIMEOUT_S = 5.0
 
 
@@ -31,7 +35,8 @@ ANSWER_TIMEOUT_S = 5.0
     name="generation",
     max_ongoing_requests=MAX_ONGOING_REQUESTS,
     health_check_period_s=10,
-    graceful_shutdown_timeout_s=5,
+    # A replica that has to go takes no more requests, and ends those that it has.
+    graceful_shutdown_timeout_s=DRAIN_S,
 )
 class Generation:
     """A replica: one engine on one device."""
@@ -115,13 +120,23 @@ def serving_of(settings: Settings, *, gpus: float) -> Serving:
     def deploy() -> None:
         http = HTTPOptions(host=settings.serving_host, port=settings.serving_port)
         serve.start(proxy_location="HeadOnly", http_options=http)
-        app = Generation.options(ray_actor_options={"num_cpus": 0, "num_gpus": gpus}).bind(  # type: ignore[attr-defined]  # the decorator's type hides what it returns
+        app = Generation.options(**replica_options(settings, gpus)).bind(  # type: ignore[attr-defined]  # the decorator's type hides what it returns
             settings.store_url, str(settings.cache_dir), settings.device, settings.log_format, token_sha256
         )
         # Not until the app runs: where no node has room for it, Serve would wait for ever.
         serve.run_many([RunTarget(app, name=APP, route_prefix="/")], wait_for_applications_running=False)
 
     return Serving(deploy, partial(_answers, url), serve.shutdown)
+
+
+def replica_options(settings: Settings, gpus: float) -> dict[str, Any]:
+    """How many replicas there are, and what Ray reserves for each."""
+    least, most = settings.serving_replicas, settings.serving_max_replicas
+    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": settings.serving_cpus, "num_gpus": gpus}}
+    if most is None or most <= least:
+        return options | {"num_replicas": least}
+    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": TARGET_REQUESTS}
+    return options | {"autoscaling_config": scaling}
 
 
 def _answers(url: str) -> bool:

@@ -107,6 +107,11 @@ class Lane:
         return not self._choices
 
     @property
+    def running(self) -> Sequence[Answer]:
+        """The answers under way."""
+        return self._scheduler.running
+
+    @property
     def memory_bytes(self) -> int:
         """Of the base and its basis, and what keys and values may take."""
         return self._memory_bytes
