@@ -1,7 +1,9 @@
 """The serving engine on a real tiny model: batches of rows that follow different experts, stop strings, refusals."""
 
+import json
 import queue
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ from zhub.generation import Ended, ExpertReference, Failed, Line, Started, Text
 from zhub.specs import BaseModelSource
 from zhub_workers.serving import engine as engine_module
 from zhub_workers.serving.engine import Engine
+
+SCHEMA = json.dumps(
+    {"type": "object", "properties": {"a": {"enum": ["x", "yy"]}}, "required": ["a"], "additionalProperties": False}
+)
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +212,34 @@ def test_an_answer_that_nobody_can_be_told_of_stops_no_other(served: Served) -> 
 
     served.engine.submit(served.request("x"), gone)
     assert isinstance(served.ask(served.request("x"))[-1], Ended)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """The shipped base, whose vocabulary can write JSON."""
+    return Served(tmp_path_factory.mktemp("shipped"), Path(str(resources.files("zhub_workers") / "shipped_base")))
+
+
+def test_an_answer_with_a_schema_fits_it_and_its_batch_mates_are_as_ever(shipped: Served) -> None:
+    plain = shipped.request("What is 2 plus 3?", max_new_tokens=120)
+    held = plain.model_copy(update={"json_schema": SCHEMA, "temperature": 1.0, "seed": 4})
+    alone = shipped.ask(plain)
+    answered, beside = shipped.ask_all([held, plain])
+    assert json.loads(text_of(answered))["a"] in ("x", "yy")
+    assert isinstance(answered[-1], Ended) and answered[-1].finish_reason == "stop"
+    assert text_of(beside) == text_of(alone)
+
+
+def test_an_answer_that_its_rules_end_fails_and_its_batch_mates_are_answered(served: Served) -> None:
+    # No token of this base writes a brace.
+    failed, answered = served.ask_all([served.request("say a", json_schema=SCHEMA), served.request("say a")])
+    assert isinstance(failed[-1], Failed)
+    assert isinstance(answered[-1], Ended)
+
+
+def test_a_schema_that_no_answer_fits_is_refused_and_its_batch_mates_are_answered(served: Served) -> None:
+    itself = {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}
+    endless = json.dumps({"$ref": "#/$defs/a", "$defs": {"a": itself}})
+    failed, answered = served.ask_all([served.request("x", json_schema=endless), served.request("x")])
+    assert isinstance(failed[-1], Failed) and failed[-1].code == "invalid_request"
+    assert isinstance(answered[-1], Ended)

@@ -51,7 +51,9 @@ class Driven:
 
     def start(self, request: GenerationRequest) -> list[Line]:
         lines: list[Line] = []
-        self.lane.start(Asked(request, lines.append, lambda _asked: None))
+        asked = Asked(request, lines.append, lambda _asked: None)
+        self.lane.prepare(asked)
+        self.lane.start(asked)
         return lines
 
     def finish(self) -> None:
@@ -198,3 +200,22 @@ def test_prompts_take_little_of_a_step_that_somebody_waits_for(llama: Driven, mo
     pace = lane_module._Pace(step_s=0.02, token_s=0.001)
     assert pace.prompt_tokens() == 20
     assert lane_module._Pace(step_s=0.02, token_s=1.0).prompt_tokens() == lane_module.LEAST_PROMPT_TOKENS
+
+
+def test_tokens_come_with_their_log_probabilities(llama: Driven) -> None:
+    lines = llama.start(llama.served.request("say a", max_new_tokens=6, logprobs=3))
+    llama.finish()
+    tokens = [token for line in lines if line.type == "text" for token in line.tokens]
+    assert len(tokens) == 6 and all(len(token.likeliest) == 3 for token in tokens)
+    assert all(token.logprob == token.likeliest[0].logprob <= 0 for token in tokens), "greedy takes the likeliest"
+    assert b"".join(token.token for token in tokens).decode() == text_of(lines)
+
+
+def test_a_bias_decides_what_is_said_and_a_penalty_what_is_not_repeated(llama: Driven) -> None:
+    tokenizer = llama.adapted.base.tokenizer
+    a, b = (tokenizer.convert_tokens_to_ids(letter) for letter in "ab")
+    request = llama.served.request("say b", max_new_tokens=5)
+    assert llama.ask(request.model_copy(update={"logit_bias": {a: 100.0}})) == "aaaaa"
+    both = request.model_copy(update={"logit_bias": {a: 100.0, b: 90.0}, "max_new_tokens": 20})
+    assert set(llama.ask(both)) == {"a"}
+    assert set(llama.ask(both.model_copy(update={"frequency_penalty": 2.0}))) == {"a", "b"}

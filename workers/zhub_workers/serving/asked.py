@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from zhub.errors import InvalidRequestError, PromptTooLongError, ZhubError
 from zhub.generation import Ended, Failed, GenerationRequest, Line
+from zhub_workers.serving.grammars import Grammar
 
 log = logging.getLogger("zhub.serving")
 
@@ -17,12 +18,14 @@ class Asked:
 
     Attributes:
         prompt_tokens: of its prompt, once that is rendered.
+        grammar: what its answers must be, once that is compiled.
         ended: nothing more is sent, and nothing need be computed any more.
     """
 
     def __init__(self, request: GenerationRequest, send: Send, on_end: "Callable[[Asked], object]") -> None:
         self.request = request
         self.prompt_tokens = 0
+        self.grammar: Grammar | None = None
         self.ended = False
         self._send = send
         self._on_end = on_end

@@ -2,8 +2,8 @@
 
 Requests join a lane's running answers between two tokens and leave them with their last. Each answer follows its own
 expert or mixture: of an SVF ``y = W x + U((s·Δ_b) ∘ (Vᵀ x))``, and of the others as ``row_changes`` says; exactly the
-base where nothing changes. No weight is ever swapped. Bases and the files of experts are fetched beside the thread, so
-that nobody's answer waits for what another needs.
+base where nothing changes. No weight is ever swapped. Bases and the files of experts are fetched beside the thread, and
+grammars compiled, so that nobody's answer waits for what another needs.
 """
 
 import logging
@@ -31,7 +31,7 @@ from zhub_workers.serving.lane import Lane
 log = logging.getLogger("zhub.serving")
 
 MAX_WAITING = 256  # requests of one organisation that are not answered yet
-FETCHERS = 8
+PREPARERS = 8
 MEMORY_SHARE = 0.75  # of the device's memory, for all bases
 # Of it, for the keys and values of one base. A CPU promises it, and gives what is written to.
 CACHE_SHARE = 0.125
@@ -58,7 +58,7 @@ class Engine:
         self._open: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self._fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
+        self._preparers = ThreadPoolExecutor(PREPARERS, "prepare")
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="engine")
         self._thread.start()
@@ -120,12 +120,12 @@ class Engine:
             wait = False
 
     def _place(self, asked: Asked) -> None:
-        """Fetch what a request needs, its base first."""
+        """Bring what a request needs, its base first."""
         key = self._key(asked.request)
         lane = self._lanes.pop(key, None)
         if lane is not None:
             self._lanes[key] = lane
-            self._fetchers.submit(self._fetch, asked)
+            self._preparers.submit(self._prepare, asked, lane)
             return
         self._wanted.setdefault(key, []).append(asked)
         self._load_wanted()
@@ -179,9 +179,9 @@ class Engine:
         for asked in wanted:
             self._place(asked)
 
-    def _fetch(self, asked: Asked) -> None:
+    def _prepare(self, asked: Asked, lane: Lane) -> None:
         try:
-            self._experts.fetch(asked.request)
+            lane.prepare(asked)
         except Exception as exc:
             asked.fail(exc)
         else:

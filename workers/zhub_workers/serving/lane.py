@@ -20,9 +20,12 @@ from zhub_workers.serving.asked import Asked
 from zhub_workers.serving.blocks import Blocks
 from zhub_workers.serving.experts import Experts
 from zhub_workers.serving.following import BASE, Following, Follows
+from zhub_workers.serving.grammars import json_grammar
 from zhub_workers.serving.runners import runner_for
 from zhub_workers.serving.scheduler import Answer, Scheduler
 from zhub_workers.serving.strategies import choose
+from zhub_workers.serving.token_rules import TokenRules, chosen_token, token_rules
+from zhub_workers.serving.vocabulary import Vocabulary
 
 PLACES = 64
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -43,6 +46,7 @@ class _Choice:
     text: AnswerText
     follows: Follows
     numbers: torch.Generator
+    rules: TokenRules | None
 
     @property
     def answered(self) -> int:
@@ -98,6 +102,7 @@ class Lane:
         self._scheduler = Scheduler(
             Blocks(count, shared=self._runner.shared), places=PLACES, divided=self._runner.divided
         )
+        self._vocabulary = Vocabulary(adapted.base.tokenizer, adapted.base.stop_ids)
         self._choices: dict[Answer, _Choice] = {}
         self._changes: dict[Follows, Change] = {}
         self._pace = _Pace()
@@ -115,6 +120,17 @@ class Lane:
     def memory_bytes(self) -> int:
         """Of the base and its basis, and what keys and values may take."""
         return self._memory_bytes
+
+    def prepare(self, asked: Asked) -> None:
+        """Bring what a request needs before it can start. From any thread.
+
+        Raises:
+            DigestMismatchError: an expert's file is not what its reference says.
+            InvalidRequestError: no answer can be held to its schema.
+        """
+        self._experts.fetch(asked.request)
+        if asked.request.json_schema is not None:
+            asked.grammar = json_grammar(asked.request.json_schema, self._vocabulary)
 
     @torch.no_grad()
     def start(self, asked: Asked) -> None:
@@ -147,6 +163,7 @@ class Lane:
                 AnswerText(base.tokenizer, request.stop),
                 follows,
                 torch.Generator().manual_seed(seed % 2**63),
+                token_rules(request, asked.grammar),
             )
             self._choices[answer] = choice
             self._scheduler.add(answer)
@@ -181,25 +198,47 @@ class Lane:
         """Choose the next token of each, and send it or end."""
         if not choices:
             return
-        base = self.adapted.base
-        for choice, token in zip(choices, _draw(choices, logits), strict=True):
+        allowed = [self._allowed(choice, row) for choice, row in zip(choices, logits, strict=True)]
+        for choice, row, token in zip(choices, logits, _draw(choices, torch.stack(allowed)), strict=True):
+            if choice.asked.ended:
+                continue
             if token == NO_TOKEN:
                 self._runner.clear(self._scheduler.forget(choice.answer))
                 choice.asked.fail(NonFiniteLogitsError())
                 continue
-            answer = choice.answer
-            answer.tokens.append(token)
-            if token in base.stop_ids:
-                self._end(choice, "stop", *choice.text.end())
-                continue
-            piece, tokens = choice.text.add(token)
-            if choice.text.stopped:
-                self._end(choice, "stop", piece, tokens)
-            elif len(answer.tokens) >= answer.max_tokens:
-                rest, others = choice.text.end()
-                self._end(choice, "stop" if choice.text.stopped else "length", piece + rest, [*tokens, *others])
-            elif piece:
-                choice.asked.tell(Text(index=choice.index, text=piece, tokens=tokens))
+            try:
+                self._add(choice, row, token)
+            except Exception as exc:
+                choice.asked.fail(exc)
+
+    def _allowed(self, choice: _Choice, row: Tensor) -> Tensor:
+        """A choice's logits by its rules; what goes wrong there is its own."""
+        if choice.rules is None:
+            return row.float()
+        try:
+            return choice.rules.apply(row)
+        except Exception as exc:
+            choice.asked.fail(exc)
+            return row.float()
+
+    def _add(self, choice: _Choice, row: Tensor, token: int) -> None:
+        """Take the token that was drawn from logits which were ``row`` before any rules."""
+        answer, request, rules = choice.answer, choice.asked.request, choice.rules
+        answer.tokens.append(token)
+        if rules is not None:
+            rules.accept(token)
+        if token in self.adapted.base.stop_ids:
+            self._end(choice, "stop", *choice.text.end())
+            return
+        chosen = None if request.logprobs is None else chosen_token(row, token, request.logprobs, self._vocabulary)
+        piece, tokens = choice.text.add(token, chosen)
+        is_finished = choice.text.stopped or (rules is not None and rules.is_finished)
+        if is_finished or len(answer.tokens) >= answer.max_tokens:
+            rest, others = ("", []) if choice.text.stopped else choice.text.end()
+            reason: FinishReason = "stop" if is_finished or choice.text.stopped else "length"
+            self._end(choice, reason, piece + rest, [*tokens, *others])
+        elif piece or tokens:
+            choice.asked.tell(Text(index=choice.index, text=piece, tokens=tokens))
 
     def _end(self, choice: _Choice, reason: FinishReason, text: str, tokens: list[ChosenToken]) -> None:
         if text or tokens:
