@@ -1,19 +1,7 @@
-"""Take the guards of the job protocol away one by one, and see that a test notices each.
+"""The guards of the job protocol, of admission, promotions, schedules and deliveries, each with what takes it away."""
 
-Run from the repository's root: ``python tools/mutants.py``. Each mutant is one line changed in a copy of the sources,
-on which the tests that should notice are run. Exits with 1 if a mutant survives.
-"""
+from mutant import Mutant
 
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
-
-ROOT = Path(__file__).parents[1]
-COPIED = ("platform", "workers", "api", "migrations", "tests", "pyproject.toml")
 CLAIMS, ATTEMPTS = "platform/zhub/queue/claims.py", "platform/zhub/queue/attempts.py"
 REAPER = "platform/zhub/queue/reaper.py"
 DESIRED, LEADERSHIP = "platform/zhub/queue/desired.py", "platform/zhub/queue/leadership.py"
@@ -68,61 +56,57 @@ _LOOK_AT_ROWS = """\
 """
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """What is taken away: ``old`` becomes ``new``, which is there once."""
-
-    what: str
-    path: str
-    old: str
-    new: str
-    tests: tuple[str, ...] = ON_JOBS
-
-
 MUTANTS = (
     Mutant(
         "a heartbeat checks its fence",
         ATTEMPTS,
         "was.id AND fence = :fence AND state",
         "was.id AND :fence = :fence AND state",
+        ON_JOBS,
     ),
     Mutant(
         "a success checks its fence",
         ATTEMPTS,
         "fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'",
         ":fence = :fence AND state IN ('starting', 'running', 'stopping') AND desired <> 'cancel'",
+        ON_JOBS,
     ),
     Mutant(
         "a success checks that nobody cancelled",
         ATTEMPTS,
         "'stopping') AND desired <> 'cancel'",
         "'stopping')",
+        ON_JOBS,
     ),
     Mutant(
         "a failure checks its fence",
         ATTEMPTS,
         "SET {RELEASE}\n             WHERE id = :job AND fence = :fence AND",
         "SET {RELEASE}\n             WHERE id = :job AND :fence = :fence AND",
+        ON_JOBS,
     ),
     Mutant(
         "a stop checks its fence",
         ATTEMPTS,
         "WHERE jobs.id = was.id AND fence = :fence\n",
         "WHERE jobs.id = was.id AND :fence = :fence\n",
+        ON_JOBS,
     ),
-    Mutant("a claim raises the fence", CLAIMS, "fence = fence + 1", "fence = greatest(fence, 1)"),
+    Mutant("a claim raises the fence", CLAIMS, "fence = fence + 1", "fence = greatest(fence, 1)", ON_JOBS),
     Mutant(
         "a claim passes what is not wanted",
         CLAIMS,
         "state = 'admitted' AND desired = 'run' AND cluster",
         "state = 'admitted' AND cluster",
+        ON_JOBS,
     ),
-    Mutant("a claim does not wait for another", CLAIMS, "LIMIT :limit FOR UPDATE SKIP LOCKED", "LIMIT :limit"),
+    Mutant("a claim does not wait for another", CLAIMS, "LIMIT :limit FOR UPDATE SKIP LOCKED", "LIMIT :limit", ON_JOBS),
     Mutant(
         "a lost job runs alone",
         CLAIMS,
         "CASE infra_failures WHEN 0 THEN pack_key END",
         "pack_key",
+        ON_JOBS,
     ),
     Mutant(
         "a worker that died with its node was not brought down by its job",
@@ -150,30 +134,35 @@ MUTANTS = (
         REAPER,
         "WHERE lease_until < now() ORDER BY",
         "WHERE lease_until IS NOT NULL ORDER BY",
+        ON_JOBS,
     ),
     Mutant(
         "a failure pays from its own budget",
         ATTEMPTS,
         "infra_failures = infra_failures + :infra",
         "infra_failures = infra_failures",
+        ON_JOBS,
     ),
     Mutant(
         "a requested change does not replace a cancellation",
         DESIRED,
         'instead_of=("run", "preempt")',
         'instead_of=("run", "preempt", "cancel")',
+        ON_JOBS,
     ),
     Mutant(
         "a leader's pass checks its term",
         LEADERSHIP,
         "holder = :holder AND term = :term FOR SHARE",
         ":holder = :holder AND :term = :term FOR SHARE",
+        ON_JOBS,
     ),
     Mutant(
         "one version for each job",
         BASELINE,
         'sa.UniqueConstraint("job_id", name=op.f("uq_expert_versions_job_id")),',
         "",
+        ON_JOBS,
     ),
     Mutant(
         "what is held is not given out",
@@ -355,44 +344,3 @@ MUTANTS = (
         ("tests/unit/webhooks/test_safe_http.py",),
     ),
 )
-
-
-def main() -> None:
-    survivors = [mutant.what for mutant in MUTANTS if not noticed(mutant)]
-    if survivors:
-        sys.exit(f"{len(survivors)} of {len(MUTANTS)} mutants survive: {'; '.join(survivors)}")
-    print(f"All {len(MUTANTS)} mutants are noticed.")
-
-
-def noticed(mutant: Mutant) -> bool:
-    """Whether a test fails on the mutant; prints which."""
-    with tempfile.TemporaryDirectory(prefix="zhub-mutant-") as name:
-        copy = Path(name)
-        for part in COPIED:
-            source = ROOT / part
-            if source.is_dir():
-                shutil.copytree(source, copy / part, ignore=shutil.ignore_patterns("__pycache__", "shipped_base"))
-            else:
-                shutil.copy(source, copy / part)
-        path = copy / mutant.path
-        text = path.read_text()
-        if text.count(mutant.old) != 1:
-            sys.exit(f"'{mutant.what}': {mutant.path} has it {text.count(mutant.old)} times: {mutant.old!r}")
-        path.write_text(text.replace(mutant.old, mutant.new))
-        # In front of the editable installation, which points at the sources themselves.
-        sources = os.pathsep.join(str(copy / root) for root in ("platform", "workers", "api"))
-        found = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests],
-            cwd=copy,
-            env=os.environ | {"PYTHONPATH": sources},
-            capture_output=True,
-            text=True,
-        )
-    failed = [line for line in found.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    told = failed[0].partition(" - ")[0] if failed else f"SURVIVES (pytest: {found.returncode})"
-    print(f"{mutant.what}: {told}", flush=True)
-    return found.returncode == 1 and bool(failed)
-
-
-if __name__ == "__main__":
-    main()
