@@ -4,10 +4,10 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 
 import httpx
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import zhub
@@ -60,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         docs_url="/docs",
         redoc_url=None,
-        responses=errors.ANSWERS,
+        routes=_parts().routes,
     )
     app.state.context = context
     app.state.threads = Shares("requests", places=THREADS, per_org=settings.requests_per_org)
@@ -73,15 +73,22 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.rates = RequestRates(context.engine, open_buckets(settings.redis_url))
     errors.install(app)
     text.install(app)
+    _add_middleware(app)
+    return app
+
+
+@cache
+def _parts() -> APIRouter:
+    """All routes. They are the same for every application of this process, and FastAPI takes long to analyse them."""
+    router = APIRouter(responses=errors.ANSWERS)
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, experts, chat,
         feedback, webhooks, organization,
     ):  # fmt: skip
-        app.include_router(part.router, dependencies=[Rated, KnownQuery])
+        router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):
-        app.include_router(part.router)
-    _add_middleware(app)
-    return app
+        router.include_router(part.router)
+    return router
 
 
 def _open_context(settings: Settings) -> Context:
@@ -104,7 +111,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     limits = httpx.Limits(max_connections=200)
     token = context.settings.serving_token.get_secret_value()
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    async with httpx.AsyncClient(base_url=context.settings.serving_url, limits=limits, headers=headers) as serving:
+    serving_client = httpx.AsyncClient(base_url=context.settings.serving_url, limits=limits, headers=headers)
+    async with serving_client as serving, _parts().lifespan_context(app):
         app.state.serving = serving
         stopping, loop = threading.Event(), asyncio.get_running_loop()
         listening = partial(job_events.listen, context.wakeup, app.state.streams, loop, stopping)

@@ -4,6 +4,7 @@ The lock is a session-level advisory lock: ``CREATE INDEX CONCURRENTLY`` leaves 
 transaction-level lock would be lost half-way. A database that is already there is left without taking it.
 """
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -81,7 +82,9 @@ def current_revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+@cache
 def head_revision() -> str:
+    """The revision of this release, which reads and compiles every migration to know it."""
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()
     assert head is not None
     return head

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from zhub.errors import InvalidRequestError, RewardError, RewardTimeoutError
-from zhub.graders import Grade, GradingTools, Sample, grade_all, limits, parse_grader
+from zhub.graders import Grade, GradingTools, Sample, grade_all, isolation, limits, parse_grader
 from zhub.graders.isolation import call_isolated
 from zhub.graders.processes import Lost, Processes, owner
 from zhub.sandbox import Sandbox
@@ -155,7 +155,10 @@ def test_what_follows_an_answer_that_was_not_graded_in_time_is_graded(processes:
     assert [isinstance(result, Lost) for result in processes.map(backtracks, inputs)] == [False, True, True]
 
 
-def test_an_answer_that_is_not_graded_in_time_is_worth_nothing_and_its_reason_is_noted() -> None:
+def test_an_answer_that_is_not_graded_in_time_is_worth_nothing_and_its_reason_is_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(isolation, "MAX_LOST", 1)  # of five, each takes two seconds and the start of a process
     noted: list[str] = []
     grader = parsed(GRADERS["numeric"], "numeric")
     # Looks for the greatest of a text, the grader and the sample, and comes no further than the text.
@@ -165,7 +168,7 @@ def test_an_answer_that_is_not_graded_in_time_is_worth_nothing_and_its_reason_is
     assert grade == Grade(0.0, False, "the answer was not graded: it took longer than 2 s", in_time=False)
     assert noted == ["line 7: grader 'bounded' gave up an answer: it took longer than 2 s"]
     with pytest.raises(RewardTimeoutError, match="line 7: it took longer than 2 s on one answer"):
-        call_isolated(backtracks, grader, [Sample("4", {}, 7)] * (limits.MAX_LOST + 2), tools)
+        call_isolated(backtracks, grader, [Sample("4", {}, 7)] * 3, tools)
 
 
 def test_one_owner_leaves_processes_to_the_others() -> None:

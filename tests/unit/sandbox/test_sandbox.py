@@ -109,7 +109,7 @@ def test_any_tree_is_a_value_or_refused(tree: object) -> None:
         return
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(value=plain)
 def test_values_pass_through_a_real_process(value: object) -> None:
     with_sandbox = SHARED.get()

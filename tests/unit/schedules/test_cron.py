@@ -72,7 +72,7 @@ def matches(field: str, value: int, low: int) -> bool:
     return int(start) <= value <= int(end or start)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(minute=FIELDS["minute"], hour=FIELDS["hour"], weekday=FIELDS["weekday"], day=st.integers(0, 300))
 def test_the_next_tick_is_the_first_minute_that_matches(minute: str, hour: str, weekday: str, day: int) -> None:
     start = datetime(2026, 1, 1, 11, 7, 30, tzinfo=UTC) + timedelta(days=day)
