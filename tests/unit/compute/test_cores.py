@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,7 +98,7 @@ def test_a_group_computes_with_the_cores_that_it_may_use(tmp_path: Path, monkeyp
     monkeypatch.setattr(group, "sharing_cores", lambda name: sharing_cores(name, tmp_path))
     monkeypatch.setattr(group, "answer", answer)
     computing = group.ComputeGroup("g")
-    adapter: Any = None
+    adapter: Any = SimpleNamespace(release=lambda: None)
     with computing.join(adapter, lambda: False, token_limit=1) as member:
         member.run(Embed(None, []))
         with sharing_cores("other", tmp_path):

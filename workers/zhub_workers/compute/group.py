@@ -86,6 +86,7 @@ class ComputeGroup:
         finally:
             with self._changed:
                 self._members.remove(member)
+                adapter.release()  # another member on the same base makes anew what it needs
                 if not self._members:
                     self._cores.close()
                 self._changed.notify_all()

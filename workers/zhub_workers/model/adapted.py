@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from zhub.errors import BasisMismatchError
 from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.basis import Basis, check_z
 from zhub_workers.model.layers import Layer, Place, adapted_layers, is_transposed, layer_weight, parameters_with
+from zhub_workers.model.merged_weights import MergedWeights
 from zhub_workers.model.moe import MoeChange, MoeFollower, MoeMatrix
 from zhub_workers.model.projected import Blocks, Sides, blocks_linear, merged_linear
 from zhub_workers.model.svf import adapt_weight, factored_change, rows_break_even
@@ -53,6 +55,7 @@ class AdaptedModel:
         self._moe_factors: dict[str, Tensor] = {}
         self._singular_values: dict[str, Tensor] = {}
         self._leading: dict[str, tuple[Tensor, Tensor]] = {}
+        self._merged_weights = MergedWeights()
         for name, (u, s, vh) in ({} if basis is None else basis.factors).items():
             sides = Sides(transposed=is_transposed(self.layers[name]), of_input=u.shape[0] > vh.shape[1])
             self._sides[name] = sides
@@ -117,6 +120,10 @@ class AdaptedModel:
             self._leading[name] = (u, vh)
         return u[:, :k], vh[:k]
 
+    def drop_merged(self) -> None:
+        """Give the memory of weights back that ``merged`` and ``training`` keep for the next time."""
+        self._merged_weights.drop()
+
     @contextmanager
     def merged(self, z: Mapping[str, Tensor]) -> Iterator[None]:
         """Give every layer that z changes the weight of one expert, and its own weight back at the end.
@@ -125,9 +132,13 @@ class AdaptedModel:
             BasisMismatchError, ArtifactError: z does not fit, see ``check_z``.
         """
         check_z(dict(z), self.basis)
-        weights = ((name, self._weight(name, multipliers.to(self.base.device) - 1)) for name, multipliers in z.items())
-        with self._entered("merged"), self._forwards({}, weights):
-            yield
+        linear, moe = self._by_layer({name: multipliers.to(self.base.device) for name, multipliers in z.items()})
+        with self._entered("merged"):
+            kept = self._merged_weights.of(linear, self._weight)
+            # Those of MoE experts are written into copies of whole parameters: kept, they would be in memory twice.
+            made = ((name, self._weight(name, multipliers)) for name, multipliers in moe.items())
+            with self._forwards({}, chain(kept.items(), made)):
+                yield
 
     @contextmanager
     def training(self, delta: Mapping[str, Tensor]) -> Iterator[None]:
@@ -142,7 +153,7 @@ class AdaptedModel:
                 follower.assign(torch.zeros(1, dtype=torch.int64, device=self.base.device))
             with torch.no_grad():
                 divisible = _divisible(linear)
-            weights = ((name, self._weight(name, delta[name])) for name in divisible)
+                weights = self._merged_weights.of({name: 1 + delta[name] for name in divisible}, self._weight)
             forms: dict[str, Callable[[Tensor], Tensor]] = {}
             for name, values in linear.items():
                 layer, q, sides = self.linear_layer(name), self.factor(name), self._sides[name]
@@ -150,7 +161,7 @@ class AdaptedModel:
                     forms[name] = partial(_forward_merged, layer, values, q, sides)
                 else:
                     forms[name] = partial(_forward_one, layer, values, q.to(layer_weight(layer).dtype), sides)
-            with self._forwards(forms, weights), _overriding(_forwards_of(followers), {}):
+            with self._forwards(forms, weights.items()), _overriding(_forwards_of(followers), {}):
                 yield
 
     @contextmanager
@@ -256,11 +267,11 @@ class AdaptedModel:
             self._moe_factors[parameter] = factors
         return self._moe_factors[parameter]
 
-    def _weight(self, name: str, delta: Tensor) -> Tensor:
+    def _weight(self, name: str, z: Tensor) -> Tensor:
         """The adapted weight in the layout that the layer stores: another one would take another kernel and round
-        differently, and a delta of zeros would no longer be the base."""
+        differently, and multipliers of ones would no longer be the base."""
         weight: Tensor = self.layers[name].weight  # type: ignore[assignment]
-        return adapt_weight(weight, self.factor(name), delta, right=self._sides[name].right)
+        return adapt_weight(weight, self.factor(name), z - 1, right=self._sides[name].right)
 
 
 @contextmanager

@@ -67,6 +67,9 @@ class Adapter(Protocol):
     def training(self, values: Values) -> AbstractContextManager[None]:
         """Gradients reach the values."""
 
+    def release(self) -> None:
+        """Give back the memory of what is kept from one request for the next."""
+
 
 class SvfAdapter:
     """Multipliers of the singular values of ``names``, for one job; many may share one AdaptedModel."""
@@ -111,6 +114,9 @@ class SvfAdapter:
     def training(self, values: Values) -> AbstractContextManager[None]:
         return self.model.training(values)
 
+    def release(self) -> None:
+        self.model.drop_merged()
+
 
 class PlainAdapter:
     """Parameters that are the values themselves, and the artifact: those of cores, or the matrices of a LoRA."""
@@ -137,6 +143,9 @@ class PlainAdapter:
 
     def training(self, values: Values) -> AbstractContextManager[None]:
         return self.model.training(values)
+
+    def release(self) -> None:
+        """Nothing is kept: what they merge is made of few numbers, and quickly."""
 
 
 class TiedAdapter(PlainAdapter):

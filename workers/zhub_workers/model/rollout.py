@@ -18,9 +18,11 @@ from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.caches import new_cache, select_rows
 from zhub_workers.model.logprobs import logprobs_at
 from zhub_workers.model.sampling import NO_TOKEN, Sampler
+from zhub_workers.model.shared_start import saved_tokens, shared_length
 
 FinishReason = Literal["stop", "length"]
 Assign = Callable[[Sequence[int]], None]  # AdaptedModel.rows yields one
+OwnedPrompt = tuple[int, tuple[int, ...]]
 Pair = tuple[int, tuple[int, ...], tuple[int, ...]]  # owner, prompt, completion
 # Below it a distribution is its likeliest token, and float32 divides by zero.
 MIN_TEMPERATURE = 1e-5
@@ -142,10 +144,11 @@ def token_logprobs(
     given = [(owner, tuple(prompt), tuple(completion)) for owner, prompt, completion in owned]
     # By owner, so that the rows of one expert are one block of memory; otherwise as they came.
     pairs = sorted(dict.fromkeys(given), key=lambda pair: pair[0])
-    distinct = {(owner, prompt) for owner, prompt, _ in pairs}
+    distinct = list(dict.fromkeys((owner, prompt) for owner, prompt, _ in pairs))
     answer = max(len(completion) for _, _, completion in pairs)
     whole_tokens = len(pairs) * max(len(prompt) + len(completion) - 1 for _, prompt, completion in pairs)
     shared_tokens = len(distinct) * max(len(prompt) for _, prompt in distinct) + len(pairs) * (answer - 1)
+    shared_tokens -= saved_tokens(distinct, shared_length(base, distinct))
     ways = base.batching
     if not ways.together:
         score = _score_alone
@@ -226,11 +229,9 @@ def _score_shared(
     base: BaseModel, pairs: Sequence[Pair], temperature: float, assign: Assign | None
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """The same, reading each distinct prompt once: the first tokens of all completions, then the rest of each."""
-    distinct, owners, which = _unique_prompts([(owner, prompt) for owner, prompt, _ in pairs])
-    ids, mask = pad_left(distinct, base.pad_id, base.device)
-    cache = new_cache(base.model)
+    distinct, which = _unique_prompts([(owner, prompt) for owner, prompt, _ in pairs])
+    ids, mask, cache = _read_shared_start(base, distinct, assign)
     cached = {"past_key_values": cache, "use_cache": True}
-    _follow(assign, owners)
     firsts = [(row, 0) for row in range(len(pairs))]
     positions = [(prompt + 1) * ids.shape[1] - 1 for prompt in which]
     first = _logprobs(base, forward_arguments(base, ids, mask) | cached, positions, pairs, firsts, temperature)
@@ -264,13 +265,34 @@ def _follow(assign: Assign | None, owners: Sequence[int]) -> None:
         assign(owners)
 
 
-def _unique_prompts(
-    owned: Sequence[tuple[int, tuple[int, ...]]],
-) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
-    """Return the distinct prompts of each owner, whose they are, and for each prompt given which of them it is."""
-    indices: dict[tuple[int, tuple[int, ...]], int] = {}
+def _unique_prompts(owned: Sequence[OwnedPrompt]) -> tuple[list[OwnedPrompt], list[int]]:
+    """Return the distinct prompts of each owner, and for each prompt given which of them it is."""
+    indices: dict[OwnedPrompt, int] = {}
     which = [indices.setdefault(prompt, len(indices)) for prompt in owned]
-    return [prompt for _, prompt in indices], [owner for owner, _ in indices], which
+    return list(indices), which
+
+
+def _read_shared_start(
+    base: BaseModel, owned: Sequence[OwnedPrompt], assign: Assign | None
+) -> tuple[Tensor, Tensor, DynamicCache]:
+    """Read what all prompts begin with, once for each owner.
+
+    Returns:
+        The tokens of each prompt that are still to be read ``(b, t)``, the mask of all of its tokens, and the cache.
+    """
+    length = shared_length(base, owned)
+    owners = [owner for owner, _ in owned]
+    cache = new_cache(base.model)
+    ids, mask = pad_left([prompt[length:] for _, prompt in owned], base.pad_id, base.device)
+    if length > 0:
+        first = {owner: row for row, owner in enumerate(dict.fromkeys(owners))}
+        start = torch.tensor(len(first) * [owned[0][1][:length]], device=base.device)
+        _follow(assign, list(first))
+        _forward(base, start, torch.ones_like(start), cache)
+        select_rows(cache, torch.tensor([first[owner] for owner in owners], device=base.device))
+        mask = torch.cat([mask.new_ones(len(owned), length), mask], 1)
+    _follow(assign, owners)
+    return ids, mask, cache
 
 
 def _decode(
@@ -325,12 +347,10 @@ def _read_prompts(base: BaseModel, rows: Sequence[_Row], assign: Assign | None) 
         Logits of each row's first token ``(b, v)``, the mask of its prompt ``(b, t)``, and its keys and values.
     """
     owned = [(row.owner, row.prompt) for row in rows]
-    distinct, owners, which = _unique_prompts(owned)
+    distinct, which = _unique_prompts(owned)
     if not base.batching.selected:
-        distinct, owners, which = [row.prompt for row in rows], [row.owner for row in rows], list(range(len(rows)))
-    ids, mask = pad_left(distinct, base.pad_id, base.device)
-    cache = new_cache(base.model)
-    _follow(assign, owners)
+        distinct, which = owned, list(range(len(rows)))
+    ids, mask, cache = _read_shared_start(base, distinct, assign)
     logits = _forward(base, ids, mask, cache)[:, -1]
     if len(distinct) != len(rows):
         copies = torch.tensor(which, device=base.device)
