@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from zhub.errors import ArtifactError, BasisMismatchError
+from zhub_workers.model import rows_layer
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import load_base_model
 from zhub_workers.model.basis import Basis, check_z, decompose_base, load_basis
+from zhub_workers.model.svf import factored_change
 
 KINDS = ["llama", "gpt2", "neox"]
 Load = Callable[[str], AdaptedModel]
@@ -63,6 +65,29 @@ def test_rows_of_one_batch_each_follow_their_own_expert(load_adapted: Load, kind
         with adapted.merged(as_z(expert)):
             assert torch.allclose(mixed[row], logits(adapted)[row], atol=1e-4)
     assert torch.equal(mixed[1], base[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("owners", [[0, 0, 0], [0, 0, 1], [1, 1, 2]])
+def test_rows_of_the_base_pay_for_no_expert(
+    load_adapted: Load, kind: str, owners: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = load_adapted(kind)
+    base, rows = logits(adapted), []
+    experts = [random_delta(adapted, seed) for seed in (1, 2)]
+    stack = {name: torch.stack([torch.zeros_like(e), e, experts[1][name]]) for name, e in experts[0].items()}
+
+    def counted(x: Tensor, q: Tensor, delta_rows: Tensor) -> Tensor:
+        rows.append(len(x))
+        return factored_change(x, q, delta_rows)
+
+    monkeypatch.setattr(rows_layer, "factored_change", counted)
+    with torch.no_grad(), adapted.rows(stack) as assign:
+        assign(owners)
+        mixed = logits(adapted)
+    of_experts = sum(owner > 0 for owner in owners)
+    assert set(rows) == ({of_experts} if of_experts else set())
+    assert torch.equal(mixed[: 3 - of_experts], base[: 3 - of_experts])
 
 
 def test_rows_that_leave_the_batch_take_their_expert_along(load_adapted: Load) -> None:

@@ -28,8 +28,9 @@ from zhub_workers.model.basis import Basis, check_z
 from zhub_workers.model.layers import Layer, Place, adapted_layers, is_transposed, layer_weight, parameters_with
 from zhub_workers.model.merged_weights import MergedWeights
 from zhub_workers.model.moe import MoeChange, MoeFollower, MoeMatrix
-from zhub_workers.model.projected import Blocks, Sides, blocks_linear, merged_linear
-from zhub_workers.model.svf import adapt_weight, factored_change, rows_break_even
+from zhub_workers.model.projected import Blocks, Sides, merged_linear
+from zhub_workers.model.rows_layer import RowsLayer, bias_of, forward_one
+from zhub_workers.model.svf import adapt_weight
 
 # The gradient of a merged weight divides by z: rounding grows by this factor's inverse at most.
 SMALLEST_DIVISOR = 0.1
@@ -160,7 +161,7 @@ class AdaptedModel:
                 if name in divisible:
                     forms[name] = partial(_forward_merged, layer, values, q, sides)
                 else:
-                    forms[name] = partial(_forward_one, layer, values, q.to(layer_weight(layer).dtype), sides)
+                    forms[name] = partial(forward_one, layer, values, q.to(layer_weight(layer).dtype), sides)
             with self._forwards(forms, weights.items()), _overriding(_forwards_of(followers), {}):
                 yield
 
@@ -180,15 +181,17 @@ class AdaptedModel:
             followers = self._followers(moe)
             with torch.no_grad():
                 divisible = _divisible(linear)
+                unlike_base = _changed({name: deltas[:1] for name, deltas in linear.items()})
             wanted = sum(len(stack[name]) * self.layers[name].weight.nbytes for name in divisible)  # type: ignore[operator, misc]
             room = wanted <= _stack_budget(self.base.device)
             layers = {
-                name: _RowsLayer(
+                name: RowsLayer(
                     self.linear_layer(name),
                     deltas,
                     self.factor(name),
                     self._sides[name],
                     mergeable=room and name in divisible,
+                    first_is_base=name not in unlike_base and not deltas.requires_grad,
                 )
                 for name, deltas in linear.items()
             }
@@ -293,44 +296,6 @@ def _overriding(
             setattr(*place, own)
 
 
-class _RowsLayer:
-    """One layer in the state ``rows``.
-
-    The factored form until the tokens that it has read would have paid for merged weights, which then takes at most
-    twice the operations of whichever form is the better one for a batch whose length nobody knows beforehand.
-    """
-
-    def __init__(self, layer: nn.Module, stack: Tensor, q: Tensor, sides: Sides, *, mergeable: bool) -> None:
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        self._layer, self._stack, self._q, self._sides = layer, stack, q, sides
-        self._q_rows = q.to(weight.dtype)
-        self._tokens_left = len(stack) * rows_break_even(*weight.shape) if mergeable else float("inf")
-        self._merged: Tensor | None = None
-        self._owners: Tensor | None = None
-        self._blocks: Blocks | None = None
-
-    def assign(self, owners: Tensor, blocks: Blocks) -> None:
-        self._owners, self._blocks = owners, blocks
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self._owners is None or self._blocks is None:
-            raise RuntimeError("no row has an expert yet: call assign(owners) before the first forward")
-        # Some architectures flatten (rows, tokens) into one axis before a layer.
-        by_row = x.reshape(len(self._owners), -1, x.shape[-1])
-        self._tokens_left -= by_row.shape[0] * by_row.shape[1]
-        if self._tokens_left > 0:
-            return _forward_factored(self._layer, x, self._stack[self._owners], self._q_rows, self._sides)
-        if self._merged is None:
-            self._merged = self._merge()
-        y = blocks_linear(by_row, self._merged, _bias(self._layer), self._stack, self._q, self._sides, self._blocks)
-        return y.view(*x.shape[:-1], y.shape[-1])
-
-    @torch.no_grad()
-    def _merge(self) -> Tensor:
-        weight: Tensor = self._layer.weight  # type: ignore[assignment]
-        return adapt_weight(weight, self._q, self._stack, right=self._sides.right)
-
-
 def _forwards_of(followers: Mapping[nn.Module, MoeFollower]) -> dict[nn.Module, Callable[..., Tensor]]:
     return {module: follower.forward for module, follower in followers.items()}
 
@@ -340,29 +305,7 @@ def _forward_merged(layer: nn.Module, delta: Tensor, q: Tensor, sides: Sides, x:
         y: Tensor = type(layer).forward(layer, x)
         return y
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    return merged_linear(x, weight, _bias(layer), delta, q, sides)
-
-
-def _forward_one(layer: nn.Module, delta: Tensor, q: Tensor, sides: Sides, x: Tensor) -> Tensor:
-    return _forward_factored(layer, x, delta.unsqueeze(0), q, sides)
-
-
-def _forward_factored(layer: nn.Module, x: Tensor, delta_rows: Tensor, q: Tensor, sides: Sides) -> Tensor:
-    rows = delta_rows.shape[0]
-    if sides.of_input:
-        by_row = x.reshape(rows, -1, x.shape[-1])
-        x = x + factored_change(by_row, q, delta_rows).view(x.shape)
-    y: Tensor = type(layer).forward(layer, x)
-    if sides.of_input:
-        return y
-    bias = _bias(layer)
-    by_row = (y if bias is None else y - bias).reshape(rows, -1, y.shape[-1])
-    return y + factored_change(by_row, q, delta_rows).view(y.shape)
-
-
-def _bias(layer: nn.Module) -> Tensor | None:
-    bias: Tensor | None = layer.bias  # type: ignore[assignment]
-    return bias
+    return merged_linear(x, weight, bias_of(layer), delta, q, sides)
 
 
 def _changed(stack: Mapping[str, Tensor]) -> list[str]:
