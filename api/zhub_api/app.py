@@ -26,6 +26,7 @@ from zhub_api.context import Context
 from zhub_api.known_parameters import KnownQuery
 from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
+    aliases,
     chat,
     evaluations,
     experts,
@@ -38,6 +39,7 @@ from zhub_api.routes import (
     models,
     organization,
     promotions,
+    releases,
     schedules,
     webhooks,
 )
@@ -74,8 +76,8 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     text.install(app)
     for part in (
-        files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, experts, chat,
-        feedback, webhooks, organization,
+        files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
+        releases, chat, feedback, webhooks, organization,
     ):  # fmt: skip
         app.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):
