@@ -8,7 +8,8 @@ from zhub.specs import BaseModelSource, BasisReference
 
 Router = Literal["centroid", "prompt"]
 """What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for."""
-Strategy = Literal["base", "mixture", Router]
+ReleaseStrategy = Literal["mixture", Router]
+Strategy = Literal["base", ReleaseStrategy]
 
 
 class ExpertReference(BaseModel):

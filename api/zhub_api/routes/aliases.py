@@ -179,8 +179,11 @@ def _canary(of: Alias | AliasMove, names: Mapping[uuid.UUID | None, str]) -> dic
 def _names(session: Session, ids: Sequence[uuid.UUID | None]) -> dict[uuid.UUID | None, str]:
     """The names of these versions, of experts and of releases."""
     known = [version_id for version_id in ids if version_id is not None]
-    records = {**versions.by_id(session, known), **releases.by_id(session, known)}
-    return {version_id: record.name for version_id, record in records.items()}
+    of_experts, of_releases = versions.by_id(session, known), releases.by_id(session, known)
+    return {
+        **{version_id: record.name for version_id, record in of_experts.items()},
+        **{version_id: record.name for version_id, record in of_releases.items()},
+    }
 
 
 def _owners(session: Session, listed: Sequence[Alias]) -> dict[uuid.UUID, str]:
@@ -188,11 +191,15 @@ def _owners(session: Session, listed: Sequence[Alias]) -> dict[uuid.UUID, str]:
     listed_ids = Alias.id.in_([alias.id for alias in listed])
     of_experts = select(Alias.id, Project.name, Expert.name).join(Expert, Expert.id == Alias.expert_id)
     of_releases = select(Alias.id, Project.name, Release.name).join(Release, Release.id == Alias.release_id)
-    rows = [
-        *session.execute(of_experts.join(Project, Project.id == Expert.project_id).where(listed_ids)),
-        *session.execute(of_releases.join(Project, Project.id == Release.project_id).where(listed_ids)),
-    ]
-    return {alias_id: f"{project}.{name}" for alias_id, project, name in rows}
+    named = (
+        of_experts.join(Project, Project.id == Expert.project_id),
+        of_releases.join(Project, Project.id == Release.project_id),
+    )
+    return {
+        alias_id: f"{project}.{name}"
+        for statement in named
+        for alias_id, project, name in session.execute(statement.where(listed_ids))
+    }
 
 
 def _check_of_owner(is_of_owner: bool, request: AliasRequest, owner: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from zhub.errors import InvalidRequestError
+from zhub.generation import ReleaseStrategy
 from zhub.ids import new_id, public_id
 from zhub.manifest import canonical_json
 from zhub.models import BaseModel, Release, ReleaseExpert, ReleaseVersion
@@ -23,8 +24,6 @@ from zhub.tenancy.names import check_name
 
 MAX_EXPERTS = 16
 MAX_DESCRIPTION_CHARACTERS = 4000
-
-Strategy = Literal["centroid", "prompt", "mixture"]
 
 
 class ReleaseExpertRequest(Schema):
@@ -45,7 +44,7 @@ class ReleaseRequest(Schema):
 
     model_config = ConfigDict(extra="forbid")
     name: str
-    strategy: Strategy
+    strategy: ReleaseStrategy
     experts: Annotated[list[ReleaseExpertRequest], Field(min_length=1, max_length=MAX_EXPERTS)]
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARACTERS)] | None = None
 
@@ -155,7 +154,7 @@ def _one_base(pins: Sequence[PinnedVersion]) -> BaseModel:
     return base
 
 
-def _check_distinct(pins: Sequence[PinnedVersion], strategy: Strategy) -> None:
+def _check_distinct(pins: Sequence[PinnedVersion], strategy: ReleaseStrategy) -> None:
     """A mixture may hold two versions of one expert; a router chooses among experts."""
     seen: dict[object, str] = {}
     for pin in pins:
@@ -171,7 +170,7 @@ def _check_distinct(pins: Sequence[PinnedVersion], strategy: Strategy) -> None:
         seen[key] = pin.record.name
 
 
-def _digest(strategy: Strategy, base: BaseModel, pins: Sequence[PinnedVersion]) -> str:
+def _digest(strategy: ReleaseStrategy, base: BaseModel, pins: Sequence[PinnedVersion]) -> str:
     """SHA-256 of all that decides how the release answers. No names: an expert may be renamed."""
     experts = [
         {"digest": pin.record.version.digest, "weight": pin.weight, "description": pin.description} for pin in pins
