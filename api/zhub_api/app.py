@@ -26,6 +26,7 @@ from zhub_api.context import Context
 from zhub_api.known_parameters import KnownQuery
 from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
+    aliases,
     chat,
     evaluations,
     experts,
@@ -38,6 +39,7 @@ from zhub_api.routes import (
     models,
     organization,
     promotions,
+    releases,
     schedules,
     webhooks,
 )
@@ -82,8 +84,8 @@ def _parts() -> APIRouter:
     """All routes. They are the same for every application of this process, and FastAPI takes long to analyse them."""
     router = APIRouter(responses=errors.ANSWERS)
     for part in (
-        files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, experts, chat,
-        feedback, webhooks, organization,
+        files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
+        releases, chat, feedback, webhooks, organization,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):

@@ -13,7 +13,7 @@ from zhub.errors import InvalidRequestError
 
 DONE = (
     "messages", "model", "max_completion_tokens", "max_tokens", "n", "seed", "stop", "stream", "stream_options",
-    "temperature", "top_p",
+    "temperature", "top_p", "user",
 )  # fmt: skip
 
 HARMLESS = {
@@ -26,7 +26,6 @@ HARMLESS = {
     "reasoning_effort": "is a hint, and the model has no reasoning to lengthen",
     "safety_identifier": "names the end user",
     "service_tier": "steers a queue",
-    "user": "names the end user",
     "verbosity": "is a hint",
 }
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError, UnavailableError
-from zhub.generation import LINE, Ended, ExpertReference, Failed, GenerationRequest, Started, Text
+from zhub.generation import LINE, Ended, ExpertReference, Failed, GenerationRequest, Started, Strategy, Text
 from zhub.manifest import ROUTING_FILE, Z_FILE, Manifest
 from zhub.registry import base_models, versions
 from zhub.registry import resolve as version_resolve
@@ -29,6 +29,8 @@ def resolve(
     messages: list[dict[str, str]],
     *,
     mixture: Sequence[tuple[str, float]] = (),
+    strategy: Strategy | None = None,
+    requester: str | None = None,
     max_new_tokens: int | None,
     temperature: float | None,
     top_p: float | None,
@@ -37,18 +39,18 @@ def resolve(
 ) -> GenerationRequest:
     """What serving is asked, once the caller's model (``mixture``: experts and their weights) has been looked up.
 
+    ``strategy`` and ``requester``: see ``zhub.registry.resolve``.
+
     Raises:
         InvalidRequestError: the names do not go together.
         NotFoundError, NotReadyError, ConflictError: a model is missing or not usable yet.
     """
     with tenant_session(context.engine, caller.org_id) as session:
-        resolved = version_resolve.resolve(session, caller, model, mixture)
+        resolved = version_resolve.resolve(session, caller, model, mixture, strategy=strategy, requester=requester)
         basis = (base_models.require_ready if resolved.experts else base_models.basis_of)(resolved.base)
         base = BaseModelSource.model_validate(resolved.base.source)
-        experts = [_reference(part.record, part.weight) for part in resolved.experts]
-        candidates = (
-            None if resolved.candidates is None else [_reference(record, 1.0) for record in resolved.candidates]
-        )
+        experts = [_part(part) for part in resolved.experts]
+        candidates = None if resolved.candidates is None else [_part(part) for part in resolved.candidates]
         others = [_reference(record, 1.0) for record in resolved.others]
     return GenerationRequest(
         base=base,
@@ -57,6 +59,8 @@ def resolve(
         experts=experts,
         candidates=candidates,
         others=others,
+        router=resolved.router,
+        release=resolved.release.name if resolved.release else None,
         max_new_tokens=max_new_tokens,
         temperature=1.0 if temperature is None else temperature,
         top_p=1.0 if top_p is None else top_p,
@@ -104,6 +108,10 @@ def _as_error(failed: Failed) -> Exception:
     if failed.code in CALLERS_FAULT:
         return InvalidRequestError(failed.message, code=failed.code)
     return UnavailableError(failed.message)
+
+
+def _part(part: version_resolve.WeightedVersion) -> ExpertReference:
+    return _reference(part.record, part.weight).model_copy(update={"description": part.description})
 
 
 def _reference(record: versions.VersionRecord | versions.CheckpointRecord, weight: float) -> ExpertReference:

@@ -7,10 +7,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from zhub.specs import BaseModelSource, BasisReference
 
 FinishReason = Literal["stop", "length"]
+Router = Literal["centroid", "prompt"]
+"""What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for."""
+ReleaseStrategy = Literal["mixture", Router]
+Strategy = Literal["base", ReleaseStrategy]
 
 
 class ExpertReference(BaseModel):
-    """An expert version as serving needs it: by digest, so that it needs no database."""
+    """An expert version as serving needs it: by digest, so that it needs no database.
+
+    ``description`` is what the router ``prompt`` goes by, empty where nothing is to be chosen.
+    """
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -20,14 +27,16 @@ class ExpertReference(BaseModel):
     routing_key: str
     routing_sha256: str
     weight: float = 1.0
+    description: str = ""
 
 
 class GenerationRequest(BaseModel):
     """One chat request, with the model's name already resolved.
 
-    ``candidates`` is None unless routing shall choose among them; ``experts`` then is empty. ``others`` are the
-    project's experts that may not answer: a prompt that is theirs is not a candidate's. Without a ``basis``, which a
-    base has only once it is decomposed, there is none of them.
+    ``candidates`` is None unless ``router`` shall choose among them, by centroid where it is None; ``experts`` then is
+    empty. ``others`` are the project's experts that may not answer: a prompt that is theirs is not a candidate's.
+    Without a ``basis``, which a base has only once it is decomposed, there is none of them. ``release`` names the
+    release version that all of this comes from.
 
     ``prompt`` is text to go on from, in place of ``messages``. ``org_id`` is whose request it is: a replica shares its
     time between organisations. ``logprobs`` is how many of the likeliest tokens are told beside each token's own
@@ -44,6 +53,8 @@ class GenerationRequest(BaseModel):
     experts: list[ExpertReference] = []
     candidates: list[ExpertReference] | None = None
     others: list[ExpertReference] = []
+    router: Router | None = None
+    release: str | None = None
     n: int = 1
     max_new_tokens: int | None = None
     temperature: float = 1.0
@@ -58,21 +69,27 @@ class GenerationRequest(BaseModel):
 
 
 class ChosenExpert(BaseModel):
-    """One expert that answered, with the weight of its part."""
+    """One expert that answered, with the weight of its part, and why it did."""
 
     name: str
     digest: str
     weight: float
+    reason: str = ""
 
 
 class Started(BaseModel):
-    """The first line: who answers, and why."""
+    """The first line: who answers, and why.
+
+    ``strategy`` is ``auto`` where no release or request says how the experts are chosen. ``choice_s`` is how long it
+    took to choose.
+    """
 
     type: Literal["started"] = "started"
-    strategy: Literal["base", "expert", "mixture", "auto"]
+    strategy: Literal["base", "expert", "mixture", "auto", "centroid", "prompt"]
     experts: list[ChosenExpert]
     reason: str
     prompt_tokens: int
+    choice_s: float = 0.0
 
 
 class LikelyToken(BaseModel):

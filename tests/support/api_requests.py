@@ -1,7 +1,9 @@
 """Requests to the API, with the unmodified client and without it, and the errors that they are answered with."""
 
 import io
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -38,3 +40,10 @@ def raw(api_url: str, key: str | None, method: str, path: str, **options: Any) -
         return http.request(
             method, api_url.removesuffix("/v1") + path, headers=headers | options.pop("headers", {}), **options
         )
+
+
+def refused_with(status: int, message: str, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Make a call that the API must refuse with this status and a message that matches."""
+    error = refused(partial(call, *args, **options))
+    assert error.status_code == status, error.message
+    assert re.search(message, error.message), error.message

@@ -31,6 +31,9 @@ from zhub.models import (
     Promotion,
     QueuePlace,
     Quota,
+    Release,
+    ReleaseExpert,
+    ReleaseVersion,
     Schedule,
     ScheduleTick,
     TokenCount,
@@ -154,6 +157,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     about = {"event_id": uuid.uuid4(), "type": "t", "data": {}, "tries_left": 1}
     session.add(WebhookDelivery(endpoint_id=endpoints[0].id, **about, **own))
     session.flush()
+    releases, release_versions = _fill_releases(session, base, version, within)
     spare = {
         "datasets": datasets[1],
         "experts": experts[1],
@@ -161,8 +165,28 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
         "dataset_versions": files[1],
         "expert_versions": spare_version,
         "aliases": next_one,
+        "releases": releases[1],
+        "release_versions": release_versions[1],
         "schedules": daily,
         "webhook_endpoints": endpoints[1],
     }
     spare_ids = {table: row.id for table, row in spare.items()} | {"projects": caller.project_id}
     return {(caller.org_id, table): row_id for table, row_id in spare_ids.items()}
+
+
+def _fill_releases(
+    session: Session, base: BaseModel, version: ExpertVersion, within: dict[str, Any]
+) -> tuple[list[Release], list[ReleaseVersion]]:
+    """Two releases with a version each, of which the first pins an expert version."""
+    own = {"org_id": within["org_id"]}
+    releases = [Release(name=name, **within) for name in ("support", "spare")]
+    session.add_all(releases)
+    session.flush()
+    of_base = {"base_model_id": base.id, "strategy": "centroid", "digest": "d", "by": "key"}
+    release_versions = [ReleaseVersion(release_id=release.id, version=1, **of_base, **own) for release in releases]
+    session.add_all(release_versions)
+    session.flush()
+    pinned = {"position": 0, "version_id": version.id, "weight": 1.0, "description": "sums"}
+    session.add(ReleaseExpert(release_version_id=release_versions[0].id, **pinned, **own))
+    session.flush()
+    return releases, release_versions

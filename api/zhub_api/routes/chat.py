@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from zhub.errors import InvalidRequestError, UnavailableError
-from zhub.generation import Ended, Started, Text
+from zhub.generation import Ended, Started, Strategy, Text
 from zhub_api import serving_client
 from zhub_api.chat_parameters import refuse_unsupported
 from zhub_api.context import CallerDep, ContextDep
@@ -58,6 +58,9 @@ class ChatRequest(Schema):
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
     experts: Annotated[list[MixturePart], Field(max_length=MAX_MIXTURE)] = []
+    strategy: Strategy | None = None
+    """How ``auto`` or a release chooses or mixes its experts, in place of its own way."""
+    user: str | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -75,7 +78,11 @@ class ChatRequest(Schema):
 async def create_completion(
     caller: CallerDep, context: ContextDep, http_request: Request, request: ChatRequest
 ) -> JSONResponse | StreamingResponse:
-    """Answer with an expert, a base model, a mixture (``experts``) or ``auto``; plain or streamed."""
+    """Answer with an expert, a base model, a mixture (``experts``), a release or ``auto``; plain or streamed.
+
+    ``strategy`` is for a release or ``auto``: ``base``, ``mixture``, ``centroid`` or ``prompt`` in place of its own way
+    to choose. Where an alias of a release has a canary, ``user`` decides who gets it, or else the request's id.
+    """
     caller.require("chat")
     if request.n not in (None, 1):
         raise InvalidRequestError("n must be 1: one answer a request.", param="n")
@@ -86,6 +93,8 @@ async def create_completion(
         request.model,
         [_plain(index, message) for index, message in enumerate(request.messages)],
         mixture=[(part.model, part.weight) for part in request.experts],
+        strategy=request.strategy,
+        requester=request.user or http_request.state.request_id,
         max_new_tokens=request.max_completion_tokens or request.max_tokens,
         temperature=request.temperature,
         top_p=request.top_p,
@@ -103,7 +112,13 @@ async def create_completion(
         "model": request.model,
         "system_fingerprint": f"fp_{asked.base.digest[:12]}",
         "experts": [chosen.model_dump() for chosen in started.experts],
-        "routing": {"strategy": started.strategy, "reason": started.reason, "base_model": asked.base.name},
+        "routing": {
+            "strategy": started.strategy,
+            "reason": started.reason,
+            "base_model": asked.base.name,
+            "release": asked.release,
+            "choice_s": started.choice_s,
+        },
     }
     if request.stream:
         include_usage = request.stream_options is not None and request.stream_options.include_usage

@@ -13,7 +13,7 @@ from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError
 from zhub.models import BaseModel
 from zhub.process.wakeup import SCHEDULER
-from zhub.registry import base_models, deletion, listing, versions
+from zhub.registry import base_models, deletion, listing, releases, versions
 from zhub.registry.names import AUTO, VERSION_NAME
 from zhub.registry.resolve import resolve
 from zhub.specs import StoredFile
@@ -29,6 +29,7 @@ from zhub_api.streams import BINARY, BYTES
 router = APIRouter(prefix="/v1")
 
 MAX_MODELS = 1000
+MAX_RELEASES = 100
 
 
 @router.get("/models")
@@ -38,10 +39,11 @@ def list_models(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_MODELS)] = MAX_MODELS,
 ) -> dict[str, Any]:
-    """The project's expert versions that are not archived, newest first, then the base models and the router ``auto``.
+    """The project's expert versions that are not archived, newest first, then the newest versions of releases, the base
+    models and the router ``auto``.
 
-    The dialect's clients read the first page and no other. So it is long, and the base models and ``auto`` are on it,
-    whatever ``limit`` is; the pages that follow ``last_id`` have the older versions.
+    The dialect's clients read the first page and no other. So it is long, and the releases, the base models and
+    ``auto`` are on it, whatever ``limit`` is; the pages that follow ``last_id`` have the older expert versions.
     """
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
@@ -53,8 +55,10 @@ def list_models(
             return experts
         ready = session.scalars(select(BaseModel).where(BaseModel.status == "ready").order_by(BaseModel.name))
         bases = [_base_model_model(base) for base in ready]
+        newest_releases, _ = releases.list_versions(session, caller, release=None, after=None, limit=MAX_RELEASES)
+        routers = [_release_model(record) for record in newest_releases]
     router_model = {"id": AUTO, "object": "model", "created": 0, "owned_by": "zhub", "kind": "router"}
-    return experts | {"data": [*experts["data"], *bases, router_model]}
+    return experts | {"data": [*experts["data"], *routers, *bases, router_model]}
 
 
 @router.get("/models/{model:path}")
@@ -62,6 +66,8 @@ def retrieve_model(caller: CallerDep, context: ContextDep, model: str) -> dict[s
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         resolved = resolve(session, caller, model, [])
+        if resolved.release is not None:
+            return _release_model(resolved.release) | ({"id": model} if "@" not in model else {})
         if resolved.experts:
             record = resolved.experts[0].record
             if isinstance(record, versions.CheckpointRecord):
@@ -185,6 +191,18 @@ def _version_model(record: versions.VersionRecord) -> dict[str, Any]:
         "created": int(record.version.created_at.timestamp()),
         "owned_by": record.project.name,
         "kind": "expert",
+        "base_model": record.base.name,
+        "digest": record.version.digest,
+    }
+
+
+def _release_model(record: releases.ReleaseRecord) -> dict[str, Any]:
+    return {
+        "id": record.name,
+        "object": "model",
+        "created": int(record.version.created_at.timestamp()),
+        "owned_by": record.project.name,
+        "kind": "release",
         "base_model": record.base.name,
         "digest": record.version.digest,
     }

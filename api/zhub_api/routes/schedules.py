@@ -18,7 +18,7 @@ from zhub.schedules import cron, definitions, firing
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import Search, page
-from zhub_api.routes.promotions import alias_objects
+from zhub_api.routes.aliases import alias_objects
 
 router = APIRouter(prefix="/v1/schedules")
 SHOWN_RUNS = 5

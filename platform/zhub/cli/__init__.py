@@ -26,6 +26,7 @@ from zhub.cli import (
     jobs,
     promotions,
     queue,
+    releases,
     schedules,
     submit,
     up,
@@ -57,6 +58,7 @@ app.add_typer(evaluations.app, name="evaluations")
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(graders.app, name="graders")
 app.add_typer(promotions.app, name="promotions")
+app.add_typer(releases.app, name="releases")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(database.app, name="db")

@@ -10,13 +10,20 @@ from zhub.cli.connection import DataDirOption, connect
 from zhub.cli.output import note
 from zhub.client import ChatOptions
 from zhub.client.wire.chat import ChatPiece
+from zhub.generation import Strategy
 
 
 def chat(
     message: Annotated[str, typer.Argument(help="The question.")],
-    model: Annotated[str, typer.Option(help="An expert version, a base model, or 'auto'.")] = "auto",
+    model: Annotated[str, typer.Option(help="An expert version, a release, a base model, or 'auto'.")] = "auto",
     mix: Annotated[
         list[str] | None, typer.Option(metavar="EXPERT=WEIGHT", help="An expert of a mixture; may be repeated.")
+    ] = None,
+    strategy: Annotated[
+        Strategy | None, typer.Option(help="How 'auto' or a release chooses, in place of its own way.")
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Who asks: decides who gets the canary of a release's alias.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="A system message, before the question.")] = None,
     stream: Annotated[
@@ -36,6 +43,8 @@ def chat(
     """Ask one question. The answer goes to standard output; who answered, and why, to standard error."""
     options: ChatOptions = {
         "mixture": parse_mixture(mix or []),
+        "strategy": strategy,
+        "user": user,
         "system": system,
         "temperature": temperature,
         "top_p": top_p,
@@ -74,4 +83,5 @@ def parse_mixture(mix: list[str]) -> dict[str, float]:
 def speaker(piece: ChatPiece) -> str:
     """Who answers with which weight, and why."""
     experts = " + ".join(f"{chosen.weight:g} × {chosen.name}" for chosen in piece.experts)
-    return f"[{piece.routing.strategy}] {experts or piece.routing.base_model}: {piece.routing.reason}"
+    release = f" of {piece.routing.release}" if piece.routing.release else ""
+    return f"[{piece.routing.strategy}{release}] {experts or piece.routing.base_model}: {piece.routing.reason}"

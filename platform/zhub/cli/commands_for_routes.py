@@ -4,15 +4,19 @@ import re
 
 COMMANDS = {
     "DELETE /v1/experts/{expert}/aliases/{alias}": ("zhub experts demote",),
+    "DELETE /v1/releases/{release}/aliases/{alias}": ("zhub releases demote",),
+    "DELETE /v1/releases/{version}": ("zhub releases rm",),
     "DELETE /v1/schedules/{schedule_id}": ("zhub schedules rm",),
     "GET /v1/base_models": ("zhub base-models ls",),
     "GET /v1/experts": ("zhub experts ls",),
     "GET /v1/models": ("zhub experts ls", "zhub base-models ls"),
+    "GET /v1/releases": ("zhub releases ls",),
     "POST /v1/base_models": ("zhub base-models add",),
     "POST /v1/files": ("zhub datasets push",),
     "POST /v1/fine_tuning/alpha/graders/run": ("zhub graders run",),
     "POST /v1/promotions/{promotion_id}/cancel": ("zhub promotions cancel",),
     "PUT /v1/experts/{expert}/aliases/{alias}": ("zhub experts promote",),
+    "PUT /v1/releases/{release}/aliases/{alias}": ("zhub releases promote",),
 }
 ROUTE = re.compile(r"`?\b((?:GET|POST|PUT|PATCH|DELETE) /v1/[\w/{}-]+)`?")
 

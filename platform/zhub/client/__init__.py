@@ -16,6 +16,7 @@ from zhub.client.graders import Graders
 from zhub.client.jobs import Jobs
 from zhub.client.lifecycle import Aliases, Promotions, Schedules
 from zhub.client.logs import Logs
+from zhub.client.releases import Releases
 from zhub.client.training import BaseModels
 from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, read_events
 from zhub.client.webhooks import Webhooks
@@ -29,6 +30,10 @@ class ChatOptions(TypedDict, total=False):
 
     mixture: Mapping[str, float] | None
     """Experts and their weights."""
+    strategy: str | None
+    """How ``auto`` or a release chooses or mixes its experts, in place of its own way."""
+    user: str | None
+    """Who asks: an alias with a canary gives the same user the same version always."""
     system: str | None
     """The system message, before the question."""
     temperature: float | None
@@ -55,6 +60,7 @@ class Client:
         self.feedback = Feedback(http)
         self.graders = Graders(http)
         self.aliases = Aliases(http)
+        self.releases = Releases(http)
         self.promotions = Promotions(http, poll_s)
         self.schedules = Schedules(http)
         self.webhooks = Webhooks(http)

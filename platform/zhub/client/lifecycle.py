@@ -4,7 +4,7 @@ import builtins
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from zhub.client.transport import Http, path_part, wait
 from zhub.client.wire.lifecycle import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
@@ -13,27 +13,35 @@ from zhub.suggestions import did_you_mean
 
 
 class Aliases:
-    """Names such as ``@prod`` that point to a version of an expert."""
+    """Names such as ``@prod`` that point to a version of an expert, or of a release."""
 
-    def __init__(self, http: Http) -> None:
+    def __init__(self, http: Http, owners: Literal["experts", "releases"] = "experts") -> None:
         self._http = http
+        self._owners = owners
 
     def list(self) -> list[AliasRecord]:
-        """The aliases of the project's experts."""
+        """The aliases of the project's experts and releases."""
         return [AliasRecord.model_validate(entry) for entry in self._http.get("/v1/aliases")["data"]]
 
     def get(self, name: str) -> AliasRecord:
-        """``<project>.<expert>@<alias>``, with every move of it."""
-        return AliasRecord.model_validate(self._http.get(_alias_path(name)))
+        """``<project>.<expert>@<alias>``, or of a release, with every move of it."""
+        return AliasRecord.model_validate(self._http.get(self._path(name)))
 
-    def move(self, name: str, version: str, *, reason: str | None = None) -> AliasRecord:
-        """Point an alias to a version, without a gate."""
-        body = {"version": version, "reason": reason}
-        return AliasRecord.model_validate(self._http.put(_alias_path(name), body))
+    def move(self, name: str, version: str, *, reason: str | None = None, share: float | None = None) -> AliasRecord:
+        """Point an alias to a version, without a gate; with ``share``, in (0, 1), send that share of a release's
+        requests to it, and leave the alias where it is."""
+        body: dict[str, Any] = {"version": version, "reason": reason}
+        if share is not None:
+            body["share"] = share
+        return AliasRecord.model_validate(self._http.put(self._path(name), body))
 
     def remove(self, name: str) -> None:
         """Let an alias point to nothing. Its moves stay."""
-        self._http.delete(_alias_path(name))
+        self._http.delete(self._path(name))
+
+    def _path(self, name: str) -> str:
+        owner, _, alias = name.partition("@")
+        return f"/v1/{self._owners}/{path_part(owner)}/aliases/{path_part(alias)}"
 
 
 class Promotions:
@@ -119,8 +127,3 @@ class Schedules:
         """Its newest ticks, with their outcomes."""
         ticks = self._http.get(f"/v1/schedules/{path_part(schedule_id)}/ticks", limit=100)["data"]
         return [TickRecord.model_validate(entry) for entry in ticks]
-
-
-def _alias_path(name: str) -> str:
-    expert, _, alias = name.partition("@")
-    return f"/v1/experts/{path_part(expert)}/aliases/{path_part(alias)}"

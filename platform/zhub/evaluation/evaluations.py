@@ -300,7 +300,8 @@ def _subject(session: Session, caller: Caller, name: str, param: str) -> _Subjec
     resolved = resolve(session, caller, name, [])
     base_models.require_ready(resolved.base)
     record = resolved.experts[0].record if resolved.experts else None
-    if resolved.candidates is not None or isinstance(record, versions.CheckpointRecord):
+    is_router = resolved.candidates is not None or resolved.release is not None
+    if is_router or isinstance(record, versions.CheckpointRecord):
         raise InvalidRequestError(
             f"{param}: '{name}' is no expert version and no base model; only these are evaluated.", param=param
         )

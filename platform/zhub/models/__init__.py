@@ -4,11 +4,10 @@ Foreign keys between tenant-owned tables are composite, ``(org_id, x_id)``: fore
 security, so a single-column key would let one tenant point at another's row. Names are never keys.
 """
 
+from zhub.models.aliases import Alias, AliasMove
 from zhub.models.base import Base, TenantOwned
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
 from zhub.models.registry import (
-    Alias,
-    AliasMove,
     BaseModel,
     Checkpoint,
     Dataset,
@@ -21,6 +20,7 @@ from zhub.models.registry import (
     Promotion,
     TokenCount,
 )
+from zhub.models.releases import Release, ReleaseExpert, ReleaseVersion
 from zhub.models.schedules import Schedule, ScheduleTick
 from zhub.models.tenancy import ApiKey, MonthUsage, Organization, Project, Quota, Usage
 from zhub.models.webhooks import WebhookDelivery, WebhookEndpoint
@@ -51,6 +51,9 @@ __all__ = [
     "Promotion",
     "QueuePlace",
     "Quota",
+    "Release",
+    "ReleaseExpert",
+    "ReleaseVersion",
     "Schedule",
     "ScheduleTick",
     "TENANT_OWNED",

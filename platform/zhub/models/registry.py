@@ -10,7 +10,6 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     ForeignKey,
-    Identity,
     Index,
     UniqueConstraint,
     Uuid,
@@ -200,45 +199,6 @@ class ExpertChange(TenantOwned, Base):
         tenant_fk("expert_id", "experts"),
         tenant_fk("version_id", "expert_versions"),
         Index("ix_expert_changes_expert", "expert_id", "id"),
-    )
-
-
-class Alias(TenantOwned, Base):
-    """A name for the version of an expert that it points to now, such as ``@prod``. Every move has a row of its own."""
-
-    __tablename__ = "aliases"
-    expert_id: Mapped[uuid.UUID]
-    name: Mapped[str]
-    version_id: Mapped[uuid.UUID | None]
-    """None: it was removed."""
-    moved_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    __table_args__ = (
-        UniqueConstraint("org_id", "id"),
-        UniqueConstraint("expert_id", "name"),
-        tenant_fk("expert_id", "experts"),
-        tenant_fk("version_id", "expert_versions"),
-        Index("ix_aliases_version", "version_id"),
-    )
-
-
-class AliasMove(TenantOwned, Base):
-    """One move of an alias, append-only. The first has no version before it, a removal none after it."""
-
-    __tablename__ = "alias_moves"
-    alias_id: Mapped[uuid.UUID]
-    position: Mapped[int] = mapped_column(BigInteger, Identity())
-    """Given under the lock on the alias, so the moves of one alias are in order."""
-    from_version_id: Mapped[uuid.UUID | None]
-    to_version_id: Mapped[uuid.UUID | None]
-    by: Mapped[str]
-    """Who moved it: the id of a key or of a promotion."""
-    reason: Mapped[str | None]
-    __table_args__ = (
-        UniqueConstraint("org_id", "id"),
-        tenant_fk("alias_id", "aliases"),
-        tenant_fk("from_version_id", "expert_versions"),
-        tenant_fk("to_version_id", "expert_versions"),
-        Index("ix_alias_moves_alias", "alias_id", "position"),
     )
 
 

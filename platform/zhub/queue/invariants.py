@@ -86,22 +86,35 @@ RULES: Final[dict[str, str]] = {
          WHERE j.fence > 0 AND n.state <> 'succeeded'
     """,
     "an alias points to the version of its last move": """
-        SELECT a.id, '@' || a.name || ' points to ' || a.version_id || ', and was moved to '
-               || coalesce(m.to_version_id::text, 'nothing')
+        SELECT a.id, '@' || a.name || ' points to ' || coalesce(a.version_id, a.release_version_id)
+               || ', and was moved to ' || coalesce(m.moved_to::text, 'nothing')
           FROM aliases a LEFT JOIN LATERAL
-               (SELECT to_version_id FROM alias_moves WHERE alias_id = a.id ORDER BY position DESC LIMIT 1) m ON true
-         WHERE m.to_version_id IS DISTINCT FROM a.version_id
+               (SELECT coalesce(to_version_id, to_release_version_id) AS moved_to FROM alias_moves
+                 WHERE alias_id = a.id ORDER BY position DESC LIMIT 1) m ON true
+         WHERE m.moved_to IS DISTINCT FROM coalesce(a.version_id, a.release_version_id)
     """,
     "no alias points to a deleted version": """
         SELECT a.id, '@' || a.name || ' points to version ' || v.version || ', deleted at ' || v.deleted_at
           FROM aliases a JOIN expert_versions v ON v.id = a.version_id WHERE v.deleted_at IS NOT NULL
+         UNION ALL
+        SELECT a.id, '@' || a.name || ' points to version ' || v.version || ', deleted at ' || v.deleted_at
+          FROM aliases a JOIN release_versions v ON v.id IN (a.release_version_id, a.canary_version_id)
+         WHERE v.deleted_at IS NOT NULL
+    """,
+    "no release pins a deleted version": """
+        SELECT r.id, 'version ' || v.version || ' of ' || v.expert_id || ', deleted at ' || v.deleted_at
+          FROM release_versions r JOIN release_experts e ON e.release_version_id = r.id
+               JOIN expert_versions v ON v.id = e.version_id
+         WHERE r.deleted_at IS NULL AND v.deleted_at IS NOT NULL
     """,
     "each move of an alias begins where the one before it ended": """
-        SELECT id, 'from ' || coalesce(from_version_id::text, 'nothing') || ', and it pointed to '
+        SELECT id, 'from ' || coalesce(moved_from::text, 'nothing') || ', and it pointed to '
                || coalesce(before::text, 'nothing')
-          FROM (SELECT m.*, lag(to_version_id) OVER (PARTITION BY alias_id ORDER BY position) AS before
-                  FROM alias_moves m) m
-         WHERE from_version_id IS DISTINCT FROM before
+          FROM (SELECT id, coalesce(from_version_id, from_release_version_id) AS moved_from,
+                       lag(coalesce(to_version_id, to_release_version_id))
+                         OVER (PARTITION BY alias_id ORDER BY position) AS before
+                  FROM alias_moves) m
+         WHERE moved_from IS DISTINCT FROM before
     """,
     "a version that a gate promoted passed on every suite": """
         SELECT id, 'findings ' || findings::text FROM promotions

@@ -1,22 +1,26 @@
-"""Aliases: names such as ``@prod`` for the version of an expert that they point to, moved by compare-and-swap.
+"""Aliases: names such as ``@prod`` for the version of an expert or release that they point to.
 
-A request for ``<project>.<expert>@prod`` is answered by that version from the next request on. Every move is recorded,
-a roll-back too.
+They are moved by compare-and-swap. A request for ``<project>.<expert>@prod`` is answered by that version from the next
+request on. Every move is recorded, a roll-back too. An alias of a release may have a canary: another version of the
+release, which gets a share of the requests until the alias is moved.
 """
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
 from zhub.ids import new_id
-from zhub.models import Alias, AliasMove, Expert, Schedule
-from zhub.registry.versions import VersionRecord, keep
+from zhub.models import Alias, AliasMove, Expert, Release, Schedule
+from zhub.registry import releases, versions
+from zhub.registry.releases import ReleaseRecord
+from zhub.registry.versions import VersionRecord
 from zhub.suggestions import did_you_mean
 
 # No alias reads like the number of a version.
@@ -51,73 +55,88 @@ def check_promotable(record: VersionRecord) -> None:
             raise ConflictError(f"'{what}' is archived. Unarchive it first.")
 
 
-def get(session: Session, expert: Expert, name: str, *, also_removed: bool = False) -> Alias:
-    """The alias of an expert. Raises NotFoundError, also for one that was removed unless ``also_removed``."""
-    of_expert = select(Alias).where(Alias.expert_id == expert.id)
-    alias = session.scalar(of_expert.where(Alias.name == name))
-    of_expert = of_expert.where(Alias.version_id.is_not(None))
-    if alias is None or (alias.version_id is None and not also_removed):
-        known = [other.name for other in session.scalars(of_expert.order_by(Alias.name))]
+def get(session: Session, owner: Expert | Release, name: str, *, also_removed: bool = False) -> Alias:
+    """The alias of an expert or release. Raises NotFoundError, for a removed one too unless ``also_removed``."""
+    of_owner = list(session.scalars(select(Alias).where(_is_of(owner)).order_by(Alias.name)))
+    alias = next((alias for alias in of_owner if alias.name == name), None)
+    if alias is None or (alias.target_id is None and not also_removed):
+        known = [other.name for other in of_owner if other.target_id is not None]
         has = f"It has @{', @'.join(known)}." if known else "It has none."
         near = did_you_mean(name, known)
-        raise NotFoundError("alias", name, f"The expert '{expert.name}' has no alias '{name}'.{near} {has}")
+        kind = "expert" if isinstance(owner, Expert) else "release"
+        raise NotFoundError("alias", name, f"The {kind} '{owner.name}' has no alias '{name}'.{near} {has}")
     return alias
 
 
 def current(session: Session, expert_id: uuid.UUID, name: str) -> uuid.UUID | None:
-    """The version that an alias points to, if there is one."""
+    """The version that an alias of an expert points to, if there is one."""
     return session.scalar(select(Alias.version_id).where(Alias.expert_id == expert_id, Alias.name == name))
 
 
 def move(
     session: Session,
     name: str,
-    to: VersionRecord,
+    to: VersionRecord | ReleaseRecord,
     *,
     by: str,
     reason: str | None = None,
     expected: Expected | None = None,
 ) -> Alias:
-    """Point an alias to a version, whatever it points to now, or only if it points to ``expected``.
+    """Point an alias to a version, whatever it points to now, or only if it points to ``expected``. Its canary ends.
 
-    If it points to that version already, nothing is recorded.
+    If it points to that version already, and has no canary, nothing is recorded.
 
     Raises:
         ConflictError: it points to another version than expected.
         NotFoundError: the version was deleted meanwhile.
     """
-    keep(session, [to])
-    made = session.scalar(
-        insert(Alias)
-        .values(id=new_id(), org_id=to.expert.org_id, expert_id=to.expert.id, name=name, version_id=to.version.id)
-        .on_conflict_do_nothing()
-        .returning(Alias.id)
-    )
-    alias = session.scalars(
-        select(Alias).where(Alias.expert_id == to.expert.id, Alias.name == name).with_for_update()
-    ).one()
-    before = None if made is not None else alias.version_id
+    owner, target = (to.expert, "version_id") if isinstance(to, VersionRecord) else (to.release, "release_version_id")
+    _keep(session, to)
+    new = {"id": new_id(), "org_id": owner.org_id, "name": name, target: to.version.id}
+    new |= {"expert_id" if isinstance(owner, Expert) else "release_id": owner.id}
+    made = session.scalar(insert(Alias).values(new).on_conflict_do_nothing().returning(Alias.id))
+    alias = session.scalars(select(Alias).where(_is_of(owner), Alias.name == name).with_for_update()).one()
+    before = None if made is not None else alias.target_id
     if expected is not None and expected.version_id != before:
-        raise ConflictError(
-            f"'@{name}' of '{to.expert.name}' points to another version than expected: somebody moved it. "
-            "Read where it points to now."
-        )
-    if before == to.version.id:
+        raise _moved_meanwhile(name, owner)
+    if before == to.version.id and alias.canary_version_id is None:
         return alias
-    session.add(
-        AliasMove(
-            org_id=to.expert.org_id,
-            alias_id=alias.id,
-            from_version_id=before,
-            to_version_id=to.version.id,
-            by=by,
-            reason=reason,
-        )
-    )
-    session.execute(update(Alias).where(Alias.id == alias.id).values(version_id=to.version.id, moved_at=func.now()))
-    session.flush()
-    session.refresh(alias)
-    return alias
+    record = AliasMove(org_id=owner.org_id, alias_id=alias.id, by=by, reason=reason)
+    setattr(record, f"from_{target}", before)
+    setattr(record, f"to_{target}", to.version.id)
+    session.add(record)
+    return _changed(session, alias, {target: to.version.id, "canary_version_id": None, "canary_share": None})
+
+
+def start_canary(
+    session: Session,
+    alias: Alias,
+    to: ReleaseRecord,
+    share: float,
+    *,
+    by: str,
+    reason: str | None = None,
+    expected: Expected | None = None,
+) -> None:
+    """Send ``share`` of an alias's requests, in (0, 1), to another version of its release, until the alias is moved.
+
+    Raises:
+        ConflictError: it points to another version than expected, to nothing, or to this version.
+        NotFoundError: the version was deleted meanwhile.
+    """
+    _keep(session, to)
+    session.refresh(alias, with_for_update=True)
+    if expected is not None and expected.version_id != alias.target_id:
+        raise _moved_meanwhile(alias.name, to.release)
+    if alias.target_id in (None, to.version.id):
+        points = "nothing" if alias.target_id is None else f"{to.name} already"
+        raise ConflictError(f"'@{alias.name}' points to {points}: there is no other version to share requests with.")
+    canary = {"canary_version_id": to.version.id, "canary_share": share}
+    if (alias.canary_version_id, alias.canary_share) == (to.version.id, share):
+        return
+    stays = {"from_release_version_id": alias.target_id, "to_release_version_id": alias.target_id}
+    session.add(AliasMove(org_id=alias.org_id, alias_id=alias.id, by=by, reason=reason, **stays, **canary))
+    _changed(session, alias, canary)
 
 
 def remove(session: Session, alias: Alias, *, by: str, reason: str | None = None) -> None:
@@ -133,42 +152,32 @@ def remove(session: Session, alias: Alias, *, by: str, reason: str | None = None
             f"The schedule '{schedule}' trains when the version of '@{alias.name}' gets worse. Remove or change the "
             "schedule first."
         )
-    if alias.version_id is None:
+    if alias.target_id is None:
         return
-    session.add(
-        AliasMove(
-            org_id=alias.org_id,
-            alias_id=alias.id,
-            from_version_id=alias.version_id,
-            to_version_id=None,
-            by=by,
-            reason=reason,
-        )
-    )
-    session.execute(update(Alias).where(Alias.id == alias.id).values(version_id=None, moved_at=func.now()))
-    session.flush()
+    removed = {"from_version_id": alias.version_id, "from_release_version_id": alias.release_version_id}
+    session.add(AliasMove(org_id=alias.org_id, alias_id=alias.id, by=by, reason=reason, **removed))
+    targets = ("version_id", "release_version_id", "canary_version_id", "canary_share")
+    _changed(session, alias, dict.fromkeys(targets))
 
 
 def of_versions(session: Session, version_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[str]]:
-    """The names of the aliases that point to each of these versions, for those that have any."""
+    """The names of the aliases that point to each of these versions of experts or releases, for those that have any."""
     names: dict[uuid.UUID, list[str]] = {}
-    pointing = select(Alias.version_id, Alias.name).where(Alias.version_id.in_(version_ids)).order_by(Alias.name)
-    for version_id, name in session.execute(pointing):
-        if version_id is not None:
-            names.setdefault(version_id, []).append(name)
+    pointing = select(Alias).where(or_(Alias.version_id.in_(version_ids), Alias.release_version_id.in_(version_ids)))
+    for alias in session.scalars(pointing.order_by(Alias.name)):
+        if alias.target_id is not None:
+            names.setdefault(alias.target_id, []).append(alias.name)
     return names
 
 
 def list_aliases(session: Session, project_id: uuid.UUID) -> list[Alias]:
-    """The aliases of the project's experts, by name."""
-    return list(
-        session.scalars(
-            select(Alias)
-            .join(Expert, Expert.id == Alias.expert_id)
-            .where(Expert.project_id == project_id, Alias.version_id.is_not(None))
-            .order_by(Expert.name, Alias.name)
-        )
-    )
+    """The aliases of the project's experts, then of its releases, by name."""
+    of_experts = select(Alias).join(Expert, Expert.id == Alias.expert_id).order_by(Expert.name, Alias.name)
+    of_releases = select(Alias).join(Release, Release.id == Alias.release_id).order_by(Release.name, Alias.name)
+    return [
+        *session.scalars(of_experts.where(Expert.project_id == project_id, Alias.version_id.is_not(None))),
+        *session.scalars(of_releases.where(Release.project_id == project_id, Alias.release_version_id.is_not(None))),
+    ]
 
 
 def moves(session: Session, alias: Alias) -> list[AliasMove]:
@@ -176,3 +185,28 @@ def moves(session: Session, alias: Alias) -> list[AliasMove]:
     return list(
         session.scalars(select(AliasMove).where(AliasMove.alias_id == alias.id).order_by(AliasMove.position.desc()))
     )
+
+
+def _is_of(owner: Expert | Release) -> ColumnElement[bool]:
+    return (Alias.expert_id if isinstance(owner, Expert) else Alias.release_id) == owner.id
+
+
+def _keep(session: Session, to: VersionRecord | ReleaseRecord) -> None:
+    if isinstance(to, VersionRecord):
+        versions.keep(session, [to])
+    else:
+        releases.keep(session, to)
+
+
+def _moved_meanwhile(name: str, owner: Expert | Release) -> ConflictError:
+    return ConflictError(
+        f"'@{name}' of '{owner.name}' points to another version than expected: somebody moved it. "
+        "Read where it points to now."
+    )
+
+
+def _changed(session: Session, alias: Alias, columns: Mapping[str, Any]) -> Alias:
+    session.execute(update(Alias).where(Alias.id == alias.id).values(**columns, moved_at=func.now()))
+    session.flush()
+    session.refresh(alias)
+    return alias

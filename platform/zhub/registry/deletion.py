@@ -20,7 +20,7 @@ from zhub.errors import ConflictError, StoreError
 from zhub.ids import public_id
 from zhub.manifest import MANIFEST_FILE
 from zhub.models import Alias, Checkpoint, Evaluation, Expert, ExpertVersion, Job, Project, Promotion, Schedule
-from zhub.registry import metadata
+from zhub.registry import metadata, releases
 from zhub.registry.versions import VersionRecord, find_version
 from zhub.storage.object_store import ObjectStore
 from zhub.tenancy.keys import Caller
@@ -36,7 +36,7 @@ def delete_version(session: Session, caller: Caller, record: VersionRecord) -> N
     """Delete a version. Its number is never given again.
 
     Raises:
-        ConflictError: an alias points to it, or a schedule or a job that has not ended needs it.
+        ConflictError: an alias points to it, a release pins it, or a schedule or a job that has not ended needs it.
     """
     _delete_versions(session, record.expert, ExpertVersion.id == record.version.id)
     metadata.record(session, caller, record.expert, record.version, DELETED)
@@ -144,6 +144,12 @@ def _refuse_needed(session: Session, expert: Expert, versions: Sequence[ColumnEl
         raise ConflictError(
             f"'@{alias}' points to {full_name}@v{number}. Move it to another version "
             "(PUT /v1/experts/{expert}/aliases/{alias}), or remove it (DELETE /v1/experts/{expert}/aliases/{alias})."
+        )
+    numbers_by_id = dict(session.execute(select(ExpertVersion.id, ExpertVersion.version).where(*versions)).all())
+    for version_id, release in releases.pinning(session, list(numbers_by_id))[:1]:
+        raise ConflictError(
+            f"The release {release.name} pins {full_name}@v{numbers_by_id[version_id]}. Delete that release version "
+            "first (DELETE /v1/releases/{version}), or archive the expert version instead."
         )
     for number, gate_id in session.execute(_gates(numbers, expert).limit(1)):
         raise ConflictError(

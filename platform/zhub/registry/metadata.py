@@ -19,6 +19,7 @@ from zhub.database import sessions
 from zhub.errors import ConflictError, InvalidRequestError
 from zhub.ids import public_id
 from zhub.models import Dataset, Expert, ExpertChange, ExpertVersion, Schedule
+from zhub.registry import namespace
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import check_name, name_of_suffix
 
@@ -140,6 +141,7 @@ def _rename(session: Session, expert: Expert, name: str) -> None:
             f"The expert has had {len(former)} names, which all still lead to it, and more are not kept. Go back to "
             f"one of them: {', '.join(former)}."
         )
+    namespace.claim_for_expert(session, expert.project_id, name)
     schedules = trained_by(session, expert)
     expert.name, expert.former_names = name, former
     try:

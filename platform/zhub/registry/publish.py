@@ -13,6 +13,7 @@ from zhub.ids import new_id, public_id
 from zhub.manifest import Manifest
 from zhub.models import Expert, ExpertVersion
 from zhub.queue import attempts, job_events
+from zhub.registry import namespace
 from zhub.registry.versions import records
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import check_name, name_of_file, name_of_suffix
@@ -36,8 +37,9 @@ def check_trainable(session: Session, project_id: uuid.UUID, name: str) -> None:
     """Refuse the name of an expert that no training may go into. A deleted one begins again, a new one is created.
 
     Raises:
-        ConflictError: the expert is archived, or the name was that of another one.
+        ConflictError: the expert is archived, or the name was that of another one, or is a release's.
     """
+    namespace.check_free_of_releases(session, project_id, name)
     of_project = select(Expert).where(Expert.project_id == project_id)
     renamed = session.scalar(of_project.where(Expert.former_names.contains([name])))
     if renamed is not None:
@@ -59,12 +61,14 @@ def get_or_create_expert(session: Session, caller: Caller, name: str) -> Expert:
     Raises:
         ConflictError: as ``check_trainable``.
     """
+    of_name = (Expert.project_id == caller.project_id, Expert.name == name)
+    if session.scalar(select(Expert.id).where(*of_name)) is None:
+        namespace.claim_for_expert(session, caller.project_id, name)
     session.execute(
         insert(Expert)
         .values(id=new_id(), org_id=caller.org_id, project_id=caller.project_id, name=name, last_version=0)
         .on_conflict_do_nothing()
     )
-    of_name = (Expert.project_id == caller.project_id, Expert.name == name)
     anew: dict[str, Any] = {"deleted_at": None, "archived_at": None, "description": None, "tags": {}}
     session.execute(update(Expert).where(*of_name, Expert.deleted_at.is_not(None)).values(anew))
     locked = select(Expert).where(*of_name).with_for_update(read=True, key_share=True)

@@ -1,22 +1,25 @@
 """Resolve the model name of a request.
 
-``auto`` and ``auto:<base>`` let the prompt choose among the versions that the project's ``@prod`` point to,
-``<project>.<expert>@v<number>`` is one version, ``<project>.<expert>@<alias>`` the one that the alias points to,
-``<project>.<expert>@ftjob-<32 hex digits>:step-<n>`` a checkpoint, anything else is a base model. A version that was
+``auto`` is the project's release ``auto@prod`` where there is one. Else it, and always ``auto:<base>`` of another base,
+let the prompt choose among the versions that the project's ``@prod`` point to. ``<project>.<expert>@v<number>`` is one
+version, ``<project>.<expert>@<alias>`` the one that the alias points to, a release is named alike,
+``<project>.<expert>@ftjob-<32 hex digits>:step-<n>`` is a checkpoint, anything else a base model. A version that was
 never promoted and a checkpoint answer only by their names; no list of models has a checkpoint.
 """
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from zhub.errors import InvalidRequestError, NotFoundError
+from zhub.generation import Router, Strategy
 from zhub.models import BaseModel
-from zhub.registry import base_models, missing, versions
+from zhub.registry import base_models, missing, releases, versions
 from zhub.registry.names import AUTO, CHECKPOINT_NAME
+from zhub.registry.releases import ReleaseRecord
 from zhub.registry.versions import CheckpointRecord, VersionRecord
 from zhub.tenancy.keys import Caller
 
@@ -25,54 +28,120 @@ MAX_OTHERS = 32  # experts that a prompt is compared with though they may not an
 
 @dataclass(frozen=True)
 class WeightedVersion:
-    """One part of a mixture: ``z = 1 + Σ weight · (z_k − 1)``."""
+    """One part of a mixture: ``z = 1 + Σ weight · (z_k − 1)``. ``description``: which prompts it is for."""
 
     record: VersionRecord | CheckpointRecord
     weight: float
+    description: str = ""
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
     """What answers a request: a base and the experts to put on it, or the candidates to choose from.
 
-    ``others``: the project's experts without ``@prod``, each at its newest version.
+    ``others``: the project's experts without ``@prod``, each at its newest version. ``router`` chooses among the
+    candidates; None where no release says how.
     """
 
     base: BaseModel
     experts: Sequence[WeightedVersion] = ()
-    candidates: Sequence[VersionRecord] | None = None
+    candidates: Sequence[WeightedVersion] | None = None
     others: Sequence[VersionRecord] = ()
+    release: ReleaseRecord | None = None
+    router: Router | None = None
 
 
-def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tuple[str, float]]) -> ResolvedModel:
+def resolve(
+    session: Session,
+    caller: Caller,
+    model: str,
+    mixture: Sequence[tuple[str, float]],
+    *,
+    strategy: Strategy | None = None,
+    requester: str | None = None,
+) -> ResolvedModel:
     """Turn the ``model`` of a request, or the ``experts`` of its body, into versions or checkpoints on one base.
 
+    Args:
+        strategy: in place of the one of the release or of ``auto``.
+        requester: who asks, which decides who gets the canary of an alias; None: nobody does.
+
     Raises:
-        NotFoundError: no such version or base model.
-        InvalidRequestError: a mixture over several bases.
+        NotFoundError: no such version, release or base model.
+        InvalidRequestError: a mixture over several bases, or a strategy for what has nothing to choose from.
         NotReadyError: the files of the base model are not all there.
         ConflictError: the base model could not be decomposed.
     """
     if mixture:
-        return _resolve_mixture(session, caller, model, mixture)
-    if model == AUTO or model.startswith(f"{AUTO}:"):
-        named = model.removeprefix(f"{AUTO}:")
-        base = _default_base(session) if model == AUTO else base_models.get(session, caller.org_id, named)
-        base_models.basis_of(base)  # the base alone answers until it is decomposed: no version is on it
-        candidates = versions.promoted(session, caller.project_id, base)
-        if not candidates:
-            return ResolvedModel(base, candidates=candidates)
-        others = versions.never_promoted(session, caller.project_id, base, limit=MAX_OTHERS)
-        return ResolvedModel(base, candidates=candidates, others=others)
-    if "@" in model:
+        resolved = _resolve_mixture(session, caller, model, mixture)
+    elif model == AUTO or model.startswith(f"{AUTO}:"):
+        return _resolve_auto(session, caller, model, strategy, requester)
+    elif "@" in model:
+        release = releases.find(session, caller.project_id, model, requester=requester)
+        if release is not None:
+            if release.version.deleted_at is not None:
+                raise NotFoundError("model", model, "It was deleted.")
+            return _resolve_release(session, release, strategy)
         record = _version_or_checkpoint(session, caller.project_id, model)
-        return ResolvedModel(record.base, [WeightedVersion(record, 1.0)])
-    try:
-        base = base_models.get(session, caller.org_id, model)
-    except NotFoundError as exc:
-        raise missing.model(session, caller.project_id, model) from exc
-    base_models.basis_of(base)
-    return ResolvedModel(base)
+        resolved = ResolvedModel(record.base, [WeightedVersion(record, 1.0)])
+    else:
+        try:
+            base = base_models.get(session, caller.org_id, model)
+        except NotFoundError as exc:
+            raise missing.model(session, caller.project_id, model) from exc
+        base_models.basis_of(base)
+        resolved = ResolvedModel(base)
+    if strategy is not None and not (mixture and strategy == "mixture"):
+        raise InvalidRequestError(
+            f"strategy: '{strategy}' is for 'auto' and for releases, which have experts to choose from; this request "
+            "says by itself who answers. Leave it out.",
+            param="strategy",
+        )
+    return resolved
+
+
+def _resolve_auto(
+    session: Session, caller: Caller, model: str, strategy: Strategy | None, requester: str | None
+) -> ResolvedModel:
+    named = model.removeprefix(f"{AUTO}:")
+    release = releases.promoted(session, caller, AUTO, requester=requester)
+    if release is not None and named in (AUTO, release.base.name):
+        return _resolve_release(session, release, strategy)
+    base = _default_base(session) if model == AUTO else base_models.get(session, caller.org_id, named)
+    base_models.basis_of(base)  # the base alone answers until it is decomposed: no version is on it
+    if strategy == "base":
+        return ResolvedModel(base)
+    if strategy == "mixture":
+        raise InvalidRequestError(
+            "strategy: a mixture has weights, and 'auto' has none without a release 'auto'. Name the release that has "
+            "them, or give 'experts' with their weights.",
+            param="strategy",
+        )
+    candidates = [
+        WeightedVersion(record, 1.0, releases.description_of(record))
+        for record in versions.promoted(session, caller.project_id, base)
+    ]
+    others = versions.never_promoted(session, caller.project_id, base, limit=MAX_OTHERS) if candidates else []
+    return ResolvedModel(base, candidates=candidates, others=others, router=strategy)
+
+
+def _resolve_release(session: Session, release: ReleaseRecord, strategy: Strategy | None) -> ResolvedModel:
+    """What a release pins, by its own strategy, or by another one: then its weights are not those of its mixture."""
+    own = release.version.strategy
+    chosen = strategy or own
+    resolved = ResolvedModel(release.base, release=release)
+    if chosen == "base":
+        return resolved
+    pins = releases.pinned(session, [release])[release.version.id]
+    is_mixture = chosen == "mixture"
+    equal = 1.0 / len(pins) if is_mixture else 1.0
+    parts = [
+        WeightedVersion(pin.record, pin.weight if is_mixture is (own == "mixture") else equal, pin.description)
+        for pin in pins
+    ]
+    if chosen == "mixture":
+        return replace(resolved, experts=parts)
+    return replace(resolved, candidates=parts, router="prompt" if chosen == "prompt" else "centroid")
 
 
 def _resolve_mixture(

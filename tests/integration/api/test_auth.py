@@ -29,6 +29,8 @@ PLACES = {
     "model": "tiny",
     "name": "main.summer@v1",
     "filename": "config.json",
+    "release": "main.support",
+    "version": "main.support@v1",
 }
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
 SCHEDULE = {
@@ -37,6 +39,7 @@ SCHEDULE = {
     "training": {"model": "tiny", "method": METHOD},
     "cron": "0 3 * * 1",
 }
+RELEASE = {"name": "support", "strategy": "centroid", "experts": [{"model": "main.summer@v1"}]}
 GRADERS = "/v1/fine_tuning/alpha/graders"
 WEBHOOK = {"url": "https://example.com/hook", "event_types": ["fine_tuning.job.succeeded"]}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
@@ -52,6 +55,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/base_models"): {"json": {"name": "new"}},
     ("post", "/v1/feedback"): {"json": CHAT | {"completion": "y", "score": 1}},
     ("put", "/v1/experts/{expert}/aliases/{alias}"): {"json": {"version": "main.summer@v1"}},
+    ("put", "/v1/releases/{release}/aliases/{alias}"): {"json": {"version": "main.support@v1"}},
+    ("post", "/v1/releases"): {"json": RELEASE},
     ("patch", "/v1/experts/{name}"): {"json": {"archived": True}},
     ("post", "/v1/promotions"): {"json": {"model": "main.summer@v1", "suites": [{"file": "file-0", "grader": GRADER}]}},
     ("post", "/v1/schedules"): {"json": SCHEDULE},
@@ -90,12 +95,14 @@ def test_every_route_asks_for_a_scope(app: FastAPI, api_url: str, make_key: Make
 
 
 def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
-    """Make an alias, a promotion and a schedule; return where they are."""
+    """Make an alias, a release with another, a promotion and a schedule; return where they are."""
     client.put("/experts/main.summer/aliases/prod", body={"version": version}, cast_to=object)
+    release: Any = client.post("/releases", body=RELEASE | {"experts": [{"model": version}]}, cast_to=object)
+    client.put("/releases/main.support/aliases/prod", body={"version": release["id"]}, cast_to=object)
     body = {"model": version, "suites": [{"file": file_id, "grader": GRADER}]}
     promotion: Any = client.post("/promotions", body=body, cast_to=object)
     schedule: Any = client.post("/schedules", body=SCHEDULE | {"dataset": file_id}, cast_to=object)
-    found = {"expert": "main.summer", "alias": "prod"}
+    found = {"expert": "main.summer", "alias": "prod", "release": "main.support", "version": release["id"]}
     return found | {"promotion_id": promotion["id"], "schedule_id": schedule["id"]}
 
 

@@ -39,7 +39,7 @@ def candidates(system_engine: Engine, caller: Caller) -> Callable[[], list[str]]
             session.execute(text("UPDATE base_models SET is_default = true WHERE name = 'tiny'"))
             chosen_from = resolve(session, caller, "auto", []).candidates
             assert chosen_from is not None
-            return [record.name for record in chosen_from]
+            return [part.record.name for part in chosen_from]
 
     return resolved
 

@@ -241,6 +241,10 @@ def test_a_row_cannot_point_at_another_tenants_row(
     fresh |= {"event_id": str(uuid.uuid4()), "dataset_version_id": str(filled.spare[ours, "dataset_versions"])}
     row = first_row(filled.system, table, ours)
     row |= {name: value for name, value in fresh.items() if name in row}
+    if table == "aliases" and target.startswith("release"):
+        row |= {"expert_id": None, "version_id": None, "canary_share": 0.5}
+        row |= {"release_id": str(filled.spare[ours, "releases"])}
+        row |= dict.fromkeys(("release_version_id", "canary_version_id"), str(filled.spare[ours, "release_versions"]))
     with system_session(filled.system) as session:
         insert_row(session, table, row | {column: str(filled.spare[ours, target])})
         session.rollback()

@@ -58,6 +58,8 @@ def test_the_promised_commands_are_there() -> None:
         "experts ls, experts show, experts pull, experts aliases, experts moves, experts promote, experts demote, "
         "experts describe, experts tag, experts rename, experts archive, experts unarchive, experts rm, "
         "experts history, "
+        "releases create, releases ls, releases show, releases diff, releases promote, releases demote, "
+        "releases moves, releases rm, "
         "promotions create, promotions ls, promotions show, promotions cancel, schedules add, schedules ls, "
         "schedules edit, schedules show, schedules run, schedules pause, schedules resume, schedules rm, "
         "queue explain, queue doctor, db upgrade, db bootstrap, db quota, "

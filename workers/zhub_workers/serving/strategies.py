@@ -1,9 +1,23 @@
 """Which experts answer a request: those that it names, or those that its prompt is for."""
 
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from zhub.generation import ChosenExpert, ExpertReference, GenerationRequest, Started
 from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.base_model import BaseModel, render_prompt
+from zhub_workers.model.classification import label_probabilities
 from zhub_workers.model.routing import prompt_embeddings, route
 from zhub_workers.serving.experts import Experts
+
+OTHER = "other"
+NOTHING_PROMOTED = (
+    "base: no expert of this project is promoted on this base model "
+    "(`zhub experts promote` points its @prod to a version)"
+)
+
+Choice = tuple[list[ExpertReference], str]
 
 
 def choose(
@@ -13,35 +27,43 @@ def choose(
 
     Raises:
         DigestMismatchError, ArtifactError, BasisMismatchError: see ``Experts``.
+        InvalidRequestError: the base's chat template refuses the messages of the first pass.
     """
+    began = time.monotonic()
     experts = list(request.experts)
+    asked_by = "the request gave" if request.release is None else f"the release {request.release} has"
     match request.candidates, experts:
         case None, []:
             strategy, reason = "base", "the base model was asked for by name"
-        case None, [expert] if expert.weight == 1:
+            if request.release is not None:
+                reason = f"the request asked for the base of the release {request.release}"
+        case None, [expert] if expert.weight == 1 and request.release is None:
             strategy, reason = "expert", "the expert was asked for by name"
         case None, _:
-            strategy, reason = "mixture", "the request gave the experts and their weights"
+            strategy, reason = "mixture", f"{asked_by} the experts and their weights"
+        case _ if request.router == "prompt":
+            strategy = "prompt"
+            experts, reason = _by_prompt(adapted.base, request)
         case _:
-            strategy = "auto"
-            experts, reason = _route(adapted, request, prompt, held)
-    chosen = [ChosenExpert(name=e.name, digest=e.digest, weight=e.weight) for e in experts]
-    return (
-        Started(strategy=strategy, experts=chosen, reason=reason, prompt_tokens=len(prompt)),  # type: ignore[arg-type]
-        experts,
+            strategy = request.router or "auto"
+            experts, reason = _by_centroid(adapted, request, prompt, held)
+    chosen = [ChosenExpert(name=e.name, digest=e.digest, weight=e.weight, reason=reason) for e in experts]
+    choice_s = time.monotonic() - began
+    started = Started(
+        strategy=strategy,  # type: ignore[arg-type]  # one of those above
+        experts=chosen,
+        reason=reason,
+        prompt_tokens=len(prompt),
+        choice_s=choice_s,
     )
+    return started, experts
 
 
-def _route(
-    adapted: AdaptedModel, request: GenerationRequest, prompt: list[int], held: Experts
-) -> tuple[list[ExpertReference], str]:
+def _by_centroid(adapted: AdaptedModel, request: GenerationRequest, prompt: list[int], held: Experts) -> Choice:
     """The candidate whose training prompts are most like this one, or none: then the base answers."""
     candidates = request.candidates or []
     if not candidates:
-        return [], (
-            "base: no expert of this project is promoted on this base model "
-            "(`zhub experts promote` points its @prod to a version)"
-        )
+        return [], NOTHING_PROMOTED
     centroids, others = (
         [held.centroid(adapted, expert) for expert in experts] for experts in (candidates, request.others)
     )
@@ -59,3 +81,51 @@ def _route(
             f"(nearest {nearest.name} at {routed.score:.2f} × its threshold)"
         )
     return [nearest], f"nearest training prompts: {nearest.name} at {routed.score:.2f} × its threshold"
+
+
+def _by_prompt(base: BaseModel, request: GenerationRequest) -> Choice:
+    """The candidate that the base says the prompt is for, or none, where it says another thing or hesitates."""
+    candidates = request.candidates or []
+    if not candidates:
+        return [], NOTHING_PROMOTED
+    labels = [*(_label(expert) for expert in candidates), OTHER]
+    messages = classification_messages(request, {_label(expert): expert.description for expert in candidates})
+    prompt = render_prompt(base, messages)
+    ids = [base.tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
+    room = None if base.context_length is None else base.context_length - max(map(len, ids))
+    if room is not None and len(prompt) > room:
+        return [], f"base: with the question what it is for, the prompt has {len(prompt)} tokens, and {room} fit"
+    probabilities = label_probabilities(base, prompt, ids)
+    ranked = sorted(range(len(labels)), key=probabilities.__getitem__, reverse=True)
+    best, second = ranked[0], ranked[1]
+    said = f"'{labels[best]}' ({probabilities[best]:.0%}, then '{labels[second]}' {probabilities[second]:.0%})"
+    if probabilities[best] == probabilities[second]:
+        return [], f"base: asked what the prompt is for, it found '{labels[best]}' and '{labels[second]}' equal"
+    if best == len(candidates):
+        return [], f"base: asked what the prompt is for, it said {said}"
+    return [candidates[best]], f"the base, asked what the prompt is for, said {said}"
+
+
+def classification_messages(request: GenerationRequest, descriptions: Mapping[str, str]) -> Sequence[dict[str, Any]]:
+    """The request's conversation, whose last message goes on with the question which label it is for.
+
+    The user's text comes first, so that what the first pass has read is the beginning of what the second reads: its
+    keys and values can be used again, and are not if the question comes first.
+    """
+    choices = "\n".join(f"- {label}: {text}" for label, text in descriptions.items() if label != text)
+    words = ", ".join((*descriptions, OTHER))
+    question = (
+        "\n\nDo not answer the text above. Say which kind of text it is:\n"
+        f"{choices}\n- {OTHER}: none of these\nAnswer with one word of: {words}."
+    )
+    if request.prompt is not None:
+        return [{"role": "user", "content": request.prompt + question}]
+    *before, last = request.messages
+    if last["role"] != "user":
+        return [*request.messages, {"role": "user", "content": question.lstrip()}]
+    return [*before, last | {"content": str(last["content"] or "") + question}]
+
+
+def _label(expert: ExpertReference) -> str:
+    """The name of its expert, without project and version: ``main.sums@v3`` is ``sums``."""
+    return expert.name.partition("@")[0].rpartition(".")[2]

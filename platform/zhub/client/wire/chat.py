@@ -7,7 +7,7 @@ from zhub.generation import ChosenExpert
 
 
 class ModelRecord(Answer):
-    """A name that a request may give as ``model``; ``kind`` is ``expert``, ``base`` or ``router``."""
+    """A name that a request may give as ``model``; ``kind`` is ``expert``, ``release``, ``base`` or ``router``."""
 
     id: str
     kind: str
@@ -20,6 +20,7 @@ class Routing(Answer):
     strategy: str
     reason: str
     base_model: str
+    release: str | None = None
 
 
 @dataclass(frozen=True)

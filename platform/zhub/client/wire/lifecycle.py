@@ -7,22 +7,34 @@ from pydantic import Field
 from zhub.client.wire.answer import ENDED, Answer
 
 
+class CanaryRecord(Answer):
+    """The version of a release that gets a share of an alias's requests."""
+
+    version: str
+    share: float
+
+
 class AliasMoveRecord(Answer):
-    """One move of an alias."""
+    """One move of an alias. ``canary`` is what the alias of a release had after it."""
 
     created_at: int
     origin: str | None = Field(alias="from")
     to: str | None
     by: str
     reason: str | None
+    canary: CanaryRecord | None = None
 
 
 class AliasRecord(Answer):
-    """An alias and the version that it points to. ``moves``, newest first, is given for a single one, not in lists."""
+    """An alias and the version that it points to. ``moves``, newest first, is given for a single one, not in lists.
+
+    ``canary`` is the version beside it, of a release only.
+    """
 
     id: str
     alias: str
     version: str | None
+    canary: CanaryRecord | None = None
     moved_at: int
     moves: list[AliasMoveRecord] = []
 

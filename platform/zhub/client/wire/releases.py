@@ -1,0 +1,46 @@
+"""Answers about releases."""
+
+from pydantic import Field
+
+from zhub.client.wire.answer import Answer
+
+
+class PinnedRecord(Answer):
+    """An expert version of a release."""
+
+    model: str
+    digest: str
+    weight: float
+    description: str
+
+
+class ReleaseRecord(Answer):
+    """A version of a release."""
+
+    id: str
+    created_at: int
+    release: str
+    version: int
+    base_model: str
+    strategy: str
+    experts: list[PinnedRecord]
+    digest: str
+    description: str | None
+    by: str
+    aliases: list[str]
+
+
+class DifferenceRecord(Answer):
+    """One thing that differs between two release versions; None on the side that does not have it."""
+
+    what: str
+    before: str | float | None
+    after: str | float | None
+
+
+class DiffRecord(Answer):
+    """What differs in how a release version answers from how another does."""
+
+    origin: str = Field(alias="from")
+    to: str
+    differences: list[DifferenceRecord]
