@@ -28,7 +28,7 @@ def resolve(
     model: str,
     messages: list[dict[str, str]],
     *,
-    mixture: Sequence[tuple[str, float]] = (),
+    mixture: Sequence[version_resolve.MixturePart] = (),
     max_new_tokens: int | None,
     temperature: float | None,
     top_p: float | None,
@@ -45,7 +45,10 @@ def resolve(
         resolved = version_resolve.resolve(session, caller, model, mixture)
         basis = (base_models.require_ready if resolved.experts else base_models.basis_of)(resolved.base)
         base = BaseModelSource.model_validate(resolved.base.source)
-        experts = [_reference(part.record, part.weight) for part in resolved.experts]
+        experts = [
+            _reference(part.record, part.weight).model_copy(update={"layers": part.layers and list(part.layers)})
+            for part in resolved.experts
+        ]
         candidates = (
             None if resolved.candidates is None else [_reference(record, 1.0) for record in resolved.candidates]
         )

@@ -8,7 +8,10 @@ from zhub.specs import BaseModelSource, BasisReference
 
 
 class ExpertReference(BaseModel):
-    """An expert version as serving needs it: by digest, so that it needs no database."""
+    """An expert version as serving needs it: by digest, so that it needs no database.
+
+    ``layers``: the numbers of the blocks that it changes, ascending; None for all of them.
+    """
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -18,6 +21,17 @@ class ExpertReference(BaseModel):
     routing_key: str
     routing_sha256: str
     weight: float = 1.0
+    layers: list[int] | None = None
+
+    @property
+    def steering(self) -> tuple[str, float, tuple[int, ...] | None]:
+        """What of it is followed: rows whose experts have the same steering in the same order read the same model."""
+        return self.z_sha256, self.weight, None if self.layers is None else tuple(self.layers)
+
+    @property
+    def is_whole(self) -> bool:
+        """It is followed as it was trained."""
+        return self.weight == 1 and self.layers is None
 
 
 class GenerationRequest(BaseModel):
@@ -56,11 +70,12 @@ class GenerationRequest(BaseModel):
 
 
 class ChosenExpert(BaseModel):
-    """One expert that answered, with the weight of its part."""
+    """One expert that answered, with the weight of its part, and the blocks that it changed, None for all."""
 
     name: str
     digest: str
     weight: float
+    layers: list[int] | None = None
 
 
 class Started(BaseModel):

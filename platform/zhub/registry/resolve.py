@@ -9,6 +9,7 @@ never promoted and a checkpoint answer only by their names; no list of models ha
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -23,12 +24,21 @@ from zhub.tenancy.keys import Caller
 MAX_OTHERS = 32  # experts that a prompt is compared with though they may not answer
 
 
+class MixturePart(NamedTuple):
+    """A part of a mixture as a request names it; ``layers``: the blocks that it changes, None for all."""
+
+    model: str
+    weight: float
+    layers: tuple[int, ...] | None = None
+
+
 @dataclass(frozen=True)
 class WeightedVersion:
-    """One part of a mixture: ``z = 1 + Σ weight · (z_k − 1)``."""
+    """One part of a mixture: ``z = 1 + Σ weight · (z_k − 1)``, in the blocks ``layers``, or in all of them."""
 
     record: VersionRecord | CheckpointRecord
     weight: float
+    layers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class ResolvedModel:
     others: Sequence[VersionRecord] = ()
 
 
-def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tuple[str, float]]) -> ResolvedModel:
+def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[MixturePart]) -> ResolvedModel:
     """Turn the ``model`` of a request, or the ``experts`` of its body, into versions or checkpoints on one base.
 
     Raises:
@@ -75,11 +85,10 @@ def resolve(session: Session, caller: Caller, model: str, mixture: Sequence[tupl
     return ResolvedModel(base)
 
 
-def _resolve_mixture(
-    session: Session, caller: Caller, model: str, mixture: Sequence[tuple[str, float]]
-) -> ResolvedModel:
+def _resolve_mixture(session: Session, caller: Caller, model: str, mixture: Sequence[MixturePart]) -> ResolvedModel:
     parts = [
-        WeightedVersion(_version_or_checkpoint(session, caller.project_id, name), weight) for name, weight in mixture
+        WeightedVersion(_version_or_checkpoint(session, caller.project_id, part.model), part.weight, part.layers)
+        for part in mixture
     ]
     bases = {part.record.base.name: part.record.base for part in parts}
     if len(bases) > 1:
@@ -87,7 +96,7 @@ def _resolve_mixture(
             f"A mixture needs experts of one base model; these belong to {', '.join(sorted(bases))}.", param="experts"
         )
     (base,) = bases.values()
-    if model not in (base.name, AUTO, *(name for name, _weight in mixture)):
+    if model not in (base.name, AUTO, *(part.model for part in mixture)):
         raise InvalidRequestError(
             f"'model' is '{model}', but the experts of this mixture belong to '{base.name}'. Give that as the model.",
             param="model",

@@ -7,7 +7,7 @@ from zhub.generation import ExpertReference
 from zhub.storage.object_store import ObjectStore, fetch
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.artifact import read_routing
-from zhub_workers.model.changes import Change, read_change
+from zhub_workers.model.changes import Change, read_change, restricted
 from zhub_workers.model.routing import Centroid
 
 MAX_CHANGES_BYTES = 2 << 30  # some thousands of z, or a hundred LoRAs of a base of 135 M parameters
@@ -25,12 +25,17 @@ class Experts:
         self._centroids: OrderedDict[str, Centroid] = OrderedDict()
 
     def change(self, adapted: AdaptedModel, expert: ExpertReference) -> Change:
-        """What the expert changes in this model.
+        """What the expert changes in this model, in the layers that the reference names.
 
         Raises:
             DigestMismatchError, ArtifactError, BasisMismatchError: its file is not what the reference says, or does not
                 fit the model.
+            InvalidRequestError: the model has no such layer.
         """
+        change = self._whole(adapted, expert)
+        return change if expert.layers is None else restricted(change, expert.layers, adapted)
+
+    def _whole(self, adapted: AdaptedModel, expert: ExpertReference) -> Change:
         sha256 = expert.z_sha256
         if sha256 not in self._changes:
             path = fetch(self._store, expert.z_key, self._directory / f"{sha256}.safetensors", sha256=sha256)

@@ -18,14 +18,14 @@ def choose(
     match request.candidates, experts:
         case None, []:
             strategy, reason = "base", "the base model was asked for by name"
-        case None, [expert] if expert.weight == 1:
+        case None, [expert] if expert.is_whole:
             strategy, reason = "expert", "the expert was asked for by name"
         case None, _:
             strategy, reason = "mixture", "the request gave the experts and their weights"
         case _:
             strategy = "auto"
             experts, reason = _route(adapted, request, prompt, held)
-    chosen = [ChosenExpert(name=e.name, digest=e.digest, weight=e.weight) for e in experts]
+    chosen = [ChosenExpert(name=e.name, digest=e.digest, weight=e.weight, layers=e.layers) for e in experts]
     return (
         Started(strategy=strategy, experts=chosen, reason=reason, prompt_tokens=len(prompt)),  # type: ignore[arg-type]
         experts,
