@@ -28,7 +28,7 @@ def resolve(
     model: str,
     messages: list[dict[str, str]],
     *,
-    mixture: Sequence[tuple[str, float]] = (),
+    mixture: Sequence[version_resolve.MixturePart] = (),
     strategy: Strategy | None = None,
     requester: str | None = None,
     max_new_tokens: int | None,
@@ -111,7 +111,9 @@ def _as_error(failed: Failed) -> Exception:
 
 
 def _part(part: version_resolve.WeightedVersion) -> ExpertReference:
-    return _reference(part.record, part.weight).model_copy(update={"description": part.description})
+    layers = None if part.layers is None else list(part.layers)
+    more = {"layers": layers, "description": part.description}
+    return _reference(part.record, part.weight).model_copy(update=more)
 
 
 def _reference(record: versions.VersionRecord | versions.CheckpointRecord, weight: float) -> ExpertReference:

@@ -17,6 +17,8 @@ class ExpertReference(BaseModel):
     """An expert version as serving needs it: by digest, so that it needs no database.
 
     ``description`` is what the router ``prompt`` goes by, empty where nothing is to be chosen.
+
+    ``layers``: the numbers of the blocks that it changes, ascending; None for all of them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,6 +30,17 @@ class ExpertReference(BaseModel):
     routing_sha256: str
     weight: float = 1.0
     description: str = ""
+    layers: list[int] | None = None
+
+    @property
+    def steering(self) -> tuple[str, float, tuple[int, ...] | None]:
+        """What of it is followed: rows whose experts have the same steering in the same order read the same model."""
+        return self.z_sha256, self.weight, None if self.layers is None else tuple(self.layers)
+
+    @property
+    def is_whole(self) -> bool:
+        """It is followed as it was trained."""
+        return self.weight == 1 and self.layers is None
 
 
 class GenerationRequest(BaseModel):
@@ -69,11 +82,12 @@ class GenerationRequest(BaseModel):
 
 
 class ChosenExpert(BaseModel):
-    """One expert that answered, with the weight of its part, and why it did."""
+    """One expert that answered: with what weight, in which blocks (None: in all), and why."""
 
     name: str
     digest: str
     weight: float
+    layers: list[int] | None = None
     reason: str = ""
 
 

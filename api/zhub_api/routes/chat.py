@@ -17,6 +17,7 @@ from zhub.generation import Ended, Started, Strategy, Text
 from zhub_api import serving_client
 from zhub_api.chat_parameters import refuse_unsupported
 from zhub_api.context import CallerDep, ContextDep
+from zhub_api.steering import MixturePart
 from zhub_api.streams import EVENTS, answering, ending_with_errors
 
 router = APIRouter(prefix="/v1/chat")
@@ -36,14 +37,6 @@ class Message(Schema):
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart] | None = None
-
-
-class MixturePart(Schema):
-    """One expert of a mixture and its weight: ``z = 1 + Σ weight · (z_k − 1)``."""
-
-    model_config = ConfigDict(extra="forbid")
-    model: str
-    weight: Annotated[float, Field(ge=-4, le=4)] = 1.0
 
 
 class StreamOptions(Schema):
@@ -92,7 +85,7 @@ async def create_completion(
         caller,
         request.model,
         [_plain(index, message) for index, message in enumerate(request.messages)],
-        mixture=[(part.model, part.weight) for part in request.experts],
+        mixture=[part.named for part in request.experts],
         strategy=request.strategy,
         requester=request.user or http_request.state.request_id,
         max_new_tokens=request.max_completion_tokens or request.max_tokens,

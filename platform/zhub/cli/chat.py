@@ -1,7 +1,7 @@
 """``zhub chat``."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -17,7 +17,12 @@ def chat(
     message: Annotated[str, typer.Argument(help="The question.")],
     model: Annotated[str, typer.Option(help="An expert version, a release, a base model, or 'auto'.")] = "auto",
     mix: Annotated[
-        list[str] | None, typer.Option(metavar="EXPERT=WEIGHT", help="An expert of a mixture; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="EXPERT=WEIGHT[:LAYERS]",
+            help="An expert and how far it is followed (1: as trained, 0: the base, 2: twice as far), in some layers "
+            "alone as in NAME=1:0-7,12; may be repeated.",
+        ),
     ] = None,
     strategy: Annotated[
         Strategy | None, typer.Option(help="How 'auto' or a release chooses, in place of its own way.")
@@ -41,8 +46,10 @@ def chat(
     data_dir: DataDirOption = None,
 ) -> None:
     """Ask one question. The answer goes to standard output; who answered, and why, to standard error."""
+    mixture, layers = parse_mixture(mix or [])
     options: ChatOptions = {
-        "mixture": parse_mixture(mix or []),
+        "mixture": mixture,
+        "layers": layers,
         "strategy": strategy,
         "user": user,
         "system": system,
@@ -68,20 +75,31 @@ def _print_stream(pieces: Iterator[ChatPiece]) -> None:
     typer.echo()
 
 
-def parse_mixture(mix: list[str]) -> dict[str, float]:
-    """``name=weight`` pairs; the weight of a bare name is 1."""
-    mixture = {}
+def parse_mixture(mix: list[str]) -> tuple[dict[str, float], dict[str, list[int | str]]]:
+    """``name=weight[:layers]``; the weight of a bare name is 1. Returns weights, and layers where some are given."""
+    weights: dict[str, float] = {}
+    layers: dict[str, list[int | str]] = {}
     for part in mix:
         name, equals, text = part.partition("=")
+        weight, colon, ranges = text.partition(":")
         try:
-            mixture[name] = float(text) if equals else 1.0
+            weights[name] = float(weight) if equals else 1.0
         except ValueError:
-            raise typer.BadParameter(f"expected EXPERT=WEIGHT, found '{part}'", param_hint="--mix") from None
-    return mixture
+            expected = f"expected EXPERT=WEIGHT or EXPERT=WEIGHT:LAYERS, found '{part}'"
+            raise typer.BadParameter(expected, param_hint="--mix") from None
+        if colon:
+            layers[name] = list(ranges.split(","))
+    return weights, layers
 
 
 def speaker(piece: ChatPiece) -> str:
     """Who answers with which weight, and why."""
-    experts = " + ".join(f"{chosen.weight:g} × {chosen.name}" for chosen in piece.experts)
+    experts = " + ".join(f"{chosen.weight:g} × {chosen.name}{_in_layers(chosen.layers)}" for chosen in piece.experts)
     release = f" of {piece.routing.release}" if piece.routing.release else ""
     return f"[{piece.routing.strategy}{release}] {experts or piece.routing.base_model}: {piece.routing.reason}"
+
+
+def _in_layers(layers: Sequence[int] | None) -> str:
+    if layers is None:
+        return ""
+    return f" (layers {', '.join(map(str, layers))})" if len(layers) > 1 else f" (layer {layers[0]})"

@@ -34,6 +34,8 @@ class ChatOptions(TypedDict, total=False):
     """How ``auto`` or a release chooses or mixes its experts, in place of its own way."""
     user: str | None
     """Who asks: an alias with a canary gives the same user the same version always."""
+    layers: Mapping[str, Sequence[int | str]] | None
+    """Of experts of the mixture, the layers that they change alone: numbers from 0, and ranges such as ``"0-7"``."""
     system: str | None
     """The system message, before the question."""
     temperature: float | None
@@ -123,11 +125,15 @@ class Client:
 def _chat_body(model: str, message: str, options: ChatOptions) -> dict[str, Any]:
     settings: dict[str, Any] = {**options}
     system, mixture = settings.pop("system", None), settings.pop("mixture", None) or {}
+    layers = settings.pop("layers", None) or {}
     beginning = [] if system is None else [{"role": "system", "content": system}]
     return {
         "model": model,
         "messages": [*beginning, {"role": "user", "content": message}],
-        "experts": [{"model": name, "weight": weight} for name, weight in mixture.items()],
+        "experts": [
+            {"model": name, "weight": weight} | ({"layers": layers[name]} if name in layers else {})
+            for name, weight in mixture.items()
+        ],
         "max_completion_tokens": settings.pop("max_tokens", None),
         **settings,
     }

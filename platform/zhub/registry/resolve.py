@@ -10,6 +10,7 @@ never promoted and a checkpoint answer only by their names; no list of models ha
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -26,12 +27,24 @@ from zhub.tenancy.keys import Caller
 MAX_OTHERS = 32  # experts that a prompt is compared with though they may not answer
 
 
+class MixturePart(NamedTuple):
+    """A part of a mixture as a request names it; ``layers``: the blocks that it changes, None for all."""
+
+    model: str
+    weight: float
+    layers: tuple[int, ...] | None = None
+
+
 @dataclass(frozen=True)
 class WeightedVersion:
-    """One part of a mixture: ``z = 1 + Σ weight · (z_k − 1)``. ``description``: which prompts it is for."""
+    """One part of a mixture: ``z = 1 + Σ weight · (z_k − 1)``, in the blocks ``layers``, or in all of them.
+
+    ``description``: which prompts it is for.
+    """
 
     record: VersionRecord | CheckpointRecord
     weight: float
+    layers: tuple[int, ...] | None = None
     description: str = ""
 
 
@@ -55,7 +68,7 @@ def resolve(
     session: Session,
     caller: Caller,
     model: str,
-    mixture: Sequence[tuple[str, float]],
+    mixture: Sequence[MixturePart],
     *,
     strategy: Strategy | None = None,
     requester: str | None = None,
@@ -118,7 +131,7 @@ def _resolve_auto(
             param="strategy",
         )
     candidates = [
-        WeightedVersion(record, 1.0, releases.description_of(record))
+        WeightedVersion(record, 1.0, description=releases.description_of(record))
         for record in versions.promoted(session, caller.project_id, base)
     ]
     others = versions.never_promoted(session, caller.project_id, base, limit=MAX_OTHERS) if candidates else []
@@ -136,7 +149,9 @@ def _resolve_release(session: Session, release: ReleaseRecord, strategy: Strateg
     is_mixture = chosen == "mixture"
     equal = 1.0 / len(pins) if is_mixture else 1.0
     parts = [
-        WeightedVersion(pin.record, pin.weight if is_mixture is (own == "mixture") else equal, pin.description)
+        WeightedVersion(
+            pin.record, pin.weight if is_mixture is (own == "mixture") else equal, description=pin.description
+        )
         for pin in pins
     ]
     if chosen == "mixture":
@@ -144,11 +159,10 @@ def _resolve_release(session: Session, release: ReleaseRecord, strategy: Strateg
     return replace(resolved, candidates=parts, router="prompt" if chosen == "prompt" else "centroid")
 
 
-def _resolve_mixture(
-    session: Session, caller: Caller, model: str, mixture: Sequence[tuple[str, float]]
-) -> ResolvedModel:
+def _resolve_mixture(session: Session, caller: Caller, model: str, mixture: Sequence[MixturePart]) -> ResolvedModel:
     parts = [
-        WeightedVersion(_version_or_checkpoint(session, caller.project_id, name), weight) for name, weight in mixture
+        WeightedVersion(_version_or_checkpoint(session, caller.project_id, part.model), part.weight, part.layers)
+        for part in mixture
     ]
     bases = {part.record.base.name: part.record.base for part in parts}
     if len(bases) > 1:
@@ -156,7 +170,7 @@ def _resolve_mixture(
             f"A mixture needs experts of one base model; these belong to {', '.join(sorted(bases))}.", param="experts"
         )
     (base,) = bases.values()
-    if model not in (base.name, AUTO, *(name for name, _weight in mixture)):
+    if model not in (base.name, AUTO, *(part.model for part in mixture)):
         raise InvalidRequestError(
             f"'model' is '{model}', but the experts of this mixture belong to '{base.name}'. Give that as the model.",
             param="model",

@@ -13,7 +13,7 @@ from zhub.database.sessions import system_session
 from zhub.errors import NotFoundError
 from zhub.queue.claims import Claim
 from zhub.registry import versions
-from zhub.registry.resolve import resolve
+from zhub.registry.resolve import MixturePart, resolve
 from zhub.tenancy.keys import Caller
 
 Client = openai.OpenAI
@@ -100,7 +100,7 @@ def test_a_mixture_may_hold_checkpoints(system_engine: Engine, claim: Claim, cal
     report(system_engine, claim, 10, 20)
     names = [f"main.summer@ftjob-{claim.job_id.hex}:step-{step}" for step in (10, 20)]
     with system_session(system_engine) as session:
-        resolved = resolve(session, caller, "tiny", [(name, 0.5) for name in names])
+        resolved = resolve(session, caller, "tiny", [MixturePart(name, 0.5) for name in names])
     assert [part.record.name for part in resolved.experts] == names
 
 

@@ -225,8 +225,14 @@ def _is_target(name: str, targets: str) -> bool:
     return targets == "all" or (attention and targets != "mlp") or (mlp and targets != "attention")
 
 
+def block_of(name: str) -> int | None:
+    """The number of the block that a matrix is in; None where it is in none."""
+    block = BLOCK.search(name)
+    return None if block is None else int(block[1])
+
+
 def _in_range(name: str, layers: tuple[int, int] | None) -> bool:
     if layers is None:
         return True
-    block = BLOCK.search(name)
-    return block is not None and layers[0] <= int(block[1]) <= layers[1]
+    block = block_of(name)
+    return block is not None and layers[0] <= block <= layers[1]

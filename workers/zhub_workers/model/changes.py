@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zhub.errors import ArtifactError
+from zhub.errors import ArtifactError, InvalidRequestError
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.adapters import core_settings
+from zhub_workers.model.adapters import block_of, core_settings
 from zhub_workers.model.artifact import ExpertFile, read_expert
 from zhub_workers.model.core_model import CoreModel
 from zhub_workers.model.layers import layer_weight
@@ -83,9 +83,11 @@ def read_change(path: Path, *, sha256: str, adapted: AdaptedModel) -> Change:
 def mix_changes(changes: Sequence[Change], weights: Sequence[float]) -> Change:
     """Return the mixture ``sum_k w_k change_k``: of multipliers ``1 + sum_k w_k (z_k - 1)``.
 
-    Experts that leave a matrix out leave it as it is in the base.
+    Experts that leave a matrix out leave it as it is in the base, and one of weight 0 leaves all.
     """
-    if list(weights) == [1]:
+    followed = [(change, weight) for change, weight in zip(changes, weights, strict=True) if weight]
+    changes, weights = [change for change, _ in followed], [weight for _, weight in followed]
+    if weights == [1]:
         return changes[0]
     zs = _by_name([change.z for change in changes], weights)
     cores = _by_name([change.cores for change in changes], weights)
@@ -102,6 +104,38 @@ def mix_changes(changes: Sequence[Change], weights: Sequence[float]) -> Change:
         },
         {name: torch.stack([weight * gain for gain, weight in parts]).sum(0) for name, parts in gains.items()},
     )
+
+
+def restricted(change: Change, layers: Collection[int], adapted: AdaptedModel) -> Change:
+    """The change in these blocks of the model alone; matrices that are in no block stay the base's.
+
+    Raises:
+        InvalidRequestError: the model has no such block.
+    """
+    blocks = {block_of(name) for name in adapted.layers} - {None}
+    if unknown := sorted(set(layers) - blocks):
+        numbers = sorted(block for block in blocks if block is not None)
+        raise InvalidRequestError(
+            f"The base has no layer {unknown[0]}: its layers with matrices that experts change are "
+            f"{_as_ranges(numbers)}. Give some of these, or leave 'layers' out for all.",
+            param="experts",
+        )
+
+    def within(part: Mapping[str, PartT]) -> dict[str, PartT]:
+        return {name: of_matrix for name, of_matrix in part.items() if block_of(name) in layers}
+
+    return Change(within(change.z), within(change.cores), within(change.low_rank), within(change.gains))
+
+
+def _as_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as ``0-3, 5``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs) or "none"
 
 
 def stack_cores(cores: Sequence[Tensor]) -> Tensor:

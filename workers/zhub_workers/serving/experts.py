@@ -7,7 +7,7 @@ from zhub.generation import ExpertReference, GenerationRequest
 from zhub.storage.object_store import ObjectStore, fetch
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.artifact import read_routing
-from zhub_workers.model.changes import Change, read_change
+from zhub_workers.model.changes import Change, read_change, restricted
 from zhub_workers.model.routing import Centroid
 
 MAX_CHANGES_BYTES = 2 << 30  # some thousands of z, or a hundred LoRAs of a base of 135 M parameters
@@ -30,20 +30,26 @@ class Experts:
         Raises:
             DigestMismatchError: a file is not what its reference says.
         """
-        for expert in request.experts:
+        candidates = request.candidates or []
+        for expert in [*request.experts, *candidates]:
             if expert.z_sha256 not in self._changes:
                 self._fetch(expert.z_key, expert.z_sha256)
-        for expert in [*(request.candidates or ()), *request.others]:
+        for expert in [*candidates, *request.others]:
             if expert.routing_sha256 not in self._centroids:
                 self._fetch(expert.routing_key, expert.routing_sha256)
 
     def change(self, adapted: AdaptedModel, expert: ExpertReference) -> Change:
-        """What the expert changes in this model.
+        """What the expert changes in this model, in the layers that the reference names.
 
         Raises:
             DigestMismatchError, ArtifactError, BasisMismatchError: its file is not what the reference says, or does not
                 fit the model.
+            InvalidRequestError: the model has no such layer.
         """
+        change = self._whole(adapted, expert)
+        return change if expert.layers is None else restricted(change, expert.layers, adapted)
+
+    def _whole(self, adapted: AdaptedModel, expert: ExpertReference) -> Change:
         sha256 = expert.z_sha256
         if sha256 not in self._changes:
             path = self._fetch(expert.z_key, sha256)

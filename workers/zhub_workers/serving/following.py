@@ -8,7 +8,8 @@ from zhub_workers.model.changes import Change
 from zhub_workers.model.row_changes import following_rows
 from zhub_workers.serving.runners import Assign
 
-Follows = tuple[tuple[str, float], ...]  # digests of experts and their weights; empty: the base
+# What of each expert is followed: digest, weight, layers. Empty: the base.
+Follows = tuple[tuple[str, float, tuple[int, ...] | None], ...]
 BASE: Follows = ()
 
 

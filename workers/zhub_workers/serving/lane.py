@@ -150,7 +150,7 @@ class Lane:
         follows = BASE
         if experts:
             changes = [self._experts.change(self.adapted, expert) for expert in experts]
-            follows = tuple((expert.z_sha256, expert.weight) for expert in experts)
+            follows = tuple(expert.steering for expert in experts)
             self._changes[follows] = mix_changes(changes, [expert.weight for expert in experts])
         asked.tell(started)
         for index in range(request.n):

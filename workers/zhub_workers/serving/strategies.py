@@ -37,7 +37,7 @@ def choose(
             strategy, reason = "base", "the base model was asked for by name"
             if request.release is not None:
                 reason = f"the request asked for the base of the release {request.release}"
-        case None, [expert] if expert.weight == 1 and request.release is None:
+        case None, [expert] if expert.is_whole and request.release is None:
             strategy, reason = "expert", "the expert was asked for by name"
         case None, _:
             strategy, reason = "mixture", f"{asked_by} the experts and their weights"
@@ -47,7 +47,9 @@ def choose(
         case _:
             strategy = request.router or "auto"
             experts, reason = _by_centroid(adapted, request, prompt, held)
-    chosen = [ChosenExpert(name=e.name, digest=e.digest, weight=e.weight, reason=reason) for e in experts]
+    chosen = [
+        ChosenExpert(name=e.name, digest=e.digest, weight=e.weight, layers=e.layers, reason=reason) for e in experts
+    ]
     choice_s = time.monotonic() - began
     started = Started(
         strategy=strategy,  # type: ignore[arg-type]  # one of those above
