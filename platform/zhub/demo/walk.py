@@ -228,7 +228,7 @@ def ask(client: Client, base: str, course: Course, say: Callable[[str], None]) -
     row = course.task.question
     prompt = row["messages"][0]["content"]
     say(prompt)
-    models = {"base": base, "expert": course.version.id, "auto": "auto"}
+    models = {"base": base, "expert": course.version.id, "auto": f"auto:{base}"}
     answers = {who: client.chat(model, prompt, temperature=0) for who, model in models.items()}
     return Question(prompt, row["answer"], course.version.id, answers)
 

@@ -28,9 +28,8 @@ def test_a_question_alone_sends_no_settings(api: Any, zhub: Run, capsys: pytest.
 def test_every_option_is_sent_by_its_name_in_the_dialect(api: Any, zhub: Run) -> None:
     api.add("POST", COMPLETIONS, ANSWER)
     options = ("--temperature", "0.5", "--top-p", "0.9", "--max-tokens", "7", "--seed", "3", "--system", "Be short.")
-    assert (
-        zhub("chat", "6 * 7?", *options, "--stop", "a", "--stop", "b", "--mix", "main.x=0.5", "--mix", "y=2:0-3,5") == 0
-    )
+    more = ("--stop", "a", "--stop", "b", "--mix", "main.x=0.5", "--mix", "y=2:0-3,5", "--user", "u1")
+    assert zhub("chat", "6 * 7?", *options, *more, "--strategy", "mixture") == 0
     (body,) = api.bodies("POST", COMPLETIONS)
     assert body.pop("messages")[0] == {"role": "system", "content": "Be short."}
     assert json.loads(json.dumps(body)) == {
@@ -41,6 +40,8 @@ def test_every_option_is_sent_by_its_name_in_the_dialect(api: Any, zhub: Run) ->
         "max_completion_tokens": 7,
         "seed": 3,
         "stop": ["a", "b"],
+        "strategy": "mixture",
+        "user": "u1",
     }
 
 

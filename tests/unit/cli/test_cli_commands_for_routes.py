@@ -20,7 +20,7 @@ SOURCES = ("platform/zhub", "api/zhub_api", "workers/zhub_workers")
 COMMAND = re.compile(r"`zhub [a-z]")
 # What is never an answer of the API: commands themselves, what they and `zhub up` print, and how a process refuses to
 # start. The last names the remedy of a reason, which is no error.
-OF_COMMANDS = ("cli", "client", "demo", "embedded", "conversion", "errors/failures.py", "serving/engine.py")
+OF_COMMANDS = ("cli", "client", "demo", "embedded", "conversion", "errors/failures.py", "serving/strategies.py")
 
 
 def texts() -> Iterator[tuple[Path, str]]:
