@@ -197,8 +197,8 @@ def test_prompts_take_little_of_a_step_that_somebody_waits_for(llama: Driven, mo
     llama.start(llama.served.request("name one colour, please: red or blue?", max_new_tokens=8))
     llama.finish()
     assert planned[0] == lane_module.MOST_PROMPT_TOKENS
-    pace = lane_module._Pace(step_s=0.02, token_s=0.001)
-    assert pace.prompt_tokens() == 20
+    pace = lane_module._Pace(step_s=0.04, token_s=0.001)
+    assert pace.prompt_tokens() == 28
     assert lane_module._Pace(step_s=0.02, token_s=1.0).prompt_tokens() == lane_module.LEAST_PROMPT_TOKENS
 
 

@@ -32,7 +32,7 @@ DEFAULT_MAX_NEW_TOKENS = 512
 # Of prompts in one step: all that is read while nobody waits for a next token, and no less than this otherwise.
 MOST_PROMPT_TOKENS, LEAST_PROMPT_TOKENS = 512, 16
 # What prompts may add to the time of a step, in steps without: so that a long one delays a next token by so much.
-PROMPT_SHARE = 1.0
+PROMPT_SHARE = 0.7
 SMOOTHING = 0.2
 
 
