@@ -80,7 +80,7 @@ class _Pace:
         """How many tokens of prompts go well with a step."""
         if not self.step_s or not self.token_s:
             return LEAST_PROMPT_TOKENS
-        tokens = int(PROMPT_SHARE * self.step_s / self.token_s)
+        tokens = round(PROMPT_SHARE * self.step_s / self.token_s)
         return max(LEAST_PROMPT_TOKENS, min(MOST_PROMPT_TOKENS, tokens))
 
 
