@@ -30,6 +30,8 @@ demo: setup ## The whole path on this machine: train an expert for each of eight
 up: setup ## Run the embedded stack until Ctrl-C.
 	$(BIN)/zhub up
 
+# Where it is set, as in images of Docker, each process that a test starts would compile zhub again.
+test: export PYTHONDONTWRITEBYTECODE =
 # In the order of the folders: what starts whole clusters is the longest group of tests, and comes first.
 test: setup ## Run the tests, as many at a time as there are cores, but at most four.
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
@@ -50,7 +52,7 @@ chaos: setup ## Harm every process and server for ZHUB_CHAOS_MINUTES (30), kill 
 	ZHUB_CHAOS_MINUTES=$(ZHUB_CHAOS_MINUTES) ZHUB_FUZZ_REQUESTS=$(ZHUB_FUZZ_REQUESTS) \
 		$(BIN)/pytest -s tests/chaos tests/e2e/test_kill.py tests/integration/api/test_fuzzed_requests.py $(PYTEST_ARGS)
 
-mutants: setup ## Take the guards of the job protocol away one by one, and see that a test notices each.
+mutants: setup ## Take guards of the job protocol and of experts away one by one, and see that a test notices each.
 	$(BIN)/python tools/mutants.py
 
 ifeq ($(origin NAME),command line)

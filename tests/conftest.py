@@ -35,6 +35,7 @@ from zhub.storage.directory import DirectoryStore
 from zhub.tenancy import keys
 from zhub.tenancy.bootstrap import ensure_project
 from zhub.tenancy.keys import SCOPES, Caller
+from zhub_workers.compute import cores
 
 CLUSTERS = ("chaos", "contract", "e2e")
 
@@ -54,6 +55,9 @@ def pytest_configure() -> None:
     # How long an example takes says how busy the machine is.
     hypothesis.settings.register_profile("suite", deadline=None)
     hypothesis.settings.load_profile("suite")
+    # Read when torch is loaded, here and in what the tests start: as many threads compute as processes run tests.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -91,6 +95,15 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.fixture(scope="session", autouse=True)
 def nothing_waits_within_a_session() -> Iterator[None]:
     with open_sessions.guarded():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_core() -> Iterator[None]:
+    """What computes in this process has one core: of models so small a second thread is of no use, and other tests run
+    beside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cores, "usable_cores", lambda: 1)
         yield
 
 

@@ -54,7 +54,7 @@ def noticed(mutant: Mutant) -> bool:
             capture_output=True,
             text=True,
         )
-    failed = [line for line in found.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in found.stdout.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))]
     told = failed[0].partition(" - ")[0] if failed else f"SURVIVES (pytest: {found.returncode})"
     print(f"{mutant.what}: {told}", flush=True)
     return found.returncode == 1 and bool(failed)

@@ -57,10 +57,10 @@ MUTANTS = (
         ON_DELETION,
     ),
     Mutant(
-        "nothing comes to need a version while it is deleted",
-        DELETION,
-        "    _lock(session, which)\n    _refuse_needed",
-        "    _refuse_needed",
+        "nothing comes to need a version that is deleted meanwhile",
+        "platform/zhub/registry/versions.py",
+        "            .where(ExpertVersion.deleted_at.is_(None))\n            .with_for_update(read",
+        "            .with_for_update(read",
         ON_DELETION,
     ),
     Mutant(

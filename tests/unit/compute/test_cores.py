@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from zhub_workers.compute import cores, group
-from zhub_workers.compute.cores import sharing_cores
+from zhub_workers.compute.cores import sharing_cores, usable_cores
 from zhub_workers.compute.requests import Embed
 
 
@@ -82,10 +82,9 @@ def test_a_process_that_dies_gives_its_cores_back(tmp_path: Path) -> None:
 def test_a_container_has_the_cores_of_its_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, expected: int | None
 ) -> None:
-    monkeypatch.undo()
     monkeypatch.setattr(cores, "CPU_QUOTA", tmp_path / "cpu.max")
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert cores.usable_cores() == (expected or len(os.sched_getaffinity(0)))
+    assert usable_cores() == (expected or len(os.sched_getaffinity(0)))
 
 
 def test_a_group_computes_with_the_cores_that_it_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,3 +103,17 @@ def test_a_group_computes_with_the_cores_that_it_may_use(tmp_path: Path, monkeyp
         with sharing_cores("other", tmp_path):
             member.run(Embed(None, []))
     assert seen == [8, 4]
+
+
+MADE = """
+from zhub_workers.cluster.flavour import Flavour
+from zhub_workers.worker.actors import TorchActor
+TorchActor("cpu", "text", Flavour())
+"""
+
+
+def test_a_worker_gives_the_core_of_a_thread_that_waits_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")  # has OpenMP say what it has read, when torch loads it
+    made = subprocess.run([sys.executable, "-c", MADE], capture_output=True, text=True, timeout=300, check=True)
+    assert "GOMP_SPINCOUNT = '0'" in made.stderr

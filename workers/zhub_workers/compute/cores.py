@@ -21,6 +21,16 @@ NEW = ".new"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: "quota period" in microseconds, or "max"
 
 
+def sleep_while_waiting() -> None:
+    """Have the OpenMP threads of this process sleep while they wait for each other. Call it before torch is imported.
+
+    By default they spin. That saves microseconds on a core that nobody else wants; where another process has the core
+    of one thread, the other spins until that is given back, and a job on two threads takes many times as long as on
+    one. Who runs the process may say otherwise.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def usable_cores() -> int:
     """The cores that this process may run on, within its container's quota; at least one."""
     cores = len(os.sched_getaffinity(0))

@@ -11,6 +11,7 @@ from zhub.process.tracing import start_tracing
 from zhub_workers.attempts.attempt import Attempt, AttemptKey, AttemptStatus, HeldAttempt
 from zhub_workers.attempts.worker import Worker
 from zhub_workers.cluster.flavour import Flavour
+from zhub_workers.compute.cores import sleep_while_waiting
 
 
 class LightActor:
@@ -46,6 +47,7 @@ class TorchActor(LightActor):
     def __init__(self, device: str | None, log_format: LogFormat, flavour: Flavour) -> None:
         configure_logging(log_format)
         start_tracing("zhub-worker")
+        sleep_while_waiting()
         # Here, because it imports torch, which this module must not.
         from zhub_workers.worker.torch_runner import TorchRunner
 
