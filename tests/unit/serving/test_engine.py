@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from served_engines import Served, text_of, until_end
 
+from zhub.errors import UnavailableError
 from zhub.generation import Ended, ExpertReference, Failed, Line, Started, Text
 from zhub.specs import BaseModelSource
 from zhub_workers.serving import engine as engine_module
@@ -243,3 +244,41 @@ def test_a_schema_that_no_answer_fits_is_refused_and_its_batch_mates_are_answere
     failed, answered = served.ask_all([served.request("x", json_schema=endless), served.request("x")])
     assert isinstance(failed[-1], Failed) and failed[-1].code == "invalid_request"
     assert isinstance(answered[-1], Ended)
+
+
+def test_a_base_that_finds_no_room_waits_for_the_others_answers_and_takes_its_place(
+    served: Served, tmp_path: Path, until: Callable[..., Any]
+) -> None:
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{% for message in messages %}<assistant>{{ message.content }}{% endfor %}")
+    others = [file for file in served.source.files if file.name != template.name] + [served.add_file(template)]
+    engine = Engine(served.store, tmp_path / "cache", "cpu")
+    size = sum(file.size_bytes for file in others)
+    engine._memory_bytes = 6 * size  # for one base, and not for another beside it
+    first, second = queue.Queue[Line](), queue.Queue[Line]()
+    asked = served.request("say a", max_new_tokens=40)
+    engine.submit(asked, first.put)
+    until(lambda: not first.empty())
+    other = asked.model_copy(update={"base": BaseModelSource(name="other", files=others)})
+    engine.submit(other, second.put)
+    until(lambda: not second.empty())
+    assert isinstance(first.queue[-1], Ended), "the first base was in the middle of an answer"
+    assert isinstance(until_end(second)[-1], Ended)
+    assert list(engine._lanes) == [(other.base.digest, other.basis)]
+    engine.submit(asked, first.put)
+    first.get()
+    assert [isinstance(until_end(first)[-1], Ended) for _ in range(2)] == [True, True]
+
+
+def test_an_organisation_with_too_many_requests_is_refused_and_another_is_not(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "MAX_WAITING", 2)
+    lines: queue.Queue[Line] = queue.Queue()
+    ends = [served.engine.submit(served.request("x", org_id="flood", max_new_tokens=30), lines.put) for _ in range(2)]
+    with pytest.raises(UnavailableError, match="2 requests wait already"):
+        served.engine.submit(served.request("x", org_id="flood"), lines.put)
+    served.engine.submit(served.request("x", org_id="polite", max_new_tokens=1), lines.put)
+    for end in ends:
+        end()
+    served.engine.submit(served.request("x", org_id="flood", max_new_tokens=1), lines.put)

@@ -96,16 +96,12 @@ class Engine:
             for lane in busy:
                 self._busy_since = time.monotonic()
                 try:
-                    self._step(lane)
+                    lane.step()
                 except Exception as exc:
                     log.exception("a step of a base failed", extra={"action": "batch_failed"})
                     lane.fail(exc)
             self._busy_since = None
-
-    def _step(self, lane: Lane) -> None:
-        lane.step()
-        if lane.is_idle and self._wanted:
-            self._load_wanted()
+            self._load_wanted()  # where a lane has become idle there may be room
 
     def _take(self, *, wait: bool) -> None:
         """Do what has come in; at least one thing, where there is nothing else to do."""
