@@ -7,9 +7,15 @@ of 24, 8 answers to each of 32 prompts as in the default recipe. In each round t
 a round are kept: the machine's speed drifts.
 
 The floor is the ratio that counting operations gives: what would be left if both sides ran at one speed.
+
+(d) is a whole step of reinforcement on a real language model, sampling and grading counted in, beside TRL's GRPO with a
+LoRA by peft (``trl_step``). The model is the directory that ``zhub base-models add smollm2 --builtin`` makes, or any
+other: ``--model DIR``. Without one, or without TRL (extra ``bench``), (d) is left out, with the reason.
 """
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -23,6 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from real_base import load
 from reference import ReferenceTrainer
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +51,7 @@ KL_COEF = 0.1
 LORA_RANK = 16
 BARS = {"a": 1.5, "b": 8.0}
 HELD_BAR, LORA_BAR = 0.45, 1.05
+TRL_BAR = 2.0
 
 
 class Check(NamedTuple):
@@ -73,8 +81,12 @@ class Answers:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
-    torch.set_num_threads(os.cpu_count() or 1)
+    parser.add_argument("--model", type=Path, help="of (d): the directory of a real language model")
+    parser.add_argument("--basis", type=Path, help="where its basis is, or is made and kept")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
+    torch.set_num_threads(arguments.threads)
     console = Console()
     table = Table(title=f"Seconds of one training step, median of {rounds} rounds, and ratios of the rounds")
     for column in ("model", "reference", "ours", "LoRA", "reference / ours", "floor", "ours / LoRA", "bytes held"):
@@ -90,7 +102,8 @@ def main() -> None:
                 *(f"{found[ratio]:.2f}×" for ratio in ("speedup", "floor", "over_lora", "held")),
             )
             console.print(f"({name}) {found['speedup']:.2f}× the reference's speed")
-    console.print(table)
+        console.print(table)
+        beside_trl = measure_beside_trl(arguments.model, arguments.basis, Path(directory), rounds, console)
     share = max(found["parameter_share"] for found in results.values())
     checks = [
         *(
@@ -104,12 +117,45 @@ def main() -> None:
         *(Check(f"({name}) time over LoRA's", results[name]["over_lora"], LORA_BAR, "lower") for name in BARS),
         Check("parameters over LoRA's", share, 0.10, "lower"),
     ]
+    if beside_trl:
+        results["d"] = beside_trl
+        checks.append(Check("(d) times faster than TRL", beside_trl["speedup"], TRL_BAR, "higher"))
     for check in checks:
         console.print(f"{check.what}: {check.value:.3g}, bar {check.bar:g}: {'met' if check.met else 'MISSED'}")
     bars = {check.what: {"value": check.value, "bar": check.bar, "better": check.better} for check in checks}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    machine = f"{platform.machine()}, {arguments.threads} of {os.cpu_count()} cores, torch {torch.__version__}"
     written = {"name": "train_step", "machine": machine, "results": results, "bars": bars}
     (Path(__file__).parent / "results" / "train_step.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
+def measure_beside_trl(
+    model: Path | None, basis: Path | None, scratch: Path, rounds: int, console: Console
+) -> dict[str, float]:
+    """Seconds and rewards of a whole step on a real model, TRL's and ours; nothing where something is missing."""
+    if model is None or not model.is_dir():
+        console.print(f"(d) left out: {model or 'no --model'} is not the directory of a model.")
+        return {}
+    if importlib.util.find_spec("trl") is None:
+        console.print("(d) left out: TRL is missing. Install the extra 'bench'.")
+        return {}
+    adapted = load(model, basis or scratch / "basis")
+    pairs = importlib.import_module("trl_step").measure_beside_trl(adapted, model, scratch / "trl", rounds)
+    ours, theirs = zip(*pairs, strict=True)
+    found = {
+        "ours_s": statistics.median(step.seconds for step in ours),
+        "trl_s": statistics.median(step.seconds for step in theirs),
+        "speedup": statistics.median(b.seconds / a.seconds for a, b in pairs),
+        "ours_reward": statistics.mean(step.reward for step in ours),
+        "trl_reward": statistics.mean(step.reward for step in theirs),
+    }
+    table = Table(title=f"(d) Seconds of a whole step of reinforcement, medians of {rounds} rounds, and mean rewards")
+    for column in ("TRL", "ours", "TRL / ours", "reward, TRL", "reward, ours"):
+        table.add_column(column, justify="right")
+    seconds_of_both = (f"{found[side]:.2f}" for side in ("trl_s", "ours_s"))
+    rewards = (f"{found[side]:.3f}" for side in ("trl_reward", "ours_reward"))
+    table.add_row(*seconds_of_both, f"{found['speedup']:.2f}×", *rewards)
+    console.print(table)
+    return found
 
 
 def models() -> Iterator[tuple[str, BaseModel, Answers]]:
