@@ -27,6 +27,8 @@ from zhub_api.known_parameters import KnownQuery
 from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
     chat,
+    completions,
+    embeddings,
     evaluations,
     experts,
     feedback,
@@ -75,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     text.install(app)
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, experts, chat,
-        feedback, webhooks, organization,
+        completions, embeddings, feedback, webhooks, organization,
     ):  # fmt: skip
         app.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):
