@@ -1,4 +1,4 @@
-"""Every parameter of the dialect's ``chat.completions.create``: acted on, harmless to ignore, or refused by its name.
+"""Every parameter of the dialect's requests to models: acted on, harmless to ignore, or refused by its name.
 
 A parameter is refused where the answer would mean something else than was asked for. Values that ask for what is done
 anyway are accepted. Fields that the dialect does not have are ignored: clients send many for other servers, and those
@@ -6,47 +6,76 @@ that are known to change an answer there are refused as well.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from zhub.datasets.row_fields import REFUSED_IN_MESSAGES
 from zhub.errors import InvalidRequestError
 
-DONE = (
-    "messages", "model", "max_completion_tokens", "max_tokens", "n", "seed", "stop", "stream", "stream_options",
-    "temperature", "top_p", "user",
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of one of the dialect's calls.
+
+    ``harmless`` says why each may be ignored. ``refused`` has the values beside null that ask for what is done anyway.
+    """
+
+    done: tuple[str, ...]
+    harmless: Mapping[str, str]
+    refused: Mapping[str, tuple[Any, ...]]
+
+    def refuse_unsupported(self, body: Any) -> Any:
+        """Return the body of a request as it came, unless it asks for what is not done.
+
+        Raises:
+            InvalidRequestError: with the path of the parameter as ``param``.
+        """
+        if not isinstance(body, Mapping):
+            return body
+        for name, neutral in self.refused.items():
+            _refuse(name, body.get(name), neutral)
+        for name, neutral in REFUSED_OF_OTHER_SERVERS.items():
+            if name not in self.done:
+                _refuse(name, body.get(name), neutral)
+        return body
+
+
+SHARED = (
+    "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "model", "n", "presence_penalty", "seed", "stop",
+    "stream", "stream_options", "temperature", "top_p",
 )  # fmt: skip
+USER = {"user": "names the end user"}
 
-HARMLESS = {
-    "metadata": "labels a stored answer, and none is stored",
-    "parallel_tool_calls": "is about tools, which are refused",
-    "prediction": "makes an answer faster, not another one",
-    "prompt_cache_key": "steers a cache",
-    "prompt_cache_options": "steers a cache",
-    "prompt_cache_retention": "steers a cache",
-    "reasoning_effort": "is a hint, and the model has no reasoning to lengthen",
-    "safety_identifier": "names the end user",
-    "service_tier": "steers a queue",
-    "verbosity": "is a hint",
-}
-
-# Per parameter, the values beside null that ask for what is done anyway.
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "audio": (),
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "moderation": (),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-    "web_search_options": (),
-}
+CHAT = Parameters(
+    done=(
+        *SHARED, "max_completion_tokens", "messages", "parallel_tool_calls", "response_format", "tool_choice", "tools",
+        "top_logprobs", "user",
+    ),
+    harmless={
+        "metadata": "labels a stored answer, and none is stored",
+        "prediction": "makes an answer faster, not another one",
+        "prompt_cache_key": "steers a cache",
+        "prompt_cache_options": "steers a cache",
+        "prompt_cache_retention": "steers a cache",
+        "reasoning_effort": "is a hint, and the model has no reasoning to lengthen",
+        "safety_identifier": "names the end user",
+        "service_tier": "steers a queue",
+        "verbosity": "is a hint",
+    },
+    refused={
+        "audio": (),
+        "function_call": ("none", "auto"),
+        "functions": ([],),
+        "modalities": (["text"],),
+        "moderation": (),
+        "store": (False,),
+        "web_search_options": (),
+    },
+)  # fmt: skip
+COMPLETIONS = Parameters(
+    done=(*SHARED, "prompt", "user"), harmless={}, refused={"best_of": (1,), "echo": (False,), "suffix": ("",)}
+)
+EMBEDDINGS = Parameters(done=("encoding_format", "input", "model"), harmless=USER, refused={"dimensions": ()})
 
 REFUSED_OF_OTHER_SERVERS: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -63,20 +92,13 @@ REFUSED_OF_OTHER_SERVERS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def refuse_unsupported(body: Any) -> Any:
-    """Return the body of a request as it came, unless it asks for what is not done.
-
-    Raises:
-        InvalidRequestError: with the path of the parameter as ``param``.
-    """
-    if not isinstance(body, Mapping):
-        return body
-    for name, neutral in (REFUSED | REFUSED_OF_OTHER_SERVERS).items():
-        _refuse(name, body.get(name), neutral)
-    messages = body.get("messages")
+def refuse_in_messages(body: Any) -> Any:
+    """Refuse what a message says beside its content and calls of tools, as ``Parameters.refuse_unsupported`` does."""
+    messages = body.get("messages") if isinstance(body, Mapping) else None
     for index, message in enumerate(messages if isinstance(messages, list) else []):
-        for name in REFUSED_IN_MESSAGES if isinstance(message, Mapping) else ():
-            _refuse(f"messages.{index}.{name}", message.get(name), ("", [], {}), REFUSED_IN_MESSAGES[name])
+        for name, why in REFUSED_IN_MESSAGES.items() if isinstance(message, Mapping) else ():
+            if name not in ("tool_calls", "tool_call_id"):
+                _refuse(f"messages.{index}.{name}", message.get(name), ("", [], {}), why)
     return body
 
 

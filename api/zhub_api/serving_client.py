@@ -1,13 +1,27 @@
 """The API's side of serving: from a model's name to a request that a replica can compute, and the lines it answers."""
 
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import httpx
 from pydantic import ValidationError
 
 from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError, UnavailableError
-from zhub.generation import LINE, Ended, ExpertReference, Failed, GenerationRequest, Started, Strategy, Text
+from zhub.generation import (
+    EMBEDDED,
+    LINE,
+    EmbeddingRequest,
+    Embeddings,
+    Ended,
+    ExpertReference,
+    Failed,
+    GenerationRequest,
+    Started,
+    Strategy,
+    Text,
+    ToolCall,
+)
 from zhub.manifest import ROUTING_FILE, Z_FILE, Manifest
 from zhub.registry import base_models, versions
 from zhub.registry import resolve as version_resolve
@@ -17,29 +31,27 @@ from zhub_api.context import Context
 from zhub_api.observed import CHAT_TOKENS
 
 # What a replica may refuse because of the request itself; anything else is the platform's fault.
-CALLERS_FAULT = ("invalid_request", "context_length_exceeded", "non_finite_logits")
+CALLERS_FAULT = ("invalid_request", "context_length_exceeded", "non_finite_logits", "unsupported_parameter")
 # Until the first token: a replica may first have to fetch and load the base model.
 FIRST_LINE_TIMEOUT_S = 300.0
+
+AnswerLine = Started | Text | ToolCall | Ended
 
 
 def resolve(
     context: Context,
     caller: Caller,
     model: str,
-    messages: list[dict[str, str]],
-    *,
     mixture: Sequence[version_resolve.MixturePart] = (),
+    *,
     strategy: Strategy | None = None,
     requester: str | None = None,
-    max_new_tokens: int | None,
-    temperature: float | None,
-    top_p: float | None,
-    seed: int | None,
-    stop: Sequence[str] = (),
+    **asked: Any,
 ) -> GenerationRequest:
     """What serving is asked, once the caller's model (``mixture``: experts and their weights) has been looked up.
 
-    ``strategy`` and ``requester``: see ``zhub.registry.resolve``.
+    ``strategy`` and ``requester``: see ``zhub.registry.resolve``. ``asked`` are the other fields of the request; one
+    that is None is as serving has it by itself.
 
     Raises:
         InvalidRequestError: the names do not go together.
@@ -55,27 +67,42 @@ def resolve(
     return GenerationRequest(
         base=base,
         basis=basis,
-        messages=messages,
+        org_id=str(caller.org_id),
         experts=experts,
         candidates=candidates,
         others=others,
         router=resolved.router,
         release=resolved.release.name if resolved.release else None,
-        max_new_tokens=max_new_tokens,
-        temperature=1.0 if temperature is None else temperature,
-        top_p=1.0 if top_p is None else top_p,
-        seed=seed,
-        stop=list(stop),
+        **{name: value for name, value in asked.items() if value is not None},
     )
 
 
-async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> AsyncGenerator[Started | Text | Ended]:
-    """The Serve app's lines, of which the last is Ended.
+def resolve_base(context: Context, caller: Caller, model: str) -> BaseModelSource:
+    """The base model of this name.
+
+    Raises:
+        InvalidRequestError: the name is that of something else.
+        NotFoundError, NotReadyError, ConflictError: it is missing or not usable yet.
+    """
+    with tenant_session(context.engine, caller.org_id) as session:
+        resolved = version_resolve.resolve(session, caller, model, ())
+        base_models.basis_of(resolved.base)
+        if resolved.experts or resolved.candidates is not None:
+            raise InvalidRequestError(
+                f"Embeddings are those of a base model, and '{model}' is none: give '{resolved.base.name}', its own.",
+                param="model",
+            )
+        return BaseModelSource.model_validate(resolved.base.source)
+
+
+async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> AsyncGenerator[AnswerLine]:
+    """The Serve app's lines: Started first, and Ended for each of the answers that are asked for.
 
     Raises:
         InvalidRequestError: the replica refuses the request.
         UnavailableError: serving is away, or failed, or the answer broke off.
     """
+    answers_left = asked.n
     try:
         async with serving.stream(
             "POST", "/generate", content=asked.model_dump_json(), timeout=httpx.Timeout(FIRST_LINE_TIMEOUT_S, connect=5)
@@ -87,26 +114,53 @@ async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> Asyn
                 line = LINE.validate_json(text)
                 if isinstance(line, Failed):
                     raise _as_error(line)
-                if isinstance(line, Ended):
-                    CHAT_TOKENS.labels("completion").inc(line.completion_tokens)
-                    yield line
-                    return
                 if isinstance(line, Started):
                     CHAT_TOKENS.labels("prompt").inc(line.prompt_tokens)
                 yield line
+                if isinstance(line, Ended):
+                    CHAT_TOKENS.labels("completion").inc(line.completion_tokens)
+                    answers_left -= 1
+                    if not answers_left:
+                        return
     except httpx.HTTPError as exc:
-        raise UnavailableError(
-            f"Serving does not answer at {serving.base_url} ({type(exc).__name__}). "
-            "It may still be starting; try again."
-        ) from exc
+        raise _away(serving, exc) from exc
     except ValidationError as exc:
         raise UnavailableError("Serving answered with something that is no line of an answer; try again.") from exc
     raise UnavailableError("The model's replica went away in the middle of the answer; try again.")
 
 
+async def embed(serving: httpx.AsyncClient, asked: EmbeddingRequest) -> Embeddings:
+    """The embeddings of texts, by the Serve app.
+
+    Raises:
+        InvalidRequestError: the replica refuses the request.
+        UnavailableError: serving is away, or failed.
+    """
+    timeout = httpx.Timeout(FIRST_LINE_TIMEOUT_S, connect=5)
+    try:
+        response = await serving.post("/embed", content=asked.model_dump_json(), timeout=timeout)
+        if response.status_code != 200:
+            raise UnavailableError(f"Serving answered {response.status_code}: {response.text[:200]}")
+        embedded = EMBEDDED.validate_json(response.content)
+    except httpx.HTTPError as exc:
+        raise _away(serving, exc) from exc
+    except ValidationError as exc:
+        raise UnavailableError("Serving answered with something that is no embedding; try again.") from exc
+    if isinstance(embedded, Failed):
+        raise _as_error(embedded)
+    CHAT_TOKENS.labels("prompt").inc(embedded.prompt_tokens)
+    return embedded
+
+
+def _away(serving: httpx.AsyncClient, exc: httpx.HTTPError) -> UnavailableError:
+    return UnavailableError(
+        f"Serving does not answer at {serving.base_url} ({type(exc).__name__}). It may still be starting; try again."
+    )
+
+
 def _as_error(failed: Failed) -> Exception:
     if failed.code in CALLERS_FAULT:
-        return InvalidRequestError(failed.message, code=failed.code)
+        return InvalidRequestError(failed.message, code=failed.code, param=failed.param)
     return UnavailableError(failed.message)
 
 

@@ -54,6 +54,9 @@ class GenerationRequest(BaseModel):
     ``prompt`` is text to go on from, in place of ``messages``. ``org_id`` is whose request it is: a replica shares its
     time between organisations. ``logprobs`` is how many of the likeliest tokens are told beside each token's own
     log-probability, None for none at all. ``json_schema`` is what the answer must be, as text; ``{}`` is any object.
+
+    Of the ``tools`` the answer calls one, several (unless not ``parallel_tool_calls``), or none (unless
+    ``must_call_tool``).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,6 +66,8 @@ class GenerationRequest(BaseModel):
     messages: list[dict[str, Any]] = []
     prompt: str | None = None
     tools: list[dict[str, Any]] = []
+    must_call_tool: bool = False
+    parallel_tool_calls: bool = True
     experts: list[ExpertReference] = []
     candidates: list[ExpertReference] | None = None
     others: list[ExpertReference] = []
@@ -132,6 +137,15 @@ class Text(BaseModel):
     tokens: list[ChosenToken] = []
 
 
+class ToolCall(BaseModel):
+    """A call of one of the tools; ``arguments`` is a JSON object, as text."""
+
+    type: Literal["tool_call"] = "tool_call"
+    index: int = 0
+    name: str
+    arguments: str
+
+
 class Ended(BaseModel):
     """The last line of a whole answer; a stream without one for each of ``n`` broke off.
 
@@ -146,12 +160,36 @@ class Ended(BaseModel):
 
 
 class Failed(BaseModel):
-    """The last line of a request that failed, whatever its answers have come to."""
+    """The last line of a request that failed, whatever its answers have come to; ``param`` is the field at fault."""
 
     type: Literal["failed"] = "failed"
     code: str
     message: str
+    param: str | None = None
 
 
-Line = Annotated[Started | Text | Ended | Failed, Field(discriminator="type")]
+Line = Annotated[Started | Text | ToolCall | Ended | Failed, Field(discriminator="type")]
 LINE: TypeAdapter[Line] = TypeAdapter(Line)
+
+
+class EmbeddingRequest(BaseModel):
+    """Texts whose embeddings are asked for, of one base: where each would lie as a prompt, by which routing chooses.
+
+    A text is embedded as the one message of a user; token ids are as they are.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    base: BaseModelSource
+    org_id: str = ""
+    inputs: list[str | list[int]]
+
+
+class Embeddings(BaseModel):
+    """What an EmbeddingRequest is answered with, or Failed: a vector for each input, and the tokens of all."""
+
+    type: Literal["embeddings"] = "embeddings"
+    vectors: list[list[float]]
+    prompt_tokens: int
+
+
+EMBEDDED: TypeAdapter[Embeddings | Failed] = TypeAdapter(Annotated[Embeddings | Failed, Field(discriminator="type")])

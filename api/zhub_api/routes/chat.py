@@ -1,28 +1,29 @@
 """``/v1/chat/completions``: rights are checked here, and the Ray Serve app computes the answer."""
 
 import json
-import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import Counter
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from zhub.errors import InvalidRequestError, UnavailableError
-from zhub.generation import Ended, Started, Strategy, Text
-from zhub_api import serving_client
-from zhub_api.chat_parameters import refuse_unsupported
+from zhub.errors import InvalidRequestError
+from zhub.generation import Ended, GenerationRequest, Started, Text, ToolCall
+from zhub_api import answers, chat_tools, serving_client
+from zhub_api.answer_settings import MAX_LIKELIEST, AnswerSettings
+from zhub_api.answers import Answer
+from zhub_api.chat_parameters import CHAT, refuse_in_messages
 from zhub_api.context import CallerDep, ContextDep
-from zhub_api.steering import MixturePart
+from zhub_api.serving_client import AnswerLine
 from zhub_api.streams import EVENTS, answering, ending_with_errors
+from zhub_api.told_tokens import by_token
 
 router = APIRouter(prefix="/v1/chat")
-
-MAX_MIXTURE = 16
 
 
 class ContentPart(Schema):
@@ -33,132 +34,189 @@ class ContentPart(Schema):
     text: str = ""
 
 
+class CalledFunction(Schema):
+    """``arguments`` is a JSON object, as text."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: str
+    arguments: str = ""
+
+
+class CallOfTool(Schema):
+    model_config = ConfigDict(extra="ignore")
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(Schema):
     model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
+    tool_calls: list[CallOfTool] | None = None
+    tool_call_id: str | None = None
 
 
-class StreamOptions(Schema):
+class JsonSchemaFormat(Schema):
     model_config = ConfigDict(extra="ignore")
-    include_usage: bool = False
+    name: str | None = None
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
 
 
-class ChatRequest(Schema):
+class ResponseFormat(Schema):
+    """Text, any JSON object, or JSON that fits a schema: ``strict`` or not, the answer is held to it."""
+
+    model_config = ConfigDict(extra="ignore")
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    def for_serving(self) -> str | None:
+        """The schema as text; None for text."""
+        if self.type != "json_schema":
+            return None if self.type == "text" else "{}"
+        if self.json_schema is None:
+            raise InvalidRequestError(
+                "'response_format' is of type json_schema, and has no 'json_schema' with a 'schema' in it.",
+                param="response_format.json_schema",
+            )
+        return json.dumps(self.json_schema.json_schema)
+
+
+class ChatRequest(AnswerSettings):
     """The fields that zhub acts on; ``chat_parameters`` says what becomes of each other one."""
 
-    model_config = ConfigDict(extra="ignore")
-    model: str
     messages: Annotated[list[Message], Field(min_length=1)]
-    experts: Annotated[list[MixturePart], Field(max_length=MAX_MIXTURE)] = []
-    strategy: Strategy | None = None
-    """How ``auto`` or a release chooses or mixes its experts, in place of its own way."""
-    user: str | None = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    n: int | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LIKELIEST)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: chat_tools.Tools | None = None
+    tool_choice: chat_tools.ToolChoice | None = None
+    parallel_tool_calls: StrictBool | None = None
 
-    _supported = model_validator(mode="before")(refuse_unsupported)
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, body: Any) -> Any:
+        return CHAT.refuse_unsupported(refuse_in_messages(body))
+
+    def longest_answer(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    def for_serving(self) -> dict[str, Any]:
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequestError("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
+        tools = chat_tools.for_serving(self.tools or [], self.tool_choice, self.parallel_tool_calls)
+        if tools and self.logprobs:
+            raise InvalidRequestError(
+                "'logprobs' are not told of an answer that may call tools: leave out one of them.", param="logprobs"
+            )
+        return {
+            **super().for_serving(),
+            **tools,
+            "messages": [_plain(index, message) for index, message in enumerate(self.messages)],
+            "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
+            "json_schema": None if self.response_format is None else self.response_format.for_serving(),
+        }
 
 
 @router.post("/completions", response_model=None, responses=answering(EVENTS))
 async def create_completion(
     caller: CallerDep, context: ContextDep, http_request: Request, request: ChatRequest
-) -> JSONResponse | StreamingResponse:
+) -> Response | StreamingResponse:
     """Answer with an expert, a base model, a mixture (``experts``), a release or ``auto``; plain or streamed.
 
     ``strategy`` is for a release or ``auto``: ``base``, ``mixture``, ``centroid`` or ``prompt`` in place of its own way
     to choose. Where an alias of a release has a canary, ``user`` decides who gets it, or else the request's id.
     """
     caller.require("chat")
-    if request.n not in (None, 1):
-        raise InvalidRequestError("n must be 1: one answer a request.", param="n")
     asked = await run_in_threadpool(
         serving_client.resolve,
         context,
         caller,
         request.model,
-        [_plain(index, message) for index, message in enumerate(request.messages)],
-        mixture=[part.named for part in request.experts],
+        request.mixture(),
         strategy=request.strategy,
         requester=request.user or http_request.state.request_id,
-        max_new_tokens=request.max_completion_tokens or request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=request.seed,
-        stop=[request.stop] if isinstance(request.stop, str) else request.stop or [],
+        **request.for_serving(),
     )
     lines = serving_client.generate(http_request.app.state.serving, asked)
-    # The first line decides the status: an error before it is a plain HTTP error, streamed or not.
-    started = await anext(lines)
-    if not isinstance(started, Started):
-        raise UnavailableError("Serving answered without saying who answers; try again.")
-    head = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        "model": request.model,
-        "system_fingerprint": f"fp_{asked.base.digest[:12]}",
-        "experts": [chosen.model_dump() for chosen in started.experts],
-        "routing": {
-            "strategy": started.strategy,
-            "reason": started.reason,
-            "base_model": asked.base.name,
-            "release": asked.release,
-            "choice_s": started.choice_s,
-        },
-    }
+    first = await answers.while_listened_to(http_request, answers.started(lines))
+    if first is None:
+        return Response(status_code=answers.CLIENT_CLOSED_REQUEST)
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", **answers.head(request.model, asked, first)}
     if request.stream:
-        include_usage = request.stream_options is not None and request.stream_options.include_usage
-        body = ending_with_errors(_chunks(head, started, lines, include_usage=include_usage))
-        return StreamingResponse(body, media_type=EVENTS, headers={"cache-control": "no-cache"})
-    pieces = [line async for line in lines]
-    ended = pieces[-1]
-    assert isinstance(ended, Ended)
-    text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "finish_reason": ended.finish_reason, "logprobs": None}
-    return JSONResponse(head | {"object": "chat.completion", "choices": [choice], "usage": _usage(started, ended)})
+        chunks = answers.events(
+            head | {"object": "chat.completion.chunk"},
+            first,
+            lines,
+            _deltas(asked),
+            includes_usage=request.includes_usage(),
+        )
+        return StreamingResponse(ending_with_errors(chunks), media_type=EVENTS, headers={"cache-control": "no-cache"})
+    whole = await answers.while_listened_to(http_request, answers.collected(lines, asked.n))
+    if whole is None:
+        return Response(status_code=answers.CLIENT_CLOSED_REQUEST)
+    return JSONResponse(
+        head
+        | {
+            "object": "chat.completion",
+            "choices": [_choice(index, answer, asked) for index, answer in enumerate(whole)],
+            "usage": answers.usage(first, [answer.ended for answer in whole]),
+        }
+    )
 
 
-def _plain(index: int, message: Message) -> dict[str, str]:
+def _plain(index: int, message: Message) -> dict[str, Any]:
     content = message.content
     if isinstance(content, list):
         if any(part.type != "text" for part in content):
             raise InvalidRequestError("Only text content is supported.", param=f"messages.{index}.content")
         content = "".join(part.text for part in content)
-    return {"role": message.role, "content": content or ""}
+    if message.role == "tool" and not message.tool_call_id:
+        raise InvalidRequestError(
+            "A message of a tool says by 'tool_call_id' which call it answers.", param=f"messages.{index}.tool_call_id"
+        )
+    if message.tool_calls and message.role != "assistant":
+        raise InvalidRequestError("Only an assistant calls tools.", param=f"messages.{index}.tool_calls")
+    plain: dict[str, Any] = {"role": message.role, "content": content or ""}
+    if message.tool_calls:
+        plain["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+    return plain | ({"tool_call_id": message.tool_call_id} if message.role == "tool" else {})
 
 
-async def _chunks(
-    head: dict[str, Any], started: Started, lines: AsyncIterator[Started | Text | Ended], *, include_usage: bool
-) -> AsyncGenerator[str]:
-    """Server-sent events with ``data:`` lines only: ids and named events break the dialect's clients."""
-    head = head | {"object": "chat.completion.chunk"}
-
-    def event(delta: dict[str, Any], finish_reason: str | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return f"data: {json.dumps(head | {'choices': [choice]})}\n\n"
-
-    yield event({"role": "assistant", "content": ""})
-    async for line in lines:
-        if isinstance(line, Text):
-            yield event({"content": line.text})
-        elif isinstance(line, Ended):
-            yield event({}, line.finish_reason)
-            if include_usage:
-                yield f"data: {json.dumps(head | {'choices': [], 'usage': _usage(started, line)})}\n\n"
-            yield "data: [DONE]\n\n"
-
-
-def _usage(started: Started, ended: Ended) -> dict[str, int]:
+def _choice(index: int, answer: Answer, asked: GenerationRequest) -> dict[str, Any]:
+    # Between calls there is white space, which says nothing.
+    content = None if answer.calls and not answer.text.strip() else answer.text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if answer.calls:
+        message["tool_calls"] = [chat_tools.told_call(call) for call in answer.calls]
     return {
-        "prompt_tokens": started.prompt_tokens,
-        "completion_tokens": ended.completion_tokens,
-        "total_tokens": started.prompt_tokens + ended.completion_tokens,
+        "index": index,
+        "message": message,
+        "finish_reason": answer.finish_reason(),
+        "logprobs": None if asked.logprobs is None else by_token(answer.tokens),
     }
+
+
+def _deltas(asked: GenerationRequest) -> Callable[[AnswerLine], list[dict[str, Any]]]:
+    """What the chunks of a stream tell of each line."""
+    calls: Counter[int] = Counter()
+
+    def choice(index: int, delta: dict[str, Any], finish_reason: str | None = None, tokens: Any = None) -> Any:
+        return {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": tokens}
+
+    def deltas(line: AnswerLine) -> list[dict[str, Any]]:
+        match line:
+            case Started():
+                return [choice(index, {"role": "assistant", "content": ""}) for index in range(asked.n)]
+            case Text():
+                tokens = None if asked.logprobs is None else by_token(line.tokens)
+                return [choice(line.index, {"content": line.text}, None, tokens)]
+            case ToolCall():
+                call = {"index": calls[line.index]} | chat_tools.told_call(line)
+                calls[line.index] += 1
+                return [choice(line.index, {"tool_calls": [call]})]
+            case Ended():
+                return [choice(line.index, {}, "tool_calls" if calls[line.index] else line.finish_reason)]
+
+    return deltas

@@ -191,7 +191,7 @@ def _judge(context: Context, caller: Caller, serving: httpx.AsyncClient) -> Judg
             context,
             caller,
             grader.model,
-            conversation,
+            messages=conversation,
             max_new_tokens=sampling.max_completions_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,

@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zhub.cli.connection import DataDirOption, connect
 from zhub.cli.output import note
+from zhub.cli.submit import read_json
 from zhub.client import ChatOptions
 from zhub.client.wire.chat import ChatPiece
 from zhub.generation import Strategy
@@ -43,6 +45,7 @@ def chat(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
     ] = None,
+    schema: Annotated[Path | None, typer.Option(metavar="FILE", help="A JSON schema that the answer must fit.")] = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Ask one question. The answer goes to standard output; who answered, and why, to standard error."""
@@ -58,6 +61,7 @@ def chat(
         "max_tokens": max_tokens,
         "seed": seed,
         "stop": stop or None,
+        "schema": None if schema is None else read_json(schema, "schema"),
     }
     with connect(data_dir) as client:
         if stream if stream is not None else sys.stdout.isatty():

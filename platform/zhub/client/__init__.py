@@ -43,6 +43,8 @@ class ChatOptions(TypedDict, total=False):
     max_tokens: int | None
     seed: int | None
     stop: Sequence[str] | None
+    schema: Mapping[str, Any] | None
+    """The JSON schema that the answer must fit."""
 
 
 class Client:
@@ -126,6 +128,10 @@ def _chat_body(model: str, message: str, options: ChatOptions) -> dict[str, Any]
     settings: dict[str, Any] = {**options}
     system, mixture = settings.pop("system", None), settings.pop("mixture", None) or {}
     layers = settings.pop("layers", None) or {}
+    schema = settings.pop("schema", None)
+    if schema is not None:
+        answer_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        settings["response_format"] = answer_format
     beginning = [] if system is None else [{"role": "system", "content": system}]
     return {
         "model": model,

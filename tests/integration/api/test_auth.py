@@ -51,6 +51,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", f"{GRADERS}/validate"): {"json": {"grader": GRADER}},
     ("post", f"{GRADERS}/run"): {"json": {"grader": GRADER, "model_sample": "x"}},
     ("post", "/v1/chat/completions"): {"json": CHAT},
+    ("post", "/v1/completions"): {"json": {"model": "tiny", "prompt": "x"}},
+    ("post", "/v1/embeddings"): {"json": {"model": "tiny", "input": "x"}},
     ("post", "/v1/evaluations"): {"json": {"model": "tiny", "file": "file-0", "grader": GRADER}},
     ("post", "/v1/base_models"): {"json": {"name": "new"}},
     ("post", "/v1/feedback"): {"json": CHAT | {"completion": "y", "score": 1}},

@@ -136,6 +136,9 @@ def streams(request: pytest.FixtureRequest) -> dict[str, Break]:
 
     return {
         "/v1/chat/completions": chat,
+        "/v1/completions": lambda: dataclasses.replace(
+            chat(), path="/completions", body={"model": "tiny", "prompt": "x", "stream": True}
+        ),
         "/v1/fine_tuning/jobs/{job_id}/events": lambda: job_stream("events", "?stream=true"),
         "/v1/fine_tuning/jobs/{job_id}/logs?stream": lambda: job_stream("logs", "?stream=true"),
         "/v1/fine_tuning/jobs/{job_id}/logs": lambda: stored(f"/fine_tuning/jobs/{get('job')}/logs"),
@@ -147,6 +150,7 @@ def streams(request: pytest.FixtureRequest) -> dict[str, Break]:
 
 NAMES = (
     "/v1/chat/completions",
+    "/v1/completions",
     "/v1/fine_tuning/jobs/{job_id}/events",
     "/v1/fine_tuning/jobs/{job_id}/logs?stream",
     "/v1/fine_tuning/jobs/{job_id}/logs",

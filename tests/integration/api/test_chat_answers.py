@@ -1,14 +1,14 @@
 """Answers through the API, plain and streamed, from a serving that says what a test wants it to say."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI
+from scripted_serving import BROKEN, scripted
 
 from zhub.generation import Ended, Failed, Line, Started, Text
 from zhub.process.config import Settings
@@ -16,7 +16,6 @@ from zhub.process.config import Settings
 Client = openai.OpenAI
 STARTED = Started(strategy="base", experts=[], reason="by name", prompt_tokens=3)
 ENDED = Ended(finish_reason="stop", completion_tokens=2)
-BROKEN = "the connection breaks"
 # What serving says before it breaks off, by how it does.
 BREAKS: dict[str, tuple[list[Line | str], int, str]] = {
     "connection": ([STARTED, Text(text="40"), BROKEN], 503, "Serving does not answer"),
@@ -35,19 +34,7 @@ def script() -> list[Line | str]:
 
 @pytest.fixture
 def settings(settings: Settings, run_server: Callable[[FastAPI], str], script: list[Line | str]) -> Settings:
-    serving = FastAPI()
-
-    async def lines() -> AsyncIterator[str]:
-        for line in script:
-            if line == BROKEN:
-                raise ConnectionError
-            yield line if isinstance(line, str) else line.model_dump_json(ensure_ascii=True) + "\n"
-
-    @serving.post("/generate")
-    async def generate(_request: Request) -> StreamingResponse:
-        return StreamingResponse(lines())
-
-    return settings.model_copy(update={"serving_url": run_server(serving).removesuffix("/v1")})
+    return settings.model_copy(update={"serving_url": run_server(scripted(script, [])).removesuffix("/v1")})
 
 
 def ask(client: Client, **options: Any) -> Any:

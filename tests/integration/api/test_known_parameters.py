@@ -9,41 +9,46 @@ import openai
 import pytest
 from api_requests import raw, refused
 from fastapi import FastAPI
-from openai.resources.chat.completions import Completions
+from openai.resources.chat.completions import Completions as ChatCompletions
+from openai.resources.completions import Completions
+from openai.resources.embeddings import Embeddings
 from openai.resources.files import Files
 from openai.resources.fine_tuning.jobs import Jobs
+from pydantic import BaseModel as Schema
 from suites import METHOD
 
-from zhub_api.chat_parameters import DONE, HARMLESS, REFUSED
+from zhub_api.chat_parameters import CHAT, COMPLETIONS, EMBEDDINGS, Parameters
 from zhub_api.routes.chat import ChatRequest
+from zhub_api.routes.completions import CompletionRequest
+from zhub_api.routes.embeddings import EmbeddingsRequest
 
 Client = openai.OpenAI
 OF_THE_CLIENT_ITSELF = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 MESSAGES: Any = [{"role": "user", "content": "x"}]
+CALLS: dict[str, tuple[Parameters, Callable[..., Any], type[Schema], dict[str, Any]]] = {
+    "chat/completions": (CHAT, ChatCompletions.create, ChatRequest, {"messages": MESSAGES}),
+    "completions": (COMPLETIONS, Completions.create, CompletionRequest, {"prompt": "x"}),
+    "embeddings": (EMBEDDINGS, Embeddings.create, EmbeddingsRequest, {"input": "x"}),
+}
 VALUES: dict[str, Any] = {
     "audio": {"voice": "alloy", "format": "wav"},
-    "frequency_penalty": 0.5,
+    "best_of": 3,
+    "dimensions": 64,
+    "echo": True,
     "function_call": {"name": "f"},
     "functions": [{"name": "f"}],
-    "logit_bias": {"5": 100},
-    "logprobs": True,
     "metadata": {"a": "b"},
     "modalities": ["text", "audio"],
     "moderation": {"model": "m"},
-    "parallel_tool_calls": True,
     "prediction": {"type": "content", "content": "x"},
-    "presence_penalty": -0.5,
     "prompt_cache_key": "k",
     "prompt_cache_options": {},
     "prompt_cache_retention": "24h",
     "reasoning_effort": "low",
-    "response_format": {"type": "json_object"},
     "safety_identifier": "s",
     "service_tier": "flex",
     "store": True,
-    "tool_choice": "required",
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "top_logprobs": 3,
+    "suffix": "end",
     "user": "u",
     "verbosity": "low",
     "web_search_options": {},
@@ -59,36 +64,55 @@ def chat(client: Client, **options: Any) -> openai.APIStatusError:
     return refused(lambda: client.chat.completions.create(model="tiny", messages=MESSAGES, **options))
 
 
-def test_the_table_has_every_parameter_of_chat_and_each_once() -> None:
-    table = [*DONE, *HARMLESS, *REFUSED]
-    assert len(table) == len(set(table)) and set(table) == parameters(Completions.create)
-    assert set(DONE) <= set(ChatRequest.model_fields)
+def post(api_url: str, key: str, path: str, **more: Any) -> tuple[int, str | None, str]:
+    """Status, ``param`` and ``code`` of a request: without serving, 503 says that it was understood."""
+    answer = raw(api_url, key, "POST", f"/v1/{path}", json={"model": "tiny", **CALLS[path][3], **more})
+    error = answer.json()["error"]
+    return answer.status_code, error["param"], error["code"]
 
 
-def test_every_parameter_of_chat_is_done_harmless_or_refused_by_its_name(
-    client: Client, checked_file: str, subtests: pytest.Subtests
+@pytest.mark.parametrize("path", CALLS)
+def test_the_table_has_every_parameter_of_the_call_and_each_once(path: str) -> None:
+    of, call, request, _ = CALLS[path]
+    table = [*of.done, *of.harmless, *of.refused]
+    assert len(table) == len(set(table)) and set(table) == parameters(call)
+    assert set(of.done) <= set(request.model_fields)
+
+
+@pytest.mark.parametrize("path", CALLS)
+def test_every_parameter_is_done_harmless_or_refused_by_its_name(
+    path: str, checked_file: str, api_url: str, make_key: Callable[..., str], subtests: pytest.Subtests
 ) -> None:
-    for name in (*HARMLESS, *REFUSED):
+    key, of = make_key(), CALLS[path][0]
+    for name in (*of.harmless, *of.refused):
         with subtests.test(parameter=name):
-            error = chat(client, extra_body={name: VALUES[name]})
-            if name in HARMLESS:
-                assert error.status_code == 503
+            answer = post(api_url, key, path, **{name: VALUES[name]})
+            if name in of.harmless:
+                assert answer[0] == 503
             else:
-                assert (error.status_code, error.param, error.code) == (400, name, "unsupported_parameter")
+                assert answer == (400, name, "unsupported_parameter")
 
 
+@pytest.mark.parametrize("path", CALLS)
 def test_values_that_ask_for_what_is_done_anyway_are_accepted(
-    client: Client, checked_file: str, subtests: pytest.Subtests
+    path: str, checked_file: str, api_url: str, make_key: Callable[..., str], subtests: pytest.Subtests
 ) -> None:
-    for name, neutral in REFUSED.items():
+    key = make_key()
+    for name, neutral in CALLS[path][0].refused.items():
         for value in (None, *neutral):
             with subtests.test(parameter=name, value=value):
-                assert chat(client, extra_body={name: value}).status_code == 503
+                assert post(api_url, key, path, **{name: value})[0] == 503
 
 
-@pytest.mark.parametrize("body", [{"guided_json": {}}, {"top_k": 5}, {"frequency_penalty": False}, {"logprobs": 0}])
+@pytest.mark.parametrize("body", [{"guided_json": {}}, {"top_k": 5}])
 def test_what_changes_an_answer_elsewhere_is_refused_too(client: Client, body: dict[str, Any]) -> None:
     assert chat(client, extra_body=body).code == "unsupported_parameter"
+
+
+@pytest.mark.parametrize("body", [{"frequency_penalty": False}, {"logprobs": 0}])
+def test_a_switch_is_no_number_and_a_number_no_switch(client: Client, body: dict[str, Any]) -> None:
+    error = chat(client, extra_body=body)
+    assert (error.status_code, error.param) == (400, next(iter(body)))
 
 
 @pytest.mark.parametrize("field", ["tool_calls", "name", "audio", "refusal"])

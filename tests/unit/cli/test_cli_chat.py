@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,24 @@ def test_every_option_is_sent_by_its_name_in_the_dialect(api: Any, zhub: Run) ->
         "strategy": "mixture",
         "user": "u1",
     }
+
+
+def test_a_schema_is_sent_as_the_format_of_the_answer(api: Any, zhub: Run, tmp_path: Path) -> None:
+    api.add("POST", COMPLETIONS, ANSWER)
+    schema = {"type": "object", "required": ["city"]}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    assert zhub("chat", "Which?", "--schema", str(tmp_path / "schema.json")) == 0
+    (body,) = api.bodies("POST", COMPLETIONS)
+    assert "schema" not in body
+    assert body["response_format"] == {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+def test_a_schema_that_is_not_json_is_refused_with_its_path(
+    zhub: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "schema.json").write_text("{")
+    assert zhub("chat", "Which?", "--schema", str(tmp_path / "schema.json")) != 0
+    assert "schema.json: the schema is not JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [("--temperature", "3"), ("--top-p", "2"), ("--max-tokens", "0")])

@@ -66,13 +66,13 @@ WITH_AN_ANSWER: dict[str, Any] = {
 @pytest.mark.parametrize("name", WITHOUT_AN_ANSWER)
 def test_a_schema_without_a_finite_answer_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequestError, match="no finite answer") as caught:
-        check_schema(json.dumps(WITHOUT_AN_ANSWER[name]))
-    assert caught.value.param == "response_format"
+        check_schema(json.dumps(WITHOUT_AN_ANSWER[name]), "tools")
+    assert caught.value.param == "tools"
 
 
 @pytest.mark.parametrize("name", WITH_AN_ANSWER)
 def test_a_schema_with_one_is_let_through(name: str) -> None:
-    assert check_schema(json.dumps(WITH_AN_ANSWER[name])) == WITH_AN_ANSWER[name]
+    assert check_schema(json.dumps(WITH_AN_ANSWER[name]), "tools") == WITH_AN_ANSWER[name]
 
 
 @pytest.mark.parametrize(
@@ -88,4 +88,4 @@ def test_a_schema_with_one_is_let_through(name: str) -> None:
 )
 def test_a_schema_beyond_the_bounds_is_refused_by_its_numbers(text: str, match: str) -> None:
     with pytest.raises(InvalidRequestError, match=match):
-        check_schema(text)
+        check_schema(text, "tools")

@@ -166,6 +166,7 @@ def test_a_request_that_no_memory_of_the_replica_holds_is_refused_in_numbers(lla
 def test_a_client_that_leaves_frees_its_place_at_once(llama: Driven) -> None:
     lines: list[Line] = []
     asked = Asked(llama.served.request("say a", max_new_tokens=40), lines.append, lambda _asked: None)
+    llama.lane.prepare(asked)
     llama.lane.start(asked)
     llama.lane.step()
     asked.end()

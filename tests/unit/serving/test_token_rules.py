@@ -127,10 +127,16 @@ def test_a_token_that_the_grammar_forbids_is_an_error_of_its_caller(vocabulary: 
 
 def test_a_request_that_asks_for_none_has_no_rules(vocabulary: Vocabulary) -> None:
     plain = GenerationRequest(base=BaseModelSource(name="tiny", files=[]), basis=None)
-    assert token_rules(plain, None) is None
+    assert token_rules(plain, None, vocabulary) is None
     for change in ({"frequency_penalty": 0.1}, {"presence_penalty": -0.1}, {"logit_bias": {1: 1.0}}):
-        assert token_rules(plain.model_copy(update=change), None) is not None
-    assert token_rules(plain, json_grammar("{}", vocabulary)) is not None
+        assert token_rules(plain.model_copy(update=change), None, vocabulary) is not None
+    assert token_rules(plain, json_grammar("{}", vocabulary), vocabulary) is not None
+
+
+def test_a_bias_of_a_token_that_the_base_does_not_have_is_refused_by_its_number(vocabulary: Vocabulary) -> None:
+    biased = GenerationRequest(base=BaseModelSource(name="tiny", files=[]), basis=None, logit_bias={606: 1.0})
+    with pytest.raises(InvalidRequestError, match="token 606, and the tokens of tiny are the numbers 0 to 605"):
+        token_rules(biased, None, vocabulary)
 
 
 def test_a_schema_that_cannot_be_followed_is_refused(vocabulary: Vocabulary) -> None:
@@ -140,7 +146,7 @@ def test_a_schema_that_cannot_be_followed_is_refused(vocabulary: Vocabulary) -> 
         {"$ref": "https://elsewhere/s.json"},
     ]
     for schema in schemas:
-        with pytest.raises(InvalidRequestError, match="held to this schema") as caught:
+        with pytest.raises(InvalidRequestError, match="held to the schema in") as caught:
             json_grammar(json.dumps(schema), vocabulary)
         assert caught.value.param == "response_format"
 

@@ -164,27 +164,44 @@ def tensor_bytes(tensor: Tensor) -> Any:
     return flat.view(torch.uint8).numpy() if flat.numel() else b""
 
 
-def render_prompt(base: BaseModel | Prompts, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def render_prompt(
+    base: BaseModel | Prompts, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+) -> list[int]:
     """Return the token ids of a conversation, up to where the assistant's answer begins.
 
-    Training, evaluation and serving all come through here, and the text is tokenised once.
+    Training, evaluation and serving all come through here, and the text is tokenised once. ``tools`` are those that
+    the answer may call; a message's ``tool_calls`` and ``tool_call_id`` go to the template with it.
 
     Raises:
         InvalidRequestError: the chat template refuses these messages.
     """
     template = str(base.tokenizer.chat_template)
-    known = [
-        {"role": role if role in template else STANDARD_ROLES.get(role, role), "content": message["content"]}
-        for message in messages
-        for role in [message["role"]]
-    ]
+    known = []
+    for message in messages:
+        role = message["role"] if message["role"] in template else STANDARD_ROLES.get(message["role"], message["role"])
+        more = {name: message[name] for name in ("tool_calls", "tool_call_id") if message.get(name)}
+        known.append({"role": role, "content": message["content"], **more})
     try:
-        ids = base.tokenizer.apply_chat_template(known, add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids = base.tokenizer.apply_chat_template(
+            known, tools=list(tools) or None, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
     except TemplateError as exc:
         raise InvalidRequestError(
             f"The base model's chat template refuses these messages: {exc}", param="messages"
         ) from exc
     return [int(token) for token in ids]
+
+
+def render_text(base: BaseModel | Prompts, text: str) -> list[int]:
+    """Return the token ids of a text to go on from, with what the tokenizer puts before every text.
+
+    Raises:
+        InvalidRequestError: it comes to no token.
+    """
+    ids = [int(token) for token in base.tokenizer(text)["input_ids"]]
+    if not ids:
+        raise InvalidRequestError("The prompt is empty: give at least one character to go on from.", param="prompt")
+    return ids
 
 
 def render_target(base: BaseModel, target: str) -> list[int]:

@@ -12,10 +12,16 @@ LONGEST_WINDOW, KEPT_IN_WINDOW = 16, 4
 
 
 class AnswerText:
-    """What of an answer may be sent. ``stops``: the first of these strings ends it, and is not part of it."""
+    """What of an answer may be sent.
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+    Args:
+        stops: the first of these strings ends the answer, and is not part of it.
+        with_special: whether special tokens are part of the text.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str], *, with_special: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._with_special = with_special
         self._stops = [stop for stop in stops if stop]
         self._ids: list[int] = []
         # A token's text may depend on those before: each is decoded behind some that were decoded already.
@@ -38,7 +44,7 @@ class AnswerText:
         return self._take(self._decode(self._window), last=True)
 
     def _decode(self, start: int) -> str:
-        return str(self._tokenizer.decode(self._ids[start:], skip_special_tokens=True))
+        return str(self._tokenizer.decode(self._ids[start:], skip_special_tokens=not self._with_special))
 
     def _take(self, text: str, *, last: bool) -> tuple[str, list[ChosenToken]]:
         new = text[len(self._before) :]

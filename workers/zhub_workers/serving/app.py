@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from zhub.errors import UnavailableError
-from zhub.generation import Ended, Failed, GenerationRequest, Line
+from zhub.generation import EmbeddingRequest, Embeddings, Ended, Failed, GenerationRequest, Line
 from zhub.process.config import Settings
 from zhub.process.logs import LogFormat, configure_logging
 from zhub.storage.object_store import open_store
@@ -56,11 +56,12 @@ class Generation:
         self._engine.check_health()
 
     async def __call__(self, http_request: Request) -> Response:
-        """``POST /generate`` streams one answer as JSON lines; any other path says whether the engine is well.
+        """``POST /generate`` streams answers as JSON lines, ``POST /embed`` answers with embeddings.
 
-        ``/generate`` answers only who sends the platform's token.
+        Both answer only who sends the platform's token. Any other path says whether the engine is well.
         """
-        if http_request.url.path != "/generate":
+        path = http_request.url.path
+        if path not in ("/generate", "/embed"):
             try:
                 self.check_health()
             except RuntimeError as exc:
@@ -68,14 +69,21 @@ class Generation:
             return PlainTextResponse("ok")
         if not is_authorized(http_request.headers.get("authorization", ""), self._token_sha256):
             return PlainTextResponse("Only the API asks serving, with the platform's token.", status_code=401)
+        body = await http_request.body()
+        lines: asyncio.Queue[Any] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def send(line: Any) -> None:
+            loop.call_soon_threadsafe(lines.put_nowait, line)
+
         try:
-            request = GenerationRequest.model_validate_json(await http_request.body())
+            if path == "/embed":
+                cancel = self._engine.submit(EmbeddingRequest.model_validate_json(body), send)
+                return await embedding(lines, cancel)
+            request = GenerationRequest.model_validate_json(body)
+            cancel = self._engine.submit(request, send)
         except ValidationError as exc:
             return PlainTextResponse(str(exc), status_code=400)
-        lines: asyncio.Queue[Line] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        try:
-            cancel = self._engine.submit(request, lambda line: loop.call_soon_threadsafe(lines.put_nowait, line))
         except UnavailableError as exc:
             return PlainTextResponse(str(exc), status_code=503)
         return StreamingResponse(json_lines(lines, request.n, cancel), media_type="application/x-ndjson")
@@ -89,6 +97,15 @@ def is_authorized(authorization: str, token_sha256: str) -> bool:
 
 def sha256_of(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+async def embedding(lines: "asyncio.Queue[Embeddings | Failed]", cancel: Callable[[], object]) -> Response:
+    """The one line of a request for embeddings."""
+    try:
+        line = await lines.get()
+    finally:
+        cancel()
+    return Response(line.model_dump_json(), media_type="application/json")
 
 
 async def json_lines(lines: "asyncio.Queue[Line]", count: int, cancel: Callable[[], object]) -> AsyncIterator[str]:

@@ -3,36 +3,41 @@
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from zhub.errors import InvalidRequestError, PromptTooLongError, ZhubError
-from zhub.generation import Ended, Failed, GenerationRequest, Line
+from zhub.generation import EmbeddingRequest, Embeddings, Ended, Failed, GenerationRequest, Line
 from zhub_workers.serving.grammars import Grammar
+from zhub_workers.serving.tool_calls import ToolFormat
 
 log = logging.getLogger("zhub.serving")
 
-Send = Callable[[Line], object]  # what it returns is ignored
+Request = GenerationRequest | EmbeddingRequest
+Send = Callable[[Any], object]  # of a line, or of embeddings; what it returns is ignored
 
 
 class Asked:
     """A request and where its lines go.
 
     Attributes:
-        prompt_tokens: of its prompt, once that is rendered.
+        prompts: its prompt, or the inputs to be embedded, once they are tokens.
+        tool_format: how its tools are called, where it has some.
         grammar: what its answers must be, once that is compiled.
         ended: nothing more is sent, and nothing need be computed any more.
     """
 
-    def __init__(self, request: GenerationRequest, send: Send, on_end: "Callable[[Asked], object]") -> None:
+    def __init__(self, request: Request, send: Send, on_end: "Callable[[Asked], object]") -> None:
         self.request = request
-        self.prompt_tokens = 0
+        self.prompts: list[list[int]] = []
+        self.tool_format: ToolFormat | None = None
         self.grammar: Grammar | None = None
         self.ended = False
         self._send = send
         self._on_end = on_end
-        self._open = request.n
+        self._open = request.n if isinstance(request, GenerationRequest) else 1
         self._lock = threading.Lock()
 
-    def tell(self, line: Line) -> None:
+    def tell(self, line: Line | Embeddings) -> None:
         """Send a line. Where nobody can be told any more the request has ended, and the others go on."""
         if self.ended:
             return
@@ -41,7 +46,7 @@ class Asked:
         except Exception:
             log.warning("nobody is there for an answer", exc_info=True, extra={"action": "answer_unheard"})
             self.end()
-        if isinstance(line, Ended):
+        if isinstance(line, Ended | Embeddings):
             self._open -= 1
             if self._open == 0:
                 self.end()
@@ -61,7 +66,7 @@ class Asked:
                 code="context_length_exceeded",
             )
         if isinstance(exc, ZhubError):
-            line = Failed(code=exc.code, message=str(exc))
+            line = Failed(code=exc.code, message=str(exc), param=getattr(exc, "param", None))
         else:
             log.error("a request failed", exc_info=exc, extra={"action": "request_failed"})
             line = Failed(code="internal_error", message=f"{type(exc).__name__}: {exc}")

@@ -24,7 +24,7 @@ from zhub.specs import BasisReference
 from zhub.storage.object_store import ObjectStore
 from zhub_workers.model.model_cache import ModelCache
 from zhub_workers.model.weight_files import device_memory_bytes
-from zhub_workers.serving.asked import Asked, Send
+from zhub_workers.serving.asked import Asked, Request, Send
 from zhub_workers.serving.experts import Experts
 from zhub_workers.serving.lane import Lane
 
@@ -43,7 +43,8 @@ LaneKey = tuple[str, BasisReference | None]  # the digest of a base's files, bec
 
 
 class Engine:
-    """Answers requests with ``send``, which it calls from its own thread: Started, Text…, Ended, or Failed."""
+    """Answers requests with ``send``, which it calls from its own thread: Started, Text…, Ended, or Failed; a request
+    for embeddings with Embeddings or Failed."""
 
     def __init__(self, store: ObjectStore, cache_dir: Path, device: str | None) -> None:
         self._store = store
@@ -71,7 +72,7 @@ class Engine:
         if busy_since is not None and time.monotonic() - busy_since > STUCK_AFTER_S:
             raise RuntimeError(f"The engine has generated nothing for {STUCK_AFTER_S:.0f} s in the middle of a batch.")
 
-    def submit(self, request: GenerationRequest, send: Send) -> Callable[[], None]:
+    def submit(self, request: Request, send: Send) -> Callable[[], None]:
         """Take a request; return what ends it early, for when nobody waits for its answer any more.
 
         Raises:
@@ -126,12 +127,12 @@ class Engine:
         self._wanted.setdefault(key, []).append(asked)
         self._load_wanted()
 
-    def _key(self, request: GenerationRequest) -> LaneKey:
+    def _key(self, request: Request) -> LaneKey:
         """Of the lane that can answer; while the base alone is asked for, any of its lanes can."""
-        digest = request.base.digest
-        if request.basis is None:
+        digest, basis = request.base.digest, _basis_of(request)
+        if basis is None:
             return next((key for key in self._lanes if key[0] == digest), (digest, None))
-        return digest, request.basis
+        return digest, basis
 
     def _load_wanted(self) -> None:
         """Begin to load the bases that are wanted, those that there is room for."""
@@ -140,7 +141,7 @@ class Engine:
                 self._loading.add(key)
                 threading.Thread(target=self._load, args=(key, wanted[0].request), name="load", daemon=True).start()
 
-    def _make_room(self, request: GenerationRequest) -> bool:
+    def _make_room(self, request: Request) -> bool:
         """Drop bases that nobody asks for, the longest unused first, until another fits; whether it does now."""
         need = LOADED_RATIO * sum(file.size_bytes for file in request.base.files)
         budget = MEMORY_SHARE * self._memory_bytes - need
@@ -153,9 +154,9 @@ class Engine:
         # Where it is larger than the device says, loading it says so in numbers.
         return not self._lanes or sum(lane.memory_bytes for lane in self._lanes.values()) <= budget
 
-    def _load(self, key: LaneKey, request: GenerationRequest) -> None:
+    def _load(self, key: LaneKey, request: Request) -> None:
         try:
-            adapted = self._models.get(request.base, request.basis, self._store, self._cache_dir)
+            adapted = self._models.get(request.base, key[1], self._store, self._cache_dir)
             lane = Lane(adapted, self._experts, int(CACHE_SHARE * self._memory_bytes))
         except Exception as exc:
             self._inbox.put(partial(self._loaded, key, exc))
@@ -192,3 +193,7 @@ class Engine:
             lane.start(asked)
         except Exception as exc:
             asked.fail(exc)
+
+
+def _basis_of(request: Request) -> BasisReference | None:
+    return request.basis if isinstance(request, GenerationRequest) else None

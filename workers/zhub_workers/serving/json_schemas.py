@@ -16,13 +16,15 @@ MAX_DEPTH = 64
 MAX_SCHEMAS = 2_000  # within each other: the compiler takes the square of their number, 0.4 s at this one
 MAX_PASSES = 50  # a definition that leads through more definitions than this to its end is refused
 MAX_SHORTEST = 100_000  # characters
+# Between the parts of JSON: a model that has nothing to say would else write spaces until it is cut off.
+WHITESPACE = r"[ \n\t]{1,40}"
 
 Length = float  # of the shortest JSON that fits a schema, in characters; infinite where there is none
 SIMPLE = {"null": 4, "boolean": 4, "number": 1, "integer": 1, "string": 2}
 KINDS = [*SIMPLE, "array", "object"]
 
 
-def check_schema(text: str, param: str = "response_format") -> Any:
+def check_schema(text: str, param: str) -> dict[str, Any]:
     """Return a schema, from its text, that a finite answer can fit.
 
     Raises:
@@ -46,6 +48,11 @@ def check_schema(text: str, param: str = "response_format") -> Any:
             param,
         )
     return schema
+
+
+def with_options(schema: Mapping[str, Any], *, lenient: bool = False) -> dict[str, Any]:
+    """A schema as the compiler of grammars wants it. ``lenient``: what it cannot hold an answer to is passed over."""
+    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": lenient}}
 
 
 class _Schemas:

@@ -2,29 +2,40 @@
 
 import random
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from zhub.errors import InvalidRequestError, NonFiniteLogitsError, PromptTooLongError
-from zhub.generation import ChosenToken, Ended, FinishReason, GenerationRequest, Text
+from zhub.generation import (
+    ChosenToken,
+    EmbeddingRequest,
+    Embeddings,
+    FinishReason,
+    GenerationRequest,
+)
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.base_model import render_prompt
+from zhub_workers.model.base_model import render_prompt, render_text
 from zhub_workers.model.changes import Change, mix_changes
 from zhub_workers.model.rollout import MIN_TEMPERATURE
+from zhub_workers.model.routing import prompt_embeddings
 from zhub_workers.model.sampling import NO_TOKEN, Sampler
 from zhub_workers.serving.answer_text import AnswerText
 from zhub_workers.serving.asked import Asked
 from zhub_workers.serving.blocks import Blocks
+from zhub_workers.serving.choices import Choice
+from zhub_workers.serving.embeddings import inputs_to_embed
 from zhub_workers.serving.experts import Experts
 from zhub_workers.serving.following import BASE, Following, Follows
-from zhub_workers.serving.grammars import json_grammar
+from zhub_workers.serving.grammars import answer_grammar
 from zhub_workers.serving.runners import runner_for
 from zhub_workers.serving.scheduler import Answer, Scheduler
 from zhub_workers.serving.strategies import choose
-from zhub_workers.serving.token_rules import TokenRules, chosen_token, token_rules
+from zhub_workers.serving.token_rules import chosen_token, token_rules
+from zhub_workers.serving.tool_calls import ToolCallReader, format_for, template_messages
 from zhub_workers.serving.vocabulary import Vocabulary
 
 PLACES = 64
@@ -36,22 +47,12 @@ PROMPT_SHARE = 0.7
 SMOOTHING = 0.2
 
 
-@dataclass(eq=False)
-class _Choice:
-    """One of the answers to a request."""
+@dataclass
+class _Embedding:
+    """Inputs that are being embedded, one in each step, so that answers go on beside them."""
 
     asked: Asked
-    index: int
-    answer: Answer
-    text: AnswerText
-    follows: Follows
-    numbers: torch.Generator
-    rules: TokenRules | None
-
-    @property
-    def answered(self) -> int:
-        """How many tokens it has."""
-        return len(self.answer.tokens) - self.asked.prompt_tokens
+    vectors: list[list[float]] = field(default_factory=list)
 
 
 @dataclass
@@ -103,13 +104,14 @@ class Lane:
             Blocks(count, shared=self._runner.shared), places=PLACES, divided=self._runner.divided
         )
         self._vocabulary = Vocabulary(adapted.base.tokenizer, adapted.base.stop_ids)
-        self._choices: dict[Answer, _Choice] = {}
+        self._choices: dict[Answer, Choice] = {}
+        self._embedding: deque[_Embedding] = deque()
         self._changes: dict[Follows, Change] = {}
         self._pace = _Pace()
 
     @property
     def is_idle(self) -> bool:
-        return not self._choices
+        return not self._choices and not self._embedding
 
     @property
     def running(self) -> Sequence[Answer]:
@@ -122,29 +124,40 @@ class Lane:
         return self._memory_bytes
 
     def prepare(self, asked: Asked) -> None:
-        """Bring what a request needs before it can start. From any thread.
+        """Bring what a request needs before it can start, and make tokens of its prompt. From any thread.
 
         Raises:
             DigestMismatchError: an expert's file is not what its reference says.
-            InvalidRequestError: no answer can be held to its schema.
+            InvalidRequestError: the request cannot be answered.
+            PromptTooLongError: its prompt fills the context.
         """
-        self._experts.fetch(asked.request)
-        if asked.request.json_schema is not None:
-            asked.grammar = json_grammar(asked.request.json_schema, self._vocabulary)
+        request, base = asked.request, self.adapted.base
+        if isinstance(request, EmbeddingRequest):
+            asked.prompts = inputs_to_embed(base, request.inputs)
+            return
+        self._experts.fetch(request)
+        asked.tool_format = format_for(base.tokenizer, request)
+        asked.grammar = answer_grammar(request, asked.tool_format, self._vocabulary)
+        if request.prompt is None:
+            prompt = render_prompt(base, template_messages(request.messages), request.tools)
+        else:
+            prompt = render_text(base, request.prompt)
+        if base.context_length is not None and len(prompt) >= base.context_length:
+            raise PromptTooLongError(1, len(prompt), base.context_length - 1)
+        asked.prompts = [prompt]
 
     @torch.no_grad()
     def start(self, asked: Asked) -> None:
-        """Choose who answers, say so, and let the answers wait for their turn.
+        """Choose who answers a prepared request, say so, and let its answers wait for their turn.
 
         Raises:
             ZhubError: the request cannot be answered.
         """
-        request, base = asked.request, self.adapted.base
-        prompt = render_prompt(base, request.messages)
-        limit = base.context_length
-        if limit is not None and len(prompt) >= limit:
-            raise PromptTooLongError(1, len(prompt), limit - 1)
-        asked.prompt_tokens = len(prompt)
+        request = asked.request
+        if isinstance(request, EmbeddingRequest):
+            self._embedding.append(_Embedding(asked))
+            return
+        (prompt,) = asked.prompts
         max_tokens = self._max_tokens(request, len(prompt))
         started, experts = choose(self.adapted, request, prompt, self._experts)
         follows = BASE
@@ -155,23 +168,31 @@ class Lane:
         asked.tell(started)
         for index in range(request.n):
             answer = Answer(request.org_id, repr(follows).encode(), list(prompt), max_tokens)
-            seed = random.getrandbits(62) if request.seed is None else request.seed + index
-            choice = _Choice(
-                asked,
-                index,
-                answer,
-                AnswerText(base.tokenizer, request.stop),
-                follows,
-                torch.Generator().manual_seed(seed % 2**63),
-                token_rules(request, asked.grammar),
-            )
-            self._choices[answer] = choice
+            self._choices[answer] = self._choice(asked, request, index, answer, follows)
             self._scheduler.add(answer)
 
+    def _choice(self, asked: Asked, request: GenerationRequest, index: int, answer: Answer, follows: Follows) -> Choice:
+        how = asked.tool_format
+        seed = random.getrandbits(62) if request.seed is None else request.seed + index
+        return Choice(
+            asked,
+            request,
+            index,
+            answer,
+            AnswerText(self.adapted.base.tokenizer, request.stop, with_special=how is not None),
+            follows,
+            torch.Generator().manual_seed(seed % 2**63),
+            token_rules(request, asked.grammar, self._vocabulary),
+            None if how is None else ToolCallReader(how, index),
+        )
+
+    @torch.no_grad()
     def step(self) -> None:
         """Read the next tokens of all that can go on, and send what they come to."""
         for choice in [choice for choice in self._choices.values() if choice.asked.ended]:
             self._drop(choice)
+        if self._embedding:
+            self._embed()
         parts = self._scheduler.plan(self._prompt_tokens())
         if not parts:
             return
@@ -189,12 +210,15 @@ class Lane:
 
     def fail(self, exc: Exception) -> None:
         """End every answer with this error, and go back to the base."""
+        for embedding in self._embedding:
+            embedding.asked.fail(exc)
+        self._embedding.clear()
         for choice in list(self._choices.values()):
             choice.asked.fail(exc)
             self._drop(choice)
         self._following.leave()
 
-    def _answer(self, choices: Sequence[_Choice], logits: Tensor) -> None:
+    def _answer(self, choices: Sequence[Choice], logits: Tensor) -> None:
         """Choose the next token of each, and send it or end."""
         if not choices:
             return
@@ -211,7 +235,7 @@ class Lane:
             except Exception as exc:
                 choice.asked.fail(exc)
 
-    def _allowed(self, choice: _Choice, row: Tensor) -> Tensor:
+    def _allowed(self, choice: Choice, row: Tensor) -> Tensor:
         """A choice's logits by its rules; what goes wrong there is its own."""
         if choice.rules is None:
             return row.float()
@@ -221,9 +245,9 @@ class Lane:
             choice.asked.fail(exc)
             return row.float()
 
-    def _add(self, choice: _Choice, row: Tensor, token: int) -> None:
+    def _add(self, choice: Choice, row: Tensor, token: int) -> None:
         """Take the token that was drawn from logits which were ``row`` before any rules."""
-        answer, request, rules = choice.answer, choice.asked.request, choice.rules
+        answer, request, rules = choice.answer, choice.request, choice.rules
         answer.tokens.append(token)
         if rules is not None:
             rules.accept(token)
@@ -231,29 +255,34 @@ class Lane:
             self._end(choice, "stop", *choice.text.end())
             return
         chosen = None if request.logprobs is None else chosen_token(row, token, request.logprobs, self._vocabulary)
-        piece, tokens = choice.text.add(token, chosen)
-        is_finished = choice.text.stopped or (rules is not None and rules.is_finished)
-        if is_finished or len(answer.tokens) >= answer.max_tokens:
-            rest, others = ("", []) if choice.text.stopped else choice.text.end()
-            reason: FinishReason = "stop" if is_finished or choice.text.stopped else "length"
-            self._end(choice, reason, piece + rest, [*tokens, *others])
-        elif piece or tokens:
-            choice.asked.tell(Text(index=choice.index, text=piece, tokens=tokens))
+        choice.say(*choice.text.add(token, chosen))
+        if choice.text.stopped:
+            self._end(choice, "stop", "", [])
+        elif rules is not None and rules.is_finished:
+            self._end(choice, "stop", *choice.text.end())
+        elif len(answer.tokens) >= answer.max_tokens:
+            rest, tokens = choice.text.end()
+            self._end(choice, "stop" if choice.text.stopped else "length", rest, tokens)
 
-    def _end(self, choice: _Choice, reason: FinishReason, text: str, tokens: list[ChosenToken]) -> None:
-        if text or tokens:
-            choice.asked.tell(Text(index=choice.index, text=text, tokens=tokens))
-        choice.asked.tell(
-            Ended(
-                index=choice.index,
-                finish_reason=reason,
-                completion_tokens=choice.answered,
-                cached_tokens=choice.answer.cached,
-            )
-        )
+    def _end(self, choice: Choice, reason: FinishReason, text: str, tokens: list[ChosenToken]) -> None:
+        choice.say(text, tokens)
+        choice.end(reason)
         self._drop(choice)
 
-    def _drop(self, choice: _Choice) -> None:
+    def _embed(self) -> None:
+        """Embed the next input that waits; the others let those of other requests come first."""
+        embedding = self._embedding.popleft()
+        asked = embedding.asked
+        if asked.ended:
+            return
+        prompt = asked.prompts[len(embedding.vectors)]
+        embedding.vectors += prompt_embeddings(self.adapted.base, [prompt]).tolist()
+        if len(embedding.vectors) < len(asked.prompts):
+            self._embedding.append(embedding)
+            return
+        asked.tell(Embeddings(vectors=embedding.vectors, prompt_tokens=sum(map(len, asked.prompts))))
+
+    def _drop(self, choice: Choice) -> None:
         self._scheduler.end(choice.answer)
         self._choices.pop(choice.answer, None)
         # What nobody follows any more stays with the replica's experts alone.
@@ -285,11 +314,11 @@ class Lane:
         return wanted
 
 
-def _draw(choices: Sequence[_Choice], logits: Tensor) -> list[int]:
+def _draw(choices: Sequence[Choice], logits: Tensor) -> list[int]:
     """The next token of each choice; NO_TOKEN where its logits are not finite."""
     draws = []
     for choice in choices:
-        request = choice.asked.request
+        request = choice.request
         temperature = request.temperature if request.temperature >= MIN_TEMPERATURE else 0.0
         uniforms = torch.rand(int(temperature > 0), generator=choice.numbers, dtype=torch.float64)
         draws.append(_Draw(temperature, request.top_p, uniforms))

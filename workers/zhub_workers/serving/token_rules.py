@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from zhub.errors import InvalidRequestError
 from zhub.generation import ChosenToken, GenerationRequest, LikelyToken
 from zhub_workers.serving.grammars import Grammar, GrammarState
 from zhub_workers.serving.vocabulary import Vocabulary
@@ -75,8 +76,18 @@ class TokenRules:
         return self._grammar is not None and self._grammar.is_finished
 
 
-def token_rules(request: GenerationRequest, grammar: Grammar | None) -> TokenRules | None:
-    """The rules of one of a request's answers; None where its logits stay as they are."""
+def token_rules(request: GenerationRequest, grammar: Grammar | None, vocabulary: Vocabulary) -> TokenRules | None:
+    """The rules of one of a request's answers; None where its logits stay as they are.
+
+    Raises:
+        InvalidRequestError: a bias is of a token that the base does not have.
+    """
+    if unknown := [token for token in request.logit_bias if token >= len(vocabulary.tokens)]:
+        raise InvalidRequestError(
+            f"'logit_bias' names the token {unknown[0]}, and the tokens of {request.base.name} are the numbers 0 to "
+            f"{len(vocabulary.tokens) - 1}.",
+            param="logit_bias",
+        )
     if grammar is None and not (request.frequency_penalty or request.presence_penalty or request.logit_bias):
         return None
     return TokenRules(

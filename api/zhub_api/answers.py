@@ -1,0 +1,133 @@
+"""A model's answers on their way from serving to a client: collected, counted, and given up when nobody listens."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from zhub.errors import UnavailableError
+from zhub.generation import ChosenToken, Ended, GenerationRequest, Started, Text, ToolCall
+from zhub_api.serving_client import AnswerLine
+
+T = TypeVar("T")
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's: nobody reads it, and the metrics tell it from an answer
+
+
+@dataclass
+class Answer:
+    """One of a request's answers."""
+
+    text: str = ""
+    tokens: list[ChosenToken] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    ended: Ended = field(default_factory=lambda: Ended(finish_reason="stop", completion_tokens=0))
+
+    def finish_reason(self) -> str:
+        return "tool_calls" if self.calls else self.ended.finish_reason
+
+
+async def started(lines: AsyncIterator[AnswerLine]) -> Started:
+    """The first line, by which the status is decided: an error before it is a plain HTTP error, streamed or not."""
+    first = await anext(lines)
+    if not isinstance(first, Started):
+        raise UnavailableError("Serving answered without saying who answers; try again.")
+    return first
+
+
+def head(model: str, asked: GenerationRequest, first: Started) -> dict[str, Any]:
+    """What every answer and every chunk of it begins with, beside its id: who answers, and why."""
+    return {
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": f"fp_{asked.base.digest[:12]}",
+        "experts": [chosen.model_dump() for chosen in first.experts],
+        "routing": {
+            "strategy": first.strategy,
+            "reason": first.reason,
+            "base_model": asked.base.name,
+            "release": asked.release,
+            "choice_s": first.choice_s,
+        },
+    }
+
+
+async def collected(lines: AsyncIterator[AnswerLine], count: int) -> list[Answer]:
+    """All answers, whole."""
+    answers = [Answer() for _ in range(count)]
+    async for line in lines:
+        if isinstance(line, Text):
+            answers[line.index].text += line.text
+            answers[line.index].tokens += line.tokens
+        elif isinstance(line, ToolCall):
+            answers[line.index].calls.append(line)
+        elif isinstance(line, Ended):
+            answers[line.index].ended = line
+    return answers
+
+
+def usage(first: Started, ended: Iterable[Ended]) -> dict[str, Any]:
+    """The tokens of a request and of all its answers; the prompt is counted once, as it is read once."""
+    every = list(ended)
+    completion = sum(line.completion_tokens for line in every)
+    return {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": first.prompt_tokens + completion,
+        "prompt_tokens_details": {"cached_tokens": max((line.cached_tokens for line in every), default=0)},
+    }
+
+
+async def events(
+    beginning: dict[str, Any],
+    first: Started,
+    lines: AsyncIterator[AnswerLine],
+    choices: Callable[[AnswerLine], list[dict[str, Any]]],
+    *,
+    includes_usage: bool,
+) -> AsyncGenerator[str]:
+    """Server-sent events with ``data:`` lines only: ids and named events break the dialect's clients.
+
+    ``choices`` makes of a line what its events tell. The last event is ``[DONE]``, after all answers have ended.
+    """
+    beginning = beginning | ({"usage": None} if includes_usage else {})
+    ended = []
+
+    def event(choice: dict[str, Any]) -> str:
+        return f"data: {json.dumps(beginning | {'choices': [choice]})}\n\n"
+
+    for choice in choices(first):
+        yield event(choice)
+    async for line in lines:
+        for choice in choices(line):
+            yield event(choice)
+        if isinstance(line, Ended):
+            ended.append(line)
+    if includes_usage:
+        yield f"data: {json.dumps(beginning | {'choices': [], 'usage': usage(first, ended)})}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+async def while_listened_to(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """What ``work`` returns; None, and the work cancelled, where the client leaves before.
+
+    So its row of serving's batch is free at once. Call it when the request's body has been read.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
