@@ -33,13 +33,13 @@ class Releases:
 
     def list(self, release: str | None = None, *, limit: int | None = None) -> builtins.list[ReleaseRecord]:
         """The versions of the project's releases, or of one, newest first, at most ``limit``."""
-        asked = {} if release is None else {"release": release}
+        asked: dict[str, Any] = {} if release is None else {"release": release}
         entries = self._http.pages("/v1/releases", limit=min(limit or MAX_PAGE, MAX_PAGE), **asked)
         return [ReleaseRecord.model_validate(entry) for entry in itertools.islice(entries, limit)]
 
     def diff(self, name: str, *, against: str | None = None) -> DiffRecord:
         """What differs in how a version answers from ``against``, or from what ``@prod`` of its release points to."""
-        asked = {} if against is None else {"against": against}
+        asked: dict[str, Any] = {} if against is None else {"against": against}
         return DiffRecord.model_validate(self._http.get(f"/v1/releases/{path_part(name)}/diff", **asked))
 
     def delete(self, name: str) -> None:

@@ -112,12 +112,10 @@ def classification_messages(request: GenerationRequest, descriptions: Mapping[st
     The user's text comes first, so that what the first pass has read is the beginning of what the second reads: its
     keys and values can be used again, and are not if the question comes first.
     """
-    choices = "\n".join(f"- {label}: {text}" for label, text in descriptions.items() if label != text)
-    words = ", ".join((*descriptions, OTHER))
-    question = (
-        "\n\nDo not answer the text above. Say which kind of text it is:\n"
-        f"{choices}\n- {OTHER}: none of these\nAnswer with one word of: {words}."
+    choices = "".join(
+        f"- {label}: {text}\n" if text != label else f"- {label}\n" for label, text in descriptions.items()
     )
+    question = f"\n\nWhich task is this? One of:\n{choices}- {OTHER}\nAnswer with the name of the task only."
     if request.prompt is not None:
         return [{"role": "user", "content": request.prompt + question}]
     *before, last = request.messages
