@@ -130,7 +130,7 @@ def test_a_prompt_that_leaves_no_room_for_the_question_is_the_bases(
 ) -> None:
     request = served.request("add 12 and 19", candidates=experts, router="prompt")
     short = dataclasses.replace(served.base, context_length=40)
-    chosen, reason = strategies._by_prompt(short, request)
+    chosen, reason = strategies.choose_by_prompt(short, request)
     assert (chosen, reason.startswith("base: with the question")) == ([], True)
 
 

@@ -43,7 +43,7 @@ def choose(
             strategy, reason = "mixture", f"{asked_by} the experts and their weights"
         case _ if request.router == "prompt":
             strategy = "prompt"
-            experts, reason = _by_prompt(adapted.base, request)
+            experts, reason = choose_by_prompt(adapted.base, request)
         case _:
             strategy = request.router or "auto"
             experts, reason = _by_centroid(adapted, request, prompt, held)
@@ -83,7 +83,7 @@ def _by_centroid(adapted: AdaptedModel, request: GenerationRequest, prompt: list
     return [nearest], f"nearest training prompts: {nearest.name} at {routed.score:.2f} × its threshold"
 
 
-def _by_prompt(base: BaseModel, request: GenerationRequest) -> Choice:
+def choose_by_prompt(base: BaseModel, request: GenerationRequest) -> Choice:
     """The candidate that the base says the prompt is for, or none, where it says another thing or hesitates."""
     candidates = request.candidates or []
     if not candidates:
