@@ -4,6 +4,11 @@ On the shipped base, each family of tasks has an expert, and all are promoted bu
 each with the reach that its own held-out prompts need; as if that family had no expert at all. After: the expert that
 is not promoted draws the line where its prompts begin. ``own``: prompts of a promoted expert's family that it answers;
 after, while of each family a second expert, trained on other prompts of it, is not promoted.
+
+And how often each strategy finds the family of a prompt: `centroid`, and `prompt`, which asks the base with constrained
+decoding; with the time of each over that of an answer of 128 tokens, on prompts of so few families that their
+descriptions have room in the base's context. ``--base`` asks another base: the shipped one was never taught to follow
+instructions.
 """
 
 import argparse
@@ -11,8 +16,10 @@ import json
 import os
 import platform
 import statistics
-import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +31,35 @@ from torch import Tensor
 
 from zhub.datasets.splits import Split
 from zhub.demo.task_families import FAMILIES, sample_rows
-from zhub_workers.model.base_model import BaseModel, render_prompt
+from zhub.evaluation.statistics import accuracy
+from zhub.generation import ExpertReference, GenerationRequest
+from zhub_workers.model.base_model import BaseModel, load_base_model, render_prompt
+from zhub_workers.model.rollout import generate
 from zhub_workers.model.routing import Centroid, make_centroid, prompt_embeddings, route
+from zhub_workers.serving.strategies import choose_by_prompt
 
 MAX_FALSE = 0.15  # of a family's prompts: sorting and reversing letters differ by one word
 MAX_LOST = 0.05
+ANSWER_TOKENS = 128  # of the answer that times are compared with, whatever the base would end it with
+MAX_CENTROID_TIME = 0.03
+MAX_PROMPT_TIME = 0.25
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=100, help="of each family, to route")
-    prompts = parser.parse_args().prompts
+    parser.add_argument("--asked", type=int, default=10, help="of each family, to choose an expert for")
+    parser.add_argument("--families", type=int, default=4, help="to choose among by either strategy")
+    parser.add_argument("--base", type=Path, default=shipped.DIRECTORY, help="to choose by; a directory")
+    arguments = parser.parse_args()
+    prompts = arguments.prompts
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as directory:
-        base = shipped.load(Path(directory)).base
+    base = load_base_model(shipped.DIRECTORY)
     tests = {family: embeddings(base, family, "test", prompts, seed=3) for family in FAMILIES}
     experts, trials = ({family: expert(base, family, seed=seed) for family in FAMILIES} for seed in (1, 2))
     rows = [measure(family, tests[family], experts, trials) for family in FAMILIES]
-    report(rows)
+    chooser = base if arguments.base == shipped.DIRECTORY else load_base_model(arguments.base)
+    report(rows, strategies(chooser, list(FAMILIES)[: arguments.families], arguments.asked), arguments.base.name)
 
 
 def measure(family: str, prompts: Tensor, experts: dict[str, Centroid], trials: dict[str, Centroid]) -> dict[str, Any]:
@@ -62,6 +80,48 @@ def answered(prompts: Tensor, candidates: list[Centroid], others: list[Centroid]
     return share(route(prompt, candidates, others).index is not None for prompt in prompts)
 
 
+def strategies(base: BaseModel, families: list[str], asked: int) -> dict[str, dict[str, Any]]:
+    """The share of prompts for which each strategy chooses the right expert, and its time over that of the answer."""
+    centroids = [expert(base, family, seed=1) for family in families]
+    references = [
+        ExpertReference(
+            name=f"main.{family}@v1",
+            description=FAMILIES[family].description,
+            **dict.fromkeys(("digest", "z_key", "z_sha256", "routing_key", "routing_sha256"), ""),
+        )
+        for family in families
+    ]
+    endless = replace(base, stop_ids=frozenset())
+    right: dict[str, list[bool]] = {"centroid": [], "prompt": []}
+    seconds: dict[str, list[float]] = {"centroid": [], "prompt": [], "answer": []}
+    for own, family in enumerate(families):
+        for row in sample_rows(family, asked, seed=3, split="test"):
+            ids = render_prompt(base, row["messages"])
+            request = GenerationRequest.model_construct(
+                messages=row["messages"], prompt=None, candidates=references, router="prompt"
+            )
+            with timed(seconds["centroid"]):
+                by_centroid = route(prompt_embeddings(base, [ids])[0], centroids).index
+            with timed(seconds["prompt"]):
+                by_prompt, _reason = choose_by_prompt(base, request)
+            with timed(seconds["answer"]):
+                generate(endless, [ids], max_new_tokens=ANSWER_TOKENS, temperature=0.0, seeds=[0])
+            right["centroid"].append(by_centroid == own)
+            right["prompt"].append(by_prompt == [references[own]])
+    return {
+        name: accuracy([float(outcome) for outcome in outcomes]).model_dump()
+        | {"time": statistics.median(a / b for a, b in zip(seconds[name], seconds["answer"], strict=True))}
+        for name, outcomes in right.items()
+    }
+
+
+@contextmanager
+def timed(seconds: list[float]) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds.append(time.perf_counter() - began)
+
+
 def share(outcomes: Iterable[bool]) -> float:
     return statistics.fmean(outcomes)
 
@@ -76,17 +136,24 @@ def embeddings(base: BaseModel, family: str, split: Split, count: int, *, seed: 
     return prompt_embeddings(base, [render_prompt(base, row["messages"]) for row in rows])
 
 
-def report(rows: list[dict[str, Any]]) -> None:
+def report(rows: list[dict[str, Any]], chosen: dict[str, dict[str, Any]], chooser: str) -> None:
     table = Table("family", "false, before", "false, after", "own, before", "own, after")
     for row in rows:
         table.add_row(row["family"], *(f"{100 * row[k]:.0f} %" for k in ("before", "after", "own_before", "own_after")))
     Console().print(table)
+    choices = Table("strategy", f"right choices on {chooser} [95 %]", "time ÷ answer")
+    for name, row in chosen.items():
+        interval = f"{100 * row['mean']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}], n = {row['n']}"
+        choices.add_row(name, interval, f"{row['time']:.2f}")
+    Console().print(choices)
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "family"}
     bars = {
         "share of a family's prompts that another expert answers, at the worst": (
             max(row["after"] for row in rows),
             MAX_FALSE,
         ),
+        "time of centroid over the answer's": (chosen["centroid"]["time"], MAX_CENTROID_TIME),
+        "time of prompt over the answer's": (chosen["prompt"]["time"], MAX_PROMPT_TIME),
         "share of own prompts lost by it": (means["own_before"] - means["own_after"], MAX_LOST),
     }
     for what, (value, bar) in bars.items():
@@ -94,7 +161,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     written = {
         "name": "routing",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "results": {"families": rows, "means": means},
+        "results": {"families": rows, "means": means, "strategies": chosen, "chooser": chooser},
         "bars": {what: {"value": value, "bar": bar, "better": "lower"} for what, (value, bar) in bars.items()},
     }
     (Path(__file__).parent / "results" / "routing.json").write_text(json.dumps(written, indent=2) + "\n")

@@ -39,7 +39,7 @@ class Releases:
 
     def diff(self, name: str, *, against: str | None = None) -> DiffRecord:
         """What differs in how a version answers from ``against``, or from what ``@prod`` of its release points to."""
-        asked = {} if against is None else {"against": against}
+        asked: dict[str, Any] = {} if against is None else {"against": against}
         return DiffRecord.model_validate(self._http.get(f"/v1/releases/{path_part(name)}/diff", **asked))
 
     def delete(self, name: str) -> None:

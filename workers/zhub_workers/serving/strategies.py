@@ -43,7 +43,7 @@ def choose(
             strategy, reason = "mixture", f"{asked_by} the experts and their weights"
         case _ if request.router == "prompt":
             strategy = "prompt"
-            experts, reason = _by_prompt(adapted.base, request)
+            experts, reason = choose_by_prompt(adapted.base, request)
         case _:
             strategy = request.router or "auto"
             experts, reason = _by_centroid(adapted, request, prompt, held)
@@ -85,7 +85,7 @@ def _by_centroid(adapted: AdaptedModel, request: GenerationRequest, prompt: list
     return [nearest], f"nearest training prompts: {nearest.name} at {routed.score:.2f} × its threshold"
 
 
-def _by_prompt(base: BaseModel, request: GenerationRequest) -> Choice:
+def choose_by_prompt(base: BaseModel, request: GenerationRequest) -> Choice:
     """The candidate that the base says the prompt is for, or none, where it says another thing or hesitates."""
     candidates = request.candidates or []
     if not candidates:
@@ -114,12 +114,10 @@ def classification_messages(request: GenerationRequest, descriptions: Mapping[st
     The user's text comes first, so that what the first pass has read is the beginning of what the second reads: its
     keys and values can be used again, and are not if the question comes first.
     """
-    choices = "\n".join(f"- {label}: {text}" for label, text in descriptions.items() if label != text)
-    words = ", ".join((*descriptions, OTHER))
-    question = (
-        "\n\nDo not answer the text above. Say which kind of text it is:\n"
-        f"{choices}\n- {OTHER}: none of these\nAnswer with one word of: {words}."
+    choices = "".join(
+        f"- {label}: {text}\n" if text != label else f"- {label}\n" for label, text in descriptions.items()
     )
+    question = f"\n\nWhich task is this? One of:\n{choices}- {OTHER}\nAnswer with the name of the task only."
     if request.prompt is not None:
         return [{"role": "user", "content": request.prompt + question}]
     *before, last = request.messages
