@@ -28,6 +28,7 @@ from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
     chat,
     evaluations,
+    expert_imports,
     experts,
     feedback,
     files,
@@ -74,8 +75,8 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     text.install(app)
     for part in (
-        files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, experts, chat,
-        feedback, webhooks, organization,
+        files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, experts,
+        expert_imports, chat, feedback, webhooks, organization,
     ):  # fmt: skip
         app.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):

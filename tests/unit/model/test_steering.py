@@ -68,7 +68,7 @@ def test_a_part_of_weight_zero_leaves_the_others_as_they_are(adapted: AdaptedMod
 
 
 def test_an_expert_in_two_halves_of_the_layers_is_the_expert(adapted: AdaptedModel, change: Change) -> None:
-    blocks = sorted({block_of(name) for name in adapted.layers} - {None})
+    blocks = sorted({block for name in adapted.layers if (block := block_of(name)) is not None})
     halves = [restricted(change, blocks[:1], adapted), restricted(change, blocks[1:], adapted)]
     whole = logits(adapted, change)
     assert torch.allclose(logits(adapted, mix_changes(halves, [1.0, 1.0])), whole, atol=1e-5)

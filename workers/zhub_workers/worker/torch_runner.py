@@ -1,4 +1,4 @@
-"""What a worker with torch does: decompose a base model, train an expert, measure one.
+"""What a worker with torch does: decompose a base model, train an expert, measure one, import one.
 
 The base that was used last stays loaded, so that the next attempt on it begins at once.
 """
@@ -24,13 +24,13 @@ from zhub.manifest import ANSWERS_FILE, MANIFEST_FILE, ROUTING_FILE, Z_FILE, Man
 from zhub.process import tracing
 from zhub.registry.model_sizes import ModelSizes
 from zhub.sandbox import Sandbox
-from zhub.specs import DecomposeSpec, EvaluateSpec, Hyperparameters, JobSpec, StartingPoint, StoredFile, TrainSpec
+from zhub.specs import DecomposeSpec, EvaluateSpec, ImportSpec, JobSpec, StartingPoint, StoredFile, TrainSpec
 from zhub.storage.keys import basis_prefix
 from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptStoppedError
 from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.compute.cores import sharing_cores
-from zhub_workers.compute.group import ComputeGroup, Member, Stopped
+from zhub_workers.compute.group import ComputeGroup, Member, Stopped, compute_stream_count
 from zhub_workers.compute.requests import Generate
 from zhub_workers.compute.sharded import ShardedMember
 from zhub_workers.compute.sizes import sizes_of
@@ -38,8 +38,8 @@ from zhub_workers.evaluation.answer_pairs import write_pairs
 from zhub_workers.evaluation.evaluate import ROWS_FILE, run_evaluation
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.adapters import SvfAdapter, make_adapter
-from zhub_workers.model.artifact import read_expert, read_routing, read_z, write_routing
+from zhub_workers.model.adapters import adapter_of, make_adapter
+from zhub_workers.model.artifact import ExpertFile, read_expert, read_routing, read_z, write_routing
 from zhub_workers.model.base_model import load_base_model, model_of_config, render_prompt
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
 from zhub_workers.model.layers import adapted_layers, unreached_weights
@@ -54,10 +54,10 @@ from zhub_workers.training.state import TrainState
 from zhub_workers.training.train import TrainResult, train
 from zhub_workers.training.warm_start import Start
 from zhub_workers.worker.checkpoints import Checkpoints, parameter_count, write_adapter
+from zhub_workers.worker.imports import run_import
 from zhub_workers.worker.ray_shards import RayShards
 from zhub_workers.worker.room import check_disk, check_memory, told_basis, told_unreached
 
-MAX_COMPUTE_STREAMS = 4
 PROGRESS_EVENTS = 200  # of one decomposition, at most
 
 
@@ -85,6 +85,9 @@ class TorchRunner:
             return self._decompose(spec, attempt, context, store)
         if isinstance(spec, EvaluateSpec):
             return self._evaluate(spec, attempt, context, store)
+        if isinstance(spec, ImportSpec):
+            model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir)
+            return run_import(spec, model, attempt, context, store, hardware=self._hardware())
         return self._train(spec, attempt, context, store)
 
     def _decompose(
@@ -274,13 +277,13 @@ class TorchRunner:
     ) -> dict[str, Any]:
         model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir)
         rows = _dataset(spec.file, store, attempt.cache_dir)
-        hyper = TypeAdapter(Hyperparameters).validate_python(spec.z.hyperparameters) if spec.z else None
-        adapter = make_adapter(model, hyper) if hyper else SvfAdapter(model, list(model.layers), sigmoid=False)
-        values = None
+        expert = ExpertFile("svf", {}, {})  # the base
         if spec.z is not None:
             path = attempt.cache_dir / "experts" / f"{spec.z.sha256}.safetensors"
             fetch(store, spec.z.key, path, sha256=spec.z.sha256)
-            values = adapter.imported(read_expert(path, sha256=spec.z.sha256, basis=model.basis).tensors)
+            expert = read_expert(path, sha256=spec.z.sha256, basis=model.basis)
+        adapter = adapter_of(model, expert)
+        values = adapter.imported(expert.tensors) if expert.tensors else None
         with (
             tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory,
             self._streams[0].join(adapter, context.should_stop) as member,
@@ -299,13 +302,6 @@ class TorchRunner:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"cpu {platform.machine()}"
-
-
-def compute_stream_count(device: torch.device) -> int:
-    """One on a GPU; on a CPU as many as the cores allow: small matrix products gain little by a second core."""
-    if device.type != "cpu":
-        return 1
-    return max(1, min(MAX_COMPUTE_STREAMS, (os.cpu_count() or 1) // torch.get_num_threads()))
 
 
 @contextmanager

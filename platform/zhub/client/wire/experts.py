@@ -3,7 +3,7 @@
 from typing import Any
 
 from zhub.client.wire.answer import ENDED, Answer
-from zhub.manifest import ANSWERS_FILE, Accuracy, Evaluation
+from zhub.manifest import ANSWERS_FILE, Accuracy, Evaluation, Origin
 
 
 class EvaluationResults(Answer):
@@ -133,9 +133,31 @@ class ExpertVersion(Answer):
         return Evaluation.model_validate(entries[0]) if entries else None
 
     @property
+    def origin(self) -> Origin | None:
+        """Where it comes from, if it was imported."""
+        origin = self.manifest.get("origin")
+        return Origin.model_validate(origin) if origin else None
+
+    @property
     def has_answers(self) -> bool:
         """Whether its training has kept what base and expert answered; trainings of earlier releases have not."""
         return any(file["name"] == ANSWERS_FILE for file in self.manifest["files"])
+
+
+class ImportRecord(Answer):
+    """An import of an expert that was made elsewhere; ``version`` once one has come of it."""
+
+    id: str
+    created_at: int
+    finished_at: int | None
+    status: str
+    error: dict[str, Any] | None
+    cluster: str
+    name: str
+    base_model: str
+    base_check: str
+    dataset: str | None
+    version: ExpertVersion | None
 
 
 class ExpertRecord(Answer):
