@@ -29,6 +29,7 @@ from zhub_api.routes import (
     chat,
     evaluations,
     expert_imports,
+    expert_strengths,
     experts,
     feedback,
     files,
@@ -76,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     text.install(app)
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, promotions, schedules, models, experts,
-        expert_imports, chat, feedback, webhooks, organization,
+        expert_imports, expert_strengths, chat, feedback, webhooks, organization,
     ):  # fmt: skip
         app.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):

@@ -11,6 +11,8 @@ MANIFEST_FILE = "manifest.json"
 Z_FILE = "z.safetensors"
 ROUTING_FILE = "routing.safetensors"
 ANSWERS_FILE = "answers.jsonl"
+STRENGTH_FILE = "strength.json"
+CHANGE_FILE = "change.safetensors"
 CHUNK_BYTES = 1 << 20
 FAR_KL = 5.0  # nats a token; a judgement: a training moves a base by a few hundredths in each step
 
@@ -144,6 +146,30 @@ class Manifest(BaseModel):
     def routing(self) -> FileEntry | None:
         """Where its prompts lie; None for an imported version that nobody said that of."""
         return next((entry for entry in self.files if entry.name == ROUTING_FILE), None)
+
+
+class MatrixStrength(BaseModel):
+    """What a version changes of one matrix: the Frobenius norms of the change and of the weight.
+
+    ``distance`` is ``‖z − 1‖``, where there are multipliers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    layer: int | None
+    norm: float
+    weight_norm: float
+    distance: float | None
+
+
+class Strengths(BaseModel):
+    """What a version changes, by matrix; of those that it leaves alone there is nothing."""
+
+    model_config = ConfigDict(frozen=True)
+    matrices: list[MatrixStrength]
+
+    def canonical(self) -> bytes:
+        return canonical_json(self.model_dump(mode="json"))
 
 
 def canonical_json(value: object) -> bytes:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from zhub.cli import expert_imports, outcomes
+from zhub.cli import expert_imports, expert_strengths, outcomes
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
 from zhub.client.wire.experts import AnswerPairRecord, ExpertRecord, ExpertVersion, FeedbackSummary
@@ -72,6 +72,7 @@ def show(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonOption
 
 app.command()(outcomes.answers)
 app.command()(expert_imports.push)
+app.command()(expert_strengths.z)
 
 
 @app.command()

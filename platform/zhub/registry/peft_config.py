@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zhub.errors import InvalidRequestError, UnsupportedAdapterError
 from zhub.pydantic_errors import refusal
-from zhub.registry.base_models import HUB_ID, REVISION
+from zhub.registry.names import HUB_ID, REVISION
 from zhub.specs import BaseModelSource, LoraSettings
 from zhub.suggestions import did_you_mean
 

@@ -11,7 +11,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from zhub.errors import TrainingError, UnsupportedAdapterError
-from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, file_entry, sha256_file
+from zhub.manifest import (
+    CHANGE_FILE,
+    MANIFEST_FILE,
+    ROUTING_FILE,
+    STRENGTH_FILE,
+    Z_FILE,
+    Manifest,
+    file_entry,
+    sha256_file,
+)
 from zhub.queue.job_events import Event
 from zhub.registry.peft_config import CONFIG_FILE, WEIGHTS_FILE, read_config
 from zhub.specs import BaseModelSource, BasisReference, ImportSpec, StoredFile
@@ -109,7 +118,7 @@ def test_a_lora_becomes_a_version_that_says_where_it_is_from(importing: Importin
     assert origin.config["r"] == 4 and origin.probe.mean_kl > 0
     assert (manifest.recipe, manifest.dataset_digest, manifest.evaluations) == ("imported", None, [])
     assert manifest.hyperparameters == {"adapter": "lora", "lora_rank": 4, "lora_alpha": 8.0}
-    assert [file.name for file in manifest.files] == [Z_FILE]
+    assert [file.name for file in manifest.files] == [Z_FILE, STRENGTH_FILE]
     expert = read_expert(made / Z_FILE, sha256=manifest.file(Z_FILE).sha256, basis=importing.adapted.basis)
     assert expert.kind == "lora" and manifest.parameters == sum(t.numel() for t in expert.tensors.values())
     assert any("answers by its name only" in message for message in importing.messages("warn"))
@@ -165,6 +174,7 @@ def test_a_version_of_another_zhub_keeps_its_bytes_its_prompts_and_what_is_told_
     kept = ("recipe", "dataset_digest", "steps", "best_step", "hyperparameters", "parent_digest")
     assert all(getattr(manifest, name) == getattr(told, name) for name in kept)
     assert (manifest.fence, manifest.evaluations) == (3, [])
+    assert {file.name for file in manifest.files} == {Z_FILE, ROUTING_FILE, STRENGTH_FILE, CHANGE_FILE}
 
 
 def test_files_that_fit_no_base_make_no_version(importing: Importing) -> None:

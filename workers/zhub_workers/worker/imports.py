@@ -8,7 +8,18 @@ from typing import Any
 import zhub
 from zhub.datasets.splits import prompt_position
 from zhub.errors import UnsupportedAdapterError, ZhubError
-from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, FileEntry, Manifest, Origin, Probe, file_entry
+from zhub.manifest import (
+    CHANGE_FILE,
+    MANIFEST_FILE,
+    ROUTING_FILE,
+    STRENGTH_FILE,
+    Z_FILE,
+    FileEntry,
+    Manifest,
+    Origin,
+    Probe,
+    file_entry,
+)
 from zhub.registry.peft_config import WEIGHTS_FILE
 from zhub.specs import ImportSpec
 from zhub.storage.object_store import ObjectStore, fetch, put_path
@@ -20,6 +31,7 @@ from zhub_workers.model.changes import read_change
 from zhub_workers.model.peft_weights import read_lora
 from zhub_workers.model.probe import try_expert
 from zhub_workers.model.routing import Centroid, make_centroid, prompt_embeddings
+from zhub_workers.model.strength import write_strengths
 from zhub_workers.training.job import MAX_ROUTING_PROMPTS
 from zhub_workers.training.splits import split_dataset
 
@@ -50,7 +62,9 @@ def run_import(
         fingerprint = model.basis.fingerprint
         write_expert(made / Z_FILE, expert, basis_fingerprint=fingerprint, base_model=spec.base.name)
         sha256 = file_entry(made / Z_FILE).sha256
-        probe = try_expert(model, read_change(made / Z_FILE, sha256=sha256, adapted=model))
+        change = read_change(made / Z_FILE, sha256=sha256, adapted=model)
+        probe = try_expert(model, change)
+        write_strengths(made, change, model)
         _tell(spec, probe, context)
         if spec.dataset is not None:
             write_routing(
@@ -115,7 +129,7 @@ def _keep_routing(sent: Path, made: Path, fingerprint: str) -> None:
 def _manifest(
     spec: ImportSpec, expert: ExpertFile, probe: Probe, directory: Path, attempt: Attempt, hardware: str
 ) -> Manifest:
-    names = [name for name in (Z_FILE, ROUTING_FILE) if (directory / name).exists()]
+    names = [name for name in (Z_FILE, ROUTING_FILE, STRENGTH_FILE, CHANGE_FILE) if (directory / name).exists()]
     origin = Origin(
         format="zhub" if spec.lora is None else "peft",
         imported_by=spec.imported_by,
