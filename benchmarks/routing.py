@@ -87,7 +87,11 @@ def strategies(base: BaseModel, families: list[str], asked: int) -> dict[str, di
         ExpertReference(
             name=f"main.{family}@v1",
             description=FAMILIES[family].description,
-            **dict.fromkeys(("digest", "z_key", "z_sha256", "routing_key", "routing_sha256"), ""),
+            digest="",
+            z_key="",
+            z_sha256="",
+            routing_key="",
+            routing_sha256="",
         )
         for family in families
     ]

@@ -28,7 +28,11 @@ from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
     aliases,
     chat,
+    completions,
+    embeddings,
     evaluations,
+    expert_imports,
+    expert_strengths,
     experts,
     feedback,
     files,
@@ -85,7 +89,7 @@ def _parts() -> APIRouter:
     router = APIRouter(responses=errors.ANSWERS)
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
-        releases, chat, feedback, webhooks, organization,
+        expert_imports, expert_strengths, releases, chat, completions, embeddings, feedback, webhooks, organization,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):

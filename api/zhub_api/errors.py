@@ -26,6 +26,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.InvalidRequestError: 400,
     errors.InvalidDatasetError: 400,
     errors.UnsupportedModelError: 400,
+    errors.UnsupportedAdapterError: 400,
     errors.AddressRefusedError: 400,
     errors.AuthenticationError: 401,
     errors.PermissionDeniedError: 403,

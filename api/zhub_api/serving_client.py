@@ -190,7 +190,8 @@ def _reference(record: versions.VersionRecord | versions.CheckpointRecord, weigh
         digest=version.digest,
         z_key=f"{version.key_prefix}/{Z_FILE}",
         z_sha256=manifest.file(Z_FILE).sha256,
-        routing_key=f"{version.key_prefix}/{ROUTING_FILE}",
-        routing_sha256=manifest.file(ROUTING_FILE).sha256,
+        # Never read where there is none: such a version is no candidate.
+        routing_key=f"{version.key_prefix}/{ROUTING_FILE}" if manifest.routing else "",
+        routing_sha256=manifest.routing.sha256 if manifest.routing else "",
         weight=weight,
     )

@@ -24,6 +24,7 @@ PREFIXES = {
     "schedule tick": "tick",
     "expert": "expert",
     "expert version": "ver",
+    "expert import": "imp",
     "feedback": "fb",
     "base model": "base",
     "webhook endpoint": "whe",

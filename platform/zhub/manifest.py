@@ -3,15 +3,18 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 MANIFEST_FILE = "manifest.json"
 Z_FILE = "z.safetensors"
 ROUTING_FILE = "routing.safetensors"
 ANSWERS_FILE = "answers.jsonl"
+STRENGTH_FILE = "strength.json"
+CHANGE_FILE = "change.safetensors"
 CHUNK_BYTES = 1 << 20
+FAR_KL = 5.0  # nats a token; a judgement: a training moves a base by a few hundredths in each step
 
 
 class FileEntry(BaseModel):
@@ -47,8 +50,55 @@ class Evaluation(BaseModel):
     p_value: float
 
 
+class Probe(BaseModel):
+    """How far an imported expert moves the base, in nats a token, over the base's answers to a few fixed prompts."""
+
+    model_config = ConfigDict(frozen=True)
+    prompts: int
+    tokens: int
+    mean_kl: float
+    max_kl: float
+
+    @property
+    def changes_nothing(self) -> bool:
+        return self.max_kl == 0
+
+    @property
+    def is_far(self) -> bool:
+        return self.mean_kl > FAR_KL
+
+    @property
+    def sentence(self) -> str:
+        if self.changes_nothing:
+            return f"It changes nothing: on {self.prompts} prompts it answers as the base does."
+        moved = f"{self.mean_kl:.3g} nats a token from the base (at most {self.max_kl:.3g})"
+        far = " That is very far: it may belong to another base." if self.is_far else ""
+        return f"Tried on {self.prompts} prompts, its answers are {moved}.{far}"
+
+
+class Origin(BaseModel):
+    """Where an imported version comes from: nothing here trained it, and what it says of itself is only told.
+
+    ``config`` is what came with the weights, ``files`` what was sent, ``base_check`` what is known of the base that it
+    was made on. ``routing_dataset`` is the digest of the file whose prompts are taken to be the expert's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: Literal["peft", "zhub"]
+    imported_by: str
+    base_check: str
+    config: dict[str, Any]
+    files: list[FileEntry]
+    routing_dataset: str | None
+    probe: Probe
+
+
 class Manifest(BaseModel):
-    """Everything needed to check, load and reproduce an expert version."""
+    """Everything needed to check, load and reproduce an expert version.
+
+    Of an imported LoRA, whose training is not known, ``steps`` is 0 and ``best_step`` is -1, or 0 where it answers as
+    the base does; and there is no ``dataset_digest``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     schema_version: int = 1
@@ -56,7 +106,7 @@ class Manifest(BaseModel):
     base_source: str
     weights_fingerprint: str
     basis_fingerprint: str
-    dataset_digest: str
+    dataset_digest: str | None
     validation_digest: str | None
     job_id: str
     fence: int
@@ -72,6 +122,13 @@ class Manifest(BaseModel):
     evaluations: list[Evaluation]
     parent_digest: str | None
     files: list[FileEntry]
+    origin: Origin | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A version that was trained here has no origin: its bytes are those that every release writes and reads.
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if name != "origin" or value is not None}
 
     def canonical(self) -> bytes:
         """The bytes that are stored and hashed."""
@@ -84,6 +141,35 @@ class Manifest(BaseModel):
 
     def file(self, name: str) -> FileEntry:
         return next(entry for entry in self.files if entry.name == name)
+
+    @property
+    def routing(self) -> FileEntry | None:
+        """Where its prompts lie; None for an imported version that nobody said that of."""
+        return next((entry for entry in self.files if entry.name == ROUTING_FILE), None)
+
+
+class MatrixStrength(BaseModel):
+    """What a version changes of one matrix: the Frobenius norms of the change and of the weight.
+
+    ``distance`` is ``‖z − 1‖``, where there are multipliers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    layer: int | None
+    norm: float
+    weight_norm: float
+    distance: float | None
+
+
+class Strengths(BaseModel):
+    """What a version changes, by matrix; of those that it leaves alone there is nothing."""
+
+    model_config = ConfigDict(frozen=True)
+    matrices: list[MatrixStrength]
+
+    def canonical(self) -> bytes:
+        return canonical_json(self.model_dump(mode="json"))
 
 
 def canonical_json(value: object) -> bytes:

@@ -282,6 +282,43 @@ class TrainSpec(TrainPlan):
     basis: BasisReference
 
 
+class LoraSettings(BaseModel):
+    """What of the ``adapter_config.json`` of a LoRA that PEFT wrote decides how it answers.
+
+    ``ranks`` and ``alphas`` are its ``rank_pattern`` and ``alpha_pattern``: for matrices whose names end as a key says,
+    a regular expression, in place of ``rank`` and ``alpha``.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    rank: int
+    alpha: float
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    rank_stabilised: bool = False
+    dora: bool = False
+
+
+class ImportSpec(BaseModel):
+    """Check an expert that was made elsewhere, and make a version of it.
+
+    ``lora`` is None where the files are those of a version of another zhub. ``config`` is what came with the weights:
+    ``adapter_config.json``, or the version's ``manifest.json``. The prompts of ``dataset`` say which prompts are the
+    expert's.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["import"] = "import"
+    expert: str
+    base: BaseModelSource
+    basis: BasisReference
+    lora: LoraSettings | None
+    config: dict[str, Any]
+    files: list[StoredFile]
+    dataset: StoredFile | None
+    imported_by: str
+    base_check: str
+
+
 class EvaluatedZ(BaseModel):
     """The file of an expert version that is measured, and how it was trained: what kind of adapter it fits."""
 
@@ -313,5 +350,5 @@ class EvaluateSpec(BaseModel):
 
 
 JobSpec = Annotated[
-    ValidateSpec | CountTokensSpec | DecomposeSpec | TrainSpec | EvaluateSpec, Field(discriminator="kind")
+    ValidateSpec | CountTokensSpec | DecomposeSpec | TrainSpec | ImportSpec | EvaluateSpec, Field(discriminator="kind")
 ]

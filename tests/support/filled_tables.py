@@ -64,6 +64,7 @@ SELECT ('06' || lpad(to_hex(g), 30, '0'))::uuid, '0a000000-0000-0000-0000-000000
        ('05' || lpad(to_hex(g % {experts}), 30, '0'))::uuid, '0c000000-0000-0000-0000-000000000000', 1 + g / {experts},
        ('01' || lpad(to_hex(g), 30, '0'))::uuid, 1, 'd', jsonb_build_object(
            'basis_fingerprint', 'b', 'best_step', g % 3, 'parent_digest', NULL,
+           'files', '[{{"name": "routing.safetensors"}}]'::jsonb,
            'hyperparameters',
            jsonb_build_object('adapter', CASE WHEN g / {experts} % 10 = 9 THEN 'lora' ELSE 'svf' END)), 'k', 1
   FROM generate_series(0, {rows} - 1) g;

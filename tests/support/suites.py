@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from zhub.database.sessions import system_session
 from zhub.kinds.outcomes import record_success
-from zhub.manifest import FileEntry, Manifest
+from zhub.manifest import ROUTING_FILE, Z_FILE, FileEntry, Manifest
 from zhub.specs import EvaluateSpec
 from zhub.storage.directory import DirectoryStore
 
@@ -57,7 +57,7 @@ def manifest_of(job_id: uuid.UUID, **changed: Any) -> Manifest:
         "parameters": 1,
         "evaluations": [],
         "parent_digest": None,
-        "files": [FileEntry(name="z.safetensors", size_bytes=1, sha256="e" * 64)],
+        "files": [FileEntry(name=name, size_bytes=1, sha256="e" * 64) for name in (Z_FILE, ROUTING_FILE)],
     }
     return Manifest(**(values | changed))
 

@@ -18,6 +18,7 @@ from zhub.manifest import MANIFEST_FILE, Evaluation, Manifest
 from zhub.models import Alias, Expert, ExpertChange, ExpertVersion
 from zhub.registry import aliases, base_models, deletion, listing, metadata, versions
 from zhub.registry.metadata import Change
+from zhub.registry.publish import public_job_id
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
@@ -152,7 +153,7 @@ def version_objects(session: Session, records: Sequence[versions.VersionRecord])
             "base_model": record.base.name,
             "digest": version.digest,
             "size_bytes": version.size_bytes,
-            "job": public_id("fine-tuning job", version.job_id),
+            "job": public_job_id(version),
             "uri": version.key_prefix,
             "description": version.description,
             "tags": version.tags,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from zhub.cli import outcomes
+from zhub.cli import expert_imports, expert_strengths, outcomes
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
 from zhub.client.wire.experts import AnswerPairRecord, ExpertRecord, ExpertVersion, FeedbackSummary
@@ -71,6 +71,8 @@ def show(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonOption
 
 
 app.command()(outcomes.answers)
+app.command()(expert_imports.push)
+app.command()(expert_strengths.z)
 
 
 @app.command()
@@ -274,10 +276,11 @@ def show_version(version: ExpertVersion, as_json: bool, examples: Sequence[Answe
                 ("base", f"{version.base_model} ({manifest['base_source']})"),
                 ("basis", manifest["basis_fingerprint"]),
                 ("weights", manifest["weights_fingerprint"]),
-                ("dataset", f"sha256:{manifest['dataset_digest']}"),
+                ("dataset", f"sha256:{manifest['dataset_digest']}" if manifest["dataset_digest"] else "not known"),
                 ("job", f"{version.job}, attempt {manifest['fence']}, seed {manifest['seed']}"),
                 ("kind", manifest["hyperparameters"].get("adapter", "svf")),
-                ("recipe", f"{manifest['recipe']}, best step {manifest['best_step']} of {manifest['steps']}"),
+                ("recipe", _recipe(manifest)),
+                *(expert_imports.origin_facts(version.origin) if version.origin else []),
                 ("made by", f"zhub {manifest['code_version']} on {manifest['hardware']}"),
                 ("parent", _parent(version)),
                 ("size", f"{manifest['parameters']:,} numbers, {size(version.size_bytes)}"),
@@ -309,6 +312,12 @@ def show_version(version: ExpertVersion, as_json: bool, examples: Sequence[Answe
     put()
     files = [(file["name"], size(file["size_bytes"]), file["sha256"]) for file in manifest["files"]]
     put(table(("FILE", "SIZE", "SHA-256"), files, whole=2))
+
+
+def _recipe(manifest: Mapping[str, Any]) -> str:
+    if not manifest["steps"]:
+        return str(manifest["recipe"])
+    return f"{manifest['recipe']}, best step {manifest['best_step']} of {manifest['steps']}"
 
 
 def _said(subject: ExpertRecord | ExpertVersion) -> list[tuple[str, str]]:

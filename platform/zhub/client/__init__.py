@@ -10,6 +10,7 @@ from typing import Any, Self, TypedDict, Unpack
 
 import httpx
 
+from zhub.client.expert_imports import ExpertImports
 from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.files import Files
 from zhub.client.graders import Graders
@@ -61,6 +62,7 @@ class Client:
         self.logs = Logs(http, poll_s)
         self.experts = Experts(http)
         self.evaluations = Evaluations(http, poll_s)
+        self.imports = ExpertImports(http, poll_s)
         self.feedback = Feedback(http)
         self.graders = Graders(http)
         self.aliases = Aliases(http)

@@ -19,6 +19,7 @@ from zhub.client.wire.experts import (
     ChangeRecord,
     EvaluationRecord,
     ExpertRecord,
+    ExpertStrengths,
     ExpertVersion,
     FeedbackRecord,
 )
@@ -137,6 +138,10 @@ class Experts:
     def get_expert(self, name: str) -> ExpertRecord:
         """The expert ``<project>.<expert>``."""
         return ExpertRecord.model_validate(self._http.get(_path(name)))
+
+    def strengths(self, name: str, *, against: str | None = None) -> ExpertStrengths:
+        """How much a version changes of each layer and matrix, what is like it, and how it differs from ``against``."""
+        return ExpertStrengths.model_validate(self._http.get(f"{_path(name)}/z", against=against))
 
     def answers(self, name: str) -> Iterator[AnswerPairRecord]:
         """What base and version answered to the test rows, then to the general suite; see ``has_answers``.

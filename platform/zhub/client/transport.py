@@ -4,7 +4,7 @@ of ours."""
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,9 @@ class Http:
     def delete(self, path: str) -> Any:
         return self._send("DELETE", path)
 
-    def post_form(self, path: str, fields: Mapping[str, str], files: Mapping[str, Any]) -> Any:
+    def post_form(
+        self, path: str, fields: Mapping[str, str], files: Mapping[str, Any] | Sequence[tuple[str, Any]]
+    ) -> Any:
         return self._send("POST", path, data=fields, files=files, timeout=httpx.Timeout(SLOW_READ_TIMEOUT_S, connect=5))
 
     def put_file(self, path: str, source: Path, progress: Callable[[str, int], None]) -> Any:

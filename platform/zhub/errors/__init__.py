@@ -6,6 +6,7 @@
     ├── InvalidRequestError        (param, code)   what was asked for cannot be done as asked
     │   ├── InvalidDatasetError    (problems)      rows that break the schema, with their line numbers
     │   ├── UnsupportedModelError                  a base model that cannot be adapted
+    │   ├── UnsupportedAdapterError                an expert from elsewhere that would answer otherwise here
     │   ├── AddressRefusedError    (host, address) a webhook must not go there
     │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
     ├── AuthenticationError                        no key, or not a known one
@@ -70,6 +71,7 @@ from zhub.errors.refusals import (
     RateLimitedError,
     RowProblem,
     TooManyAtOnceError,
+    UnsupportedAdapterError,
     UnsupportedModelError,
 )
 from zhub.errors.root import ZhubError
@@ -125,6 +127,7 @@ __all__ = [
     "TooManyAtOnceError",
     "TrainingError",
     "UnavailableError",
+    "UnsupportedAdapterError",
     "UnsupportedModelError",
     "ZhubError",
 ]

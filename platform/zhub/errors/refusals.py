@@ -42,6 +42,12 @@ class UnsupportedModelError(InvalidRequestError):
     code = "unsupported_model"
 
 
+class UnsupportedAdapterError(InvalidRequestError):
+    """An expert that was made elsewhere and would answer otherwise here, or cannot answer at all."""
+
+    code = "unsupported_adapter"
+
+
 class AddressRefusedError(InvalidRequestError):
     """A URL leads to an address that nothing may be sent to."""
 

@@ -51,6 +51,7 @@ KINDS: dict[str, Kind] = {
             redriven=base_models.restart_decomposition,
         ),
         Kind("train", TORCH, resumable=True, succeed=_publish, check_redrive=deletion.check_redrive),
+        Kind("import", TORCH, succeed=_publish, check_redrive=deletion.check_redrive),
         Kind("evaluate", TORCH, succeed=success(evaluations.finish), check_redrive=evaluations.check_redrive),
         Kind("gate", None, check_redrive=_refuse_redrive),
     )

@@ -26,14 +26,13 @@ from zhub.models import BaseModel, Job
 from zhub.queue import jobs
 from zhub.queue.attempts import Released, Succeeded
 from zhub.registry.model_directory import FILE_SUFFIXES, REFUSED_SUFFIXES
+from zhub.registry.names import HUB_ID, REVISION
 from zhub.specs import BaseModelSource, BasisReference, DecomposeSpec, StoredFile
 from zhub.suggestions import did_you_mean
 from zhub.tenancy.keys import OPERATOR_SCOPE, Caller
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 RESERVED = ("auto", "base")
-HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}")
-REVISION = re.compile(r"[0-9a-f]{40}")
 MAX_FILE_NAME_CHARACTERS = 255
 
 

@@ -1,4 +1,5 @@
-"""The names of models: versions, checkpoints, aliases, experts, and auto; the alias that ``auto`` follows."""
+"""The names of models: versions, checkpoints, aliases, experts, and auto; the alias that ``auto`` follows; and what the
+Hugging Face hub calls a model and a commit of it."""
 
 import re
 
@@ -20,3 +21,7 @@ AUTO = "auto"
 
 
 PROD = "prod"
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}")
+REVISION = re.compile(r"[0-9a-f]{40}")

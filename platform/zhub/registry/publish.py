@@ -113,9 +113,14 @@ def publish(
     session.flush()
     name = records(session, ExpertVersion.id == version.id)[0].name
     job_events.add(session, job.org_id, job_id, f"Published {name}.", data={"model": name, "digest": version.digest})
-    announced = {"id": name, "job": public_id("fine-tuning job", job_id), "digest": version.digest}
+    announced = {"id": name, "job": public_job_id(version), "digest": version.digest}
     outbox.announce(session, job.org_id, job.project_id, endpoints.PUBLISHED, announced)
     return version
+
+
+def public_job_id(version: ExpertVersion) -> str:
+    """The public id of what made a version: a training, or an import."""
+    return public_id("expert import" if version.manifest.get("origin") else "fine-tuning job", version.job_id)
 
 
 def published(session: Session, job_id: uuid.UUID) -> ExpertVersion | None:

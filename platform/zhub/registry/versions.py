@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, aliased
 
 from zhub.errors import NotFoundError
 from zhub.ids import parse_id, public_id
+from zhub.manifest import ROUTING_FILE
 from zhub.models import Alias, BaseModel, Checkpoint, Expert, ExpertVersion, Job, Project
 from zhub.registry import missing
 from zhub.registry.names import ALIAS_NAME, CHECKPOINT_NAME, EXPERT_NAME, PROD, VERSION_NAME
@@ -75,7 +76,7 @@ def promoted(
         .join(Project, Project.id == Expert.project_id)
         .join(Alias, and_(Alias.version_id == ExpertVersion.id, Alias.expert_id == Expert.id))
         .where(Alias.name == PROD, Expert.project_id == project_id, *_fits(ExpertVersion, base, kinds))
-        .where(_is_not_base(ExpertVersion), *in_use(ExpertVersion))
+        .where(_is_not_base(ExpertVersion), _has_prompts(ExpertVersion), *in_use(ExpertVersion))
         .order_by(*(column.desc() for column in _AGE))
     )
     return [VersionRecord(*row, base) for row in session.execute(statement)]
@@ -121,7 +122,7 @@ def never_promoted(
         .select_from(Project)
         .join(Expert, and_(Expert.org_id == Project.org_id, Expert.project_id == Project.id))
         .join(version, version.expert_id == Expert.id)
-        .where(Project.id == project_id, ~has_prod, _is_not_base(version))
+        .where(Project.id == project_id, ~has_prod, _is_not_base(version), _has_prompts(version))
         .order_by(version.created_at.desc(), version.version.desc(), version.id.desc())
         .limit(limit)
     )
@@ -154,6 +155,11 @@ def _fits(
 def _is_not_base(version: type[ExpertVersion]) -> ColumnElement[bool]:
     """``VersionRecord.is_base`` is false."""
     return or_(version.manifest["best_step"].as_integer() != 0, version.manifest["parent_digest"].astext.is_not(None))
+
+
+def _has_prompts(version: type[ExpertVersion]) -> ColumnElement[bool]:
+    """It is known which prompts are its own: not of an imported version that nobody said that of."""
+    return version.manifest["files"].contains([{"name": ROUTING_FILE}])
 
 
 def by_id(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, VersionRecord]:

@@ -38,6 +38,11 @@ def attempts_prefix(org_id: uuid.UUID, job_id: uuid.UUID) -> str:
     return f"{job_prefix(org_id, job_id)}/attempts"
 
 
+def import_prefix(org_id: uuid.UUID, job_id: uuid.UUID) -> str:
+    """The files that an import was asked for with."""
+    return f"{job_prefix(org_id, job_id)}/import"
+
+
 def checkpoints_prefix(org_id: uuid.UUID, job_id: uuid.UUID) -> str:
     """The checkpoints of a job."""
     return f"{job_prefix(org_id, job_id)}/checkpoints"

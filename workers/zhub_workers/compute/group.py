@@ -6,6 +6,7 @@ before ``Differentiate``, so the jobs come to take their steps at the same time,
 leaves, fails or stops is no longer waited for, and does not wait itself, not even for what is being computed for it.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,16 @@ from zhub_workers.compute.requests import AnswerT, Differentiate, Embed, Generat
 from zhub_workers.model.adapters import Adapter
 from zhub_workers.model.base_model import BaseModel
 
+MAX_COMPUTE_STREAMS = 4
 LINGER_S = 0.25  # for the others, while they grade answers or write checkpoints
 TURNS: tuple[type[Request[Any]], ...] = (Embed, Generate, Logprobs, Differentiate)
+
+
+def compute_stream_count(device: torch.device) -> int:
+    """One on a GPU; on a CPU as many as the cores allow: small matrix products gain little by a second core."""
+    if device.type != "cpu":
+        return 1
+    return max(1, min(MAX_COMPUTE_STREAMS, (os.cpu_count() or 1) // torch.get_num_threads()))
 
 
 class Stopped(Exception):

@@ -23,6 +23,7 @@ from torch import Tensor
 from zhub.errors import TrainingError
 from zhub.specs import Hyperparameters
 from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.artifact import ExpertFile
 from zhub_workers.model.base_model import BaseModel
 from zhub_workers.model.core_model import CoreModel
 from zhub_workers.model.cores import CoreKind, CoreSettings
@@ -173,6 +174,23 @@ def make_adapter(model: AdaptedModel, hyper: Hyperparameters) -> Adapter:
         return PlainAdapter(LoraModel(model.base, rank=hyper.lora_rank, alpha=hyper.lora_alpha, names=names, dora=dora))
     cores = CoreModel(model, core_settings(hyper.adapter, adapter_settings(hyper)), names)
     return TiedAdapter(cores) if hyper.core_shared else PlainAdapter(cores)
+
+
+def adapter_of(model: AdaptedModel, expert: ExpertFile) -> Adapter:
+    """The adapter that the file of an expert fits, wherever it was made.
+
+    Raises:
+        TrainingError: the base lacks a matrix of it, or no such expert can change one.
+    """
+    match expert.kind:
+        case "svf":
+            return SvfAdapter(model, list(expert.tensors), sigmoid=False)
+        case "lora" | "dora":
+            names = {key.rpartition(".")[0] for key in expert.tensors}
+            rank, alpha = int(expert.settings["rank"]), float(expert.settings["alpha"])
+            return PlainAdapter(LoraModel(model.base, rank=rank, alpha=alpha, names=names, dora=expert.kind == "dora"))
+        case "frames" | "core":
+            return PlainAdapter(CoreModel(model, core_settings(expert.kind, expert.settings), list(expert.tensors)))
 
 
 def adapter_settings(hyper: Hyperparameters) -> dict[str, Any]:

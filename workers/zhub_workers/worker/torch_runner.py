@@ -1,4 +1,4 @@
-"""What a worker with torch does: decompose a base model, train an expert, measure one.
+"""What a worker with torch does: decompose a base model, train an expert, measure one, import one.
 
 The base that was used last stays loaded, so that the next attempt on it begins at once.
 """
@@ -20,26 +20,25 @@ from pydantic import TypeAdapter
 import zhub
 from zhub.graders import Grader, GradingTools, ScoreModelGrader, needs_sandbox
 from zhub.ids import public_id
-from zhub.manifest import ANSWERS_FILE, MANIFEST_FILE, ROUTING_FILE, Z_FILE, Manifest, file_entry
+from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE
 from zhub.process import tracing
 from zhub.registry.model_sizes import ModelSizes
 from zhub.sandbox import Sandbox
-from zhub.specs import DecomposeSpec, EvaluateSpec, Hyperparameters, JobSpec, StartingPoint, StoredFile, TrainSpec
+from zhub.specs import DecomposeSpec, EvaluateSpec, ImportSpec, JobSpec, StartingPoint, StoredFile, TrainSpec
 from zhub.storage.keys import basis_prefix
 from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptStoppedError
 from zhub_workers.cluster.flavour import Flavour
 from zhub_workers.compute.cores import sharing_cores
-from zhub_workers.compute.group import ComputeGroup, Member, Stopped
+from zhub_workers.compute.group import ComputeGroup, Member, Stopped, compute_stream_count
 from zhub_workers.compute.requests import Generate
 from zhub_workers.compute.sharded import ShardedMember
 from zhub_workers.compute.sizes import sizes_of
-from zhub_workers.evaluation.answer_pairs import write_pairs
 from zhub_workers.evaluation.evaluate import ROWS_FILE, run_evaluation
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
-from zhub_workers.model.adapters import SvfAdapter, make_adapter
-from zhub_workers.model.artifact import read_expert, read_routing, read_z, write_routing
+from zhub_workers.model.adapters import adapter_of, make_adapter
+from zhub_workers.model.artifact import ExpertFile, read_expert, read_routing, read_z
 from zhub_workers.model.base_model import load_base_model, model_of_config, render_prompt
 from zhub_workers.model.basis import BASIS_FILE, decompose_base
 from zhub_workers.model.layers import adapted_layers, unreached_weights
@@ -53,11 +52,12 @@ from zhub_workers.training.spans import traced_steps
 from zhub_workers.training.state import TrainState
 from zhub_workers.training.train import TrainResult, train
 from zhub_workers.training.warm_start import Start
-from zhub_workers.worker.checkpoints import Checkpoints, parameter_count, write_adapter
+from zhub_workers.worker.checkpoints import Checkpoints
+from zhub_workers.worker.imports import run_import
+from zhub_workers.worker.published_files import write_version
 from zhub_workers.worker.ray_shards import RayShards
 from zhub_workers.worker.room import check_disk, check_memory, told_basis, told_unreached
 
-MAX_COMPUTE_STREAMS = 4
 PROGRESS_EVENTS = 200  # of one decomposition, at most
 
 
@@ -85,6 +85,9 @@ class TorchRunner:
             return self._decompose(spec, attempt, context, store)
         if isinstance(spec, EvaluateSpec):
             return self._evaluate(spec, attempt, context, store)
+        if isinstance(spec, ImportSpec):
+            model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir)
+            return run_import(spec, model, attempt, context, store, hardware=self._hardware())
         return self._train(spec, attempt, context, store)
 
     def _decompose(
@@ -170,10 +173,17 @@ class TorchRunner:
             result = self._train_in(stream, spec, attempt, context, store)
             if result.stopped:
                 raise AttemptStoppedError
-            return self._store_version(result, spec, attempt, context, store)
+            model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir, stream=stream)
+            return self._store_version(result, model, spec, attempt, context, store)
 
     def _store_version(
-        self, result: TrainResult, spec: TrainSpec, attempt: Attempt, context: AttemptContext, store: ObjectStore
+        self,
+        result: TrainResult,
+        model: AdaptedModel,
+        spec: TrainSpec,
+        attempt: Attempt,
+        context: AttemptContext,
+        store: ObjectStore,
     ) -> dict[str, Any]:
         """Store what training has made, and return what the job's row needs."""
         for evaluation in filter(None, (result.validation, result.test)):
@@ -181,7 +191,7 @@ class TorchRunner:
             message = f"On {evaluation.base.n} {evaluation.split} rows: {means}, p = {evaluation.p_value:.3g}."
             context.note("info", message)
         with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory:
-            manifest = _write_version(Path(directory), spec, attempt, result, self._hardware())
+            manifest = write_version(Path(directory), model, spec, attempt, result, self._hardware())
             # The manifest last: a prefix that has one is whole.
             for name in (*(file.name for file in manifest.files), MANIFEST_FILE):
                 put_path(store, f"{attempt.key_prefix}/{name}", Path(directory) / name)
@@ -274,13 +284,13 @@ class TorchRunner:
     ) -> dict[str, Any]:
         model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir)
         rows = _dataset(spec.file, store, attempt.cache_dir)
-        hyper = TypeAdapter(Hyperparameters).validate_python(spec.z.hyperparameters) if spec.z else None
-        adapter = make_adapter(model, hyper) if hyper else SvfAdapter(model, list(model.layers), sigmoid=False)
-        values = None
+        expert = ExpertFile("svf", {}, {})  # the base
         if spec.z is not None:
             path = attempt.cache_dir / "experts" / f"{spec.z.sha256}.safetensors"
             fetch(store, spec.z.key, path, sha256=spec.z.sha256)
-            values = adapter.imported(read_expert(path, sha256=spec.z.sha256, basis=model.basis).tensors)
+            expert = read_expert(path, sha256=spec.z.sha256, basis=model.basis)
+        adapter = adapter_of(model, expert)
+        values = adapter.imported(expert.tensors) if expert.tensors else None
         with (
             tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory,
             self._streams[0].join(adapter, context.should_stop) as member,
@@ -301,13 +311,6 @@ class TorchRunner:
         return f"cpu {platform.machine()}"
 
 
-def compute_stream_count(device: torch.device) -> int:
-    """One on a GPU; on a CPU as many as the cores allow: small matrix products gain little by a second core."""
-    if device.type != "cpu":
-        return 1
-    return max(1, min(MAX_COMPUTE_STREAMS, (os.cpu_count() or 1) // torch.get_num_threads()))
-
-
 @contextmanager
 def _grading(grader: Grader | None, member: Member, base_name: str, context: AttemptContext) -> Iterator[Grading]:
     """What a grader needs for as long as a job lasts: a sandbox for code, the base for its judgement.
@@ -326,37 +329,6 @@ def _grading(grader: Grader | None, member: Member, base_name: str, context: Att
         return
     with Sandbox() if needs_sandbox(grader) else nullcontext() as sandbox:
         yield Grading(grader, GradingTools(sandbox=sandbox, judge=judge, note=context.note))
-
-
-def _write_version(directory: Path, spec: TrainSpec, attempt: Attempt, result: TrainResult, hardware: str) -> Manifest:
-    write_adapter(directory / Z_FILE, spec, result.artifact)
-    assert result.centroid is not None  # only training that was stopped has none
-    write_routing(directory / ROUTING_FILE, result.centroid, basis_fingerprint=spec.basis.basis_fingerprint)
-    write_pairs(directory, result.answers)
-    manifest = Manifest(
-        base_model=spec.base.name,
-        base_source=f"{spec.base.hub_id}@{spec.base.hub_revision}" if spec.base.hub_id else "files",
-        weights_fingerprint=spec.basis.weights_fingerprint,
-        basis_fingerprint=spec.basis.basis_fingerprint,
-        dataset_digest=spec.training_file.sha256,
-        validation_digest=spec.validation_file.sha256 if spec.validation_file else None,
-        job_id=str(attempt.key.job_id),
-        fence=attempt.key.fence,
-        recipe=spec.recipe,
-        hyperparameters=spec.hyperparameters.model_dump(mode="json"),
-        grader=spec.grader.model_dump(mode="json") if spec.grader else None,
-        seed=spec.seed,
-        code_version=zhub.__version__,
-        hardware=hardware,
-        best_step=result.best_step,
-        steps=result.steps,
-        parameters=parameter_count(spec.hyperparameters, result.artifact),
-        evaluations=[*filter(None, (result.validation, result.test)), *result.general],
-        parent_digest=result.parent_digest,
-        files=[file_entry(directory / name) for name in (Z_FILE, ROUTING_FILE, ANSWERS_FILE)],
-    )
-    (directory / MANIFEST_FILE).write_bytes(manifest.canonical())
-    return manifest
 
 
 def _run(attempt: Attempt, spec: TrainSpec, resumed: TrainState | None) -> Run:

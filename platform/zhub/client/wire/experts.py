@@ -3,7 +3,7 @@
 from typing import Any
 
 from zhub.client.wire.answer import ENDED, Answer
-from zhub.manifest import ANSWERS_FILE, Accuracy, Evaluation
+from zhub.manifest import ANSWERS_FILE, Accuracy, Evaluation, Origin
 
 
 class EvaluationResults(Answer):
@@ -133,9 +133,31 @@ class ExpertVersion(Answer):
         return Evaluation.model_validate(entries[0]) if entries else None
 
     @property
+    def origin(self) -> Origin | None:
+        """Where it comes from, if it was imported."""
+        origin = self.manifest.get("origin")
+        return Origin.model_validate(origin) if origin else None
+
+    @property
     def has_answers(self) -> bool:
         """Whether its training has kept what base and expert answered; trainings of earlier releases have not."""
         return any(file["name"] == ANSWERS_FILE for file in self.manifest["files"])
+
+
+class ImportRecord(Answer):
+    """An import of an expert that was made elsewhere; ``version`` once one has come of it."""
+
+    id: str
+    created_at: int
+    finished_at: int | None
+    status: str
+    error: dict[str, Any] | None
+    cluster: str
+    name: str
+    base_model: str
+    base_check: str
+    dataset: str | None
+    version: ExpertVersion | None
 
 
 class ExpertRecord(Answer):
@@ -173,3 +195,57 @@ class FeedbackRecord(Answer):
     score: float
     reference: str | None
     comment: str | None
+
+
+class Strength(Answer):
+    """How much a version changes: of the weights' norm, and how far its multipliers are from one, if it has any."""
+
+    share: float
+    distance: float | None
+
+
+class LayerStrength(Strength):
+    """One layer; None: what is in no layer."""
+
+    layer: int | None
+    matrices: int
+
+
+class MatrixStrength(Strength):
+    name: str
+    layer: int | None
+
+
+class SimilarVersion(Answer):
+    """Another version, and the cosine between the changes of the two."""
+
+    model: str
+    cosine: float
+
+
+class MatrixDifference(Answer):
+    """The difference of two changes of one matrix as a share of the weight's norm, and their cosine."""
+
+    name: str
+    share: float | None
+    cosine: float | None
+
+
+class VersionDifference(Answer):
+    """How a version differs from another; ``cosine`` is None where the two cannot be compared."""
+
+    model: str
+    cosine: float | None
+    matrices: list[MatrixDifference]
+
+
+class ExpertStrengths(Strength):
+    """What a version changes, where, and what it is like; ``shown`` says what the figures of its kind are."""
+
+    model: str
+    kind: str
+    shown: str
+    layers: list[LayerStrength]
+    matrices: list[MatrixStrength]
+    similar: list[SimilarVersion]
+    against: VersionDifference | None
