@@ -29,6 +29,17 @@ SECONDS = Histogram(
 )
 IN_FLIGHT = Gauge("zhub_http_requests_in_flight", "Requests whose answer has not ended.")
 CHAT_TOKENS = Counter("zhub_chat_tokens_total", "Tokens of chat completions that were answered.", ["direction"])
+CHAT_REQUESTS = Counter("zhub_chat_requests_total", "Requests that serving began to answer.", ["strategy"])
+CHAT_FIRST_TOKEN_SECONDS = Histogram(
+    "zhub_chat_first_token_seconds",
+    "From asking serving until the first piece of an answer.",
+    buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+CHAT_TOKEN_SECONDS = Histogram(
+    "zhub_chat_token_seconds",
+    "Between two tokens of an answer after its first piece, on average.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
 
 
 class Observed:

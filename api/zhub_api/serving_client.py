@@ -1,5 +1,6 @@
 """The API's side of serving: from a model's name to a request that a replica can compute, and the lines it answers."""
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from zhub.registry import resolve as version_resolve
 from zhub.specs import BaseModelSource
 from zhub.tenancy.keys import Caller
 from zhub_api.context import Context
-from zhub_api.observed import CHAT_TOKENS
+from zhub_api.observed import CHAT_FIRST_TOKEN_SECONDS, CHAT_REQUESTS, CHAT_TOKEN_SECONDS, CHAT_TOKENS
 
 # What a replica may refuse because of the request itself; anything else is the platform's fault.
 CALLERS_FAULT = ("invalid_request", "context_length_exceeded", "non_finite_logits", "unsupported_parameter")
@@ -103,6 +104,7 @@ async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> Asyn
         UnavailableError: serving is away, or failed, or the answer broke off.
     """
     answers_left = asked.n
+    pace = _Pace()
     try:
         async with serving.stream(
             "POST", "/generate", content=asked.model_dump_json(), timeout=httpx.Timeout(FIRST_LINE_TIMEOUT_S, connect=5)
@@ -114,11 +116,9 @@ async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> Asyn
                 line = LINE.validate_json(text)
                 if isinstance(line, Failed):
                     raise _as_error(line)
-                if isinstance(line, Started):
-                    CHAT_TOKENS.labels("prompt").inc(line.prompt_tokens)
+                pace.note(line)
                 yield line
                 if isinstance(line, Ended):
-                    CHAT_TOKENS.labels("completion").inc(line.completion_tokens)
                     answers_left -= 1
                     if not answers_left:
                         return
@@ -127,6 +127,32 @@ async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> Asyn
     except ValidationError as exc:
         raise UnavailableError("Serving answered with something that is no line of an answer; try again.") from exc
     raise UnavailableError("The model's replica went away in the middle of the answer; try again.")
+
+
+class _Pace:
+    """Tells the metrics how a request is answered."""
+
+    def __init__(self) -> None:
+        self._asked_at = time.monotonic()
+        self._first_at: float | None = None
+        self._cached_tokens = 0
+
+    def note(self, line: AnswerLine) -> None:
+        now = time.monotonic()
+        if isinstance(line, Started):
+            CHAT_REQUESTS.labels(line.strategy).inc()
+            CHAT_TOKENS.labels("prompt").inc(line.prompt_tokens)
+            return
+        if self._first_at is None:
+            self._first_at = now
+            CHAT_FIRST_TOKEN_SECONDS.observe(now - self._asked_at)
+        if isinstance(line, Ended):
+            CHAT_TOKENS.labels("completion").inc(line.completion_tokens)
+            # Of several answers the first may read what the others find.
+            CHAT_TOKENS.labels("cached").inc(max(0, line.cached_tokens - self._cached_tokens))
+            self._cached_tokens = max(self._cached_tokens, line.cached_tokens)
+            if line.completion_tokens > 1:
+                CHAT_TOKEN_SECONDS.observe((now - self._first_at) / (line.completion_tokens - 1))
 
 
 async def embed(serving: httpx.AsyncClient, asked: EmbeddingRequest) -> Embeddings:

@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 from scripted_serving import BROKEN, scripted
 
 from zhub.generation import Ended, Failed, Line, Started, Text
@@ -97,3 +98,32 @@ def events_of(client: Client) -> list[Any]:
     headers = {"authorization": f"Bearer {client.api_key}"}
     text = httpx.post(f"{client.base_url}chat/completions", json=body, headers=headers, timeout=20).text
     return [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n") if event]
+
+
+def test_the_metrics_tell_how_requests_are_answered(
+    client: Client, checked_file: str, script: list[Line | str]
+) -> None:
+    def told() -> dict[str, float]:
+        text = httpx.get(f"{str(client.base_url).removesuffix('/v1/')}/metrics").text
+        families = [family for family in text_string_to_metric_families(text) if family.name.startswith("zhub_chat")]
+        samples = [sample for family in families for sample in family.samples]
+        return {" ".join([sample.name, *sample.labels.values()]): sample.value for sample in samples}
+
+    script += [
+        STARTED,
+        Text(text="40"),
+        Ended(index=0, finish_reason="stop", completion_tokens=2),
+        Ended(index=1, finish_reason="stop", completion_tokens=5, cached_tokens=2),
+    ]
+    before = told()
+    ask(client, n=2)
+    after = told()
+    grown = {name: value - before.get(name, 0) for name, value in after.items() if "_created" not in name}
+    assert {name: grown[name] for name in grown if "_total" in name} == {
+        "zhub_chat_tokens_total prompt": 3,
+        "zhub_chat_tokens_total completion": 7,
+        "zhub_chat_tokens_total cached": 2,
+        "zhub_chat_requests_total base": 1,
+    }
+    assert grown["zhub_chat_first_token_seconds_count"] == 1
+    assert grown["zhub_chat_token_seconds_count"] == 2
