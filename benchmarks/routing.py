@@ -83,15 +83,10 @@ def answered(prompts: Tensor, candidates: list[Centroid], others: list[Centroid]
 def strategies(base: BaseModel, families: list[str], asked: int) -> dict[str, dict[str, Any]]:
     """The share of prompts for which each strategy chooses the right expert, and its time over that of the answer."""
     centroids = [expert(base, family, seed=1) for family in families]
+    unused = {"digest": "", "z_key": "", "z_sha256": "", "routing_key": "", "routing_sha256": ""}
     references = [
-        ExpertReference(
-            name=f"main.{family}@v1",
-            description=FAMILIES[family].description,
-            digest="",
-            z_key="",
-            z_sha256="",
-            routing_key="",
-            routing_sha256="",
+        ExpertReference.model_validate(
+            unused | {"name": f"main.{family}@v1", "description": FAMILIES[family].description}
         )
         for family in families
     ]
