@@ -146,7 +146,7 @@ def test_small_micro_batches_give_the_same_expert(load_adapted: Load, tmp_path: 
     rows = write_rows(tmp_path / "t", PROMPTS)
     adapted = load_adapted("llama")
     whole, _ = run(adapted, reinforcement(n_steps=2, eval_interval=2), rows)
-    parts, _ = run(adapted, reinforcement(n_steps=2, eval_interval=2, micro_batch_tokens=64), rows)
+    parts, _ = run(adapted, reinforcement(n_steps=2, eval_interval=2, micro_batch_tokens=16), rows)
     assert whole.best_step == parts.best_step
     assert all(torch.allclose(whole.artifact[name], parts.artifact[name], atol=5e-3) for name in whole.artifact)
 

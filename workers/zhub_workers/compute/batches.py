@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zhub.errors import OutOfMemoryError
+from zhub_workers.compute.extent import Extent
 from zhub_workers.compute.requests import Differentiate, Embed, Generate, Gradient, Logprobs, Request
 from zhub_workers.compute.vectors import Vectors
 from zhub_workers.model.adapters import Adapter, SvfAdapter, Values
@@ -185,7 +186,7 @@ def _differentiate(tasks: Sequence[Task[Differentiate]]) -> list[Gradient]:
                 by_leaf = torch.autograd.grad(batch_loss, list(leaves.values()), allow_unused=True)
             except OUT_OF_MEMORY as exc:
                 halves = _halves(batch, unit_rows, exc)
-                limit = max(_token_count(tasks, half) for half in halves)
+                limit = max(_extent(tasks, half).tokens for half in halves)
                 waiting = [*halves, *waiting]
                 continue
             scored.update(_by_row(tasks, batch, logprobs))
@@ -273,11 +274,13 @@ def _micro_batches(tasks: Sequence[Task[Scored]]) -> Iterator[list[RowKey]]:
         return len(request.prompts[row]), request.prompts[row], len(request.answers[row])
 
     batch: list[RowKey] = []
+    extent = _extent(tasks, [])
     for unit in sorted(_units(tasks), key=lengths):
-        if batch and _token_count(tasks, [*batch, *unit]) > limit:
+        _extend(extent, tasks, unit)
+        if batch and extent.tokens > limit:
             yield batch
-            batch = []
-        batch = [*batch, *unit]
+            batch, extent = [], _extent(tasks, unit)
+        batch.extend(unit)
     if batch:
         yield batch
 
@@ -290,11 +293,19 @@ def _units(tasks: Sequence[Task[Scored]]) -> Iterator[list[RowKey]]:
             yield [(owner, first + offset) for offset in range(size)]
 
 
-def _token_count(tasks: Sequence[Task[Scored]], batch: Sequence[RowKey]) -> int:
-    """Tokens of a batch, padding included."""
-    prompt = max(len(tasks[owner].request.prompts[row]) for owner, row in batch)
-    answer_ = max(len(tasks[owner].request.answers[row]) for owner, row in batch)
-    return len(batch) * (prompt + answer_)
+def _extent(tasks: Sequence[Task[Scored]], batch: Sequence[RowKey]) -> Extent:
+    base = tasks[0].adapter.base
+    # Each layer keeps the keys and values of a prompt, and then those with the answer's.
+    copied_token = 2 * cache_bytes_per_token(base.model) / activation_bytes_per_token(base.model)
+    extent = Extent(base, copied_token)
+    _extend(extent, tasks, batch)
+    return extent
+
+
+def _extend(extent: Extent, tasks: Sequence[Task[Scored]], rows: Sequence[RowKey]) -> None:
+    for owner, row in rows:
+        request = tasks[owner].request
+        extent.add(owner, request.prompts[row], len(request.answers[row]))
 
 
 def _halves(batch: list[RowKey], unit_rows: int, exc: BaseException) -> list[list[RowKey]]:

@@ -28,7 +28,7 @@ def shared_length(base: BaseModel, owned: Sequence[tuple[int, tuple[int, ...]]])
     prompts = [prompt for _, prompt in owned]
     length = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
     saved = saved_tokens(owned, length)
-    return length if saved >= LEAST_SAVED and _allows_gaps(base) else 0
+    return length if saved >= LEAST_SAVED and allows_gaps(base) else 0
 
 
 def saved_tokens(owned: Sequence[tuple[int, tuple[int, ...]]], length: int) -> int:
@@ -36,7 +36,8 @@ def saved_tokens(owned: Sequence[tuple[int, tuple[int, ...]]], length: int) -> i
     return (len(owned) - len({owner for owner, _ in owned})) * length
 
 
-def _allows_gaps(base: BaseModel) -> bool:
+def allows_gaps(base: BaseModel) -> bool:
+    """Whether padding may stand between what rows have in common and the rest of them."""
     ways = base.batching
     if not (ways.together and ways.padded and ways.selected and ways.continued):
         return False
