@@ -14,11 +14,12 @@ from pathlib import Path
 
 import mutants_of_experts
 import mutants_of_jobs
+import mutants_of_serving
 from mutant import Mutant
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("platform", "workers", "api", "migrations", "tests", "pyproject.toml")
-MUTANTS = (*mutants_of_jobs.MUTANTS, *mutants_of_experts.MUTANTS)
+COPIED = ("platform", "workers", "api", "migrations", "tests", "benchmarks", "tools", "pyproject.toml")
+MUTANTS = (*mutants_of_jobs.MUTANTS, *mutants_of_experts.MUTANTS, *mutants_of_serving.MUTANTS)
 
 
 def main() -> None:
