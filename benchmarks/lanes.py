@@ -102,7 +102,9 @@ class Bench:
             max_new_tokens=new_tokens,
             temperature=0.0,
         )
-        self.lane.start(Asked(request, on_line, lambda _asked: None))
+        asked = Asked(request, on_line, lambda _asked: None)
+        self.lane.prepare(asked)
+        self.lane.start(asked)
 
     def finish(self) -> None:
         """Until all has ended."""
