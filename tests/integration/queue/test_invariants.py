@@ -13,7 +13,7 @@ from suites import manifest_of
 from zhub.cli.database_operations import examine_history
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
-from zhub.models import Dataset, Promotion, Schedule, ScheduleTick
+from zhub.models import Dataset, Promotion, Release, ReleaseExpert, ReleaseVersion, Schedule, ScheduleTick
 from zhub.queue import attempts, claims, dependencies, invariants, job_events, jobs
 from zhub.registry import aliases, versions
 from zhub.registry.publish import publish
@@ -58,6 +58,15 @@ def past(system_engine: Engine, make_job: MakeJob, make_agent: Any, caller: Call
         version = publish(session, made, again.fence, manifest_of(made, fence=again.fence), prefix, 1)
         record = versions.by_id(session, [version.id])[version.id]
         aliases.move(session, "prod", record, by="test")
+        release = Release(org_id=caller.org_id, project_id=caller.project_id, name="support", last_version=1)
+        session.add(release)
+        session.flush()
+        of_release = {"base_model_id": record.base.id, "strategy": "centroid", "digest": "d", "by": "test"}
+        pinning = ReleaseVersion(org_id=caller.org_id, release_id=release.id, version=1, **of_release)
+        session.add(pinning)
+        session.flush()
+        part = {"position": 0, "version_id": version.id, "weight": 1.0, "description": "sums"}
+        session.add(ReleaseExpert(org_id=caller.org_id, release_version_id=pinning.id, **part))
     own = {"org_id": caller.org_id, "project_id": caller.project_id}
     gate = make_job(caller, kind="gate", state="waiting")
     running = [make_job(caller, expert=expert) for expert in ("another", "third")]
@@ -152,6 +161,10 @@ HARM: dict[str, tuple[str, str]] = {
     ),
     "an alias of what was deleted": (
         "no alias points to a deleted version",
+        "UPDATE expert_versions SET deleted_at = now()",
+    ),
+    "a release of what was deleted": (
+        "no release pins a deleted version",
         "UPDATE expert_versions SET deleted_at = now()",
     ),
     "a promotion past its gate": (
