@@ -196,6 +196,16 @@ def test_what_a_strict_tool_cannot_be_held_to_is_refused_and_of_another_passed_o
     assert caught.value.param == "tools"
 
 
+def test_tools_beyond_the_bounds_and_parameters_that_are_no_object_are_refused(vocabulary: Vocabulary) -> None:
+    wide = {"type": "object", "properties": {f"p{number}": {} for number in range(600)}}
+    many = [{"type": "function", "function": {"name": f"f{number}", "parameters": wide}} for number in range(4)]
+    word = [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]
+    for tools, match in ((many, "more than 2,000 schemas"), (word, "of the tool 'f' must be a schema of type object")):
+        with pytest.raises(InvalidRequestError, match=match) as caught:
+            answer_grammar(request(tools=tools), tool_calls.HERMES, vocabulary)
+        assert caught.value.param == "tools"
+
+
 TEXTS: Sequence[tuple[str, str, str, list[str]]] = [
     ("hermes", "plain <tool", "plain <tool", []),
     ("hermes", "a <b> c", "a <b> c", []),

@@ -25,6 +25,7 @@ def tools_grammar(request: GenerationRequest, how: ToolFormat, vocabulary: Vocab
             from an answer that is JSON.
     """
     several = request.parallel_tool_calls and how.several
+    _check_together(request)
     rules = []
     for number, tool in enumerate(tool["function"] for tool in request.tools):
         opening = f'{{"name": {json.dumps(tool["name"])}, "{how.arguments}": '
@@ -70,8 +71,19 @@ def _mark(text: str, vocabulary: Vocabulary) -> str:
     return f"<[{token}]>" if token is not None else json.dumps(text) if text else ""
 
 
+def _check_together(request: GenerationRequest) -> None:
+    """Refuse tools whose schemas are each within the bounds, and together are not."""
+    every = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in request.tools}
+    check_schema(json.dumps({"$defs": every}), "tools")
+
+
 def _arguments_schema(tool: Mapping[str, Any]) -> str:
     schema = check_schema(json.dumps(tool.get("parameters") or NO_ARGUMENTS), "tools")
+    if schema.get("type", "object") != "object":
+        raise InvalidRequestError(
+            f"The parameters of the tool '{tool['name']}' must be a schema of type object, found {schema['type']!r}.",
+            param="tools",
+        )
     if "$ref" not in schema:
         schema = {"type": "object", **schema}
     return json.dumps(with_options(schema, lenient=not tool.get("strict")))
