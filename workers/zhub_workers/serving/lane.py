@@ -237,7 +237,8 @@ class Lane:
 
     def _allowed(self, choice: Choice, row: Tensor) -> Tensor:
         """A choice's logits by its rules; what goes wrong there is its own."""
-        if choice.rules is None:
+        # What is not finite must be seen also where a grammar would hide it.
+        if choice.rules is None or not bool(row.amax().isfinite()):
             return row.float()
         try:
             return choice.rules.apply(row)
