@@ -72,10 +72,13 @@ class _Pace:
     token_s: float | None = None
 
     def note(self, seconds: float, prompt_tokens: int) -> None:
+        """Learn from a step that somebody waited for."""
         if prompt_tokens == 0:
             self.step_s = _smoothed(self.step_s, seconds)
         elif self.step_s is not None:
-            self.token_s = _smoothed(self.token_s, max(seconds - self.step_s, 0.0) / prompt_tokens)
+            token_s = max(seconds - self.step_s, 0.0) / prompt_tokens
+            # Dearer at once: the farther a prompt is read, the more each of its tokens attends to.
+            self.token_s = max(token_s, _smoothed(self.token_s, token_s))
 
     def prompt_tokens(self) -> int:
         """How many tokens of prompts go well with a step."""
@@ -206,7 +209,8 @@ class Lane:
         self._scheduler.done(parts)
         self._answer(last, logits)
         self._runner.keep(self._scheduler.running)
-        self._pace.note(time.monotonic() - began, sum(part.count for part in parts if part.count > 1))
+        if any(part.count == 1 for part in parts):
+            self._pace.note(time.monotonic() - began, sum(part.count for part in parts if part.count > 1))
 
     def fail(self, exc: Exception) -> None:
         """End every answer with this error, and go back to the base."""
