@@ -22,7 +22,7 @@ from sqlalchemy import Engine, update
 from zhub.cli.database_operations import set_quota
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
-from zhub.generation import Ended, Started, Text
+from zhub.generation import EmbeddingRequest, Embeddings, Ended, Started, Text
 from zhub.manifest import ROUTING_FILE, Z_FILE, FileEntry
 from zhub.models import Job
 from zhub.process.config import Settings
@@ -47,6 +47,10 @@ def settings(settings: Settings, run_server: Callable[[FastAPI], str], database:
         lines = (Started(strategy="base", experts=[], reason="by name", prompt_tokens=3), Text(text="40"),
                  Ended(finish_reason="stop", completion_tokens=2))  # fmt: skip
         return StreamingResponse(line.model_dump_json() + "\n" for line in lines)
+
+    @serving.post("/embed")
+    async def embed(request: EmbeddingRequest) -> Embeddings:
+        return Embeddings(vectors=[[0.5, -0.5]] * len(request.inputs), prompt_tokens=len(request.inputs))
 
     return settings.model_copy(update={"serving_url": run_server(serving).removesuffix("/v1")})
 
