@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from fuzzing import Fuzzer, longest_silence
 from sqlalchemy import Engine, update
@@ -22,7 +22,7 @@ from sqlalchemy import Engine, update
 from zhub.cli.database_operations import set_quota
 from zhub.database.sessions import system_session
 from zhub.embedded.postgres import Urls
-from zhub.generation import EmbeddingRequest, Embeddings, Ended, Started, Text
+from zhub.generation import EmbeddingRequest, Embeddings, Ended, GenerationRequest, Started, Text
 from zhub.manifest import ROUTING_FILE, Z_FILE, FileEntry
 from zhub.models import Job
 from zhub.process.config import Settings
@@ -43,9 +43,12 @@ def settings(settings: Settings, run_server: Callable[[FastAPI], str], database:
     serving = FastAPI()
 
     @serving.post("/generate")
-    async def generate(_request: Request) -> StreamingResponse:
-        lines = (Started(strategy="base", experts=[], reason="by name", prompt_tokens=3), Text(text="40"),
-                 Ended(finish_reason="stop", completion_tokens=2))  # fmt: skip
+    async def generate(request: GenerationRequest) -> StreamingResponse:
+        lines = [
+            Started(strategy="base", experts=[], reason="by name", prompt_tokens=3),
+            Text(text="40"),
+            *(Ended(index=index, finish_reason="stop", completion_tokens=2) for index in range(request.n)),
+        ]
         return StreamingResponse(line.model_dump_json() + "\n" for line in lines)
 
     @serving.post("/embed")
