@@ -36,7 +36,7 @@ from zhub.generation import ExpertReference, GenerationRequest
 from zhub_workers.model.base_model import BaseModel, load_base_model, render_prompt
 from zhub_workers.model.rollout import generate
 from zhub_workers.model.routing import Centroid, make_centroid, prompt_embeddings, route
-from zhub_workers.serving.strategies import choose_by_prompt
+from zhub_workers.serving.strategies import Priors, choose_by_prompt
 
 MAX_FALSE = 0.15  # of a family's prompts: sorting and reversing letters differ by one word
 MAX_LOST = 0.05
@@ -93,6 +93,7 @@ def strategies(base: BaseModel, families: list[str], asked: int) -> dict[str, di
     endless = replace(base, stop_ids=frozenset())
     right: dict[str, list[bool]] = {"centroid": [], "prompt": []}
     seconds: dict[str, list[float]] = {"centroid": [], "prompt": [], "answer": []}
+    priors: Priors = {}
     for own, family in enumerate(families):
         for row in sample_rows(family, asked, seed=3, split="test"):
             ids = render_prompt(base, row["messages"])
@@ -102,7 +103,7 @@ def strategies(base: BaseModel, families: list[str], asked: int) -> dict[str, di
             with timed(seconds["centroid"]):
                 by_centroid = route(prompt_embeddings(base, [ids])[0], centroids).index
             with timed(seconds["prompt"]):
-                by_prompt, _reason = choose_by_prompt(base, request)
+                by_prompt, _reason = choose_by_prompt(base, request, priors)
             with timed(seconds["answer"]):
                 generate(endless, [ids], max_new_tokens=ANSWER_TOKENS, temperature=0.0, seeds=[0])
             right["centroid"].append(by_centroid == own)

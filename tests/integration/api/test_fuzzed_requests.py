@@ -43,17 +43,19 @@ def settings(settings: Settings, run_server: Callable[[FastAPI], str], database:
     serving = FastAPI()
 
     @serving.post("/generate")
-    async def generate(request: GenerationRequest) -> StreamingResponse:
+    async def generate(request: Request) -> StreamingResponse:
+        count = GenerationRequest.model_validate_json(await request.body()).n
         lines = [
             Started(strategy="base", experts=[], reason="by name", prompt_tokens=3),
             Text(text="40"),
-            *(Ended(index=index, finish_reason="stop", completion_tokens=2) for index in range(request.n)),
+            *(Ended(index=index, finish_reason="stop", completion_tokens=2) for index in range(count)),
         ]
         return StreamingResponse(line.model_dump_json() + "\n" for line in lines)
 
     @serving.post("/embed")
-    async def embed(request: EmbeddingRequest) -> Embeddings:
-        return Embeddings(vectors=[[0.5, -0.5]] * len(request.inputs), prompt_tokens=len(request.inputs))
+    async def embed(request: Request) -> Embeddings:
+        count = len(EmbeddingRequest.model_validate_json(await request.body()).inputs)
+        return Embeddings(vectors=[[0.5, -0.5]] * count, prompt_tokens=count)
 
     return settings.model_copy(update={"serving_url": run_server(serving).removesuffix("/v1")})
 

@@ -46,7 +46,7 @@ def opinion(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float]], None
     """Have the base give the labels these probabilities: those of a random model are as good as any."""
 
     def hold(probabilities: Sequence[float]) -> None:
-        monkeypatch.setattr(strategies, "label_probabilities", lambda *_: list(probabilities))
+        monkeypatch.setattr(strategies, "calibrated_probabilities", lambda *_: list(probabilities))
 
     return hold
 
@@ -130,7 +130,7 @@ def test_a_prompt_that_leaves_no_room_for_the_question_is_the_bases(
 ) -> None:
     request = served.request("add 12 and 19", candidates=experts, router="prompt")
     short = dataclasses.replace(served.base, context_length=40)
-    chosen, reason = strategies.choose_by_prompt(short, request)
+    chosen, reason = strategies.choose_by_prompt(short, request, {})
     assert (chosen, reason.startswith("base: with the question")) == ([], True)
 
 
@@ -158,3 +158,22 @@ def test_a_conversation_that_ends_with_an_answer_is_asked_about_in_a_message_of_
 def test_a_text_to_go_on_from_is_asked_about_as_a_users() -> None:
     (asked,) = classified([], prompt="once upon")
     assert (asked["role"], str(asked["content"]).startswith("once upon\n")) == ("user", True)
+
+
+def test_a_label_that_the_base_gives_to_every_text_says_nothing(
+    served: Served, experts: list[ExpertReference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def biased(_base: Any, prompt: Sequence[int], _labels: Any) -> list[float]:
+        asked.append(strategies.NO_TEXT in bytes(prompt).decode())
+        return [0.8, 0.1, 0.1] if asked[-1] else [0.7, 0.2, 0.1]
+
+    monkeypatch.setattr(strategies, "label_probabilities", biased)
+    monkeypatch.setattr(strategies, "render_prompt", lambda _base, messages: list(str(messages).encode()))
+    request = served.request("spell the word abc", candidates=experts, router="prompt")
+    wide, priors = dataclasses.replace(served.base, context_length=None), strategies.Priors()
+    for _ in range(2):
+        chosen, _reason = strategies.choose_by_prompt(wide, request, priors)
+        assert [expert.name for expert in chosen] == ["main.letters@v2"]
+    assert asked.count(True) == 1, "what the base gives no text is asked for once"

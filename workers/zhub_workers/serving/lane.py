@@ -33,7 +33,7 @@ from zhub_workers.serving.following import BASE, Following, Follows
 from zhub_workers.serving.grammars import answer_grammar
 from zhub_workers.serving.runners import runner_for
 from zhub_workers.serving.scheduler import Answer, Scheduler
-from zhub_workers.serving.strategies import choose
+from zhub_workers.serving.strategies import Priors, choose
 from zhub_workers.serving.token_rules import chosen_token, token_rules
 from zhub_workers.serving.tool_calls import ToolCallReader, format_for, template_messages
 from zhub_workers.serving.vocabulary import Vocabulary
@@ -110,6 +110,7 @@ class Lane:
         self._choices: dict[Answer, Choice] = {}
         self._embedding: deque[_Embedding] = deque()
         self._changes: dict[Follows, Change] = {}
+        self._priors: Priors = {}
         self._pace = _Pace()
 
     @property
@@ -162,7 +163,7 @@ class Lane:
             return
         (prompt,) = asked.prompts
         max_tokens = self._max_tokens(request, len(prompt))
-        started, experts = choose(self.adapted, request, prompt, self._experts)
+        started, experts = choose(self.adapted, request, prompt, self._experts, self._priors)
         follows = BASE
         if experts:
             changes = [self._experts.change(self.adapted, expert) for expert in experts]

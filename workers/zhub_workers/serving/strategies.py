@@ -17,13 +17,17 @@ NOTHING_PROMOTED = (
     "(`zhub experts promote` points its @prod to a version)"
 )
 
+NO_TEXT = "N/A"
+MAX_PRIORS, LEAST_PRIOR = 256, 1e-6
+
 Choice = tuple[list[ExpertReference], str]
+Priors = dict[tuple[int, ...], list[float]]  # of labels, by the question that they answer, of one base
 
 
 def choose(
-    adapted: AdaptedModel, request: GenerationRequest, prompt: list[int], held: Experts
+    adapted: AdaptedModel, request: GenerationRequest, prompt: list[int], held: Experts, priors: Priors
 ) -> tuple[Started, list[ExpertReference]]:
-    """Who answers a request, and why. ``held``: the experts of this replica.
+    """Who answers a request, and why. ``held``: the experts of this replica; ``priors``: those of this base so far.
 
     Raises:
         DigestMismatchError, ArtifactError, BasisMismatchError: see ``Experts``.
@@ -43,7 +47,7 @@ def choose(
             strategy, reason = "mixture", f"{asked_by} the experts and their weights"
         case _ if request.router == "prompt":
             strategy = "prompt"
-            experts, reason = choose_by_prompt(adapted.base, request)
+            experts, reason = choose_by_prompt(adapted.base, request, priors)
         case _:
             strategy = request.router or "auto"
             experts, reason = _by_centroid(adapted, request, prompt, held)
@@ -85,19 +89,19 @@ def _by_centroid(adapted: AdaptedModel, request: GenerationRequest, prompt: list
     return [nearest], f"nearest training prompts: {nearest.name} at {routed.score:.2f} × its threshold"
 
 
-def choose_by_prompt(base: BaseModel, request: GenerationRequest) -> Choice:
+def choose_by_prompt(base: BaseModel, request: GenerationRequest, priors: Priors) -> Choice:
     """The candidate that the base says the prompt is for, or none, where it says another thing or hesitates."""
     candidates = request.candidates or []
     if not candidates:
         return [], NOTHING_PROMOTED
     labels = [*(_label(expert) for expert in candidates), OTHER]
-    messages = classification_messages(request, {_label(expert): expert.description for expert in candidates})
-    prompt = render_prompt(base, messages)
+    descriptions = {_label(expert): expert.description for expert in candidates}
+    prompt = render_prompt(base, classification_messages(request, descriptions))
     ids = [base.tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
     room = None if base.context_length is None else base.context_length - max(map(len, ids))
     if room is not None and len(prompt) > room:
         return [], f"base: with the question what it is for, the prompt has {len(prompt)} tokens, and {room} fit"
-    probabilities = label_probabilities(base, prompt, ids)
+    probabilities = calibrated_probabilities(base, prompt, ids, _prior(base, descriptions, ids, priors))
     ranked = sorted(range(len(labels)), key=probabilities.__getitem__, reverse=True)
     best, second = ranked[0], ranked[1]
     said = f"'{labels[best]}' ({probabilities[best]:.0%}, then '{labels[second]}' {probabilities[second]:.0%})"
@@ -106,6 +110,32 @@ def choose_by_prompt(base: BaseModel, request: GenerationRequest) -> Choice:
     if best == len(candidates):
         return [], f"base: asked what the prompt is for, it said {said}"
     return [candidates[best]], f"the base, asked what the prompt is for, said {said}"
+
+
+def calibrated_probabilities(
+    base: BaseModel, prompt: Sequence[int], labels: Sequence[Sequence[int]], prior: Sequence[float]
+) -> list[float]:
+    """The probability of each label, over what the base gives it whatever the text is; they sum to one.
+
+    A small base names the first label, or the commonest word, for nearly every text. Source: contextual calibration,
+    arXiv 2102.09690.
+    """
+    ratios = [p / q for p, q in zip(label_probabilities(base, prompt, labels), prior, strict=True)]
+    return [ratio / sum(ratios) for ratio in ratios]
+
+
+def _prior(
+    base: BaseModel, descriptions: Mapping[str, str], labels: Sequence[Sequence[int]], priors: Priors
+) -> list[float]:
+    """What the base gives each label where the text is none."""
+    nothing = GenerationRequest.model_construct(messages=[], prompt=NO_TEXT)
+    prompt = tuple(render_prompt(base, classification_messages(nothing, descriptions)))
+    if prompt not in priors:
+        if len(priors) >= MAX_PRIORS:
+            priors.clear()
+        # Never zero: it divides.
+        priors[prompt] = [max(p, LEAST_PRIOR) for p in label_probabilities(base, prompt, labels)]
+    return priors[prompt]
 
 
 def classification_messages(request: GenerationRequest, descriptions: Mapping[str, str]) -> Sequence[dict[str, Any]]:
