@@ -21,7 +21,7 @@ from zhub.process.threads import start_vital
 from zhub.process.tracing import start_tracing
 from zhub.process.wakeup import open_wakeup
 from zhub.storage.object_store import open_store
-from zhub_api import bodies, errors, health, observed, text
+from zhub_api import bodies, errors, health, observed
 from zhub_api.context import Context
 from zhub_api.known_parameters import KnownQuery
 from zhub_api.request_rates import Rated, RateHeaders, RequestRates
@@ -47,6 +47,7 @@ from zhub_api.routes import (
     schedules,
     webhooks,
 )
+from zhub_api.text import CheckedTexts
 
 THREADS = 40  # that FastAPI runs `def` routes in
 
@@ -78,7 +79,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.draining = threading.Event()
     app.state.rates = RequestRates(context.engine, open_buckets(settings.redis_url))
     errors.install(app)
-    text.install(app)
     _add_middleware(app)
     return app
 
@@ -86,7 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
 @cache
 def _parts() -> APIRouter:
     """All routes. They are the same for every application of this process, and FastAPI takes long to analyse them."""
-    router = APIRouter(responses=errors.ANSWERS)
+    router = APIRouter(responses=errors.ANSWERS, dependencies=[CheckedTexts])
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
         expert_imports, expert_strengths, releases, chat, completions, embeddings, feedback, webhooks, organization,

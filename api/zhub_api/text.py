@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, Request
 from starlette.datastructures import FormData, UploadFile
 
 from zhub.errors import InvalidRequestError
@@ -24,11 +24,6 @@ OPEN_OBJECTS = {"item", "json_schema", "metadata", "messages"}
 WRITING = ("POST", "PUT", "PATCH")
 
 Path = tuple[str, ...]
-
-
-def install(app: FastAPI) -> None:
-    """Check the texts of every route that is included after this."""
-    app.router.dependencies.append(Depends(check_texts))
 
 
 async def check_texts(request: Request) -> None:
@@ -48,6 +43,9 @@ async def check_texts(request: Request) -> None:
     if request.method in WRITING:
         for name, text in request.path_params.items():
             _check_name((name,), text)
+
+
+CheckedTexts = Depends(check_texts)
 
 
 def _texts(body: Any) -> Iterator[tuple[Path, str]]:
