@@ -1,5 +1,6 @@
 """Every command of README and guides, in order, in one empty directory, against a real stack."""
 
+import contextlib
 import http.server
 import os
 import subprocess
@@ -51,7 +52,8 @@ class Reader:
     def type(self, command: Command) -> None:
         text = self._filled_in(command.text)
         if command.language == "python":
-            exec(compile(text, command.place, "exec"), self.namespace)
+            with contextlib.chdir(self.directory):
+                exec(compile(text, command.place, "exec"), self.namespace)
             return
         environment = {
             "ZHUB_API_URL": str(self.client.base_url),
