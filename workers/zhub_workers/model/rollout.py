@@ -1,4 +1,4 @@
-"""Answers from a model, and the probability of answers: one path for rollouts, evaluation and serving.
+"""Answers from a model, and the probability of answers: one path for rollouts and evaluation.
 
 A hand-written loop over transformers' key-value cache and not ``model.generate``, because it can do what training
 spends its time on: a prompt that several samples share is read once, and finished rows leave the batch. Nothing of
@@ -70,7 +70,6 @@ def generate(
     seeds: Sequence[int],
     top_p: float | Sequence[float] = 1.0,
     on_token: Callable[[int, int], None] | None = None,
-    on_non_finite: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     owners: Sequence[int] | None = None,
     assign: Assign | None = None,
@@ -88,8 +87,6 @@ def generate(
         seeds: one per row.
         top_p: the smallest set of tokens with this much probability is sampled from; 1 is all.
         on_token: called as (row, token id) for each new token, stop tokens included.
-        on_non_finite: called with each row whose answer ends because its logits are NaN or infinite; its batch mates go
-            on. Without it, one such row raises.
         should_stop: asked before each token; when true, rows that are not done end with reason "length".
         owners, assign: given together, in ``AdaptedModel.rows``: which expert each row follows, and the function that
             is told for the rows of every batch. Equal prompts of one owner are read once.
@@ -112,7 +109,7 @@ def generate(
     columns = (owner_of_row, map(tuple, prompts), limits, temperatures, top_ps, uniforms)
     rows = [_Row(*settings) for settings in zip(*columns, strict=True)]
     for batch in read_together(base, prompts):
-        _decode(base, rows, batch, on_token, on_non_finite, should_stop, assign)
+        _decode(base, rows, batch, on_token, should_stop, assign)
     return [_completion(base, row) for row in rows]
 
 
@@ -300,7 +297,6 @@ def _decode(
     rows: Sequence[_Row],
     batch: list[int],
     on_token: Callable[[int, int], None] | None,
-    on_non_finite: Callable[[int], None] | None,
     should_stop: Callable[[], bool] | None,
     assign: Assign | None,
 ) -> None:
@@ -318,11 +314,7 @@ def _decode(
             if row.finish_reason is not None:
                 continue
             if token == NO_TOKEN:
-                if on_non_finite is None:
-                    raise NonFiniteLogitsError
-                row.finish_reason = "length"
-                on_non_finite(index)
-                continue
+                raise NonFiniteLogitsError
             row.add(token, base.stop_ids)
             if on_token is not None:
                 on_token(index, token)
