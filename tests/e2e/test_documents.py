@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,8 @@ class Reader:
     def type(self, command: Command) -> None:
         text = self._filled_in(command.text)
         if command.language == "python":
-            with contextlib.chdir(self.directory):
+            # A reader sees the warnings of other libraries, and goes on.
+            with contextlib.chdir(self.directory), warnings.catch_warnings(action="ignore"):
                 exec(compile(text, command.place, "exec"), self.namespace)
             return
         environment = {
