@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 # In the order in which a newcomer reads them: the guides go on where the README ends.
 DOCUMENTS = (
     ROOT / "README.md",
-    *sorted((ROOT / "docs" / "guides").glob("*.md"), key=lambda path: path.name != "retraining.md"),
+    *sorted((ROOT / "docs" / "guides").glob("*.md"), key=lambda path: (path.name != "retraining.md", path.name)),
 )
 RUN = ("sh", "python")
 # Shown, not to be typed: what a command prints, and pieces of JSON.
