@@ -40,10 +40,11 @@ class Http:
         )
 
     def get(self, path: str, **params: Any) -> Any:
-        """GET, repeated after a broken connection or an answer with a transient status."""
+        """GET, repeated after a broken connection or an answer with a transient status. What is None is not sent."""
+        sent = {name: value for name, value in params.items() if value is not None}
         for tried in range(1, GET_TRIES + 1):
             try:
-                return self._send("GET", path, params=params)
+                return self._send("GET", path, params=sent)
             except (UnavailableError, ApiError) as exc:
                 refused = isinstance(exc.__cause__, httpx.ConnectError)
                 if tried == GET_TRIES or refused or not is_transient(exc):
@@ -53,15 +54,14 @@ class Http:
 
     def pages(self, path: str, *, limit: int, most: int | None = None, **params: Any) -> Iterator[dict[str, Any]]:
         """The entries of a list, page after page, at most so many; a parameter that is None is not sent."""
-        asked = {name: value for name, value in params.items() if value is not None}
         left = math.inf if most is None else most
         while left > 0:
-            page = self.get(path, limit=int(min(limit, left)), **asked)
+            page = self.get(path, limit=int(min(limit, left)), **params)
             yield from itertools.islice(page["data"], None if most is None else int(left))
             left -= len(page["data"])
             if not page["has_more"]:
                 return
-            asked["after"] = page["last_id"]
+            params["after"] = page["last_id"]
 
     def post(self, path: str, body: Mapping[str, Any], *, read_timeout_s: float = READ_TIMEOUT_S) -> Any:
         return self._send("POST", path, json=body, timeout=httpx.Timeout(read_timeout_s, connect=5.0))

@@ -112,6 +112,10 @@ def test_strengths_are_shown_by_layer_and_against_another(api: Any, zhub: Run, c
     api.add("GET", f"/v1/experts/{EXPERT}/z", answer)
     assert zhub("experts", "z", EXPERT, "--against", "default.old@v1") == 0
     assert api.requests[-1].url.params["against"] == "default.old@v1"
+    capsys.readouterr()
+    assert zhub("experts", "z", EXPERT) == 0
+    assert "against" not in api.requests[-1].url.params
+    assert zhub("experts", "z", EXPERT, "--against", "default.old@v1") == 0
     shown = capsys.readouterr()
     rows = [line.split() for line in shown.out.splitlines()]
     assert ["3", "7", "25.0", "%", "1.5"] in rows and ["-", "1", "25.0", "%", "1.5"] in rows
