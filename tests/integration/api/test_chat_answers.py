@@ -119,7 +119,8 @@ def test_the_metrics_tell_how_requests_are_answered(
     ask(client, n=2)
     after = told()
     grown = {name: value - before.get(name, 0) for name, value in after.items() if "_created" not in name}
-    assert {name: grown[name] for name in grown if "_total" in name} == {
+    # Other tests of this process have counted other strategies.
+    assert {name: value for name, value in grown.items() if "_total" in name and value} == {
         "zhub_chat_tokens_total prompt": 3,
         "zhub_chat_tokens_total completion": 7,
         "zhub_chat_tokens_total cached": 2,
