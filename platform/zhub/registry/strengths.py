@@ -70,8 +70,9 @@ def read_vectors(store: ObjectStore, record: VersionRecord) -> Vectors | None:
     try:
         size = int.from_bytes(content[:8], "little")
         header: dict[str, Any] = json.loads(content[8 : 8 + size])
+        tensors = memoryview(content)[8 + size :]
         return {
-            name: np.frombuffer(content[8 + size :][slice(*entry["data_offsets"])], np.dtype("<f4"))
+            name: np.frombuffer(tensors[slice(*entry["data_offsets"])], np.dtype("<f4"))
             for name, entry in header.items()
             if name != "__metadata__"
         }
