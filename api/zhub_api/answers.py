@@ -8,10 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from zhub.errors import UnavailableError
 from zhub.generation import ChosenToken, Ended, GenerationRequest, Started, Text, ToolCall
+from zhub.tenancy.keys import Caller
+from zhub_api import serving_client
+from zhub_api.answer_settings import AnswerSettings
+from zhub_api.context import Context
 from zhub_api.serving_client import AnswerLine
+from zhub_api.streams import EVENTS, ending_with_errors
 
 T = TypeVar("T")
 
@@ -29,6 +36,61 @@ class Answer:
 
     def finish_reason(self) -> str:
         return "tool_calls" if self.calls else self.ended.finish_reason
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one of the dialect's calls tells its answers.
+
+    Attributes:
+        id: of this one.
+        whole, chunk: the ``object`` of a whole response, and of a piece of a stream.
+        choice: of an answer, by its index.
+        deltas: what the chunks of a stream tell of a line.
+    """
+
+    id: str
+    whole: str
+    chunk: str
+    choice: Callable[[int, Answer], dict[str, Any]]
+    deltas: Callable[[AnswerLine], list[dict[str, Any]]]
+
+
+async def asked_of_serving(
+    context: Context, caller: Caller, http_request: Request, settings: AnswerSettings
+) -> GenerationRequest:
+    """What serving is asked for. Raises as ``serving_client.resolve``."""
+    return await run_in_threadpool(
+        serving_client.resolve,
+        context,
+        caller,
+        settings.model,
+        settings.mixture(),
+        strategy=settings.strategy,
+        requester=settings.user or http_request.state.request_id,
+        **settings.for_serving(),
+    )
+
+
+async def answer(
+    http_request: Request, settings: AnswerSettings, asked: GenerationRequest, form: Form
+) -> Response | StreamingResponse:
+    """Have serving answer, and tell it in a form: plain or streamed."""
+    lines = serving_client.generate(http_request.app.state.serving, asked)
+    first = await while_listened_to(http_request, started(lines))
+    if first is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    beginning = {"id": form.id, **head(settings.model, asked, first)}
+    if settings.stream:
+        beginning |= {"object": form.chunk}
+        chunks = events(beginning, first, lines, form.deltas, includes_usage=settings.includes_usage())
+        return StreamingResponse(ending_with_errors(chunks), media_type=EVENTS, headers={"cache-control": "no-cache"})
+    whole = await while_listened_to(http_request, collected(lines, asked.n))
+    if whole is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    choices = [form.choice(index, answer) for index, answer in enumerate(whole)]
+    told = {"object": form.whole, "choices": choices, "usage": usage(first, [answer.ended for answer in whole])}
+    return JSONResponse(beginning | told)
 
 
 async def started(lines: AsyncIterator[AnswerLine]) -> Started:

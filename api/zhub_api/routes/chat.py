@@ -7,20 +7,19 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field, StrictBool, model_validator
-from starlette.concurrency import run_in_threadpool
 
 from zhub.errors import InvalidRequestError
 from zhub.generation import Ended, GenerationRequest, Started, Text, ToolCall
-from zhub_api import answers, chat_tools, serving_client
+from zhub_api import answers, chat_tools
 from zhub_api.answer_settings import MAX_LIKELIEST, AnswerSettings
-from zhub_api.answers import Answer
+from zhub_api.answers import Answer, Form
 from zhub_api.chat_parameters import CHAT, refuse_in_messages
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.serving_client import AnswerLine
-from zhub_api.streams import EVENTS, answering, ending_with_errors
+from zhub_api.streams import EVENTS, answering
 from zhub_api.told_tokens import by_token
 
 router = APIRouter(prefix="/v1/chat")
@@ -129,41 +128,15 @@ async def create_completion(
     to choose. Where an alias of a release has a canary, ``user`` decides who gets it, or else the request's id.
     """
     caller.require("chat")
-    asked = await run_in_threadpool(
-        serving_client.resolve,
-        context,
-        caller,
-        request.model,
-        request.mixture(),
-        strategy=request.strategy,
-        requester=request.user or http_request.state.request_id,
-        **request.for_serving(),
+    asked = await answers.asked_of_serving(context, caller, http_request, request)
+    form = Form(
+        f"chatcmpl-{uuid.uuid4().hex}",
+        "chat.completion",
+        "chat.completion.chunk",
+        lambda index, answer: _choice(index, answer, asked),
+        _deltas(asked),
     )
-    lines = serving_client.generate(http_request.app.state.serving, asked)
-    first = await answers.while_listened_to(http_request, answers.started(lines))
-    if first is None:
-        return Response(status_code=answers.CLIENT_CLOSED_REQUEST)
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", **answers.head(request.model, asked, first)}
-    if request.stream:
-        chunks = answers.events(
-            head | {"object": "chat.completion.chunk"},
-            first,
-            lines,
-            _deltas(asked),
-            includes_usage=request.includes_usage(),
-        )
-        return StreamingResponse(ending_with_errors(chunks), media_type=EVENTS, headers={"cache-control": "no-cache"})
-    whole = await answers.while_listened_to(http_request, answers.collected(lines, asked.n))
-    if whole is None:
-        return Response(status_code=answers.CLIENT_CLOSED_REQUEST)
-    return JSONResponse(
-        head
-        | {
-            "object": "chat.completion",
-            "choices": [_choice(index, answer, asked) for index, answer in enumerate(whole)],
-            "usage": answers.usage(first, [answer.ended for answer in whole]),
-        }
-    )
+    return await answers.answer(http_request, request, asked, form)
 
 
 def _plain(index: int, message: Message) -> dict[str, Any]:

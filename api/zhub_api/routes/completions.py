@@ -5,18 +5,18 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import Field, model_validator
-from starlette.concurrency import run_in_threadpool
 
 from zhub.errors import InvalidRequestError
 from zhub.generation import Ended, GenerationRequest, Text
-from zhub_api import answers, serving_client
+from zhub_api import answers
 from zhub_api.answer_settings import MAX_LIKELIEST, AnswerSettings
+from zhub_api.answers import Answer, Form
 from zhub_api.chat_parameters import COMPLETIONS
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.serving_client import AnswerLine
-from zhub_api.streams import EVENTS, answering, ending_with_errors
+from zhub_api.streams import EVENTS, answering
 from zhub_api.told_tokens import by_column
 
 router = APIRouter(prefix="/v1")
@@ -53,38 +53,19 @@ async def complete(
 ) -> Response | StreamingResponse:
     """Go on from a text, with an expert, a base model, a mixture (``experts``) or ``auto``; plain or streamed."""
     caller.require("chat")
-    asked = await run_in_threadpool(
-        serving_client.resolve,
-        context,
-        caller,
-        request.model,
-        request.mixture(),
-        strategy=request.strategy,
-        requester=request.user or http_request.state.request_id,
-        **request.for_serving(),
-    )
-    lines = serving_client.generate(http_request.app.state.serving, asked)
-    first = await answers.while_listened_to(http_request, answers.started(lines))
-    if first is None:
-        return Response(status_code=answers.CLIENT_CLOSED_REQUEST)
-    head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", **answers.head(request.model, asked, first)}
-    if request.stream:
-        chunks = answers.events(head, first, lines, _pieces(asked), includes_usage=request.includes_usage())
-        return StreamingResponse(ending_with_errors(chunks), media_type=EVENTS, headers={"cache-control": "no-cache"})
-    whole = await answers.while_listened_to(http_request, answers.collected(lines, asked.n))
-    if whole is None:
-        return Response(status_code=answers.CLIENT_CLOSED_REQUEST)
+    asked = await answers.asked_of_serving(context, caller, http_request, request)
     offset = len(asked.prompt or "")
-    choices = [
-        {
+
+    def choice(index: int, answer: Answer) -> dict[str, Any]:
+        return {
             "index": index,
             "text": answer.text,
             "finish_reason": answer.finish_reason(),
             "logprobs": None if asked.logprobs is None else by_column(answer.tokens, offset),
         }
-        for index, answer in enumerate(whole)
-    ]
-    return JSONResponse(head | {"choices": choices, "usage": answers.usage(first, [answer.ended for answer in whole])})
+
+    form = Form(f"cmpl-{uuid.uuid4().hex}", "text_completion", "text_completion", choice, _pieces(asked))
+    return await answers.answer(http_request, request, asked, form)
 
 
 def _pieces(asked: GenerationRequest) -> Callable[[AnswerLine], list[dict[str, Any]]]:
