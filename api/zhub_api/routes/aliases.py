@@ -1,7 +1,8 @@
 """``/v1/aliases``: which version of an expert, or of a release, is the one to use."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -15,6 +16,7 @@ from zhub.errors import InvalidRequestError
 from zhub.ids import public_id
 from zhub.models import Alias, AliasMove, Expert, Project, Release
 from zhub.registry import aliases, releases, versions
+from zhub.registry.versions import VersionRecord
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
@@ -74,10 +76,7 @@ def move_alias(
         to = versions.get_version(session, caller.project_id, request.version)
         aliases.check_promotable(to)
         _check_of_owner(to.expert.id == owner.id, request, expert)
-        expected = None
-        if "expected" in request.model_fields_set:
-            record = versions.get_version(session, caller.project_id, request.expected) if request.expected else None
-            expected = aliases.Expected(record.version.id if record else None)
+        expected = _expected(request, partial(versions.get_version, session, caller.project_id))
         by = public_id("API key", caller.key_id)
         moved = aliases.move(session, alias, to, by=by, reason=request.reason, expected=expected)
         return alias_objects(session, [moved])[0]
@@ -94,10 +93,7 @@ def move_release_alias(
         owner = releases.get_release(session, caller, release)
         to = releases.get(session, caller.project_id, request.version)
         _check_of_owner(to.release.id == owner.id, request, release)
-        expected = None
-        if "expected" in request.model_fields_set:
-            record = releases.get(session, caller.project_id, request.expected) if request.expected else None
-            expected = aliases.Expected(record.version.id if record else None)
+        expected = _expected(request, partial(releases.get, session, caller.project_id))
         by, reason = public_id("API key", caller.key_id), request.reason
         if request.share is None:
             moved = aliases.move(session, alias, to, by=by, reason=reason, expected=expected)
@@ -200,6 +196,15 @@ def _owners(session: Session, listed: Sequence[Alias]) -> dict[uuid.UUID, str]:
         for statement in named
         for alias_id, project, name in session.execute(statement.where(listed_ids))
     }
+
+
+def _expected(
+    request: AliasRequest, find: Callable[[str], VersionRecord | releases.ReleaseRecord]
+) -> aliases.Expected | None:
+    """What the alias must point to now; None where the request does not say."""
+    if "expected" not in request.model_fields_set:
+        return None
+    return aliases.Expected(find(request.expected).version.id if request.expected else None)
 
 
 def _check_of_owner(is_of_owner: bool, request: AliasRequest, owner: str) -> None:

@@ -56,7 +56,7 @@ def list_models(
         ready = session.scalars(select(BaseModel).where(BaseModel.status == "ready").order_by(BaseModel.name))
         bases = [_base_model_model(base) for base in ready]
         newest_releases, _ = releases.list_versions(session, caller, release=None, after=None, limit=MAX_RELEASES)
-        routers = [_release_model(record) for record in newest_releases]
+        routers = [_version_model(record) for record in newest_releases]
     router_model = {"id": AUTO, "object": "model", "created": 0, "owned_by": "zhub", "kind": "router"}
     return experts | {"data": [*experts["data"], *routers, *bases, router_model]}
 
@@ -67,7 +67,7 @@ def retrieve_model(caller: CallerDep, context: ContextDep, model: str) -> dict[s
     with tenant_session(context.engine, caller.org_id) as session:
         resolved = resolve(session, caller, model, [])
         if resolved.release is not None:
-            return _release_model(resolved.release) | ({"id": model} if "@" not in model else {})
+            return _version_model(resolved.release) | ({"id": model} if "@" not in model else {})
         if resolved.experts:
             record = resolved.experts[0].record
             if isinstance(record, versions.CheckpointRecord):
@@ -184,25 +184,13 @@ def explain_decomposition(caller: CallerDep, context: ContextDep, name: str) -> 
         return queue_object(session, job, "base_model", name)
 
 
-def _version_model(record: versions.VersionRecord) -> dict[str, Any]:
+def _version_model(record: versions.VersionRecord | releases.ReleaseRecord) -> dict[str, Any]:
     return {
         "id": record.name,
         "object": "model",
         "created": int(record.version.created_at.timestamp()),
         "owned_by": record.project.name,
-        "kind": "expert",
-        "base_model": record.base.name,
-        "digest": record.version.digest,
-    }
-
-
-def _release_model(record: releases.ReleaseRecord) -> dict[str, Any]:
-    return {
-        "id": record.name,
-        "object": "model",
-        "created": int(record.version.created_at.timestamp()),
-        "owned_by": record.project.name,
-        "kind": "release",
+        "kind": "expert" if isinstance(record, versions.VersionRecord) else "release",
         "base_model": record.base.name,
         "digest": record.version.digest,
     }
