@@ -8,9 +8,6 @@ after another, which is what `transformers serve` does without continuous batchi
 """
 
 import argparse
-import json
-import os
-import platform
 import random
 import statistics
 import tempfile
@@ -21,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import lanes
-import shipped
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Table
 
 from zhub.generation import Ended, Line, Text
 from zhub_workers.model.adapted import AdaptedModel
@@ -36,6 +31,14 @@ LOAD = 0.7  # of what the batches of before get done
 SHORTEST, LONGEST = 4, 256
 LONG_PROMPT_TOKENS = 2000
 BATCH_ROWS = 64
+BARS = {
+    "throughput over batches, saturated": (1.5, "higher"),
+    "throughput over one after another": (1.5, "higher"),
+    "mean latency over batches": (0.5, "lower"),
+    "p99 latency over batches": (0.5, "lower"),
+    "gap beside a long prompt over the usual": (3.0, "lower"),
+    "share of the next turn read from the cache": (0.9, "higher"),
+}
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,13 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        directories = {shipped.NAME: shipped.DIRECTORY, "llama 8 x 512": lanes.save_wide(root / "wide")}
-        if arguments.model:
-            directories[arguments.model.name] = arguments.model
-        for index, (name, directory) in enumerate(directories.items()):
+        for index, (name, directory) in enumerate(lanes.bases(root, arguments.model).items()):
             results[name] = measured(directory, root / str(index), arguments.requests)
             console.print(name, results[name])
-    report(results, console, written=arguments.model is not None)
+    title = "Continuous batching, one processor, ratios"
+    # Without a real base the run is a look.
+    path = Path(__file__).parent / "results" / "continuous_batching.json"
+    lanes.report(title, results, BARS, path if arguments.model else None)
 
 
 def measured(directory: Path, root: Path, count: int) -> dict[str, float]:
@@ -258,38 +261,6 @@ def run_of(asked: list[Request], done: dict[Request, float], saturated: float = 
 
 def quantile(values: list[float]) -> float:
     return statistics.quantiles(values, n=100)[98]
-
-
-BARS = {
-    "throughput over batches, saturated": (1.5, "higher"),
-    "throughput over one after another": (1.5, "higher"),
-    "mean latency over batches": (0.5, "lower"),
-    "p99 latency over batches": (0.5, "lower"),
-    "gap beside a long prompt over the usual": (3.0, "lower"),
-    "share of the next turn read from the cache": (0.9, "higher"),
-}
-
-
-def report(results: dict[str, dict[str, float]], console: Console, *, written: bool) -> None:
-    """Print the table, and write the result of a run that had a real base."""
-    table = Table(title="Continuous batching, one processor, ratios")
-    for column in ("", *results, "bar"):
-        table.add_column(column)
-    bars = {}
-    for what, (bar, better) in BARS.items():
-        found = {name: result[what] for name, result in results.items() if what in result}
-        table.add_row(
-            what, *(f"{result.get(what, float('nan')):.2f}" for result in results.values()), f"{bar} {better}"
-        )
-        worst = min(found, key=found.__getitem__) if better == "higher" else max(found, key=found.__getitem__)
-        bars[f"{what} (worst: {worst})"] = {"value": round(found[worst], 3), "bar": bar, "better": better}
-    console.print(table)
-    if not written:
-        return
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, one used, torch {torch.__version__}"
-    whole = {"name": "continuous_batching", "machine": machine, "results": results, "bars": bars}
-    path = Path(__file__).parent / "results" / "continuous_batching.json"
-    path.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 if __name__ == "__main__":

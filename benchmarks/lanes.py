@@ -1,10 +1,15 @@
 """Bases and experts for the benchmarks of serving, and a lane over each, moved by hand."""
 
-from collections.abc import Callable, Sequence
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import shipped
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -47,6 +52,12 @@ def save_wide(directory: Path) -> Path:
     model.save_pretrained(directory)
     base.tokenizer.save_pretrained(directory)
     return directory
+
+
+def bases(scratch: Path, real: Path | None) -> dict[str, Path]:
+    """The directories of the shipped base, of the wide one, and of a real one if there is one, by name."""
+    found = {shipped.NAME: shipped.DIRECTORY, "llama 8 x 512": save_wide(scratch / "wide")}
+    return found if real is None else found | {real.name: real}
 
 
 def load(directory: Path) -> BaseModel:
@@ -120,3 +131,28 @@ def random_z(adapted: AdaptedModel, seed: int, only: tuple[str, ...] = ("",)) ->
         for name, (_, s, _) in adapted.basis.factors.items()
         if name.endswith(only)
     }
+
+
+Bars = Mapping[str, tuple[float, str]]  # by what is measured: the bar, and which is better
+
+
+def report(title: str, results: Mapping[str, Mapping[str, float]], bars: Bars, path: Path | None) -> None:
+    """Print what each base came to, and write it to ``path``, with the worst of the bases for each bar."""
+    table = Table(title=title)
+    for column in ("", *results, "bar"):
+        table.add_column(column)
+    told: dict[str, dict[str, float | str]] = {}
+    for what in dict.fromkeys(what for result in results.values() for what in result):
+        values = [f"{result[what]:.2f}" if what in result else "-" for result in results.values()]
+        table.add_row(what, *values, "{} {}".format(*bars[what]) if what in bars else "")
+        if what in bars:
+            bar, better = bars[what]
+            of_base = {result[what]: base for base, result in results.items() if what in result}
+            worst = min(of_base) if better == "higher" else max(of_base)
+            told[f"{what} (worst: {of_base[worst]})"] = {"value": round(worst, 3), "bar": bar, "better": better}
+    Console().print(table)
+    if path is None:
+        return
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, one used, torch {torch.__version__}"
+    whole = {"name": path.stem, "machine": machine, "results": results, "bars": told}
+    path.write_text(json.dumps(whole, indent=2) + "\n")

@@ -6,25 +6,19 @@ printed. Everything is the time of one processor, the forms in turn, medians ove
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lanes
 import peft
 import psutil
-import shipped
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Table
 
 from zhub.generation import ExpertReference, Line
 from zhub_workers.model.adapted import AdaptedModel
@@ -62,15 +56,15 @@ def main() -> None:
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        directories = {shipped.NAME: shipped.DIRECTORY, "llama 8 x 512": lanes.save_wide(root / "wide")}
-        if arguments.model:
-            directories[arguments.model.name] = arguments.model
-        for index, (name, directory) in enumerate(directories.items()):
+        for index, (name, directory) in enumerate(lanes.bases(root, arguments.model).items()):
             base = replace(lanes.load(directory), stop_ids=frozenset())
             adapted = lanes.with_basis(base, root / f"basis-{index}")
             results[name] = measured(adapted, root / f"bench-{index}", arguments.rounds)
             console.print(name, results[name])
-    report(results, console, written=arguments.model is not None)
+    title = f"{ROWS} rows that follow {ROWS} experts, one processor, ratios"
+    # Without a real base the run is a look.
+    path = Path(__file__).parent / "results" / "mixed_batch.json"
+    lanes.report(title, results, BARS, path if arguments.model else None)
 
 
 def measured(adapted: AdaptedModel, root: Path, rounds: int) -> dict[str, float]:
@@ -191,27 +185,6 @@ def message(row: int) -> list[dict[str, str]]:
 
 def prompt_of(base: BaseModel, row: int) -> list[int]:
     return render_prompt(base, message(row))
-
-
-def report(results: dict[str, dict[str, float]], console: Console, *, written: bool) -> None:
-    """Print the table, and write the result of a run that had a real base."""
-    table = Table(title=f"{ROWS} rows that follow {ROWS} experts, one processor, ratios")
-    for column in ("", *results, "bar"):
-        table.add_column(column)
-    for what in next(iter(results.values())):
-        told = "{} {}".format(*BARS[what]) if what in BARS else ""
-        table.add_row(what, *(f"{result[what]:.2f}" for result in results.values()), told)
-    console.print(table)
-    if not written:
-        return
-    bars: dict[str, Any] = {}
-    for what, (bar, better) in BARS.items():
-        found = {result[what]: name for name, result in results.items()}
-        worst = min(found) if better == "higher" else max(found)
-        bars[f"{what} (worst: {found[worst]})"] = {"value": round(worst, 3), "bar": bar, "better": better}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, one used, torch {torch.__version__}"
-    whole = {"name": "mixed_batch", "machine": machine, "results": results, "bars": bars}
-    (Path(__file__).parent / "results" / "mixed_batch.json").write_text(json.dumps(whole, indent=2) + "\n")
 
 
 if __name__ == "__main__":
