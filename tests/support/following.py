@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from zhub_workers.model.adapted import AdaptedModel
+from zhub_workers.model.changes import Change
+from zhub_workers.model.row_changes import following_rows
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [7, 7, 8, 40]])
 
@@ -15,6 +17,14 @@ IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [7, 7, 8, 40]])
 def logits(adapted: AdaptedModel, ids: Tensor = IDS) -> Tensor:
     found: Tensor = adapted.base.model(ids).logits
     return found
+
+
+@torch.no_grad()
+def changed_logits(adapted: AdaptedModel, change: Change) -> Tensor:
+    """Of ``IDS``, whose rows all follow the change."""
+    with following_rows(adapted, [change]) as assign:
+        assign([0] * len(IDS))
+        return logits(adapted)
 
 
 def random_delta(adapted: AdaptedModel, seed: int) -> dict[str, Tensor]:

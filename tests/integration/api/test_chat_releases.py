@@ -5,8 +5,8 @@ from typing import Any
 
 import openai
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.responses import PlainTextResponse
+from fastapi import FastAPI
+from scripted_serving import scripted
 
 from zhub.generation import ChosenExpert, Ended, GenerationRequest, Started
 from zhub.manifest import ROUTING_FILE, Z_FILE, FileEntry
@@ -19,21 +19,14 @@ STARTED = Started(strategy="prompt", experts=[CHOSEN], reason="said 'a'", prompt
 
 
 @pytest.fixture
-def asked() -> list[GenerationRequest]:
+def asked() -> list[bytes]:
     """What serving was asked."""
     return []
 
 
 @pytest.fixture
-def settings(settings: Settings, run_server: Callable[[FastAPI], str], asked: list[GenerationRequest]) -> Settings:
-    serving = FastAPI()
-
-    @serving.post("/generate")
-    async def generate(request: Request) -> PlainTextResponse:
-        asked.append(GenerationRequest.model_validate_json(await request.body()))
-        lines = (STARTED, Ended(finish_reason="stop", completion_tokens=2))
-        return PlainTextResponse("".join(f"{line.model_dump_json()}\n" for line in lines))
-
+def settings(settings: Settings, run_server: Callable[[FastAPI], str], asked: list[bytes]) -> Settings:
+    serving = scripted([STARTED, Ended(finish_reason="stop", completion_tokens=2)], asked)
     return settings.model_copy(update={"serving_url": run_server(serving).removesuffix("/v1")})
 
 
@@ -54,10 +47,10 @@ def chat(client: openai.OpenAI, model: str = "main.support@prod", **options: Any
 
 
 def test_serving_is_asked_to_choose_as_the_release_says(
-    client: openai.OpenAI, releases: list[str], asked: list[GenerationRequest]
+    client: openai.OpenAI, releases: list[str], asked: list[bytes]
 ) -> None:
     chat(client)
-    (request,) = asked
+    (request,) = map(GenerationRequest.model_validate_json, asked)
     assert (request.release, request.router, request.experts) == (releases[0], "prompt", [])
     parts = [(part.name, part.weight, part.description) for part in request.candidates or []]
     assert parts == [("main.a@v1", 0.5, "sums"), ("main.b@v1", 1.0, "b")]
@@ -80,13 +73,13 @@ def test_the_answer_says_which_release_chose_whom_why_and_in_what_time(
 def test_a_request_may_ask_for_another_strategy(
     client: openai.OpenAI,
     releases: list[str],
-    asked: list[GenerationRequest],
+    asked: list[bytes],
     strategy: str,
     router: str | None,
     experts: int,
 ) -> None:
     chat(client, extra_body={"strategy": strategy})
-    (request,) = asked
+    (request,) = map(GenerationRequest.model_validate_json, asked)
     assert (request.router, len(request.experts), request.candidates is None) == (router, experts, router is None)
 
 
@@ -96,7 +89,7 @@ def test_an_unknown_strategy_is_refused_by_its_name(client: openai.OpenAI, relea
 
 
 def test_a_user_has_the_same_version_always_and_without_one_the_requests_id_decides(
-    client: openai.OpenAI, ask: Ask, releases: list[str], asked: list[GenerationRequest]
+    client: openai.OpenAI, ask: Ask, releases: list[str], asked: list[bytes]
 ) -> None:
     ask("put", "/releases/main.support/aliases/prod", {"version": releases[1], "share": 0.5})
     for _ in range(2):
@@ -104,6 +97,6 @@ def test_a_user_has_the_same_version_always_and_without_one_the_requests_id_deci
             chat(client, user=f"user-{number}")
         for number in range(12):
             chat(client, extra_headers={"x-request-id": f"request-{number}"})
-    got = [request.release for request in asked]
+    got = [GenerationRequest.model_validate_json(body).release for body in asked]
     assert got[:24] == got[24:]
     assert set(got[:12]) == set(got[12:24]) == set(releases)

@@ -1,13 +1,13 @@
 """``experts`` in the body of a chat request: weights and layers, what is refused, and what serving is asked for."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import openai
 import pytest
 from api_requests import refused
-from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI
+from scripted_serving import scripted
 
 from zhub.generation import Ended, GenerationRequest, Started
 from zhub.process.config import Settings
@@ -16,24 +16,15 @@ Client = openai.OpenAI
 
 
 @pytest.fixture
-def asked() -> list[GenerationRequest]:
+def asked() -> list[bytes]:
     """What serving was asked."""
     return []
 
 
 @pytest.fixture
-def settings(settings: Settings, run_server: Callable[[FastAPI], str], asked: list[GenerationRequest]) -> Settings:
-    serving = FastAPI()
-
-    async def lines() -> AsyncIterator[str]:
-        yield Started(strategy="mixture", experts=[], reason="", prompt_tokens=1).model_dump_json() + "\n"
-        yield Ended(finish_reason="stop", completion_tokens=0).model_dump_json() + "\n"
-
-    @serving.post("/generate")
-    async def generate(request: Request) -> StreamingResponse:
-        asked.append(GenerationRequest.model_validate_json(await request.body()))
-        return StreamingResponse(lines())
-
+def settings(settings: Settings, run_server: Callable[[FastAPI], str], asked: list[bytes]) -> Settings:
+    started = Started(strategy="mixture", experts=[], reason="", prompt_tokens=1)
+    serving = scripted([started, Ended(finish_reason="stop", completion_tokens=0)], asked)
     return settings.model_copy(update={"serving_url": run_server(serving).removesuffix("/v1")})
 
 
@@ -43,7 +34,7 @@ def ask(client: Client, *experts: dict[str, Any]) -> None:
 
 
 def test_serving_is_asked_for_the_weights_and_layers_of_each_part(
-    client: Client, publish: Callable[..., str], asked: list[GenerationRequest]
+    client: Client, publish: Callable[..., str], asked: list[bytes]
 ) -> None:
     publish()
     name = "main.summer@v1"
@@ -53,7 +44,8 @@ def test_serving_is_asked_for_the_weights_and_layers_of_each_part(
         {"model": name, "weight": 0.5, "layers": ["2"]},
         {"model": name},
     )
-    assert [(part.weight, part.layers) for part in asked[0].experts] == [(-4, [0, 1, 3]), (0.5, [2]), (1, None)]
+    experts = GenerationRequest.model_validate_json(asked[0]).experts
+    assert [(part.weight, part.layers) for part in experts] == [(-4, [0, 1, 3]), (0.5, [2]), (1, None)]
 
 
 @pytest.mark.parametrize("weight", [4.5, -5, 1e300])

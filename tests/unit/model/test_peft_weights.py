@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from following import IDS, changed_logits
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,11 +23,9 @@ from zhub_workers.model.base_model import load_base_model
 from zhub_workers.model.changes import Change, read_change
 from zhub_workers.model.peft_weights import read_lora
 from zhub_workers.model.probe import PROMPTS, try_expert
-from zhub_workers.model.row_changes import following_rows
 
 # peft asks a model of transformers for what the next release of it calls otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {"r": 4, "lora_alpha": 8},
     "rank_stabilised": {"r": 4, "lora_alpha": 3, "use_rslora": True},
@@ -81,21 +80,13 @@ def change_of(adapted: AdaptedModel, directory: Path, settings: LoraSettings) ->
     return read_change(path, sha256=sha256_file(path), adapted=adapted)
 
 
-@torch.no_grad()
-def logits(adapted: AdaptedModel, change: Change) -> Tensor:
-    with following_rows(adapted, [change]) as assign:
-        assign([0] * len(IDS))
-        answered: Tensor = adapted.base.model(IDS).logits
-    return answered
-
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_answers_as_in_peft(
     read: Callable[..., Any], model_directory: Callable[[str], Path], kind: str, name: str
 ) -> None:
     adapted, directory, settings = read(kind, **CONFIGS[name])
-    answered = logits(adapted, change_of(adapted, directory, settings))
+    answered = changed_logits(adapted, change_of(adapted, directory, settings))
     in_peft = PeftModel.from_pretrained(load_base_model(model_directory(kind)).model, directory).eval()
     with torch.no_grad():
         base, unmerged = adapted.base.model(IDS).logits, in_peft(IDS).logits
@@ -108,7 +99,7 @@ def test_it_answers_as_in_peft(
 @pytest.mark.parametrize("name", ["plain", "patterns", "dora"])
 def test_it_is_measured_as_it_answers(read: Callable[..., Any], name: str) -> None:
     adapted, directory, settings = read("llama", **CONFIGS[name])
-    followed = logits(adapted, change_of(adapted, directory, settings))
+    followed = changed_logits(adapted, change_of(adapted, directory, settings))
     expert = read_expert(directory / "z", sha256=sha256_file(directory / "z"), basis=adapted.basis)
     adapter = adapter_of(adapted, expert)
     with torch.no_grad(), adapter.merged(adapter.imported(expert.tensors)):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from following import IDS, changed_logits
 
 from zhub.errors import InvalidRequestError
 from zhub.manifest import sha256_file
@@ -17,7 +17,6 @@ from zhub_workers.model.artifact import ExpertFile, write_expert
 from zhub_workers.model.changes import Change, mix_changes, read_change, restricted
 from zhub_workers.model.row_changes import following_rows
 
-IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 KINDS = ["svf", "frames", "core", "lora", "dora"]
 Load = Callable[[str], AdaptedModel]
 
@@ -43,24 +42,16 @@ def change(adapted: AdaptedModel, tmp_path: Path, request: pytest.FixtureRequest
     return read_change(path, sha256=sha256_file(path), adapted=adapted)
 
 
-@torch.no_grad()
-def logits(adapted: AdaptedModel, change: Change) -> Tensor:
-    with following_rows(adapted, [change]) as assign:
-        assign([0] * len(IDS))
-        answered: Tensor = adapted.base.model(IDS).logits
-    return answered
-
-
 def test_a_weight_of_one_is_the_expert(adapted: AdaptedModel, change: Change) -> None:
-    assert torch.equal(logits(adapted, mix_changes([change], [1.0])), logits(adapted, change))
+    assert torch.equal(changed_logits(adapted, mix_changes([change], [1.0])), changed_logits(adapted, change))
 
 
 def test_a_weight_of_zero_is_the_base_bit_for_bit(adapted: AdaptedModel, change: Change) -> None:
     with torch.no_grad():
         base = adapted.base.model(IDS).logits
-    assert not torch.allclose(logits(adapted, change), base, atol=1e-2), "the expert must change something"
-    assert torch.equal(logits(adapted, mix_changes([change], [0.0])), base)
-    assert torch.equal(logits(adapted, mix_changes([change, change], [0.0, 0.0])), base)
+    assert not torch.allclose(changed_logits(adapted, change), base, atol=1e-2), "the expert must change something"
+    assert torch.equal(changed_logits(adapted, mix_changes([change], [0.0])), base)
+    assert torch.equal(changed_logits(adapted, mix_changes([change, change], [0.0, 0.0])), base)
 
 
 def test_a_part_of_weight_zero_leaves_the_others_as_they_are(adapted: AdaptedModel, change: Change) -> None:
@@ -70,10 +61,10 @@ def test_a_part_of_weight_zero_leaves_the_others_as_they_are(adapted: AdaptedMod
 def test_an_expert_in_two_halves_of_the_layers_is_the_expert(adapted: AdaptedModel, change: Change) -> None:
     blocks = sorted({block for name in adapted.layers if (block := block_of(name)) is not None})
     halves = [restricted(change, blocks[:1], adapted), restricted(change, blocks[1:], adapted)]
-    whole = logits(adapted, change)
-    assert torch.allclose(logits(adapted, mix_changes(halves, [1.0, 1.0])), whole, atol=1e-5)
+    whole = changed_logits(adapted, change)
+    assert torch.allclose(changed_logits(adapted, mix_changes(halves, [1.0, 1.0])), whole, atol=1e-5)
     for half in halves:
-        assert not torch.allclose(logits(adapted, half), whole, atol=1e-3)
+        assert not torch.allclose(changed_logits(adapted, half), whole, atol=1e-3)
 
 
 def test_an_expert_in_one_layer_leaves_the_hidden_states_before_it_as_they_are(
