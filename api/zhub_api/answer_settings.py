@@ -7,14 +7,13 @@ from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field, model_validator
 
 from zhub.errors import InvalidRequestError
-from zhub.generation import Strategy
+from zhub.generation import DEFAULT_MAX_NEW_TOKENS, Strategy
 from zhub.registry import resolve
 from zhub_api.steering import MixturePart
 
 MAX_MIXTURE = 16
 MAX_ANSWERS = 32
 MAX_TOKENS_OF_ALL = 65_536  # of the n answers of one request
-DEFAULT_MAX_TOKENS = 512  # a serving replica's own
 MAX_STOPS = 16  # the dialect allows 4
 MAX_STOP_CHARACTERS = 256
 MAX_BIASES = 1_024
@@ -61,7 +60,7 @@ class AnswerSettings(Schema):
             raise _refused(
                 f"'stop' has a text of {longest:,} characters, and at most {MAX_STOP_CHARACTERS} are looked for", "stop"
             )
-        answers, tokens = self.n or 1, self.longest_answer() or DEFAULT_MAX_TOKENS
+        answers, tokens = self.n or 1, self.longest_answer() or DEFAULT_MAX_NEW_TOKENS
         if answers > 1 and answers * tokens > MAX_TOKENS_OF_ALL:
             raise _refused(
                 f"'n' answers of 'max_tokens' are {answers} × {tokens:,} = {answers * tokens:,} tokens, and one "

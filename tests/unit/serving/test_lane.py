@@ -8,6 +8,7 @@ import pytest
 import torch
 from served_engines import Served, text_of
 
+from zhub.errors import InvalidRequestError
 from zhub.generation import Ended, ExpertReference, Failed, GenerationRequest, Line
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import render_prompt
@@ -141,6 +142,16 @@ def test_a_prompt_that_was_read_before_is_not_read_again(llama: Driven) -> None:
     assert text_of(first) == text_of(second)
 
 
+def test_what_was_read_for_one_organisation_is_not_seen_by_another(llama: Driven) -> None:
+    request = llama.served.request("name one colour, please: blue or green? and why?", max_new_tokens=2)
+    cached = []
+    for org_id in ("acme", "globex", "acme"):
+        lines = llama.start(request.model_copy(update={"org_id": org_id}))
+        llama.finish()
+        cached.append(isinstance(lines[-1], Ended) and lines[-1].cached_tokens > 0)
+    assert cached == [False, False, True]
+
+
 def test_answers_that_find_no_room_wait_and_are_what_they_are_with_room(llama: Driven) -> None:
     expected = [llama.ask(request) for request in llama.requests()]
     roomy = llama.lane
@@ -220,3 +231,13 @@ def test_a_bias_decides_what_is_said_and_a_penalty_what_is_not_repeated(llama: D
     both = request.model_copy(update={"logit_bias": {a: 100.0, b: 90.0}, "max_new_tokens": 20})
     assert set(llama.ask(both)) == {"a"}
     assert set(llama.ask(both.model_copy(update={"frequency_penalty": 2.0}))) == {"a", "b"}
+
+
+def test_a_request_that_is_refused_at_its_start_has_begun_nothing(llama: Driven) -> None:
+    lines: list[Line] = []
+    request = llama.requests()[2].model_copy(update={"logit_bias": {10**6: 1.0}})
+    asked = Asked(request, lines.append, lambda _asked: None)
+    llama.lane.prepare(asked)
+    with pytest.raises(InvalidRequestError, match="token 1000000"):
+        llama.lane.start(asked)
+    assert lines == [] and llama.lane.is_idle and llama.lane._changes == {}

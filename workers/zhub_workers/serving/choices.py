@@ -58,6 +58,6 @@ class Choice:
                 index=self.index,
                 finish_reason=reason,
                 completion_tokens=self.answered,
-                cached_tokens=self.answer.cached,
+                cached_tokens=self.answer.cached or 0,
             )
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zhub.errors import InvalidRequestError, NonFiniteLogitsError, PromptTooLongError
 from zhub.generation import (
+    DEFAULT_MAX_NEW_TOKENS,
     ChosenToken,
     EmbeddingRequest,
     Embeddings,
@@ -29,7 +30,7 @@ from zhub_workers.serving.blocks import Blocks
 from zhub_workers.serving.choices import Choice
 from zhub_workers.serving.embeddings import inputs_to_embed
 from zhub_workers.serving.experts import Experts
-from zhub_workers.serving.following import BASE, Following, Follows
+from zhub_workers.serving.following import Following, Follows
 from zhub_workers.serving.grammars import answer_grammar
 from zhub_workers.serving.runners import runner_for
 from zhub_workers.serving.scheduler import Answer, Scheduler
@@ -39,7 +40,6 @@ from zhub_workers.serving.tool_calls import ToolCallReader, format_for, template
 from zhub_workers.serving.vocabulary import Vocabulary
 
 PLACES = 64
-DEFAULT_MAX_NEW_TOKENS = 512
 # Of prompts in one step: all that is read while nobody waits for a next token, and no less than this otherwise.
 MOST_PROMPT_TOKENS, LEAST_PROMPT_TOKENS = 512, 16
 # What prompts may add to the time of a step, in steps without: so that a long one delays a next token by so much.
@@ -164,16 +164,21 @@ class Lane:
         (prompt,) = asked.prompts
         max_tokens = self._max_tokens(request, len(prompt))
         started, experts = choose(self.adapted, request, prompt, self._experts, self._priors)
-        follows = BASE
+        follows = tuple(expert.steering for expert in experts)
+        changes = [self._experts.change(self.adapted, expert) for expert in experts]
+        # By organisation too: what was read for one must not show in another's cached tokens.
+        salt = repr((request.org_id, follows)).encode()
+        choices = []
+        for index in range(request.n):
+            answer = Answer(request.org_id, salt, list(prompt), max_tokens)
+            choices.append(self._choice(asked, request, index, answer, follows))
+        # Nothing can refuse the request any more.
         if experts:
-            changes = [self._experts.change(self.adapted, expert) for expert in experts]
-            follows = tuple(expert.steering for expert in experts)
             self._changes[follows] = mix_changes(changes, [expert.weight for expert in experts])
         asked.tell(started)
-        for index in range(request.n):
-            answer = Answer(request.org_id, repr(follows).encode(), list(prompt), max_tokens)
-            self._choices[answer] = self._choice(asked, request, index, answer, follows)
-            self._scheduler.add(answer)
+        for choice in choices:
+            self._choices[choice.answer] = choice
+            self._scheduler.add(choice.answer)
 
     def _choice(self, asked: Asked, request: GenerationRequest, index: int, answer: Answer, follows: Follows) -> Choice:
         how = asked.tool_format
@@ -227,8 +232,10 @@ class Lane:
         """Choose the next token of each, and send it or end."""
         if not choices:
             return
-        allowed = [self._allowed(choice, row) for choice, row in zip(choices, logits, strict=True)]
-        for choice, row, token in zip(choices, logits, _draw(choices, torch.stack(allowed)), strict=True):
+        allowed = logits
+        if any(choice.rules is not None for choice in choices):
+            allowed = torch.stack([self._allowed(choice, row) for choice, row in zip(choices, logits, strict=True)])
+        for choice, row, token in zip(choices, logits, _draw(choices, allowed), strict=True):
             if choice.asked.ended:
                 continue
             if token == NO_TOKEN:

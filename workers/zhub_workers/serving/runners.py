@@ -63,7 +63,7 @@ class PagedRunner:
         arguments: dict[str, Any] = {"input_ids": torch.tensor([ids], device=device), "use_cache": False}
         arguments["position_ids"] = torch.tensor([positions], device=device)
         model, at = self._base.model, torch.tensor(ends, dtype=torch.int64, device=device)
-        with reading(self._pages, spans, model.config, device), selecting(self._base, at):
+        with reading(self._pages, spans, model.config.get_text_config(), device), selecting(self._base, at):
             logits: Tensor = model(**arguments).logits
         return logits
 
@@ -161,7 +161,7 @@ def _try_paged(base: BaseModel, view: BaseModel) -> int:
     Raises:
         UnsupportedModelError, FAILURES: they do not.
     """
-    if unknown := sorted(set(getattr(base.model.config, "layer_types", None) or ()) - KNOWN_LAYERS):
+    if unknown := sorted(set(getattr(base.model.config.get_text_config(), "layer_types", None) or ()) - KNOWN_LAYERS):
         raise UnsupportedModelError(f"it has layers of {', '.join(unknown)}")
     if "position_ids" not in base.forward_arguments or not base.model._can_set_attn_implementation():
         raise UnsupportedModelError("its attention cannot be replaced")

@@ -28,7 +28,8 @@ class Answer:
         tokens: its prompt, and what has been answered.
         max_tokens: of prompt and answer together.
         read: how many tokens have their keys and values in ``blocks``.
-        cached: how many of the prompt's were there when it came.
+        cached: how many of them were there when it first ran; None before.
+        contents: what its whole blocks hold, as far as that was asked for.
     """
 
     org_id: str
@@ -36,13 +37,18 @@ class Answer:
     tokens: list[int]
     max_tokens: int
     read: int = 0
-    cached: int = 0
+    cached: int | None = None
     blocks: list[int] = field(default_factory=list)
     contents: list[bytes] = field(default_factory=list)
 
     @property
     def unread(self) -> int:
         return len(self.tokens) - self.read
+
+    def held(self) -> list[bytes]:
+        """What each of its whole blocks holds, read or not."""
+        self.contents = contents(self.salt, self.tokens, self.contents)
+        return self.contents
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,6 @@ class Scheduler:
     def __len__(self) -> int:
         """How many answers are not ended."""
         return len(self._running) + sum(map(len, self._waiting.values()))
-
-    def waiting(self, org_id: str) -> int:
-        return len(self._waiting.get(org_id, ()))
 
     @property
     def room(self) -> int:
@@ -120,10 +123,8 @@ class Scheduler:
             whole = answer.read // BLOCK_TOKENS
             answer.read += part.count
             self._served[answer.org_id] += part.count if part.count > 1 else ANSWER_COST
-            if whole < answer.read // BLOCK_TOKENS:
-                answer.contents = contents(answer.salt, answer.tokens[: answer.read], answer.contents)
-                for index in range(whole, answer.read // BLOCK_TOKENS):
-                    self._blocks.note(answer.blocks[index], answer.contents[index])
+            for index in range(whole, answer.read // BLOCK_TOKENS):
+                self._blocks.note(answer.blocks[index], answer.held()[index])
 
     def end(self, answer: Answer) -> None:
         """Take an answer out, whether it runs or waits; one that is out already stays out."""
@@ -155,8 +156,7 @@ class Scheduler:
 
     def _start(self, answer: Answer, left: int) -> Part | None:
         # The last token is read in any case: its logits are wanted.
-        answer.contents = contents(answer.salt, answer.tokens)
-        wanted = answer.contents[: (len(answer.tokens) - 1) // BLOCK_TOKENS]
+        wanted = answer.held()[: (len(answer.tokens) - 1) // BLOCK_TOKENS]
         found = self._blocks.find(wanted)
         if wanted[len(found) : len(found) + 1] and wanted[len(found)] in self._being_read():
             self._blocks.give_back(found)
@@ -170,8 +170,8 @@ class Scheduler:
             answer.read = 0
             return None
         answer.blocks = [*found, *(self._blocks.take() for _ in range(needed))]
-        answer.contents = answer.contents[: len(found)]
-        answer.cached = answer.cached or answer.read
+        if answer.cached is None:
+            answer.cached = answer.read
         return Part(answer, count)
 
     def _count(self, answer: Answer, left: int) -> int:
@@ -208,7 +208,7 @@ class Scheduler:
 
     def _release(self, answer: Answer) -> None:
         self._blocks.give_back(answer.blocks)
-        answer.blocks, answer.contents, answer.read = [], [], 0
+        answer.blocks, answer.read = [], 0
 
     def _being_read(self) -> set[bytes]:
         """What the blocks will hold that running answers have still to read."""
@@ -216,7 +216,7 @@ class Scheduler:
             content
             for answer in self._running
             if answer.unread > 1
-            for content in contents(answer.salt, answer.tokens)[answer.read // BLOCK_TOKENS :]
+            for content in answer.held()[answer.read // BLOCK_TOKENS :]
         }
 
     def _active(self) -> set[str]:

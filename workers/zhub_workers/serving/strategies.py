@@ -20,8 +20,8 @@ NOTHING_PROMOTED = (
 NO_TEXT = "N/A"
 MAX_PRIORS, LEAST_PRIOR = 256, 1e-6
 
-Choice = tuple[list[ExpertReference], str]
-Priors = dict[tuple[int, ...], list[float]]  # of labels, by the question that they answer, of one base
+Chosen = tuple[list[ExpertReference], str]  # who answers, and why
+Priors = dict[tuple[tuple[str, str], ...], list[float]]  # of one base, by the labels and what they are said to mean
 
 
 def choose(
@@ -65,7 +65,7 @@ def choose(
     return started, experts
 
 
-def _by_centroid(adapted: AdaptedModel, request: GenerationRequest, prompt: list[int], held: Experts) -> Choice:
+def _by_centroid(adapted: AdaptedModel, request: GenerationRequest, prompt: list[int], held: Experts) -> Chosen:
     """The candidate whose training prompts are most like this one, or none: then the base answers."""
     candidates = request.candidates or []
     if not candidates:
@@ -89,7 +89,7 @@ def _by_centroid(adapted: AdaptedModel, request: GenerationRequest, prompt: list
     return [nearest], f"nearest training prompts: {nearest.name} at {routed.score:.2f} × its threshold"
 
 
-def choose_by_prompt(base: BaseModel, request: GenerationRequest, priors: Priors) -> Choice:
+def choose_by_prompt(base: BaseModel, request: GenerationRequest, priors: Priors) -> Chosen:
     """The candidate that the base says the prompt is for, or none, where it says another thing or hesitates."""
     candidates = request.candidates or []
     if not candidates:
@@ -128,14 +128,15 @@ def _prior(
     base: BaseModel, descriptions: Mapping[str, str], labels: Sequence[Sequence[int]], priors: Priors
 ) -> list[float]:
     """What the base gives each label where the text is none."""
-    nothing = GenerationRequest.model_construct(messages=[], prompt=NO_TEXT)
-    prompt = tuple(render_prompt(base, classification_messages(nothing, descriptions)))
-    if prompt not in priors:
+    key = tuple(descriptions.items())
+    if key not in priors:
         if len(priors) >= MAX_PRIORS:
             priors.clear()
+        nothing = GenerationRequest.model_construct(messages=[], prompt=NO_TEXT)
+        prompt = render_prompt(base, classification_messages(nothing, descriptions))
         # Never zero: it divides.
-        priors[prompt] = [max(p, LEAST_PRIOR) for p in label_probabilities(base, prompt, labels)]
-    return priors[prompt]
+        priors[key] = [max(p, LEAST_PRIOR) for p in label_probabilities(base, prompt, labels)]
+    return priors[key]
 
 
 def classification_messages(request: GenerationRequest, descriptions: Mapping[str, str]) -> Sequence[dict[str, Any]]:
