@@ -105,6 +105,7 @@ async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> Asyn
     """
     answers_left = asked.n
     pace = _Pace()
+    began = False
     try:
         async with serving.stream(
             "POST", "/generate", content=asked.model_dump_json(), timeout=httpx.Timeout(FIRST_LINE_TIMEOUT_S, connect=5)
@@ -117,12 +118,18 @@ async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> Asyn
                 if isinstance(line, Failed):
                     raise _as_error(line)
                 pace.note(line)
+                began = True
                 yield line
                 if isinstance(line, Ended):
                     answers_left -= 1
                     if not answers_left:
                         return
     except httpx.HTTPError as exc:
+        if began:
+            raise UnavailableError(
+                f"Serving does not answer any more ({type(exc).__name__}): the model's replica went away in the middle "
+                "of the answer; try again."
+            ) from exc
         raise _away(serving, exc) from exc
     except ValidationError as exc:
         raise UnavailableError("Serving answered with something that is no line of an answer; try again.") from exc

@@ -19,7 +19,7 @@ STARTED = Started(strategy="base", experts=[], reason="by name", prompt_tokens=3
 ENDED = Ended(finish_reason="stop", completion_tokens=2)
 # What serving says before it breaks off, by how it does.
 BREAKS: dict[str, tuple[list[Line | str], int, str]] = {
-    "connection": ([STARTED, Text(text="40"), BROKEN], 503, "Serving does not answer"),
+    "connection": ([STARTED, Text(text="40"), BROKEN], 503, "Serving does not answer any more"),
     "end": ([STARTED, Text(text="40")], 503, "went away in the middle"),
     "garbage": ([STARTED, Text(text="40"), '{"type": "te'], 503, "no line of an answer"),
     "failure": ([STARTED, Text(text="40"), Failed(code="internal_error", message="a bug")], 503, "a bug"),
