@@ -13,7 +13,8 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zhub.generation import ExpertReference, GenerationRequest, Line
+from zhub.answering import ExpertReference
+from zhub.generation import GenerationRequest, Line
 from zhub.manifest import sha256_file
 from zhub.specs import BaseModelSource
 from zhub.storage.directory import DirectoryStore

@@ -20,7 +20,8 @@ import torch
 import transformers
 from rich.console import Console
 
-from zhub.generation import ExpertReference, Line
+from zhub.answering import ExpertReference
+from zhub.generation import Line
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel, render_prompt
 from zhub_workers.model.layers import layer_weight

@@ -29,10 +29,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from zhub.answering import ExpertReference
 from zhub.datasets.splits import Split
 from zhub.demo.task_families import FAMILIES, sample_rows
 from zhub.evaluation.statistics import accuracy
-from zhub.generation import ExpertReference, GenerationRequest
+from zhub.generation import GenerationRequest
 from zhub_workers.model.base_model import BaseModel, load_base_model, render_prompt
 from zhub_workers.model.rollout import generate
 from zhub_workers.model.routing import Centroid, make_centroid, prompt_embeddings, route

@@ -262,7 +262,7 @@ MUTANTS = (
     Mutant(
         "no gate is decided by a comparison with an earlier version",
         "platform/zhub/evaluation/promotions.py",
-        "if aliases.current(session, record.expert.id, promotion.alias) != compared_with:",
+        "if aliases.current(session, aliases.owner_of(record), promotion.alias) != compared_with:",
         "if False:",
         ON_PROMOTIONS,
     ),

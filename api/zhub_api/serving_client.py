@@ -15,7 +15,6 @@ from zhub.generation import (
     EmbeddingRequest,
     Embeddings,
     Ended,
-    ExpertReference,
     Failed,
     GenerationRequest,
     Started,
@@ -23,9 +22,9 @@ from zhub.generation import (
     Text,
     ToolCall,
 )
-from zhub.manifest import ROUTING_FILE, Z_FILE, Manifest
-from zhub.registry import base_models, versions
+from zhub.registry import base_models
 from zhub.registry import resolve as version_resolve
+from zhub.registry.references import answering
 from zhub.specs import BaseModelSource
 from zhub.tenancy.keys import Caller
 from zhub_api.context import Context
@@ -62,18 +61,12 @@ def resolve(
         resolved = version_resolve.resolve(session, caller, model, mixture, strategy=strategy, requester=requester)
         basis = (base_models.require_ready if resolved.experts else base_models.basis_of)(resolved.base)
         base = BaseModelSource.model_validate(resolved.base.source)
-        experts = [_part(part) for part in resolved.experts]
-        candidates = None if resolved.candidates is None else [_part(part) for part in resolved.candidates]
-        others = [_reference(record, 1.0) for record in resolved.others]
+        who = answering(resolved)
     return GenerationRequest(
         base=base,
         basis=basis,
         org_id=str(caller.org_id),
-        experts=experts,
-        candidates=candidates,
-        others=others,
-        router=resolved.router,
-        release=resolved.release.name if resolved.release else None,
+        **dict(who),
         **{name: value for name, value in asked.items() if value is not None},
     )
 
@@ -195,36 +188,3 @@ def _as_error(failed: Failed) -> Exception:
     if failed.code in CALLERS_FAULT:
         return InvalidRequestError(failed.message, code=failed.code, param=failed.param)
     return UnavailableError(failed.message)
-
-
-def _part(part: version_resolve.WeightedVersion) -> ExpertReference:
-    layers = None if part.layers is None else list(part.layers)
-    more = {"layers": layers, "description": part.description}
-    return _reference(part.record, part.weight).model_copy(update=more)
-
-
-def _reference(record: versions.VersionRecord | versions.CheckpointRecord, weight: float) -> ExpertReference:
-    if isinstance(record, versions.CheckpointRecord):
-        checkpoint = record.checkpoint
-        return ExpertReference(
-            name=record.name,
-            digest=checkpoint.digest,
-            z_key=f"{checkpoint.key_prefix}/{checkpoint.z['name']}",
-            z_sha256=checkpoint.z["sha256"],
-            # Never read: only what may be routed to has prompts of its own, and a checkpoint may not.
-            routing_key="",
-            routing_sha256="",
-            weight=weight,
-        )
-    version = record.version
-    manifest = Manifest.model_validate(version.manifest)
-    return ExpertReference(
-        name=record.name,
-        digest=version.digest,
-        z_key=f"{version.key_prefix}/{Z_FILE}",
-        z_sha256=manifest.file(Z_FILE).sha256,
-        # Never read where there is none: such a version is no candidate.
-        routing_key=f"{version.key_prefix}/{ROUTING_FILE}" if manifest.routing else "",
-        routing_sha256=manifest.routing.sha256 if manifest.routing else "",
-        weight=weight,
-    )

@@ -4,53 +4,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from zhub.answering import Answering, Router
 from zhub.specs import BaseModelSource, BasisReference
 
 DEFAULT_MAX_NEW_TOKENS = 512
 FinishReason = Literal["stop", "length"]
-Router = Literal["centroid", "prompt"]
-"""What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for."""
 ReleaseStrategy = Literal["mixture", Router]
 Strategy = Literal["base", ReleaseStrategy]
 
 
-class ExpertReference(BaseModel):
-    """An expert version as serving needs it: by digest, so that it needs no database.
-
-    ``description`` is what the router ``prompt`` goes by, empty where nothing is to be chosen.
-
-    ``layers``: the numbers of the blocks that it changes, ascending; None for all of them.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    name: str
-    digest: str
-    z_key: str
-    z_sha256: str
-    routing_key: str
-    routing_sha256: str
-    weight: float = 1.0
-    description: str = ""
-    layers: list[int] | None = None
-
-    @property
-    def steering(self) -> tuple[str, float, tuple[int, ...] | None]:
-        """What of it is followed: rows whose experts have the same steering in the same order read the same model."""
-        return self.z_sha256, self.weight, None if self.layers is None else tuple(self.layers)
-
-    @property
-    def is_whole(self) -> bool:
-        """It is followed as it was trained."""
-        return self.weight == 1 and self.layers is None
-
-
-class GenerationRequest(BaseModel):
+class GenerationRequest(Answering):
     """One chat request, with the model's name already resolved.
 
-    ``candidates`` is None unless ``router`` shall choose among them, by centroid where it is None; ``experts`` then is
-    empty. ``others`` are the project's experts that may not answer: a prompt that is theirs is not a candidate's.
-    Without a ``basis``, which a base has only once it is decomposed, there is none of them. ``release`` names the
-    release version that all of this comes from.
+    Without a ``basis``, which a base has only once it is decomposed, there are no experts.
 
     ``prompt`` is text to go on from, in place of ``messages``. ``org_id`` is whose request it is: a replica shares its
     time between organisations. ``logprobs`` is how many of the likeliest tokens are told beside each token's own
@@ -69,11 +35,6 @@ class GenerationRequest(BaseModel):
     tools: list[dict[str, Any]] = []
     must_call_tool: bool = False
     parallel_tool_calls: bool = True
-    experts: list[ExpertReference] = []
-    candidates: list[ExpertReference] | None = None
-    others: list[ExpertReference] = []
-    router: Router | None = None
-    release: str | None = None
     n: int = 1
     max_new_tokens: int | None = None
     temperature: float = 1.0

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from zhub.answering import Answering
 from zhub.graders import Grader
 from zhub.manifest import canonical_json
 
@@ -330,9 +331,9 @@ class EvaluatedZ(BaseModel):
 
 
 class EvaluateSpec(BaseModel):
-    """Measure an expert version, or where ``z`` is None the base: greedily, and by pass@k from ``n`` samples a row.
+    """Measure an expert version, a release version, or where ``z`` and ``release`` are None the base.
 
-    ``n`` is 0 where ``k`` is 1: nothing is sampled then.
+    Greedily, and by pass@k from ``n`` samples a row; ``n`` is 0 where ``k`` is 1: nothing is sampled then.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -340,6 +341,7 @@ class EvaluateSpec(BaseModel):
     base: BaseModelSource
     basis: BasisReference
     z: EvaluatedZ | None
+    release: Answering | None = None
     file: StoredFile
     grader: Grader
     max_new_tokens: int

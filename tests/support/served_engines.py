@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from zhub.generation import Ended, ExpertReference, Failed, GenerationRequest, Line, Text
+from zhub.answering import ExpertReference
+from zhub.generation import Ended, Failed, GenerationRequest, Line, Text
 from zhub.manifest import sha256_file
 from zhub.specs import BaseModelSource, BasisReference, StoredFile
 from zhub.storage.directory import DirectoryStore

@@ -1,4 +1,4 @@
-"""``/v1/evaluations``: how good a base or an expert is on a file, and whether a difference is significant."""
+"""``/v1/evaluations``: how good a model is on a file, and whether a difference is significant."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from zhub.admission import limits
 from zhub.database.sessions import tenant_session
 from zhub.errors import NotReadyError
-from zhub.evaluation import evaluation_lists, evaluations
+from zhub.evaluation import evaluation_lists, evaluations, subjects
 from zhub.evaluation.comparison import compare
 from zhub.evaluation.evaluation_lists import EvaluationFilter
 from zhub.graders import parse_grader
@@ -49,7 +49,9 @@ def list_evaluations(
     limit: PageLimit = 20,
     order: Order = "desc",
     status: Annotated[list[Status] | None, Query(description="One of these: may be repeated.")] = None,
-    model: Annotated[str | None, Query(description="A version, an expert with all its versions, or a base.")] = None,
+    model: Annotated[
+        str | None, Query(description="A version, an expert or a release with all its versions, or a base.")
+    ] = None,
     since: Since = None,
     search: Search = None,
 ) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) 
 
 
 def evaluation_objects(session: Session, listed: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    names, records = evaluations.names(session, listed), evaluations.records_of(session, listed)
+    names, warnings = subjects.names(session, listed), subjects.warnings(session, listed)
     job_ids = [evaluation.job_id for evaluation in listed]
     jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(job_ids)))}
     return [
@@ -112,7 +114,7 @@ def evaluation_objects(session: Session, listed: Sequence[Evaluation]) -> list[d
             "suite": evaluation.suite,
             "suite_digest": evaluation.suite_digest,
             "results": evaluation.results,
-            "warnings": evaluations.warnings(evaluation, records.get(evaluation.id)),
+            "warnings": warnings[evaluation.id],
         }
         for evaluation in listed
         for job in [jobs[evaluation.job_id]]

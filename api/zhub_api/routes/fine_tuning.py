@@ -12,7 +12,7 @@ from zhub import states
 from zhub.admission import limits
 from zhub.database.sessions import tenant_session
 from zhub.errors import NotFoundError
-from zhub.evaluation import promotions
+from zhub.evaluation import promotion_lists
 from zhub.ids import parse_id, public_id
 from zhub.kinds import redrive, table
 from zhub.models import Checkpoint, Job, QueuePlace
@@ -232,7 +232,7 @@ def job_objects(session: Session, listed: Sequence[Job]) -> list[dict[str, Any]]
     models = versions.job_model_names(session, listed)
     ids = [job.id for job in listed]
     needs = dependencies.of(session, ids)
-    gates = promotions.of_trainings(session, ids)
+    gates = promotion_lists.of_trainings(session, ids)
     results = job_lists.results_of(session, listed)
     return [
         {

@@ -1,4 +1,4 @@
-"""``/v1/promotions``: versions of experts that get an alias if they pass a gate."""
+"""``/v1/promotions``: versions of experts and releases that get an alias if they pass a gate."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -9,11 +9,10 @@ from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.database.sessions import tenant_session
-from zhub.evaluation import gates, promotions
+from zhub.evaluation import gates, promotion_lists, promotions
 from zhub.ids import parse_id, public_id
 from zhub.models import Job, Promotion
 from zhub.process.wakeup import SCHEDULER
-from zhub.registry import versions
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
 
@@ -39,7 +38,7 @@ def list_promotions(
     caller.require("jobs:read")
     last = parse_id("promotion", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
-        newest, has_more = promotions.list_promotions(session, caller.project_id, after=last, limit=limit)
+        newest, has_more = promotion_lists.list_promotions(session, caller.project_id, after=last, limit=limit)
         return page(promotion_objects(session, newest), has_more=has_more)
 
 
@@ -48,7 +47,7 @@ def retrieve_promotion(caller: CallerDep, context: ContextDep, promotion_id: str
     """One promotion: its status, and the reasons for its gate's decision."""
     caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        promotion = promotions.get(session, caller.project_id, parse_id("promotion", promotion_id))
+        promotion = promotion_lists.get(session, caller.project_id, parse_id("promotion", promotion_id))
         return promotion_objects(session, [promotion])[0]
 
 
@@ -57,7 +56,7 @@ def cancel_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) 
     """Cancel a promotion: the alias does not move. Evaluations that have begun go on."""
     caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        promotion = promotions.get(session, caller.project_id, parse_id("promotion", promotion_id))
+        promotion = promotion_lists.get(session, caller.project_id, parse_id("promotion", promotion_id))
         promotions.cancel(session, promotion)
         answer = promotion_objects(session, [promotion])[0]
     context.wakeup.notify(SCHEDULER)
@@ -65,8 +64,7 @@ def cancel_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) 
 
 
 def promotion_objects(session: Session, listed: Sequence[Promotion]) -> list[dict[str, Any]]:
-    ids = [promotion.version_id for promotion in listed if promotion.version_id is not None]
-    records = versions.by_id(session, ids)
+    names = promotion_lists.model_names(session, listed)
     jobs = {
         job.id: job
         for job in session.scalars(select(Job).where(Job.id.in_([promotion.job_id for promotion in listed])))
@@ -79,7 +77,7 @@ def promotion_objects(session: Session, listed: Sequence[Promotion]) -> list[dic
             "finished_at": int(job.finished_at.timestamp()) if job.finished_at else None,
             "status": states.CANCELLED if job.desired == "cancel" else job.state,
             "error": job.error,
-            "model": records[promotion.version_id].name if promotion.version_id is not None else None,
+            "model": names.get(promotion.id),
             "training_job": public_id("fine-tuning job", promotion.training_job_id)
             if promotion.training_job_id
             else None,

@@ -23,7 +23,7 @@ app = typer.Typer(
 
 @app.command()
 def create(
-    model: Annotated[str, typer.Argument(help="An expert version or a base model.")],
+    model: Annotated[str, typer.Argument(help="A version of an expert or of a release, or a base model.")],
     dataset: Annotated[str, typer.Argument(help="A data file to upload, or the id of an uploaded one (file-…).")],
     grader: GraderOption = None,
     compare_with: Annotated[
@@ -66,7 +66,8 @@ def create(
 def ls(
     status: JobStatusOption = None,
     model: Annotated[
-        str | None, typer.Option(help="Only those of this version, of all versions of this expert, or of this base.")
+        str | None,
+        typer.Option(help="Only those of this version, of all versions of this expert or release, or of a base."),
     ] = None,
     search: SearchOption = None,
     since: SinceOption = None,

@@ -16,7 +16,7 @@ app = typer.Typer(help="Promotions: a version gets an alias if it passes its gat
 
 @app.command()
 def create(
-    model: Annotated[str, typer.Argument(help="An expert version (project.expert@v1).")],
+    model: Annotated[str, typer.Argument(help="A version of an expert or of a release (project.name@v1).")],
     dataset: Annotated[str, typer.Argument(help="What to measure on: a data file, or the id of one (file-…).")],
     grader: GraderOption = None,
     alias: Annotated[str, typer.Option(help="The alias that the version gets if it passes.")] = "prod",

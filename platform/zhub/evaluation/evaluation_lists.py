@@ -8,9 +8,11 @@ from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from zhub.database.pages import Page, created_since, read_page
-from zhub.models import BaseModel, Evaluation, ExpertVersion, Job
+from zhub.evaluation import subjects
+from zhub.models import BaseModel, Evaluation, ExpertVersion, Job, ReleaseVersion
 from zhub.queue.statuses import has_status
-from zhub.registry import base_models, versions
+from zhub.registry import base_models, releases, versions
+from zhub.registry.versions import VersionRecord
 from zhub.tenancy.keys import Caller
 
 
@@ -21,7 +23,8 @@ class EvaluationFilter:
     status: Sequence[str] = ()
     """Any one of these."""
     model: str | None = None
-    """``<project>.<expert>@v<number>`` or ``@<alias>``; ``<project>.<expert>``: all its versions; or a base's name."""
+    """``<project>.<name>@v<number>`` or ``@<alias>``; ``<project>.<name>``: all versions of an expert or release; or a
+    base's name."""
     since: datetime | None = None
     search: str | None = None
     """A text in the name of its file, its grader or its base; letters of both cases are equal."""
@@ -47,12 +50,17 @@ def list_evaluations(
 
 def _measures(session: Session, caller: Caller, model: str) -> ColumnElement[bool]:
     if "@" in model:
-        return Evaluation.version_id == versions.get_version(session, caller.project_id, model).version.id
+        record = subjects.find_version(session, caller.project_id, model)
+        measured = Evaluation.version_id if isinstance(record, VersionRecord) else Evaluation.release_version_id
+        return measured == record.version.id
     if model.startswith(f"{caller.project}."):
+        if (release := releases.named_release(session, caller, model)) is not None:
+            of_release = select(ReleaseVersion.id).where(ReleaseVersion.release_id == release.id)
+            return Evaluation.release_version_id.in_(of_release)
         expert = versions.get_expert(session, caller, model)
         return Evaluation.version_id.in_(select(ExpertVersion.id).where(ExpertVersion.expert_id == expert.id))
     base = base_models.get(session, caller.org_id, model)
-    return (Evaluation.base_model_id == base.id) & Evaluation.version_id.is_(None)
+    return (Evaluation.base_model_id == base.id) & subjects.measures_base()
 
 
 def _mentions(words: str) -> ColumnElement[bool]:

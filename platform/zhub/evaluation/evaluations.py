@@ -1,4 +1,4 @@
-"""Evaluations: a base or an expert version measured on a suite, once, and compared on the same rows with the others.
+"""Evaluations: a model measured on a suite, once, and compared on the same rows with the others.
 
 A suite is a dataset file with a grader and the settings of sampling; its digest names it. The same subject on the
 same suite is never run twice in a project: a second request gets the first evaluation, unless its job failed.
@@ -7,8 +7,7 @@ Functions take a Session and never commit.
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel as Schema
@@ -21,17 +20,19 @@ from zhub.admission import limits
 from zhub.datasets import files
 from zhub.datasets.validated import distinct_rows, require_validated
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
+from zhub.evaluation import subjects
 from zhub.evaluation.grader_requests import check_grader
 from zhub.evaluation.statistics import accuracy
+from zhub.evaluation.subjects import Subject, measures_base
 from zhub.graders import Grader, GraderJson
 from zhub.graders.types import STORED
 from zhub.ids import public_id
 from zhub.manifest import Z_FILE, Manifest, canonical_json
-from zhub.models import BaseModel, DatasetVersion, Evaluation, ExpertVersion, Job
+from zhub.models import DatasetVersion, Evaluation, Job
 from zhub.queue import job_events, jobs
 from zhub.queue.attempts import Succeeded
-from zhub.registry import base_models, versions
-from zhub.registry.resolve import resolve
+from zhub.registry import base_models
+from zhub.registry.versions import VersionRecord
 from zhub.specs import BaseModelSource, EvaluatedZ, EvaluateSpec
 from zhub.storage.keys import job_prefix
 from zhub.tenancy.keys import Caller
@@ -69,16 +70,6 @@ class EvaluationReport(Schema):
     rows_key: str
 
 
-@dataclass(frozen=True)
-class _Subject:
-    base: BaseModel
-    record: versions.VersionRecord | None
-
-    @property
-    def version_id(self) -> uuid.UUID | None:
-        return self.record.version.id if self.record else None
-
-
 def create(session: Session, caller: Caller, request: EvaluationRequest, grader: Grader) -> list[Evaluation]:
     """The evaluations of ``model``, of its base and of ``compare_with``, in this order; the missing ones are enqueued.
 
@@ -106,10 +97,10 @@ def check_suite(session: Session, caller: Caller, file_id: str, grader: Grader, 
 def measure(session: Session, caller: Caller, request: EvaluationRequest, grader: Grader) -> list[Evaluation]:
     """Do what ``create`` does, without its checks of the organisation's queue and of the cluster's agents."""
     file = _file(session, caller, request.file, "file")
-    named = [_subject(session, caller, request.model, "model")]
-    named.append(_Subject(named[0].base, None))
-    named += [_subject(session, caller, name, f"compare_with.{i}") for i, name in enumerate(request.compare_with)]
-    versions.keep(session, [subject.record for subject in named if subject.record is not None])
+    named = [subjects.find(session, caller, request.model, "model")]
+    named.append(Subject(named[0].base))
+    named += [subjects.find(session, caller, name, f"compare_with.{i}") for i, name in enumerate(request.compare_with)]
+    subjects.keep(session, named)
     bases = [subject.base.name for subject in named]
     check_grader(session, caller.org_id, grader, param="grader", bases=bases, files=[file])
     sampled = request.k > 1
@@ -126,11 +117,10 @@ def measure(session: Session, caller: Caller, request: EvaluationRequest, grader
     digest = hashlib.sha256(canonical_json({"file": file.sha256, **settings})).hexdigest()
     # Requests for one suite take turns, so that none of its evaluations is enqueued twice.
     session.execute(select(func.pg_advisory_xact_lock(int(digest[:15], 16))))
-    made: dict[tuple[uuid.UUID, uuid.UUID | None], Evaluation] = {}
+    made: dict[str, Evaluation] = {}
     for subject in named:
-        key = subject.base.id, subject.version_id
-        if key not in made:
-            made[key] = _evaluation(session, caller, subject, file, suite, digest, request.cluster)
+        if subject.name not in made:
+            made[subject.name] = _evaluation(session, caller, subject, file, suite, digest, request.cluster)
     return list(made.values())
 
 
@@ -161,13 +151,14 @@ def check_redrive(session: Session, job: Job) -> None:
 
     Raises:
         ConflictError: it was asked for again since, and has another job.
-        NotFoundError: its version was deleted.
+        NotFoundError: the version that it measures was deleted.
     """
     evaluation = session.scalar(select(Evaluation).where(Evaluation.job_id == job.id))
     if evaluation is None:
         raise ConflictError("The evaluation was asked for again since and has another job.")
-    if evaluation.version_id is not None:
-        versions.keep(session, versions.records(session, ExpertVersion.id == evaluation.version_id))
+    record = subjects.records(session, [evaluation]).get(evaluation.id)
+    if record is not None:
+        subjects.keep_record(session, record)
 
 
 def get(session: Session, project_id: uuid.UUID, evaluation_id: uuid.UUID) -> Evaluation:
@@ -188,27 +179,16 @@ def others(session: Session, evaluation: Evaluation) -> list[Evaluation]:
                 Evaluation.suite_digest == evaluation.suite_digest,
                 Evaluation.id != evaluation.id,
             )
-            .order_by(Evaluation.version_id.is_not(None), Evaluation.id.desc())
+            .order_by(~measures_base(), Evaluation.id.desc())
             .limit(MAX_COMPARED)
         )
     )
 
 
-def warnings(evaluation: Evaluation, record: versions.VersionRecord | None) -> list[str]:
-    """Reasons why an evaluation's figures may mislead."""
-    sha256 = evaluation.suite["file"]["sha256"]
-    if record is None or sha256 not in (
-        record.version.manifest["dataset_digest"],
-        record.version.manifest["validation_digest"],
-    ):
-        return []
-    return [f"{record.name} was trained on this file: its figures flatter it. Measure it on rows that it never saw."]
-
-
 def _evaluation(
     session: Session,
     caller: Caller,
-    subject: _Subject,
+    subject: Subject,
     file: DatasetVersion,
     suite: dict[str, Any],
     digest: str,
@@ -222,6 +202,7 @@ def _evaluation(
             Evaluation.project_id == caller.project_id,
             Evaluation.base_model_id == subject.base.id,
             Evaluation.version_id.is_not_distinct_from(subject.version_id),
+            Evaluation.release_version_id.is_not_distinct_from(subject.release_version_id),
             Evaluation.suite_digest == digest,
         )
     ).one_or_none()
@@ -233,8 +214,7 @@ def _evaluation(
         return earlier
     job = _job(caller, subject, file, suite)
     job.cluster = cluster or limits.DEFAULT_CLUSTER
-    name = subject.record.name if subject.record else subject.base.name
-    jobs.enqueue(session, job, f"Evaluation of {name} on {file.filename} enqueued.")
+    jobs.enqueue(session, job, f"Evaluation of {subject.name} on {file.filename} enqueued.")
     if earlier is not None:
         session.execute(update(Evaluation).where(Evaluation.id == earlier.id).values(job_id=job.id))
         session.refresh(earlier)
@@ -245,6 +225,7 @@ def _evaluation(
         job_id=job.id,
         base_model_id=subject.base.id,
         version_id=subject.version_id,
+        release_version_id=subject.release_version_id,
         suite_digest=digest,
         suite=suite,
     )
@@ -266,9 +247,9 @@ def _move(session: Session, job_id: uuid.UUID, cluster: str) -> None:
         job_events.add(session, org_id, job_id, f"It was asked for on cluster '{cluster}', and waits there now.")
 
 
-def _job(caller: Caller, subject: _Subject, file: DatasetVersion, suite: dict[str, Any]) -> Job:
+def _job(caller: Caller, subject: Subject, file: DatasetVersion, suite: dict[str, Any]) -> Job:
     z = None
-    if subject.record is not None:
+    if isinstance(subject.record, VersionRecord):
         manifest = Manifest.model_validate(subject.record.version.manifest)
         z = EvaluatedZ(
             key=f"{subject.record.version.key_prefix}/{Z_FILE}",
@@ -282,6 +263,7 @@ def _job(caller: Caller, subject: _Subject, file: DatasetVersion, suite: dict[st
             "base": BaseModelSource.model_validate(subject.base.source),
             "basis": base_models.require_ready(subject.base),
             "z": z,
+            "release": subject.release,
             "file": files.stored_file(file),
         },
         context=STORED,
@@ -296,18 +278,6 @@ def _job(caller: Caller, subject: _Subject, file: DatasetVersion, suite: dict[st
     )
 
 
-def _subject(session: Session, caller: Caller, name: str, param: str) -> _Subject:
-    resolved = resolve(session, caller, name, [])
-    base_models.require_ready(resolved.base)
-    record = resolved.experts[0].record if resolved.experts else None
-    is_router = resolved.candidates is not None or resolved.release is not None
-    if is_router or isinstance(record, versions.CheckpointRecord):
-        raise InvalidRequestError(
-            f"{param}: '{name}' is no expert version and no base model; only these are evaluated.", param=param
-        )
-    return _Subject(resolved.base, record)
-
-
 def _file(session: Session, caller: Caller, file_id: str, param: str) -> DatasetVersion:
     version = require_validated(session, caller.project_id, file_id, param=param)
     if (rows := distinct_rows(version)) > MAX_EVALUATED_ROWS:
@@ -318,21 +288,3 @@ def _file(session: Session, caller: Caller, file_id: str, param: str) -> Dataset
             code="dataset_too_large",
         )
     return version
-
-
-def names(session: Session, listed: Sequence[Evaluation]) -> dict[uuid.UUID, str]:
-    """The model that each of these evaluations measured."""
-    records = records_of(session, listed)
-    ids = {evaluation.base_model_id for evaluation in listed}
-    bases = dict(session.execute(select(BaseModel.id, BaseModel.name).where(BaseModel.id.in_(ids))).all())
-    return {
-        evaluation.id: records[evaluation.id].name if evaluation.id in records else bases[evaluation.base_model_id]
-        for evaluation in listed
-    }
-
-
-def records_of(session: Session, listed: Sequence[Evaluation]) -> dict[uuid.UUID, versions.VersionRecord]:
-    """The version behind each of these evaluations, for those that have one."""
-    ids = [evaluation.version_id for evaluation in listed if evaluation.version_id is not None]
-    records = versions.by_id(session, ids)
-    return {evaluation.id: records[evaluation.version_id] for evaluation in listed if evaluation.version_id is not None}

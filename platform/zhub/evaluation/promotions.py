@@ -1,4 +1,4 @@
-"""Promotions: a version gets an alias such as ``@prod`` if it passes its gate, and only then.
+"""Promotions: a version of an expert or release gets an alias such as ``@prod`` if it passes its gate, and only then.
 
 A promotion is a job of the kind ``gate``. It waits for a training, if it was requested with one, has the version and
 the one that the alias points to measured on the gate's suites, waits for these evaluations, and decides. No worker is
@@ -20,18 +20,20 @@ from sqlalchemy.orm import Session, aliased
 
 from zhub import states
 from zhub.admission import limits
-from zhub.errors import ConflictError, NotFoundError, ZhubError
-from zhub.evaluation import evaluations, gates
+from zhub.errors import ConflictError, ZhubError
+from zhub.evaluation import evaluations, gates, subjects
 from zhub.evaluation.evaluations import EvaluationRequest
 from zhub.evaluation.gates import Finding, Gate, MeasuredSuite, Suite
+from zhub.evaluation.subjects import Record
 from zhub.graders import Grader
 from zhub.graders.parsing import stored_grader
 from zhub.ids import public_id
 from zhub.models import BaseModel, Evaluation, Job, JobDependency, Project, Promotion
 from zhub.queue import dependencies, job_events, jobs
 from zhub.queue.desired import request_cancel
-from zhub.registry import aliases, versions
+from zhub.registry import aliases, releases, versions
 from zhub.registry.publish import published
+from zhub.registry.releases import ReleaseRecord
 from zhub.registry.versions import VersionRecord
 from zhub.tenancy.keys import Caller
 
@@ -52,8 +54,8 @@ class Measured:
 
     job: Job
     gate: Gate
-    record: VersionRecord
-    current: VersionRecord | None
+    record: Record
+    current: Record | None
     suites: Sequence[MeasuredSuite]
 
 
@@ -64,12 +66,12 @@ def create(session: Session, caller: Caller, request: PromotionRequest, graders:
         InvalidRequestError, NotFoundError, NotReadyError: the version, a file or a grader is not usable.
         QuotaExceededError: the organisation's queue is full.
     """
-    record = versions.get_version(session, caller.project_id, request.model)
-    versions.keep(session, [record])
-    aliases.check_promotable(record)
+    record = subjects.find_version(session, caller.project_id, request.model)
+    subjects.keep_record(session, record)
+    _check_promotable(record)
     gate = Gate.model_validate(request.model_dump(exclude={"model"}))
     _check(session, caller, gate, graders, base=record.base.name)
-    return _add(session, caller, gate, version_id=record.version.id)
+    return _add(session, caller, gate, record=record)
 
 
 def create_for_training(
@@ -90,33 +92,6 @@ def check_gate_of_training(
 ) -> None:
     """Refuse the gate of a training on this base where ``create_for_training`` would; write nothing."""
     _check(session, caller, gate, graders, base=base.name, within="promotion.")
-
-
-def get(session: Session, project_id: uuid.UUID, promotion_id: uuid.UUID) -> Promotion:
-    """The promotion with this id in the project. Raises NotFoundError."""
-    promotion = session.get(Promotion, promotion_id)
-    if promotion is None or promotion.project_id != project_id:
-        raise NotFoundError("promotion", public_id("promotion", promotion_id))
-    return promotion
-
-
-def list_promotions(
-    session: Session, project_id: uuid.UUID, *, after: uuid.UUID | None, limit: int
-) -> tuple[list[Promotion], bool]:
-    """The project's promotions, newest first, and whether more follow."""
-    statement = select(Promotion).where(Promotion.project_id == project_id)
-    if after is not None:
-        statement = statement.where(Promotion.id < after)
-    newest = list(session.scalars(statement.order_by(Promotion.id.desc()).limit(limit + 1)))
-    return newest[:limit], len(newest) > limit
-
-
-def of_trainings(session: Session, job_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, uuid.UUID]:
-    """The promotion that waits or has waited for each of these trainings, where there is one."""
-    rows = session.execute(
-        select(Promotion.training_job_id, Promotion.id).where(Promotion.training_job_id.in_(job_ids))
-    )
-    return {training_id: promotion_id for training_id, promotion_id in rows if training_id is not None}
 
 
 def cancel(session: Session, promotion: Promotion) -> None:
@@ -194,7 +169,7 @@ def _add(
     caller: Caller,
     gate: Gate,
     *,
-    version_id: uuid.UUID | None = None,
+    record: Record | None = None,
     training_job_id: uuid.UUID | None = None,
 ) -> Promotion:
     job = Job(org_id=caller.org_id, project_id=caller.project_id, kind="gate", spec={}, state=states.WAITING)
@@ -206,7 +181,8 @@ def _add(
         project_id=caller.project_id,
         job_id=job.id,
         training_job_id=training_job_id,
-        version_id=version_id,
+        version_id=record.version.id if isinstance(record, VersionRecord) else None,
+        release_version_id=record.version.id if isinstance(record, ReleaseRecord) else None,
         alias=gate.alias,
         gate=gate.model_dump(mode="json"),
     )
@@ -252,10 +228,9 @@ def _step(session: Session, job: Job, promotion: Promotion) -> Measured | None:
         message = "The training did not succeed, so there is nothing to promote."
         _end(session, job, states.CANCELLED, message, code="dependency_failed")
         return None
-    aliases.check_promotable(record)
+    _check_promotable(record)
     gate = Gate.model_validate(promotion.gate)
-    current_id = aliases.current(session, record.expert.id, gate.alias)
-    current = versions.by_id(session, [current_id])[current_id] if current_id else None
+    current = _current(session, record, gate.alias)
     measured = [_measure(session, job, record, current, suite, gate.cluster) for suite in gate.suites]
     evaluating = {evaluation.job_id for of_suite in measured for evaluation in of_suite}
     dependencies.add(session, job, sorted(evaluating - {needed.id for needed in needs}))
@@ -263,13 +238,30 @@ def _step(session: Session, job: Job, promotion: Promotion) -> Measured | None:
         job_events.add(session, job.org_id, job.id, f"{record.name} is being measured.")
         return None
     suites = [
-        _measured_suite(record, current, suite, of_suite) for suite, of_suite in zip(gate.suites, measured, strict=True)
+        _measured_suite(session, record, current, suite, of_suite)
+        for suite, of_suite in zip(gate.suites, measured, strict=True)
     ]
     return Measured(job, gate, record, current, suites)
 
 
-def _version(session: Session, promotion: Promotion) -> VersionRecord | None:
+def _check_promotable(record: Record) -> None:
+    if isinstance(record, VersionRecord):
+        aliases.check_promotable(record)
+
+
+def _current(session: Session, record: Record, alias: str) -> Record | None:
+    """The version that the alias points to, of what ``record`` is a version of."""
+    current_id = aliases.current(session, aliases.owner_of(record), alias)
+    if current_id is None:
+        return None
+    by_id = versions.by_id if isinstance(record, VersionRecord) else releases.by_id
+    return by_id(session, [current_id])[current_id]
+
+
+def _version(session: Session, promotion: Promotion) -> Record | None:
     """The version that is to be promoted; None where its training ended without one."""
+    if promotion.release_version_id is not None:
+        return releases.by_id(session, [promotion.release_version_id])[promotion.release_version_id]
     if promotion.version_id is None:
         version = published(session, promotion.training_job_id) if promotion.training_job_id else None
         if version is None:
@@ -282,8 +274,8 @@ def _version(session: Session, promotion: Promotion) -> VersionRecord | None:
 def _measure(
     session: Session,
     job: Job,
-    record: VersionRecord,
-    current: VersionRecord | None,
+    record: Record,
+    current: Record | None,
     suite: Suite,
     cluster: str | None,
 ) -> list[Evaluation]:
@@ -303,13 +295,13 @@ def _measure(
 
 
 def _measured_suite(
-    record: VersionRecord, current: VersionRecord | None, suite: Suite, measured: Sequence[Evaluation]
+    session: Session, record: Record, current: Record | None, suite: Suite, measured: Sequence[Evaluation]
 ) -> MeasuredSuite:
     own, *others = measured
     assert own.results is not None and own.rewards is not None
-    by_version = {evaluation.version_id: tuple(evaluation.rewards or ()) for evaluation in others}
+    by_version = {other.version_id or other.release_version_id: tuple(other.rewards or ()) for other in others}
     compared = [(record.base.name, by_version[None])]
-    warnings = evaluations.warnings(own, record)
+    warnings = subjects.warnings(session, [own])[own.id]
     if current is not None and current.version.id == record.version.id:
         warnings.append(f"The alias points to {record.name} already: it is compared with its base only.")
     elif current is not None:
@@ -329,7 +321,7 @@ def _record_decision(
 ) -> None:
     record, alias = measured.record, f"@{promotion.alias}"
     compared_with = measured.current.version.id if measured.current is not None else None
-    if aliases.current(session, record.expert.id, promotion.alias) != compared_with:
+    if aliases.current(session, aliases.owner_of(record), promotion.alias) != compared_with:
         return
     passed = all(finding.passed for finding in findings)
     if passed:

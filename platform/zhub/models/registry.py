@@ -263,7 +263,8 @@ class Checkpoint(TenantOwned, Base):
 class Evaluation(TenantOwned, Base):
     """One subject, a base or a version, measured on one suite: never twice. Its status is that of its job.
 
-    What makes two suites equal is ``suite_digest``; ``version_id`` is null where the base itself is the subject.
+    What makes two suites equal is ``suite_digest``. A version is that of an expert or of a release; where both are null
+    the base itself is the subject.
     """
 
     __tablename__ = "evaluations"
@@ -271,6 +272,7 @@ class Evaluation(TenantOwned, Base):
     job_id: Mapped[uuid.UUID]
     base_model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("base_models.id"))
     version_id: Mapped[uuid.UUID | None]
+    release_version_id: Mapped[uuid.UUID | None]
     suite_digest: Mapped[str]
     suite: Mapped[dict[str, Any]]
     results: Mapped[dict[str, Any] | None]
@@ -280,12 +282,14 @@ class Evaluation(TenantOwned, Base):
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint(
-            "project_id", "base_model_id", "version_id", "suite_digest",
+            "project_id", "base_model_id", "version_id", "release_version_id", "suite_digest",
             name="uq_evaluations_subject_suite", postgresql_nulls_not_distinct=True,
         ),
         tenant_fk("project_id", "projects"),
         tenant_fk("job_id", "jobs"),
         tenant_fk("version_id", "expert_versions"),
+        tenant_fk("release_version_id", "release_versions"),
+        CheckConstraint("num_nonnulls(version_id, release_version_id) <= 1", name="one_version"),
         Index("ix_evaluations_job", "job_id"),
         Index("ix_evaluations_project", "org_id", "project_id", "id"),
     )  # fmt: skip
@@ -294,7 +298,7 @@ class Evaluation(TenantOwned, Base):
 class Promotion(TenantOwned, Base):
     """A version that shall get an alias if it passes its gate. Its status is that of its job, of the kind ``gate``.
 
-    ``version_id`` is null until the training ``training_job_id`` has published.
+    It is of an expert, or of a release. Both are null until the training ``training_job_id`` has published.
     """
 
     __tablename__ = "promotions"
@@ -302,6 +306,7 @@ class Promotion(TenantOwned, Base):
     job_id: Mapped[uuid.UUID] = mapped_column(unique=True)
     training_job_id: Mapped[uuid.UUID | None]
     version_id: Mapped[uuid.UUID | None]
+    release_version_id: Mapped[uuid.UUID | None]
     alias: Mapped[str]
     gate: Mapped[dict[str, Any]]
     promoted: Mapped[bool | None]
@@ -313,6 +318,8 @@ class Promotion(TenantOwned, Base):
         tenant_fk("job_id", "jobs"),
         tenant_fk("training_job_id", "jobs"),
         tenant_fk("version_id", "expert_versions"),
+        tenant_fk("release_version_id", "release_versions"),
+        CheckConstraint("num_nonnulls(version_id, release_version_id) <= 1", name="one_version"),
         Index("ix_promotions_project", "org_id", "project_id", "id"),
         Index("ix_promotions_training", "training_job_id"),
     )

@@ -68,9 +68,15 @@ def get(session: Session, owner: Expert | Release, name: str, *, also_removed: b
     return alias
 
 
-def current(session: Session, expert_id: uuid.UUID, name: str) -> uuid.UUID | None:
-    """The version that an alias of an expert points to, if there is one."""
-    return session.scalar(select(Alias.version_id).where(Alias.expert_id == expert_id, Alias.name == name))
+def current(session: Session, owner: Expert | Release, name: str) -> uuid.UUID | None:
+    """The version that an alias of an expert or release points to, if there is one."""
+    alias = session.scalar(select(Alias).where(_is_of(owner), Alias.name == name))
+    return None if alias is None else alias.target_id
+
+
+def owner_of(record: VersionRecord | ReleaseRecord) -> Expert | Release:
+    """The line of versions that a version belongs to, which has the aliases."""
+    return record.expert if isinstance(record, VersionRecord) else record.release
 
 
 def move(
@@ -90,7 +96,7 @@ def move(
         ConflictError: it points to another version than expected.
         NotFoundError: the version was deleted meanwhile.
     """
-    owner, target = (to.expert, "version_id") if isinstance(to, VersionRecord) else (to.release, "release_version_id")
+    owner, target = owner_of(to), "version_id" if isinstance(to, VersionRecord) else "release_version_id"
     _keep(session, to)
     new = {"id": new_id(), "org_id": owner.org_id, "name": name, target: to.version.id}
     new |= {"expert_id" if isinstance(owner, Expert) else "release_id": owner.id}

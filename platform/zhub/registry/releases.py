@@ -12,8 +12,20 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from zhub import states
 from zhub.errors import ConflictError, NotFoundError
-from zhub.models import Alias, BaseModel, Project, Release, ReleaseExpert, ReleaseVersion
+from zhub.ids import public_id
+from zhub.models import (
+    Alias,
+    BaseModel,
+    Evaluation,
+    Job,
+    Project,
+    Promotion,
+    Release,
+    ReleaseExpert,
+    ReleaseVersion,
+)
 from zhub.registry import missing, versions
 from zhub.registry.names import ALIAS_NAME, EXPERT_NAME, PROD, VERSION_NAME
 from zhub.registry.versions import VersionRecord
@@ -93,14 +105,19 @@ def promoted(session: Session, caller: Caller, name: str, *, requester: str | No
 
 def get_release(session: Session, caller: Caller, name: str) -> Release:
     """The release that ``<project>.<release>`` names. Raises NotFoundError."""
-    match = EXPERT_NAME.fullmatch(name)
-    release = None
-    if match and match["project"] == caller.project:
-        of_project = select(Release).where(Release.project_id == caller.project_id)
-        release = session.scalar(of_project.where(Release.name == match["expert"]))
+    release = named_release(session, caller, name)
     if release is None:
         raise missing.release(session, caller, name)
     return release
+
+
+def named_release(session: Session, caller: Caller, name: str) -> Release | None:
+    """The release that ``<project>.<release>`` names, if there is one."""
+    match = EXPERT_NAME.fullmatch(name)
+    if match is None or match["project"] != caller.project:
+        return None
+    of_project = select(Release).where(Release.project_id == caller.project_id)
+    return session.scalar(of_project.where(Release.name == match["expert"]))
 
 
 def by_id(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, ReleaseRecord]:
@@ -155,7 +172,8 @@ def delete(session: Session, record: ReleaseRecord) -> None:
     """Delete a release version, which then pins nothing. Its number is never given again.
 
     Raises:
-        ConflictError: an alias points to it, or sends it a share of its requests.
+        ConflictError: an alias points to it, or sends it a share of its requests; or it is being measured, or its gate
+            decides about it.
     """
     session.refresh(record.version, with_for_update=True)
     needs = or_(Alias.release_version_id == record.version.id, Alias.canary_version_id == record.version.id)
@@ -165,8 +183,26 @@ def delete(session: Session, record: ReleaseRecord) -> None:
             f"'@{alias.name}' sends requests to {record.name}. Move it to another version (PUT "
             "/v1/releases/{release}/aliases/{alias}), or remove it (DELETE /v1/releases/{release}/aliases/{alias})."
         )
+    _refuse_measured(session, record)
     of_version = update(ReleaseVersion).where(ReleaseVersion.id == record.version.id)
     session.execute(of_version.values(deleted_at=func.now()))
+
+
+def _refuse_measured(session: Session, record: ReleaseRecord) -> None:
+    """What is measured needs the files of what the release pins until it has ended."""
+    of_gates = select(Promotion.id).join(Job, Job.id == Promotion.job_id).where(Job.state == states.WAITING)
+    gate_id = session.scalar(of_gates.where(Promotion.release_version_id == record.version.id).limit(1))
+    if gate_id is not None:
+        raise ConflictError(
+            f"The gate of {public_id('promotion', gate_id)} decides about {record.name}. Wait for it, or cancel it "
+            "(POST /v1/promotions/{promotion_id}/cancel)."
+        )
+    measuring = select(Evaluation.id).join(Job, Job.id == Evaluation.job_id).where(Job.finished_at.is_(None))
+    evaluation_id = session.scalar(measuring.where(Evaluation.release_version_id == record.version.id).limit(1))
+    if evaluation_id is not None:
+        raise ConflictError(
+            f"{public_id('evaluation', evaluation_id)} measures {record.name}. Wait until it has ended."
+        )
 
 
 def pinning(session: Session, version_ids: Sequence[uuid.UUID]) -> list[tuple[uuid.UUID, ReleaseRecord]]:

@@ -28,7 +28,7 @@ _MEASURED = """
     SELECT e.id, b.id AS base_id FROM aliases a
       JOIN evaluations e ON e.version_id = a.version_id AND e.project_id = s.project_id AND e.rewards IS NOT NULL
       JOIN evaluations b ON b.project_id = e.project_id AND b.base_model_id = e.base_model_id AND b.version_id IS NULL
-                        AND b.suite_digest = e.suite_digest AND b.rewards IS NOT NULL
+                        AND b.release_version_id IS NULL AND b.suite_digest = e.suite_digest AND b.rewards IS NOT NULL
      WHERE a.id = s.watched_alias_id AND NOT EXISTS (
            SELECT 1 FROM schedule_ticks t
             WHERE t.schedule_id = s.id AND t.key = 'regression:' || replace(e.id::text, '-', ''))

@@ -205,18 +205,3 @@ def test_releases_are_models_of_the_dialect(make: Make, client: openai.OpenAI, p
     assert made in [model.id for model in client.models.list()]
     retrieved: Any = client.models.retrieve(made).to_dict()
     assert (retrieved["id"], retrieved["kind"], retrieved["base_model"]) == (made, "release", "tiny")
-
-
-def test_a_release_is_not_evaluated_as_if_it_were_one_of_its_experts(
-    make: Make, ask: Ask, publish_version: Publish, suite_file: str
-) -> None:
-    made = make(publish_version("a"), publish_version("b"), strategy="mixture")["id"]
-    grader = {
-        "type": "string_check",
-        "name": "g",
-        "input": "{{sample.output_text}}",
-        "reference": "1",
-        "operation": "eq",
-    }
-    body = {"model": made, "file": suite_file, "grader": grader}
-    refused_with(400, "no expert version and no base model", ask, "post", "/evaluations", body)

@@ -83,3 +83,18 @@ def test_a_schedule_whose_evaluations_cannot_be_compared_is_paused_and_says_so(
     found = ask("get", f"/schedules/sched-{watched.schedule_id.hex}")
     assert "failed to compare" in found["paused_because"]
     assert not follow_regressions(system_engine)
+
+
+def test_a_release_on_the_same_rows_is_not_taken_for_the_base(
+    ask: Ask, schedule: Ask, publish_version: Ask, suite_file: str, system_engine: Engine, store: DirectoryStore
+) -> None:
+    name = publish_version()
+    release = {"name": "support", "strategy": "mixture", "experts": [{"model": name}]}
+    ask("put", "/experts/main.summer/aliases/prod", {"version": name})
+    schedule(cron=None, on_regression="main.summer@prod")
+    for model in (name, ask("post", "/releases", release)["id"]):
+        ask("post", "/evaluations", {"model": model, "file": suite_file, "grader": GRADER})
+    run(system_engine, store, lambda spec: right_in(20 if spec.release is None else 40))
+    while follow_regressions(system_engine):
+        pass
+    assert outcomes(system_engine) == ["no_regression"]

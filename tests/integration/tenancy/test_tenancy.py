@@ -245,6 +245,8 @@ def test_a_row_cannot_point_at_another_tenants_row(
         row |= {"expert_id": None, "version_id": None, "canary_share": 0.5}
         row |= {"release_id": str(filled.spare[ours, "releases"])}
         row |= dict.fromkeys(("release_version_id", "canary_version_id"), str(filled.spare[ours, "release_versions"]))
+    if table == "evaluations" and column == "release_version_id":
+        row |= {"version_id": None}
     with system_session(filled.system) as session:
         insert_row(session, table, row | {column: str(filled.spare[ours, target])})
         session.rollback()

@@ -14,7 +14,7 @@ from zhub.graders import Grader, StringCheckGrader
 from zhub.specs import BaseModelSource, BasisReference, EvaluateSpec, StoredFile
 from zhub_workers.compute.group import ComputeGroup, Member
 from zhub_workers.evaluation import evaluate
-from zhub_workers.evaluation.evaluate import run_evaluation
+from zhub_workers.evaluation.evaluate import following, run_evaluation
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapters import SvfAdapter
 from zhub_workers.model.base_model import render_prompt
@@ -68,8 +68,9 @@ SAMPLED = spec_of(k=2, n=4, temperature=1.0, seed=3)
 
 
 def run(member: Member, rows_path: Path, spec: EvaluateSpec, values: Any = None) -> dict[str, Any]:
+    answering = following(member, values, spec.max_new_tokens)
     return run_evaluation(
-        spec, member, values, Grading(GRADER), rows_path, rows_path.parent, on_event=lambda *_event: None
+        spec, member, answering, Grading(GRADER), rows_path, rows_path.parent, on_event=lambda *_event: None
     )
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from served_engines import Served, text_of, until_end
 
+from zhub.answering import ExpertReference
 from zhub.errors import UnavailableError
-from zhub.generation import Ended, ExpertReference, Failed, Line, Started, Text
+from zhub.generation import Ended, Failed, Line, Started, Text
 from zhub.specs import BaseModelSource
 from zhub_workers.serving import engine as engine_module
 from zhub_workers.serving.engine import Engine

@@ -8,7 +8,8 @@ import pytest
 import torch
 from served_engines import Served, text_of
 
-from zhub.generation import Ended, ExpertReference, Started
+from zhub.answering import ExpertReference
+from zhub.generation import Ended, Started
 from zhub.specs import AdapterKind, SupervisedHyperparameters
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import Adapter, adapter_settings, make_adapter

@@ -8,8 +8,9 @@ import pytest
 import torch
 from served_engines import Served, text_of
 
+from zhub.answering import ExpertReference
 from zhub.errors import InvalidRequestError
-from zhub.generation import Ended, ExpertReference, Failed, GenerationRequest, Line
+from zhub.generation import Ended, Failed, GenerationRequest, Line
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import render_prompt
 from zhub_workers.model.reading import tried

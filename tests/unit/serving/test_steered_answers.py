@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from served_engines import Served, text_of
 
-from zhub.generation import ExpertReference, Failed, Started
+from zhub.answering import ExpertReference
+from zhub.generation import Failed, Started
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from served_engines import Served
 
-from zhub.generation import ExpertReference, GenerationRequest, Started
+from zhub.answering import ExpertReference
+from zhub.generation import GenerationRequest, Started
 from zhub_workers.serving import strategies
 from zhub_workers.serving.strategies import OTHER, classification_messages
 

@@ -3,7 +3,8 @@
 from collections import OrderedDict
 from pathlib import Path
 
-from zhub.generation import ExpertReference, GenerationRequest
+from zhub.answering import ExpertReference
+from zhub.generation import GenerationRequest
 from zhub.storage.object_store import ObjectStore, fetch
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.artifact import read_routing

@@ -9,8 +9,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from zhub_workers.compute.group import ComputeGroup, Member, Stopped, compute_st
 from zhub_workers.compute.requests import Generate
 from zhub_workers.compute.sharded import ShardedMember
 from zhub_workers.compute.sizes import sizes_of
-from zhub_workers.evaluation.evaluate import ROWS_FILE, run_evaluation
+from zhub_workers.evaluation.evaluate import ROWS_FILE, following, run_evaluation
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import adapter_of, make_adapter
@@ -46,6 +47,7 @@ from zhub_workers.model.model_cache import WEIGHTS_SUFFIX, ModelCache, base_dire
 from zhub_workers.model.trial import try_base
 from zhub_workers.model.weight_files import device_memory_bytes
 from zhub_workers.model.weights import open_base
+from zhub_workers.serving.experts import Experts
 from zhub_workers.training.forgetting import KeptAnswers
 from zhub_workers.training.metric_sinks import Run, sending_metrics
 from zhub_workers.training.spans import traced_steps
@@ -56,6 +58,7 @@ from zhub_workers.worker.checkpoints import Checkpoints
 from zhub_workers.worker.imports import run_import
 from zhub_workers.worker.published_files import write_version
 from zhub_workers.worker.ray_shards import RayShards
+from zhub_workers.worker.release_answers import ReleaseAnswers
 from zhub_workers.worker.room import check_disk, check_memory, told_basis, told_unreached
 
 PROGRESS_EVENTS = 200  # of one decomposition, at most
@@ -295,10 +298,20 @@ class TorchRunner:
             tempfile.TemporaryDirectory(dir=attempt.cache_dir) as directory,
             self._streams[0].join(adapter, context.should_stop) as member,
             _grading(spec.grader, member, spec.base.name, context) as grading,
+            ExitStack() as held,
         ):
+            if spec.release is None:
+                answering = following(member, values, spec.max_new_tokens)
+            else:
+                threads = held.enter_context(sharing_cores(f"{os.getpid()}-release"))
+                experts = Experts(store, attempt.cache_dir)
+                view = model.weight_sharing_view()
+                answering = ReleaseAnswers(view, spec.release, spec, experts, partial(_before_step, context, threads))
             try:
                 with tracing.span("evaluate"):
-                    result = run_evaluation(spec, member, values, grading, rows, Path(directory), on_event=context.emit)
+                    result = run_evaluation(
+                        spec, member, answering, grading, rows, Path(directory), on_event=context.emit
+                    )
             except Stopped:
                 raise AttemptStoppedError from None
             key = f"{attempt.key_prefix}/{ROWS_FILE}"
@@ -329,6 +342,12 @@ def _grading(grader: Grader | None, member: Member, base_name: str, context: Att
         return
     with Sandbox() if needs_sandbox(grader) else nullcontext() as sandbox:
         yield Grading(grader, GradingTools(sandbox=sandbox, judge=judge, note=context.note))
+
+
+def _before_step(context: AttemptContext, threads: Callable[[], int]) -> None:
+    if context.should_stop():
+        raise Stopped
+    torch.set_num_threads(threads())
 
 
 def _run(attempt: Attempt, spec: TrainSpec, resumed: TrainState | None) -> Run:

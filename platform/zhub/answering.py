@@ -1,0 +1,54 @@
+"""Who answers: experts and their weights, or what chooses among them. As serving and workers get it, by digest."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Router = Literal["centroid", "prompt"]
+"""What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for."""
+
+
+class ExpertReference(BaseModel):
+    """An expert version as serving needs it: by digest, so that it needs no database.
+
+    ``description`` is what the router ``prompt`` goes by, empty where nothing is to be chosen.
+
+    ``layers``: the numbers of the blocks that it changes, ascending; None for all of them.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    digest: str
+    z_key: str
+    z_sha256: str
+    routing_key: str
+    routing_sha256: str
+    weight: float = 1.0
+    description: str = ""
+    layers: list[int] | None = None
+
+    @property
+    def steering(self) -> tuple[str, float, tuple[int, ...] | None]:
+        """What of it is followed: rows whose experts have the same steering in the same order read the same model."""
+        return self.z_sha256, self.weight, None if self.layers is None else tuple(self.layers)
+
+    @property
+    def is_whole(self) -> bool:
+        """It is followed as it was trained."""
+        return self.weight == 1 and self.layers is None
+
+
+class Answering(BaseModel):
+    """Who answers: ``experts``, each with its weight, none of them the base; or one of ``candidates``.
+
+    ``candidates`` is None unless ``router`` shall choose among them, by centroid where it is None; ``experts`` then is
+    empty. ``others`` are the project's experts that may not answer: a prompt that is theirs is not a candidate's.
+    ``release`` names the release version that all of this comes from.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    experts: list[ExpertReference] = []
+    candidates: list[ExpertReference] | None = None
+    others: list[ExpertReference] = []
+    router: Router | None = None
+    release: str | None = None

@@ -1,0 +1,51 @@
+"""What serving and workers get of the versions that answer: digests and keys, so that they need no database."""
+
+from zhub.answering import Answering, ExpertReference
+from zhub.manifest import ROUTING_FILE, Z_FILE, Manifest
+from zhub.registry.resolve import ResolvedModel, WeightedVersion
+from zhub.registry.versions import CheckpointRecord, VersionRecord
+
+
+def answering(resolved: ResolvedModel) -> Answering:
+    """Who answers, of what a model's name has been resolved to."""
+    candidates = resolved.candidates
+    return Answering(
+        experts=[_part(part) for part in resolved.experts],
+        candidates=None if candidates is None else [_part(part) for part in candidates],
+        others=[_reference(record, 1.0) for record in resolved.others],
+        router=resolved.router,
+        release=resolved.release.name if resolved.release else None,
+    )
+
+
+def _part(part: WeightedVersion) -> ExpertReference:
+    layers = None if part.layers is None else list(part.layers)
+    more = {"layers": layers, "description": part.description}
+    return _reference(part.record, part.weight).model_copy(update=more)
+
+
+def _reference(record: VersionRecord | CheckpointRecord, weight: float) -> ExpertReference:
+    if isinstance(record, CheckpointRecord):
+        checkpoint = record.checkpoint
+        return ExpertReference(
+            name=record.name,
+            digest=checkpoint.digest,
+            z_key=f"{checkpoint.key_prefix}/{checkpoint.z['name']}",
+            z_sha256=checkpoint.z["sha256"],
+            # Never read: only what may be routed to has prompts of its own, and a checkpoint may not.
+            routing_key="",
+            routing_sha256="",
+            weight=weight,
+        )
+    version = record.version
+    manifest = Manifest.model_validate(version.manifest)
+    return ExpertReference(
+        name=record.name,
+        digest=version.digest,
+        z_key=f"{version.key_prefix}/{Z_FILE}",
+        z_sha256=manifest.file(Z_FILE).sha256,
+        # Never read where there is none: such a version is no candidate.
+        routing_key=f"{version.key_prefix}/{ROUTING_FILE}" if manifest.routing else "",
+        routing_sha256=manifest.routing.sha256 if manifest.routing else "",
+        weight=weight,
+    )
