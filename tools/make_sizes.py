@@ -10,7 +10,16 @@ from zhub_workers.compute.sizes import ROW_TOKENS, sizes_of
 from zhub_workers.model.base_model import model_of_config
 
 ROOT = Path(__file__).parents[1]
-SHAPES = ("Qwen2.5-0.5B", "Llama-3-8B", "Llama-3-70B", "Mixtral-8x7B", "GPT-OSS-20B")  # tools/model_shapes/*.json
+# Of tools/model_shapes/*.json, some with the rank of their basis.
+SHAPES: tuple[tuple[str, int | None], ...] = (
+    ("Qwen2.5-0.5B", None),
+    ("Llama-3-8B", None),
+    ("Llama-3-8B", 512),
+    ("Llama-3-70B", None),
+    ("Llama-3-70B", 512),
+    ("Mixtral-8x7B", None),
+    ("GPT-OSS-20B", None),
+)
 
 INTRODUCTION = f"""\
 # Sizes
@@ -22,6 +31,10 @@ model, before it is added:
 ```sh
 zhub base-models size my-model/config.json
 ```
+
+Of a base that is too large for all of its singular directions, experts move the leading ones (`zhub base-models add
+--rank 512`, [0042](decisions/0042-leading-directions.md)): a basis, and what it takes beside the weights, shrinks with
+the rank.
 
 - **Disk**: the files of the weights, and the basis: U, s and V of every matrix that experts adapt, in float32. A worker
   keeps both in its cache, and the store has them too: on one machine that is twice.
@@ -45,7 +58,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "sizes.md")
     output: Path = parser.parse_args().output
-    output.write_text(page({name: sizes_of(*model_of_config(config_of(name))) for name in SHAPES}))
+    output.write_text(page(counted()))
+
+
+def counted() -> dict[str, ModelSizes]:
+    """The sizes of SHAPES, by what the page calls them."""
+    return {
+        name if rank is None else f"{name}, rank {rank}": sizes_of(*model_of_config(config_of(name)), rank=rank)
+        for name, rank in SHAPES
+    }
 
 
 def config_of(name: str) -> Path:

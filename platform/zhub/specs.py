@@ -238,11 +238,15 @@ class CountTokensSpec(BaseModel):
 
 
 class DecomposeSpec(BaseModel):
-    """Load a base model, refuse what cannot be adapted, and store its basis."""
+    """Load a base model, refuse what cannot be adapted, and store its basis.
+
+    ``rank``: of how many leading singular directions of each matrix; None: of all.
+    """
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["decompose"] = "decompose"
     base: BaseModelSource
+    rank: int | None = None
 
 
 class StartingPoint(BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel as Schema
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
@@ -103,6 +103,9 @@ class BaseModelRequest(Schema):
     hub_revision: str | None = None
     cluster: str = limits.DEFAULT_CLUSTER
     """Which workers decompose it, by the name of their agent's cluster."""
+    rank: Annotated[int, Field(strict=True, ge=8, le=65_536, multiple_of=8)] | None = None
+    """Of how many leading singular directions of each matrix its basis shall be, a multiple of 8, for a base that is
+    too large for all of them; null: of all. The base answers as it is, and experts move it along these directions."""
 
 
 @router.post("/base_models")
@@ -229,6 +232,7 @@ def base_model_object(base: BaseModel) -> dict[str, Any]:
         "is_default": base.is_default,
         "private": base.private,
         "cluster": base.cluster,
+        "rank": base.rank,
         "files": [file["name"] for file in base.source["files"]],
         "hub_id": base.source["hub_id"],
         "hub_revision": base.source["hub_revision"],

@@ -20,6 +20,16 @@ from zhub.registry.model_sizes import GPUS, HOSTS, least
 app = typer.Typer(help="Base models: frozen weights that experts adapt.", no_args_is_help=True)
 
 
+RankOption = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        help="How many leading singular directions of each matrix experts move, where a base is too large for all.",
+        show_default="all",
+    ),
+]
+
+
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="Its name in requests.")],
@@ -43,6 +53,7 @@ def add(
             show_default="for everybody where the key may",
         ),
     ] = None,
+    rank: RankOption = None,
     wait: Annotated[bool, typer.Option(help="Wait until it is decomposed.")] = True,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -57,10 +68,12 @@ def add(
     with connect(data_dir) as client, tempfile.TemporaryDirectory(prefix="zhub-model-") as directory:
         if hub is not None:
             hub_id, _, revision = hub.partition("@")
-            base = client.base_models.add_hub(name, hub_id, revision, cluster=cluster, private=private)
+            base = client.base_models.add_hub(name, hub_id, revision, cluster=cluster, private=private, rank=rank)
         else:
             model = path or _from_gguf(name, gguf, Path(directory))
-            base = _add_directory(client, name, model, chat_template, cluster, private)
+            base = _add_directory(
+                client, name, model, chat_template=chat_template, cluster=cluster, private=private, rank=rank
+            )
         if wait:
             with stderr().status(f"{name}: {base.status}") as spinner:
                 base = client.base_models.wait_ready(name, progress=lambda b: spinner.update(f"{name}: {b.status}"))
@@ -97,11 +110,12 @@ def show(name: str, data_dir: DataDirOption = None, as_json: JsonOption = False)
 @app.command("size")
 def size_(
     path: Annotated[Path, typer.Argument(metavar="CONFIG_JSON_OR_DIR", help="A config.json, or a directory with one.")],
+    rank: RankOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tell what a model takes on disk and in memory, and the least machine for it, from its config.json alone."""
     with stderr().status(f"{path}: counting"):
-        sizes = model_sizes(path)
+        sizes = model_sizes(path, rank)
     if as_json:
         return show_json(sizes)
     share = percent(sizes.adapted_parameters / sizes.parameters)
@@ -142,9 +156,7 @@ def _from_gguf(name: str, gguf: Path | None, directory: Path) -> Path:
     return model
 
 
-def _add_directory(
-    client: Client, name: str, path: Path, chat_template: Path | None, cluster: str, private: bool | None
-) -> BaseModelRecord:
+def _add_directory(client: Client, name: str, path: Path, **settings: Any) -> BaseModelRecord:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     console = stderr()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
@@ -162,9 +174,7 @@ def _add_directory(
         return client.base_models.add_directory(
             name,
             path,
-            chat_template=chat_template,
-            cluster=cluster,
-            private=private,
+            **settings,
             started=started,
             progress=progress,
         )
@@ -192,7 +202,9 @@ def _show(base: BaseModelRecord, as_json: bool) -> None:
 
 def _details(details: dict[str, Any]) -> list[tuple[str, str]]:
     """What decomposition found: each limitation by itself, and what share of the model an expert adapts."""
-    shown = {name: str(value) for name, value in details.items() if name != "limitations"}
+    shown = {name: str(value) for name, value in details.items() if name not in ("limitations", "rank", "carried")}
+    if rank := details.get("rank"):
+        shown["rank"] = f"{rank}: experts move what carries {details['carried']:.1%} of each matrix's squared norm"
     if adapted := details.get("adapted_parameters"):
         shown["adapted_parameters"] = f"{adapted} ({adapted / details['parameters']:.1%})"
     return [*shown.items(), *[("limitation", str(limitation)) for limitation in limitations_of(details)]]

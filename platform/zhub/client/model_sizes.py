@@ -9,8 +9,10 @@ from zhub.errors import UnavailableError, UnsupportedModelError
 from zhub.registry.model_sizes import ModelSizes
 
 
-def model_sizes(path: Path) -> ModelSizes:
+def model_sizes(path: Path, rank: int | None = None) -> ModelSizes:
     """Count the model that a ``config.json`` describes, or the one in a directory. Its weights need not be there.
+
+    ``rank``: that its basis shall have, None for a whole one.
 
     Raises:
         UnavailableError: what counts is not installed, or was killed.
@@ -22,7 +24,7 @@ def model_sizes(path: Path) -> ModelSizes:
         raise UnsupportedModelError(
             f"{path}: no config.json. Give a model's config.json, or the directory that has it."
         )
-    command = [sys.executable, "-m", "zhub_workers.compute.sizes", str(path)]
+    command = [sys.executable, "-m", "zhub_workers.compute.sizes", str(path), *([] if rank is None else [str(rank)])]
     counted = subprocess.run(command, capture_output=True, text=True)
     if counted.returncode < 0:
         raise UnavailableError(f"{path}: counting the model was ended by signal {-counted.returncode}.")

@@ -45,9 +45,12 @@ class BaseModel(Base):
     is_default: Mapped[bool] = mapped_column(Boolean, default=False)
     cluster: Mapped[str] = mapped_column(default="default", server_default="default")
     """Which workers decompose it."""
+    rank: Mapped[int | None]
+    """Of how many leading singular directions of each matrix its basis is; None: of all."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     __table_args__ = (
         one_of("status", states.BASE_MODEL_STATUSES),
+        CheckConstraint("rank > 0", name="rank"),
         CheckConstraint("(status = 'ready') <= (basis_fingerprint IS NOT NULL)", name="ready_has_basis"),
         CheckConstraint("NOT private OR (owner_org_id IS NOT NULL AND NOT is_default)", name="private_has_owner"),
         Index("uq_base_models_default", "is_default", unique=True, postgresql_where=text("is_default")),

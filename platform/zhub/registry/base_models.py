@@ -45,10 +45,12 @@ def create(
     hub_id: str | None,
     hub_revision: str | None,
     cluster: str,
+    rank: int | None = None,
 ) -> BaseModel:
     """Add a base model that ``cluster`` shall decompose; its files follow, unless it comes from the hub.
 
-    ``private`` None: for everybody where the caller may add such, else private.
+    ``private`` None: for everybody where the caller may add such, else private. ``rank``: of how many leading singular
+    directions of each matrix its basis shall be; None: of all.
 
     Raises:
         InvalidRequestError: a bad name, a hub id that is none or without a full commit hash, or a cluster that no agent
@@ -77,7 +79,7 @@ def create(
     if existing is not None and not (existing.private == private and _may_begin_again(existing, caller)):
         raise ConflictError(f"The base model '{name}' exists already. Choose another name.")
     source = BaseModelSource(name=name, hub_id=hub_id, hub_revision=hub_revision).model_dump(mode="json")
-    owned = {"owner_org_id": caller.org_id, "private": private, "cluster": cluster, "source": source}
+    owned = {"owner_org_id": caller.org_id, "private": private, "cluster": cluster, "source": source, "rank": rank}
     if existing is not None:  # an upload that broke off, or a model that was refused: begin again
         again = {"status": "uploading", "error": None}
         session.execute(update(BaseModel).where(BaseModel.id == existing.id).values(owned | again))
@@ -150,7 +152,7 @@ def complete(session: Session, caller: Caller, name: str) -> BaseModel:
         org_id=caller.org_id,
         project_id=caller.project_id,
         kind="decompose",
-        spec=DecomposeSpec(base=source).model_dump(mode="json"),
+        spec=DecomposeSpec(base=source, rank=base.rank).model_dump(mode="json"),
         base_model_id=base.id,
         cluster=base.cluster,
     )

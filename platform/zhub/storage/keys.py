@@ -13,14 +13,15 @@ def base_file_key(sha256: str) -> str:
     return f"bases/files/sha256/{sha256}"
 
 
-def basis_prefix(weights_fingerprint: str, matrices: Iterable[str]) -> str:
-    """The basis (singular vectors and values) of these matrices of the weights with this fingerprint.
+def basis_prefix(weights_fingerprint: str, matrices: Iterable[str], rank: int | None) -> str:
+    """The basis (singular vectors and values) of these matrices of the weights with this fingerprint, to a rank.
 
     Which matrices a model has is a question of zhub's version too: another answer never overwrites a basis that
     experts were trained on.
     """
     names = hashlib.sha256("\n".join(sorted(matrices)).encode()).hexdigest()
-    return f"bases/{weights_fingerprint}-{names[:16]}"
+    whole = f"bases/{weights_fingerprint}-{names[:16]}"
+    return whole if rank is None else f"{whole}-rank{rank}"
 
 
 def dataset_key(org_id: uuid.UUID, sha256: str) -> str:

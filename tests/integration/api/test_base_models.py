@@ -11,8 +11,9 @@ from api_requests import raw, refused
 from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import ProgrammingError
 
-from zhub.database.sessions import tenant_session
-from zhub.models import BaseModel
+from zhub.database.sessions import system_session, tenant_session
+from zhub.models import BaseModel, Job
+from zhub.specs import DecomposeSpec
 from zhub.tenancy.keys import SCOPES, TENANT_SCOPES, Caller
 
 Client = openai.OpenAI
@@ -161,3 +162,20 @@ def test_a_file_name_has_no_control_characters(client: Client, api_url: str, fil
 
 def test_a_tenants_default_rights_lack_the_operators() -> None:
     assert set(SCOPES) - set(TENANT_SCOPES) == {"platform_base_models:write"}
+
+
+def test_the_rank_of_a_basis_is_told_to_who_decomposes(client: Client, api_url: str, system_engine: Engine) -> None:
+    assert begin(client)["rank"] is None
+    assert begin(client, rank=1024)["rank"] == 1024  # the upload is begun again
+    for name in ("config.json", "model.safetensors"):
+        put(api_url, client.api_key, name)
+    client.post("/base_models/big/complete", cast_to=object)
+    with system_session(system_engine) as session:
+        job = session.scalars(select(Job).where(Job.kind == "decompose")).one()
+        assert DecomposeSpec.model_validate(job.spec).rank == 1024
+
+
+@pytest.mark.parametrize("rank", [0, 4, 12, -8, 1 << 20, 8.0, "8"])
+def test_a_rank_that_cannot_be_is_refused(client: Client, rank: Any) -> None:
+    error = refused(lambda: begin(client, rank=rank))
+    assert (error.status_code, error.param) == (400, "rank")

@@ -30,7 +30,7 @@ SIZES = ModelSizes(
 
 @pytest.fixture(autouse=True)
 def _counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_models, "model_sizes", lambda _path: SIZES)
+    monkeypatch.setattr(base_models, "model_sizes", lambda _path, _rank: SIZES)
 
 
 def test_each_use_has_its_numbers_and_the_least_machine(zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:

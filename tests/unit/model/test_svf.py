@@ -109,7 +109,7 @@ def test_the_form_of_the_gradient_is_the_one_with_the_fewest_operations(m: int, 
         "dense": operations((m, tokens, n), (r, m, n)),
         "both factors": operations((tokens, m, r), (tokens, n, r)),
     }
-    assert counts[gradient_form(r, tokens)] == min(counts.values())
+    assert counts[gradient_form(r, r, tokens)] == min(counts.values())
 
 
 @pytest.mark.parametrize("m, n", [(128, 128), (384, 128), (128, 384)])
@@ -120,7 +120,7 @@ def test_an_own_weight_for_an_expert_pays_from_the_break_even_on(m: int, n: int)
     def factored(tokens: int) -> int:
         return operations((tokens, r, r), (tokens, r, r))
 
-    tokens = int(rows_break_even(m, n))
+    tokens = int(rows_break_even(m, n, r))
     assert factored(tokens - 1) < merging <= factored(tokens + 1)
 
 

@@ -35,8 +35,8 @@ class Decomposed:
         self.source = BaseModelSource(name="tiny", files=files)
         self.result, self.events = self.decompose()
 
-    def decompose(self) -> tuple[dict[str, Any], list[Event]]:
-        spec = DecomposeSpec(base=self.source).model_dump(mode="json")
+    def decompose(self, rank: int | None = None) -> tuple[dict[str, Any], list[Event]]:
+        spec = DecomposeSpec(base=self.source, rank=rank).model_dump(mode="json")
         key = AttemptKey(uuid.uuid4(), 1)
         attempt = Attempt(key, uuid.uuid4(), spec, self.store.root.as_uri(), self.root / str(key.job_id), "cpu")
         context = AttemptContext(AttemptLog(1))
@@ -91,6 +91,25 @@ def test_a_basis_of_fewer_matrices_is_left_as_it_is(decompose: Decompose, monkey
     assert result["basis_key_prefix"] != made.result["basis_key_prefix"]
     assert {key: made.store.size(key) for key in made.store.keys("bases/") if key in before} == before
     assert len(list(made.store.keys("bases/"))) > len(before)
+
+
+def test_a_basis_of_a_rank_lies_beside_the_whole_one_and_tells_what_it_carries(decompose: Decompose) -> None:
+    made = decompose("llama")
+    result, events = made.decompose(rank=8)
+    assert result["basis_key_prefix"] == f"{made.result['basis_key_prefix']}-rank8"
+    assert result["basis_fingerprint"] != made.result["basis_fingerprint"]
+    assert "rank" not in made.result["details"]
+    assert result["details"]["rank"] == 8 and 0 < result["details"]["carried"] < 1
+    assert result["details"]["basis_bytes"] < made.result["details"]["basis_bytes"]
+    (told,) = [event.data for event in events if event.data and event.data["type"] == "basis_size"]
+    assert told["file_bytes"] == result["details"]["basis_bytes"]
+    basis = BasisReference(
+        weights_fingerprint=result["weights_fingerprint"],
+        basis_fingerprint=result["basis_fingerprint"],
+        key_prefix=result["basis_key_prefix"],
+    )
+    adapted = ModelCache(torch.device("cpu"), capacity=1).get(made.source, basis, made.store, made.root / "cache")
+    assert {len(s) for _, s, _ in adapted.basis.factors.values()} == {8}
 
 
 def test_ten_thousand_matrices_do_not_make_ten_thousand_events(

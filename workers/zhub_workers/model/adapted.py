@@ -75,7 +75,7 @@ class AdaptedModel:
         """Of the weights, and of the factors once all were used."""
         weights: int = sum(parameter.nbytes for parameter in self.base.model.parameters())
         factors = () if self._basis is None else self._basis.factors.values()
-        return weights + sum(s.numel() ** 2 * s.element_size() for _, s, _ in factors)
+        return weights + sum(min(u.nbytes, vh.nbytes) for u, _, vh in factors)
 
     def weight_sharing_view(self) -> "AdaptedModel":
         """A model on the same weights and factors in memory, with a state of its own, for another thread."""
@@ -96,7 +96,7 @@ class AdaptedModel:
         return {name: torch.zeros_like(self._singular_values[name]) for name in chosen}
 
     def factor(self, name: str) -> Tensor:
-        """The square factor of one matrix, ``(r, r)``: the smaller of V and U, one singular direction a column."""
+        """The smaller of V and U of one matrix, ``(r, k)``, one singular direction a column; k = r of a whole basis."""
         if name not in self._factors:
             u, _, vh = self.basis.factors[name]
             self._factors[name] = (vh.T if self._sides[name].of_input else u).to(self.base.device)
@@ -260,7 +260,7 @@ class AdaptedModel:
         return {module: MoeFollower(module, own) for module, own in changes.items()}
 
     def _moe_factor(self, parameter: str, names: Sequence[str]) -> Tensor:
-        """The square factors of a parameter's matrices as one, ``(e, r, r)``, of which ``factor`` then gives views."""
+        """The factors of a parameter's matrices as one, ``(e, r, k)``, of which ``factor`` then gives views."""
         if parameter not in self._moe_factors:
             first = self.factor(names[0])
             factors = torch.empty(len(names), *first.shape, device=first.device)

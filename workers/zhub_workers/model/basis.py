@@ -23,17 +23,21 @@ from zhub.manifest import canonical_json, sha256_file
 from zhub_workers.model.base_model import BaseModel, tensor_bytes
 from zhub_workers.model.layers import Layer, adapted_layers, is_transposed
 from zhub_workers.model.moe import MoeMatrix
-from zhub_workers.model.svf import decompose
+from zhub_workers.model.svf import carried_share, decompose
 from zhub_workers.model.weights import LoadedWeights, Weights
 
 BASIS_FILE = "basis.json"
 ALGORITHM = "torch.linalg.svd"
+LEADING_ALGORITHM = "torch.svd_lowrank"  # where the rank is less than half of what there is; see ``decompose``
 FACTORS = ("u", "s", "vh")
 
 
 @dataclass(frozen=True)
 class Basis:
-    """The factors of every adapted matrix: ``name -> (u (m, r), s (r,), vh (r, n))``, float32, memory-mapped."""
+    """The factors of every adapted matrix: ``name -> (u (m, r), s (r,), vh (r, n))``, float32, memory-mapped.
+
+    ``r`` is ``min(m, n)``, or fewer where the base was decomposed to a rank.
+    """
 
     fingerprint: str
     weights_fingerprint: str
@@ -49,6 +53,7 @@ def decompose_base(
     base: BaseModel,
     directory: Path,
     *,
+    rank: int | None = None,
     weights: Weights | None = None,
     device: torch.device | None = None,
     on_matrix: Callable[[int, int], None] | None = None,
@@ -59,6 +64,7 @@ def decompose_base(
     last, so a directory that has one is complete. One matrix is in memory at a time, beside what ``weights`` holds.
 
     Args:
+        rank: of how many leading singular directions of each matrix; None: of all.
         weights: what the matrices are read from; None: the base, which then is loaded.
         device: where they are decomposed; None: where they are.
         on_matrix: called with ``(done, total)`` after each matrix.
@@ -74,21 +80,26 @@ def decompose_base(
     for index, (name, layer) in enumerate(layers.items()):
         file = directory / f"{index:05d}.safetensors"
         weight = read(name, layer)
-        _write_factors(file, name, weight, device)
-        matrices.append({"name": name, "shape": list(weight.shape), "file": file.name, "sha256": sha256_file(file)})
+        _write_factors(file, name, weight, rank, device)
+        matrix: dict[str, Any] = {"name": name, "shape": list(weight.shape), "file": file.name}
+        matrix["sha256"] = sha256_file(file)
+        if rank is not None:
+            matrix["carried_share"] = _carried_share(file, weight)
+        matrices.append(matrix)
         del weight  # before the next one is read
         if on_matrix is not None:
             on_matrix(index + 1, len(layers))
-    content = canonical_json(
-        {
-            "weights_fingerprint": weights.fingerprint,
-            "algorithm": ALGORITHM,
-            "dtype": "float32",
-            "matrices": matrices,
-        }
-    )
-    replace_file(directory / BASIS_FILE, content)
-    return hashlib.sha256(content).hexdigest()
+    content: dict[str, Any] = {
+        "weights_fingerprint": weights.fingerprint,
+        "algorithm": ALGORITHM,
+        "dtype": "float32",
+        "matrices": matrices,
+    }
+    if rank is not None:
+        content |= {"algorithm": LEADING_ALGORITHM, "rank": rank}
+    index_bytes = canonical_json(content)
+    replace_file(directory / BASIS_FILE, index_bytes)
+    return hashlib.sha256(index_bytes).hexdigest()
 
 
 class _Reader:
@@ -140,12 +151,26 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _write_factors(file: Path, name: str, weight: Tensor, device: torch.device | None) -> None:
+def carried_shares(directory: Path) -> list[float]:
+    """Of each matrix of a basis of a rank, what share of its squared norm the directions carry, see ``carried_share``.
+
+    Empty for a whole basis, whose directions carry all.
+    """
+    index = json.loads((directory / BASIS_FILE).read_bytes())
+    return [matrix["carried_share"] for matrix in index["matrices"] if "carried_share" in matrix]
+
+
+def _carried_share(file: Path, weight: Tensor) -> float:
+    with safe_open(file, framework="pt") as kept:
+        return round(carried_share(weight.detach().cpu(), kept.get_tensor("s")), 6)
+
+
+def _write_factors(file: Path, name: str, weight: Tensor, rank: int | None, device: torch.device | None) -> None:
     weight_sha256 = hashlib.sha256(tensor_bytes(weight)).hexdigest()
-    if _is_kept(file, weight, weight_sha256):
+    if _is_kept(file, weight, rank, weight_sha256):
         return
     try:
-        u, s, vh = decompose(weight if device is None else weight.to(device))
+        u, s, vh = decompose(weight if device is None else weight.to(device), rank)
     except ValueError as exc:
         raise UnsupportedModelError(f"matrix '{name}': {exc}") from exc
     _save({"u": u.cpu(), "s": s.cpu(), "vh": vh.cpu()}, file, {"name": name, "weight_sha256": weight_sha256})
@@ -158,10 +183,10 @@ def _save(tensors: dict[str, Tensor], file: Path, description: dict[str, str]) -
     temporary.replace(file)
 
 
-def _is_kept(file: Path, weight: Tensor, weight_sha256: str) -> bool:
+def _is_kept(file: Path, weight: Tensor, rank: int | None, weight_sha256: str) -> bool:
     """Whether an earlier run already wrote this matrix, from these very bytes."""
     m, n = weight.shape
-    r = min(m, n)
+    r = min(m, n) if rank is None else min(m, n, rank)
     try:
         with safe_open(file, framework="pt") as kept:
             description = json.loads((kept.metadata() or {}).get("zhub", "{}"))

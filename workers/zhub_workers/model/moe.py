@@ -71,9 +71,9 @@ class MoeChange:
     """What experts of zhub change in a 3-D parameter of MoE experts.
 
     Attributes:
-        q: the square factors, ``(e, r, r)``, one singular direction a column, in the dtype of the parameter.
-        delta: ``z - 1`` of K experts, ``(K, e, r)``, float32; zeros add exactly zero.
-        sides: where the square factors stand.
+        q: the smaller factors, ``(e, r, k)``, one singular direction a column, in the dtype of the parameter.
+        delta: ``z - 1`` of K experts, ``(K, e, k)``, float32; zeros add exactly zero.
+        sides: where these factors stand.
     """
 
     q: Tensor

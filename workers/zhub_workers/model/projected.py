@@ -21,9 +21,9 @@ from zhub_workers.model.svf import squared_projections
 
 @dataclass(frozen=True)
 class Sides:
-    """How a layer stores its weight, and on which side its square factor stands.
+    """How a layer stores its weight, and on which side its smaller factor Q stands.
 
-    ``transposed``: stored ``(n, m)``, as Conv1D does. ``of_input``: Q is V, ``(n, n)``; otherwise U, ``(m, m)``.
+    ``transposed``: stored ``(n, m)``, as Conv1D does. ``of_input``: Q is V, ``(n, k)``; otherwise U, ``(m, k)``.
     """
 
     transposed: bool
@@ -71,8 +71,8 @@ def merged_linear(x: Tensor, weight: Tensor, bias: Tensor | None, delta: Tensor,
     Args:
         x: ``(..., n)``.
         weight: merged, as the layer stores it.
-        delta: that the weight was merged with, ``(r,)``, float32.
-        q: ``(r, r)``, float32.
+        delta: that the weight was merged with, ``(k,)``, float32.
+        q: ``(r, k)``, float32.
     """
     y: Tensor = _MergedLinear.apply(x, weight, bias, delta, q, sides)  # type: ignore[no-untyped-call]
     return y
@@ -88,7 +88,7 @@ def blocks_linear(
     Args:
         x: ``(b, t, n)``.
         weights: merged, of all experts, ``(K, ...)`` as the layer stores one.
-        delta: of all experts, ``(K, r)``, float32. Experts without rows get a gradient of zeros.
+        delta: of all experts, ``(K, k)``, float32. Experts without rows get a gradient of zeros.
     """
     y: Tensor = _BlocksLinear.apply(x, weights, bias, delta, q, sides, blocks)  # type: ignore[no-untyped-call]
     return y

@@ -25,7 +25,8 @@ class RowsLayer:
         weight: Tensor = layer.weight  # type: ignore[assignment]
         self._layer, self._stack, self._q, self._sides = layer, stack, q, sides
         self._q_rows = q.to(weight.dtype)
-        self._tokens_left = len(stack) * rows_break_even(*weight.shape) if mergeable else float("inf")
+        break_even = rows_break_even(weight.shape[0], weight.shape[1], q.shape[1])
+        self._tokens_left = len(stack) * break_even if mergeable else float("inf")
         self._merged: Tensor | None = None
         self._first_is_base = first_is_base
         self._base_rows = 0

@@ -41,7 +41,7 @@ from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import adapter_of, make_adapter
 from zhub_workers.model.artifact import ExpertFile, read_expert, read_routing, read_z
 from zhub_workers.model.base_model import load_base_model, model_of_config, render_prompt
-from zhub_workers.model.basis import BASIS_FILE, decompose_base
+from zhub_workers.model.basis import BASIS_FILE, carried_shares, decompose_base
 from zhub_workers.model.layers import adapted_layers, unreached_weights
 from zhub_workers.model.model_cache import WEIGHTS_SUFFIX, ModelCache, base_directory
 from zhub_workers.model.trial import try_base
@@ -110,7 +110,7 @@ class TorchRunner:
         unreached = unreached_weights(base.model)
         if unreached:
             context.emit("warn", told_unreached(unreached))
-        prefix = basis_prefix(weights.fingerprint, adapted_layers(base.model))
+        prefix = basis_prefix(weights.fingerprint, adapted_layers(base.model), spec.rank)
         directory = attempt.cache_dir / prefix
         # What an earlier attempt has stored is not computed again; decompose_base checks that it fits the weights.
         for key in store.keys(f"{prefix}/"):
@@ -134,10 +134,13 @@ class TorchRunner:
 
         with sharing_cores(f"{os.getpid()}-decompose") as threads:
             torch.set_num_threads(threads())
-            fingerprint = decompose_base(base, directory, weights=weights, device=self.device, on_matrix=keep)
+            fingerprint = decompose_base(
+                base, directory, rank=spec.rank, weights=weights, device=self.device, on_matrix=keep
+            )
         # The index last: a basis that has one is complete.
         put_path(store, f"{prefix}/{BASIS_FILE}", directory / BASIS_FILE)
         model = base.model
+        carried = carried_shares(directory)
         return {
             "weights_fingerprint": weights.fingerprint,
             "basis_fingerprint": fingerprint,
@@ -149,6 +152,7 @@ class TorchRunner:
                 "adapted_parameters": sizes.adapted_parameters,
                 "basis_bytes": sizes.basis_bytes,
                 **({"not_adapted": unreached} if unreached else {}),
+                **({"rank": spec.rank, "carried": min(carried)} if carried else {}),
                 "context_length": base.context_length,
                 "vocabulary": len(base.tokenizer),
                 "limitations": [limitation.model_dump() for limitation in limitations],
@@ -160,7 +164,7 @@ class TorchRunner:
     ) -> ModelSizes:
         """Tell what the base takes before its weights are fetched. Raises UnsupportedModelError if it does not fit."""
         directory = base_directory(spec.base, store, attempt.cache_dir, with_weights=False)
-        sizes = sizes_of(*model_of_config(directory, spec.base.name))
+        sizes = sizes_of(*model_of_config(directory, spec.base.name), rank=spec.rank)
         # An earlier attempt that has fetched them has had room for them, and for a part of the basis.
         if not any(directory.glob(f"*{WEIGHTS_SUFFIX}")):
             check_disk(spec.base.name, sizes, attempt.cache_dir, store)

@@ -53,6 +53,7 @@ class BaseModelRecord(Answer):
     is_default: bool
     private: bool = False
     cluster: str
+    rank: int | None = None
     files: list[str]
     hub_id: str | None
     hub_revision: str | None
