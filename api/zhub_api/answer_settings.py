@@ -7,8 +7,9 @@ from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field, model_validator
 
 from zhub.errors import InvalidRequestError
-from zhub.generation import DEFAULT_MAX_NEW_TOKENS, Strategy
+from zhub.generation import DEFAULT_MAX_NEW_TOKENS
 from zhub.registry import resolve
+from zhub.strategies import Strategy
 from zhub_api.steering import MixturePart
 
 MAX_MIXTURE = 16

@@ -19,7 +19,6 @@ from zhub.generation import (
     Failed,
     GenerationRequest,
     Started,
-    Strategy,
     Text,
     ToolCall,
 )
@@ -27,6 +26,7 @@ from zhub.manifest import ROUTING_FILE, Z_FILE, Manifest
 from zhub.registry import base_models, versions
 from zhub.registry import resolve as version_resolve
 from zhub.specs import BaseModelSource
+from zhub.strategies import Strategy
 from zhub.tenancy.keys import Caller
 from zhub_api.context import Context
 from zhub_api.observed import CHAT_FIRST_TOKEN_SECONDS, CHAT_REQUESTS, CHAT_TOKEN_SECONDS, CHAT_TOKENS

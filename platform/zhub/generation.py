@@ -5,13 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from zhub.specs import BaseModelSource, BasisReference
+from zhub.strategies import ChosenExpert, Router
 
 DEFAULT_MAX_NEW_TOKENS = 512
 FinishReason = Literal["stop", "length"]
-Router = Literal["centroid", "prompt"]
-"""What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for."""
-ReleaseStrategy = Literal["mixture", Router]
-Strategy = Literal["base", ReleaseStrategy]
 
 
 class ExpertReference(BaseModel):
@@ -85,16 +82,6 @@ class GenerationRequest(BaseModel):
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None
     json_schema: str | None = None
-
-
-class ChosenExpert(BaseModel):
-    """One expert that answered: with what weight, in which blocks (None: in all), and why."""
-
-    name: str
-    digest: str
-    weight: float
-    layers: list[int] | None = None
-    reason: str = ""
 
 
 class Started(BaseModel):

@@ -12,7 +12,7 @@ from zhub.cli.output import note
 from zhub.cli.submit import read_json
 from zhub.client import ChatOptions
 from zhub.client.wire.chat import ChatPiece
-from zhub.generation import Strategy
+from zhub.strategies import Strategy
 
 
 def chat(

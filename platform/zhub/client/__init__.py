@@ -23,7 +23,7 @@ from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, read_
 from zhub.client.webhooks import Webhooks
 from zhub.client.wire.chat import ChatPiece, ModelRecord, Routing
 from zhub.errors import UnavailableError
-from zhub.generation import ChosenExpert
+from zhub.strategies import ChosenExpert
 
 
 class ChatOptions(TypedDict, total=False):

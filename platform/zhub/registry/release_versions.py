@@ -12,13 +12,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from zhub.errors import InvalidRequestError
-from zhub.generation import ReleaseStrategy
 from zhub.ids import new_id, public_id
 from zhub.manifest import canonical_json
 from zhub.models import BaseModel, Release, ReleaseExpert, ReleaseVersion
 from zhub.registry import base_models, namespace, releases, versions
 from zhub.registry.aliases import check_promotable
 from zhub.registry.releases import MAX_ROUTING_CHARACTERS, PinnedVersion, ReleaseRecord
+from zhub.strategies import ReleaseStrategy
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import check_name
 

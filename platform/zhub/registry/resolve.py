@@ -16,12 +16,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from zhub.errors import InvalidRequestError, NotFoundError
-from zhub.generation import Router, Strategy
 from zhub.models import BaseModel
 from zhub.registry import base_models, missing, releases, versions
 from zhub.registry.names import AUTO, CHECKPOINT_NAME
 from zhub.registry.releases import ReleaseRecord
 from zhub.registry.versions import CheckpointRecord, VersionRecord
+from zhub.strategies import Router, Strategy
 from zhub.tenancy.keys import Caller
 
 MAX_OTHERS = 32  # experts that a prompt is compared with though they may not answer

@@ -8,9 +8,10 @@ import pytest
 from fastapi import FastAPI
 from scripted_serving import scripted
 
-from zhub.generation import ChosenExpert, Ended, GenerationRequest, Started
+from zhub.generation import Ended, GenerationRequest, Started
 from zhub.manifest import ROUTING_FILE, Z_FILE, FileEntry
 from zhub.process.config import Settings
+from zhub.strategies import ChosenExpert
 
 Ask = Callable[..., Any]
 FILES = [FileEntry(name=name, size_bytes=1, sha256=name) for name in (Z_FILE, ROUTING_FILE)]

@@ -4,7 +4,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zhub.generation import ChosenExpert, ExpertReference, GenerationRequest, Started
+from zhub.generation import ExpertReference, GenerationRequest, Started
+from zhub.strategies import ChosenExpert
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel, render_prompt
 from zhub_workers.model.classification import label_probabilities

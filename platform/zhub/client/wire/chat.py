@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from zhub.client.wire.answer import Answer
-from zhub.generation import ChosenExpert
+from zhub.strategies import ChosenExpert
 
 
 class ModelRecord(Answer):
