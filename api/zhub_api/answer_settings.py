@@ -6,8 +6,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field, model_validator
 
+from zhub.answering import Strategy
 from zhub.errors import InvalidRequestError
-from zhub.generation import DEFAULT_MAX_NEW_TOKENS, Strategy
+from zhub.generation import DEFAULT_MAX_NEW_TOKENS
 from zhub.registry import resolve
 from zhub_api.steering import MixturePart
 

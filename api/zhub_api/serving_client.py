@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
+from zhub.answering import Strategy
 from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError, UnavailableError
 from zhub.generation import (
@@ -18,7 +19,6 @@ from zhub.generation import (
     Failed,
     GenerationRequest,
     Started,
-    Strategy,
     Text,
     ToolCall,
 )

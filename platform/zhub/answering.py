@@ -1,4 +1,7 @@
-"""Who answers: experts and their weights, or what chooses among them. As serving and workers get it, by digest."""
+"""Who answers: experts and their weights, or what chooses among them. As users name it, and as workers get it.
+
+It imports nothing of zhub: the command line loads it, and should not load the specs of jobs and their graders.
+"""
 
 from typing import Literal
 
@@ -6,6 +9,18 @@ from pydantic import BaseModel, ConfigDict
 
 Router = Literal["centroid", "prompt"]
 """What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for."""
+ReleaseStrategy = Literal["mixture", Router]
+Strategy = Literal["base", ReleaseStrategy]
+
+
+class ChosenExpert(BaseModel):
+    """One expert that answered: with what weight, in which blocks (None: in all), and why."""
+
+    name: str
+    digest: str
+    weight: float
+    layers: list[int] | None = None
+    reason: str = ""
 
 
 class ExpertReference(BaseModel):

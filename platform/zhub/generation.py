@@ -4,13 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from zhub.answering import Answering, Router
+from zhub.answering import Answering, ChosenExpert
 from zhub.specs import BaseModelSource, BasisReference
 
 DEFAULT_MAX_NEW_TOKENS = 512
 FinishReason = Literal["stop", "length"]
-ReleaseStrategy = Literal["mixture", Router]
-Strategy = Literal["base", ReleaseStrategy]
 
 
 class GenerationRequest(Answering):
@@ -46,16 +44,6 @@ class GenerationRequest(Answering):
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None
     json_schema: str | None = None
-
-
-class ChosenExpert(BaseModel):
-    """One expert that answered: with what weight, in which blocks (None: in all), and why."""
-
-    name: str
-    digest: str
-    weight: float
-    layers: list[int] | None = None
-    reason: str = ""
 
 
 class Started(BaseModel):

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from zhub.answering import Strategy
 from zhub.cli.connection import DataDirOption, connect
 from zhub.cli.output import note
 from zhub.cli.submit import read_json
 from zhub.client import ChatOptions
 from zhub.client.wire.chat import ChatPiece
-from zhub.generation import Strategy
 
 
 def chat(

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
+from zhub.answering import ReleaseStrategy
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, note, put, show_json, table
 from zhub.client.wire.lifecycle import AliasRecord
 from zhub.client.wire.releases import ReleaseRecord
-from zhub.generation import ReleaseStrategy
 
 app = typer.Typer(
     help="Releases: a strategy and the expert versions that it pins, promoted as one.", no_args_is_help=True

@@ -10,6 +10,7 @@ from typing import Any, Self, TypedDict, Unpack
 
 import httpx
 
+from zhub.answering import ChosenExpert
 from zhub.client.expert_imports import ExpertImports
 from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.files import Files
@@ -23,7 +24,6 @@ from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, read_
 from zhub.client.webhooks import Webhooks
 from zhub.client.wire.chat import ChatPiece, ModelRecord, Routing
 from zhub.errors import UnavailableError
-from zhub.generation import ChosenExpert
 
 
 class ChatOptions(TypedDict, total=False):

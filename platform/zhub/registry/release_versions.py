@@ -11,8 +11,8 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from zhub.answering import ReleaseStrategy
 from zhub.errors import InvalidRequestError
-from zhub.generation import ReleaseStrategy
 from zhub.ids import new_id, public_id
 from zhub.manifest import canonical_json
 from zhub.models import BaseModel, Release, ReleaseExpert, ReleaseVersion

@@ -15,9 +15,8 @@ from typing import NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from zhub.answering import Router
+from zhub.answering import Router, Strategy
 from zhub.errors import InvalidRequestError, NotFoundError
-from zhub.generation import Strategy
 from zhub.models import BaseModel
 from zhub.registry import base_models, missing, releases, versions
 from zhub.registry.names import AUTO, CHECKPOINT_NAME

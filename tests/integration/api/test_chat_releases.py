@@ -8,7 +8,8 @@ import pytest
 from fastapi import FastAPI
 from scripted_serving import scripted
 
-from zhub.generation import ChosenExpert, Ended, GenerationRequest, Started
+from zhub.answering import ChosenExpert
+from zhub.generation import Ended, GenerationRequest, Started
 from zhub.manifest import ROUTING_FILE, Z_FILE, FileEntry
 from zhub.process.config import Settings
 

@@ -4,8 +4,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zhub.answering import ExpertReference
-from zhub.generation import ChosenExpert, GenerationRequest, Started
+from zhub.answering import ChosenExpert, ExpertReference
+from zhub.generation import GenerationRequest, Started
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel, render_prompt
 from zhub_workers.model.classification import label_probabilities

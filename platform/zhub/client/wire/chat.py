@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from zhub.answering import ChosenExpert
 from zhub.client.wire.answer import Answer
-from zhub.generation import ChosenExpert
 
 
 class ModelRecord(Answer):
