@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from zhub.specs import BaseModelSource, BasisReference
 
 DEFAULT_MAX_NEW_TOKENS = 512
+MAX_UNANSWERED = 256
+"""Requests of one organisation that a replica answers, or lets wait, at a time."""
 FinishReason = Literal["stop", "length"]
 Router = Literal["centroid", "prompt"]
 """What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for."""
