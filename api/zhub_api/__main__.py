@@ -15,7 +15,7 @@ from zhub.process.config import Settings
 from zhub.process.logs import configure_logging
 from zhub.process.shutdown import GRACE_S, end_after, end_from_outside
 from zhub_api.app import create_app
-from zhub_api.head_timeout import TimedProtocol
+from zhub_api.client_timeouts import TimedProtocol
 
 # A stream that a client holds open must not keep the process: it ends after this many seconds.
 STREAM_GRACE_S = 5

@@ -18,7 +18,7 @@ from zhub_api import serving_client
 from zhub_api.answer_settings import AnswerSettings
 from zhub_api.context import Context
 from zhub_api.serving_client import AnswerLine
-from zhub_api.streams import EVENTS, ending_with_errors
+from zhub_api.streams import EVENTS, ending_with_errors, read_ahead
 
 T = TypeVar("T")
 
@@ -76,7 +76,8 @@ async def answer(
     http_request: Request, settings: AnswerSettings, asked: GenerationRequest, form: Form
 ) -> Response | StreamingResponse:
     """Have serving answer, and tell it in a form: plain or streamed."""
-    lines = serving_client.generate(http_request.app.state.serving, asked)
+    state = http_request.app.state
+    lines = serving_client.generate(state.serving, state.answers, asked)
     first = await while_listened_to(http_request, started(lines))
     if first is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -84,13 +85,14 @@ async def answer(
     if settings.stream:
         beginning |= {"object": form.chunk}
         chunks = events(beginning, first, lines, form.deltas, includes_usage=settings.includes_usage())
-        return StreamingResponse(ending_with_errors(chunks), media_type=EVENTS, headers={"cache-control": "no-cache"})
+        told = ending_with_errors(read_ahead(chunks))
+        return StreamingResponse(told, media_type=EVENTS, headers={"cache-control": "no-cache"})
     whole = await while_listened_to(http_request, collected(lines, asked.n))
     if whole is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     choices = [form.choice(index, answer) for index, answer in enumerate(whole)]
-    told = {"object": form.whole, "choices": choices, "usage": usage(first, [answer.ended for answer in whole])}
-    return JSONResponse(beginning | told)
+    body = {"object": form.whole, "choices": choices, "usage": usage(first, [answer.ended for answer in whole])}
+    return JSONResponse(beginning | body)
 
 
 async def started(lines: AsyncIterator[AnswerLine]) -> Started:

@@ -49,6 +49,7 @@ from zhub_api.routes import (
 )
 from zhub_api.text import CheckedTexts
 
+PROBES = 16
 THREADS = 40  # that FastAPI runs `def` routes in
 
 
@@ -75,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.streams = job_events.Streams(
         Shares("event streams", places=settings.streams, per_org=settings.streams_per_org)
     )
+    app.state.answers = Shares("unanswered requests", places=settings.answers, per_org=settings.answers_per_org)
     app.state.readiness = health.Readiness(context.engine)
     app.state.draining = threading.Event()
     app.state.rates = RequestRates(context.engine, open_buckets(settings.redis_url))
@@ -114,7 +116,8 @@ def _open_context(settings: Settings) -> Context:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """The connections to serving, and the thread that hears about events of jobs, while the application runs."""
     context: Context = app.state.context
-    limits = httpx.Limits(max_connections=200)
+    # One for each answer, and for who asks whether serving is there.
+    limits = httpx.Limits(max_connections=context.settings.answers + PROBES, max_keepalive_connections=100)
     token = context.settings.serving_token.get_secret_value()
     headers = {"authorization": f"Bearer {token}"} if token else {}
     serving_client = httpx.AsyncClient(base_url=context.settings.serving_url, limits=limits, headers=headers)

@@ -1,7 +1,9 @@
 """The API's side of serving: from a model's name to a request that a replica can compute, and the lines it answers."""
 
 import time
+import uuid
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -9,10 +11,11 @@ from pydantic import ValidationError
 
 from zhub.answering import Strategy
 from zhub.database.sessions import tenant_session
-from zhub.errors import InvalidRequestError, UnavailableError
+from zhub.errors import InvalidRequestError, TooManyAtOnceError, UnavailableError
 from zhub.generation import (
     EMBEDDED,
     LINE,
+    MAX_UNANSWERED,
     EmbeddingRequest,
     Embeddings,
     Ended,
@@ -22,6 +25,7 @@ from zhub.generation import (
     Text,
     ToolCall,
 )
+from zhub.process.shares import Shares
 from zhub.registry import base_models
 from zhub.registry import resolve as version_resolve
 from zhub.registry.references import answering
@@ -34,6 +38,7 @@ from zhub_api.observed import CHAT_FIRST_TOKEN_SECONDS, CHAT_REQUESTS, CHAT_TOKE
 CALLERS_FAULT = ("invalid_request", "context_length_exceeded", "non_finite_logits", "unsupported_parameter")
 # Until the first token: a replica may first have to fetch and load the base model.
 FIRST_LINE_TIMEOUT_S = 300.0
+TIMEOUT = httpx.Timeout(FIRST_LINE_TIMEOUT_S, connect=5)
 
 AnswerLine = Started | Text | ToolCall | Ended
 
@@ -89,23 +94,21 @@ def resolve_base(context: Context, caller: Caller, model: str) -> BaseModelSourc
         return BaseModelSource.model_validate(resolved.base.source)
 
 
-async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> AsyncGenerator[AnswerLine]:
+async def generate(serving: httpx.AsyncClient, places: Shares, asked: GenerationRequest) -> AsyncGenerator[AnswerLine]:
     """The Serve app's lines: Started first, and Ended for each of the answers that are asked for.
+
+    One of the ``places`` of its organisation is taken until then.
 
     Raises:
         InvalidRequestError: the replica refuses the request.
+        TooManyAtOnceError: the organisation has as many unanswered requests here, or at the replica, as it may.
         UnavailableError: serving is away, or failed, or the answer broke off.
     """
     answers_left = asked.n
     pace = _Pace()
     began = False
     try:
-        async with serving.stream(
-            "POST", "/generate", content=asked.model_dump_json(), timeout=httpx.Timeout(FIRST_LINE_TIMEOUT_S, connect=5)
-        ) as response:
-            if response.status_code != 200:
-                await response.aread()
-                raise UnavailableError(f"Serving answered {response.status_code}: {response.text[:200]}")
+        async with _answering(serving, places, asked) as response:
             async for text in response.aiter_lines():
                 line = LINE.validate_json(text)
                 if isinstance(line, Failed):
@@ -127,6 +130,19 @@ async def generate(serving: httpx.AsyncClient, asked: GenerationRequest) -> Asyn
     except ValidationError as exc:
         raise UnavailableError("Serving answered with something that is no line of an answer; try again.") from exc
     raise UnavailableError("The model's replica went away in the middle of the answer; try again.")
+
+
+@asynccontextmanager
+async def _answering(
+    serving: httpx.AsyncClient, places: Shares, asked: GenerationRequest
+) -> AsyncGenerator[httpx.Response]:
+    """A replica's answer under way, and a place for as long as it is."""
+    with places.place(uuid.UUID(asked.org_id)):
+        async with serving.stream("POST", "/generate", content=asked.model_dump_json(), timeout=TIMEOUT) as response:
+            if response.status_code != 200:
+                await response.aread()
+                raise _refused(response)
+            yield response
 
 
 class _Pace:
@@ -155,18 +171,18 @@ class _Pace:
                 CHAT_TOKEN_SECONDS.observe((now - self._first_at) / (line.completion_tokens - 1))
 
 
-async def embed(serving: httpx.AsyncClient, asked: EmbeddingRequest) -> Embeddings:
+async def embed(serving: httpx.AsyncClient, places: Shares, asked: EmbeddingRequest) -> Embeddings:
     """The embeddings of texts, by the Serve app.
 
     Raises:
         InvalidRequestError: the replica refuses the request.
-        UnavailableError: serving is away, or failed.
+        TooManyAtOnceError, UnavailableError: as ``generate``.
     """
-    timeout = httpx.Timeout(FIRST_LINE_TIMEOUT_S, connect=5)
     try:
-        response = await serving.post("/embed", content=asked.model_dump_json(), timeout=timeout)
+        with places.place(uuid.UUID(asked.org_id)):
+            response = await serving.post("/embed", content=asked.model_dump_json(), timeout=TIMEOUT)
         if response.status_code != 200:
-            raise UnavailableError(f"Serving answered {response.status_code}: {response.text[:200]}")
+            raise _refused(response)
         embedded = EMBEDDED.validate_json(response.content)
     except httpx.HTTPError as exc:
         raise _away(serving, exc) from exc
@@ -176,6 +192,12 @@ async def embed(serving: httpx.AsyncClient, asked: EmbeddingRequest) -> Embeddin
         raise _as_error(embedded)
     CHAT_TOKENS.labels("prompt").inc(embedded.prompt_tokens)
     return embedded
+
+
+def _refused(response: httpx.Response) -> Exception:
+    if response.status_code == 429:
+        return TooManyAtOnceError("unanswered requests", MAX_UNANSWERED)
+    return UnavailableError(f"Serving answered {response.status_code}: {response.text[:200]}")
 
 
 def _away(serving: httpx.AsyncClient, exc: httpx.HTTPError) -> UnavailableError:

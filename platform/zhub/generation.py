@@ -8,6 +8,8 @@ from zhub.answering import Answering, ChosenExpert
 from zhub.specs import BaseModelSource, BasisReference
 
 DEFAULT_MAX_NEW_TOKENS = 512
+MAX_UNANSWERED = 256
+"""Requests of one organisation that a replica answers, or lets wait, at a time."""
 FinishReason = Literal["stop", "length"]
 
 

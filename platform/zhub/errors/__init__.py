@@ -15,9 +15,11 @@
     ├── QuotaExceededError                         the organisation has as much as it may
     ├── RateLimitedError           (limit, retry_after_s)  the organisation sends too many requests; try again
     ├── TooManyAtOnceError         (limit)         the organisation does as much at a time as it may; try again
+    ├── SlowReaderError                            a client takes its stream more slowly than it comes
     ├── ConflictError                              the thing is in a state that forbids it
     │   └── NotReadyError                          it will be as asked in a while; try again
     ├── UnavailableError                           a part that zhub needs does not answer; try again
+    │   ├── DiskError              (path)          a process's own disk is full, or fails
     │   ├── SandboxUnavailableError                programs cannot be confined here, so none is run
     │   └── StoreError             (key)
     │       ├── StoreAwayError             (directory)
@@ -48,6 +50,7 @@ from zhub.errors.failures import (
     ApiError,
     DeposedError,
     DigestMismatchError,
+    DiskError,
     EmbeddedError,
     LeaseLostError,
     ObjectMissingError,
@@ -70,6 +73,7 @@ from zhub.errors.refusals import (
     QuotaExceededError,
     RateLimitedError,
     RowProblem,
+    SlowReaderError,
     TooManyAtOnceError,
     UnsupportedAdapterError,
     UnsupportedModelError,
@@ -100,6 +104,7 @@ __all__ = [
     "ConstantRewardError",
     "DeposedError",
     "DigestMismatchError",
+    "DiskError",
     "EmbeddedError",
     "IdempotencyMismatchError",
     "InvalidDatasetError",
@@ -122,6 +127,7 @@ __all__ = [
     "RowProblem",
     "SandboxUnavailableError",
     "SchemaVersionError",
+    "SlowReaderError",
     "StoreAwayError",
     "StoreError",
     "TooManyAtOnceError",

@@ -1,5 +1,7 @@
 """What zhub, or a part that it needs, could not do."""
 
+from pathlib import Path
+
 from zhub.errors.root import ZhubError
 
 
@@ -40,6 +42,16 @@ class StoreAwayError(StoreError):
             key=key,
         )
         self.directory = directory
+
+
+class DiskError(UnavailableError):
+    """A file that a process keeps for itself cannot be written, as on a disk that is full."""
+
+    code = "disk_error"
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path.parent}: {reason}. Free space there, or let ZHUB_CACHE_DIR be on another disk.")
+        self.path = path
 
 
 class ObjectMissingError(StoreError):

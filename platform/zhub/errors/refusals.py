@@ -127,6 +127,18 @@ class TooManyAtOnceError(ZhubError):
         self.limit = limit
 
 
+class SlowReaderError(ZhubError):
+    """A client takes a stream so much more slowly than it comes that the rest is not kept for it."""
+
+    code = "slow_reader"
+
+    def __init__(self, characters: int) -> None:
+        super().__init__(
+            f"The stream ends here: {characters:,} characters of it waited for their client, which is as many as are "
+            "kept. Read faster, or ask without 'stream'."
+        )
+
+
 class ConflictError(ZhubError):
     """The thing is in a state that forbids what was asked."""
 

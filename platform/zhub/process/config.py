@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     streams: int = Field(default=200, ge=1)
     """How many streams of events and logs an API process serves; each asks the database once a second."""
     streams_per_org: int = Field(default=64, ge=1)
+    answers: int = Field(default=1024, ge=1)
+    """How many answers of models an API process passes on at a time, each on a connection to serving."""
+    answers_per_org: int = Field(default=256, ge=1)
     requests_per_org: int = Field(default=24, ge=1)
     """How many of an API process's 40 threads requests of one organisation may hold."""
 

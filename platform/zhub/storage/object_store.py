@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from zhub.errors import DigestMismatchError, InvalidRequestError
+from zhub.errors import DigestMismatchError, DiskError, InvalidRequestError
 from zhub.process import tracing
 from zhub.storage.directory import DirectoryStore, replacing
 from zhub.storage.s3 import S3Store
@@ -70,18 +70,26 @@ def fetch(store: ObjectStore, key: str, path: Path, *, sha256: str) -> Path:
 
     Raises:
         DigestMismatchError: the bytes are not those that the digest names; nothing is left at ``path``.
+        DiskError: the file cannot be written.
     """
-    if path.exists() and _sha256(path) == sha256:
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with tracing.span("download", key=key), replacing(path) as file:
-        for chunk in store.open(key):
-            digest.update(chunk)
-            file.write(chunk)
-        if digest.hexdigest() != sha256:
-            raise DigestMismatchError(key, expected=sha256, actual=digest.hexdigest())
+    try:
+        if path.exists() and _sha256(path) == sha256:
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tracing.span("download", key=key), replacing(path) as file:
+            _copy(store, key, file, sha256=sha256)
+    except OSError as exc:  # the store's own are StoreErrors
+        raise DiskError(path, exc.strerror or str(exc)) from exc
     return path
+
+
+def _copy(store: ObjectStore, key: str, file: BinaryIO, *, sha256: str) -> None:
+    digest = hashlib.sha256()
+    for chunk in store.open(key):
+        digest.update(chunk)
+        file.write(chunk)
+    if digest.hexdigest() != sha256:
+        raise DigestMismatchError(key, expected=sha256, actual=digest.hexdigest())
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,9 @@
 """Bodies are read for known keys only, and up to a limit; heads have to come in time."""
 
+import asyncio
 import socket
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -10,10 +12,11 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 from suites import ROWS
 
-from zhub_api import bodies, head_timeout
-from zhub_api.head_timeout import TimedProtocol
+from zhub_api import bodies, client_timeouts
+from zhub_api.client_timeouts import TimedProtocol
 
 PIECE = b" " * (1 << 16)
 
@@ -90,7 +93,7 @@ def test_every_route_that_is_sent_files_has_a_limit_of_its_own() -> None:
 @pytest.fixture
 def timed_url(app: FastAPI, run_server: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
     """The API as its process serves it, but less patient."""
-    monkeypatch.setattr(head_timeout, "HEAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(client_timeouts, "HEAD_TIMEOUT_S", 0.5)
     monkeypatch.setattr(uvicorn, "Config", partial(uvicorn.Config, http=TimedProtocol))
     return run_server(app)
 
@@ -107,6 +110,27 @@ def test_a_connection_that_sends_no_whole_head_in_time_is_closed(timed_url: str,
         while piece := connection.recv(1 << 16):
             received += piece
     assert received.count(b"HTTP/1.1 200 OK") == sent.count(b"\r\n\r\n")
+
+
+def test_a_connection_that_takes_nothing_of_a_long_answer_is_closed_and_its_stream_ends(
+    app: FastAPI, run_server: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_timeouts, "SEND_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(uvicorn, "Config", partial(uvicorn.Config, http=TimedProtocol))
+    ended = threading.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * (1 << 16)
+                await asyncio.sleep(0)  # as whatever an answer is made of
+        finally:
+            ended.set()
+
+    app.add_api_route("/endless", lambda: StreamingResponse(endless()))
+    with connected(run_server(app)) as connection:
+        connection.sendall(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert ended.wait(20)
 
 
 def test_a_connection_whose_heads_come_in_time_is_kept(timed_url: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from zhub.errors import NotFoundError, UnavailableError
-from zhub_api.streams import ending_with_errors
+from zhub_api.streams import ending_with_errors, read_ahead
 
 
 async def breaking(error: BaseException | None) -> AsyncGenerator[str]:
@@ -48,3 +48,59 @@ def test_any_exception_in_the_middle_is_an_error_event(error: Exception, kind: s
 def test_a_client_that_leaves_gets_no_error() -> None:
     with pytest.raises(asyncio.CancelledError):
         messages(asyncio.CancelledError())
+
+
+class Numbers:
+    """A stream of ten numbers; ``read`` is how many were taken of it, ``closed`` whether it has ended."""
+
+    def __init__(self) -> None:
+        self.read, self.closed = 0, False
+
+    async def stream(self) -> AsyncGenerator[str]:
+        try:
+            for self.read in range(1, 11):
+                yield f"data: {self.read}\n\n"
+                await asyncio.sleep(0)
+        finally:
+            self.closed = True
+
+
+def test_a_stream_is_read_as_it_comes_before_its_client_takes_it() -> None:
+    numbers = Numbers()
+
+    async def read() -> list[str]:
+        stream = ending_with_errors(read_ahead(numbers.stream()))
+        first = await anext(stream)
+        while not numbers.closed:
+            await asyncio.sleep(0)
+        return [first, *[message async for message in stream]]
+
+    assert asyncio.run(read()) == [f"data: {number}\n\n" for number in range(1, 11)]
+
+
+def test_a_client_too_far_behind_gets_what_was_kept_and_an_error_and_its_stream_ends() -> None:
+    numbers = Numbers()
+
+    async def read() -> list[str]:
+        stream = ending_with_errors(read_ahead(numbers.stream(), most=3 * len("data: 1\n\n")))
+        first = await anext(stream)
+        while not numbers.closed:
+            await asyncio.sleep(0)
+        return [first, *[message async for message in stream]]
+
+    *kept, error = asyncio.run(read())
+    assert kept == [f"data: {number}\n\n" for number in range(1, len(kept) + 1)] and len(kept) < 10
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "slow_reader"
+    assert numbers.read < 10, "nobody computes what nobody takes"
+
+
+def test_a_client_that_leaves_ends_the_stream_that_was_read_ahead() -> None:
+    numbers = Numbers()
+
+    async def leave() -> None:
+        stream = read_ahead(numbers.stream())
+        await anext(stream)
+        await stream.aclose()
+
+    asyncio.run(leave())
+    assert numbers.closed

@@ -11,7 +11,7 @@ import pytest
 from served_engines import Served, text_of, until_end
 
 from zhub.answering import ExpertReference
-from zhub.errors import UnavailableError
+from zhub.errors import TooManyAtOnceError
 from zhub.generation import Ended, Failed, Line, Started, Text
 from zhub.specs import BaseModelSource
 from zhub_workers.serving import engine as engine_module
@@ -274,10 +274,10 @@ def test_a_base_that_finds_no_room_waits_for_the_others_answers_and_takes_its_pl
 def test_an_organisation_with_too_many_requests_is_refused_and_another_is_not(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "MAX_WAITING", 2)
+    monkeypatch.setattr(engine_module, "MAX_UNANSWERED", 2)
     lines: queue.Queue[Line] = queue.Queue()
     ends = [served.engine.submit(served.request("x", org_id="flood", max_new_tokens=30), lines.put) for _ in range(2)]
-    with pytest.raises(UnavailableError, match="2 requests wait already"):
+    with pytest.raises(TooManyAtOnceError, match="has 2 unanswered requests"):
         served.engine.submit(served.request("x", org_id="flood"), lines.put)
     served.engine.submit(served.request("x", org_id="polite", max_new_tokens=1), lines.put)
     for end in ends:

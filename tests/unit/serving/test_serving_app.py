@@ -2,6 +2,7 @@
 
 import asyncio
 import http.server
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from starlette.responses import Response
 
 from zhub.generation import LINE, Ended, Line, Text
 from zhub.process.config import Settings
-from zhub_workers.serving import app
+from zhub_workers.serving import app, engine
 from zhub_workers.serving.app import Generation, json_lines, sha256_of
 from zhub_workers.serving.engine import Engine
 
@@ -39,15 +40,15 @@ def test_a_separator_of_lines_in_an_answer_stays_in_its_line(separator: str) -> 
 
 @pytest.fixture
 def answer(tmp_path: Path) -> Callable[..., Response]:
-    """Ask a replica whose token is ``TOKEN``, with a body that is no request of ours."""
+    """Ask a replica whose token is ``TOKEN``, unless told otherwise with a body that is no request of ours."""
     replica: Any = Generation.func_or_class(tmp_path.as_uri(), str(tmp_path), "cpu", "text", sha256_of(TOKEN))  # type: ignore[attr-defined]
 
-    def ask(path: str, authorization: str | None) -> Response:
+    def ask(path: str, authorization: str | None, body: bytes = b"{}") -> Response:
         headers = [] if authorization is None else [(b"authorization", authorization.encode("latin-1"))]
         scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
 
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"{}", "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         response: Response = asyncio.run(replica(Request(scope, receive)))
         return response
@@ -66,6 +67,17 @@ def test_nobody_without_the_platforms_token_is_answered(
 
 def test_the_platforms_token_lets_a_request_in(answer: Callable[..., Response]) -> None:
     assert answer("/generate", f"Bearer {TOKEN}").status_code == 400  # let in, and then found to be no request
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/generate", {"basis": None}), ("/embed", {"inputs": ["x"]})], ids=["generate", "embed"]
+)
+def test_an_organisation_with_too_many_unanswered_requests_is_told_so_and_not_that_serving_is_away(
+    answer: Callable[..., Response], monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(engine, "MAX_UNANSWERED", 0)
+    asked = json.dumps({"base": {"name": "tiny", "files": []}} | body).encode()
+    assert answer(path, f"Bearer {TOKEN}", asked).status_code == 429
 
 
 def test_whether_a_replica_is_up_is_told_to_everybody(answer: Callable[..., Response]) -> None:

@@ -16,7 +16,7 @@ from ray.serve.config import HTTPOptions
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from zhub.errors import UnavailableError
+from zhub.errors import TooManyAtOnceError
 from zhub.generation import EmbeddingRequest, Embeddings, Ended, Failed, GenerationRequest, Line
 from zhub.process.config import Settings
 from zhub.process.logs import LogFormat, configure_logging
@@ -24,7 +24,10 @@ from zhub.storage.object_store import open_store
 from zhub_workers.serving.keeper import Serving
 
 APP = "zhub"
-MAX_ONGOING_REQUESTS = 320
+# Of a replica, of all organisations: far beyond what it answers at a time, because its own scheduler is fair between
+# them and what waits before it is not.
+MAX_ONGOING_REQUESTS = 4096
+MAX_QUEUED_REQUESTS = 1024  # before all replicas, while none of them takes more
 DRAIN_S = 120.0
 # Requests of a replica, waiting and running, beyond which there are to be more replicas: its places are full then.
 TARGET_REQUESTS = 48
@@ -34,6 +37,7 @@ ANSWER_TIMEOUT_S = 5.0
 @serve.deployment(
     name="generation",
     max_ongoing_requests=MAX_ONGOING_REQUESTS,
+    max_queued_requests=MAX_QUEUED_REQUESTS,
     health_check_period_s=10,
     # A replica that has to go takes no more requests, and ends those that it has.
     graceful_shutdown_timeout_s=DRAIN_S,
@@ -84,8 +88,8 @@ class Generation:
             cancel = self._engine.submit(request, send)
         except ValidationError as exc:
             return PlainTextResponse(str(exc), status_code=400)
-        except UnavailableError as exc:
-            return PlainTextResponse(str(exc), status_code=503)
+        except TooManyAtOnceError as exc:
+            return PlainTextResponse(str(exc), status_code=429)
         return StreamingResponse(json_lines(lines, request.n, cancel), media_type="application/x-ndjson")
 
 

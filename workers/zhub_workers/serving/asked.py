@@ -2,11 +2,12 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from zhub.errors import InvalidRequestError, PromptTooLongError, ZhubError
-from zhub.generation import EmbeddingRequest, Embeddings, Ended, Failed, GenerationRequest, Line
+from zhub.generation import EmbeddingRequest, Embeddings, Ended, Failed, GenerationRequest, Line, Started
 from zhub_workers.serving.grammars import Grammar
 from zhub_workers.serving.tool_calls import ToolFormat
 
@@ -23,6 +24,7 @@ class Asked:
         prompts: its prompt, or the inputs to be embedded, once they are tokens.
         tool_format: how its tools are called, where it has some.
         grammar: what its answers must be, once that is compiled.
+        asked_at: when it came, of the monotonic clock.
         ended: nothing more is sent, and nothing need be computed any more.
     """
 
@@ -31,16 +33,24 @@ class Asked:
         self.prompts: list[list[int]] = []
         self.tool_format: ToolFormat | None = None
         self.grammar: Grammar | None = None
+        self.asked_at = time.monotonic()
         self.ended = False
+        self._has_piece = False
         self._send = send
         self._on_end = on_end
         self._open = request.n if isinstance(request, GenerationRequest) else 1
         self._lock = threading.Lock()
 
+    @property
+    def is_begun(self) -> bool:
+        """Whoever asked has a piece of an answer, or waits for none."""
+        return self._has_piece or self.ended
+
     def tell(self, line: Line | Embeddings) -> None:
         """Send a line. Where nobody can be told any more the request has ended, and the others go on."""
         if self.ended:
             return
+        self._has_piece = self._has_piece or not isinstance(line, Started)
         try:
             self._send(line)
         except Exception:

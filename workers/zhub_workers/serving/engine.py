@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from zhub.errors import UnavailableError
-from zhub.generation import GenerationRequest
+from zhub.errors import TooManyAtOnceError, UnavailableError
+from zhub.generation import MAX_UNANSWERED, GenerationRequest
 from zhub.specs import BasisReference
 from zhub.storage.object_store import ObjectStore
 from zhub_workers.model.model_cache import ModelCache
@@ -30,13 +30,15 @@ from zhub_workers.serving.lane import Lane
 
 log = logging.getLogger("zhub.serving")
 
-MAX_WAITING = 256  # requests of one organisation that are not answered yet
 PREPARERS = 8
 MEMORY_SHARE = 0.75  # of the device's memory, for all bases
 # Of it, for the keys and values of one base. A CPU promises it, and gives what is written to.
 CACHE_SHARE = 0.125
 # What a base needs, in the bytes of its weights' files: they may be of half the precision, and its basis comes to them.
 LOADED_RATIO = 4
+# Until the first piece of an answer; sooner than the API gives up (``FIRST_LINE_TIMEOUT_S``), so that it says why.
+FIRST_PIECE_WITHIN_S = 240.0
+LOOK_S = 1.0  # how often an engine that does nothing looks who waits in vain
 STUCK_AFTER_S = 900.0  # in one step: the first of a base may read a long prompt
 
 LaneKey = tuple[str, BasisReference | None]  # the digest of a base's files, because an equal basis is not enough
@@ -57,6 +59,7 @@ class Engine:
         self._wanted: dict[LaneKey, list[Asked]] = {}  # by whom, while the base is not here
         self._loading: set[LaneKey] = set()
         self._open: Counter[str] = Counter()
+        self._unbegun: deque[Asked] = deque()  # who waits for a first piece, and some who have it, the oldest first
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._preparers = ThreadPoolExecutor(PREPARERS, "prepare")
@@ -76,13 +79,14 @@ class Engine:
         """Take a request; return what ends it early, for when nobody waits for its answer any more.
 
         Raises:
-            UnavailableError: too many requests of its organisation are not answered yet.
+            TooManyAtOnceError: too many requests of its organisation are not answered yet.
         """
         with self._lock:
-            if self._open[request.org_id] >= MAX_WAITING:
-                raise UnavailableError(f"{MAX_WAITING} requests wait already; try again in a moment.")
+            if self._open[request.org_id] >= MAX_UNANSWERED:
+                raise TooManyAtOnceError("unanswered requests", MAX_UNANSWERED)
             self._open[request.org_id] += 1
-        asked = Asked(request, send, self._close)
+            asked = Asked(request, send, self._close)
+            self._unbegun.append(asked)
         self._inbox.put(partial(self._place, asked))
         return asked.end
 
@@ -94,6 +98,7 @@ class Engine:
         while True:
             busy = [lane for lane in self._lanes.values() if not lane.is_idle]
             self._take(wait=not busy)
+            self._end_overdue()
             for lane in busy:
                 self._busy_since = time.monotonic()
                 try:
@@ -105,16 +110,33 @@ class Engine:
             self._load_wanted()  # where a lane has become idle there may be room
 
     def _take(self, *, wait: bool) -> None:
-        """Do what has come in; at least one thing, where there is nothing else to do."""
+        """Do what has come in; where there is nothing else to do, wait a little for a first thing."""
         while True:
             try:
-                act = self._inbox.get(block=wait)
+                act = self._inbox.get(block=wait, timeout=LOOK_S)
             except queue.Empty:
                 return
             self._busy_since = time.monotonic()
             act()
             self._busy_since = None
             wait = False
+
+    def _end_overdue(self) -> None:
+        """End the requests that have waited too long for a first piece of their answer."""
+        overdue = time.monotonic() - FIRST_PIECE_WITHIN_S
+        while self._unbegun and (self._unbegun[0].is_begun or self._unbegun[0].asked_at < overdue):
+            asked = self._unbegun.popleft()
+            if not asked.is_begun:
+                waited = f"No answer began within {FIRST_PIECE_WITHIN_S:.0f} s"
+                asked.fail(UnavailableError(f"{waited}: {self._what_it_waits_for(asked)}. Try again later."))
+
+    def _what_it_waits_for(self, asked: Asked) -> str:
+        key, name = self._key(asked.request), asked.request.base.name
+        if key in self._loading:
+            return f"the base model '{name}' is still being loaded"
+        if key in self._wanted:
+            return f"other base models, which are asked for all the time, hold the memory that '{name}' needs"
+        return f"the replica answers others, and {self._open.total() - 1} requests wait or are being answered beside it"
 
     def _place(self, asked: Asked) -> None:
         """Bring what a request needs, its base first."""
@@ -136,8 +158,11 @@ class Engine:
 
     def _load_wanted(self) -> None:
         """Begin to load the bases that are wanted, those that there is room for."""
-        for key, wanted in self._wanted.items():
-            if key not in self._loading and self._make_room(wanted[0].request):
+        for key in [key for key in self._wanted if key not in self._loading]:
+            wanted = self._wanted[key] = [asked for asked in self._wanted[key] if not asked.ended]
+            if not wanted:
+                del self._wanted[key]
+            elif self._make_room(wanted[0].request):
                 self._loading.add(key)
                 threading.Thread(target=self._load, args=(key, wanted[0].request), name="load", daemon=True).start()
 
