@@ -7,14 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from zhub.graders import StringCheckGrader
-from zhub.specs import (
-    BaseModelSource,
-    BasisReference,
-    ReinforcementHyperparameters,
-    StoredFile,
-    SupervisedHyperparameters,
-    TrainSpec,
-)
+from zhub.recipes import ReinforcementHyperparameters, SupervisedHyperparameters
+from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec
 from zhub_workers.compute.group import ComputeGroup
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel

@@ -27,10 +27,11 @@ from zhub.kinds import table
 from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
+from zhub.recipes import Hyperparameters, Recipe
 from zhub.registry import base_models, versions
 from zhub.registry.limitations import check_trainable_base
 from zhub.registry.publish import check_trainable, expert_name, get_or_create_expert
-from zhub.specs import BaseModelSource, BasisReference, Hyperparameters, Recipe, StartingPoint, TrainPlan
+from zhub.specs import BaseModelSource, BasisReference, StartingPoint, TrainPlan
 from zhub.tenancy import idempotency
 from zhub.tenancy.keys import Caller
 from zhub.training import estimates

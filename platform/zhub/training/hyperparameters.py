@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from zhub.errors import InvalidRequestError
 from zhub.pydantic_errors import refusal
-from zhub.specs import HYPERPARAMETERS, LEARNING_RATES, STEP_KL, SVF_LEARNING_RATE, Hyperparameters, Recipe
+from zhub.recipes import HYPERPARAMETERS, LEARNING_RATES, STEP_KL, SVF_LEARNING_RATE, Hyperparameters, Recipe
 from zhub.suggestions import did_you_mean
 
 # Fields of the OpenAI dialect that resolve into ours instead of being one of ours.

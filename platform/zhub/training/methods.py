@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zhub.errors import InvalidRequestError
-from zhub.specs import RECIPES, Recipe
+from zhub.recipes import RECIPES, Recipe
 
 GRADER_PARAM = "method.reinforcement.grader"
 

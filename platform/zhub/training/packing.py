@@ -1,6 +1,7 @@
 """Which training jobs may share a worker, and with it one base model on one device."""
 
-from zhub.specs import DpoHyperparameters, Hyperparameters, ReinforcementHyperparameters, TrainPlan
+from zhub.recipes import DpoHyperparameters, Hyperparameters, ReinforcementHyperparameters
+from zhub.specs import TrainPlan
 
 # Answers in one step. With so many in each of eight jobs, training together is still a tenth faster (benchmarks/
 # multi_expert_training.py); a larger step fills the device by itself.

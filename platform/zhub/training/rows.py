@@ -3,7 +3,7 @@
 from zhub.datasets.validated import distinct_rows
 from zhub.errors import InvalidRequestError
 from zhub.models import DatasetVersion
-from zhub.specs import MIN_PROMPTS, Recipe
+from zhub.recipes import MIN_PROMPTS, Recipe
 
 
 def check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:

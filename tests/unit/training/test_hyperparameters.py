@@ -9,17 +9,16 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from zhub.errors import InvalidRequestError
-from zhub.specs import (
+from zhub.recipes import (
     HYPERPARAMETERS,
     LEARNING_RATES,
     AdapterKind,
     Hyperparameters,
-    JobSpec,
     Recipe,
     ReinforcementHyperparameters,
     SupervisedHyperparameters,
-    TrainSpec,
 )
+from zhub.specs import JobSpec, TrainSpec
 from zhub.training.hyperparameters import DEFAULT_STEPS, resolve_hyperparameters
 
 RECIPES: list[Recipe] = ["reinforcement", "supervised", "dpo"]

@@ -7,7 +7,7 @@ export is ``z``, one vector a matrix. For the others the three are the same, exc
 in common, which are values and export of each.
 
 A step of e in every multiplier changes W by the share e of its Frobenius norm, because the change is
-``U diag(e s) Vh``. What it is for the others is said in ``cores`` and ``lora``; ``LEARNING_RATES`` in ``zhub.specs``
+``U diag(e s) Vh``. What it is for the others is said in ``cores`` and ``lora``; ``LEARNING_RATES`` in ``zhub.recipes``
 begins all of them at about the same change.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from zhub.errors import TrainingError
-from zhub.specs import Hyperparameters
+from zhub.recipes import Hyperparameters
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.artifact import ExpertFile
 from zhub_workers.model.base_model import BaseModel

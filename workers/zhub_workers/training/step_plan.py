@@ -2,7 +2,7 @@
 
 import math
 
-from zhub.specs import Hyperparameters
+from zhub.recipes import Hyperparameters
 
 # Share of the first rate, at the end of the cosine; arXiv:2501.06252 decays to 0 or does not say.
 FINAL_LEARNING_RATE = 0.1

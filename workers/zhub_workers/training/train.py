@@ -11,7 +11,8 @@ from torch import Tensor
 from zhub.datasets.splits import Split
 from zhub.errors import LongRow, PromptTooLongError, TrainingError
 from zhub.manifest import Evaluation
-from zhub.specs import ReinforcementHyperparameters, TrainSpec
+from zhub.recipes import ReinforcementHyperparameters
+from zhub.specs import TrainSpec
 from zhub_workers.compute.group import Member, Stopped
 from zhub_workers.evaluation.answer_pairs import AnswerPair
 from zhub_workers.evaluation.grading import EncodedRow, Grading, compare, cut, render_rows

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zhub.datasets.splits import Split
 from zhub.errors import NonFiniteLossError
-from zhub.specs import DpoHyperparameters, ReinforcementHyperparameters
+from zhub.recipes import DpoHyperparameters, ReinforcementHyperparameters
 from zhub_workers.compute.group import Stopped
 from zhub_workers.compute.losses import ADVANTAGES, Loss, NextToken, PolicyGradient, Preference
 from zhub_workers.compute.requests import Differentiate, Generate, Gradient, Logprobs, Tokens

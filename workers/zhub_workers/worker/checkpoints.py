@@ -11,7 +11,8 @@ from torch import Tensor
 
 from zhub.manifest import MANIFEST_FILE, Z_FILE, FileEntry, canonical_json, file_entry
 from zhub.process import tracing
-from zhub.specs import Hyperparameters, TrainSpec
+from zhub.recipes import Hyperparameters
+from zhub.specs import TrainSpec
 from zhub.storage.keys import checkpoint_prefix
 from zhub.storage.object_store import ObjectStore, fetch, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext
