@@ -77,21 +77,24 @@ class DecomposeSpec(BaseModel):
 
 
 class StartingPoint(BaseModel):
-    """An expert version that training may begin from: its model id, its manifest's digest, and its files."""
+    """An expert version that training may begin from: its model id, its manifest's digest, and its files.
+
+    ``routing_sha256`` is None where nobody knows which prompts are its own.
+    """
 
     model_config = ConfigDict(frozen=True)
     name: str
     digest: str
     key_prefix: str
     z_sha256: str
-    routing_sha256: str
+    routing_sha256: str | None
 
 
 class TrainPlan(BaseModel):
     """A training as it is requested. ``basis`` is None until its base is decomposed; a worker gets a ``TrainSpec``.
 
-    ``starts`` are, with the hyper-parameter ``warm_start`` ``nearest``, the versions to choose from; else the one that
-    was asked for, if any.
+    ``starts`` are, with the hyper-parameter ``warm_start`` ``nearest``, the versions to choose from, and for
+    ``few_shot`` those to mix; else the one that was asked for, if any.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -14,7 +14,7 @@ from zhub.models import Job
 from zhub.recipes import Hyperparameters, Recipe
 
 MAX_PAST = 50  # newest trainings that are looked at
-SIZE = ("batch_size", "group_size", "max_new_tokens", "data_parallel")
+SIZE = ("batch_size", "group_size", "population", "shots", "max_new_tokens", "data_parallel")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from zhub.recipes import (
     HYPERPARAMETERS,
     LEARNING_RATES,
     AdapterKind,
-    Hyperparameters,
+    FewShotHyperparameters,
+    GradientHyperparameters,
     Recipe,
     ReinforcementHyperparameters,
     SupervisedHyperparameters,
@@ -24,8 +25,10 @@ from zhub.training.hyperparameters import DEFAULT_STEPS, resolve_hyperparameters
 RECIPES: list[Recipe] = ["reinforcement", "supervised", "dpo"]
 
 
-def resolve(asked: dict[str, Any], recipe: Recipe = "supervised", train_rows: int = 100) -> Hyperparameters:
-    return resolve_hyperparameters(recipe, asked, train_rows=train_rows)
+def resolve(asked: dict[str, Any], recipe: Recipe = "supervised", train_rows: int = 100) -> GradientHyperparameters:
+    resolved = resolve_hyperparameters(recipe, asked, train_rows=train_rows)
+    assert not isinstance(resolved, FewShotHyperparameters)
+    return resolved
 
 
 def refusal(asked: dict[str, Any], recipe: Recipe = "supervised", train_rows: int = 100) -> InvalidRequestError:
