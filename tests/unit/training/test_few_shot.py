@@ -211,3 +211,19 @@ def test_a_mixture_that_blows_up_counts_as_wrong_and_fails_nobody(
     wild = Start("main.wild@v1", "wild", {name: torch.full_like(z, 1e30) for name, z in tame.z.items()}, None)
     result, _ = run(adapted, few_shot(n_steps=2), rows, starts=[tame, wild])
     assert result.steps == 2 and all(bool(torch.isfinite(z).all()) for z in result.artifact.values())
+
+
+def test_a_mixture_that_only_the_shots_like_is_not_published(
+    adapted: AdaptedModel, starts: Starts, rows: Path, tmp_path: Path
+) -> None:
+    """The validation file wants what the shots do not."""
+    wanted = StringCheckGrader(
+        type="string_check", name="it", input="{{sample.output_text}}", reference="{{item.want}}", operation="like"
+    )
+    shots, held_out = write_rows(tmp_path / "shots", PROMPTS[:40], want="ee"), PROMPTS[40:]
+    others = write_rows(tmp_path / "others", held_out, want="zzz")
+    spec = few_shot().model_copy(update={"grader": wanted})
+    result, events = run(adapted, spec, shots, others, starts=starts)
+    (start,) = [data for _, message, data in events if message.startswith("Rewards on the") and data is not None]
+    assert start["train_reward_best"] > 0 and result.best_step == 0
+    assert all(torch.equal(z, torch.ones_like(z)) for z in result.artifact.values())

@@ -84,7 +84,7 @@ class FewShotSearch:
         """Search for the remaining steps, with their validations and checkpoints."""
         hyper, state = self._hyper, self.state
         if not state.search:
-            self.begin()
+            self._begin()
         for step in range(state.step + 1, hyper.n_steps + 1):
             if state.search["alike"]:
                 break
@@ -104,30 +104,6 @@ class FewShotSearch:
             if state.search["alike"]:
                 self._tell_alike(step, rewards[0])
         self.validate()
-
-    def begin(self) -> None:
-        """Score what there is without a search, and begin at the best of it."""
-        state = self.state
-        candidates = self._first_candidates()
-        scores, tokens = self._scores(torch.stack([candidate.weights for candidate in candidates]))
-        leader = cem.ranked(scores)[0]
-        mean = candidates[-1].weights
-        state.search = {
-            "mean": mean,
-            "deviation": torch.full_like(mean, self._hyper.deviation),
-            "best": torch.zeros_like(mean),
-            "alike": torch.zeros(1, dtype=torch.float64),
-        }
-        self._lead(candidates[leader].weights, scores[leader])
-        state.trained_tokens += tokens
-        named = {candidate.name: max(0.0, score.reward) for candidate, score in zip(candidates, scores, strict=True)}
-        told = ", ".join(f"{name} {reward:.3f}" for name, reward in named.items())
-        metrics = {"train_reward_mean": fmean(named.values()), "train_reward_best": scores[leader].reward}
-        self.job.on_event(
-            "info", f"Rewards on the {len(self._shots)} shots: {told}.", {"type": "metrics", "step": 0, **metrics}
-        )
-        self.validate()
-        state.scores_since_best = 0
 
     def step(self) -> tuple[dict[str, float], list[float]]:
         """Draw and score a population, and move to its elites; return the metrics and all rewards.
@@ -197,6 +173,30 @@ class FewShotSearch:
         ]
         shots = [shot.row.line for shot in self._shots]
         return Mixture(granularity=self._hyper.granularity, experts=experts, shots=shots)
+
+    def _begin(self) -> None:
+        """Score what there is without a search, and begin at the best of it."""
+        state = self.state
+        candidates = self._first_candidates()
+        scores, tokens = self._scores(torch.stack([candidate.weights for candidate in candidates]))
+        leader = cem.ranked(scores)[0]
+        mean = candidates[-1].weights
+        state.search = {
+            "mean": mean,
+            "deviation": torch.full_like(mean, self._hyper.deviation),
+            "best": torch.zeros_like(mean),
+            "alike": torch.zeros(1, dtype=torch.float64),
+        }
+        self._lead(candidates[leader].weights, scores[leader])
+        state.trained_tokens += tokens
+        named = {candidate.name: max(0.0, score.reward) for candidate, score in zip(candidates, scores, strict=True)}
+        told = ", ".join(f"{name} {reward:.3f}" for name, reward in named.items())
+        metrics = {"train_reward_mean": fmean(named.values()), "train_reward_best": scores[leader].reward}
+        self.job.on_event(
+            "info", f"Rewards on the {len(self._shots)} shots: {told}.", {"type": "metrics", "step": 0, **metrics}
+        )
+        self.validate()
+        state.scores_since_best = 0
 
     def _tell_alike(self, step: int, reward: float) -> None:
         message = f"All {self._hyper.population} mixtures of step {step} have the reward {reward:.3f} on the shots"
