@@ -29,7 +29,8 @@ from torch import Tensor
 
 from zhub.errors import UnsupportedModelError
 from zhub.graders import StringCheckGrader
-from zhub.specs import Recipe, TrainSpec
+from zhub.recipes import Recipe
+from zhub.specs import TrainSpec
 from zhub_workers.compute.group import ComputeGroup
 from zhub_workers.compute.sizes import sizes_of
 from zhub_workers.model.adapted import AdaptedModel

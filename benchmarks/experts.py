@@ -31,7 +31,7 @@ from zhub.demo.task_families import FAMILIES, sample_rows
 from zhub.evaluation.statistics import accuracy, bootstrap_interval, paired_bootstrap
 from zhub.graders import Grader
 from zhub.manifest import canonical_json
-from zhub.specs import Recipe
+from zhub.recipes import Recipe
 from zhub_workers.compute.group import ComputeGroup, Member
 from zhub_workers.evaluation.grading import Grading, encode_rows, greedy_answers
 from zhub_workers.model.adapted import AdaptedModel

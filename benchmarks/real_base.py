@@ -25,7 +25,7 @@ from rich.console import Console
 
 from zhub.demo.language_tasks import LANGUAGE_TASKS
 from zhub.manifest import Evaluation, canonical_json, sha256_file
-from zhub.specs import Recipe
+from zhub.recipes import Recipe
 from zhub_workers.compute.group import ComputeGroup
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import make_adapter

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zhub.specs import BaseModelSource, BasisReference, Recipe, StoredFile, TrainSpec
+from zhub.recipes import Recipe
+from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec
 from zhub.training.hyperparameters import resolve_hyperparameters
 from zhub_workers.compute.group import Member
 from zhub_workers.evaluation.grading import Grading

@@ -12,6 +12,8 @@ ON_BASES = ("tests/integration/api/test_base_models.py",)
 ON_DELETION = ("tests/integration/registry/test_deletion.py",)
 ON_STEPS = ("tests/unit/training/test_trust_region.py",)
 ON_COURSE = ("tests/unit/training/test_course.py",)
+SEARCH = "workers/zhub_workers/training/few_shot.py"
+ON_SEARCH = ("tests/unit/training/test_few_shot.py",)
 
 MUTANTS = (
     Mutant(
@@ -125,5 +127,61 @@ MUTANTS = (
         "if state.course.rollbacks > MAX_ROLLBACKS:",
         "if state.course.rollbacks > 1000 * MAX_ROLLBACKS:",
         ON_COURSE,
+    ),
+    Mutant(
+        "each expert alone is a candidate before anything is drawn",
+        SEARCH,
+        "return [base, *alone, Candidate(mean.name, bounded)]",
+        "return [base, Candidate(mean.name, bounded)]",
+        ON_SEARCH,
+    ),
+    Mutant(
+        "the best mixture so far keeps its place in the population",
+        SEARCH,
+        'candidates = torch.cat([search["leader"].unsqueeze(0), drawn])',
+        "candidates = torch.cat([drawn[:1], drawn])",
+        ON_SEARCH,
+    ),
+    Mutant(
+        "a search that tells no mixtures apart ends",
+        SEARCH,
+        'search["alike"] = torch.tensor([float(min(rewards) == max(rewards))], dtype=torch.float64)',
+        'search["alike"] = torch.tensor([0.0], dtype=torch.float64)',
+        ON_SEARCH,
+    ),
+    Mutant(
+        "no mixture is worse than the base on validation rows",
+        SEARCH,
+        "if fmean(rewards) > fmean(state.best_rewards):",
+        "if rewards:",
+        ON_SEARCH,
+    ),
+    Mutant(
+        "weights keep to their bounds",
+        "workers/zhub_workers/training/cem.py",
+        ".clamp(low, high)",
+        "",
+        ("tests/unit/training/test_cem.py",),
+    ),
+    Mutant(
+        "a mixture that blows up is no other's error",
+        "workers/zhub_workers/compute/batches.py",
+        " and not isinstance(o, NonFiniteLogitsError)",
+        "",
+        ("tests/unit/compute/test_each.py",),
+    ),
+    Mutant(
+        "each group of matrices has gradient weights of its own",
+        "workers/zhub_workers/model/gradient_mixture.py",
+        "totals = helping.sum(0)",
+        "totals = helping.sum()",
+        ("tests/unit/model/test_gradient_mixture.py",),
+    ),
+    Mutant(
+        "multipliers of another basis are not mixed",
+        "platform/zhub/training/few_shot.py",
+        'record.version.manifest["basis_fingerprint"] != basis.basis_fingerprint:',
+        'record.version.manifest["basis_fingerprint"] == "":',
+        ("tests/integration/api/test_few_shot_requests.py",),
     ),
 )

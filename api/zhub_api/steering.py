@@ -11,16 +11,16 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic import BaseModel as Schema
 from pydantic_core import PydanticCustomError
 
+from zhub.recipes import MAX_MIXTURE_WEIGHT
 from zhub.registry import resolve
 
-MAX_WEIGHT = 4.0
 MAX_LAYER = 9_999
 MAX_RANGES = 256
 RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 
 def _check_weight(weight: float) -> float:
-    if not -MAX_WEIGHT <= weight <= MAX_WEIGHT:
+    if not -MAX_MIXTURE_WEIGHT <= weight <= MAX_MIXTURE_WEIGHT:
         raise PydanticCustomError(
             "weight_out_of_bounds",
             "give -4 to 4: a weight multiplies all that the expert changes, z = 1 + weight * (z - 1), and farther out "
@@ -62,7 +62,9 @@ class MixturePart(Schema):
     model_config = ConfigDict(extra="forbid")
     model: str
     weight: Annotated[
-        float, AfterValidator(_check_weight), Field(json_schema_extra={"minimum": -MAX_WEIGHT, "maximum": MAX_WEIGHT})
+        float,
+        AfterValidator(_check_weight),
+        Field(json_schema_extra={"minimum": -MAX_MIXTURE_WEIGHT, "maximum": MAX_MIXTURE_WEIGHT}),
     ] = 1.0
     layers: (
         Annotated[

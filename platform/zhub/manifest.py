@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
+from zhub.recipes import Granularity
+
 MANIFEST_FILE = "manifest.json"
 Z_FILE = "z.safetensors"
 ROUTING_FILE = "routing.safetensors"
@@ -93,11 +95,37 @@ class Origin(BaseModel):
     probe: Probe
 
 
+class MixedExpert(BaseModel):
+    """An expert version of a mixture: its model id then, its digest, and its weight in each group of matrices.
+
+    Matrices are grouped as the mixture's ``granularity`` says: ``all`` of them, by the number of their block, or each
+    by its name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    digest: str
+    weights: dict[str, float]
+
+
+class Mixture(BaseModel):
+    """What a few-shot search mixed into one z, ``1 + Σ weight · (z_k − 1)``; all weights are 0 where it is the base.
+
+    ``shots``: the lines of the training file that it searched on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    granularity: Granularity
+    experts: list[MixedExpert]
+    shots: list[int]
+
+
 class Manifest(BaseModel):
     """Everything needed to check, load and reproduce an expert version.
 
     Of an imported LoRA, whose training is not known, ``steps`` is 0 and ``best_step`` is -1, or 0 where it answers as
-    the base does; and there is no ``dataset_digest``.
+    the base does; and there is no ``dataset_digest``. Of a mixture that a few-shot search had before its first step,
+    ``best_step`` is -1 too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -123,12 +151,14 @@ class Manifest(BaseModel):
     parent_digest: str | None
     files: list[FileEntry]
     origin: Origin | None = None
+    mixture: Mixture | None = None
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A version that was trained here has no origin: its bytes are those that every release writes and reads.
         fields: dict[str, Any] = serialize(self)
-        return {name: value for name, value in fields.items() if name != "origin" or value is not None}
+        later = ("origin", "mixture")
+        return {name: value for name, value in fields.items() if name not in later or value is not None}
 
     def canonical(self) -> bytes:
         """The bytes that are stored and hashed."""

@@ -81,7 +81,9 @@ class Reader:
         for placeholder, value in self._values().items():
             if placeholder in text:
                 text = text.replace(placeholder, value())
-        settings = "".join(f" --set {name}={value}" for name, value in SHORT.items())
+        # A few-shot search has no batches.
+        short = {name: value for name, value in SHORT.items() if name != "batch_size" or "few_shot" not in text}
+        settings = "".join(f" --set {name}={value}" for name, value in short.items())
         for command in ("zhub submit", "zhub schedules add"):
             text = text.replace(command, command + settings) if text.startswith(command) else text
         text, shortened = METHOD.subn(rf'\1"hyperparameters": {SHORT}, ', text)

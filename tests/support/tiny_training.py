@@ -2,19 +2,13 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from zhub.graders import StringCheckGrader
-from zhub.specs import (
-    BaseModelSource,
-    BasisReference,
-    ReinforcementHyperparameters,
-    StoredFile,
-    SupervisedHyperparameters,
-    TrainSpec,
-)
+from zhub.recipes import FewShotHyperparameters, ReinforcementHyperparameters, SupervisedHyperparameters
+from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec
 from zhub_workers.compute.group import ComputeGroup
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
@@ -22,6 +16,7 @@ from zhub_workers.model.adapters import make_adapter
 from zhub_workers.training.forgetting import KeptAnswers
 from zhub_workers.training.state import TrainState
 from zhub_workers.training.train import TrainResult, train
+from zhub_workers.training.warm_start import Start
 
 Load = Callable[[str], AdaptedModel]
 Events = list[tuple[str, str, dict[str, Any] | None]]
@@ -53,6 +48,20 @@ def supervised(**asked: Any) -> TrainSpec:
     return reinforcement().model_copy(update={"recipe": "supervised", "hyperparameters": hyper, "grader": None})
 
 
+def few_shot(seed: int = 7, **asked: Any) -> TrainSpec:
+    settings = {
+        "n_steps": 6,
+        "shots": 6,
+        "population": 8,
+        "elite_share": 0.25,
+        "max_new_tokens": 4,
+        "eval_interval": 3,
+        **asked,
+    }
+    hyper = FewShotHyperparameters(**settings)
+    return reinforcement(seed=seed).model_copy(update={"recipe": "few_shot", "hyperparameters": hyper})
+
+
 def write_rows(path: Path, prompts: list[str], answer: str | None = None, **columns: Any) -> Path:
     rows = []
     for prompt in prompts:
@@ -78,6 +87,7 @@ def run(
     resumed: TrainState | None = None,
     states: list[TrainState] | None = None,
     kept_answers: KeptAnswers | None = None,
+    starts: Sequence[Start] = (),
 ) -> tuple[TrainResult, Events]:
     events: Events = []
     adapter = make_adapter(adapted, spec.hyperparameters)
@@ -91,6 +101,7 @@ def run(
             validation_path=validation,
             on_event=lambda level, message, data: events.append((level, message, data)),
             on_checkpoint=lambda state, _: states.append(copy.deepcopy(state)) if states is not None else None,
+            starts=starts,
             resumed=resumed,
             kept_answers=kept_answers,
         )

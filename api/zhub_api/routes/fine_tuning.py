@@ -20,8 +20,8 @@ from zhub.process.wakeup import SCHEDULER
 from zhub.queue import checkpoints, dependencies, jobs
 from zhub.queue.desired import request_cancel, request_pause, request_resume
 from zhub.queue.statuses import status_of
+from zhub.recipes import Recipe
 from zhub.registry import versions
-from zhub.specs import Recipe
 from zhub.tenancy.keys import Caller
 from zhub.training import fine_tuning, job_changes, job_lists
 from zhub.training.job_lists import JobFilter

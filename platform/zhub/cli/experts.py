@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from zhub.cli import expert_imports, expert_strengths, outcomes
+from zhub.cli import expert_imports, expert_mixtures, expert_strengths, outcomes
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
 from zhub.client.wire.experts import AnswerPairRecord, ExpertRecord, ExpertVersion, FeedbackSummary
@@ -282,7 +282,7 @@ def show_version(version: ExpertVersion, as_json: bool, examples: Sequence[Answe
                 ("recipe", _recipe(manifest)),
                 *(expert_imports.origin_facts(version.origin) if version.origin else []),
                 ("made by", f"zhub {manifest['code_version']} on {manifest['hardware']}"),
-                ("parent", _parent(version)),
+                *(expert_mixtures.facts_of(version.mixture) if version.mixture else [("parent", _parent(version))]),
                 ("size", f"{manifest['parameters']:,} numbers, {size(version.size_bytes)}"),
                 ("feedback", _mean_score(version.feedback)),
             ]
@@ -315,7 +315,7 @@ def show_version(version: ExpertVersion, as_json: bool, examples: Sequence[Answe
 
 
 def _recipe(manifest: Mapping[str, Any]) -> str:
-    if not manifest["steps"]:
+    if manifest["best_step"] < 0 or not manifest["steps"]:
         return str(manifest["recipe"])
     return f"{manifest['recipe']}, best step {manifest['best_step']} of {manifest['steps']}"
 

@@ -29,7 +29,8 @@ app = typer.Typer(help="Training jobs.", no_args_is_help=True)
 def ls(
     status: JobStatusOption = None,
     method: Annotated[
-        Literal["reinforcement", "supervised", "dpo"] | None, typer.Option(help="Only those trained like this.")
+        Literal["reinforcement", "supervised", "dpo", "few_shot"] | None,
+        typer.Option(help="Only those trained like this."),
     ] = None,
     expert: Annotated[str | None, typer.Option(help="Only those that train this expert.")] = None,
     tag: Annotated[

@@ -1,6 +1,7 @@
 """``zhub submit``."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,10 @@ ANSWER_GRADER = {
 }
 
 MethodOption = Annotated[Literal["reinforcement", "supervised", "dpo"], typer.Option()]
+SubmitMethodOption = Annotated[
+    Literal["reinforcement", "supervised", "dpo", "few_shot"],
+    typer.Option(help="How to make the expert; few_shot searches a mixture of --mix."),
+]
 GraderOption = Annotated[
     Path | None,
     typer.Option(help="A JSON file with a grader.", show_default="the answer equals the row's column 'answer'"),
@@ -64,7 +69,14 @@ LongRowsOption = Annotated[
 def submit(
     dataset: Annotated[str, typer.Argument(help="A data file to upload, or the id of an uploaded one (file-…).")],
     base: Annotated[str, typer.Option(help="The base model to train on, or an expert version to continue from.")],
-    method: MethodOption = "reinforcement",
+    method: SubmitMethodOption = "reinforcement",
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EXPERT",
+            help="With few_shot: an expert version, or a release for all that it pins; may be repeated.",
+        ),
+    ] = None,
     grader: GraderOption = None,
     suffix: SuffixOption = None,
     settings: SettingsOption = None,
@@ -101,7 +113,7 @@ def submit(
     """Train an expert on a dataset. What is refused, and a dry run, leaves no file behind."""
     request: Any = {"model": base, "suffix": suffix, "seed": seed, "depends_on": after or [], "dedup_key": dedup_key}
     chosen_long_rows = [f"long_rows={long_rows}"] if long_rows is not None else []
-    request["method"] = training_method(method, grader, [*(settings or []), *chosen_long_rows])
+    request["method"] = training_method(method, grader, [*(settings or []), *chosen_long_rows], mix or [])
     if cluster is not None:
         request["cluster"] = cluster
     if priority is not None:
@@ -112,7 +124,7 @@ def submit(
         request["training_file"] = uploads.file_id(
             dataset,
             purpose="user_data",
-            method=method,
+            method="reinforcement" if method == "few_shot" else method,  # its rows are the same
             chosen=ChosenColumns(prompt_column, answer_column, prompt_template),
             skip_incomplete=skip_incomplete,
         )
@@ -201,13 +213,19 @@ def _expectation(estimate: EstimateRecord) -> list[tuple[str, str]]:
     ]
 
 
-def training_method(method: str, grader: Path | None, settings: list[str]) -> dict[str, Any]:
+def training_method(method: str, grader: Path | None, settings: list[str], mixed: Sequence[str] = ()) -> dict[str, Any]:
     """The ``method`` of a request, from the options of the command."""
     body: dict[str, Any] = {"hyperparameters": parse_settings(settings)}
-    if method == "reinforcement":
+    if method in ("reinforcement", "few_shot"):
         body["grader"] = read_grader(grader)
     elif grader is not None:
-        raise typer.BadParameter("a grader goes with --method reinforcement", param_hint="--grader")
+        raise typer.BadParameter("a grader goes with --method reinforcement or few_shot", param_hint="--grader")
+    if method == "few_shot":
+        if not mixed:
+            raise typer.BadParameter("few_shot mixes experts: name one or more with --mix", param_hint="--mix")
+        body["experts"] = list(mixed)
+    elif mixed:
+        raise typer.BadParameter("it goes with --method few_shot", param_hint="--mix")
     return {"type": method, method: body}
 
 

@@ -12,9 +12,9 @@ from zhub.errors import NotFoundError
 from zhub.ids import parse_id, public_id
 from zhub.manifest import ROUTING_FILE
 from zhub.models import Alias, BaseModel, Checkpoint, Expert, ExpertVersion, Job, Project
+from zhub.recipes import AdapterKind
 from zhub.registry import missing
 from zhub.registry.names import ALIAS_NAME, CHECKPOINT_NAME, EXPERT_NAME, PROD, VERSION_NAME
-from zhub.specs import AdapterKind
 from zhub.tenancy.keys import Caller
 
 SVF: AdapterKind = "svf"

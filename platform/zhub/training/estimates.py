@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.models import Job
-from zhub.specs import Hyperparameters, Recipe
+from zhub.recipes import Hyperparameters, Recipe
 
 MAX_PAST = 50  # newest trainings that are looked at
-SIZE = ("batch_size", "group_size", "max_new_tokens", "data_parallel")
+SIZE = ("batch_size", "group_size", "population", "shots", "max_new_tokens", "data_parallel")
 
 
 @dataclass(frozen=True)

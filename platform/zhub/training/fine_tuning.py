@@ -27,17 +27,18 @@ from zhub.kinds import table
 from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
+from zhub.recipes import FewShotHyperparameters, Hyperparameters, Recipe
 from zhub.registry import base_models, versions
 from zhub.registry.limitations import check_trainable_base
 from zhub.registry.publish import check_trainable, expert_name, get_or_create_expert
-from zhub.specs import BaseModelSource, BasisReference, Hyperparameters, Recipe, StartingPoint, TrainPlan
+from zhub.specs import BaseModelSource, BasisReference, StartingPoint, TrainPlan
 from zhub.tenancy import idempotency
 from zhub.tenancy.keys import Caller
-from zhub.training import estimates
+from zhub.training import estimates, few_shot
 from zhub.training.estimates import Estimate
 from zhub.training.hyperparameters import resolve_hyperparameters
 from zhub.training.job_changes import Metadata
-from zhub.training.methods import GRADER_PARAM, read_method
+from zhub.training.methods import read_method
 from zhub.training.packing import pack_key
 from zhub.training.rows import check_rows
 
@@ -85,7 +86,7 @@ def read_graders(request: JobRequest, read: GraderReader = parse_grader) -> Grad
         InvalidRequestError: with the ``param`` at fault.
     """
     method = read_method(request.method, request.hyperparameters)
-    own = read(method.grader, param=GRADER_PARAM) if method.recipe == "reinforcement" else None
+    own = None if method.grader is None else read(method.grader, param=method.grader_param)
     gate = request.promotion
     return Graders(own, gates.read_graders(gate, within="promotion.", read=read) if gate is not None else ())
 
@@ -167,6 +168,8 @@ class ResolvedTraining:
         method: dict[str, Any] = {"hyperparameters": self.spec.hyperparameters.model_dump(mode="json")}
         if self.spec.grader is not None:
             method["grader"] = self.spec.grader.model_dump(mode="json")
+        if self.spec.recipe == "few_shot":
+            method["experts"] = [start.name for start in self.starts]
         return {"type": self.spec.recipe, self.spec.recipe: method}
 
 
@@ -192,7 +195,7 @@ def resolve_training(session: Session, caller: Caller, request: JobRequest, grad
     limits.check_cluster(session, request.cluster, param="cluster")
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
-    starts = _starts(session, caller, inputs.base, inputs.parent, inputs.hyperparameters)
+    starts = _starts(session, caller, inputs)
     name = expert_name(request.suffix, inputs.training.filename)
     check_trainable(session, caller.project_id, name)
     spec = TrainPlan(
@@ -240,11 +243,15 @@ def job_of(resolved: ResolvedTraining, expert: Expert) -> Job:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a request names, looked up and checked. ``parent`` is the version that training begins from, if any."""
+    """What a request names, looked up and checked.
+
+    ``parent`` is the version that training begins from, if any, and ``mixed`` are those that a few-shot search mixes.
+    """
 
     base: BaseModel
     basis: BasisReference | None
     parent: versions.VersionRecord | None
+    mixed: Sequence[versions.VersionRecord]
     training: DatasetVersion
     validation: DatasetVersion | None
     recipe: Recipe
@@ -266,18 +273,26 @@ def _inputs(session: Session, caller: Caller, request: JobRequest, grader: Grade
         check_rows(validation, method.recipe, "validation_file")
     if grader is not None:
         files = [training, validation] if validation is not None else [training]
-        check_grader(session, caller.org_id, grader, param=GRADER_PARAM, bases=[base.name], files=files)
+        check_grader(session, caller.org_id, grader, param=method.grader_param, bases=[base.name], files=files)
     kept = method.hyperparameters.get("duplicates") == "keep"
     train_rows = all_rows(training) if kept else distinct_rows(training)
     resolved = resolve_hyperparameters(method.recipe, method.hyperparameters, train_rows=train_rows)
+    few_shot.check_start(resolved, grader)
     if parent is not None:
         _check_parent(parent, resolved, basis)
+    mixed = few_shot.mixed_versions(session, caller.project_id, base, basis, method.experts)
     if resolved.long_rows == "refuse" and (error := long_rows_error(session, base, training, validation)):
         raise InvalidRequestError(str(error), param="training_file", code=error.code)
-    return _Inputs(base, basis, parent, training, validation, method.recipe, resolved)
+    return _Inputs(base, basis, parent, mixed, training, validation, method.recipe, resolved)
 
 
 def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis: BasisReference | None) -> None:
+    if isinstance(hyper, FewShotHyperparameters):
+        raise InvalidRequestError(
+            f"A few-shot search begins from the base. Give '{parent.base.name}' as the model, and '{parent.name}' "
+            "among the experts.",
+            param="model",
+        )
     if parent.adapter != "svf" or hyper.adapter != "svf" or hyper.parameterisation != "multiplier":
         raise InvalidRequestError(
             "Only a training of the adapter 'svf', with the parameterisation 'multiplier', can begin from an expert, "
@@ -295,16 +310,13 @@ def _check_parent(parent: versions.VersionRecord, hyper: Hyperparameters, basis:
         )
 
 
-def _starts(
-    session: Session,
-    caller: Caller,
-    base: BaseModel,
-    parent: versions.VersionRecord | None,
-    hyper: Hyperparameters,
-) -> Sequence[versions.VersionRecord]:
+def _starts(session: Session, caller: Caller, inputs: _Inputs) -> Sequence[versions.VersionRecord]:
+    hyper = inputs.hyperparameters
+    if isinstance(hyper, FewShotHyperparameters):
+        return inputs.mixed
     if hyper.warm_start == "nearest":
-        return versions.newest(session, caller.project_id, base, limit=MAX_STARTS)
-    return [parent] if parent is not None else []
+        return versions.newest(session, caller.project_id, inputs.base, limit=MAX_STARTS)
+    return [inputs.parent] if inputs.parent is not None else []
 
 
 def _starting_point(record: versions.VersionRecord) -> StartingPoint:
@@ -314,7 +326,7 @@ def _starting_point(record: versions.VersionRecord) -> StartingPoint:
         digest=record.version.digest,
         key_prefix=record.version.key_prefix,
         z_sha256=files[Z_FILE],
-        routing_sha256=files[ROUTING_FILE],
+        routing_sha256=files.get(ROUTING_FILE),
     )
 
 

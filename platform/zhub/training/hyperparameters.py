@@ -9,7 +9,15 @@ from pydantic import BaseModel, ValidationError
 
 from zhub.errors import InvalidRequestError
 from zhub.pydantic_errors import refusal
-from zhub.specs import HYPERPARAMETERS, LEARNING_RATES, STEP_KL, SVF_LEARNING_RATE, Hyperparameters, Recipe
+from zhub.recipes import (
+    HYPERPARAMETERS,
+    LEARNING_RATES,
+    STEP_KL,
+    SVF_LEARNING_RATE,
+    GradientHyperparameters,
+    Hyperparameters,
+    Recipe,
+)
 from zhub.suggestions import did_you_mean
 
 # Fields of the OpenAI dialect that resolve into ours instead of being one of ours.
@@ -30,9 +38,29 @@ def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_r
     """
     model = HYPERPARAMETERS[recipe]
     where = f"method.{recipe}.hyperparameters"
-    known = [*model.model_fields, *FOREIGN]
+    by_gradient = issubclass(model, GradientHyperparameters)
+    known = [*model.model_fields, *(FOREIGN if by_gradient else ())]
     refusals = [_unknown(name, known, recipe, where) for name in asked if name not in known]
     given = {name: value for name, value in asked.items() if name in known and value is not None and value != "auto"}
+    if by_gradient:
+        refusals += _resolve_lengths(given, where, _default_batch_size(model), train_rows)
+    try:
+        resolved = model.model_validate(given)
+    except ValidationError as exc:
+        refusals += [_refusal(error, where, asked) for error in exc.errors()]
+    if refusals:
+        raise InvalidRequestError(" ".join(map(str, refusals)), param=refusals[0].param, code=refusals[0].code)
+    return resolved  # type: ignore[return-value]
+
+
+def _resolve_lengths(
+    given: dict[str, Any], where: str, default_batch_size: int, train_rows: int
+) -> list[InvalidRequestError]:
+    """Turn what says how many steps there are and how long they are into ``n_steps``, ``learning_rate``, ``step_kl``.
+
+    ``given`` is changed. Returns what is refused.
+    """
+    refusals: list[InvalidRequestError] = []
     multiplier = given.pop("learning_rate_multiplier", 1.0)
     epochs = given.pop("n_epochs", None)
     for name, factor in (("learning_rate_multiplier", multiplier), ("n_epochs", 1.0 if epochs is None else epochs)):
@@ -52,14 +80,8 @@ def resolve_hyperparameters(recipe: Recipe, asked: Mapping[str, Any], *, train_r
         given.setdefault("learning_rate", min(1.0, multiplier * rate))
         if multiplier != 1.0:
             given.setdefault("step_kl", max(multiplier**2 * STEP_KL, sys.float_info.min))  # 0 would be no bound
-    given.setdefault("n_steps", _steps(epochs, given.get("batch_size", _default_batch_size(model)), train_rows))
-    try:
-        resolved = model.model_validate(given)
-    except ValidationError as exc:
-        refusals += [_refusal(error, where, asked) for error in exc.errors()]
-    if refusals:
-        raise InvalidRequestError(" ".join(map(str, refusals)), param=refusals[0].param, code=refusals[0].code)
-    return resolved  # type: ignore[return-value]
+    given.setdefault("n_steps", _steps(epochs, given.get("batch_size", default_batch_size), train_rows))
+    return refusals
 
 
 def _unknown(name: str, known: Sequence[str], recipe: Recipe, where: str) -> InvalidRequestError:

@@ -1,6 +1,7 @@
 """Which training jobs may share a worker, and with it one base model on one device."""
 
-from zhub.specs import DpoHyperparameters, Hyperparameters, ReinforcementHyperparameters, TrainPlan
+from zhub.recipes import DpoHyperparameters, FewShotHyperparameters, Hyperparameters, ReinforcementHyperparameters
+from zhub.specs import TrainPlan
 
 # Answers in one step. With so many in each of eight jobs, training together is still a tenth faster (benchmarks/
 # multi_expert_training.py); a larger step fills the device by itself.
@@ -25,9 +26,16 @@ def shares_a_worker(hyper: Hyperparameters) -> bool:
     """
     if hyper.adapter != "svf" or hyper.data_parallel > 1:
         return False
-    rows = hyper.batch_size
-    if isinstance(hyper, ReinforcementHyperparameters):
-        rows *= hyper.group_size
-    elif isinstance(hyper, DpoHyperparameters):
-        rows *= 2
-    return rows <= MAX_PACKED_ROWS
+    return _rows_of_a_step(hyper) <= MAX_PACKED_ROWS
+
+
+def _rows_of_a_step(hyper: Hyperparameters) -> int:
+    match hyper:
+        case FewShotHyperparameters():
+            return hyper.population * hyper.shots
+        case ReinforcementHyperparameters():
+            return hyper.batch_size * hyper.group_size
+        case DpoHyperparameters():
+            return hyper.batch_size * 2
+        case _:
+            return hyper.batch_size

@@ -3,14 +3,15 @@
 from zhub.datasets.validated import distinct_rows
 from zhub.errors import InvalidRequestError
 from zhub.models import DatasetVersion
-from zhub.specs import MIN_PROMPTS, Recipe
+from zhub.recipes import MIN_PROMPTS, Recipe
+from zhub.training.methods import GRADED
 
 
 def check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
     """Refuse a validated file whose rows the recipe cannot train on; ``param`` is the field that names it.
 
-    Rows must end where the recipe begins: with the user for reinforcement, with the assistant for supervised. Those of
-    dpo must be pairs.
+    Rows must end where the recipe begins: with the user for reinforcement and few_shot, with the assistant for
+    supervised. Those of dpo must be pairs.
 
     Raises:
         InvalidRequestError: with the first line at fault.
@@ -38,9 +39,9 @@ def check_rows(version: DatasetVersion, recipe: Recipe, param: str) -> None:
             param=param,
             code="wrong_schema",
         )
-    if recipe == "reinforcement" and validation["rows_with_target"]:
+    if recipe in GRADED and validation["rows_with_target"]:
         raise InvalidRequestError(
-            f"{param}: for reinforcement every row must end with the user's message, so that the model answers; "
+            f"{param}: for {recipe} every row must end with the user's message, so that the model answers; "
             f"line {validation['first_line_with_target']} ends with the assistant's. Put the expected answer in a "
             "column.",
             param=param,

@@ -9,9 +9,9 @@ from sqlalchemy import Engine, event, text
 
 from zhub.database.sessions import system_session
 from zhub.models import BaseModel
+from zhub.recipes import AdapterKind
 from zhub.registry import aliases, listing, versions
 from zhub.registry.resolve import resolve
-from zhub.specs import AdapterKind
 from zhub.tenancy.keys import Caller
 
 Publish = Callable[..., str]

@@ -11,6 +11,7 @@ from api_examples import EXPERT, MANIFEST, ROUTING, Z
 from typer.testing import CliRunner
 
 from zhub.cli import app
+from zhub.manifest import Mixture
 
 Run = Callable[..., int]
 OF_EXPERT = "default.sorting"
@@ -164,3 +165,18 @@ def test_a_schedule_that_is_not_there_is_answered_with_the_one_that_may_have_bee
 ) -> None:
     assert zhub("schedules", "rm", "weakly") == 4
     assert "Did you mean 'weekly'?" in capsys.readouterr().err
+
+
+def test_a_mixture_is_shown_with_its_experts_and_their_weights(
+    api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experts = [
+        {"name": "default.sorting@v1", "digest": "ab" * 32, "weights": {"0": 0.25, "1": 0.75}},
+        {"name": "default.reversal@v2", "digest": "cd" * 32, "weights": {"0": 0.5, "1": 0.5}},
+    ]
+    mixture = Mixture.model_validate({"granularity": "layer", "experts": experts, "shots": [9, 2, 4]})
+    api.publish(MANIFEST.model_copy(update={"mixture": mixture}), {})
+    assert zhub("experts", "show", EXPERT) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "0.25 to 0.75 in 2 layers of default.sorting@v1" in out and "0.5 in 2 layers of default.reversal@v2" in out
+    assert "3 shots, lines 2, 4, 9" in out and "parent" not in out

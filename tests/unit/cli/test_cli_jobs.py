@@ -245,3 +245,24 @@ def test_every_time_that_is_shown_has_its_zone(
     out = capsys.readouterr().out
     assert "2023-11-15 03:43:20+05:30" in out
     assert all("+05:30  event" in line for line in out.splitlines() if "event " in line)
+
+
+def test_a_search_is_submitted_with_the_experts_that_it_mixes(api: Any, zhub: Run) -> None:
+    api.add("POST", "/v1/fine_tuning/jobs", api_examples.JOB)
+    mixed = ("--mix", "default.sorting@v1", "--mix", "default.support@prod", "--set", "shots=5")
+    assert zhub("submit", "file-1", "--base", "zhub-tiny", "--method", "few_shot", *mixed) == 0
+    (body,) = api.bodies("POST", "/v1/fine_tuning/jobs")
+    search = body["method"]["few_shot"]
+    assert body["method"]["type"] == "few_shot" and search["grader"]["type"] == "string_check"
+    assert (search["experts"], search["hyperparameters"]) == (
+        ["default.sorting@v1", "default.support@prod"],
+        {"shots": 5},
+    )
+
+
+@pytest.mark.parametrize("options", [("--method", "few_shot"), ("--method", "dpo", "--mix", "default.sorting@v1")])
+def test_experts_to_mix_go_with_a_search_and_with_nothing_else(
+    zhub: Run, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert zhub("submit", "file-1", "--base", "zhub-tiny", *options) == 2
+    assert "--mix" in capsys.readouterr().err

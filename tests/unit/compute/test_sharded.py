@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from zhub.errors import OutOfMemoryError
 from zhub.graders import StringCheckGrader
-from zhub.specs import BaseModelSource, BasisReference, Recipe, StoredFile, TrainSpec
+from zhub.recipes import Recipe
+from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec
 from zhub.training.hyperparameters import resolve_hyperparameters
 from zhub_workers.compute import batches
 from zhub_workers.compute.group import ComputeGroup, Stopped

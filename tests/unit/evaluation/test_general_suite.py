@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from zhub.specs import SupervisedHyperparameters
+from zhub.recipes import SupervisedHyperparameters
 from zhub_workers.evaluation.general_suite import (
     CHECKS,
     SUITE_FILE,

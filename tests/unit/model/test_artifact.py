@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zhub.errors import ArtifactError, BasisMismatchError, DigestMismatchError
 from zhub.manifest import sha256_file
-from zhub.specs import AdapterKind
+from zhub.recipes import AdapterKind
 from zhub_workers.model.artifact import (
     ExpertFile,
     read_expert,

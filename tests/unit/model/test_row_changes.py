@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zhub.errors import ArtifactError
 from zhub.manifest import sha256_file
-from zhub.specs import AdapterKind, SupervisedHyperparameters
+from zhub.recipes import AdapterKind, SupervisedHyperparameters
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import adapter_settings, make_adapter
 from zhub_workers.model.artifact import ExpertFile, write_expert

@@ -10,7 +10,7 @@ from following import IDS, changed_logits
 
 from zhub.errors import InvalidRequestError
 from zhub.manifest import sha256_file
-from zhub.specs import SupervisedHyperparameters
+from zhub.recipes import SupervisedHyperparameters
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import adapter_settings, block_of, make_adapter
 from zhub_workers.model.artifact import ExpertFile, write_expert

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zhub.manifest import CHANGE_FILE, STRENGTH_FILE, Strengths, sha256_file
+from zhub.recipes import SupervisedHyperparameters
 from zhub.registry.strengths import cosine, summed
-from zhub.specs import SupervisedHyperparameters
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import adapter_settings, block_of, make_adapter
 from zhub_workers.model.artifact import ExpertFile, write_expert

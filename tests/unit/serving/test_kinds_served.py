@@ -10,7 +10,7 @@ from served_engines import Served, text_of
 
 from zhub.answering import ExpertReference
 from zhub.generation import Ended, Started
-from zhub.specs import AdapterKind, SupervisedHyperparameters
+from zhub.recipes import AdapterKind, SupervisedHyperparameters
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import Adapter, adapter_settings, make_adapter
 from zhub_workers.model.artifact import ExpertFile

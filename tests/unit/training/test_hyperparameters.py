@@ -9,24 +9,26 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from zhub.errors import InvalidRequestError
-from zhub.specs import (
+from zhub.recipes import (
     HYPERPARAMETERS,
     LEARNING_RATES,
     AdapterKind,
-    Hyperparameters,
-    JobSpec,
+    FewShotHyperparameters,
+    GradientHyperparameters,
     Recipe,
     ReinforcementHyperparameters,
     SupervisedHyperparameters,
-    TrainSpec,
 )
+from zhub.specs import JobSpec, TrainSpec
 from zhub.training.hyperparameters import DEFAULT_STEPS, resolve_hyperparameters
 
 RECIPES: list[Recipe] = ["reinforcement", "supervised", "dpo"]
 
 
-def resolve(asked: dict[str, Any], recipe: Recipe = "supervised", train_rows: int = 100) -> Hyperparameters:
-    return resolve_hyperparameters(recipe, asked, train_rows=train_rows)
+def resolve(asked: dict[str, Any], recipe: Recipe = "supervised", train_rows: int = 100) -> GradientHyperparameters:
+    resolved = resolve_hyperparameters(recipe, asked, train_rows=train_rows)
+    assert not isinstance(resolved, FewShotHyperparameters)
+    return resolved
 
 
 def refusal(asked: dict[str, Any], recipe: Recipe = "supervised", train_rows: int = 100) -> InvalidRequestError:

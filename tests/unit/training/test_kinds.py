@@ -10,7 +10,7 @@ from tiny_training import PROMPTS, Load, reinforcement, run, supervised, write_r
 
 import zhub_workers
 from zhub.demo.task_families import sample_rows
-from zhub.specs import DpoHyperparameters
+from zhub.recipes import DpoHyperparameters
 from zhub.training.hyperparameters import resolve_hyperparameters
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import make_adapter

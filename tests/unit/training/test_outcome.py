@@ -10,7 +10,7 @@ from tiny_training import CONTAINS_E, PROMPTS, Events, Load, reinforcement, run,
 
 from zhub.evaluation.forgetting import GENERAL, forgetting_of
 from zhub.graders import NumericGrader
-from zhub.specs import DpoHyperparameters
+from zhub.recipes import DpoHyperparameters
 from zhub_workers.evaluation import general_suite
 from zhub_workers.evaluation.answer_pairs import MAX_CHARACTERS, AnswerPair, summary, write_pairs
 from zhub_workers.evaluation.general_suite import Question

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from zhub.specs import BaseModelSource, BasisReference, Recipe, StoredFile, TrainSpec
+from zhub.recipes import Recipe
+from zhub.specs import BaseModelSource, BasisReference, StoredFile, TrainSpec
 from zhub.training.hyperparameters import resolve_hyperparameters
 from zhub.training.packing import MAX_PACKED_ROWS, pack_key
 

@@ -11,9 +11,7 @@ from tiny_training import PROMPTS, Load, reinforcement, run, supervised, write_r
 from zhub.errors import (
     TrainingError,
 )
-from zhub.specs import (
-    DpoHyperparameters,
-)
+from zhub.recipes import DpoHyperparameters
 from zhub_workers.training.state import TrainState
 
 

@@ -7,16 +7,16 @@ weights. Either way the rows are cut into batches that fit the memory, and into 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from zhub.errors import OutOfMemoryError
+from zhub.errors import NonFiniteLogitsError, OutOfMemoryError
 from zhub_workers.compute.extent import Extent
-from zhub_workers.compute.requests import Differentiate, Embed, Generate, Gradient, Logprobs, Request
+from zhub_workers.compute.requests import Differentiate, Each, Embed, Generate, Gradient, Logprobs, Request
 from zhub_workers.compute.vectors import Vectors
 from zhub_workers.model.adapters import Adapter, SvfAdapter, Values
 from zhub_workers.model.base_model import BaseModel
@@ -46,7 +46,29 @@ class Task(Generic[RequestT]):
 
 
 def answer(tasks: Sequence[Task[Any]]) -> list[Any]:
-    """Answer requests of one kind, together where they can be: a result or the exception of each, in their order."""
+    """Answer requests of one operation, together where they can be: a result or the exception of each, in their order.
+
+    The requests of an ``Each`` are tasks like all others.
+    """
+    parts = [_parts(task) for task in tasks]
+    outcomes = iter(_answer_all([part for of_task in parts for part in of_task]))
+    return [
+        _outcome_of_each([next(outcomes) for _ in of_task]) if isinstance(task.request, Each) else next(outcomes)
+        for task, of_task in zip(tasks, parts, strict=True)
+    ]
+
+
+def _parts(task: Task[Any]) -> list[Task[Any]]:
+    return [replace(task, request=part) for part in task.request.requests] if isinstance(task.request, Each) else [task]
+
+
+def _outcome_of_each(outcomes: list[Any]) -> Any:
+    """The outcomes of all parts, or the exception that keeps there from being any."""
+    failures = (o for o in outcomes if isinstance(o, Exception) and not isinstance(o, NonFiniteLogitsError))
+    return next(failures, outcomes)
+
+
+def _answer_all(tasks: Sequence[Task[Any]]) -> list[Any]:
     groups: dict[object, list[int]] = {}
     for index, task in enumerate(tasks):
         groups.setdefault(batch_key(task), []).append(index)

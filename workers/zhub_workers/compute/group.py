@@ -138,7 +138,7 @@ class ComputeGroup:
         waited = time.monotonic() - min(member.asked_at for member, _ in asking)
         if len(asking) < len(self._members) and waited < LINGER_S:
             return []
-        turns = ([(member, task) for member, task in asking if type(task.request) is kind] for kind in TURNS)
+        turns = ([(member, task) for member, task in asking if task.request.operation is kind] for kind in TURNS)
         return next(turn for turn in turns if turn)
 
     def _compute(self, turn: Sequence[tuple["GroupMember", Task[Any]]]) -> None:

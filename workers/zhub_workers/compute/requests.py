@@ -7,11 +7,12 @@ of its rows each, and ``joined`` makes one answer of theirs. How answers are com
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from zhub.errors import NonFiniteLogitsError
 from zhub_workers.compute.losses import Loss
 from zhub_workers.compute.vectors import Vectors
 from zhub_workers.model.adapters import Values
@@ -21,17 +22,23 @@ Tokens = Sequence[Sequence[int]]
 AnswerT = TypeVar("AnswerT")
 
 
-@dataclass(frozen=True)
 class Request(ABC, Generic[AnswerT]):
-    """Something about ``prompts``, token ids, by the model that follows ``values``, None for the base."""
+    """Something that the model is asked about some rows."""
 
-    values: Values | None
-    prompts: Tokens
+    @property
+    @abstractmethod
+    def row_count(self) -> int:
+        """How many rows it has to be divided."""
 
     @property
     def rows_per_unit(self) -> int:
         """So many consecutive rows stay in one part."""
         return 1
+
+    @property
+    def operation(self) -> type["Request[Any]"]:
+        """Requests of one operation are computed together."""
+        return type(self)
 
     @abstractmethod
     def part(self, rows: slice) -> Self:
@@ -41,15 +48,57 @@ class Request(ABC, Generic[AnswerT]):
     def joined(self, answers: Sequence[AnswerT]) -> AnswerT:
         """The answer to this request, made of the answers to its parts in their order."""
 
+    @abstractmethod
     def on(self, device: torch.device | str) -> Self:
         """The same request with its values on a device."""
+
+
+@dataclass(frozen=True)
+class OneModel(Request[AnswerT]):
+    """Something about ``prompts``, token ids, by the model that follows ``values``, None for the base."""
+
+    values: Values | None
+    prompts: Tokens
+
+    @property
+    def row_count(self) -> int:
+        return len(self.prompts)
+
+    def on(self, device: torch.device | str) -> Self:
         if self.values is None:
             return self
         return replace(self, values={name: value.to(device) for name, value in self.values.items()})
 
 
 @dataclass(frozen=True)
-class Generate(Request[list[Completion]]):
+class Each(Request[list[AnswerT | NonFiniteLogitsError]]):
+    """Several requests of one operation, computed together: each row follows the values of its own request.
+
+    A request whose values make the logits NaN or infinite is answered with that error.
+    """
+
+    requests: Sequence[Request[AnswerT]]
+
+    @property
+    def row_count(self) -> int:
+        return len(self.requests)
+
+    @property
+    def operation(self) -> type[Request[Any]]:
+        return self.requests[0].operation
+
+    def part(self, rows: slice) -> Self:
+        return replace(self, requests=self.requests[rows])
+
+    def joined(self, answers: Sequence[list[AnswerT | NonFiniteLogitsError]]) -> list[AnswerT | NonFiniteLogitsError]:
+        return [answer for part in answers for answer in part]
+
+    def on(self, device: torch.device | str) -> Self:
+        return replace(self, requests=[request.on(device) for request in self.requests])
+
+
+@dataclass(frozen=True)
+class Generate(OneModel[list[Completion]]):
     """One answer to each prompt, sampled with a seed for each; greedy ones, of temperature 0, need no seeds."""
 
     max_new_tokens: int
@@ -65,7 +114,7 @@ class Generate(Request[list[Completion]]):
 
 
 @dataclass(frozen=True)
-class Logprobs(Request[list[Tensor]]):
+class Logprobs(OneModel[list[Tensor]]):
     """The log-probability of every token of every answer, ``(t_i,)`` each, float32 on the CPU; no gradient."""
 
     answers: Tokens
@@ -97,7 +146,7 @@ class Gradient:
 
 
 @dataclass(frozen=True)
-class Differentiate(Request[Gradient]):
+class Differentiate(OneModel[Gradient]):
     """The gradient of a step's loss by the values, accumulated over micro-batches of answers of like length."""
 
     answers: Tokens
@@ -123,7 +172,7 @@ class Differentiate(Request[Gradient]):
 
 
 @dataclass(frozen=True)
-class Embed(Request[Tensor]):
+class Embed(OneModel[Tensor]):
     """Where the base sees the prompts, ``(n, d)``, see ``prompt_embeddings``. ``values`` are not looked at."""
 
     @property

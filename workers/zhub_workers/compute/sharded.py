@@ -76,7 +76,7 @@ class ShardedMember:
                 answers[index] = answers[index] or answers_for(other)
             return [answer for part in answers for answer in part]
 
-        return answers_for(slice(0, len(request.prompts)))
+        return answers_for(slice(0, request.row_count))
 
     def _wait(self, future: "Future[Any]") -> Any:
         pulse = self._shards.pulse()

@@ -7,7 +7,7 @@ export is ``z``, one vector a matrix. For the others the three are the same, exc
 in common, which are values and export of each.
 
 A step of e in every multiplier changes W by the share e of its Frobenius norm, because the change is
-``U diag(e s) Vh``. What it is for the others is said in ``cores`` and ``lora``; ``LEARNING_RATES`` in ``zhub.specs``
+``U diag(e s) Vh``. What it is for the others is said in ``cores`` and ``lora``; ``LEARNING_RATES`` in ``zhub.recipes``
 begins all of them at about the same change.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from zhub.errors import TrainingError
-from zhub.specs import Hyperparameters
+from zhub.recipes import FewShotHyperparameters, GradientHyperparameters, Hyperparameters
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.artifact import ExpertFile
 from zhub_workers.model.base_model import BaseModel
@@ -165,6 +165,8 @@ def make_adapter(model: AdaptedModel, hyper: Hyperparameters) -> Adapter:
     Raises:
         TrainingError: no matrix of this base is among the targets and layers, or the adapter cannot change one.
     """
+    if isinstance(hyper, FewShotHyperparameters):
+        return SvfAdapter(model, list(model.layers), sigmoid=False)  # those that it mixes say which of them move
     names = target_names(model.layers, hyper.targets, hyper.layers)
     if hyper.adapter == "svf":
         return SvfAdapter(model, names, sigmoid=hyper.parameterisation == "sigmoid")
@@ -195,6 +197,8 @@ def adapter_of(model: AdaptedModel, expert: ExpertFile) -> Adapter:
 
 def adapter_settings(hyper: Hyperparameters) -> dict[str, Any]:
     """What else than its tensors an artifact must say of the adapter that a job trains."""
+    if isinstance(hyper, FewShotHyperparameters):
+        return {}
     match hyper.adapter:
         case "svf":
             return {}
@@ -226,7 +230,7 @@ def target_names(names: Collection[str], targets: str, layers: tuple[int, int] |
     return chosen
 
 
-def _refuse_moe_matrices(model: AdaptedModel, names: Collection[str], hyper: Hyperparameters) -> None:
+def _refuse_moe_matrices(model: AdaptedModel, names: Collection[str], hyper: GradientHyperparameters) -> None:
     if matrices := [name for name in names if isinstance(model.layers[name], MoeMatrix)]:
         raise TrainingError(
             f"The adapter '{hyper.adapter}' cannot change the experts of a mixture-of-experts base, and targets "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zhub.errors import ArtifactError, BasisMismatchError, DigestMismatchError
 from zhub.manifest import canonical_json
-from zhub.specs import AdapterKind
+from zhub.recipes import AdapterKind
 from zhub_workers.model.basis import Basis, check_z, replace_file
 from zhub_workers.model.routing import Centroid
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from zhub.datasets.splits import prompt_position
 from zhub.graders import Grade
 from zhub.process import tracing
-from zhub.specs import Hyperparameters, TrainSpec
+from zhub.recipes import Hyperparameters
+from zhub.specs import TrainSpec
 from zhub_workers.compute.group import Member
 from zhub_workers.compute.requests import Embed
 from zhub_workers.evaluation.grading import EncodedRow, Grading, greedy_answers, preferences

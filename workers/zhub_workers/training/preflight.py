@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from zhub.errors import ConstantRewardError
 from zhub.errors.training import SUPERVISED_FIRST
 from zhub.graders import Grade
-from zhub.specs import ReinforcementHyperparameters
+from zhub.recipes import ReinforcementHyperparameters
 from zhub_workers.compute.requests import Generate
 from zhub_workers.evaluation.grading import EncodedRow
 from zhub_workers.evaluation.tokenizer_fit import ROWS_READ, tokenizer_fit

@@ -6,7 +6,7 @@ from typing import Literal
 from zhub.datasets.rows import Row, all_rows, distinct
 from zhub.datasets.splits import Split, prompt_position, split_rows
 from zhub.errors import TrainingError
-from zhub.specs import MIN_PROMPTS
+from zhub.recipes import MIN_PROMPTS
 
 
 def split_dataset(

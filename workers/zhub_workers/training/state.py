@@ -29,7 +29,8 @@ class TrainState:
     ``best_rewards`` its rewards on the validation rows and ``base_rewards`` those of the base; ``scores_since_best``
     counts towards ``patience``. ``parent`` is the digest of the version that training began from, "" for the base.
     ``course`` says how the steps have gone, and ``anchor`` holds the parameters that reinforcement returns to where it
-    has collapsed: those with the best rewards so far.
+    has collapsed: those with the best rewards so far. A few-shot search moves no parameters: what it has come to is in
+    ``search``, float64, and ``best_step`` is -1 for a mixture that was there before its first step.
     """
 
     step: int
@@ -50,16 +51,17 @@ class TrainState:
     parent: str = ""
     course: Course = field(default_factory=Course)
     anchor: dict[str, Tensor] = field(default_factory=dict)
+    search: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_base(self) -> bool:
         """Whether the best is the base: no step beat it, and neither did the expert that training began from."""
-        if self.best_step > 0:
+        if self.best_step != 0:
             return False
         return not self.parent or all(bool((z == 1).all()) for z in self.best.values())
 
 
-TENSORS = ("parameters", "current", "first_moments", "second_moments", "kept", "best", "anchor")
+TENSORS = ("parameters", "current", "first_moments", "second_moments", "kept", "best", "anchor", "search")
 NUMBERS = ("step", "updates", "best_step", "scores_since_best", "trained_tokens")
 
 

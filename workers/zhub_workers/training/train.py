@@ -10,12 +10,14 @@ from torch import Tensor
 
 from zhub.datasets.splits import Split
 from zhub.errors import LongRow, PromptTooLongError, TrainingError
-from zhub.manifest import Evaluation
-from zhub.specs import ReinforcementHyperparameters, TrainSpec
+from zhub.manifest import Evaluation, Mixture
+from zhub.recipes import ReinforcementHyperparameters
+from zhub.specs import TrainSpec
 from zhub_workers.compute.group import Member, Stopped
 from zhub_workers.evaluation.answer_pairs import AnswerPair
 from zhub_workers.evaluation.grading import EncodedRow, Grading, compare, cut, render_rows
 from zhub_workers.model.routing import Centroid, make_centroid
+from zhub_workers.training.few_shot import FewShotSearch
 from zhub_workers.training.forgetting import KeptAnswers, measure_general
 from zhub_workers.training.job import OnEvent, TrainingJob
 from zhub_workers.training.outcome import measure_on_test
@@ -36,7 +38,7 @@ class TrainResult:
     are None where training was ``stopped`` before they could be made; the artifact is then the best until there.
     ``general`` has the evaluations on the general suite, and ``answers`` what base and expert answered to it and to
     the test rows.
-    ``parent_digest`` names the version that training began from, None for the base.
+    ``parent_digest`` names the version that training began from, None for the base; ``mixture`` those that were mixed.
     ``trained_tokens`` counts prompts and answers of every training step, not those of evaluations.
     """
 
@@ -51,6 +53,7 @@ class TrainResult:
     general: Sequence[Evaluation] = ()
     answers: Sequence[AnswerPair] = ()
     centroid: Centroid | None = None
+    mixture: Mixture | None = None
 
 
 def train(
@@ -68,7 +71,7 @@ def train(
 ) -> TrainResult:
     """Train, keep the step that is best on validation rows and better than the base, and test it once.
 
-    Training begins from one of ``starts``, see ``TrainSpec.starts``, or from the base.
+    Training begins from one of ``starts``, see ``TrainSpec.starts``, or from the base; a few-shot search mixes them.
 
     The same spec and files give the same artifact on one machine's CPU, whether in one go or ``resumed`` from any
     state that ``on_checkpoint`` was given; beside other members of a group, or with shards, up to rounding.
@@ -81,7 +84,8 @@ def train(
             PromptTooLongError, RewardError, ConstantRewardError, NonFiniteLossError, OutOfMemoryError.
     """
     job = TrainingJob(spec, member, grading, on_event)
-    state, trainer = resumed, None
+    state: TrainState | None = resumed
+    trainer: Trainer | FewShotSearch | None = None
     try:
         rows = read_rows(job, training_path, validation_path)
         if state is None:
@@ -93,6 +97,10 @@ def train(
         base_mean = fmean(state.base_rewards)
         metrics = {"type": "metrics", "step": 0, "valid_reward_mean": base_mean}
         on_event("info", f"Base: validation reward {base_mean:.3f}.", metrics)
+        if spec.recipe == "few_shot":
+            search = trainer = FewShotSearch(job, state, on_checkpoint, starts, rows)
+            search.run()
+            return replace(measured_result(job, state, rows, kept_answers), mixture=search.mixture())
         trainer = Trainer(job, state, on_checkpoint)
         trainer.run(rows)
         return measured_result(job, state, rows, kept_answers)
@@ -109,7 +117,7 @@ def read_rows(job: TrainingJob, training_path: Path, validation_path: Path | Non
     job.on_event("info", f"Rows: {sizes}.", {"type": "rows", **{name: len(splits[name]) for name in splits}})
     splits["validation"] = sample(splits["validation"], job.hyper.eval_samples)
     splits["test"] = sample(splits["test"], MAX_TEST_ROWS)
-    with_target = job.spec.recipe != "reinforcement"
+    with_target = job.spec.recipe in ("supervised", "dpo")
     encoded = {
         name: render_rows(job.member.base, rows, with_target=with_target, should_stop=job.member.should_stop)
         for name, rows in splits.items()
@@ -154,6 +162,8 @@ def first_state(job: TrainingJob, starts: Sequence[Start], rows: Mapping[Split, 
     """The state before the first step: of the base, or of the expert that training begins from."""
     adapter = job.member.adapter
     state = base_state(job, job.score(None, rows["validation"]))
+    if job.spec.recipe == "few_shot":
+        return replace(state, parameters={}, first_moments={}, second_moments={})
     beginning = choose(job, starts, state, rows)
     if beginning is None:
         return state

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zhub.datasets.splits import Split
 from zhub.errors import NonFiniteLossError
-from zhub.specs import DpoHyperparameters, ReinforcementHyperparameters
+from zhub.recipes import DpoHyperparameters, FewShotHyperparameters, ReinforcementHyperparameters
 from zhub_workers.compute.group import Stopped
 from zhub_workers.compute.losses import ADVANTAGES, Loss, NextToken, PolicyGradient, Preference
 from zhub_workers.compute.requests import Differentiate, Generate, Gradient, Logprobs, Tokens
@@ -41,18 +41,20 @@ class Trainer:
     """Trains one expert. ``state`` is what it has become so far; each method is a part of the algorithm."""
 
     def __init__(self, job: TrainingJob, state: TrainState, on_checkpoint: OnCheckpoint) -> None:
+        assert not isinstance(job.hyper, FewShotHyperparameters)  # which has no parameters to train
         self.job = job
         self.state = state
+        self._hyper = job.hyper
         self._member = job.member
         self._adapter = job.member.adapter
-        self._optimizer = make_optimizer(state, job.hyper.learning_rate, job.member.base.device)
+        self._optimizer = make_optimizer(state, self._hyper.learning_rate, job.member.base.device)
         self._on_checkpoint = on_checkpoint
         self._checkpointed_step = state.step
         self._updates_after_step = state.updates  # of the last whole step
 
     def run(self, rows: Mapping[Split, Sequence[EncodedRow]]) -> None:
         """Take the remaining steps, with their validations and checkpoints."""
-        hyper, state = self.job.hyper, self.state
+        hyper, state = self._hyper, self.state
         for step in range(state.step + 1, hyper.n_steps + 1):
             if hyper.patience and state.scores_since_best >= hyper.patience:
                 message = f"Validation has not improved {hyper.patience} times: training ends early."
@@ -77,7 +79,7 @@ class Trainer:
 
     def step(self, rows: Sequence[EncodedRow]) -> dict[str, float]:
         """Take one step and return its metrics. An interrupted step leaves the state of the step before."""
-        state, hyper = self.state, self.job.hyper
+        state, hyper = self.state, self._hyper
         generator = torch.Generator()
         generator.set_state(state.generator)
         batch, order = deal(rows, state.order, hyper.batch_size, generator)  # P rows
@@ -178,7 +180,7 @@ class Trainer:
 
     def imitate(self, batch: Sequence[EncodedRow]) -> dict[str, float]:
         """Learn the targets of P rows; or of P pairs of answers, to prefer the first."""
-        hyper = self.job.hyper
+        hyper = self._hyper
         loss: Loss
         if isinstance(hyper, DpoHyperparameters):
             prompts = [row.prompt for row in batch for _ in range(2)]
@@ -211,7 +213,7 @@ class Trainer:
         Raises:
             NonFiniteLossError: the loss or the gradient is NaN or infinite; nothing was changed.
         """
-        state, hyper, step = self.state, self.job.hyper, self.state.step + 1
+        state, hyper, step = self.state, self._hyper, self.state.step + 1
         group = self._optimizer.param_groups[0]
         group["lr"] = hyper.learning_rate * state.course.rate * rate_share(step, hyper)
         for name, kept in state.kept.items():
@@ -236,7 +238,7 @@ class Trainer:
         self, before: Values, gradient: Gradient, prompts: Tokens, answers: Tokens, temperature: float
     ) -> trust_region.StepLength:
         """Bring the step from ``before`` to the present parameters within its bound, and set the next one's rate."""
-        state, hyper = self.state, self.job.hyper
+        state, hyper = self.state, self._hyper
         bound = hyper.step_kl * state.course.caution * rate_share(state.step + 1, hyper) ** 2
         rows = trust_region.measured_rows(len(answers))
         measured = Logprobs(None, [prompts[row] for row in rows], [answers[row] for row in rows], temperature)
@@ -265,7 +267,7 @@ class Trainer:
         for moment in (*state.first_moments.values(), *state.second_moments.values()):
             moment.zero_()
         state.updates = 0
-        self._optimizer = make_optimizer(state, self.job.hyper.learning_rate, self._member.base.device)
+        self._optimizer = make_optimizer(state, self._hyper.learning_rate, self._member.base.device)
         message = f"Collapse: {collapse}. Training goes on from the best parameters so far, with steps half as long."
         data = {"type": "rolled_back", "reason": collapse, "rollbacks": state.course.rollbacks}
         self.job.on_event("warn", message, data)
@@ -273,14 +275,14 @@ class Trainer:
     def sparsify(self) -> None:
         """Choose the multipliers that a sparse expert goes on training; the others become and stay zero."""
         assert isinstance(self._adapter, SvfAdapter)  # no other hyper-parameters have a sparsity
-        self.state.kept = self._adapter.largest(self.state.parameters, 1 - self.job.hyper.sparsity)
+        self.state.kept = self._adapter.largest(self.state.parameters, 1 - self._hyper.sparsity)
         self._zero_dropped()
 
     def validate(self, rows: Sequence[EncodedRow]) -> float:
         """Score the present step on validation rows, and keep it if it is the best so far; return its mean reward."""
         state = self.state
         rewards = self.job.score(self._adapter.imported(state.current), rows)
-        still_dense = self.job.hyper.sparsity > 0 and not state.kept
+        still_dense = self._hyper.sparsity > 0 and not state.kept
         if fmean(rewards) > fmean(state.best_rewards) and not still_dense:
             state.best, state.best_step, state.best_rewards = state.current, state.step, rewards
             state.scores_since_best = 0
@@ -349,7 +351,12 @@ def deal(
 
 def progress_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
     """The most important metrics in one line."""
-    names = {"train_reward_mean": "reward", "train_loss": "loss", "valid_reward_mean": "validation reward"}
+    names = {
+        "train_reward_mean": "reward",
+        "train_reward_best": "best reward",
+        "train_loss": "loss",
+        "valid_reward_mean": "validation reward",
+    }
     shown = [f"{names[key]} {metrics[key]:.3f}" for key in names if key in metrics]
     return f"Step {step}/{steps}: {', '.join(shown)}."
 

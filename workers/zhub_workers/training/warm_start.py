@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zhub.datasets.splits import Split
 from zhub.errors import TrainingError
+from zhub.recipes import FewShotHyperparameters
 from zhub_workers.evaluation.grading import EncodedRow
 from zhub_workers.model.routing import Centroid, distances
 from zhub_workers.training.job import TrainingJob
@@ -28,12 +29,15 @@ DOUBLE = 0.9  # z-cosine from which two experts are one for this purpose, such a
 
 @dataclass(frozen=True)
 class Start:
-    """A version that training may begin from, with the manifest's ``digest``."""
+    """A version that training may begin from, with the manifest's ``digest``.
+
+    ``centroid``: which prompts are its own; None where nobody knows.
+    """
 
     name: str
     digest: str
     z: Mapping[str, Tensor]
-    centroid: Centroid
+    centroid: Centroid | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def choose(
     Raises:
         TrainingError: the only start changes matrices that training does not move.
     """
-    nearest = job.hyper.warm_start == "nearest"
+    nearest = not isinstance(job.hyper, FewShotHyperparameters) and job.hyper.warm_start == "nearest"
 
     def measured(start: Start) -> Beginning:
         rewards = job.score(job.member.adapter.imported(start.z), rows["validation"])
@@ -90,9 +94,13 @@ def shortlist(embeddings: Tensor, starts: Sequence[Start]) -> list[Start]:
     Args:
         embeddings: of the new dataset's prompts, ``(n, d)``.
     """
-    reach = [float(distances(embeddings, start.centroid).median()) / start.centroid.threshold for start in starts]
+    reach = [
+        (float(distances(embeddings, start.centroid).median()) / start.centroid.threshold, start)
+        for start in starts
+        if start.centroid is not None
+    ]
     listed: list[Start] = []
-    for near, start in sorted(zip(reach, starts, strict=True), key=lambda pair: pair[0]):
+    for near, start in sorted(reach, key=lambda pair: pair[0]):
         if near <= 1 and len(listed) < SHORTLIST and all(z_cosine(start.z, other.z) < DOUBLE for other in listed):
             listed.append(start)
     return listed

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from zhub.manifest import MANIFEST_FILE, Z_FILE, FileEntry, canonical_json, file_entry
 from zhub.process import tracing
-from zhub.specs import Hyperparameters, TrainSpec
+from zhub.recipes import FewShotHyperparameters, Hyperparameters
+from zhub.specs import TrainSpec
 from zhub.storage.keys import checkpoint_prefix
 from zhub.storage.object_store import ObjectStore, fetch, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext
@@ -99,7 +100,9 @@ class Checkpoints:
 
 def parameter_count(hyper: Hyperparameters, exported: Mapping[str, Tensor]) -> int:
     """How many numbers were trained: those of the artifact, but once where all matrices have the same ones."""
-    return hyper.core_parameters if hyper.core_shared else sum(tensor.numel() for tensor in exported.values())
+    if not isinstance(hyper, FewShotHyperparameters) and hyper.core_shared:
+        return hyper.core_parameters
+    return sum(tensor.numel() for tensor in exported.values())
 
 
 def write_adapter(path: Path, spec: TrainSpec, exported: Mapping[str, Tensor]) -> None:

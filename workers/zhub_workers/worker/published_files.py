@@ -45,6 +45,7 @@ def write_version(
         parameters=parameter_count(spec.hyperparameters, result.artifact),
         evaluations=[*filter(None, (result.validation, result.test)), *result.general],
         parent_digest=result.parent_digest,
+        mixture=result.mixture,
         files=[file_entry(directory / name) for name in (Z_FILE, ROUTING_FILE, ANSWERS_FILE, *strengths)],
     )
     (directory / MANIFEST_FILE).write_bytes(manifest.canonical())

@@ -221,7 +221,8 @@ class TorchRunner:
             context.note("info", f"{file.name} is here, {file.size_bytes:,} bytes.")
         checkpoints = Checkpoints(spec, attempt, context, store)
         resumed = checkpoints.newest(attempt.checkpoint) if attempt.checkpoint else None
-        starts = [] if resumed else [_start(start, model, store, attempt.cache_dir) for start in spec.starts]
+        needed = spec.starts if resumed is None or spec.recipe == "few_shot" else []
+        starts = [_start(start, model, store, attempt.cache_dir) for start in needed]
         adapter = make_adapter(model, spec.hyperparameters)
         token_limit = spec.hyperparameters.micro_batch_tokens
         with (
@@ -366,16 +367,14 @@ def _run(attempt: Attempt, spec: TrainSpec, resumed: TrainState | None) -> Run:
 
 def _start(start: StartingPoint, model: AdaptedModel, store: ObjectStore, cache_dir: Path) -> Start:
     directory = cache_dir / "experts"
-    z, routing = directory / f"{start.z_sha256}.safetensors", directory / f"{start.routing_sha256}.safetensors"
+    z = directory / f"{start.z_sha256}.safetensors"
     fetch(store, f"{start.key_prefix}/{Z_FILE}", z, sha256=start.z_sha256)
-    fetch(store, f"{start.key_prefix}/{ROUTING_FILE}", routing, sha256=start.routing_sha256)
-    fingerprint = model.basis.fingerprint
-    return Start(
-        start.name,
-        start.digest,
-        read_z(z, sha256=start.z_sha256, basis=model.basis),
-        read_routing(routing, sha256=start.routing_sha256, basis_fingerprint=fingerprint),
-    )
+    centroid = None
+    if start.routing_sha256 is not None:
+        routing = directory / f"{start.routing_sha256}.safetensors"
+        fetch(store, f"{start.key_prefix}/{ROUTING_FILE}", routing, sha256=start.routing_sha256)
+        centroid = read_routing(routing, sha256=start.routing_sha256, basis_fingerprint=model.basis.fingerprint)
+    return Start(start.name, start.digest, read_z(z, sha256=start.z_sha256, basis=model.basis), centroid)
 
 
 def _dataset(file: StoredFile, store: ObjectStore, cache_dir: Path) -> Path:

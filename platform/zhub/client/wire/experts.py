@@ -3,7 +3,7 @@
 from typing import Any
 
 from zhub.client.wire.answer import ENDED, Answer
-from zhub.manifest import ANSWERS_FILE, Accuracy, Evaluation, Origin
+from zhub.manifest import ANSWERS_FILE, Accuracy, Evaluation, Mixture, Origin
 
 
 class EvaluationResults(Answer):
@@ -137,6 +137,12 @@ class ExpertVersion(Answer):
         """Where it comes from, if it was imported."""
         origin = self.manifest.get("origin")
         return Origin.model_validate(origin) if origin else None
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """Which versions were mixed, if it is the mixture of a few-shot search."""
+        mixture = self.manifest.get("mixture")
+        return Mixture.model_validate(mixture) if mixture else None
 
     @property
     def has_answers(self) -> bool:
