@@ -12,12 +12,14 @@ from zhub.errors import InvalidRequestError, UnavailableError
 from zhub.generation import (
     EMBEDDED,
     LINE,
+    Classifier,
     EmbeddingRequest,
     Embeddings,
     Ended,
     ExpertReference,
     Failed,
     GenerationRequest,
+    Label,
     Started,
     Strategy,
     Text,
@@ -65,6 +67,7 @@ def resolve(
         experts = [_part(part) for part in resolved.experts]
         candidates = None if resolved.candidates is None else [_part(part) for part in resolved.candidates]
         others = [_reference(record, 1.0) for record in resolved.others]
+        classifier = None if resolved.classifier is None else _classifier(resolved.classifier, resolved.candidates)
     return GenerationRequest(
         base=base,
         basis=basis,
@@ -73,6 +76,7 @@ def resolve(
         candidates=candidates,
         others=others,
         router=resolved.router,
+        classifier=classifier,
         release=resolved.release.name if resolved.release else None,
         **{name: value for name, value in asked.items() if value is not None},
     )
@@ -201,6 +205,15 @@ def _part(part: version_resolve.WeightedVersion) -> ExpertReference:
     layers = None if part.layers is None else list(part.layers)
     more = {"layers": layers, "description": part.description}
     return _reference(part.record, part.weight).model_copy(update=more)
+
+
+def _classifier(
+    classifier: version_resolve.ResolvedClassifier, candidates: Sequence[version_resolve.WeightedVersion] | None
+) -> Classifier:
+    """A label stands for an expert: it is answered by the version of it that the release pins, whichever that is."""
+    pinned = {part.record.expert.id: part.record.name for part in candidates or ()}
+    labels = [Label(label=known.label, candidate=pinned.get(known.expert_id)) for known in classifier.labels]
+    return Classifier(expert=_reference(classifier.record, 1.0), labels=labels)
 
 
 def _reference(record: versions.VersionRecord | versions.CheckpointRecord, weight: float) -> ExpertReference:

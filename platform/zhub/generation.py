@@ -8,8 +8,9 @@ from zhub.specs import BaseModelSource, BasisReference
 
 DEFAULT_MAX_NEW_TOKENS = 512
 FinishReason = Literal["stop", "length"]
-Router = Literal["centroid", "prompt"]
-"""What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for."""
+Router = Literal["centroid", "prompt", "classifier"]
+"""What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for, or
+the same question asked of an expert that was trained to answer it."""
 ReleaseStrategy = Literal["mixture", Router]
 Strategy = Literal["base", ReleaseStrategy]
 
@@ -44,13 +45,32 @@ class ExpertReference(BaseModel):
         return self.weight == 1 and self.layers is None
 
 
+class Label(BaseModel):
+    """An expert that a classifier knows, and the candidate that it stands for, None where none of it is a candidate."""
+
+    model_config = ConfigDict(frozen=True)
+    label: str
+    candidate: str | None
+
+
+class Classifier(BaseModel):
+    """The expert that the router ``classifier`` asks, and what its answers mean, in the order in which it learned them.
+
+    After the ``labels`` comes one more answer: that the prompt is for none of them.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    expert: ExpertReference
+    labels: list[Label]
+
+
 class GenerationRequest(BaseModel):
     """One chat request, with the model's name already resolved.
 
     ``candidates`` is None unless ``router`` shall choose among them, by centroid where it is None; ``experts`` then is
     empty. ``others`` are the project's experts that may not answer: a prompt that is theirs is not a candidate's.
-    Without a ``basis``, which a base has only once it is decomposed, there is none of them. ``release`` names the
-    release version that all of this comes from.
+    ``classifier`` is for the router of that name. Without a ``basis``, which a base has only once it is decomposed,
+    there is none of them. ``release`` names the release version that all of this comes from.
 
     ``prompt`` is text to go on from, in place of ``messages``. ``org_id`` is whose request it is: a replica shares its
     time between organisations. ``logprobs`` is how many of the likeliest tokens are told beside each token's own
@@ -73,6 +93,7 @@ class GenerationRequest(BaseModel):
     candidates: list[ExpertReference] | None = None
     others: list[ExpertReference] = []
     router: Router | None = None
+    classifier: Classifier | None = None
     release: str | None = None
     n: int = 1
     max_new_tokens: int | None = None
@@ -105,7 +126,7 @@ class Started(BaseModel):
     """
 
     type: Literal["started"] = "started"
-    strategy: Literal["base", "expert", "mixture", "auto", "centroid", "prompt"]
+    strategy: Literal["base", "expert", "mixture", "auto", "centroid", "prompt", "classifier"]
     experts: list[ChosenExpert]
     reason: str
     prompt_tokens: int

@@ -80,7 +80,7 @@ class Reader:
             if placeholder in text:
                 text = text.replace(placeholder, value())
         settings = "".join(f" --set {name}={value}" for name, value in SHORT.items())
-        for command in ("zhub submit", "zhub schedules add"):
+        for command in ("zhub submit", "zhub schedules add", "zhub releases classifier"):
             text = text.replace(command, command + settings) if text.startswith(command) else text
         return text.replace('"reinforcement": {"grader"', f'"reinforcement": {{"hyperparameters": {SHORT}, "grader"')
 
