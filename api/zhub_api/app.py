@@ -28,6 +28,7 @@ from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
     aliases,
     chat,
+    classification_datasets,
     completions,
     embeddings,
     evaluations,
@@ -91,7 +92,8 @@ def _parts() -> APIRouter:
     router = APIRouter(responses=errors.ANSWERS, dependencies=[CheckedTexts])
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
-        expert_imports, expert_strengths, releases, chat, completions, embeddings, feedback, webhooks, organization,
+        expert_imports, expert_strengths, classification_datasets, releases, chat, completions, embeddings, feedback,
+        webhooks, organization,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Router = Literal["centroid", "prompt"]
-"""What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for."""
+Router = Literal["centroid", "prompt", "classifier"]
+"""What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for, or
+the same question asked of an expert that was trained to answer it."""
 ReleaseStrategy = Literal["mixture", Router]
 Strategy = Literal["base", ReleaseStrategy]
 
@@ -53,12 +54,31 @@ class ExpertReference(BaseModel):
         return self.weight == 1 and self.layers is None
 
 
+class Label(BaseModel):
+    """An expert that a classifier knows, and the candidate that it stands for, None where none of it is a candidate."""
+
+    model_config = ConfigDict(frozen=True)
+    label: str
+    candidate: str | None
+
+
+class Classifier(BaseModel):
+    """The expert that the router ``classifier`` asks, and what its answers mean, in the order in which it learned them.
+
+    After the ``labels`` comes one more answer: that the prompt is for none of them.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    expert: ExpertReference
+    labels: list[Label]
+
+
 class Answering(BaseModel):
     """Who answers: ``experts``, each with its weight, none of them the base; or one of ``candidates``.
 
     ``candidates`` is None unless ``router`` shall choose among them, by centroid where it is None; ``experts`` then is
     empty. ``others`` are the project's experts that may not answer: a prompt that is theirs is not a candidate's.
-    ``release`` names the release version that all of this comes from.
+    ``classifier`` is for the router of that name. ``release`` names the release version that all of this comes from.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,4 +86,5 @@ class Answering(BaseModel):
     candidates: list[ExpertReference] | None = None
     others: list[ExpertReference] = []
     router: Router | None = None
+    classifier: Classifier | None = None
     release: str | None = None

@@ -56,7 +56,7 @@ class Started(BaseModel):
     """
 
     type: Literal["started"] = "started"
-    strategy: Literal["base", "expert", "mixture", "auto", "centroid", "prompt"]
+    strategy: Literal["base", "expert", "mixture", "auto", "centroid", "prompt", "classifier"]
     experts: list[ChosenExpert]
     reason: str
     prompt_tokens: int

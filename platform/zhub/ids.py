@@ -25,6 +25,7 @@ PREFIXES = {
     "expert": "expert",
     "expert version": "ver",
     "expert import": "imp",
+    "classification dataset": "clsd",
     "feedback": "fb",
     "base model": "base",
     "webhook endpoint": "whe",

@@ -4,6 +4,7 @@ A spec is complete: every ``"auto"`` is resolved, every name is a digest or a ke
 """
 
 import hashlib
+import uuid
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -67,6 +68,38 @@ class CountTokensSpec(BaseModel):
     kind: Literal["count_tokens"] = "count_tokens"
     base: BaseModelSource
     file: StoredFile
+
+
+class PromptFiles(BaseModel):
+    """What an expert was trained on: its prompts are those of the rows that are trained on."""
+
+    model_config = ConfigDict(frozen=True)
+    training: StoredFile
+    validation: StoredFile | None = None
+
+
+class LabelledPrompts(PromptFiles):
+    """The prompts of one expert version, which are to have its ``label``."""
+
+    label: str
+    model: str
+    version_id: uuid.UUID
+
+
+class ClassificationSpec(BaseModel):
+    """Make the rows that a classifier learns from: of prompts of experts, and of ``others`` that are none of theirs.
+
+    A prompt that one of ``excluded`` has is left out: it is there to evaluate with.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["classification_rows"] = "classification_rows"
+    name: str
+    labels: list[LabelledPrompts]
+    others: list[PromptFiles]
+    excluded: list[StoredFile]
+    rows_per_label: int
+    seed: int
 
 
 class DecomposeSpec(BaseModel):
@@ -191,5 +224,6 @@ class EvaluateSpec(BaseModel):
 
 
 JobSpec = Annotated[
-    ValidateSpec | CountTokensSpec | DecomposeSpec | TrainSpec | ImportSpec | EvaluateSpec, Field(discriminator="kind")
+    ValidateSpec | CountTokensSpec | ClassificationSpec | DecomposeSpec | TrainSpec | ImportSpec | EvaluateSpec,
+    Field(discriminator="kind"),
 ]

@@ -84,7 +84,7 @@ class Reader:
         # A few-shot search has no batches.
         short = {name: value for name, value in SHORT.items() if name != "batch_size" or "few_shot" not in text}
         settings = "".join(f" --set {name}={value}" for name, value in short.items())
-        for command in ("zhub submit", "zhub schedules add"):
+        for command in ("zhub submit", "zhub schedules add", "zhub releases classifier"):
             text = text.replace(command, command + settings) if text.startswith(command) else text
         text, shortened = METHOD.subn(rf'\1"hyperparameters": {SHORT}, ', text)
         assert shortened or ".jobs.create(" not in text, f"this would train as long as by default:\n{text}"

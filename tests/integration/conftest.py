@@ -15,6 +15,7 @@ import openai
 import pytest
 import uvicorn
 from claims import claim_one
+from classifying import Classifying
 from fastapi import FastAPI
 from fault_proxy import FaultProxy
 from pydantic import SecretStr
@@ -173,6 +174,21 @@ def publish_version(system_engine: Engine, make_job: Callable[..., uuid.UUID], c
             return f"main.{expert}@v{version.version}"
 
     return make
+
+
+@pytest.fixture
+def classifying(
+    system_engine: Engine,
+    store: DirectoryStore,
+    tmp_path: Path,
+    caller: Caller,
+    make_job: Callable[..., uuid.UUID],
+    make_base_model: Callable[..., uuid.UUID],
+) -> Classifying:
+    """A base model, and what makes experts on it and the rows of a classifier of them."""
+    make_base_model(is_default=True)
+    (tmp_path / "rows").mkdir()
+    return Classifying(system_engine, store, tmp_path / "rows", caller, make_job)
 
 
 @pytest.fixture

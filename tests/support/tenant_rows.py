@@ -17,6 +17,7 @@ from zhub.models import (
     Attempt,
     BaseModel,
     Checkpoint,
+    ClassifiedExpert,
     Dataset,
     DatasetVersion,
     Evaluation,
@@ -177,7 +178,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
 def _fill_releases(
     session: Session, base: BaseModel, version: ExpertVersion, within: dict[str, Any]
 ) -> tuple[list[Release], list[ReleaseVersion]]:
-    """Two releases with a version each, of which the first pins an expert version."""
+    """Two releases with a version each, of which the first pins an expert version that a classifier knows."""
     own = {"org_id": within["org_id"]}
     releases = [Release(name=name, **within) for name in ("support", "spare")]
     session.add_all(releases)
@@ -188,5 +189,8 @@ def _fill_releases(
     session.flush()
     pinned = {"position": 0, "version_id": version.id, "weight": 1.0, "description": "sums"}
     session.add(ReleaseExpert(release_version_id=release_versions[0].id, **pinned, **own))
+    file = session.scalars(select(DatasetVersion).where(DatasetVersion.org_id == within["org_id"]).limit(1)).one()
+    known = {"position": 0, "label": "sums", "version_id": version.id, "rows": 1}
+    session.add(ClassifiedExpert(dataset_version_id=file.id, **known, **own))
     session.flush()
     return releases, release_versions

@@ -124,8 +124,9 @@ async def create_completion(
 ) -> Response | StreamingResponse:
     """Answer with an expert, a base model, a mixture (``experts``), a release or ``auto``; plain or streamed.
 
-    ``strategy`` is for a release or ``auto``: ``base``, ``mixture``, ``centroid`` or ``prompt`` in place of its own way
-    to choose. Where an alias of a release has a canary, ``user`` decides who gets it, or else the request's id.
+    ``strategy`` is for a release or ``auto``: ``base``, ``mixture``, ``centroid``, ``prompt``, or ``classifier`` where
+    the release has one, in place of its own way to choose. Where an alias of a release has a canary, ``user`` decides
+    who gets it, or else the request's id.
     """
     caller.require("chat")
     asked = await answers.asked_of_serving(context, caller, http_request, request)

@@ -16,7 +16,7 @@ from zhub.evaluation.forgetting import Part, forgetting_of
 from zhub.ids import parse_id, public_id
 from zhub.manifest import MANIFEST_FILE, Evaluation, Manifest
 from zhub.models import Alias, Expert, ExpertChange, ExpertVersion
-from zhub.registry import aliases, base_models, deletion, listing, metadata, versions
+from zhub.registry import aliases, base_models, classification, deletion, listing, metadata, versions
 from zhub.registry.metadata import Change
 from zhub.registry.publish import public_job_id
 from zhub.tenancy.keys import Caller
@@ -143,6 +143,7 @@ def version_objects(session: Session, records: Sequence[versions.VersionRecord])
     ids = [record.version.id for record in records]
     summaries, names = feedback.summaries(session, ids), aliases.of_versions(session, ids)
     parents = versions.parents(session, records)
+    classifies = classification.classified_by(session, records)
     return [
         {
             "id": record.name,
@@ -160,6 +161,7 @@ def version_objects(session: Session, records: Sequence[versions.VersionRecord])
             "archived": version.archived_at is not None or record.expert.archived_at is not None,
             "aliases": names.get(version.id, []),
             "parent": parents.get(version.manifest["parent_digest"]),
+            "classifies": [known._asdict() for known in classifies.get(version.id, ())],
             "feedback": {"count": summary.count, "mean_score": summary.mean_score},
             "general": _general_object(version.manifest["evaluations"]),
             "manifest": version.manifest,

@@ -1,6 +1,7 @@
 """``/v1/files``: datasets in, in the OpenAI dialect."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
@@ -19,7 +20,8 @@ from zhub.ids import parse_id, public_id
 from zhub.manifest import CHUNK_BYTES
 from zhub.models import BaseModel, DatasetVersion, Job, TokenCount
 from zhub.process.wakeup import SCHEDULER
-from zhub.registry import base_models, versions
+from zhub.registry import base_models, classification, versions
+from zhub.registry.classification import Classified
 from zhub.storage.keys import dataset_key
 from zhub.tenancy import quotas
 from zhub.tenancy.keys import Caller
@@ -96,14 +98,17 @@ def list_files(
             purpose=purpose,
             search=search,
         )
-        return page([file_object(version) for version in versions], has_more=has_more)
+        known = classification.classified(session, [version.id for version in versions])
+        objects = [file_object(version, known.get(version.id, ())) for version in versions]
+        return page(objects, has_more=has_more)
 
 
 @router.get("/{file_id}")
 def retrieve_file(caller: CallerDep, context: ContextDep, file_id: str) -> dict[str, Any]:
     caller.require("files:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        return file_object(files.get(session, caller.project_id, parse_id("file", file_id)))
+        version = files.get(session, caller.project_id, parse_id("file", file_id))
+        return file_object(version, classification.classified(session, [version.id]).get(version.id, ()))
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses=answering(BYTES))
@@ -175,7 +180,8 @@ def measure(file: BinaryIO, *, limit: int) -> tuple[str, int]:
     return digest.hexdigest(), size_bytes
 
 
-def file_object(version: DatasetVersion) -> dict[str, Any]:
+def file_object(version: DatasetVersion, classified: Sequence[Classified] = ()) -> dict[str, Any]:
+    """``classified``: the experts whose prompts a file for a classifier has, by their labels."""
     validation = version.validation
     return {
         "id": public_id("file", version.id),
@@ -190,6 +196,7 @@ def file_object(version: DatasetVersion) -> dict[str, Any]:
         "sha256": version.sha256,
         "dataset": files.dataset_name(version.filename),
         "version": version.version,
+        "classifies": [known._asdict() for known in classified],
         "validation": validation and {key: value for key, value in validation.items() if key not in _INTERNAL},
     }
 

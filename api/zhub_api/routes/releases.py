@@ -23,7 +23,8 @@ def create_release(caller: CallerDep, context: ContextDep, request: ReleaseReque
     """Make a version of a release: a strategy, and expert versions with their weights. It never changes.
 
     ``strategy``: a ``mixture`` of all; the expert whose training prompts are most like the prompt (``centroid``), or
-    which the base says that the prompt is for (``prompt``), and the base itself where it is for none. What equals the
+    which the base says that the prompt is for (``prompt``), or a ``classifier`` that was trained to say it, and the
+    base itself where it is for none. What equals the
     release's newest version is that version: no other is made. An alias in place of a version means the one that it
     points to now.
     """
@@ -59,8 +60,9 @@ def retrieve_release(caller: CallerDep, context: ContextDep, version: str) -> di
 def compare_releases(
     caller: CallerDep, context: ContextDep, version: str, against: str | None = None
 ) -> dict[str, Any]:
-    """What differs in how a version answers from how ``against`` does: strategy, base, and of each expert its version,
-    weight and description. Null on the side that does not have it. Without ``against``: from the release's ``@prod``.
+    """What differs in how a version answers from how ``against`` does: strategy, base, classifier, and of each expert
+    its version, weight and description. Null on the side that does not have it. Without ``against``: from the release's
+    ``@prod``.
     """
     caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
@@ -88,6 +90,7 @@ def delete_release(caller: CallerDep, context: ContextDep, version: str) -> dict
 def release_objects(session: Session, records: Sequence[ReleaseRecord]) -> list[dict[str, Any]]:
     pins = releases.pinned(session, records)
     names = aliases.of_versions(session, [record.version.id for record in records])
+    classifiers = releases.classifiers(session, records)
     return [
         {
             "id": record.name,
@@ -106,10 +109,12 @@ def release_objects(session: Session, records: Sequence[ReleaseRecord]) -> list[
                 }
                 for pin in pins[record.version.id]
             ],
+            "classifier": {"model": asked.name, "digest": asked.version.digest} if asked else None,
             "digest": record.version.digest,
             "description": record.version.description,
             "by": record.version.by,
             "aliases": names.get(record.version.id, []),
         }
         for record in records
+        for asked in [classifiers.get(record.version.id)]
     ]

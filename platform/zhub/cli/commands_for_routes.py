@@ -12,6 +12,7 @@ COMMANDS = {
     "GET /v1/models": ("zhub experts ls", "zhub base-models ls"),
     "GET /v1/releases": ("zhub releases ls",),
     "POST /v1/base_models": ("zhub base-models add",),
+    "POST /v1/classification_datasets": ("zhub releases classifier",),
     "POST /v1/files": ("zhub datasets push",),
     "POST /v1/fine_tuning/alpha/graders/run": ("zhub graders run",),
     "POST /v1/promotions/{promotion_id}/cancel": ("zhub promotions cancel",),

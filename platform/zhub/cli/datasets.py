@@ -252,6 +252,7 @@ def _show(file: DatasetFile, as_json: bool) -> None:
                 ("sha256", file.sha256),
                 ("rows", _rows(file)),
                 ("columns", columns or "-"),
+                *([("classifies", ", ".join(known.model for known in file.classifies))] if file.classifies else []),
                 *([("duplicates", f"{validation['duplicate_count']:,}")] if validation.get("duplicate_count") else []),
             ]
         )

@@ -283,6 +283,11 @@ def show_version(version: ExpertVersion, as_json: bool, examples: Sequence[Answe
                 *(expert_imports.origin_facts(version.origin) if version.origin else []),
                 ("made by", f"zhub {manifest['code_version']} on {manifest['hardware']}"),
                 *(expert_mixtures.facts_of(version.mixture) if version.mixture else [("parent", _parent(version))]),
+                *(
+                    [("classifies", ", ".join(known.model for known in version.classifies))]
+                    if version.classifies
+                    else []
+                ),
                 ("size", f"{manifest['parameters']:,} numbers, {size(version.size_bytes)}"),
                 ("feedback", _mean_score(version.feedback)),
             ]

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from zhub.answering import ReleaseStrategy
+from zhub.cli.classifiers import classifier
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, note, put, show_json, table
 from zhub.client.wire.lifecycle import AliasRecord
@@ -13,6 +14,9 @@ from zhub.client.wire.releases import ReleaseRecord
 app = typer.Typer(
     help="Releases: a strategy and the expert versions that it pins, promoted as one.", no_args_is_help=True
 )
+
+
+app.command()(classifier)
 
 
 @app.command()
@@ -26,9 +30,15 @@ def create(
         ReleaseStrategy,
         typer.Option(
             help="mixture: all of them; centroid: the one whose training prompts are most like the prompt; prompt: the "
-            "one that the base says the prompt is for."
+            "one that the base says the prompt is for; classifier: the one that --classifier says."
         ),
     ] = "centroid",
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION", help="An expert version that tells the experts apart, see `zhub releases classifier`."
+        ),
+    ] = None,
     describe: Annotated[
         list[str] | None,
         typer.Option(metavar="EXPERT=TEXT", help="Which prompts an expert is for; may be repeated."),
@@ -48,7 +58,9 @@ def create(
     if described:
         raise typer.BadParameter(f"'{next(iter(described))}' is none of the experts.", param_hint="--describe")
     with connect(data_dir) as client:
-        release = client.releases.create(name, strategy=strategy, experts=parts, description=description)
+        release = client.releases.create(
+            name, strategy=strategy, experts=parts, classifier=classifier, description=description
+        )
     show_release(release, as_json)
     if not as_json and not release.aliases:
         note(f"`zhub releases promote {release.id}` points @prod to it.")
@@ -198,6 +210,7 @@ def show_release(release: ReleaseRecord, as_json: bool) -> None:
                 ("aliases", _aliases(release)),
                 ("base", release.base_model),
                 ("strategy", release.strategy),
+                *([("classifier", release.classifier.model)] if release.classifier else []),
             ]
         )
     )

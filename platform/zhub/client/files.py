@@ -2,12 +2,14 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from zhub.client.transport import Http, path_part, wait
-from zhub.client.wire.training import DatasetFile, TokenCountRecord
+from zhub.client.wire.answer import ENDED
+from zhub.client.wire.training import ClassificationDataset, DatasetFile, TokenCountRecord
 from zhub.datasets.conversion.converting import Conversion, as_rows
 from zhub.datasets.conversion.mapping import ChosenColumns, Method
 from zhub.errors import (
@@ -140,6 +142,39 @@ class Files:
                 problems = [RowProblem(**problem) for problem in (file.validation or {}).get("problems", [])]
                 raise InvalidDatasetError(f"{file.filename} did not pass validation.\n{file.status_details}", problems)
             wait(self._poll_s, deadline, f"{file.filename} was not checked within {timeout_s:g} s")
+
+    def classification(
+        self,
+        name: str,
+        experts: Sequence[str],
+        *,
+        others: Sequence[str] = (),
+        rows_per_label: int | None = None,
+        seed: int | None = None,
+        timeout_s: float = 600.0,
+    ) -> ClassificationDataset:
+        """The dataset ``name`` for a classifier, of prompts that these experts were trained on, once it is made.
+
+        ``others``: ids of files whose prompts are for none of them.
+
+        Raises:
+            TrainingError: it could not be made; with the reason.
+            UnavailableError: nobody made it within ``timeout_s``.
+        """
+        asked = {"rows_per_label": rows_per_label, "seed": seed}
+        body: dict[str, Any] = {"name": name, "experts": list(experts), "others": list(others)}
+        body |= {field: value for field, value in asked.items() if value is not None}
+        answer = self._http.post("/v1/classification_datasets", body)
+        made = ClassificationDataset.model_validate(answer)
+        deadline = time.monotonic() + timeout_s
+        while made.status not in ENDED:
+            wait(self._poll_s, deadline, f"The rows of {name} were not made within {timeout_s:g} s")
+            path = f"/v1/classification_datasets/{path_part(made.id)}"
+            made = ClassificationDataset.model_validate(self._http.get(path))
+        if made.file is None:
+            reason = (made.error or {}).get("message") or f"its job was {made.status}"
+            raise TrainingError(f"The rows of {name} were not made: {reason}")
+        return made
 
     def count_tokens(self, file_id: str, model: str, *, timeout_s: float = 600.0) -> TokenCountRecord:
         """Which rows of a checked file have more tokens than the context of a base, or of an expert's base.

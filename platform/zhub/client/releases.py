@@ -20,11 +20,18 @@ class Releases:
         self.aliases = Aliases(http, "releases")
 
     def create(
-        self, name: str, *, strategy: str, experts: Sequence[Mapping[str, Any]], description: str | None = None
+        self,
+        name: str,
+        *,
+        strategy: str,
+        experts: Sequence[Mapping[str, Any]],
+        classifier: str | None = None,
+        description: str | None = None,
     ) -> ReleaseRecord:
         """Make a version of a release. Each of ``experts`` has a ``model``, and may have a ``weight`` and a
-        ``description``."""
-        body = {"name": name, "strategy": strategy, "experts": list(experts), "description": description}
+        ``description``. ``classifier``: the expert version that the strategy of that name asks."""
+        body: dict[str, Any] = {"name": name, "strategy": strategy, "experts": list(experts)}
+        body |= {"description": description} | ({"classifier": classifier} if classifier is not None else {})
         return ReleaseRecord.model_validate(self._http.post("/v1/releases", body))
 
     def get(self, name: str) -> ReleaseRecord:

@@ -23,7 +23,8 @@ from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import name_of_file
 
 PUSHED = "fine-tune"
-PURPOSES = (PUSHED, "evals", "user_data")
+EVALS, MADE = "evals", "user_data"
+PURPOSES = (PUSHED, EVALS, MADE)
 """A file to fine-tune with is pushed as the newest data of its dataset. The others can be used in the same ways, and
 are never new data: what an evaluation measures on, and what one request brings along."""
 
@@ -42,32 +43,10 @@ def register(
     The same file name in the same project makes the next version of the same dataset; the same bytes under it are the
     version that there is, unless that was deleted, is in error, or was not pushed while this one is.
     """
-    name = dataset_name(filename)
-    session.execute(
-        insert(Dataset)
-        .values(id=new_id(), org_id=caller.org_id, project_id=caller.project_id, name=name, last_version=0)
-        .on_conflict_do_nothing()
-    )
-    # The counter row also serialises concurrent uploads of one name: max(version) + 1 would collide.
-    of_name = select(Dataset).where(Dataset.project_id == caller.project_id, Dataset.name == name)
-    dataset = session.scalars(of_name.with_for_update().execution_options(populate_existing=True)).one()
+    dataset = _locked_dataset(session, caller.org_id, caller.project_id, dataset_name(filename))
     if (equal := _equal_version(session, dataset.id, purpose, sha256)) is not None:
         return equal
-    dataset.last_version += 1
-    version = DatasetVersion(
-        id=new_id(),
-        org_id=caller.org_id,
-        project_id=caller.project_id,
-        dataset_id=dataset.id,
-        version=dataset.last_version,
-        filename=filename,
-        purpose=purpose,
-        size_bytes=size_bytes,
-        sha256=sha256,
-        key=dataset_key(caller.org_id, sha256),
-    )
-    session.add(version)
-    session.flush()
+    version = _next_version(session, dataset, filename=filename, purpose=purpose, size_bytes=size_bytes, sha256=sha256)
     spec = ValidateSpec(file=stored_file(version))
     job = Job(
         org_id=caller.org_id,
@@ -78,6 +57,44 @@ def register(
     )
     jobs.enqueue(session, job, f"Validation of {filename} enqueued.")
     session.refresh(version)
+    return version
+
+
+def add_made(session: Session, job: Succeeded, *, filename: str, size_bytes: int, sha256: str) -> DatasetVersion:
+    """The next version of a dataset, of a file that a job has made and stored; nobody's new data for schedules."""
+    dataset = _locked_dataset(session, job.org_id, job.project_id, dataset_name(filename))
+    return _next_version(session, dataset, filename=filename, purpose=MADE, size_bytes=size_bytes, sha256=sha256)
+
+
+def _locked_dataset(session: Session, org_id: uuid.UUID, project_id: uuid.UUID, name: str) -> Dataset:
+    session.execute(
+        insert(Dataset)
+        .values(id=new_id(), org_id=org_id, project_id=project_id, name=name, last_version=0)
+        .on_conflict_do_nothing()
+    )
+    # The counter row also serialises concurrent uploads of one name: max(version) + 1 would collide.
+    of_name = select(Dataset).where(Dataset.project_id == project_id, Dataset.name == name)
+    return session.scalars(of_name.with_for_update().execution_options(populate_existing=True)).one()
+
+
+def _next_version(
+    session: Session, dataset: Dataset, *, filename: str, purpose: str, size_bytes: int, sha256: str
+) -> DatasetVersion:
+    dataset.last_version += 1
+    version = DatasetVersion(
+        id=new_id(),
+        org_id=dataset.org_id,
+        project_id=dataset.project_id,
+        dataset_id=dataset.id,
+        version=dataset.last_version,
+        filename=filename,
+        purpose=purpose,
+        size_bytes=size_bytes,
+        sha256=sha256,
+        key=dataset_key(dataset.org_id, sha256),
+    )
+    session.add(version)
+    session.flush()
     return version
 
 

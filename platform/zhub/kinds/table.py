@@ -14,7 +14,7 @@ from zhub.manifest import Manifest
 from zhub.models import Job
 from zhub.queue.attempts import Released
 from zhub.queue.jobs import KindNames
-from zhub.registry import base_models, deletion
+from zhub.registry import base_models, classification, deletion
 from zhub.registry.publish import publish
 from zhub.states import LIGHT, TORCH
 
@@ -43,6 +43,7 @@ KINDS: dict[str, Kind] = {
             redriven=files.restart_validation,
         ),
         Kind("count_tokens", LIGHT, succeed=success(token_counts.finish)),
+        Kind(classification.KIND, LIGHT, succeed=success(classification.finish)),
         Kind(
             "decompose",
             TORCH,

@@ -20,7 +20,7 @@ from zhub.models.registry import (
     Promotion,
     TokenCount,
 )
-from zhub.models.releases import Release, ReleaseExpert, ReleaseVersion
+from zhub.models.releases import ClassifiedExpert, Release, ReleaseExpert, ReleaseVersion
 from zhub.models.schedules import Schedule, ScheduleTick
 from zhub.models.tenancy import ApiKey, MonthUsage, Organization, Project, Quota, Usage
 from zhub.models.webhooks import WebhookDelivery, WebhookEndpoint
@@ -34,6 +34,7 @@ __all__ = [
     "Base",
     "BaseModel",
     "Checkpoint",
+    "ClassifiedExpert",
     "Dataset",
     "DatasetVersion",
     "Evaluation",

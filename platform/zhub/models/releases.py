@@ -1,14 +1,15 @@
-"""Releases: a strategy and the expert versions that it chooses among or mixes, promoted as one."""
+"""Releases: a strategy and the expert versions that it chooses among or mixes, promoted as one; and what a classifier
+learned to tell apart."""
 
 import uuid
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, Index, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from zhub.models.base import Base, TenantOwned, one_of, tenant_fk
 
-STRATEGIES = ("centroid", "prompt", "mixture")
+STRATEGIES = ("centroid", "prompt", "classifier", "mixture")
 
 
 class Release(TenantOwned, Base):
@@ -36,6 +37,8 @@ class ReleaseVersion(TenantOwned, Base):
     base_model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("base_models.id"))
     version: Mapped[int]
     strategy: Mapped[str]
+    classifier_version_id: Mapped[uuid.UUID | None]
+    """The expert version that the strategy ``classifier`` asks."""
     digest: Mapped[str]
     description: Mapped[str | None]
     by: Mapped[str]
@@ -46,7 +49,10 @@ class ReleaseVersion(TenantOwned, Base):
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("release_id", "version"),
         tenant_fk("release_id", "releases"),
+        tenant_fk("classifier_version_id", "expert_versions"),
         one_of("strategy", STRATEGIES),
+        CheckConstraint("strategy <> 'classifier' OR classifier_version_id IS NOT NULL", name="has_classifier"),
+        Index("ix_release_versions_classifier", "classifier_version_id"),
     )
 
 
@@ -65,4 +71,23 @@ class ReleaseExpert(TenantOwned, Base):
         tenant_fk("release_version_id", "release_versions"),
         tenant_fk("version_id", "expert_versions"),
         Index("ix_release_experts_version", "version_id"),
+    )
+
+
+class ClassifiedExpert(TenantOwned, Base):
+    """A label of a dataset that a classifier is trained on, and the expert version whose prompts have it there."""
+
+    __tablename__ = "classified_experts"
+    dataset_version_id: Mapped[uuid.UUID]
+    position: Mapped[int]
+    """In the order of the answers that stand for the labels."""
+    label: Mapped[str]
+    version_id: Mapped[uuid.UUID]
+    rows: Mapped[int]
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        UniqueConstraint("dataset_version_id", "position"),
+        tenant_fk("dataset_version_id", "dataset_versions"),
+        tenant_fk("version_id", "expert_versions"),
+        Index("ix_classified_experts_version", "version_id"),
     )

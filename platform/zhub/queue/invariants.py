@@ -103,8 +103,8 @@ RULES: Final[dict[str, str]] = {
     """,
     "no release pins a deleted version": """
         SELECT r.id, 'version ' || v.version || ' of ' || v.expert_id || ', deleted at ' || v.deleted_at
-          FROM release_versions r JOIN release_experts e ON e.release_version_id = r.id
-               JOIN expert_versions v ON v.id = e.version_id
+          FROM release_versions r LEFT JOIN release_experts e ON e.release_version_id = r.id
+               JOIN expert_versions v ON v.id IN (e.version_id, r.classifier_version_id)
          WHERE r.deleted_at IS NULL AND v.deleted_at IS NOT NULL
     """,
     "each move of an alias begins where the one before it ended": """

@@ -1,8 +1,10 @@
 """What serving and workers get of the versions that answer: digests and keys, so that they need no database."""
 
-from zhub.answering import Answering, ExpertReference
+from collections.abc import Sequence
+
+from zhub.answering import Answering, Classifier, ExpertReference, Label
 from zhub.manifest import ROUTING_FILE, Z_FILE, Manifest
-from zhub.registry.resolve import ResolvedModel, WeightedVersion
+from zhub.registry.resolve import ResolvedClassifier, ResolvedModel, WeightedVersion
 from zhub.registry.versions import CheckpointRecord, VersionRecord
 
 
@@ -14,6 +16,7 @@ def answering(resolved: ResolvedModel) -> Answering:
         candidates=None if candidates is None else [_part(part) for part in candidates],
         others=[_reference(record, 1.0) for record in resolved.others],
         router=resolved.router,
+        classifier=None if resolved.classifier is None else _classifier(resolved.classifier, candidates or ()),
         release=resolved.release.name if resolved.release else None,
     )
 
@@ -22,6 +25,13 @@ def _part(part: WeightedVersion) -> ExpertReference:
     layers = None if part.layers is None else list(part.layers)
     more = {"layers": layers, "description": part.description}
     return _reference(part.record, part.weight).model_copy(update=more)
+
+
+def _classifier(classifier: ResolvedClassifier, candidates: Sequence[WeightedVersion]) -> Classifier:
+    """A label stands for an expert: it is answered by the version of it that the release pins, whichever that is."""
+    pinned = {part.record.expert.id: part.record.name for part in candidates}
+    labels = [Label(label=known.label, candidate=pinned.get(known.expert_id)) for known in classifier.labels]
+    return Classifier(expert=_reference(classifier.record, 1.0), labels=labels)
 
 
 def _reference(record: VersionRecord | CheckpointRecord, weight: float) -> ExpertReference:

@@ -16,9 +16,10 @@ from zhub.errors import InvalidRequestError
 from zhub.ids import new_id, public_id
 from zhub.manifest import canonical_json
 from zhub.models import BaseModel, Release, ReleaseExpert, ReleaseVersion
-from zhub.registry import base_models, namespace, releases, versions
+from zhub.registry import base_models, classification, namespace, releases, versions
 from zhub.registry.aliases import check_promotable
 from zhub.registry.releases import MAX_ROUTING_CHARACTERS, PinnedVersion, ReleaseRecord
+from zhub.registry.versions import VersionRecord
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import check_name
 
@@ -46,6 +47,8 @@ class ReleaseRequest(Schema):
     name: str
     strategy: ReleaseStrategy
     experts: Annotated[list[ReleaseExpertRequest], Field(min_length=1, max_length=MAX_EXPERTS)]
+    classifier: str | None = None
+    """The expert version that the strategy ``classifier`` asks. Beside another strategy, requests may ask for it."""
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARACTERS)] | None = None
 
 
@@ -70,10 +73,11 @@ def create(session: Session, caller: Caller, request: ReleaseRequest) -> Release
     check_name(request.name, "release", param="name")
     namespace.claim_for_release(session, caller.project_id, request.name)
     pins = [_pin(session, caller, request, expert) for expert in request.experts]
-    versions.keep(session, [pin.record for pin in pins])
     _check_distinct(pins, request.strategy)
     base = _one_base(pins)
-    digest = _digest(request.strategy, base, pins)
+    classifier = _classifier(session, caller, request, base, pins)
+    versions.keep(session, [*(pin.record for pin in pins), *([classifier] if classifier else [])])
+    digest = _digest(request.strategy, base, pins, classifier)
     release = _locked_release(session, caller, request.name)
     newest = select(ReleaseVersion).where(
         ReleaseVersion.release_id == release.id,
@@ -89,6 +93,7 @@ def create(session: Session, caller: Caller, request: ReleaseRequest) -> Release
             base_model_id=base.id,
             version=release.last_version,
             strategy=request.strategy,
+            classifier_version_id=classifier.version.id if classifier else None,
             digest=digest,
             description=request.description or None,
             by=public_id("API key", caller.key_id),
@@ -103,6 +108,7 @@ def differences(session: Session, before: ReleaseRecord, after: ReleaseRecord) -
     compared = [
         Difference("strategy", before.version.strategy, after.version.strategy),
         Difference("base_model", before.base.name, after.base.name),
+        Difference("classifier", *(releases.classifier_name(session, record) for record in (before, after))),
     ]
     olds, news = (_by_expert(pins[record.version.id]) for record in (before, after))
     for name in sorted({*olds, *news}):
@@ -145,13 +151,55 @@ def _one_base(pins: Sequence[PinnedVersion]) -> BaseModel:
     (base,) = bases.values()
     base_models.require_ready(base)
     for pin in pins:
-        if pin.record.version.manifest["basis_fingerprint"] != base.basis_fingerprint:
-            raise InvalidRequestError(
-                f"experts: {pin.record.name} was trained on another decomposition of '{base.name}' than it has now, "
-                "so it cannot answer. Train it again.",
-                param="experts",
-            )
+        _check_fits(pin.record, base, "experts")
     return base
+
+
+def _check_fits(record: VersionRecord, base: BaseModel, param: str) -> None:
+    """Refuse a version of another base than the release's, or of another decomposition of it."""
+    if record.base.id != base.id:
+        raise InvalidRequestError(
+            f"{param}: {record.name} belongs to the base '{record.base.name}', and the release's experts to "
+            f"'{base.name}'. Train one on that base.",
+            param=param,
+        )
+    if record.version.manifest["basis_fingerprint"] != base.basis_fingerprint:
+        raise InvalidRequestError(
+            f"{param}: {record.name} was trained on another decomposition of '{base.name}' than it has now, so it "
+            "cannot answer. Train it again.",
+            param=param,
+        )
+
+
+def _classifier(
+    session: Session, caller: Caller, request: ReleaseRequest, base: BaseModel, pins: Sequence[PinnedVersion]
+) -> VersionRecord | None:
+    """The classifier that a request names, once it is known to tell the experts of the release apart."""
+    if request.classifier is None:
+        if request.strategy == "classifier":
+            raise InvalidRequestError(
+                "classifier: the strategy 'classifier' asks an expert version that was trained to tell the experts "
+                "apart. Name one; POST /v1/classification_datasets makes the rows to train it on.",
+                param="classifier",
+            )
+        return None
+    record = versions.get_version(session, caller.project_id, request.classifier)
+    check_promotable(record)
+    _check_fits(record, base, "classifier")
+    known = {label.expert_id for label in classification.labels_of(session, record.version)}
+    if not known:
+        raise InvalidRequestError(
+            f"classifier: {record.name} was not trained to tell experts apart. POST /v1/classification_datasets makes "
+            "the rows to train one on.",
+            param="classifier",
+        )
+    if unknown := [pin.record.name for pin in pins if pin.record.expert.id not in known]:
+        raise InvalidRequestError(
+            f"classifier: {record.name} does not know {', '.join(unknown)}. Train another one that does, or leave "
+            f"{'it' if len(unknown) == 1 else 'them'} out.",
+            param="classifier",
+        )
+    return record
 
 
 def _check_distinct(pins: Sequence[PinnedVersion], strategy: ReleaseStrategy) -> None:
@@ -170,12 +218,16 @@ def _check_distinct(pins: Sequence[PinnedVersion], strategy: ReleaseStrategy) ->
         seen[key] = pin.record.name
 
 
-def _digest(strategy: ReleaseStrategy, base: BaseModel, pins: Sequence[PinnedVersion]) -> str:
+def _digest(
+    strategy: ReleaseStrategy, base: BaseModel, pins: Sequence[PinnedVersion], classifier: VersionRecord | None
+) -> str:
     """SHA-256 of all that decides how the release answers. No names: an expert may be renamed."""
     experts = [
         {"digest": pin.record.version.digest, "weight": pin.weight, "description": pin.description} for pin in pins
     ]
     content = {"basis": base.basis_fingerprint, "strategy": strategy, "experts": experts}
+    if classifier is not None:
+        content["classifier"] = classifier.version.digest
     return hashlib.sha256(canonical_json(content)).hexdigest()
 
 

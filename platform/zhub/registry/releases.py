@@ -137,6 +137,19 @@ def pinned(session: Session, records: Sequence[ReleaseRecord]) -> dict[uuid.UUID
     return pins
 
 
+def classifiers(session: Session, records: Sequence[ReleaseRecord]) -> dict[uuid.UUID, VersionRecord]:
+    """The classifier of each of these release versions that has one, by the id of the release version."""
+    asked = {record.version.id: record.version.classifier_version_id for record in records}
+    found = versions.by_id(session, [version_id for version_id in asked.values() if version_id is not None])
+    return {release_id: found[version_id] for release_id, version_id in asked.items() if version_id is not None}
+
+
+def classifier_name(session: Session, record: ReleaseRecord) -> str | None:
+    """The model id of a release version's classifier, if it has one."""
+    classifier = classifiers(session, [record]).get(record.version.id)
+    return classifier.name if classifier else None
+
+
 def list_versions(
     session: Session, caller: Caller, *, release: str | None, after: str | None, limit: int
 ) -> tuple[list[ReleaseRecord], bool]:
@@ -208,7 +221,13 @@ def _refuse_measured(session: Session, record: ReleaseRecord) -> None:
 def pinning(session: Session, version_ids: Sequence[uuid.UUID]) -> list[tuple[uuid.UUID, ReleaseRecord]]:
     """The releases that pin one of these expert versions: each with the id of that version."""
     pins = select(ReleaseExpert.version_id, ReleaseExpert.release_version_id)
-    pairs = session.execute(pins.where(ReleaseExpert.version_id.in_(version_ids))).all()
+    pairs = [(row[0], row[1]) for row in session.execute(pins.where(ReleaseExpert.version_id.in_(version_ids)))]
+    asked = select(ReleaseVersion.classifier_version_id, ReleaseVersion.id)
+    for version_id, release_version_id in session.execute(
+        asked.where(ReleaseVersion.classifier_version_id.in_(version_ids))
+    ):
+        if version_id is not None:
+            pairs.append((version_id, release_version_id))
     records = by_id(session, [release_version_id for _, release_version_id in pairs])
     return [(version_id, records[other]) for version_id, other in pairs if records[other].version.deleted_at is None]
 

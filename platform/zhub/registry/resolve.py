@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from zhub.answering import Router, Strategy
 from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.models import BaseModel
-from zhub.registry import base_models, missing, releases, versions
+from zhub.registry import base_models, classification, missing, releases, versions
 from zhub.registry.names import AUTO, CHECKPOINT_NAME
 from zhub.registry.releases import ReleaseRecord
 from zhub.registry.versions import CheckpointRecord, VersionRecord
@@ -49,6 +49,14 @@ class WeightedVersion:
 
 
 @dataclass(frozen=True)
+class ResolvedClassifier:
+    """The expert that the router ``classifier`` asks; ``labels`` as ``classification.labels_of`` has them."""
+
+    record: VersionRecord
+    labels: Sequence[classification.KnownExpert]
+
+
+@dataclass(frozen=True)
 class ResolvedModel:
     """What answers a request: a base and the experts to put on it, or the candidates to choose from.
 
@@ -62,6 +70,7 @@ class ResolvedModel:
     others: Sequence[VersionRecord] = ()
     release: ReleaseRecord | None = None
     router: Router | None = None
+    classifier: ResolvedClassifier | None = None
 
 
 def resolve(
@@ -124,6 +133,12 @@ def _resolve_auto(
     base_models.basis_of(base)  # the base alone answers until it is decomposed: no version is on it
     if strategy == "base":
         return ResolvedModel(base)
+    if strategy == "classifier":
+        raise InvalidRequestError(
+            "strategy: 'auto' has no classifier without a release 'auto' that has one. Name a release with a "
+            "classifier, or leave 'strategy' out.",
+            param="strategy",
+        )
     if strategy == "mixture":
         raise InvalidRequestError(
             "strategy: a mixture has weights, and 'auto' has none without a release 'auto'. Name the release that has "
@@ -156,7 +171,20 @@ def _resolve_release(session: Session, release: ReleaseRecord, strategy: Strateg
     ]
     if chosen == "mixture":
         return replace(resolved, experts=parts)
+    if chosen == "classifier":
+        return replace(resolved, candidates=parts, router="classifier", classifier=_classifier(session, release))
     return replace(resolved, candidates=parts, router="prompt" if chosen == "prompt" else "centroid")
+
+
+def _classifier(session: Session, release: ReleaseRecord) -> ResolvedClassifier:
+    record = releases.classifiers(session, [release]).get(release.version.id)
+    if record is None:
+        raise InvalidRequestError(
+            f"strategy: {release.name} has no classifier. Make a version of the release that pins one ('classifier'), "
+            "or choose another strategy.",
+            param="strategy",
+        )
+    return ResolvedClassifier(record, classification.labels_of(session, record.version))
 
 
 def _resolve_mixture(session: Session, caller: Caller, model: str, mixture: Sequence[MixturePart]) -> ResolvedModel:

@@ -20,6 +20,7 @@ PLACES = {
     "promotion_id": "promo-0",
     "schedule_id": "sched-0",
     "checkpoint_id": "ftckpt-0",
+    "dataset_id": "clsd-0",
     "delivery_id": "whd-0",
     "endpoint_id": "whe-0",
     "evaluation_id": "eval-0",
@@ -41,6 +42,7 @@ SCHEDULE = {
     "cron": "0 3 * * 1",
 }
 RELEASE = {"name": "support", "strategy": "centroid", "experts": [{"model": "main.summer@v1"}]}
+CLASSIFICATION = {"name": "which", "experts": ["main.summer@v1"]}
 GRADERS = "/v1/fine_tuning/alpha/graders"
 WEBHOOK = {"url": "https://example.com/hook", "event_types": ["fine_tuning.job.succeeded"]}
 LORA = b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "/data/tiny"}'
@@ -61,6 +63,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("put", "/v1/experts/{expert}/aliases/{alias}"): {"json": {"version": "main.summer@v1"}},
     ("put", "/v1/releases/{release}/aliases/{alias}"): {"json": {"version": "main.support@v1"}},
     ("post", "/v1/releases"): {"json": RELEASE},
+    ("post", "/v1/classification_datasets"): {"json": CLASSIFICATION},
     ("post", "/v1/expert_imports"): {
         "data": {"name": "moved", "base_model": "tiny"},
         "files": [("files", ("adapter_config.json", LORA)), ("files", ("adapter_model.safetensors", b"weights"))],
@@ -111,6 +114,7 @@ def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
     body = {"model": version, "suites": [{"file": file_id, "grader": GRADER}]}
     promotion: Any = client.post("/promotions", body=body, cast_to=object)
     schedule: Any = client.post("/schedules", body=SCHEDULE | {"dataset": file_id}, cast_to=object)
+    rows: Any = client.post("/classification_datasets", body=CLASSIFICATION | {"experts": [version]}, cast_to=object)
     imported: Any = client.post(
         "/expert_imports",
         body={"name": "moved", "base_model": "tiny"},
@@ -120,6 +124,7 @@ def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
     )
     found = {
         "import_id": imported["id"],
+        "dataset_id": rows["id"],
         "expert": "main.summer",
         "alias": "prod",
         "release": "main.support",

@@ -5,6 +5,7 @@ from typing import Any
 
 import openai
 import pytest
+from classifying import Classifying, prompts
 from fastapi import FastAPI
 from scripted_serving import scripted
 
@@ -82,6 +83,39 @@ def test_a_request_may_ask_for_another_strategy(
     chat(client, extra_body={"strategy": strategy})
     (request,) = map(GenerationRequest.model_validate_json, asked)
     assert (request.router, len(request.experts), request.candidates is None) == (router, experts, router is None)
+
+
+def test_a_classifier_is_for_releases_that_have_one(client: openai.OpenAI, releases: list[str]) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"main\.support@v1 has no classifier"):
+        chat(client, extra_body={"strategy": "classifier"})
+    with pytest.raises(openai.BadRequestError, match="'auto' has no classifier"):
+        chat(client, model="auto:tiny", extra_body={"strategy": "classifier"})
+
+
+def test_serving_is_asked_to_ask_the_classifier_what_each_of_its_answers_means(
+    client: openai.OpenAI, asked: list[bytes], ask: Ask, classifying: Classifying, make_file: Callable[..., str]
+) -> None:
+    known = ("sums", "words", "songs")
+    files = {name: make_file(classifying.caller, prompts(name), f"{name}.jsonl") for name in known}
+    versions = {name: classifying.publish(name, file_id) for name, file_id in files.items()}
+    made = ask("post", "/classification_datasets", {"name": "which", "experts": list(versions.values())})
+    classifying.make_rows()
+    file_id = ask("get", f"/classification_datasets/{made['id']}")["file"]
+    which = classifying.publish("which", file_id)
+    later = classifying.publish("sums", None)
+    ask("patch", "/experts/main.words", {"name": "phrases"})
+    experts = [{"model": later}, {"model": "main.phrases@v1"}]
+    body = {"name": "s", "experts": experts, "strategy": "centroid", "classifier": which}
+    ask("post", "/releases", body)
+    chat(client, model="main.s@v1", extra_body={"strategy": "classifier"})
+    request = GenerationRequest.model_validate_json(asked[-1])
+    assert request.router == "classifier" and request.classifier is not None
+    assert request.classifier.expert.name == which
+    assert [(label.label, label.candidate) for label in request.classifier.labels] == [
+        ("sums", later), ("words", "main.phrases@v1"), ("songs", None)
+    ]  # fmt: skip
+    chat(client, model="main.s@v1")
+    assert GenerationRequest.model_validate_json(asked[-1]).classifier is None, "another strategy does not need it"
 
 
 def test_an_unknown_strategy_is_refused_by_its_name(client: openai.OpenAI, releases: list[str]) -> None:

@@ -109,3 +109,13 @@ def test_a_release_version_and_an_alias_are_removed(zhub: Run, api: Any) -> None
     assert zhub("releases", "rm", "default.support@v2", "--yes") == 0
     assert zhub("releases", "demote", "default.support@prod") == 0
     assert [request.method for request in api.requests] == ["DELETE", "DELETE"]
+
+
+def test_a_release_has_a_classifier(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"model": "default.which@v1", "digest": "ef" * 32}
+    api.add("POST", "/v1/releases", RELEASE | {"strategy": "classifier", "classifier": asked})
+    arguments = ("default.sorting@v1", "--strategy", "classifier", "--classifier", "default.which@v1")
+    assert zhub("releases", "create", "support", *arguments) == 0
+    (body,) = api.bodies("POST", "/v1/releases")
+    assert (body["strategy"], body["classifier"]) == ("classifier", "default.which@v1")
+    assert "default.which@v1" in capsys.readouterr().out

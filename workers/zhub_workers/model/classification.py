@@ -12,22 +12,26 @@ from collections.abc import Sequence
 import torch
 
 from zhub_workers.model.base_model import BaseModel
-from zhub_workers.model.rollout import token_logprobs
+from zhub_workers.model.rollout import Assign, token_logprobs
 
 
 @torch.no_grad()
-def label_probabilities(base: BaseModel, prompt: Sequence[int], labels: Sequence[Sequence[int]]) -> list[float]:
+def label_probabilities(
+    base: BaseModel, prompt: Sequence[int], labels: Sequence[Sequence[int]], *, assign: Assign | None = None
+) -> list[float]:
     """The probability of each label as the answer to a prompt; they sum to one.
 
-    Call it while the model is the base.
+    Call it while the model is the base, or follows one expert.
 
     Args:
         prompt: token ids, up to where the answer begins.
         labels: token ids, distinct, at least one label of at least one token.
+        assign: in a state of rows, the function that is told which change each follows: all the first.
     """
     # Closed, because one label may begin another: then the base chooses between going on and ending.
     closed = [(*label, base.eos_id) for label in labels]
-    scored, _mask = token_logprobs(base, [prompt] * len(closed), closed)
+    owners = None if assign is None else [0] * len(closed)
+    scored, _mask = token_logprobs(base, [prompt] * len(closed), closed, owners=owners, assign=assign)
     logprobs = scored.tolist()
     return [math.exp(_constrained(label, closed, logprobs)) for label in closed]
 

@@ -32,7 +32,8 @@ class Experts:
             DigestMismatchError: a file is not what its reference says.
         """
         candidates = request.candidates or []
-        for expert in [*request.experts, *candidates]:
+        asked = [request.classifier.expert] if request.classifier else []
+        for expert in [*request.experts, *candidates, *asked]:
             if expert.z_sha256 not in self._changes:
                 self._fetch(expert.z_key, expert.z_sha256)
         for expert in [*candidates, *request.others]:

@@ -4,15 +4,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zhub.answering import ChosenExpert, ExpertReference
+from zhub.answering import ChosenExpert, Classifier, ExpertReference
 from zhub.generation import GenerationRequest, Started
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import BaseModel, render_prompt
 from zhub_workers.model.classification import label_probabilities
+from zhub_workers.model.question import CLASSIFIER_QUESTION, answers_for, with_question
 from zhub_workers.model.routing import prompt_embeddings, route
+from zhub_workers.model.row_changes import following_rows
 from zhub_workers.serving.experts import Experts
 
 OTHER = "other"
+MAJORITY = 0.5  # of the probability: what a classifier says with less, it does not know
 NOTHING_PROMOTED = (
     "base: no expert of this project is promoted on this base model "
     "(`zhub experts promote` points its @prod to a version)"
@@ -49,6 +52,9 @@ def choose(
         case _ if request.router == "prompt":
             strategy = "prompt"
             experts, reason = choose_by_prompt(adapted.base, request, priors)
+        case _ if request.classifier is not None and request.router == "classifier":
+            strategy = "classifier"
+            experts, reason = choose_by_classifier(adapted, request, request.classifier, held)
         case _:
             strategy = request.router or "auto"
             experts, reason = _by_centroid(adapted, request, prompt, held)
@@ -99,18 +105,62 @@ def choose_by_prompt(base: BaseModel, request: GenerationRequest, priors: Priors
     descriptions = {_label(expert): expert.description for expert in candidates}
     prompt = render_prompt(base, classification_messages(request, descriptions))
     ids = [base.tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
-    room = None if base.context_length is None else base.context_length - max(map(len, ids))
-    if room is not None and len(prompt) > room:
-        return [], f"base: with the question what it is for, the prompt has {len(prompt)} tokens, and {room} fit"
+    if (too_long := _too_long(base, prompt, ids)) is not None:
+        return [], too_long
     probabilities = calibrated_probabilities(base, prompt, ids, _prior(base, descriptions, ids, priors))
     ranked = sorted(range(len(labels)), key=probabilities.__getitem__, reverse=True)
     best, second = ranked[0], ranked[1]
-    said = f"'{labels[best]}' ({probabilities[best]:.0%}, then '{labels[second]}' {probabilities[second]:.0%})"
+    said = _said(labels, probabilities, ranked)
     if probabilities[best] == probabilities[second]:
         return [], f"base: asked what the prompt is for, it found '{labels[best]}' and '{labels[second]}' equal"
     if best == len(candidates):
         return [], f"base: asked what the prompt is for, it said {said}"
     return [candidates[best]], f"the base, asked what the prompt is for, said {said}"
+
+
+def choose_by_classifier(
+    adapted: AdaptedModel, request: GenerationRequest, classifier: Classifier, held: Experts
+) -> Chosen:
+    """The candidate that the classifier says the prompt is for, or none, where it says another thing or hesitates.
+
+    Raises:
+        DigestMismatchError, ArtifactError, BasisMismatchError: see ``Experts``.
+    """
+    base, name = adapted.base, classifier.expert.name
+    prompt = render_prompt(base, with_question(_conversation(request), CLASSIFIER_QUESTION))
+    ids = [
+        base.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers_for(len(classifier.labels))
+    ]
+    if (too_long := _too_long(base, prompt, ids)) is not None:
+        return [], too_long
+    with following_rows(adapted, [held.change(adapted, classifier.expert)]) as assign:
+        probabilities = label_probabilities(base, prompt, ids, assign=assign)
+    labels = [*(label.label for label in classifier.labels), OTHER]
+    ranked = sorted(range(len(labels)), key=probabilities.__getitem__, reverse=True)
+    said = _said(labels, probabilities, ranked)
+    if ranked[0] == len(classifier.labels):
+        return [], f"base: the classifier {name} said {said}"
+    if probabilities[ranked[0]] <= MAJORITY:
+        return [], f"base: the classifier {name} was not sure; most likely {said}"
+    candidate = classifier.labels[ranked[0]].candidate
+    chosen = [expert for expert in request.candidates or [] if expert.name == candidate]
+    if not chosen:
+        return [], f"base: the classifier {name} said {said}, which the release does not have"
+    return chosen, f"the classifier {name} said {said}"
+
+
+def _too_long(base: BaseModel, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> str | None:
+    """Why nothing can be asked about a prompt that leaves no room for the question; None where there is room."""
+    room = None if base.context_length is None else base.context_length - max(map(len, answers))
+    if room is None or len(prompt) <= room:
+        return None
+    return f"base: with the question what it is for, the prompt has {len(prompt)} tokens, and {room} fit"
+
+
+def _said(labels: Sequence[str], probabilities: Sequence[float], ranked: Sequence[int]) -> str:
+    """The likeliest label and the one after it, with their probabilities."""
+    best, second = ranked[0], ranked[1]
+    return f"'{labels[best]}' ({probabilities[best]:.0%}, then '{labels[second]}' {probabilities[second]:.0%})"
 
 
 def calibrated_probabilities(
@@ -151,12 +201,11 @@ def classification_messages(request: GenerationRequest, descriptions: Mapping[st
         f"- {label}: {text}\n" if text != label else f"- {label}\n" for label, text in descriptions.items()
     )
     question = f"\n\nWhich task is this? One of:\n{choices}- {OTHER}\nAnswer with the name of the task only."
-    if request.prompt is not None:
-        return [{"role": "user", "content": request.prompt + question}]
-    *before, last = request.messages
-    if last["role"] != "user":
-        return [*request.messages, {"role": "user", "content": question.lstrip()}]
-    return [*before, last | {"content": str(last["content"] or "") + question}]
+    return with_question(_conversation(request), question)
+
+
+def _conversation(request: GenerationRequest) -> Sequence[dict[str, Any]]:
+    return request.messages if request.prompt is None else [{"role": "user", "content": request.prompt}]
 
 
 def _label(expert: ExpertReference) -> str:

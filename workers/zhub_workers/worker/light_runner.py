@@ -1,4 +1,5 @@
-"""What a worker without torch does: the validation of dataset files, and the count of their tokens."""
+"""What a worker without torch does: the validation of dataset files, the count of their tokens, and the rows of a
+classifier."""
 
 from typing import Any
 
@@ -7,6 +8,7 @@ from zhub.datasets.validation import validate
 from zhub.specs import ValidateSpec
 from zhub.storage.object_store import fetch, open_store
 from zhub_workers.attempts.attempt import Attempt, AttemptContext
+from zhub_workers.worker import classification_rows
 
 
 def run(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
@@ -16,6 +18,8 @@ def run(attempt: Attempt, context: AttemptContext) -> dict[str, Any]:
         from zhub_workers.worker import token_counts
 
         return token_counts.run(attempt, context)
+    if attempt.spec["kind"] == "classification_rows":
+        return classification_rows.run(attempt, context)
     return _validate(attempt, context)
 
 

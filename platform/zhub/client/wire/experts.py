@@ -3,6 +3,7 @@
 from typing import Any
 
 from zhub.client.wire.answer import ENDED, Answer
+from zhub.client.wire.training import ClassifiedRecord
 from zhub.manifest import ANSWERS_FILE, Accuracy, Evaluation, Mixture, Origin
 
 
@@ -122,6 +123,8 @@ class ExpertVersion(Answer):
     aliases: list[str] = []
     parent: str | None = None
     """The version of the project that its training began from."""
+    classifies: list[ClassifiedRecord] = []
+    """Of a classifier, the expert versions that it tells apart."""
     feedback: FeedbackSummary
     general: GeneralRecord | None = None
     """What it does better and worse beside its task; None where that was not measured."""

@@ -14,6 +14,13 @@ class PinnedRecord(Answer):
     description: str
 
 
+class ClassifierRecord(Answer):
+    """The expert version that a release asks whom a prompt is for."""
+
+    model: str
+    digest: str
+
+
 class ReleaseRecord(Answer):
     """A version of a release."""
 
@@ -24,6 +31,7 @@ class ReleaseRecord(Answer):
     base_model: str
     strategy: str
     experts: list[PinnedRecord]
+    classifier: ClassifierRecord | None = None
     digest: str
     description: str | None
     by: str

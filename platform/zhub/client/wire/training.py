@@ -5,6 +5,27 @@ from typing import Any
 from zhub.client.wire.answer import ENDED, Answer
 
 
+class ClassifiedRecord(Answer):
+    """A label of a classifier's dataset, and the expert version whose prompts have it; ``rows`` once they are made."""
+
+    label: str
+    model: str
+    rows: int | None
+
+
+class ClassificationDataset(Answer):
+    """Rows for a classifier; ``file`` is there once the ``status`` is ``succeeded``."""
+
+    id: str
+    created_at: int
+    finished_at: int | None
+    status: str
+    error: dict[str, Any] | None
+    name: str
+    labels: list[ClassifiedRecord]
+    file: str | None
+
+
 class DatasetFile(Answer):
     """A dataset file. ``status`` is ``uploaded`` until its rows are checked, then ``processed`` or ``error``."""
 
@@ -19,6 +40,8 @@ class DatasetFile(Answer):
     validation: dict[str, Any] | None
     dataset: str = ""
     """The name of the dataset that it is a version of."""
+    classifies: list[ClassifiedRecord] = []
+    """Where it is for a classifier: the experts whose prompts it has."""
     is_new: bool = False
     """Of an upload: whether these bytes were not there before under this name."""
 
