@@ -73,11 +73,10 @@ async def asked_of_serving(
 
 
 async def answer(
-    http_request: Request, settings: AnswerSettings, asked: GenerationRequest, form: Form
+    http_request: Request, caller: Caller, settings: AnswerSettings, asked: GenerationRequest, form: Form
 ) -> Response | StreamingResponse:
     """Have serving answer, and tell it in a form: plain or streamed."""
-    state = http_request.app.state
-    lines = serving_client.generate(state.serving, state.answers, asked)
+    lines = serving_client.generate(http_request.app.state.serving, caller, asked)
     first = await while_listened_to(http_request, started(lines))
     if first is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -24,6 +24,7 @@ from zhub.storage.object_store import open_store
 from zhub_api import bodies, errors, health, observed
 from zhub_api.context import Context
 from zhub_api.known_parameters import KnownQuery
+from zhub_api.metering import Meter
 from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
     aliases,
@@ -48,6 +49,7 @@ from zhub_api.routes import (
     schedules,
     webhooks,
 )
+from zhub_api.serving_client import Serving
 from zhub_api.text import CheckedTexts
 
 PROBES = 16
@@ -77,7 +79,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.streams = job_events.Streams(
         Shares("event streams", places=settings.streams, per_org=settings.streams_per_org)
     )
-    app.state.answers = Shares("unanswered requests", places=settings.answers, per_org=settings.answers_per_org)
     app.state.readiness = health.Readiness(context.engine)
     app.state.draining = threading.Event()
     app.state.rates = RequestRates(context.engine, open_buckets(settings.redis_url))
@@ -124,12 +125,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     headers = {"authorization": f"Bearer {token}"} if token else {}
     serving_client = httpx.AsyncClient(base_url=context.settings.serving_url, limits=limits, headers=headers)
     async with serving_client as serving, _parts().lifespan_context(app):
-        app.state.serving = serving
+        places = Shares(
+            "unanswered requests", places=context.settings.answers, per_org=context.settings.answers_per_org
+        )
+        meter = Meter(context.engine)
+        app.state.serving = Serving(serving, places, meter)
         stopping, loop = threading.Event(), asyncio.get_running_loop()
         listening = partial(job_events.listen, context.wakeup, app.state.streams, loop, stopping)
         start_vital(listening, name="hints", stopping=stopping)
+        start_vital(partial(meter.run, stopping), name="meter", stopping=stopping)
         yield
         stopping.set()
+        await asyncio.to_thread(meter.flush)
     context.engine.dispose()
 
 

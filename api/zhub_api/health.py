@@ -77,7 +77,7 @@ async def readyz(request: Request) -> JSONResponse:
     if request.app.state.draining.is_set():
         return _not_ready("draining", "This process was told to stop and finishes what it has begun.")
     readiness: Readiness = request.app.state.readiness
-    serving = readiness.serving_answers(request.app.state.serving)
+    serving = readiness.serving_answers(request.app.state.serving.client)
     try:
         (leads, agents), answers = await asyncio.gather(readiness.leader_and_agents(), serving)
     except (TimeoutError, UnavailableError) as exc:

@@ -19,6 +19,8 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
     """Raise InvalidRequestError for the first name that is not known; ``metadata[key]`` counts as ``metadata``."""
     known = sorted(known)
     for name in given:
+        if name in known:
+            continue
         plain, bracket, _ = name.partition("[")
         if plain not in known or (bracket and plain not in WITH_KEYS):
             has = f"It has: {', '.join(known)}." if known else "It has none."

@@ -1,9 +1,10 @@
 """The API's side of serving: from a model's name to a request that a replica can compute, and the lines it answers."""
 
 import time
-import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from zhub.answering import Strategy
 from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError, TooManyAtOnceError, UnavailableError
 from zhub.generation import (
+    AFFINITY_HEADER,
     EMBEDDED,
     LINE,
     MAX_UNANSWERED,
@@ -31,7 +33,9 @@ from zhub.registry import resolve as version_resolve
 from zhub.registry.references import answering
 from zhub.specs import BaseModelSource
 from zhub.tenancy.keys import Caller
+from zhub.tenancy.token_usage import Tokens
 from zhub_api.context import Context
+from zhub_api.metering import Meter
 from zhub_api.observed import CHAT_FIRST_TOKEN_SECONDS, CHAT_REQUESTS, CHAT_TOKEN_SECONDS, CHAT_TOKENS
 
 # What a replica may refuse because of the request itself; anything else is the platform's fault.
@@ -94,10 +98,24 @@ def resolve_base(context: Context, caller: Caller, model: str) -> BaseModelSourc
         return BaseModelSource.model_validate(resolved.base.source)
 
 
-async def generate(serving: httpx.AsyncClient, places: Shares, asked: GenerationRequest) -> AsyncGenerator[AnswerLine]:
+@dataclass(frozen=True)
+class Serving:
+    """The Serve app, as the API reaches it.
+
+    Attributes:
+        places: how many unanswered requests an organisation has here.
+        meter: told of the tokens of every answer.
+    """
+
+    client: httpx.AsyncClient
+    places: Shares
+    meter: Meter
+
+
+async def generate(serving: Serving, caller: Caller, asked: GenerationRequest) -> AsyncGenerator[AnswerLine]:
     """The Serve app's lines: Started first, and Ended for each of the answers that are asked for.
 
-    One of the ``places`` of its organisation is taken until then.
+    Until then the caller's organisation has one place less; what it has come to by then is metered.
 
     Raises:
         InvalidRequestError: the replica refuses the request.
@@ -108,7 +126,7 @@ async def generate(serving: httpx.AsyncClient, places: Shares, asked: Generation
     pace = _Pace()
     began = False
     try:
-        async with _answering(serving, places, asked) as response:
+        async with _answering(serving, caller, asked) as response:
             async for text in response.aiter_lines():
                 line = LINE.validate_json(text)
                 if isinstance(line, Failed):
@@ -129,16 +147,18 @@ async def generate(serving: httpx.AsyncClient, places: Shares, asked: Generation
         raise _away(serving, exc) from exc
     except ValidationError as exc:
         raise UnavailableError("Serving answered with something that is no line of an answer; try again.") from exc
+    finally:
+        if pace.started is not None:
+            experts = [expert.name for expert in pace.started.experts]
+            serving.meter.note(caller, asked.base.name, experts, pace.tokens())
     raise UnavailableError("The model's replica went away in the middle of the answer; try again.")
 
 
 @asynccontextmanager
-async def _answering(
-    serving: httpx.AsyncClient, places: Shares, asked: GenerationRequest
-) -> AsyncGenerator[httpx.Response]:
+async def _answering(serving: Serving, caller: Caller, asked: GenerationRequest) -> AsyncGenerator[httpx.Response]:
     """A replica's answer under way, and a place for as long as it is."""
-    with places.place(uuid.UUID(asked.org_id)):
-        async with serving.stream("POST", "/generate", content=asked.model_dump_json(), timeout=TIMEOUT) as response:
+    with serving.places.place(caller.org_id):
+        async with serving.client.stream("POST", "/generate", **_sent(asked)) as response:
             if response.status_code != 200:
                 await response.aread()
                 raise _refused(response)
@@ -146,23 +166,28 @@ async def _answering(
 
 
 class _Pace:
-    """Tells the metrics how a request is answered."""
+    """Tells the metrics how a request is answered, and how many tokens it came to."""
 
     def __init__(self) -> None:
         self._asked_at = time.monotonic()
         self._first_at: float | None = None
         self._cached_tokens = 0
+        self._completion: Counter[int] = Counter()  # by answer; of one under way, what is known of it
+        self.started: Started | None = None
 
     def note(self, line: AnswerLine) -> None:
         now = time.monotonic()
         if isinstance(line, Started):
+            self.started = line
             CHAT_REQUESTS.labels(line.strategy).inc()
             CHAT_TOKENS.labels("prompt").inc(line.prompt_tokens)
             return
         if self._first_at is None:
             self._first_at = now
             CHAT_FIRST_TOKEN_SECONDS.observe(now - self._asked_at)
+        self._completion[line.index] += 1  # a line has a token at least
         if isinstance(line, Ended):
+            self._completion[line.index] = line.completion_tokens
             CHAT_TOKENS.labels("completion").inc(line.completion_tokens)
             # Of several answers the first may read what the others find.
             CHAT_TOKENS.labels("cached").inc(max(0, line.cached_tokens - self._cached_tokens))
@@ -170,8 +195,13 @@ class _Pace:
             if line.completion_tokens > 1:
                 CHAT_TOKEN_SECONDS.observe((now - self._first_at) / (line.completion_tokens - 1))
 
+    def tokens(self) -> Tokens:
+        """What the request has come to."""
+        prompt = 0 if self.started is None else self.started.prompt_tokens
+        return Tokens(1, prompt, self._cached_tokens, self._completion.total())
 
-async def embed(serving: httpx.AsyncClient, places: Shares, asked: EmbeddingRequest) -> Embeddings:
+
+async def embed(serving: Serving, caller: Caller, asked: EmbeddingRequest) -> Embeddings:
     """The embeddings of texts, by the Serve app.
 
     Raises:
@@ -179,8 +209,8 @@ async def embed(serving: httpx.AsyncClient, places: Shares, asked: EmbeddingRequ
         TooManyAtOnceError, UnavailableError: as ``generate``.
     """
     try:
-        with places.place(uuid.UUID(asked.org_id)):
-            response = await serving.post("/embed", content=asked.model_dump_json(), timeout=TIMEOUT)
+        with serving.places.place(caller.org_id):
+            response = await serving.client.post("/embed", **_sent(asked))
         if response.status_code != 200:
             raise _refused(response)
         embedded = EMBEDDED.validate_json(response.content)
@@ -191,7 +221,16 @@ async def embed(serving: httpx.AsyncClient, places: Shares, asked: EmbeddingRequ
     if isinstance(embedded, Failed):
         raise _as_error(embedded)
     CHAT_TOKENS.labels("prompt").inc(embedded.prompt_tokens)
+    serving.meter.note(caller, asked.base.name, [], Tokens(requests=1, prompt=embedded.prompt_tokens))
     return embedded
+
+
+def _sent(asked: GenerationRequest | EmbeddingRequest) -> dict[str, Any]:
+    return {
+        "content": asked.model_dump_json(),
+        "headers": {AFFINITY_HEADER: asked.affinity},
+        "timeout": TIMEOUT,
+    }
 
 
 def _refused(response: httpx.Response) -> Exception:
@@ -200,9 +239,10 @@ def _refused(response: httpx.Response) -> Exception:
     return UnavailableError(f"Serving answered {response.status_code}: {response.text[:200]}")
 
 
-def _away(serving: httpx.AsyncClient, exc: httpx.HTTPError) -> UnavailableError:
+def _away(serving: Serving, exc: httpx.HTTPError) -> UnavailableError:
+    at = serving.client.base_url
     return UnavailableError(
-        f"Serving does not answer at {serving.base_url} ({type(exc).__name__}). It may still be starting; try again."
+        f"Serving does not answer at {at} ({type(exc).__name__}). It may still be starting; try again."
     )
 
 

@@ -1,5 +1,7 @@
 """What the API asks of the Ray Serve app, and what comes back: one JSON object a line, streamed."""
 
+import hashlib
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -8,6 +10,9 @@ from zhub.answering import Answering, ChosenExpert
 from zhub.specs import BaseModelSource, BasisReference
 
 DEFAULT_MAX_NEW_TOKENS = 512
+AFFINITY_HEADER = "x-session-id"
+"""In which the API tells Ray Serve, whose name it is, the affinity of a request."""
+MAX_BEGINNING = 1024  # characters of a prompt by which requests are taken to begin alike
 MAX_UNANSWERED = 256
 """Requests of one organisation that a replica answers, or lets wait, at a time."""
 FinishReason = Literal["stop", "length"]
@@ -46,6 +51,17 @@ class GenerationRequest(Answering):
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None
     json_schema: str | None = None
+
+    @property
+    def affinity(self) -> str:
+        """What a replica answers it sooner with if it has it: its base / experts / the beginning of its prompt.
+
+        The later turns of a conversation have the affinity of the first.
+        """
+        experts = [expert.z_sha256 for expert in [*self.experts, *(self.candidates or [])]]
+        first = next((at for at, message in enumerate(self.messages) if message["role"] == "user"), 0)
+        beginning = [self.org_id, self.tools, self.messages[: first + 1], (self.prompt or "")[:MAX_BEGINNING]]
+        return f"{self.base.digest}/{_short_digest(experts)}/{_short_digest([experts, beginning])}"
 
 
 class Started(BaseModel):
@@ -135,6 +151,11 @@ class EmbeddingRequest(BaseModel):
     org_id: str = ""
     inputs: list[str | list[int]]
 
+    @property
+    def affinity(self) -> str:
+        """As a GenerationRequest's: its base."""
+        return self.base.digest
+
 
 class Embeddings(BaseModel):
     """What an EmbeddingRequest is answered with, or Failed: a vector for each input, and the tokens of all."""
@@ -145,3 +166,7 @@ class Embeddings(BaseModel):
 
 
 EMBEDDED: TypeAdapter[Embeddings | Failed] = TypeAdapter(Annotated[Embeddings | Failed, Field(discriminator="type")])
+
+
+def _short_digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -3,7 +3,7 @@
 import json
 import uuid
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
 from sqlalchemy import Engine, select, text
@@ -38,6 +38,7 @@ from zhub.models import (
     Schedule,
     ScheduleTick,
     TokenCount,
+    TokenUsage,
     Usage,
     WebhookDelivery,
     WebhookEndpoint,
@@ -133,6 +134,9 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.add(TokenCount(dataset_version_id=files[0].id, base_model_id=base.id, job_id=jobs[0].id, **own))
     session.add(Feedback(version_id=version.id, messages=[], completion="c", score=1.0, **within))
     session.add(MonthUsage(month=date(2026, 1, 1), worker_seconds=1.0, **own))
+    tokens = {"requests": 1, "prompt_tokens": 2, "cached_tokens": 1, "completion_tokens": 1}
+    hour = {"hour": datetime(2026, 1, 1, tzinfo=UTC), "base_model": "tiny", "experts": ""}
+    session.add(TokenUsage(key_id=caller.key_id, **hour, **tokens, **within))
     session.add_all([Quota(**own), Usage(cluster="default", worker_seconds=1.0, **own)])
     session.add(QueuePlace(job_id=jobs[0].id, reason="r", **own))
     session.add(JobDependency(job_id=jobs[0].id, needs_job_id=another.id, **own))
@@ -172,6 +176,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
         "webhook_endpoints": endpoints[1],
     }
     spare_ids = {table: row.id for table, row in spare.items()} | {"projects": caller.project_id}
+    spare_ids["api_keys"] = caller.key_id
     return {(caller.org_id, table): row_id for table, row_id in spare_ids.items()}
 
 

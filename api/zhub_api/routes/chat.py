@@ -137,7 +137,7 @@ async def create_completion(
         lambda index, answer: _choice(index, answer, asked),
         _deltas(asked),
     )
-    return await answers.answer(http_request, request, asked, form)
+    return await answers.answer(http_request, caller, request, asked, form)
 
 
 def _plain(index: int, message: Message) -> dict[str, Any]:

@@ -65,7 +65,7 @@ async def complete(
         }
 
     form = Form(f"cmpl-{uuid.uuid4().hex}", "text_completion", "text_completion", choice, _pieces(asked))
-    return await answers.answer(http_request, request, asked, form)
+    return await answers.answer(http_request, caller, request, asked, form)
 
 
 def _pieces(asked: GenerationRequest) -> Callable[[AnswerLine], list[dict[str, Any]]]:

@@ -56,8 +56,7 @@ async def create_embeddings(
     inputs = request.inputs()
     base = await run_in_threadpool(serving_client.resolve_base, context, caller, request.model)
     asked = EmbeddingRequest(base=base, org_id=str(caller.org_id), inputs=inputs)
-    state = http_request.app.state
-    embedding = serving_client.embed(state.serving, state.answers, asked)
+    embedding = serving_client.embed(http_request.app.state.serving, caller, asked)
     embedded = await answers.while_listened_to(http_request, embedding)
     if embedded is None:
         return Response(status_code=answers.CLIENT_CLOSED_REQUEST)

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import State
 
 from zhub.database.sessions import tenant_session
 from zhub.errors import (
@@ -150,7 +149,7 @@ def _run(caller: Caller, context: Context, http_request: Request, request: RunRe
     grader = _read(context, caller, request.grader)
     if judge_models(grader):
         caller.require("chat")
-    judge = _judge(context, caller, http_request.app.state)
+    judge = _judge(context, caller, http_request.app.state.serving)
     with http_request.app.state.sandboxes.place() if needs_sandbox(grader) else nullcontext() as sandbox:
         return _graded(grader, request, GradingTools(sandbox=sandbox, judge=judge))
 
@@ -182,7 +181,7 @@ def _graded(grader: Grader, request: RunRequest, tools: GradingTools) -> dict[st
     }
 
 
-def _judge(context: Context, caller: Caller, state: State) -> Judge:
+def _judge(context: Context, caller: Caller, serving: serving_client.Serving) -> Judge:
     """A judge that answers through serving, as the caller's own requests are answered."""
 
     def answer(grader: ScoreModelGrader, conversation: list[dict[str, str]]) -> str:
@@ -199,7 +198,7 @@ def _judge(context: Context, caller: Caller, state: State) -> Judge:
         )
 
         async def text() -> str:
-            lines = serving_client.generate(state.serving, state.answers, request)
+            lines = serving_client.generate(serving, caller, request)
             return "".join([line.text async for line in lines if isinstance(line, Text)])
 
         # A `def` route runs in one of anyio's threads, the client in the event loop.

@@ -30,6 +30,7 @@ from zhub.cli import (
     schedules,
     submit,
     up,
+    usage,
     webhooks,
 )
 from zhub.cli.exits import exit_code
@@ -67,6 +68,7 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("submit")(submit.submit)
 app.command("chat")(chat.chat)
+app.command("usage")(usage.usage)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -94,6 +94,19 @@ class Client:
         assert isinstance(answer, dict)
         return answer
 
+    def usage(self, since: int, width: str, groups: Sequence[str]) -> list[dict[str, Any]]:
+        """The tokens that the organisation has used since a Unix time: buckets of ``1h`` or ``1d`` with results."""
+        buckets: list[dict[str, Any]] = []
+        page: str | None = None
+        while True:
+            query = {"start_time": since, "bucket_width": width, "group_by": list(groups), "page": page}
+            asked = {name: value for name, value in query.items() if value}
+            answer = self._http.get("/v1/organization/usage/completions", **asked)
+            buckets += answer["data"]
+            page = answer["next_page"]
+            if page is None:
+                return buckets
+
     def chat(self, model: str, message: str, **options: Unpack[ChatOptions]) -> ChatPiece:
         """Ask one question and return the whole answer."""
         body = _chat_body(model, message, options)

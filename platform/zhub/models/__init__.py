@@ -22,7 +22,8 @@ from zhub.models.registry import (
 )
 from zhub.models.releases import ClassifiedExpert, Release, ReleaseExpert, ReleaseVersion
 from zhub.models.schedules import Schedule, ScheduleTick
-from zhub.models.tenancy import ApiKey, MonthUsage, Organization, Project, Quota, Usage
+from zhub.models.tenancy import ApiKey, Organization, Project, Quota
+from zhub.models.usage import MonthUsage, TokenUsage, Usage
 from zhub.models.webhooks import WebhookDelivery, WebhookEndpoint
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "TENANT_OWNED",
     "TenantOwned",
     "TokenCount",
+    "TokenUsage",
     "Usage",
     "WebhookDelivery",
     "WebhookEndpoint",

@@ -1,7 +1,7 @@
-"""Organisations, projects and keys, and what an organisation may use and has used."""
+"""Organisations, projects and keys, and what an organisation may use."""
 
 import uuid
-from datetime import date, datetime
+from datetime import datetime
 
 from sqlalchemy import BigInteger, CheckConstraint, UniqueConstraint, Uuid, func
 from sqlalchemy.dialects.postgresql import JSONB
@@ -65,22 +65,3 @@ class Quota(TenantOwned, Base):
         UniqueConstraint("org_id"),
         CheckConstraint("weight > 0", name="weight"),
     )
-
-
-class Usage(TenantOwned, Base):
-    """What an organisation has used of a cluster: worker-seconds until ``at``, of which half is left a day later."""
-
-    __tablename__ = "usages"
-    cluster: Mapped[str]
-    worker_seconds: Mapped[float]
-    at: Mapped[datetime] = mapped_column(server_default=func.now())
-    __table_args__ = (UniqueConstraint("org_id", "id"), UniqueConstraint("org_id", "cluster"))
-
-
-class MonthUsage(TenantOwned, Base):
-    """What an organisation has used in a calendar month (UTC), in all clusters, by attempts that have ended."""
-
-    __tablename__ = "month_usages"
-    month: Mapped[date]
-    worker_seconds: Mapped[float]
-    __table_args__ = (UniqueConstraint("org_id", "id"), UniqueConstraint("org_id", "month"))

@@ -55,6 +55,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", f"{GRADERS}/validate"): {"json": {"grader": GRADER}},
     ("post", f"{GRADERS}/run"): {"json": {"grader": GRADER, "model_sample": "x"}},
     ("post", "/v1/chat/completions"): {"json": CHAT},
+    ("get", "/v1/organization/usage/completions"): {"params": {"start_time": 0}},
     ("post", "/v1/completions"): {"json": {"model": "tiny", "prompt": "x"}},
     ("post", "/v1/embeddings"): {"json": {"model": "tiny", "input": "x"}},
     ("post", "/v1/evaluations"): {"json": {"model": "tiny", "file": "file-0", "grader": GRADER}},

@@ -237,7 +237,7 @@ def test_a_row_cannot_point_at_another_tenants_row(
     ours = filled.ours.org_id
     # Nothing but the reference may be at fault: what is unique is new, and our own spare row is accepted.
     fresh = {"id": str(uuid.uuid4()), "prefix": uuid.uuid4().hex, "name": "new", "version": 99, "position": 99}
-    fresh |= {"job_id": str(filled.spare[ours, "jobs"]), "suite_digest": "new", "key": "new"}
+    fresh |= {"job_id": str(filled.spare[ours, "jobs"]), "suite_digest": "new", "key": "new", "experts": "new"}
     fresh |= {"event_id": str(uuid.uuid4()), "dataset_version_id": str(filled.spare[ours, "dataset_versions"])}
     row = first_row(filled.system, table, ours)
     row |= {name: value for name, value in fresh.items() if name in row}

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from zhub.generation import LINE, Ended, Line, Text
 from zhub.process.config import Settings
-from zhub_workers.serving import app, engine
+from zhub_workers.serving import app, engine, ray_routing
 from zhub_workers.serving.app import Generation, json_lines, sha256_of
 from zhub_workers.serving.engine import Engine
 
@@ -133,7 +133,7 @@ def test_that_ray_serve_gave_up_is_an_error_with_its_reason(monkeypatch: pytest.
         ({"serving_replicas": 3, "serving_max_replicas": 2}, {"num_replicas": 3}),
         (
             {"serving_replicas": 2, "serving_max_replicas": 5, "serving_cpus": 4.0},
-            {"autoscaling_config": {"min_replicas": 2, "max_replicas": 5, "target_ongoing_requests": 48}},
+            {"autoscaling_config": {"min_replicas": 2, "max_replicas": 5, "policy": ray_routing.scaling()}},
         ),
     ],
 )
@@ -143,7 +143,7 @@ def test_replicas_are_as_many_as_the_settings_say_and_reserve_what_they_say(
     settings = Settings(database_url="postgresql://x", store_url="file:///nowhere", **asked)
     options = app.replica_options(settings, 0.5)
     reserved = {"num_cpus": asked.get("serving_cpus", 0.0), "num_gpus": 0.5}
-    assert options == {"ray_actor_options": reserved} | expected
+    assert options == {"ray_actor_options": reserved, "request_router_config": ray_routing.routing()} | expected
     Generation.options(**options)  # type: ignore[attr-defined]  # Serve refuses options that it does not know
 
 

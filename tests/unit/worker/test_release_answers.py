@@ -1,5 +1,6 @@
 """The rows of an evaluation, answered by a release as serving answers."""
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,8 @@ def test_it_ends_between_two_steps(
         if steps == 3:
             raise Ended
 
+    before = threading.active_count()
     with pytest.raises(Ended):
-        release_answers(before_step, experts=experts)(rows_of(served, TEXTS))
+        release_answers(before_step, candidates=experts, router="centroid")(rows_of(served, TEXTS))
     assert steps == 3
+    assert threading.active_count() == before  # what was being read has come to its end

@@ -21,6 +21,7 @@ from zhub.generation import EmbeddingRequest, Embeddings, Ended, Failed, Generat
 from zhub.process.config import Settings
 from zhub.process.logs import LogFormat, configure_logging
 from zhub.storage.object_store import open_store
+from zhub_workers.serving import ray_routing
 from zhub_workers.serving.keeper import Serving
 
 APP = "zhub"
@@ -29,8 +30,6 @@ APP = "zhub"
 MAX_ONGOING_REQUESTS = 4096
 MAX_QUEUED_REQUESTS = 1024  # before all replicas, while none of them takes more
 DRAIN_S = 120.0
-# Requests of a replica, waiting and running, beyond which there are to be more replicas: its places are full then.
-TARGET_REQUESTS = 48
 ANSWER_TIMEOUT_S = 5.0
 
 
@@ -58,6 +57,10 @@ class Generation:
     def check_health(self) -> None:
         """Serve asks this, and replaces a replica that raises a few times in a row."""
         self._engine.check_health()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks this every few seconds, for ``replicas_wanted``."""
+        return {ray_routing.QUEUE_S: self._engine.queue_s}
 
     async def __call__(self, http_request: Request) -> Response:
         """``POST /generate`` streams answers as JSON lines, ``POST /embed`` answers with embeddings.
@@ -153,10 +156,13 @@ def serving_of(settings: Settings, *, gpus: float) -> Serving:
 def replica_options(settings: Settings, gpus: float) -> dict[str, Any]:
     """How many replicas there are, and what Ray reserves for each."""
     least, most = settings.serving_replicas, settings.serving_max_replicas
-    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": settings.serving_cpus, "num_gpus": gpus}}
+    options: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": settings.serving_cpus, "num_gpus": gpus},
+        "request_router_config": ray_routing.routing(),
+    }
     if most is None or most <= least:
         return options | {"num_replicas": least}
-    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": TARGET_REQUESTS}
+    scaling = {"min_replicas": least, "max_replicas": most, "policy": ray_routing.scaling()}
     return options | {"autoscaling_config": scaling}
 
 

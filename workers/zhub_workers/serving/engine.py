@@ -64,6 +64,8 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._preparers = ThreadPoolExecutor(PREPARERS, "prepare")
         self._busy_since: float | None = None
+        self._counted_at = 0.0
+        self.queue_s = 0.0  # that the prompts take to be read which are not, as was found within the last LOOK_S
         self._thread = threading.Thread(target=self._run, daemon=True, name="engine")
         self._thread.start()
 
@@ -99,6 +101,7 @@ class Engine:
             busy = [lane for lane in self._lanes.values() if not lane.is_idle]
             self._take(wait=not busy)
             self._end_overdue()
+            self._count_queue()
             for lane in busy:
                 self._busy_since = time.monotonic()
                 try:
@@ -120,6 +123,12 @@ class Engine:
             act()
             self._busy_since = None
             wait = False
+
+    def _count_queue(self) -> None:
+        now = time.monotonic()
+        if now - self._counted_at >= LOOK_S:
+            self._counted_at = now
+            self.queue_s = sum(lane.queue_s() for lane in self._lanes.values())
 
     def _end_overdue(self) -> None:
         """End the requests that have waited too long for a first piece of their answer."""

@@ -2,9 +2,9 @@
 
 import random
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from zhub_workers.model.routing import prompt_embeddings
 from zhub_workers.model.sampling import NO_TOKEN, Sampler
 from zhub_workers.serving.answer_text import AnswerText
 from zhub_workers.serving.asked import Asked
+from zhub_workers.serving.beside import Beside, Reading, pause_between_layers
 from zhub_workers.serving.blocks import Blocks
 from zhub_workers.serving.choices import Choice
 from zhub_workers.serving.embeddings import inputs_to_embed
@@ -44,15 +45,8 @@ PLACES = 64
 MOST_PROMPT_TOKENS, LEAST_PROMPT_TOKENS = 512, 16
 # What prompts may add to the time of a step, in steps without: so that a long one delays a next token by so much.
 PROMPT_SHARE = 0.7
+ALONE_S = 0.1  # how long what is read beside answers may take where none is under way, before others are looked for
 SMOOTHING = 0.2
-
-
-@dataclass
-class _Embedding:
-    """Inputs that are being embedded, one in each step, so that answers go on beside them."""
-
-    asked: Asked
-    vectors: list[list[float]] = field(default_factory=list)
 
 
 @dataclass
@@ -80,11 +74,16 @@ class _Pace:
             # Dearer at once: the farther a prompt is read, the more each of its tokens attends to.
             self.token_s = max(token_s, _smoothed(self.token_s, token_s))
 
-    def prompt_tokens(self) -> int:
-        """How many tokens of prompts go well with a step."""
+    def beside_s(self) -> float:
+        """How long what is read beside the answers may take of a step; prompts have as much then."""
+        return PROMPT_SHARE / 2 * (self.step_s or 0.0)
+
+    def prompt_tokens(self, *, halved: bool = False) -> int:
+        """How many tokens of prompts go well with a step; half as many where something is read beside them."""
         if not self.step_s or not self.token_s:
             return LEAST_PROMPT_TOKENS
-        tokens = round(PROMPT_SHARE * self.step_s / self.token_s)
+        share = PROMPT_SHARE / 2 if halved else PROMPT_SHARE
+        tokens = round(share * self.step_s / self.token_s)
         return max(LEAST_PROMPT_TOKENS, min(MOST_PROMPT_TOKENS, tokens))
 
 
@@ -108,14 +107,15 @@ class Lane:
         )
         self._vocabulary = Vocabulary(adapted.base.tokenizer, adapted.base.stop_ids)
         self._choices: dict[Answer, Choice] = {}
-        self._embedding: deque[_Embedding] = deque()
+        self._beside = Beside()
+        pause_between_layers(adapted.base.model)  # not those of the view, which answers follow
         self._changes: dict[Follows, Change] = {}
         self._priors: Priors = {}
         self._pace = _Pace()
 
     @property
     def is_idle(self) -> bool:
-        return not self._choices and not self._embedding
+        return not self._choices and self._beside.is_idle
 
     @property
     def running(self) -> Sequence[Answer]:
@@ -126,6 +126,11 @@ class Lane:
     def memory_bytes(self) -> int:
         """Of the base and its basis, and what keys and values may take."""
         return self._memory_bytes
+
+    def queue_s(self) -> float:
+        """How long the prompts take to be read that are not, going by what they took so far."""
+        unread = sum(answer.unread for answer in self._choices if answer.unread > 1)
+        return unread * (self._pace.token_s or 0.0)
 
     def prepare(self, asked: Asked) -> None:
         """Bring what a request needs before it can start, and make tokens of its prompt. From any thread.
@@ -150,17 +155,31 @@ class Lane:
             raise PromptTooLongError(1, len(prompt), base.context_length - 1)
         asked.prompts = [prompt]
 
-    @torch.no_grad()
     def start(self, asked: Asked) -> None:
-        """Choose who answers a prepared request, say so, and let its answers wait for their turn.
+        """Begin to answer a prepared request.
 
         Raises:
             ZhubError: the request cannot be answered.
         """
         request = asked.request
         if isinstance(request, EmbeddingRequest):
-            self._embedding.append(_Embedding(asked))
+            self._beside.add(Reading(request.org_id, partial(self._embed, asked, [])))
+        elif request.candidates:
+            self._beside.add(Reading(request.org_id, partial(self._read_and_begin, asked, request)))
+        else:
+            self._begin(asked, request)
+
+    def _read_and_begin(self, asked: Asked, request: GenerationRequest) -> None:
+        if asked.ended:
             return
+        try:
+            self._begin(asked, request)
+        except Exception as exc:
+            asked.fail(exc)
+
+    @torch.no_grad()
+    def _begin(self, asked: Asked, request: GenerationRequest) -> None:
+        """Choose who answers, say so, and let the answers wait for their turn."""
         (prompt,) = asked.prompts
         max_tokens = self._max_tokens(request, len(prompt))
         started, experts = choose(self.adapted, request, prompt, self._experts, self._priors)
@@ -200,8 +219,7 @@ class Lane:
         """Read the next tokens of all that can go on, and send what they come to."""
         for choice in [choice for choice in self._choices.values() if choice.asked.ended]:
             self._drop(choice)
-        if self._embedding:
-            self._embed()
+        self._read_beside()
         parts = self._scheduler.plan(self._prompt_tokens())
         if not parts:
             return
@@ -220,9 +238,6 @@ class Lane:
 
     def fail(self, exc: Exception) -> None:
         """End every answer with this error, and go back to the base."""
-        for embedding in self._embedding:
-            embedding.asked.fail(exc)
-        self._embedding.clear()
         for choice in list(self._choices.values()):
             choice.asked.fail(exc)
             self._drop(choice)
@@ -282,18 +297,28 @@ class Lane:
         choice.end(reason)
         self._drop(choice)
 
-    def _embed(self) -> None:
-        """Embed the next input that waits; the others let those of other requests come first."""
-        embedding = self._embedding.popleft()
-        asked = embedding.asked
+    def _read_beside(self) -> None:
+        """Go on with what is read beside the answers, for as long as their next tokens can wait."""
+        waited_for = bool(self._scheduler.running)
+        until = time.monotonic() + (self._pace.beside_s() if waited_for else ALONE_S)
+        while not self._beside.is_idle:
+            self._beside.go_on()
+            if time.monotonic() >= until:
+                return
+
+    def _embed(self, asked: Asked, vectors: list[list[float]]) -> None:
+        """Embed the next input of a request; the others let readings of other organisations come first."""
         if asked.ended:
             return
-        prompt = asked.prompts[len(embedding.vectors)]
-        embedding.vectors += prompt_embeddings(self.adapted.base, [prompt]).tolist()
-        if len(embedding.vectors) < len(asked.prompts):
-            self._embedding.append(embedding)
+        try:
+            vectors += prompt_embeddings(self.adapted.base, [asked.prompts[len(vectors)]]).tolist()
+        except Exception as exc:
+            asked.fail(exc)
             return
-        asked.tell(Embeddings(vectors=embedding.vectors, prompt_tokens=sum(map(len, asked.prompts))))
+        if len(vectors) < len(asked.prompts):
+            self._beside.add(Reading(asked.request.org_id, partial(self._embed, asked, vectors)))
+            return
+        asked.tell(Embeddings(vectors=vectors, prompt_tokens=sum(map(len, asked.prompts))))
 
     def _drop(self, choice: Choice) -> None:
         self._scheduler.end(choice.answer)
@@ -305,7 +330,9 @@ class Lane:
     def _prompt_tokens(self) -> int:
         """How many tokens of prompts the next step may read."""
         waited_for = any(answer.unread == 1 for answer in self._scheduler.running)
-        return self._pace.prompt_tokens() if waited_for else MOST_PROMPT_TOKENS
+        if not waited_for:
+            return MOST_PROMPT_TOKENS
+        return self._pace.prompt_tokens(halved=not self._beside.is_idle)
 
     def _max_tokens(self, request: GenerationRequest, prompt_tokens: int) -> int:
         """Of prompt and answer together, as far as the context reaches.

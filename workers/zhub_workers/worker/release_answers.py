@@ -40,7 +40,7 @@ class ReleaseAnswers:
         self._spec = spec
         self._before_step = before_step
         self._lane = Lane(model, experts, int(CACHE_SHARE * device_memory_bytes(model.base.device)))
-        self._open = 0
+        self._open: set[Asked] = set()
 
     def __call__(
         self, rows: Sequence[EncodedRow], temperature: float = 0.0, seeds: Sequence[int] | None = None
@@ -53,12 +53,15 @@ class ReleaseAnswers:
         """
         lines: list[list[Line]] = [[] for _ in rows]
         waiting = deque(range(len(rows)))
-        while waiting or not self._lane.is_idle:
-            self._before_step()
-            while waiting and self._open < PLACES:
-                index = waiting.popleft()
-                self._ask(rows[index], temperature, None if seeds is None else seeds[index], lines[index])
-            self._lane.step()
+        try:
+            while waiting or not self._lane.is_idle:
+                self._before_step()
+                while waiting and len(self._open) < PLACES:
+                    index = waiting.popleft()
+                    self._ask(rows[index], temperature, None if seeds is None else seeds[index], lines[index])
+                self._lane.step()
+        finally:
+            self._end_open()
         return [_answer(row, said) for row, said in zip(rows, lines, strict=True)]
 
     def _ask(self, row: EncodedRow, temperature: float, seed: int | None, lines: list[Line]) -> None:
@@ -72,12 +75,19 @@ class ReleaseAnswers:
             **dict(self._release),
         )
         asked = Asked(request, partial(_hear, lines), self._close)
-        self._open += 1
+        self._open.add(asked)
         self._lane.prepare(asked)
         self._lane.start(asked)
 
-    def _close(self, _asked: Asked) -> None:
-        self._open -= 1
+    def _end_open(self) -> None:
+        """Where the evaluation is ended: what the lane has begun to read comes to its end, and no thread is left."""
+        for asked in list(self._open):
+            asked.end()
+        while not self._lane.is_idle:
+            self._lane.step()
+
+    def _close(self, asked: Asked) -> None:
+        self._open.discard(asked)
 
 
 def _hear(lines: list[Line], line: Line | Embeddings) -> None:
@@ -86,7 +96,7 @@ def _hear(lines: list[Line], line: Line | Embeddings) -> None:
 
 
 def _answer(row: EncodedRow, lines: Sequence[Line]) -> Answer:
-    started, *_, last = lines
+    started, last = lines[0], lines[-1]
     if isinstance(last, Failed):
         raise TrainingError(f"line {row.row.line}: {last.message}")
     assert isinstance(started, Started) and isinstance(last, Ended)
