@@ -294,6 +294,7 @@ def show_job(job: FineTuningJob, as_json: bool) -> None:
                 *([("archived", moment(job.archived_at))] if job.archived_at else []),
                 ("dataset", job.training_file or "-"),
                 ("method", f"{job.method['type']}: {hyperparameters}"),
+                *([("mixes", ", ".join(mixed))] if (mixed := job.method[job.method["type"]].get("experts")) else []),
                 ("seed", str(job.seed)),
                 ("created", moment(job.created_at)),
                 ("finished", moment(job.finished_at) if job.finished_at else "-"),

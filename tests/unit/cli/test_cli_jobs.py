@@ -266,3 +266,12 @@ def test_experts_to_mix_go_with_a_search_and_with_nothing_else(
 ) -> None:
     assert zhub("submit", "file-1", "--base", "zhub-tiny", *options) == 2
     assert "--mix" in capsys.readouterr().err
+
+
+def test_a_search_is_shown_with_what_it_mixes(api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    search = {"hyperparameters": {"n_steps": 2}, "experts": ["default.sorting@v1", "default.reversal@v2"]}
+    api.add(
+        "GET", "/v1/fine_tuning/jobs/ftjob-1", api_examples.JOB | {"method": {"type": "few_shot", "few_shot": search}}
+    )
+    assert zhub("jobs", "show", "ftjob-1") == 0
+    assert "default.sorting@v1, default.reversal@v2" in " ".join(capsys.readouterr().out.split())

@@ -15,6 +15,7 @@ from zhub.storage.object_store import put_path
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.base_model import load_base_model, render_prompt, weights_fingerprint
 from zhub_workers.model.basis import decompose_base
+from zhub_workers.model.logprobs import selecting
 from zhub_workers.model.model_cache import ModelCache
 
 Get = Callable[..., AdaptedModel]
@@ -61,6 +62,16 @@ def test_each_compute_stream_has_a_view_of_its_own(get: Get) -> None:
     assert first is not second and get(stream=1) is second and get(stream=0) is first
 
 
+def test_a_stream_that_begins_while_another_computes_has_nothing_of_what_that_follows(get: Get) -> None:
+    first, ids = get(stream=0), torch.tensor([[3, 5, 7]])
+    with torch.no_grad():
+        before = first.base.model(ids).logits
+        zeros = {name: torch.zeros_like(s) for name, (_, s, _) in first.basis.factors.items()}
+        with first.merged(zeros), selecting(first.base, torch.tensor([2])):
+            second = get(stream=1)
+        assert torch.equal(second.base.model(ids).logits, before)
+
+
 def test_two_bases_with_equal_weights_and_other_templates_are_two_models(
     get: Get, stored: tuple[DirectoryStore, list[StoredFile], str, str], tmp_path: Path
 ) -> None:
@@ -97,5 +108,6 @@ def test_a_base_that_was_loaded_alone_gets_its_basis_without_being_loaded_again(
     with pytest.raises(BasisMismatchError, match="without its basis"):
         _ = alone.basis
     adapted = get()
-    assert adapted.base is alone.base and adapted.basis.factors
+    weights = [next(model.base.model.parameters()).data_ptr() for model in (alone, adapted)]
+    assert weights[0] == weights[1] and adapted.basis.factors
     assert get(alone=True) is adapted and get() is adapted

@@ -227,3 +227,12 @@ def test_a_mixture_that_only_the_shots_like_is_not_published(
     (start,) = [data for _, message, data in events if message.startswith("Rewards on the") and data is not None]
     assert start["train_reward_best"] > 0 and result.best_step == 0
     assert all(torch.equal(z, torch.ones_like(z)) for z in result.artifact.values())
+
+
+def test_an_expert_that_no_mixture_beat_is_named(adapted: AdaptedModel, starts: Starts, rows: Path) -> None:
+    result, events = run(adapted, few_shot(n_steps=0), rows, starts=starts[:1])
+    assert result.mixture is not None and result.mixture.experts[0].weights == {"all": 1.0}
+    assert f"No mixture beat {starts[0].name} alone, so the new expert equals it." in [
+        message for _, message, _ in events
+    ]
+    assert all(torch.equal(result.artifact[name], z) for name, z in starts[0].z.items())

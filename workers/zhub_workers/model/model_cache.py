@@ -24,9 +24,14 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A loaded base model: on which basis, and its views by compute stream."""
+    """A loaded base model: on which basis, and its views by compute stream.
+
+    Nobody computes with ``model`` itself: a view of a model that is in the middle of a forward would have the hooks
+    and weights of that moment for ever.
+    """
 
     basis: BasisReference | None
+    model: AdaptedModel
     views: list[AdaptedModel]
 
 
@@ -63,12 +68,12 @@ class ModelCache:
             loaded = self._models.get(source.digest)
             if loaded is None or basis not in (None, loaded.basis):
                 # Loaded before it was decomposed: the weights stay, and its basis comes to them.
-                base = loaded.views[0].base if loaded else self._load(source, store, cache_dir)
-                loaded = _Loaded(basis, [_adapted(base, source, basis, store, cache_dir)])
+                base = loaded.model.base if loaded else self._load(source, store, cache_dir)
+                loaded = _Loaded(basis, _adapted(base, source, basis, store, cache_dir), [])
                 self._models[source.digest] = loaded
             self._models.move_to_end(source.digest)
             while len(loaded.views) <= stream:
-                loaded.views.append(loaded.views[0].weight_sharing_view())
+                loaded.views.append(loaded.model.weight_sharing_view())
             return loaded.views[stream]
 
     def drop(self, digest: str) -> None:

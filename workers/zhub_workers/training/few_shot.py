@@ -104,6 +104,7 @@ class FewShotSearch:
             if state.search["alike"]:
                 self._tell_alike(step, rewards[0])
         self.validate()
+        self._tell_alone()
 
     def step(self) -> tuple[dict[str, float], list[float]]:
         """Draw and score a population, and move to its elites; return the metrics and all rewards.
@@ -205,11 +206,22 @@ class FewShotSearch:
             message += " More shots, harder ones, or a grader that gives parts of a point may."
         self.job.on_event("info" if step > 1 else "warn", message, {"type": "rewards_alike", "step": step})
 
+    def _tell_alone(self) -> None:
+        """Say so where what is published is one expert, as it is."""
+        for start, alone in zip(self._experts, self._alone(), strict=True):
+            if torch.equal(self.state.search["best"], alone):
+                message = f"No mixture beat {start.name} alone, so the new expert equals it."
+                self.job.on_event("warn", message, {"type": "one_alone", "model": start.name})
+
+    def _alone(self) -> list[Tensor]:
+        """The weights of each expert alone."""
+        count, groups = self._mixer.shape
+        return list(torch.eye(count, dtype=torch.float64).unsqueeze(2).repeat(1, 1, groups))
+
     def _first_candidates(self) -> list[Candidate]:
         """The base, each expert alone, and at the end what the search begins around."""
         count, groups = self._mixer.shape
-        of_one = torch.eye(count, dtype=torch.float64).unsqueeze(2).expand(count, count, groups)
-        alone = [Candidate(start.name, row.clone()) for start, row in zip(self._experts, of_one, strict=True)]
+        alone = [Candidate(start.name, row) for start, row in zip(self._experts, self._alone(), strict=True)]
         if self._hyper.start == "gradient":
             mean = Candidate("the gradient mixture", self._gradient_mean())
         else:
