@@ -32,9 +32,11 @@ up: setup ## Run the embedded stack until Ctrl-C.
 
 # Where it is set, as in images of Docker, each process that a test starts would compile zhub again.
 test: export PYTHONDONTWRITEBYTECODE =
-# In the order of the folders: what starts whole clusters is the longest group of tests, and comes first.
-test: setup ## Run the tests, as many at a time as there are cores, but at most four.
-	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+# In the order of the folders: what starts whole clusters are the longest groups of tests, and come first. These wait for
+# half of their time, so that there is one process more than cores.
+test: setup ## Run the tests, one more at a time than there are cores, but at most four.
+	$(BIN)/pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --maxprocesses 4 \
+		--dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: setup ## Lint, formatting, types, and the rules of who imports whom.
 	$(BIN)/ruff check .

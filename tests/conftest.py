@@ -15,6 +15,7 @@ import hypothesis
 import open_sessions
 import psycopg
 import pytest
+from folder_lifetime import leave_folders
 from legal_moves import forbid_illegal_moves
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from psycopg import sql
@@ -37,7 +38,8 @@ from zhub.tenancy.bootstrap import ensure_project
 from zhub.tenancy.keys import SCOPES, Caller
 from zhub_workers.compute import cores
 
-CLUSTERS = ("chaos", "contract", "e2e")
+# Folders whose tests start whole clusters: one cluster at a time, and the stack of the end-to-end tests beside it.
+CLUSTERS = {"chaos": "clusters", "contract": "clusters", "e2e": "stack"}
 
 MakeCaller = Callable[..., Caller]
 MakeKey = Callable[..., str]
@@ -70,18 +72,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-    """What stays in one process where the tests run in several: a file, and all folders that start whole clusters.
+    """What stays in one process where the tests run in several: a file, and folders that start whole clusters.
 
     The mark ``xdist_group`` would say so, but xdist 3.8 does not find it where pytest 9.2 keeps the ids of tests.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         path = Path(nodeid.partition("::")[0])
-        return "clusters" if path.parts[1] in CLUSTERS else str(path)
+        return CLUSTERS.get(path.parts[1], str(path))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    try:
+        yield
+    finally:
+        leave_folders(item, nextitem)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""One rig for all tests of this folder: starting its processes takes longer than most faults."""
+"""One rig for all tests of a file: starting its processes takes longer than most faults."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ BUCKET = "chaos"
 ROWS = 20 * b'{"messages": [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]}\n'
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     """Two schedulers, two agents with their workers, PostgreSQL, Valkey and S3; no client yet."""
     try:

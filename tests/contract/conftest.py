@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import playing
 import pytest
 import ray  # noqa: TID251
 import suites
+from folder_lifetime import shared_in_folder
 from ray import cloudpickle  # noqa: TID251
 from ray._private import ray_constants  # noqa: TID251
 from ray._private.node import Node  # noqa: TID251
@@ -88,6 +90,11 @@ def s3_account(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def radosgw() -> Iterator[str]:
+    yield from shared_in_folder(__file__, _running_radosgw())
+
+
+@contextmanager
+def _running_radosgw() -> Iterator[str]:
     """Endpoint of Ceph's S3 gateway with an empty bucket: the server that docker-compose.yml starts, too."""
     missing = [program for program in S3_PROGRAMS if shutil.which(program) is None]
     if missing:
@@ -118,6 +125,11 @@ def radosgw() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from shared_in_folder(__file__, _running_moto(tmp_path_factory.mktemp("moto") / "log"))
+
+
+@contextmanager
+def _running_moto(log: Path) -> Iterator[str]:
     """Endpoint of moto's S3 server with an empty bucket. It forgives much: wrong checksums, wrong secrets."""
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
@@ -130,7 +142,7 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     server = Server(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        log=tmp_path_factory.mktemp("moto") / "log",
+        log=log,
         ready=ready,
         env=dict(os.environ) | {"S3_IGNORE_SUBDOMAIN_BUCKETNAME": "true"},
     )
@@ -193,6 +205,11 @@ def unused_port() -> int:
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[str]:
+    yield from shared_in_folder(__file__, _running_ray_head())
+
+
+@contextmanager
+def _running_ray_head() -> Iterator[str]:
     """The head of a Ray of the tests' own on the loopback interface, joined by this process; its address."""
     temp_dir = Path(tempfile.mkdtemp(prefix="zhub-ray-"))  # short: it holds unix sockets
     port, client, dashboard, metrics = free_ports(4)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from folder_lifetime import shared_in_folder
 from suites import GRADER
 
 START_TIMEOUT_S = 240
@@ -90,12 +92,17 @@ def stop_stack(stack: RunningStack) -> None:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, traces: Any) -> Iterator[RunningStack]:
-    """The stack, with its shipped base decomposed."""
+    """The stack, with its shipped base decomposed, until the last test of this folder."""
+    yield from shared_in_folder(__file__, _running_stack(tmp_path_factory.mktemp("stack"), traces.url))
+
+
+@contextmanager
+def _running_stack(data_dir: Path, traces_url: str) -> Iterator[RunningStack]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", traces.url)
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", traces_url)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
         patch.setenv("ZHUB_LOG_FORMAT", "json")
-        running = start_stack(tmp_path_factory.mktemp("stack"))
+        running = start_stack(data_dir)
     try:
         until("the shipped base", lambda: "zhub-tiny" in [m.id for m in running.client.models.list().data], 120)
         yield running
