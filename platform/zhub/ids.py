@@ -26,6 +26,8 @@ PREFIXES = {
     "expert version": "ver",
     "expert import": "imp",
     "feedback": "fb",
+    "stored completion": "chatcmpl",
+    "completion dataset": "cds",
     "base model": "base",
     "webhook endpoint": "whe",
     "webhook delivery": "whd",

@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 from sqlalchemy.orm import Session
 
 from zhub import states
+from zhub.completions.collecting import provenance_of
 from zhub.database.sessions import tenant_session
 from zhub.datasets import files, token_counts
 from zhub.datasets.validated import require_validated
@@ -96,14 +97,16 @@ def list_files(
             purpose=purpose,
             search=search,
         )
-        return page([file_object(version) for version in versions], has_more=has_more)
+        made_of = provenance_of(session, versions)
+        return page([file_object(version, made_of.get(version.id)) for version in versions], has_more=has_more)
 
 
 @router.get("/{file_id}")
 def retrieve_file(caller: CallerDep, context: ContextDep, file_id: str) -> dict[str, Any]:
     caller.require("files:read")
     with tenant_session(context.engine, caller.org_id) as session:
-        return file_object(files.get(session, caller.project_id, parse_id("file", file_id)))
+        version = files.get(session, caller.project_id, parse_id("file", file_id))
+        return file_object(version, provenance_of(session, [version]).get(version.id))
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses=answering(BYTES))
@@ -175,7 +178,8 @@ def measure(file: BinaryIO, *, limit: int) -> tuple[str, int]:
     return digest.hexdigest(), size_bytes
 
 
-def file_object(version: DatasetVersion) -> dict[str, Any]:
+def file_object(version: DatasetVersion, completions: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``completions``: of which stored ones it was made, if it was."""
     validation = version.validation
     return {
         "id": public_id("file", version.id),
@@ -190,6 +194,7 @@ def file_object(version: DatasetVersion) -> dict[str, Any]:
         "sha256": version.sha256,
         "dataset": files.dataset_name(version.filename),
         "version": version.version,
+        "completions": completions,
         "validation": validation and {key: value for key, value in validation.items() if key not in _INTERNAL},
     }
 

@@ -6,6 +6,7 @@ security, so a single-column key would let one tenant point at another's row. Na
 
 from zhub.models.aliases import Alias, AliasMove
 from zhub.models.base import Base, TenantOwned
+from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
 from zhub.models.registry import (
     BaseModel,
@@ -34,6 +35,8 @@ __all__ = [
     "Base",
     "BaseModel",
     "Checkpoint",
+    "CompletionDataset",
+    "CompletionSettings",
     "Dataset",
     "DatasetVersion",
     "Evaluation",
@@ -56,6 +59,7 @@ __all__ = [
     "ReleaseVersion",
     "Schedule",
     "ScheduleTick",
+    "StoredCompletion",
     "TENANT_OWNED",
     "TenantOwned",
     "TokenCount",

@@ -3,6 +3,7 @@
 from typing import Any
 
 from zhub.client.wire.answer import ENDED, Answer
+from zhub.client.wire.completions import Provenance
 
 
 class DatasetFile(Answer):
@@ -21,6 +22,8 @@ class DatasetFile(Answer):
     """The name of the dataset that it is a version of."""
     is_new: bool = False
     """Of an upload: whether these bytes were not there before under this name."""
+    completions: Provenance | None = None
+    """Of which stored ones it was made, if it was."""
 
 
 class LongRowRecord(Answer):
