@@ -22,6 +22,9 @@ from zhub_api.streams import EVENTS, ending_with_errors, read_ahead
 
 T = TypeVar("T")
 
+Keep = Callable[[dict[str, Any]], None]
+"""Gets the body of a whole answer as a plain response has it, streamed or not, and returns at once."""
+
 CLIENT_CLOSED_REQUEST = 499  # nginx's: nobody reads it, and the metrics tell it from an answer
 
 
@@ -73,25 +76,36 @@ async def asked_of_serving(
 
 
 async def answer(
-    http_request: Request, caller: Caller, settings: AnswerSettings, asked: GenerationRequest, form: Form
+    http_request: Request,
+    caller: Caller,
+    settings: AnswerSettings,
+    asked: GenerationRequest,
+    form: Form,
+    keep: Keep | None = None,
 ) -> Response | StreamingResponse:
     """Have serving answer, and tell it in a form: plain or streamed."""
-    lines = serving_client.generate(http_request.app.state.serving, caller, asked)
+    lines: AsyncIterator[AnswerLine] = serving_client.generate(http_request.app.state.serving, caller, asked)
     first = await while_listened_to(http_request, started(lines))
     if first is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     beginning = {"id": form.id, **head(settings.model, asked, first)}
+
+    def told(answers: list[Answer]) -> dict[str, Any]:
+        choices = [form.choice(index, answer) for index, answer in enumerate(answers)]
+        used = usage(first, [answer.ended for answer in answers])
+        return beginning | {"object": form.whole, "choices": choices, "usage": used}
+
+    if keep is not None:
+        lines = overheard(lines, asked.n, lambda answers: keep(told(answers)))
     if settings.stream:
-        beginning |= {"object": form.chunk}
-        chunks = events(beginning, first, lines, form.deltas, includes_usage=settings.includes_usage())
-        told = ending_with_errors(read_ahead(chunks))
-        return StreamingResponse(told, media_type=EVENTS, headers={"cache-control": "no-cache"})
+        of_chunks = beginning | {"object": form.chunk}
+        chunks = events(of_chunks, first, lines, form.deltas, includes_usage=settings.includes_usage())
+        pieces = ending_with_errors(read_ahead(chunks))
+        return StreamingResponse(pieces, media_type=EVENTS, headers={"cache-control": "no-cache"})
     whole = await while_listened_to(http_request, collected(lines, asked.n))
     if whole is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    choices = [form.choice(index, answer) for index, answer in enumerate(whole)]
-    body = {"object": form.whole, "choices": choices, "usage": usage(first, [answer.ended for answer in whole])}
-    return JSONResponse(beginning | body)
+    return JSONResponse(told(whole))
 
 
 async def started(lines: AsyncIterator[AnswerLine]) -> Started:
@@ -123,14 +137,36 @@ async def collected(lines: AsyncIterator[AnswerLine], count: int) -> list[Answer
     """All answers, whole."""
     answers = [Answer() for _ in range(count)]
     async for line in lines:
-        if isinstance(line, Text):
-            answers[line.index].text += line.text
-            answers[line.index].tokens += line.tokens
-        elif isinstance(line, ToolCall):
-            answers[line.index].calls.append(line)
-        elif isinstance(line, Ended):
-            answers[line.index].ended = line
+        _add(line, answers)
     return answers
+
+
+async def overheard(
+    lines: AsyncIterator[AnswerLine], count: int, whole: Callable[[list[Answer]], None]
+) -> AsyncGenerator[AnswerLine]:
+    """The lines as they come; ``whole`` gets all answers once serving has ended the last one.
+
+    Before the client gets its line: by then it may have gone. One that goes earlier leaves no whole answers behind.
+    """
+    answers = [Answer() for _ in range(count)]
+    unended = set(range(count))
+    async for line in lines:
+        _add(line, answers)
+        if isinstance(line, Ended):
+            unended.discard(line.index)
+            if not unended:
+                whole(answers)
+        yield line
+
+
+def _add(line: AnswerLine, answers: list[Answer]) -> None:
+    if isinstance(line, Text):
+        answers[line.index].text += line.text
+        answers[line.index].tokens += line.tokens
+    elif isinstance(line, ToolCall):
+        answers[line.index].calls.append(line)
+    elif isinstance(line, Ended):
+        answers[line.index].ended = line
 
 
 def usage(first: Started, ended: Iterable[Ended]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from zhub.process.wakeup import open_wakeup
 from zhub.storage.object_store import open_store
 from zhub_api import bodies, errors, health, observed
 from zhub_api.context import Context
+from zhub_api.keeping import CompletionKeeper
 from zhub_api.known_parameters import KnownQuery
 from zhub_api.metering import Meter
 from zhub_api.request_rates import Rated, RateHeaders, RequestRates
@@ -30,6 +31,8 @@ from zhub_api.routes import (
     aliases,
     chat,
     classification_datasets,
+    completion_datasets,
+    completion_settings,
     completions,
     embeddings,
     evaluations,
@@ -47,6 +50,7 @@ from zhub_api.routes import (
     promotions,
     releases,
     schedules,
+    stored_completions,
     webhooks,
 )
 from zhub_api.serving_client import Serving
@@ -80,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
         Shares("event streams", places=settings.streams, per_org=settings.streams_per_org)
     )
     app.state.readiness = health.Readiness(context.engine)
+    app.state.keeper = CompletionKeeper(context.engine)
     app.state.draining = threading.Event()
     app.state.rates = RequestRates(context.engine, open_buckets(settings.redis_url))
     errors.install(app)
@@ -93,8 +98,8 @@ def _parts() -> APIRouter:
     router = APIRouter(responses=errors.ANSWERS, dependencies=[CheckedTexts])
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
-        expert_imports, expert_strengths, classification_datasets, releases, chat, completions, embeddings, feedback,
-        webhooks, organization,
+        expert_imports, expert_strengths, classification_datasets, releases, chat, stored_completions,
+        completion_settings, completion_datasets, completions, embeddings, feedback, webhooks, organization,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):
@@ -133,10 +138,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stopping, loop = threading.Event(), asyncio.get_running_loop()
         listening = partial(job_events.listen, context.wakeup, app.state.streams, loop, stopping)
         start_vital(listening, name="hints", stopping=stopping)
+        keeper: CompletionKeeper = app.state.keeper
+        start_vital(partial(keeper.run, stopping), name="keeper", stopping=stopping)
         start_vital(partial(meter.run, stopping), name="meter", stopping=stopping)
         yield
         stopping.set()
-        await asyncio.to_thread(meter.flush)
+        await asyncio.gather(asyncio.to_thread(keeper.wait_drained), asyncio.to_thread(meter.flush))
     context.engine.dispose()
 
 

@@ -48,11 +48,10 @@ USER = {"user": "names the end user"}
 
 CHAT = Parameters(
     done=(
-        *SHARED, "max_completion_tokens", "messages", "parallel_tool_calls", "response_format", "tool_choice", "tools",
-        "top_logprobs", "user",
+        *SHARED, "max_completion_tokens", "messages", "metadata", "parallel_tool_calls", "response_format", "store",
+        "tool_choice", "tools", "top_logprobs", "user",
     ),
     harmless={
-        "metadata": "labels a stored answer, and none is stored",
         "prediction": "makes an answer faster, not another one",
         "prompt_cache_key": "steers a cache",
         "prompt_cache_options": "steers a cache",
@@ -68,12 +67,13 @@ CHAT = Parameters(
         "functions": ([],),
         "modalities": (["text"],),
         "moderation": (),
-        "store": (False,),
         "web_search_options": (),
     },
 )  # fmt: skip
 COMPLETIONS = Parameters(
-    done=(*SHARED, "prompt", "user"), harmless={}, refused={"best_of": (1,), "echo": (False,), "suffix": ("",)}
+    done=(*SHARED, "prompt", "user"),
+    harmless={},
+    refused={"best_of": (1,), "echo": (False,), "suffix": ("",)},
 )
 EMBEDDINGS = Parameters(done=("encoding_format", "input", "model"), harmless=USER, refused={"dimensions": ()})
 
@@ -87,6 +87,7 @@ REFUSED_OF_OTHER_SERVERS: dict[str, tuple[Any, ...]] = {
     "min_p": (0,),
     "min_tokens": (0,),
     "repetition_penalty": (1,),
+    "store": (False,),
     "structured_outputs": (),
     "top_k": (-1, 0),
 }

@@ -40,6 +40,10 @@ CHAT_TOKEN_SECONDS = Histogram(
     "Between two tokens of an answer after its first piece, on average.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
+COMPLETIONS_STORED = Counter("zhub_completions_stored_total", "Completions that were stored.")
+COMPLETIONS_LOST = Counter(
+    "zhub_completions_lost_total", "Completions that were to be stored, and are not.", ["reason"]
+)
 
 
 class Observed:

@@ -4,6 +4,7 @@
 """
 
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,12 @@ def wanted_page(kind: str, after: str | None, limit: int, order: str = "desc") -
 def moment(seconds: int | None) -> datetime | None:
     """A Unix time as the database has it."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def wanted_metadata(query: Mapping[str, str]) -> dict[str, str]:
+    """What ``metadata[key]=value`` in the query asks for."""
+    names = {name: name.removeprefix("metadata[").removesuffix("]") for name in query if name.startswith("metadata[")}
+    return {key: query[name] for name, key in names.items()}
 
 
 def page(items: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:

@@ -27,6 +27,8 @@ PREFIXES = {
     "expert import": "imp",
     "classification dataset": "clsd",
     "feedback": "fb",
+    "stored completion": "chatcmpl",
+    "completion dataset": "cds",
     "base model": "base",
     "webhook endpoint": "whe",
     "webhook delivery": "whd",

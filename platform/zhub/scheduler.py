@@ -2,7 +2,7 @@
 
 Start it with ``python -m zhub.scheduler``. It may be killed at any moment, because each pass is one transaction. Each
 scheduler, leader or not, also has threads for work that needs no leader: they fire schedules, decide gates, send
-webhooks, and remove deleted checkpoints, versions and feedback, and old logs.
+webhooks, make datasets of stored completions, and remove what is deleted, and old logs.
 """
 
 import logging
@@ -22,6 +22,7 @@ from zhub.admission.admit import admit, withdraw
 from zhub.admission.explain import explain
 from zhub.admission.limits import AGENT_LOST_AFTER_S
 from zhub.admission.metrics import QueueCollector
+from zhub.completions import collecting, listing
 from zhub.database.sessions import make_engine, statement_session, system_session
 from zhub.errors import DeposedError, InvalidRequestError, UnavailableError
 from zhub.evaluation import feedback, promotions
@@ -105,6 +106,7 @@ def main() -> None:
     threads: tuple[tuple[str, float, Callable[..., object]], ...] = (
         ("sweep", SWEEP_S + RUN_WITHIN_S, partial(sweep, engine, store, stopping)),
         ("log-sweep", LOGS_SWEEP_S + RUN_WITHIN_S, partial(sweep_logs, engine, store, kept, stopping)),
+        ("collect", POLL_S + RUN_WITHIN_S, partial(collect, engine, store, stopping)),
         ("follow-up", POLL_S + RUN_WITHIN_S, partial(follow_up, engine, stopping)),
         ("relay", BEAT_WITHIN_S, partial(relay, relay_engine, outbound, secret_key, stopping)),
     )
@@ -265,7 +267,10 @@ def advance_gate(engine: Engine) -> bool:
 
 
 def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event, beat: Beat = no_beat) -> None:
-    """Remove deleted checkpoints, versions and feedback until ``stopping`` is set. Run in a thread: no pass waits."""
+    """Remove deleted checkpoints, versions and feedback, and stored completions whose time is over.
+
+    Until ``stopping`` is set. Run in a thread: no pass waits.
+    """
 
     def run_once() -> bool:
         count = checkpoints.sweep(engine, store)
@@ -275,9 +280,21 @@ def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event, beat: B
         if versions := deletion.sweep(engine, store):
             log.info("swept %d deleted expert versions", versions, extra={"action": "swept", "versions": versions})
         with system_session(engine) as session:
-            return feedback.sweep(session) > 0 or count > 0 or versions > 0
+            completions = listing.sweep(session)
+        if completions:
+            extra = {"action": "swept", "completions": completions}
+            log.info("swept %d stored completions", completions, extra=extra)
+        with system_session(engine) as session:
+            return feedback.sweep(session) > 0 or count > 0 or versions > 0 or completions > 0
 
     _run_periodically(run_once, SWEEP_S, stopping, beat, "sweeping", away="sweep_failed", failed="sweep_failed")
+
+
+def collect(engine: Engine, store: ObjectStore, stopping: threading.Event, beat: Beat = no_beat) -> None:
+    """Make datasets of stored completions until ``stopping`` is set. Each may take minutes: no schedule waits."""
+    run_once = partial(collecting.collect_next, engine, store, stopping)
+    what = "collecting completions"
+    _run_periodically(run_once, POLL_S, stopping, beat, what, away="database_away", failed="collect_failed")
 
 
 def sweep_logs(

@@ -49,5 +49,8 @@ EVENT_LEVELS: Final = ("info", "warn", "error")
 EVENT_TYPES: Final = ("message", "metrics")
 MISFIRES: Final = ("skip", "fire_once", "backfill")
 OVERLAPS: Final = ("skip", "buffer_one", "allow", "cancel_running")
-TICK_OUTCOMES: Final = ("fired", "buffered", "skipped_overlap", "skipped_misfire", "refused", "no_regression")
+TICK_OUTCOMES: Final = (
+    "fired", "buffered", "skipped_overlap", "skipped_misfire", "refused", "no_regression", "collected",
+)  # fmt: skip
+COMPLETION_DATASET_STATUSES: Final = ("queued", "succeeded", "failed")
 WEBHOOK_ENDPOINT_STATUSES: Final = ("enabled", "disabled")

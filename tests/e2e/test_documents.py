@@ -96,6 +96,7 @@ class Reader:
             "https://ci.example.com/": lambda: self.receiver_url,
             "ftjob-…": lambda: self.client.fine_tuning.jobs.list(limit=1).data[0].id,
             "whe-…": self._endpoint,
+            "chatcmpl-…": lambda: self.client.chat.completions.list(limit=1).data[0].id,
             "whd-…": lambda: str(self._ask(f"/webhook_endpoints/{self._endpoint()}/deliveries")["data"][0]["id"]),
             "./my-model": lambda: str(SHIPPED),
             "./my-moe": self._moe,

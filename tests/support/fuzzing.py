@@ -30,7 +30,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-PUBLIC_ID = re.compile(r'"((?:file|ftjob|ftckpt|eval|promo|sched|fb|whe|whd)-[0-9a-f]{32})"')
+PUBLIC_ID = re.compile(r'"((?:file|ftjob|ftckpt|eval|promo|sched|fb|whe|whd|chatcmpl|cds)-[0-9a-f]{32})"')
 KEPT_IDS = 50
 # How likely a value is one that exists.
 KNOWN = 0.6
@@ -38,8 +38,9 @@ ROUND = 40  # requests to one operation before the next one's turn
 
 ID_OF = {
     "file_id": "file", "job_id": "ftjob", "checkpoint_id": "ftckpt", "evaluation_id": "eval", "promotion_id": "promo",
-    "schedule_id": "sched", "feedback_id": "fb", "endpoint_id": "whe", "delivery_id": "whd", "training_file": "file",
-    "validation_file": "file", "file": "file", "after": "ftjob",
+    "schedule_id": "sched", "feedback_id": "fb", "completion_id": "chatcmpl", "collection_id": "cds",
+    "endpoint_id": "whe", "delivery_id": "whd", "training_file": "file", "validation_file": "file", "file": "file",
+    "after": "ftjob",
 }  # fmt: skip
 REINFORCEMENT = {"type": "reinforcement", "reinforcement": {"grader": STRING, "hyperparameters": {"n_steps": 2}}}
 JSON_SCHEMA = {"type": "json_schema", "name": "j", "json_schema": {"type": "object", "required": ["a"]}}

@@ -18,6 +18,8 @@ from zhub.models import (
     BaseModel,
     Checkpoint,
     ClassifiedExpert,
+    CompletionDataset,
+    CompletionSettings,
     Dataset,
     DatasetVersion,
     Evaluation,
@@ -37,6 +39,7 @@ from zhub.models import (
     ReleaseVersion,
     Schedule,
     ScheduleTick,
+    StoredCompletion,
     TokenCount,
     TokenUsage,
     Usage,
@@ -132,7 +135,6 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     measured = {"base_model_id": base.id, "version_id": version.id, "suite_digest": "d", "suite": {}}
     session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
     session.add(TokenCount(dataset_version_id=files[0].id, base_model_id=base.id, job_id=jobs[0].id, **own))
-    session.add(Feedback(version_id=version.id, messages=[], completion="c", score=1.0, **within))
     session.add(MonthUsage(month=date(2026, 1, 1), worker_seconds=1.0, **own))
     tokens = {"requests": 1, "prompt_tokens": 2, "cached_tokens": 1, "completion_tokens": 1}
     hour = {"hour": datetime(2026, 1, 1, tzinfo=UTC), "base_model": "tiny", "experts": ""}
@@ -163,6 +165,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.add(WebhookDelivery(endpoint_id=endpoints[0].id, **about, **own))
     session.flush()
     releases, release_versions = _fill_releases(session, base, version, within)
+    completion = _fill_completions(session, version, within)
     spare = {
         "datasets": datasets[1],
         "experts": experts[1],
@@ -174,6 +177,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
         "release_versions": release_versions[1],
         "schedules": daily,
         "webhook_endpoints": endpoints[1],
+        "stored_completions": completion,
     }
     spare_ids = {table: row.id for table, row in spare.items()} | {"projects": caller.project_id}
     spare_ids["api_keys"] = caller.key_id
@@ -199,3 +203,17 @@ def _fill_releases(
     session.add(ClassifiedExpert(dataset_version_id=file.id, **known, **own))
     session.flush()
     return releases, release_versions
+
+
+def _fill_completions(session: Session, version: ExpertVersion, within: dict[str, Any]) -> StoredCompletion:
+    """Two stored completions, of which the first has feedback, and a dataset of them; return the second."""
+    session.add(CompletionSettings(enabled=True, kept_days=30, redactors=[], **within))
+    stored = {"model": "tiny", "request": {}, "answer": {}, "labels": {}, "size_bytes": 4, "change": 1}
+    completions = [StoredCompletion(version_id=version.id, **stored, **within) for _ in range(2)]
+    session.add(CompletionDataset(dataset="liked", where="rating:up", method="dpo", max_rows=10, **within))
+    session.add_all(completions)
+    session.flush()
+    said = {"version_id": version.id, "choice": 0, "messages": [], "completion": "c", "score": 1.0}
+    session.add(Feedback(completion_id=completions[0].id, **said, **within))
+    session.flush()
+    return completions[1]

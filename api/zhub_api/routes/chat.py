@@ -10,19 +10,31 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field, StrictBool, model_validator
+from starlette.concurrency import run_in_threadpool
 
+from zhub.completions.listing import KIND
+from zhub.completions.settings import require_storing
+from zhub.completions.storing import Completion
+from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError
 from zhub.generation import Ended, GenerationRequest, Started, Text, ToolCall
+from zhub.ids import new_id, public_id
+from zhub.tenancy.keys import Caller
+from zhub.tenancy.metadata import Metadata
 from zhub_api import answers, chat_tools
 from zhub_api.answer_settings import MAX_LIKELIEST, AnswerSettings
-from zhub_api.answers import Answer, Form
+from zhub_api.answers import Answer, Form, Keep
 from zhub_api.chat_parameters import CHAT, refuse_in_messages
-from zhub_api.context import CallerDep, ContextDep
+from zhub_api.context import CallerDep, Context, ContextDep
+from zhub_api.keeping import CompletionKeeper
 from zhub_api.serving_client import AnswerLine
 from zhub_api.streams import EVENTS, answering
 from zhub_api.told_tokens import by_token
 
 router = APIRouter(prefix="/v1/chat")
+
+NOT_KEPT = {"model", "user", "store", "metadata", "stream", "stream_options"}
+"""Of a request whose answer is stored: what is kept elsewhere, what names the end user, what is over by then."""
 
 
 class ContentPart(Schema):
@@ -92,6 +104,10 @@ class ChatRequest(AnswerSettings):
     tools: chat_tools.Tools | None = None
     tool_choice: chat_tools.ToolChoice | None = None
     parallel_tool_calls: StrictBool | None = None
+    store: StrictBool | None = None
+    """Keep the answer as a stored completion, where the project allows it."""
+    metadata: Metadata | None = None
+    """Pairs by which a stored completion is found again."""
 
     @model_validator(mode="before")
     @classmethod
@@ -129,15 +145,47 @@ async def create_completion(
     who gets it, or else the request's id.
     """
     caller.require("chat")
+    completion_id = new_id()
+    keep = await keeping(context, caller, http_request, request, completion_id) if request.store else None
     asked = await answers.asked_of_serving(context, caller, http_request, request)
     form = Form(
-        f"chatcmpl-{uuid.uuid4().hex}",
+        public_id(KIND, completion_id),
         "chat.completion",
         "chat.completion.chunk",
         lambda index, answer: _choice(index, answer, asked),
         _deltas(asked),
     )
-    return await answers.answer(http_request, caller, request, asked, form)
+    return await answers.answer(http_request, caller, request, asked, form, keep)
+
+
+async def keeping(
+    context: Context, caller: Caller, http_request: Request, request: ChatRequest, completion_id: uuid.UUID
+) -> Keep:
+    """What has an answer to this request stored.
+
+    Raises:
+        InvalidRequestError: the project stores none, or the request is too large.
+        QuotaExceededError: the organisation stores as much as it may.
+    """
+    # Who the end user is is nobody's business once the request is answered.
+    kept = request.model_dump(mode="json", exclude=NOT_KEPT, exclude_unset=True, exclude_none=True, by_alias=True)
+    size_bytes = len(json.dumps(kept, ensure_ascii=False).encode())
+
+    def check() -> None:
+        with tenant_session(context.engine, caller.org_id) as session:
+            require_storing(session, caller, size_bytes)
+
+    await run_in_threadpool(check)
+    keeper: CompletionKeeper = http_request.app.state.keeper
+
+    def keep(told: dict[str, Any]) -> None:
+        answer = {name: part for name, part in told.items() if name != "id"}
+        answer["choices"] = [choice | {"logprobs": None} for choice in answer["choices"]]
+        owner = (completion_id, caller.org_id, caller.project_id)
+        completion = Completion(*owner, request.model, kept, answer, request.metadata or {})
+        keeper.keep(completion, size_bytes + len(json.dumps(answer["choices"])))
+
+    return keep
 
 
 def _plain(index: int, message: Message) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """``/v1/feedback``: how good the answers of experts were, by their users."""
 
+import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from sqlalchemy.orm import Session
 
+from zhub.completions import listing
 from zhub.database.sessions import tenant_session
 from zhub.evaluation import feedback
 from zhub.evaluation.feedback import FeedbackFilter
@@ -46,10 +48,12 @@ def list_feedback(
     max_score: Score = None,
     since: Since = None,
     search: Search = None,
+    completion: Annotated[str | None, Query(description="The id of a stored completion.")] = None,
 ) -> dict[str, Any]:
     """The project's feedback, newest first. ``search`` looks in prompt, completion, reference and comment."""
     caller.require("files:read")
-    wanted = FeedbackFilter(model, min_score, max_score, moment(since), search)
+    completion_id = None if completion is None else parse_id(listing.KIND, completion)
+    wanted = FeedbackFilter(model, min_score, max_score, moment(since), completion_id, search)
     with tenant_session(context.engine, caller.org_id) as session:
         listed, has_more = feedback.list_feedback(session, caller, wanted, wanted_page("feedback", after, limit, order))
         return page(feedback_objects(session, listed), has_more=has_more)
@@ -65,13 +69,20 @@ def delete_feedback(caller: CallerDep, context: ContextDep, feedback_id: str) ->
 
 
 def feedback_objects(session: Session, pieces: Sequence[Feedback]) -> list[dict[str, Any]]:
-    records = versions.by_id(session, list({piece.version_id for piece in pieces}))
+    """``model`` is the version that answered; where none did alone, what the completion was asked of."""
+    ids = {piece.version_id for piece in pieces if piece.version_id is not None}
+    models: dict[uuid.UUID | None, str] = {
+        version_id: record.name for version_id, record in versions.by_id(session, list(ids)).items()
+    }
+    models |= listing.models(session, [piece.completion_id for piece in pieces if piece.version_id is None])
     return [
         {
             "id": public_id("feedback", piece.id),
             "object": "feedback",
             "created_at": int(piece.created_at.timestamp()),
-            "model": records[piece.version_id].name,
+            "model": models.get(piece.version_id or piece.completion_id),
+            "completion_id": None if piece.completion_id is None else public_id(listing.KIND, piece.completion_id),
+            "choice": piece.choice,
             "messages": piece.messages,
             "completion": piece.completion,
             "score": piece.score,

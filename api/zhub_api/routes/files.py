@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from sqlalchemy.orm import Session
 
 from zhub import states
+from zhub.completions.collecting import provenance_of
 from zhub.database.sessions import tenant_session
 from zhub.datasets import files, token_counts
 from zhub.datasets.validated import require_validated
@@ -98,8 +99,9 @@ def list_files(
             purpose=purpose,
             search=search,
         )
-        known = classification.classified(session, [version.id for version in versions])
-        objects = [file_object(version, known.get(version.id, ())) for version in versions]
+        ids = [version.id for version in versions]
+        known, made_of = classification.classified(session, ids), provenance_of(session, versions)
+        objects = [file_object(version, known.get(version.id, ()), made_of.get(version.id)) for version in versions]
         return page(objects, has_more=has_more)
 
 
@@ -108,7 +110,8 @@ def retrieve_file(caller: CallerDep, context: ContextDep, file_id: str) -> dict[
     caller.require("files:read")
     with tenant_session(context.engine, caller.org_id) as session:
         version = files.get(session, caller.project_id, parse_id("file", file_id))
-        return file_object(version, classification.classified(session, [version.id]).get(version.id, ()))
+        known = classification.classified(session, [version.id]).get(version.id, ())
+        return file_object(version, known, provenance_of(session, [version]).get(version.id))
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses=answering(BYTES))
@@ -180,8 +183,11 @@ def measure(file: BinaryIO, *, limit: int) -> tuple[str, int]:
     return digest.hexdigest(), size_bytes
 
 
-def file_object(version: DatasetVersion, classified: Sequence[Classified] = ()) -> dict[str, Any]:
-    """``classified``: the experts whose prompts a file for a classifier has, by their labels."""
+def file_object(
+    version: DatasetVersion, classified: Sequence[Classified] = (), completions: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """``classified``: the experts whose prompts a file for a classifier has, by their labels. ``completions``: of which
+    stored ones it was made, if it was."""
     validation = version.validation
     return {
         "id": public_id("file", version.id),
@@ -197,6 +203,7 @@ def file_object(version: DatasetVersion, classified: Sequence[Classified] = ()) 
         "dataset": files.dataset_name(version.filename),
         "version": version.version,
         "classifies": [known._asdict() for known in classified],
+        "completions": completions,
         "validation": validation and {key: value for key, value in validation.items() if key not in _INTERNAL},
     }
 

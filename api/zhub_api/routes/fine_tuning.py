@@ -1,7 +1,7 @@
 """``/v1/fine_tuning/jobs``: training, in the OpenAI dialect."""
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -27,7 +27,7 @@ from zhub.training import fine_tuning, job_changes, job_lists
 from zhub.training.job_lists import JobFilter
 from zhub.training.packing import shares_a_worker
 from zhub_api.context import CallerDep, ContextDep
-from zhub_api.pages import Order, PageLimit, Search, Since, Status, moment, page, wanted_page
+from zhub_api.pages import Order, PageLimit, Search, Since, Status, moment, page, wanted_metadata, wanted_page
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 
@@ -110,7 +110,7 @@ def list_jobs(
         method=method,
         expert=expert,
         since=moment(since),
-        metadata={} if metadata == "null" else _wanted_metadata(http_request.query_params) or None,
+        metadata={} if metadata == "null" else wanted_metadata(http_request.query_params) or None,
         archived=archived,
         search=search,
     )
@@ -119,12 +119,6 @@ def list_jobs(
             session, caller, wanted, wanted_page("fine-tuning job", after, limit, order)
         )
         return page(job_objects(session, listed), has_more=has_more)
-
-
-def _wanted_metadata(query: Mapping[str, str]) -> dict[str, str]:
-    """What ``metadata[key]=value`` in the query asks for."""
-    names = {name: name.removeprefix("metadata[").removesuffix("]") for name in query if name.startswith("metadata[")}
-    return {key: query[name] for name, key in names.items()}
 
 
 @router.get("/{job_id}")

@@ -15,6 +15,7 @@ import zhub
 from zhub.cli import (
     base_models,
     chat,
+    completions,
     database,
     datasets,
     demo,
@@ -26,6 +27,7 @@ from zhub.cli import (
     jobs,
     promotions,
     queue,
+    refine,
     releases,
     schedules,
     submit,
@@ -56,6 +58,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(queue.app, name="queue")
 app.add_typer(experts.app, name="experts")
 app.add_typer(evaluations.app, name="evaluations")
+app.add_typer(completions.app, name="completions")
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(graders.app, name="graders")
 app.add_typer(promotions.app, name="promotions")
@@ -63,6 +66,7 @@ app.add_typer(releases.app, name="releases")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(database.app, name="db")
+schedules.app.command("refine")(refine.refine)
 app.command("up")(up.up)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)

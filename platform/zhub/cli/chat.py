@@ -46,6 +46,13 @@ def chat(
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
     ] = None,
     schema: Annotated[Path | None, typer.Option(metavar="FILE", help="A JSON schema that the answer must fit.")] = None,
+    store: Annotated[
+        bool, typer.Option("--store", help="Keep the answer as a stored completion: `zhub completions`.")
+    ] = False,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="By which a stored completion is found again; may be repeated."),
+    ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Ask one question. The answer goes to standard output; who answered, and why, to standard error."""
@@ -63,20 +70,41 @@ def chat(
         "stop": stop or None,
         "schema": None if schema is None else read_json(schema, "schema"),
     }
+    if store:
+        options["store"] = True
+    if metadata:
+        options["metadata"] = parse_pairs(metadata)
     with connect(data_dir) as client:
         if stream if stream is not None else sys.stdout.isatty():
-            return _print_stream(client.chat_stream(model, message, **options))
+            return _print_stream(client.chat_stream(model, message, **options), stored=store)
         answer = client.chat(model, message, **options)
-    note(speaker(answer))
+    _introduce(answer, stored=store)
     typer.echo(answer.text)
 
 
-def _print_stream(pieces: Iterator[ChatPiece]) -> None:
+def _print_stream(pieces: Iterator[ChatPiece], *, stored: bool) -> None:
     for index, piece in enumerate(pieces):
         if index == 0:
-            note(speaker(piece))
+            _introduce(piece, stored=stored)
         typer.echo(piece.text, nl=False)
     typer.echo()
+
+
+def _introduce(piece: ChatPiece, *, stored: bool) -> None:
+    note(speaker(piece))
+    if stored:
+        note(f"Stored as {piece.answer_id}.")
+
+
+def parse_pairs(given: list[str]) -> dict[str, str]:
+    """``KEY=VALUE``, each."""
+    pairs = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"expected KEY=VALUE, found '{text}'", param_hint="--metadata")
+        pairs[key] = value
+    return pairs
 
 
 def parse_mixture(mix: list[str]) -> tuple[dict[str, float], dict[str, list[int | str]]]:

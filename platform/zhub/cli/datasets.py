@@ -20,6 +20,7 @@ from zhub.cli.uploads import (
     show_conversion,
 )
 from zhub.client import Client
+from zhub.client.wire.completions import Provenance
 from zhub.client.wire.training import DatasetFile
 from zhub.datasets.conversion.converting import as_rows
 from zhub.datasets.conversion.mapping import ChosenColumns
@@ -63,6 +64,32 @@ def push(
             path, purpose="fine-tune", method=method, chosen=chosen, skip_incomplete=skip_incomplete
         )
         _show(file, as_json)
+
+
+@app.command()
+def from_completions(
+    name: Annotated[str, typer.Argument(help="The dataset: this becomes its next version, or its first.")],
+    where: Annotated[
+        str,
+        typer.Option(
+            help="Which stored completions, as in 'model:main.sums@prod rating:up since:7d metadata.team:a'.",
+            show_default="all",
+        ),
+    ] = "",
+    method: Annotated[
+        Literal["reinforcement", "supervised", "dpo"],
+        typer.Option(help="What will train on it: the answer is the last message, a column, or preferred."),
+    ] = "supervised",
+    max_rows: Annotated[int | None, typer.Option(min=1, help="The newest ones are taken, so many at most.")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a dataset of stored completions, and check its rows. `zhub completions` has them."""
+    with connect(data_dir) as client:
+        made = client.completions.make_dataset(name, where=where, method=method, max_rows=max_rows)
+        assert made.file is not None and made.provenance is not None
+        note(_origin(made.provenance))
+        _show(client.files.wait_processed(made.file), as_json)
 
 
 @app.command()
@@ -236,6 +263,13 @@ def _rows(file: DatasetFile) -> str:
     return f"{file.validation['rows']:,}" if file.validation else "-"
 
 
+def _origin(made_of: Provenance) -> str:
+    more = ", the newest of more" if made_of.cut else ""
+    left_out = f"; {made_of.left_out:,} that are no rows are left out" if made_of.left_out else ""
+    span = f"stored from {made_of.oldest_at[:16]} to {made_of.newest_at[:16]} UTC"
+    return f"{made_of.rows:,} completions{more}, {span}{left_out}."
+
+
 def _show(file: DatasetFile, as_json: bool) -> None:
     if as_json:
         return show_json(file)
@@ -253,6 +287,8 @@ def _show(file: DatasetFile, as_json: bool) -> None:
                 ("rows", _rows(file)),
                 ("columns", columns or "-"),
                 *([("classifies", ", ".join(known.model for known in file.classifies))] if file.classifies else []),
+                *([("made of", _origin(file.completions))] if file.completions else []),
+                *([("where", file.completions.where or "all")] if file.completions else []),
                 *([("duplicates", f"{validation['duplicate_count']:,}")] if validation.get("duplicate_count") else []),
             ]
         )

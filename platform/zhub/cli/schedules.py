@@ -28,9 +28,17 @@ from zhub.client.wire.lifecycle import ScheduleRecord, TickRecord
 
 SHOWN_TICKS = 10
 EDITABLE = {
-    "name", "dataset", "training", "cron", "timezone", "on_new_data", "on_regression", "on_feedback", "misfire",
-    "overlap", "jitter_s", "max_failures",
+    "name", "dataset", "training", "cron", "timezone", "on_new_data", "on_regression", "on_feedback", "on_completions",
+    "completions_where", "misfire", "overlap", "jitter_s", "max_failures",
 }  # fmt: skip
+
+OnCompletionsOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Make a version of the dataset when so many stored completions have come or were rated."),
+]
+CompletionsWhereOption = Annotated[
+    str | None, typer.Option(metavar="QUERY", help="Which of them, as in 'expert:main.sums rating:up'.")
+]
 
 app = typer.Typer(help="Schedules: trainings that are submitted automatically.", no_args_is_help=True)
 
@@ -59,6 +67,8 @@ def add(
     on_feedback: Annotated[
         int | None, typer.Option(help="When its expert has got so many new pieces of feedback.")
     ] = None,
+    on_completions: OnCompletionsOption = None,
+    completions_where: CompletionsWhereOption = None,
     method: MethodOption = "reinforcement",
     grader: GraderOption = None,
     suffix: SuffixOption = None,
@@ -100,6 +110,8 @@ def add(
             on_new_data=on_new_data,
             on_regression=on_regression,
             on_feedback=on_feedback,
+            on_completions=on_completions,
+            completions_where=completions_where,
             misfire=misfire,
             overlap=overlap,
             jitter_s=jitter_s,
@@ -123,6 +135,8 @@ def edit(
         str | None, typer.Option(metavar="ALIAS", help="An alias whose regression fires it; '' for none.")
     ] = None,
     on_feedback: Annotated[int | None, typer.Option(min=0, help="How much feedback fires it; 0 for none.")] = None,
+    on_completions: OnCompletionsOption = None,
+    completions_where: CompletionsWhereOption = None,
     method: Annotated[Literal["reinforcement", "supervised", "dpo"] | None, typer.Option()] = None,
     grader: Annotated[Path | None, typer.Option(help="A JSON file with another grader.")] = None,
     suffix: Annotated[str | None, typer.Option(help="Another expert's name; '' for the dataset's.")] = None,
@@ -152,6 +166,8 @@ def edit(
         on_new_data=on_new_data,
         on_regression=on_regression,
         on_feedback=on_feedback,
+        on_completions=on_completions,
+        completions_where="" if on_completions == 0 else completions_where,
         misfire=misfire,
         overlap=overlap,
         jitter_s=jitter_s,
@@ -254,7 +270,8 @@ def rm(name: str, data_dir: DataDirOption = None) -> None:
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given, by their fields; an empty text, or a number of 0 events, removes a field."""
     changes = {field: option for field, option in options.items() if option is not None}
-    removed = {field for field, option in changes.items() if option == "" or (field == "on_feedback" and option == 0)}
+    counts = ("on_feedback", "on_completions")
+    removed = {field for field, option in changes.items() if option == "" or (field in counts and option == 0)}
     return changes | dict.fromkeys(removed)
 
 
@@ -303,6 +320,9 @@ def when(schedule: ScheduleRecord) -> str:
     parts += ["new data"] * schedule.on_new_data
     parts += [f"a regression of {schedule.on_regression}"] if schedule.on_regression else []
     parts += [f"feedback, at {schedule.new_feedback} of {schedule.on_feedback}"] if schedule.on_feedback else []
+    if schedule.on_completions:
+        which = f" {schedule.completions_where}" if schedule.completions_where else ""
+        parts.append(f"completions{which}, at {schedule.new_completions} of {schedule.on_completions}")
     return " and ".join(parts)
 
 

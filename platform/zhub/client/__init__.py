@@ -11,6 +11,7 @@ from typing import Any, Self, TypedDict, Unpack
 import httpx
 
 from zhub.answering import ChosenExpert
+from zhub.client.completions import Completions
 from zhub.client.expert_imports import ExpertImports
 from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.files import Files
@@ -46,6 +47,10 @@ class ChatOptions(TypedDict, total=False):
     stop: Sequence[str] | None
     schema: Mapping[str, Any] | None
     """The JSON schema that the answer must fit."""
+    store: bool | None
+    """Keep the answer as a stored completion, where the project allows it."""
+    metadata: Mapping[str, str] | None
+    """By which a stored completion is found again."""
 
 
 class Client:
@@ -64,6 +69,7 @@ class Client:
         self.evaluations = Evaluations(http, poll_s)
         self.imports = ExpertImports(http, poll_s)
         self.feedback = Feedback(http)
+        self.completions = Completions(http, poll_s)
         self.graders = Graders(http)
         self.aliases = Aliases(http)
         self.releases = Releases(http)
@@ -166,4 +172,5 @@ def _piece(answer: Mapping[str, Any], text: str) -> ChatPiece:
         [ChosenExpert.model_validate(chosen) for chosen in answer["experts"]],
         Routing.model_validate(answer["routing"]),
         answer["choices"][0]["finish_reason"],
+        answer.get("id", ""),
     )

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Text, cast, delete, func, or_, select, upd
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from zhub.completions import ratings, settings
 from zhub.database.pages import Page, created_since, read_page
 from zhub.datasets import rows as dataset_rows
 from zhub.errors import InvalidRequestError, NotFoundError, NotReadyError
@@ -90,19 +91,32 @@ def create(session: Session, caller: Caller, request: FeedbackRequest, *, idempo
         request_hash=request_hash,
         idempotency_key=idempotency_key,
     )
+    insert(session, piece)
+    count(session, record.expert.id)
+    return piece
+
+
+def insert(session: Session, piece: Feedback) -> None:
+    """Write a piece of feedback.
+
+    Raises:
+        NotReadyError: a request with the same key is being answered.
+    """
     session.add(piece)
     try:
         session.flush()
     except IntegrityError as exc:
-        if idempotency_key is None:
+        if piece.idempotency_key is None:
             raise
         # Its only unique value is the key: another request with it was committed after our look.
         raise NotReadyError("A request with this Idempotency-Key is being answered; try again.") from exc
-    # Last, because the publication of a version waits for the lock on the expert's row.
-    counted = update(Expert).where(Expert.id == record.expert.id)
-    session.execute(counted.values(feedback_count=Expert.feedback_count + 1))
     session.refresh(piece)
-    return piece
+
+
+def count(session: Session, expert_id: uuid.UUID) -> None:
+    """Add a piece to the count of an expert. Last: the publication of a version waits for the lock on its row."""
+    counted = update(Expert).where(Expert.id == expert_id)
+    session.execute(counted.values(feedback_count=Expert.feedback_count + 1))
 
 
 @dataclass(frozen=True)
@@ -114,6 +128,8 @@ class FeedbackFilter:
     min_score: float | None = None
     max_score: float | None = None
     since: datetime | None = None
+    completion_id: uuid.UUID | None = None
+    """Feedback on this stored completion."""
     search: str | None = None
     """A text in the prompt, the answer, the right answer or the comment; letters of both cases are equal."""
 
@@ -138,6 +154,8 @@ def list_feedback(session: Session, caller: Caller, wanted: FeedbackFilter, page
         rows = rows.where(Feedback.score <= wanted.max_score)
     if wanted.since is not None:
         rows = rows.where(created_since(Feedback.created_at, Feedback.id, wanted.since))
+    if wanted.completion_id is not None:
+        rows = rows.where(Feedback.completion_id == wanted.completion_id)
     return read_page(session, rows, Feedback.id, page, search=_mentions(wanted.search) if wanted.search else None)
 
 
@@ -167,10 +185,14 @@ def delete_feedback(session: Session, caller: Caller, feedback_id: uuid.UUID) ->
         update(Feedback)
         .where(Feedback.id == feedback_id, Feedback.project_id == caller.project_id, Feedback.deleted_at.is_(None))
         .values(deleted_at=func.now())
-        .returning(Feedback.id)
+        .returning(Feedback.id, Feedback.completion_id)
     )
-    if session.scalar(hidden) is None:
+    settings.lock(session, caller.project_id)
+    row = session.execute(hidden).one_or_none()
+    if row is None:
         raise NotFoundError("feedback", public_id("feedback", feedback_id))
+    if row.completion_id is not None:
+        ratings.rate_again(session, row.completion_id)
 
 
 def sweep(session: Session) -> int:

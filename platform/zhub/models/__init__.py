@@ -6,6 +6,7 @@ security, so a single-column key would let one tenant point at another's row. Na
 
 from zhub.models.aliases import Alias, AliasMove
 from zhub.models.base import Base, TenantOwned
+from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
 from zhub.models.registry import (
     BaseModel,
@@ -36,6 +37,8 @@ __all__ = [
     "BaseModel",
     "Checkpoint",
     "ClassifiedExpert",
+    "CompletionDataset",
+    "CompletionSettings",
     "Dataset",
     "DatasetVersion",
     "Evaluation",
@@ -58,6 +61,7 @@ __all__ = [
     "ReleaseVersion",
     "Schedule",
     "ScheduleTick",
+    "StoredCompletion",
     "TENANT_OWNED",
     "TenantOwned",
     "TokenCount",

@@ -206,11 +206,17 @@ class ExpertChange(TenantOwned, Base):
 
 
 class Feedback(TenantOwned, Base):
-    """What somebody said of one answer of a version. ``deleted_at`` hides it; the sweep then removes the row."""
+    """What somebody said of one answer. ``deleted_at`` hides it; the sweep then removes the row.
+
+    The answer is a version's, or one of a stored completion, with which the row is removed, or both.
+    """
 
     __tablename__ = "feedback"
     project_id: Mapped[uuid.UUID]
-    version_id: Mapped[uuid.UUID]
+    version_id: Mapped[uuid.UUID | None]
+    completion_id: Mapped[uuid.UUID | None]
+    choice: Mapped[int | None]
+    """Which of the completion's choices, by its index."""
     messages: Mapped[list[dict[str, str]]] = mapped_column(JSONB)
     """The prompt, as rows of a dataset have it."""
     completion: Mapped[str]
@@ -227,7 +233,11 @@ class Feedback(TenantOwned, Base):
         UniqueConstraint("org_id", "project_id", "idempotency_key"),
         tenant_fk("project_id", "projects"),
         tenant_fk("version_id", "expert_versions"),
+        tenant_fk("completion_id", "stored_completions"),
         CheckConstraint("score BETWEEN -1 AND 1", name="score"),
+        CheckConstraint("version_id IS NOT NULL OR completion_id IS NOT NULL", name="sample"),
+        CheckConstraint("(completion_id IS NULL) = (choice IS NULL)", name="choice"),
+        Index("ix_feedback_completion", "completion_id"),
         Index("ix_feedback_project", "project_id", "id"),
         Index(
             "ix_feedback_version",

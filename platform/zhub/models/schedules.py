@@ -43,6 +43,13 @@ class Schedule(TenantOwned, Base):
     feedback_expert_id: Mapped[uuid.UUID | None]
     feedback_seen: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     """``feedback_count`` of that expert when it last fired for it, or was resumed, or was given this expert."""
+    on_completions: Mapped[int | None]
+    """It makes a version of its dataset when so many completions have come that ``completions_where`` describes."""
+    completions_where: Mapped[str | None]
+    completions_seen: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """``changes`` of its project up to which they are counted, in ``completions_new``."""
+    completions_new: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How many of them have come since it last fired for them."""
     deleted_at: Mapped[datetime | None]
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
@@ -56,6 +63,7 @@ class Schedule(TenantOwned, Base):
         one_of("overlap", states.OVERLAPS),
         CheckConstraint("(cron IS NULL) = (fires_at IS NULL)", name="fires"),
         CheckConstraint("(on_feedback IS NULL) = (feedback_expert_id IS NULL)", name="feedback"),
+        CheckConstraint("(on_completions IS NULL) = (completions_where IS NULL)", name="completions"),
         Index("ix_schedules_fires", "fires_at", postgresql_where=text("paused_because IS NULL")),
     )
 

@@ -57,7 +57,7 @@ class Quota(TenantOwned, Base):
     monthly_worker_hours: Mapped[float | None]
     """That its jobs may use in a calendar month."""
     max_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """Of its dataset files and private base models."""
+    """Of its dataset files, private base models and stored completions."""
     requests_per_minute: Mapped[int | None]
     """That each process of the API answers."""
     __table_args__ = (

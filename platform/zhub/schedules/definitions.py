@@ -24,7 +24,7 @@ from zhub.models import Alias, Dataset, DatasetVersion, Expert, Schedule
 from zhub.pydantic_errors import refusal
 from zhub.registry import aliases, versions
 from zhub.registry.publish import expert_name, get_or_create_expert
-from zhub.schedules import cron
+from zhub.schedules import completions, cron
 from zhub.schedules.cron import MAX_CATCH_UP_S, Misfire
 from zhub.suggestions import did_you_mean
 from zhub.tenancy.keys import Caller
@@ -56,6 +56,13 @@ class ScheduleRequest(Schema):
     """An alias, ``<project>.<expert>@<alias>``: also train when an evaluation finds its version worse than the base."""
     on_feedback: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
     """Also train when so many pieces of feedback have come on the expert that it trains, since it last did for them."""
+    on_completions: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+    """Also make a version of the dataset when so many stored completions have come, or were rated, since it last did.
+
+    With ``on_new_data`` that is trained on.
+    """
+    completions_where: str | None = None
+    """Which of them, as for a dataset of completions; None: all."""
     misfire: Misfire = "fire_once"
     overlap: Overlap = "skip"
     catch_up_s: Annotated[int, Field(strict=True, ge=0, le=MAX_CATCH_UP_S)] = 86400
@@ -172,6 +179,7 @@ def resume(session: Session, schedule: Schedule) -> None:
         schedule.seen_version_id = newest.id if newest else None
     if schedule.feedback_expert_id is not None:
         schedule.feedback_seen = session.get_one(Expert, schedule.feedback_expert_id).feedback_count
+    completions.begin(session, schedule)
     session.flush()
 
 
@@ -250,6 +258,10 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
             "A schedule needs 'cron', 'on_new_data': true, 'on_regression', 'on_feedback', or several of these.",
             param="cron",
         )
+    completions.check(
+        session, caller, request.on_completions, request.completions_where, on_new_data=request.on_new_data
+    )
+    where = None if request.on_completions is None else request.completions_where or ""
     if request.cron is not None:
         cron.check_cron(request.cron, request.timezone)
     dataset = _dataset(session, caller, request.dataset)
@@ -263,6 +275,8 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
         schedule.seen_version_id = newest.id if newest else None
     if expert is None or schedule.feedback_expert_id != expert.id:
         schedule.feedback_seen = expert.feedback_count if expert else 0
+    if (request.on_completions, where) != (schedule.on_completions, schedule.completions_where):
+        completions.begin(session, schedule)
     is_retimed = (schedule.cron, schedule.timezone, schedule.jitter_s) != (
         request.cron,
         request.timezone,
@@ -274,6 +288,7 @@ def _set(session: Session, caller: Caller, schedule: Schedule, request: Schedule
     schedule.watched_alias_id = alias.id if alias is not None else None
     for column, value in request.model_dump(exclude={"name", "dataset", "training", "on_regression"}).items():
         setattr(schedule, column, value)
+    schedule.completions_where = where
     schedule.feedback_expert_id = expert.id if expert else None
     if is_retimed:
         _arm(session, schedule, now)

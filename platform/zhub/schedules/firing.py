@@ -15,16 +15,19 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from zhub import states
+from zhub.completions import collecting
+from zhub.completions.collecting import CollectionRequest
 from zhub.database import sessions
-from zhub.errors import ConflictError, ZhubError
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, ZhubError
 from zhub.evaluation.comparison import Verdict
 from zhub.graders.parsing import stored_grader
 from zhub.ids import new_id, public_id
-from zhub.models import DatasetVersion, Expert, Job, Project, Schedule, ScheduleTick
+from zhub.models import Dataset, DatasetVersion, Expert, Job, Project, Schedule, ScheduleTick
 from zhub.queue.desired import request_cancel
-from zhub.schedules import cron, definitions
+from zhub.schedules import completions, cron, definitions
 from zhub.tenancy.keys import Caller
 from zhub.training import fine_tuning
+from zhub.training.methods import read_method
 
 MISSED = "No scheduler looked at it in time."
 
@@ -41,6 +44,7 @@ def process_next_due(session: Session) -> bool:
         with session.begin_nested():
             _count_ended(session, schedule)
             _fire_buffered(session, schedule)
+            _fire_completions(session, schedule)
             _fire_new_data(session, schedule)
             _fire_feedback(session, schedule)
             _fire_ticks(session, schedule, sessions.now(session))
@@ -76,7 +80,8 @@ def list_ticks(session: Session, schedule: Schedule, *, limit: int) -> list[Sche
 
 
 # A schedule with an ended job to count; or one that is not paused and has a due tick, a buffered tick without a running
-# job, new data, or enough feedback. The expert's row counts feedback, not this query.
+# job, new data, enough feedback, or changes of its project's completions to look at. The expert's row counts feedback,
+# and that of the project's settings changes, not this query.
 _DUE = """
     SELECT s.id FROM schedules s
      WHERE s.deleted_at IS NULL AND (
@@ -92,6 +97,8 @@ _DUE = """
              WHERE v.dataset_id = s.dataset_id AND v.purpose = 'fine-tune' AND v.status = 'processed'
                AND v.deleted_at IS NULL
              ORDER BY v.version DESC LIMIT 1)
+        OR s.on_completions IS NOT NULL AND EXISTS
+           (SELECT 1 FROM completion_settings c WHERE c.project_id = s.project_id AND c.changes > s.completions_seen)
         OR EXISTS (SELECT 1 FROM experts e
                     WHERE e.id = s.feedback_expert_id AND e.feedback_count >= s.feedback_seen + s.on_feedback)))
      ORDER BY s.id LIMIT 1 FOR UPDATE SKIP LOCKED
@@ -152,6 +159,35 @@ def _fire_feedback(session: Session, schedule: Schedule) -> None:
     _fire(session, schedule, f"feedback:{expert.name}:{expert.feedback_count}")
 
 
+def _fire_completions(session: Session, schedule: Schedule) -> None:
+    """Ask for a version of the dataset when enough completions have come; once it is checked, it is new data."""
+    if schedule.on_completions is None or schedule.paused_because:
+        return
+    caller = _caller(session, schedule)
+    try:
+        completions.count(session, caller, schedule)
+    except (InvalidRequestError, NotFoundError) as exc:
+        schedule.paused_because = f"Its 'completions_where' cannot be read any more: {exc} Change it, and resume it."
+        return
+    if schedule.completions_new < schedule.on_completions:
+        return
+    schedule.completions_new = 0
+    key = f"completions:{schedule.completions_seen}"
+    dataset = session.get_one(Dataset, schedule.dataset_id).name
+    try:
+        with session.begin_nested():
+            recipe = read_method(schedule.request.get("method"), schedule.request.get("hyperparameters")).recipe
+            wanted = CollectionRequest(dataset=dataset, where=schedule.completions_where or "", method=recipe)
+            made = collecting.request(session, caller, wanted)
+    except ZhubError as exc:
+        _note(session, schedule, key, "refused", str(exc)).counted = True
+        _count(schedule, failed=True, why=str(exc))
+    else:
+        message = f"{public_id(collecting.KIND, made.id)} becomes a version of '{dataset}', which is new data."
+        _note(session, schedule, key, "collected", message)
+    session.flush()
+
+
 def _fire_buffered(session: Session, schedule: Schedule) -> None:
     buffered = _buffered(session, schedule)
     if buffered is not None and not schedule.paused_because and not _unfinished(session, schedule):
@@ -184,8 +220,7 @@ def _fire(session: Session, schedule: Schedule, key: str) -> ScheduleTick:
 
 def _submit(session: Session, schedule: Schedule, tick: ScheduleTick) -> ScheduleTick:
     """Enqueue the training of a tick, or record in its row why the training is refused."""
-    project = session.scalars(select(Project).where(Project.id == schedule.project_id)).one()
-    caller = Caller(schedule.id, schedule.org_id, schedule.project_id, project.name, frozenset())
+    caller = _caller(session, schedule)
     try:
         with session.begin_nested():
             newest = definitions.newest_version(session, schedule.dataset_id)
@@ -206,6 +241,12 @@ def _submit(session: Session, schedule: Schedule, tick: ScheduleTick) -> Schedul
         log.info("schedule %s: tick %s submitted job %s", schedule.id, tick.key, job.id, extra=extra)
     session.flush()
     return tick
+
+
+def _caller(session: Session, schedule: Schedule) -> Caller:
+    """As whom a schedule acts: its project, with rights of its own."""
+    project = session.scalars(select(Project).where(Project.id == schedule.project_id)).one()
+    return Caller(schedule.id, schedule.org_id, schedule.project_id, project.name, frozenset())
 
 
 def _unfinished(session: Session, schedule: Schedule) -> list[Job]:

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from zhub.errors import QuotaExceededError
-from zhub.models import BaseModel, DatasetVersion, Quota
+from zhub.models import BaseModel, CompletionSettings, DatasetVersion, Quota
 
 DEFAULT_MAX_QUEUED = 500
 DEFAULT_MAX_BYTES = 200 << 30
@@ -21,7 +21,7 @@ class Limits:
     max_queued: int = DEFAULT_MAX_QUEUED
     """Jobs that may wait at a time."""
     max_bytes: int = DEFAULT_MAX_BYTES
-    """Of its dataset files and of the files of its private base models."""
+    """Of its dataset files, of the files of its private base models, and of its stored completions."""
     requests_per_minute: int = DEFAULT_REQUESTS_PER_MINUTE
     """That are answered: by all processes of the API together where they have one Redis, else by each."""
 
@@ -35,13 +35,16 @@ def limits_of(session: Session, org_id: uuid.UUID) -> Limits:
 
 
 def stored_bytes(session: Session, org_id: uuid.UUID) -> int:
-    """What its dataset files and the files of its private base models take; equal ones count as often as they stand."""
+    """What its files, private base models and stored completions take; equal ones count as often as they stand."""
     datasets = select(func.coalesce(func.sum(DatasetVersion.size_bytes), 0)).where(
         DatasetVersion.org_id == org_id, DatasetVersion.deleted_at.is_(None)
     )
     sources = select(BaseModel.source).where(BaseModel.owner_org_id == org_id, BaseModel.private)
     of_bases: int = sum(file["size_bytes"] for source in session.scalars(sources) for file in source["files"])
-    return int(session.scalars(datasets).one()) + of_bases
+    of_completions = select(func.coalesce(func.sum(CompletionSettings.stored_bytes), 0)).where(
+        CompletionSettings.org_id == org_id
+    )
+    return int(session.scalars(datasets).one()) + of_bases + int(session.scalars(of_completions).one())
 
 
 def check_bytes(session: Session, org_id: uuid.UUID, size_bytes: int) -> None:
@@ -54,5 +57,5 @@ def check_bytes(session: Session, org_id: uuid.UUID, size_bytes: int) -> None:
     if stored + size_bytes > limit:
         raise QuotaExceededError(
             f"The file has {size_bytes:,} bytes, and your organisation has {stored:,} of the {limit:,} that it may "
-            "store. Delete files, or ask the platform's operator for more."
+            "store. Delete files or stored completions, or ask the platform's operator for more."
         )

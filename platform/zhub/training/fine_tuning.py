@@ -34,10 +34,10 @@ from zhub.registry.publish import check_trainable, expert_name, get_or_create_ex
 from zhub.specs import BaseModelSource, BasisReference, StartingPoint, TrainPlan
 from zhub.tenancy import idempotency
 from zhub.tenancy.keys import Caller
+from zhub.tenancy.metadata import Metadata
 from zhub.training import estimates, few_shot
 from zhub.training.estimates import Estimate
 from zhub.training.hyperparameters import resolve_hyperparameters
-from zhub.training.job_changes import Metadata
 from zhub.training.methods import read_method
 from zhub.training.packing import pack_key
 from zhub.training.rows import check_rows

@@ -15,15 +15,7 @@ from zhub import states
 from zhub.errors import ConflictError
 from zhub.models import Job
 from zhub.queue import job_events
-
-# As many and as long as the dialect has them.
-Metadata = Annotated[
-    dict[
-        Annotated[str, Field(min_length=1, max_length=64)],
-        Annotated[str, Field(max_length=512)],
-    ],
-    Field(max_length=16),
-]
+from zhub.tenancy.metadata import Metadata
 
 
 class JobChange(Schema):

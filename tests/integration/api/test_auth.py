@@ -7,9 +7,12 @@ import openai
 import pytest
 from api_requests import raw, refused
 from fastapi import FastAPI
+from sqlalchemy import Engine
+from storing import store_one
 from suites import GRADER, METHOD
 
 from zhub.manifest import MANIFEST_FILE
+from zhub.tenancy.keys import Caller
 
 Client = openai.OpenAI
 OpenClient = Callable[..., openai.OpenAI]
@@ -24,6 +27,8 @@ PLACES = {
     "delivery_id": "whd-0",
     "endpoint_id": "whe-0",
     "evaluation_id": "eval-0",
+    "completion_id": "chatcmpl-0",
+    "collection_id": "cds-0",
     "feedback_id": "fb-0",
     "file_id": "file-0",
     "import_id": "import-0",
@@ -56,6 +61,10 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", f"{GRADERS}/run"): {"json": {"grader": GRADER, "model_sample": "x"}},
     ("post", "/v1/chat/completions"): {"json": CHAT},
     ("get", "/v1/organization/usage/completions"): {"params": {"start_time": 0}},
+    ("post", "/v1/chat/completions/{completion_id}"): {"json": {"metadata": {"a": "b"}}},
+    ("post", "/v1/chat/completions/{completion_id}/feedback"): {"json": {"score": 1}},
+    ("post", "/v1/stored_completions/datasets"): {"json": {"dataset": "liked"}},
+    ("post", "/v1/stored_completions/settings"): {"json": {"enabled": True}},
     ("post", "/v1/completions"): {"json": {"model": "tiny", "prompt": "x"}},
     ("post", "/v1/embeddings"): {"json": {"model": "tiny", "input": "x"}},
     ("post", "/v1/evaluations"): {"json": {"model": "tiny", "file": "file-0", "grader": GRADER}},
@@ -143,6 +152,8 @@ def test_what_a_project_owns_is_not_there_for_anybody_else(
     client: Client,
     publish: Callable[..., str],
     evaluate: Callable[[], str],
+    caller: Caller,
+    system_engine: Engine,
     subtests: pytest.Subtests,
     other: tuple[str, str],
 ) -> None:
@@ -153,6 +164,9 @@ def test_what_a_project_owns_is_not_there_for_anybody_else(
     places |= owned(client, name, checked_file)
     hook: Any = client.post("/webhook_endpoints", body=WEBHOOK, cast_to=object)
     places["endpoint_id"] = hook["id"]
+    places["completion_id"] = store_one(system_engine, caller)
+    made: Any = client.post("/stored_completions/datasets", body={"dataset": "liked"}, cast_to=object)
+    places["collection_id"] = made["id"]
     ours, theirs = make_key(), make_key(*other)
     # Base models belong to the platform, and their decomposition to who added them.
     shared = {"/v1/base_models/{name}", "/v1/base_models/{name}/queue"}

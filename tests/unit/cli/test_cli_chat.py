@@ -67,3 +67,14 @@ def test_a_schema_that_is_not_json_is_refused_with_its_path(
 @pytest.mark.parametrize("option", [("--temperature", "3"), ("--top-p", "2"), ("--max-tokens", "0")])
 def test_a_setting_out_of_its_range_is_a_usage_error(zhub: Run, option: tuple[str, str]) -> None:
     assert zhub("chat", "6 * 7?", *option) == 2
+
+
+def test_an_answer_is_stored_with_its_metadata_and_says_under_which_id(
+    api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.add("POST", COMPLETIONS, ANSWER | {"id": "chatcmpl-1"})
+    assert zhub("chat", "6 * 7?", "--store", "--metadata", "team=a", "--metadata", "kind=b=c") == 0
+    (body,) = api.bodies("POST", COMPLETIONS)
+    assert (body["store"], body["metadata"]) == (True, {"team": "a", "kind": "b=c"})
+    assert "Stored as chatcmpl-1." in capsys.readouterr().err
+    assert zhub("chat", "6 * 7?", "--metadata", "team") == 2

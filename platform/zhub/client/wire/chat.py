@@ -31,3 +31,4 @@ class ChatPiece:
     experts: list[ChosenExpert]
     routing: Routing
     finish_reason: str | None
+    answer_id: str = ""

@@ -199,6 +199,8 @@ class FeedbackRecord(Answer):
     id: str
     created_at: int
     model: str
+    completion_id: str | None = None
+    """The stored completion whose answer it was."""
     messages: list[dict[str, str]]
     completion: str
     score: float

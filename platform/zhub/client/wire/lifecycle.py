@@ -82,6 +82,10 @@ class ScheduleRecord(Answer):
     on_feedback: int | None
     new_feedback: int | None
     """How many pieces of feedback have come since it fired last; it fires at ``on_feedback``."""
+    on_completions: int | None = None
+    completions_where: str | None = None
+    new_completions: int | None = None
+    """How many of them have come since it fired last for them; it fires at ``on_completions``."""
     misfire: str
     overlap: str
     jitter_s: int

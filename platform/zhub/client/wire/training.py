@@ -3,6 +3,7 @@
 from typing import Any
 
 from zhub.client.wire.answer import ENDED, Answer
+from zhub.client.wire.completions import Provenance
 
 
 class ClassifiedRecord(Answer):
@@ -44,6 +45,8 @@ class DatasetFile(Answer):
     """Where it is for a classifier: the experts whose prompts it has."""
     is_new: bool = False
     """Of an upload: whether these bytes were not there before under this name."""
+    completions: Provenance | None = None
+    """Of which stored ones it was made, if it was."""
 
 
 class LongRowRecord(Answer):
