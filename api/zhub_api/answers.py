@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from zhub_api import serving_client
 from zhub_api.answer_settings import AnswerSettings
 from zhub_api.context import Context
 from zhub_api.serving_client import AnswerLine
+from zhub_api.shadowing import Shadow
 from zhub_api.streams import EVENTS, ending_with_errors, read_ahead
 
 T = TypeVar("T")
@@ -61,8 +62,8 @@ class Form:
 
 async def asked_of_serving(
     context: Context, caller: Caller, http_request: Request, settings: AnswerSettings
-) -> GenerationRequest:
-    """What serving is asked for. Raises as ``serving_client.resolve``."""
+) -> tuple[GenerationRequest, Shadow | None]:
+    """What serving is asked for, and a shadow, if one gets the request. Raises as ``serving_client.resolve``."""
     return await run_in_threadpool(
         serving_client.resolve,
         context,
@@ -71,6 +72,7 @@ async def asked_of_serving(
         settings.mixture(),
         strategy=settings.strategy,
         requester=settings.user or http_request.state.request_id,
+        request_id=http_request.state.request_id,
         **settings.for_serving(),
     )
 
@@ -81,22 +83,21 @@ async def answer(
     settings: AnswerSettings,
     asked: GenerationRequest,
     form: Form,
-    keep: Keep | None = None,
+    keeps: Sequence[Keep] = (),
 ) -> Response | StreamingResponse:
-    """Have serving answer, and tell it in a form: plain or streamed."""
+    """Have serving answer, and tell it in a form: plain or streamed. Each of ``keeps`` gets the whole answer."""
     lines: AsyncIterator[AnswerLine] = serving_client.generate(http_request.app.state.serving, caller, asked)
     first = await while_listened_to(http_request, started(lines))
     if first is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     beginning = {"id": form.id, **head(settings.model, asked, first)}
 
-    def told(answers: list[Answer]) -> dict[str, Any]:
-        choices = [form.choice(index, answer) for index, answer in enumerate(answers)]
-        used = usage(first, [answer.ended for answer in answers])
-        return beginning | {"object": form.whole, "choices": choices, "usage": used}
+    def heard(answers: Sequence[Answer]) -> None:
+        for keep in keeps:
+            keep(body(beginning, form, first, answers))
 
-    if keep is not None:
-        lines = overheard(lines, asked.n, lambda answers: keep(told(answers)))
+    if keeps:
+        lines = overheard(lines, asked.n, heard)
     if settings.stream:
         of_chunks = beginning | {"object": form.chunk}
         chunks = events(of_chunks, first, lines, form.deltas, includes_usage=settings.includes_usage())
@@ -105,7 +106,29 @@ async def answer(
     whole = await while_listened_to(http_request, collected(lines, asked.n))
     if whole is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(told(whole))
+    return JSONResponse(body(beginning, form, first, whole))
+
+
+def body(beginning: dict[str, Any], form: Form, first: Started, answers: Sequence[Answer]) -> dict[str, Any]:
+    """A plain response with all answers."""
+    choices = [form.choice(index, answer) for index, answer in enumerate(answers)]
+    used = usage(first, [answer.ended for answer in answers])
+    return beginning | {"object": form.whole, "choices": choices, "usage": used}
+
+
+def shadowed(http_request: Request, caller: Caller, model: str, shadow: Shadow, form: Form) -> Keep:
+    """What has a shadow answer once the live answer is whole, and the two compared."""
+    state, began = http_request.app.state, time.monotonic()
+
+    async def answered(asked: GenerationRequest) -> dict[str, Any]:
+        lines = serving_client.generate(state.serving, caller, asked)
+        first = await started(lines)
+        return body(head(model, asked, first), form, first, await collected(lines, asked.n))
+
+    def keep(live: dict[str, Any]) -> None:
+        state.shadowing.ask(shadow, answered, live, time.monotonic() - began)
+
+    return keep
 
 
 async def started(lines: AsyncIterator[AnswerLine]) -> Started:

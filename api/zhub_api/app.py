@@ -50,10 +50,12 @@ from zhub_api.routes import (
     promotions,
     releases,
     schedules,
+    shadows,
     stored_completions,
     webhooks,
 )
 from zhub_api.serving_client import Serving
+from zhub_api.shadowing import Shadowing
 from zhub_api.text import CheckedTexts
 
 PROBES = 16
@@ -83,6 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.streams = job_events.Streams(
         Shares("event streams", places=settings.streams, per_org=settings.streams_per_org)
     )
+    app.state.shadowing = Shadowing(context.engine)
     app.state.readiness = health.Readiness(context.engine)
     app.state.keeper = CompletionKeeper(context.engine)
     app.state.draining = threading.Event()
@@ -98,8 +101,9 @@ def _parts() -> APIRouter:
     router = APIRouter(responses=errors.ANSWERS, dependencies=[CheckedTexts])
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
-        expert_imports, expert_strengths, classification_datasets, releases, chat, stored_completions,
-        completion_settings, completion_datasets, completions, embeddings, feedback, webhooks, organization,
+        expert_imports, expert_strengths, classification_datasets, releases, shadows, chat,
+        stored_completions, completion_settings, completion_datasets, completions, embeddings, feedback, webhooks,
+        organization,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):
@@ -143,6 +147,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         start_vital(partial(meter.run, stopping), name="meter", stopping=stopping)
         yield
         stopping.set()
+        await app.state.shadowing.stop()
         await asyncio.gather(asyncio.to_thread(keeper.wait_drained), asyncio.to_thread(meter.flush))
     context.engine.dispose()
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from zhub.generation import (
     ToolCall,
 )
 from zhub.process.shares import Shares
-from zhub.registry import base_models
+from zhub.registry import base_models, shadows
 from zhub.registry import resolve as version_resolve
 from zhub.registry.references import answering
 from zhub.specs import BaseModelSource
@@ -37,6 +37,7 @@ from zhub.tenancy.token_usage import Tokens
 from zhub_api.context import Context
 from zhub_api.metering import Meter
 from zhub_api.observed import CHAT_FIRST_TOKEN_SECONDS, CHAT_REQUESTS, CHAT_TOKEN_SECONDS, CHAT_TOKENS
+from zhub_api.shadowing import Shadow
 
 # What a replica may refuse because of the request itself; anything else is the platform's fault.
 CALLERS_FAULT = ("invalid_request", "context_length_exceeded", "non_finite_logits", "unsupported_parameter")
@@ -55,9 +56,11 @@ def resolve(
     *,
     strategy: Strategy | None = None,
     requester: str | None = None,
+    request_id: str | None = None,
     **asked: Any,
-) -> GenerationRequest:
-    """What serving is asked, once the caller's model (``mixture``: experts and their weights) has been looked up.
+) -> tuple[GenerationRequest, Shadow | None]:
+    """What serving is asked, once the caller's model (``mixture``: experts and their weights) has been looked up; and
+    what a shadow is, if one gets the request ``request_id``.
 
     ``strategy`` and ``requester``: see ``zhub.registry.resolve``. ``asked`` are the other fields of the request; one
     that is None is as serving has it by itself.
@@ -68,14 +71,24 @@ def resolve(
     """
     with tenant_session(context.engine, caller.org_id) as session:
         resolved = version_resolve.resolve(session, caller, model, mixture, strategy=strategy, requester=requester)
-        basis = (base_models.require_ready if resolved.experts else base_models.basis_of)(resolved.base)
-        base = BaseModelSource.model_validate(resolved.base.source)
-        who = answering(resolved)
+        request = _request(caller, resolved, asked)
+        if request_id is None or resolved.alias is None or resolved.release is None:
+            return request, None
+        drawn = shadows.drawn(session, caller.project_id, resolved.alias, resolved.release, request_id)
+        if drawn is None:
+            return request, None
+        trial_id, record = drawn
+        tried = version_resolve.resolve(session, caller, record.name, ())
+        return request, Shadow(trial_id, caller.org_id, _request(caller, tried, asked))
+
+
+def _request(caller: Caller, resolved: version_resolve.ResolvedModel, asked: Mapping[str, Any]) -> GenerationRequest:
+    basis = (base_models.require_ready if resolved.experts else base_models.basis_of)(resolved.base)
     return GenerationRequest(
-        base=base,
+        base=BaseModelSource.model_validate(resolved.base.source),
         basis=basis,
         org_id=str(caller.org_id),
-        **dict(who),
+        **dict(answering(resolved)),
         **{name: value for name, value in asked.items() if value is not None},
     )
 

@@ -39,6 +39,7 @@ from zhub.models import (
     ReleaseVersion,
     Schedule,
     ScheduleTick,
+    ShadowTrial,
     StoredCompletion,
     TokenCount,
     TokenUsage,
@@ -165,6 +166,10 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.add(WebhookDelivery(endpoint_id=endpoints[0].id, **about, **own))
     session.flush()
     releases, release_versions = _fill_releases(session, base, version, within)
+    trial = {"alias_id": alias.id, "share": 0.5, "by": "key"}
+    trial |= {"live_version_id": release_versions[0].id, "shadow_version_id": release_versions[1].id}
+    session.add(ShadowTrial(**trial, **own))
+    session.flush()
     completion = _fill_completions(session, version, within)
     spare = {
         "datasets": datasets[1],

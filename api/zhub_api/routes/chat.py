@@ -147,7 +147,7 @@ async def create_completion(
     caller.require("chat")
     completion_id = new_id()
     keep = await keeping(context, caller, http_request, request, completion_id) if request.store else None
-    asked = await answers.asked_of_serving(context, caller, http_request, request)
+    asked, shadow = await answers.asked_of_serving(context, caller, http_request, request)
     form = Form(
         public_id(KIND, completion_id),
         "chat.completion",
@@ -155,7 +155,8 @@ async def create_completion(
         lambda index, answer: _choice(index, answer, asked),
         _deltas(asked),
     )
-    return await answers.answer(http_request, caller, request, asked, form, keep)
+    tried = answers.shadowed(http_request, caller, request.model, shadow, form) if shadow else None
+    return await answers.answer(http_request, caller, request, asked, form, [k for k in (keep, tried) if k])
 
 
 async def keeping(

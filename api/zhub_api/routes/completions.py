@@ -53,7 +53,7 @@ async def complete(
 ) -> Response | StreamingResponse:
     """Go on from a text, with an expert, a base model, a mixture (``experts``) or ``auto``; plain or streamed."""
     caller.require("chat")
-    asked = await answers.asked_of_serving(context, caller, http_request, request)
+    asked, shadow = await answers.asked_of_serving(context, caller, http_request, request)
     offset = len(asked.prompt or "")
 
     def choice(index: int, answer: Answer) -> dict[str, Any]:
@@ -65,7 +65,8 @@ async def complete(
         }
 
     form = Form(f"cmpl-{uuid.uuid4().hex}", "text_completion", "text_completion", choice, _pieces(asked))
-    return await answers.answer(http_request, caller, request, asked, form)
+    tried = answers.shadowed(http_request, caller, request.model, shadow, form) if shadow else None
+    return await answers.answer(http_request, caller, request, asked, form, [tried] if tried else ())
 
 
 def _pieces(asked: GenerationRequest) -> Callable[[AnswerLine], list[dict[str, Any]]]:

@@ -186,7 +186,7 @@ def _judge(context: Context, caller: Caller, serving: serving_client.Serving) ->
 
     def answer(grader: ScoreModelGrader, conversation: list[dict[str, str]]) -> str:
         sampling = grader.sampling_params
-        request = serving_client.resolve(
+        request, _ = serving_client.resolve(
             context,
             caller,
             grader.model,

@@ -5,6 +5,7 @@ import re
 COMMANDS = {
     "DELETE /v1/experts/{expert}/aliases/{alias}": ("zhub experts demote",),
     "DELETE /v1/releases/{release}/aliases/{alias}": ("zhub releases demote",),
+    "DELETE /v1/releases/{release}/aliases/{alias}/shadow": ("zhub releases shadow",),
     "DELETE /v1/releases/{version}": ("zhub releases rm",),
     "DELETE /v1/schedules/{schedule_id}": ("zhub schedules rm",),
     "GET /v1/base_models": ("zhub base-models ls",),
@@ -20,6 +21,7 @@ COMMANDS = {
     "POST /v1/promotions/{promotion_id}/cancel": ("zhub promotions cancel",),
     "PUT /v1/experts/{expert}/aliases/{alias}": ("zhub experts promote",),
     "PUT /v1/releases/{release}/aliases/{alias}": ("zhub releases promote",),
+    "PUT /v1/releases/{release}/aliases/{alias}/shadow": ("zhub releases shadow",),
 }
 ROUTE = re.compile(r"`?\b((?:GET|POST|PUT|PATCH|DELETE) /v1/[\w/{}-]+)`?")
 

@@ -1,5 +1,6 @@
 """``zhub releases``."""
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +10,9 @@ from zhub.cli.classifiers import classifier
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, note, put, show_json, table
 from zhub.client.wire.lifecycle import AliasRecord
-from zhub.client.wire.releases import ReleaseRecord
+from zhub.client.wire.releases import ReleaseRecord, ShadowRecord
+
+VERSION_NUMBER = re.compile(r"v[0-9]+")
 
 app = typer.Typer(
     help="Releases: a strategy and the expert versions that it pins, promoted as one.", no_args_is_help=True
@@ -159,6 +162,28 @@ def demote(
 
 
 @app.command()
+def shadow(
+    version: Annotated[str, typer.Argument(help="A release version (project.release@v2), or the alias to show.")],
+    alias: Annotated[str, typer.Option(help="The alias beside whose version it answers.")] = "prod",
+    share: Annotated[float, typer.Option(help="Of the alias's requests that it answers too: 0.1 is a tenth.")] = 1.0,
+    end: Annotated[bool, typer.Option("--end", help="End the trial that runs on the alias.")] = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a version answer beside the one of an alias, where nobody gets its answers; or show how they compare."""
+    release, _, named = version.partition("@")
+    with connect(data_dir) as client:
+        if end:
+            client.releases.end_shadow(f"{release}@{alias}")
+        elif VERSION_NUMBER.fullmatch(named):
+            client.releases.start_shadow(f"{release}@{alias}", version, share=share)
+        trial = client.releases.shadow(f"{release}@{alias if VERSION_NUMBER.fullmatch(named) else named or alias}")
+    if as_json:
+        return show_json(trial)
+    put(facts(_trial(trial)))
+
+
+@app.command()
 def moves(
     alias: Annotated[str, typer.Argument(help="An alias (project.release@prod).")],
     data_dir: DataDirOption = None,
@@ -221,6 +246,28 @@ def show_release(release: ReleaseRecord, as_json: bool) -> None:
 
 def _aliases(release: ReleaseRecord) -> str:
     return " ".join(f"@{name}" for name in release.aliases) or "-"
+
+
+def _trial(trial: ShadowRecord) -> list[tuple[str, str]]:
+    ended = f"until {moment(trial.ended_at)}" if trial.ended_at else "until the alias moves"
+    answered = max(trial.answered, 1)
+    seconds = trial.seconds
+    return [
+        ("alias", f"{trial.alias}, which {trial.live} answers"),
+        ("shadow", f"{trial.shadow}, for {trial.share:.0%} of the requests since {moment(trial.created_at)}, {ended}"),
+        ("answered", f"{trial.answered:,}; {trial.failed:,} failed, {trial.left_out:,} left out while it was busy"),
+        ("same experts", _share_of(trial.same_experts, trial.answered)),
+        ("answered alike", f"{_share_of(trial.alike, trial.comparable)} that are not drawn at random"),
+        ("tokens an answer", f"{trial.tokens.live / answered:.1f} live, {trial.tokens.shadow / answered:.1f} shadow"),
+        (
+            "seconds an answer",
+            f"{seconds.live / answered:.2f} live, {seconds.shadow / answered:.2f} shadow",
+        ),
+    ]
+
+
+def _share_of(count: int, total: int) -> str:
+    return f"{count:,} of {total:,}" + (f" ({count / total:.0%})" if total else "")
 
 
 def _shared(alias: AliasRecord) -> str:

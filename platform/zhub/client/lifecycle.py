@@ -25,7 +25,7 @@ class Aliases:
 
     def get(self, name: str) -> AliasRecord:
         """``<project>.<expert>@<alias>``, or of a release, with every move of it."""
-        return AliasRecord.model_validate(self._http.get(self._path(name)))
+        return AliasRecord.model_validate(self._http.get(self.path(name)))
 
     def move(self, name: str, version: str, *, reason: str | None = None, share: float | None = None) -> AliasRecord:
         """Point an alias to a version, without a gate; with ``share``, in (0, 1), send that share of a release's
@@ -33,13 +33,14 @@ class Aliases:
         body: dict[str, Any] = {"version": version, "reason": reason}
         if share is not None:
             body["share"] = share
-        return AliasRecord.model_validate(self._http.put(self._path(name), body))
+        return AliasRecord.model_validate(self._http.put(self.path(name), body))
 
     def remove(self, name: str) -> None:
         """Let an alias point to nothing. Its moves stay."""
-        self._http.delete(self._path(name))
+        self._http.delete(self.path(name))
 
-    def _path(self, name: str) -> str:
+    def path(self, name: str) -> str:
+        """Of an alias, in the API."""
         owner, _, alias = name.partition("@")
         return f"/v1/{self._owners}/{path_part(owner)}/aliases/{path_part(alias)}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from zhub.client.lifecycle import Aliases
 from zhub.client.transport import Http, path_part
-from zhub.client.wire.releases import DiffRecord, ReleaseRecord
+from zhub.client.wire.releases import DiffRecord, ReleaseRecord, ShadowRecord
 
 MAX_PAGE = 100
 
@@ -48,6 +48,19 @@ class Releases:
         """What differs in how a version answers from ``against``, or from what ``@prod`` of its release points to."""
         asked: dict[str, Any] = {} if against is None else {"against": against}
         return DiffRecord.model_validate(self._http.get(f"/v1/releases/{path_part(name)}/diff", **asked))
+
+    def start_shadow(self, alias: str, version: str, *, share: float = 1.0) -> ShadowRecord:
+        """Let a version answer ``share`` of the requests of ``<project>.<release>@<alias>`` beside it."""
+        body = {"version": version, "share": share}
+        return ShadowRecord.model_validate(self._http.put(f"{self.aliases.path(alias)}/shadow", body))
+
+    def shadow(self, alias: str) -> ShadowRecord:
+        """The newest trial of a shadow of ``<project>.<release>@<alias>``."""
+        return ShadowRecord.model_validate(self._http.get(f"{self.aliases.path(alias)}/shadow"))
+
+    def end_shadow(self, alias: str) -> None:
+        """End the trial that runs. What was counted stays."""
+        self._http.delete(f"{self.aliases.path(alias)}/shadow")
 
     def delete(self, name: str) -> None:
         """Delete a version, which then pins nothing. There is no way back."""

@@ -21,7 +21,7 @@ from zhub.models.registry import (
     Promotion,
     TokenCount,
 )
-from zhub.models.releases import ClassifiedExpert, Release, ReleaseExpert, ReleaseVersion
+from zhub.models.releases import ClassifiedExpert, Release, ReleaseExpert, ReleaseVersion, ShadowTrial
 from zhub.models.schedules import Schedule, ScheduleTick
 from zhub.models.tenancy import ApiKey, Organization, Project, Quota
 from zhub.models.usage import MonthUsage, TokenUsage, Usage
@@ -59,6 +59,7 @@ __all__ = [
     "Release",
     "ReleaseExpert",
     "ReleaseVersion",
+    "ShadowTrial",
     "Schedule",
     "ScheduleTick",
     "StoredCompletion",

@@ -4,7 +4,7 @@ learned to tell apart."""
 import uuid
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from zhub.models.base import Base, TenantOwned, one_of, tenant_fk
@@ -53,6 +53,44 @@ class ReleaseVersion(TenantOwned, Base):
         one_of("strategy", STRATEGIES),
         CheckConstraint("strategy <> 'classifier' OR classifier_version_id IS NOT NULL", name="has_classifier"),
         Index("ix_release_versions_classifier", "classifier_version_id"),
+    )
+
+
+class ShadowTrial(TenantOwned, Base):
+    """A version that answers a ``share`` of an alias's requests beside the one that it points to, and what came of it.
+
+    It ends with the next move of the alias. Counts are of requests: those that the shadow ``answered``, ``failed`` at,
+    and was ``left_out`` of because it answered others; of the first, those with the ``same_experts``, and of the
+    ``comparable`` ones, which are not drawn at random, those that it answered ``alike``.
+    """
+
+    __tablename__ = "shadow_trials"
+    alias_id: Mapped[uuid.UUID]
+    live_version_id: Mapped[uuid.UUID]
+    shadow_version_id: Mapped[uuid.UUID]
+    share: Mapped[float]
+    by: Mapped[str]
+    """The id of the key that began it."""
+    ended_at: Mapped[datetime | None]
+    answered: Mapped[int] = mapped_column(default=0, server_default="0")
+    failed: Mapped[int] = mapped_column(default=0, server_default="0")
+    left_out: Mapped[int] = mapped_column(default=0, server_default="0")
+    same_experts: Mapped[int] = mapped_column(default=0, server_default="0")
+    comparable: Mapped[int] = mapped_column(default=0, server_default="0")
+    alike: Mapped[int] = mapped_column(default=0, server_default="0")
+    live_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    shadow_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    live_seconds: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    shadow_seconds: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        tenant_fk("alias_id", "aliases"),
+        tenant_fk("live_version_id", "release_versions"),
+        tenant_fk("shadow_version_id", "release_versions"),
+        CheckConstraint("share > 0 AND share <= 1", name="share"),
+        Index("uq_shadow_trials_running", "alias_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+        Index("ix_shadow_trials_alias", "alias_id", "id"),
+        Index("ix_shadow_trials_shadow", "shadow_version_id"),
     )
 
 

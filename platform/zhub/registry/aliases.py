@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
 from zhub.ids import new_id
 from zhub.models import Alias, AliasMove, Expert, Release, Schedule
-from zhub.registry import releases, versions
+from zhub.registry import releases, shadows, versions
 from zhub.registry.releases import ReleaseRecord
 from zhub.registry.versions import VersionRecord
 from zhub.suggestions import did_you_mean
@@ -88,7 +88,8 @@ def move(
     reason: str | None = None,
     expected: Expected | None = None,
 ) -> Alias:
-    """Point an alias to a version, whatever it points to now, or only if it points to ``expected``. Its canary ends.
+    """Point an alias to a version, whatever it points to now, or only if it points to ``expected``. Its canary and its
+    shadow end.
 
     If it points to that version already, and has no canary, nothing is recorded.
 
@@ -107,6 +108,7 @@ def move(
         raise _moved_meanwhile(name, owner)
     if before == to.version.id and alias.canary_version_id is None:
         return alias
+    shadows.end(session, alias.id)
     record = AliasMove(org_id=owner.org_id, alias_id=alias.id, by=by, reason=reason)
     setattr(record, f"from_{target}", before)
     setattr(record, f"to_{target}", to.version.id)
@@ -160,6 +162,7 @@ def remove(session: Session, alias: Alias, *, by: str, reason: str | None = None
         )
     if alias.target_id is None:
         return
+    shadows.end(session, alias.id)
     removed = {"from_version_id": alias.version_id, "from_release_version_id": alias.release_version_id}
     session.add(AliasMove(org_id=alias.org_id, alias_id=alias.id, by=by, reason=reason, **removed))
     targets = ("version_id", "release_version_id", "canary_version_id", "canary_share")

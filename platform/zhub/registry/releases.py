@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from zhub import states
@@ -25,6 +25,7 @@ from zhub.models import (
     Release,
     ReleaseExpert,
     ReleaseVersion,
+    ShadowTrial,
 )
 from zhub.registry import missing, versions
 from zhub.registry.names import ALIAS_NAME, EXPERT_NAME, PROD, VERSION_NAME
@@ -185,20 +186,31 @@ def delete(session: Session, record: ReleaseRecord) -> None:
     """Delete a release version, which then pins nothing. Its number is never given again.
 
     Raises:
-        ConflictError: an alias points to it, or sends it a share of its requests; or it is being measured, or its gate
-            decides about it.
+        ConflictError: an alias points to it, or sends it a share of its requests, as its canary or its shadow; or it
+            is being measured, or its gate decides about it.
     """
     session.refresh(record.version, with_for_update=True)
-    needs = or_(Alias.release_version_id == record.version.id, Alias.canary_version_id == record.version.id)
+    needs = or_(
+        Alias.release_version_id == record.version.id,
+        Alias.canary_version_id == record.version.id,
+        Alias.id.in_(_shadowed_by(record)),
+    )
     alias = session.scalar(select(Alias).where(needs).limit(1))
     if alias is not None:
         raise ConflictError(
             f"'@{alias.name}' sends requests to {record.name}. Move it to another version (PUT "
-            "/v1/releases/{release}/aliases/{alias}), or remove it (DELETE /v1/releases/{release}/aliases/{alias})."
+            "/v1/releases/{release}/aliases/{alias}), or remove it (DELETE /v1/releases/{release}/aliases/{alias}); a "
+            "shadow also ends by DELETE /v1/releases/{release}/aliases/{alias}/shadow."
         )
     _refuse_measured(session, record)
     of_version = update(ReleaseVersion).where(ReleaseVersion.id == record.version.id)
     session.execute(of_version.values(deleted_at=func.now()))
+
+
+def _shadowed_by(record: ReleaseRecord) -> Select[uuid.UUID]:
+    """The aliases beside whose version this one answers."""
+    running = (ShadowTrial.shadow_version_id == record.version.id, ShadowTrial.ended_at.is_(None))
+    return select(ShadowTrial.alias_id).where(*running)
 
 
 def _refuse_measured(session: Session, record: ReleaseRecord) -> None:

@@ -19,7 +19,7 @@ from zhub.answering import Router, Strategy
 from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.models import BaseModel
 from zhub.registry import base_models, classification, missing, releases, versions
-from zhub.registry.names import AUTO, CHECKPOINT_NAME
+from zhub.registry.names import AUTO, CHECKPOINT_NAME, PROD, VERSION_NAME
 from zhub.registry.releases import ReleaseRecord
 from zhub.registry.versions import CheckpointRecord, VersionRecord
 from zhub.tenancy.keys import Caller
@@ -69,6 +69,8 @@ class ResolvedModel:
     candidates: Sequence[WeightedVersion] | None = None
     others: Sequence[VersionRecord] = ()
     release: ReleaseRecord | None = None
+    alias: str | None = None
+    """Of the release, by which it was found and answers as it says: another version may be tried beside it."""
     router: Router | None = None
     classifier: ResolvedClassifier | None = None
 
@@ -103,7 +105,9 @@ def resolve(
         if release is not None:
             if release.version.deleted_at is not None:
                 raise NotFoundError("model", model, "It was deleted.")
-            return _resolve_release(session, release, strategy)
+            resolved = _resolve_release(session, release, strategy)
+            is_tried = strategy is None and VERSION_NAME.fullmatch(model) is None
+            return replace(resolved, alias=model) if is_tried else resolved
         record = _version_or_checkpoint(session, caller.project_id, model)
         resolved = ResolvedModel(record.base, [WeightedVersion(record, 1.0)])
     else:
@@ -128,7 +132,8 @@ def _resolve_auto(
     named = model.removeprefix(f"{AUTO}:")
     release = releases.promoted(session, caller, AUTO, requester=requester)
     if release is not None and named in (AUTO, release.base.name):
-        return _resolve_release(session, release, strategy)
+        resolved = _resolve_release(session, release, strategy)
+        return replace(resolved, alias=f"{caller.project}.{AUTO}@{PROD}") if strategy is None else resolved
     base = _default_base(session) if model == AUTO else base_models.get(session, caller.org_id, named)
     base_models.basis_of(base)  # the base alone answers until it is decomposed: no version is on it
     if strategy == "base":

@@ -72,6 +72,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/feedback"): {"json": CHAT | {"completion": "y", "score": 1}},
     ("put", "/v1/experts/{expert}/aliases/{alias}"): {"json": {"version": "main.summer@v1"}},
     ("put", "/v1/releases/{release}/aliases/{alias}"): {"json": {"version": "main.support@v1"}},
+    ("put", "/v1/releases/{release}/aliases/{alias}/shadow"): {"json": {"version": "main.support@v1"}},
     ("post", "/v1/releases"): {"json": RELEASE},
     ("post", "/v1/classification_datasets"): {"json": CLASSIFICATION},
     ("post", "/v1/expert_imports"): {
@@ -121,6 +122,9 @@ def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
     client.put("/experts/main.summer/aliases/prod", body={"version": version}, cast_to=object)
     release: Any = client.post("/releases", body=RELEASE | {"experts": [{"model": version}]}, cast_to=object)
     client.put("/releases/main.support/aliases/prod", body={"version": release["id"]}, cast_to=object)
+    other = RELEASE | {"experts": [{"model": version}], "strategy": "mixture"}
+    shadow: Any = client.post("/releases", body=other, cast_to=object)
+    client.put("/releases/main.support/aliases/prod/shadow", body={"version": shadow["id"]}, cast_to=object)
     body = {"model": version, "suites": [{"file": file_id, "grader": GRADER}]}
     promotion: Any = client.post("/promotions", body=body, cast_to=object)
     schedule: Any = client.post("/schedules", body=SCHEDULE | {"dataset": file_id}, cast_to=object)

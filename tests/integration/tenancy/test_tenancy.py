@@ -247,6 +247,8 @@ def test_a_row_cannot_point_at_another_tenants_row(
         row |= dict.fromkeys(("release_version_id", "canary_version_id"), str(filled.spare[ours, "release_versions"]))
     if table == "evaluations" and column == "release_version_id":
         row |= {"version_id": None}
+    if table == "shadow_trials":
+        row |= {"ended_at": row["created_at"]}
     with system_session(filled.system) as session:
         session.execute(text("DELETE FROM completion_settings"))  # a project has one row, and the spare one is that
         insert_row(session, table, row | {column: str(filled.spare[ours, target])})

@@ -46,6 +46,39 @@ class DifferenceRecord(Answer):
     after: str | float | None
 
 
+class LiveAndShadow(Answer):
+    """One figure of both sides of a trial, over the requests that the shadow answered."""
+
+    live: float
+    shadow: float
+
+
+class ShadowRecord(Answer):
+    """A version that answers, or answered, beside the one of an alias. All but ``share`` counts requests.
+
+    The shadow ``answered`` some, ``failed`` at some, and was ``left_out`` of some because it was busy with others. Of
+    those that it answered it chose the ``same_experts`` for some; of the ``comparable`` ones, which are not drawn at
+    random, it answered some ``alike``, letter by letter.
+    """
+
+    id: str
+    alias: str
+    live: str
+    shadow: str
+    share: float
+    by: str
+    created_at: int
+    ended_at: int | None
+    answered: int
+    failed: int
+    left_out: int
+    same_experts: int
+    comparable: int
+    alike: int
+    tokens: LiveAndShadow
+    seconds: LiveAndShadow
+
+
 class DiffRecord(Answer):
     """What differs in how a release version answers from how another does."""
 
