@@ -130,3 +130,14 @@ def test_an_entry_describes_its_file(tmp_path: Path) -> None:
 
 def test_a_file_is_found_by_its_name() -> None:
     assert Manifest.model_validate(FIELDS).file("z.safetensors").size_bytes == 3
+
+
+def test_what_was_mixed_is_part_of_the_digest_and_nothing_of_it_is_written_of_what_was_trained() -> None:
+    trained = Manifest.model_validate(FIELDS)
+    mixed = {"name": "main.summer@v1", "digest": "d", "weights": {"all": 0.25}}
+    mixture = {"granularity": "global", "experts": [mixed], "shots": [1]}
+    found = Manifest.model_validate(FIELDS | {"mixture": mixture})
+    other = Manifest.model_validate(FIELDS | {"mixture": mixture | {"experts": [mixed | {"weights": {"all": 0.5}}]}})
+    assert len({trained.digest, found.digest, other.digest}) == 3
+    assert b"mixture" not in trained.canonical()
+    assert Manifest.model_validate_json(found.canonical()) == found

@@ -76,6 +76,19 @@ def test_the_graders_of_a_schedule_are_checked_also_while_its_dataset_has_no_ver
     assert refused.value.param == "training.method.reinforcement.grader.operation"
 
 
+def test_a_schedule_may_search_a_mixture_of_what_an_alias_points_to(
+    ask: Ask, schedule: Ask, publish_version: Ask, system_engine: Engine, look: Callable[[], int]
+) -> None:
+    name = publish_version("winter")
+    ask("put", "/experts/main.winter/aliases/prod", {"version": name})
+    search = {"type": "few_shot", "few_shot": {"grader": GRADER, "experts": ["main.winter@prod"]}}
+    schedule(training=TRAINING | {"method": search})
+    make_due(system_engine)
+    look()
+    (job,) = (job for job in trainings(system_engine) if job.spec.get("recipe") == "few_shot")
+    assert [start["name"] for start in job.spec["starts"]] == [name]
+
+
 def test_making_a_schedule_creates_no_expert(schedule: Ask, system_engine: Engine) -> None:
     schedule()
     with system_session(system_engine) as session:

@@ -13,11 +13,12 @@ from zhub.errors import TrainingError
 from zhub.graders import StringCheckGrader, TextSimilarityGrader
 from zhub.specs import TrainSpec
 from zhub_workers.compute import batches
+from zhub_workers.compute.group import Stopped
 from zhub_workers.evaluation.grading import Grading, encode_rows
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.mixing import Mixer
 from zhub_workers.model.rollout import generate
-from zhub_workers.training.few_shot import choose_shots
+from zhub_workers.training.few_shot import FewShotSearch, choose_shots
 from zhub_workers.training.splits import split_dataset
 from zhub_workers.training.state import TrainState, read_state, write_state
 from zhub_workers.training.train import TrainResult
@@ -33,7 +34,7 @@ LIKE_BOTH = TextSimilarityGrader(
     evaluation_metric="fuzzy_match",
 )
 REFERENCE = StringCheckGrader(
-    type="string_check", name="answer", input="{{sample.output_text}}", reference="{{item.answer}}", operation="eq"
+    type="string_check", name="answer", input="{{sample.output_text}}", reference="{{item.want}}", operation="eq"
 )
 
 
@@ -140,6 +141,26 @@ def test_a_resumed_search_goes_on_as_one_that_never_stopped(
         assert resumed.test == whole.test and resumed.best_step == whole.best_step
 
 
+def test_a_search_that_is_interrupted_while_it_validates_goes_on_as_one_that_never_was(
+    adapted: AdaptedModel, starts: Starts, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, states = long_search(checkpoint_interval=1), list[TrainState]()
+    whole, _ = run(adapted, spec, rows, starts=starts)
+
+    def interrupted(search: FewShotSearch) -> float:
+        if search.state.step == 2:
+            raise Stopped
+        return validate(search)
+
+    validate = FewShotSearch.validate
+    with monkeypatch.context() as patched:
+        patched.setattr(FewShotSearch, "validate", interrupted)
+        stopped, _ = run(adapted, spec, rows, starts=starts, states=states)
+    assert stopped.stopped and states[-1].step == 2
+    resumed, _ = run(adapted, spec, rows, starts=starts, resumed=states[-1])
+    assert (resumed.mixture, resumed.best_step, resumed.test) == (whole.mixture, whole.best_step, whole.test)
+
+
 def test_a_search_that_is_stopped_leaves_its_last_whole_step(adapted: AdaptedModel, starts: Starts, rows: Path) -> None:
     states, asked = list[TrainState](), [0]
 
@@ -188,15 +209,16 @@ def test_without_steps_the_best_of_what_there_is_is_taken(adapted: AdaptedModel,
 def test_the_gradient_start_follows_the_expert_that_makes_right_answers_likelier(
     adapted: AdaptedModel, starts: Starts, tmp_path: Path
 ) -> None:
-    rows = write_rows(tmp_path / "rows", PROMPTS, answer=None)
-    text = rows.read_text().replace("}]}", '}], "answer": "ee"}')
-    rows.write_text(text)
-    expert = starts[0]
+    """Beside its own opposite: equal parts of the two are the base."""
+    rows, expert = write_rows(tmp_path / "rows", PROMPTS, want="ee"), starts[0]
     opposite = Start("main.opposite@v1", "opposite", {name: 2 - z for name, z in expert.z.items()}, None)
-    spec = few_shot(n_steps=1, start="gradient", checkpoint_interval=1).model_copy(update={"grader": REFERENCE})
-    states: list[TrainState] = []
-    _, events = run(adapted, spec, rows, starts=[expert, opposite], states=states)
-    assert any("the gradient mixture" in message for _, message, _ in events)
+    spec = few_shot(n_steps=0, start="gradient").model_copy(update={"grader": REFERENCE})
+    _, events = run(adapted, spec, rows, starts=[expert, opposite])
+    (told,) = [message for _, message, _ in events if message.startswith("Rewards on the")]
+    parts = (part.rsplit(" ", 1) for part in told.partition(": ")[2].rstrip(".").split(", "))
+    rewards = {name: float(reward) for name, reward in parts}
+    assert rewards["the gradient mixture"] == rewards[expert.name] > rewards["the base"]
+    assert rewards["the gradient mixture"] > rewards[opposite.name]
 
 
 def test_fewer_rows_than_shots_are_refused(adapted: AdaptedModel, starts: Starts, rows: Path) -> None:

@@ -54,8 +54,8 @@ class FewShotSearch:
     """Searches one mixture. ``state.search`` holds what the search has come to.
 
     ``mean`` and ``deviation`` of the weights, the ``leader``, which is the best candidate on the shots, its
-    ``leader_score``, the weights of what would be published now, ``best``, and whether the last population was rewarded
-    ``alike``, after which no step is taken.
+    ``leader_score``; the leader that was scored last on validation rows, ``validated``, and the one that would be
+    published now, ``best``; and whether the last population was rewarded ``alike``, after which no step is taken.
 
     Raises:
         TrainingError: there are fewer training rows than shots.
@@ -78,13 +78,14 @@ class FewShotSearch:
         self._validation = rows["validation"]
         self._on_checkpoint = on_checkpoint
         self._checkpointed_step = state.step
-        self._validated: Tensor | None = None  # the leader that was scored last on validation rows
 
     def run(self) -> None:
         """Search for the remaining steps, with their validations and checkpoints."""
         hyper, state = self._hyper, self.state
         if not state.search:
             self._begin()
+        elif is_validated(state.step, hyper) and not self._is_validated():
+            self.validate()  # which was interrupted
         for step in range(state.step + 1, hyper.n_steps + 1):
             if state.search["alike"]:
                 break
@@ -143,9 +144,9 @@ class FewShotSearch:
     def validate(self) -> float:
         """Score the leader on validation rows, and keep it if it is the best so far; return the best mean reward."""
         state, leader = self.state, self.state.search["leader"]
-        if leader.any() and (self._validated is None or not torch.equal(leader, self._validated)):
+        if not self._is_validated():
             rewards = self.job.score(self._mixer.values(leader), self._validation)
-            self._validated = leader
+            state.search["validated"] = leader
             if fmean(rewards) > fmean(state.best_rewards):
                 state.best, state.best_rewards = state.current, rewards
                 state.best_step = state.step or BEFORE_STEPS
@@ -185,6 +186,7 @@ class FewShotSearch:
         state.search = {
             "mean": mean,
             "deviation": torch.full_like(mean, self._hyper.deviation),
+            "validated": torch.zeros_like(mean),  # the base
             "best": torch.zeros_like(mean),
             "alike": torch.zeros(1, dtype=torch.float64),
         }
@@ -192,18 +194,24 @@ class FewShotSearch:
         state.trained_tokens += tokens
         named = {candidate.name: max(0.0, score.reward) for candidate, score in zip(candidates, scores, strict=True)}
         told = ", ".join(f"{name} {reward:.3f}" for name, reward in named.items())
-        metrics = {"train_reward_mean": fmean(named.values()), "train_reward_best": scores[leader].reward}
+        metrics = {"train_reward_mean": fmean(named.values()), "train_reward_best": max(named.values())}
         self.job.on_event(
             "info", f"Rewards on the {len(self._shots)} shots: {told}.", {"type": "metrics", "step": 0, **metrics}
         )
         self.validate()
         state.scores_since_best = 0
 
+    def _is_validated(self) -> bool:
+        return torch.equal(self.state.search["leader"], self.state.search["validated"])
+
     def _tell_alike(self, step: int, reward: float) -> None:
-        message = f"All {self._hyper.population} mixtures of step {step} have the reward {reward:.3f} on the shots"
-        message += ", which tell no more of them apart: the search ends."
+        message = (
+            f"All {self._hyper.population} mixtures of step {step} have the reward {reward:.3f} on the shots, which "
+        )
+        message += "no longer tell them apart" if step > 1 else "do not tell them apart"
+        message += ": the search ends."
         if step == 1:
-            message += " More shots, harder ones, or a grader that gives parts of a point may."
+            message += " Take more shots, harder or easier ones, or a grader that gives partial credit."
         self.job.on_event("info" if step > 1 else "warn", message, {"type": "rewards_alike", "step": step})
 
     def _tell_alone(self) -> None:
