@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import mutants_of_classifiers
 import mutants_of_experts
 import mutants_of_jobs
 import mutants_of_serving
@@ -19,7 +20,12 @@ from mutant import Mutant
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("platform", "workers", "api", "migrations", "tests", "benchmarks", "tools", "pyproject.toml")
-MUTANTS = (*mutants_of_jobs.MUTANTS, *mutants_of_experts.MUTANTS, *mutants_of_serving.MUTANTS)
+MUTANTS = (
+    *mutants_of_jobs.MUTANTS,
+    *mutants_of_experts.MUTANTS,
+    *mutants_of_serving.MUTANTS,
+    *mutants_of_classifiers.MUTANTS,
+)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ SETTINGS = (
     "step_kl=1.0",
     "n_steps=100",
     "eval_interval=25",
-    "max_new_tokens=2",
+    "max_new_tokens=4",
     "general_questions=0",
     "long_rows=skip",
 )
