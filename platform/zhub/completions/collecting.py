@@ -277,11 +277,7 @@ def _publish(
         QuotaExceededError: the organisation would store more than it may.
     """
     if provenance.rows == 0:
-        what = f"that '{wanted.where}' describes" if wanted.where else "in the project"
-        raise InvalidRequestError(
-            f"There is no stored completion {what} that could be a row for {wanted.method}; {provenance.left_out:,} "
-            "could not: they have tools, no text, or for dpo no better answer."
-        )
+        raise InvalidRequestError(_why_empty(provenance))
     sha256, size_bytes = _measure(file)
     with system_session(engine) as session:
         quotas.check_bytes(session, wanted.org_id, size_bytes)
@@ -298,6 +294,16 @@ def _publish(
             sha256=sha256,
         )
         _end(session, wanted.id, claim, status="succeeded", version_id=version.id, provenance=asdict(provenance))
+
+
+def _why_empty(provenance: Provenance) -> str:
+    described = f"described by '{provenance.where}'" if provenance.where else "there"
+    if not provenance.left_out:
+        return f"No stored completion is {described}."
+    return (
+        f"None of the {provenance.left_out:,} stored completions {described} can be a row for {provenance.method}: "
+        "they have tools, no text or too much of it, or for dpo no better answer."
+    )
 
 
 def _measure(file: BinaryIO) -> tuple[str, int]:

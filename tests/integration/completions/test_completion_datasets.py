@@ -109,6 +109,7 @@ def test_rows_have_the_form_of_what_trains_on_them(storing: Storing, client: Cli
         }
     ]  # fmt: skip
     assert made["provenance"]["left_out"] == 1
+    assert "None of the 1 stored completions described by 'rating:none'" in make("rating:none", method="dpo")["error"]
 
 
 def test_of_several_answers_the_best_rated_one_is_the_target(
@@ -174,7 +175,7 @@ def test_each_condition_chooses_what_it_says(
         if chosen:
             assert ids_of(client, made) == chosen, where
         else:
-            assert made["status"] == "failed" and "no stored completion" in made["error"]
+            assert made["error"] == f"No stored completion is described by '{where}'."
 
 
 def test_completions_of_an_expert_are_those_that_it_answered_alone(

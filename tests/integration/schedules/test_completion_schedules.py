@@ -70,8 +70,10 @@ def test_so_many_completions_become_new_data_on_which_it_trains(
     with system_session(system_engine) as session:
         newest = session.scalars(select(DatasetVersion).order_by(DatasetVersion.version.desc())).first()
         assert newest is not None and newest.version == 2
-        content = b"".join(store.open(newest.key))
-        files.write_validation(session, newest.id, files.validation_report(validate(io.BytesIO(content))))
+    content = b"".join(store.open(newest.key))
+    report = files.validation_report(validate(io.BytesIO(content)))
+    with system_session(system_engine) as session:
+        files.write_validation(session, newest.id, report)
     look()
     assert outcomes(system_engine) == ["collected", "fired"]
     assert [job.dataset_version_id for job in trainings(system_engine)] == [newest.id]
