@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,6 +250,7 @@ def told(others: list[Asked], flood: list[Asked], kills: list[float], capacity: 
     unexplained += [asked for asked in others if asked.end == "refused"]
     for asked in unexplained[:5]:
         print("not explained:", asked)
+    print("how requests ended:", Counter(asked.end for asked in others), Counter(asked.end for asked in flood))
     took = [asked.took_s for asked in others if asked.end == "whole"]
     first = [asked.first_s for asked in others if asked.first_s is not None]
     return {
