@@ -19,6 +19,8 @@ from zhub_api.client_timeouts import TimedProtocol
 
 # A stream that a client holds open must not keep the process: it ends after this many seconds.
 STREAM_GRACE_S = 5
+# Longer than clients and load balancers keep an idle connection: else it is closed just when a request comes on it.
+KEEP_ALIVE_S = 90
 
 
 def main() -> None:
@@ -36,6 +38,7 @@ def main() -> None:
         log_config=None,
         access_log=False,  # zhub_api.observed logs requests
         timeout_graceful_shutdown=STREAM_GRACE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     _Server(config, app.state.draining, drain_s=settings.drain_s).run()
 

@@ -137,6 +137,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         places = Shares(
             "unanswered requests", places=context.settings.answers, per_org=context.settings.answers_per_org
         )
+        observed.CHAT_UNANSWERED.set_function(lambda: places.held)
         meter = Meter(context.engine)
         app.state.serving = Serving(serving, places, meter)
         stopping, loop = threading.Event(), asyncio.get_running_loop()

@@ -30,6 +30,7 @@ SECONDS = Histogram(
 IN_FLIGHT = Gauge("zhub_http_requests_in_flight", "Requests whose answer has not ended.")
 CHAT_TOKENS = Counter("zhub_chat_tokens_total", "Tokens of chat completions that were answered.", ["direction"])
 CHAT_REQUESTS = Counter("zhub_chat_requests_total", "Requests that serving began to answer.", ["strategy"])
+CHAT_UNANSWERED = Gauge("zhub_chat_unanswered_requests", "Requests of models that wait for serving, or are answered.")
 CHAT_FIRST_TOKEN_SECONDS = Histogram(
     "zhub_chat_first_token_seconds",
     "From asking serving until the first piece of an answer.",

@@ -45,6 +45,11 @@ class Settings(BaseSettings):
     serving_cpus: float = Field(default=0.0, ge=0)
     """What Ray reserves for each replica. A replica that reserves nothing shares its node's cores with the workers."""
 
+    serving_memory_share: float = Field(default=0.75, gt=0, le=1)
+    """Of its device's memory, what a replica may take for all its bases; less where several share a device."""
+    serving_cache_share: float = Field(default=0.125, gt=0, lt=1)
+    """Of its device's memory, what keys and values of answers on one base may take; a part of the former."""
+
     ray_address: str | None = None
     cluster: str = Field(default="default", pattern="^[a-z0-9][a-z0-9-]{0,62}$")
     """Name of the workers that an agent drives; agents of several names may share one Ray cluster."""
@@ -110,6 +115,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 "ZHUB_WORKER_LABELS needs ZHUB_WORKER_GPUS: how many GPUs the nodes with these labels have is not "
                 "known. Say what each worker takes, 0 to 1."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _leave_memory_for_weights(self) -> Self:
+        if self.serving_cache_share >= self.serving_memory_share:
+            raise ValueError(
+                f"ZHUB_SERVING_CACHE_SHARE ({self.serving_cache_share:g}) must be less than ZHUB_SERVING_MEMORY_SHARE "
+                f"({self.serving_memory_share:g}), which it is a part of: a base's weights need the rest."
             )
         return self
 

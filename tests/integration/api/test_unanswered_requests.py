@@ -65,6 +65,7 @@ def test_beyond_its_share_of_answers_an_organisation_is_told_to_come_again_and_o
         for path, body in ROUTES.items():
             assert is_refused_for_a_while(clients["acme"].post(path, json=body)), path
         assert clients["umbrella"].post("embeddings", json=ROUTES["embeddings"]).status_code == 200
+        assert "zhub_chat_unanswered_requests 1.0" in clients["acme"].get("../metrics").text
     assert listener.left.wait(30)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 from ray import serve  # noqa: TID251
 from starlette.requests import Request
 from starlette.responses import Response
@@ -41,7 +42,8 @@ def test_a_separator_of_lines_in_an_answer_stays_in_its_line(separator: str) -> 
 @pytest.fixture
 def answer(tmp_path: Path) -> Callable[..., Response]:
     """Ask a replica whose token is ``TOKEN``, unless told otherwise with a body that is no request of ours."""
-    replica: Any = Generation.func_or_class(tmp_path.as_uri(), str(tmp_path), "cpu", "text", sha256_of(TOKEN))  # type: ignore[attr-defined]
+    kind: Any = Generation.func_or_class  # type: ignore[attr-defined]  # the decorator's type hides it
+    replica = kind(tmp_path.as_uri(), str(tmp_path), "cpu", "text", sha256_of(TOKEN), (0.5, 0.1))
 
     def ask(path: str, authorization: str | None, body: bytes = b"{}") -> Response:
         headers = [] if authorization is None else [(b"authorization", authorization.encode("latin-1"))]
@@ -145,6 +147,11 @@ def test_replicas_are_as_many_as_the_settings_say_and_reserve_what_they_say(
     reserved = {"num_cpus": asked.get("serving_cpus", 0.0), "num_gpus": 0.5}
     assert options == {"ray_actor_options": reserved, "request_router_config": ray_routing.routing()} | expected
     Generation.options(**options)  # type: ignore[attr-defined]  # Serve refuses options that it does not know
+
+
+def test_a_cache_that_leaves_no_memory_for_weights_is_refused() -> None:
+    with pytest.raises(ValidationError, match="must be less than ZHUB_SERVING_MEMORY_SHARE"):
+        Settings(database_url="x", store_url="file:///x", serving_memory_share=0.1, serving_cache_share=0.2)
 
 
 def test_a_client_that_leaves_ends_what_is_computed_for_it() -> None:

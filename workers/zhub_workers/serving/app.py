@@ -45,14 +45,20 @@ class Generation:
     """A replica: one engine on one device."""
 
     def __init__(
-        self, store_url: str, cache_dir: str, device: str | None, log_format: LogFormat, token_sha256: str
+        self,
+        store_url: str,
+        cache_dir: str,
+        device: str | None,
+        log_format: LogFormat,
+        token_sha256: str,
+        memory_shares: tuple[float, float],
     ) -> None:
         configure_logging(log_format)
         self._token_sha256 = token_sha256
         # Imported here, in the replica: the agent imports this module too, and must not wait for torch.
-        from zhub_workers.serving.engine import Engine
+        from zhub_workers.serving.engine import Engine, MemoryShares
 
-        self._engine = Engine(open_store(store_url), Path(cache_dir), device)
+        self._engine = Engine(open_store(store_url), Path(cache_dir), device, MemoryShares(*memory_shares))
 
     def check_health(self) -> None:
         """Serve asks this, and replaces a replica that raises a few times in a row."""
@@ -145,7 +151,12 @@ def serving_of(settings: Settings, *, gpus: float) -> Serving:
         http = HTTPOptions(host=settings.serving_host, port=settings.serving_port)
         serve.start(proxy_location="HeadOnly", http_options=http)
         app = Generation.options(**replica_options(settings, gpus)).bind(  # type: ignore[attr-defined]  # the decorator's type hides what it returns
-            settings.store_url, str(settings.cache_dir), settings.device, settings.log_format, token_sha256
+            settings.store_url,
+            str(settings.cache_dir),
+            settings.device,
+            settings.log_format,
+            token_sha256,
+            (settings.serving_memory_share, settings.serving_cache_share),
         )
         # Not until the app runs: where no node has room for it, Serve would wait for ever.
         serve.run_many([RunTarget(app, name=APP, route_prefix="/")], wait_for_applications_running=False)

@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,15 +32,24 @@ from zhub_workers.serving.lane import Lane
 log = logging.getLogger("zhub.serving")
 
 PREPARERS = 8
-MEMORY_SHARE = 0.75  # of the device's memory, for all bases
-# Of it, for the keys and values of one base. A CPU promises it, and gives what is written to.
-CACHE_SHARE = 0.125
 # What a base needs, in the bytes of its weights' files: they may be of half the precision, and its basis comes to them.
 LOADED_RATIO = 4
 # Until the first piece of an answer; sooner than the API gives up (``FIRST_LINE_TIMEOUT_S``), so that it says why.
 FIRST_PIECE_WITHIN_S = 240.0
 LOOK_S = 1.0  # how often an engine that does nothing looks who waits in vain
 STUCK_AFTER_S = 900.0  # in one step: the first of a base may read a long prompt
+
+
+@dataclass(frozen=True)
+class MemoryShares:
+    """Of the device's memory: for all bases, and of that for the keys and values of one.
+
+    A CPU promises the latter, and gives what is written to.
+    """
+
+    bases: float = 0.75
+    cache: float = 0.125
+
 
 LaneKey = tuple[str, BasisReference | None]  # the digest of a base's files, because an equal basis is not enough
 
@@ -48,8 +58,11 @@ class Engine:
     """Answers requests with ``send``, which it calls from its own thread: Started, Text…, Ended, or Failed; a request
     for embeddings with Embeddings or Failed."""
 
-    def __init__(self, store: ObjectStore, cache_dir: Path, device: str | None) -> None:
+    def __init__(
+        self, store: ObjectStore, cache_dir: Path, device: str | None, shares: MemoryShares = MemoryShares()
+    ) -> None:
         self._store = store
+        self._shares = shares
         self._cache_dir = cache_dir
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._memory_bytes = device_memory_bytes(self._device)
@@ -178,7 +191,7 @@ class Engine:
     def _make_room(self, request: Request) -> bool:
         """Drop bases that nobody asks for, the longest unused first, until another fits; whether it does now."""
         need = LOADED_RATIO * sum(file.size_bytes for file in request.base.files)
-        budget = MEMORY_SHARE * self._memory_bytes - need
+        budget = self._shares.bases * self._memory_bytes - need
         for key, lane in list(self._lanes.items()):
             if sum(other.memory_bytes for other in self._lanes.values()) <= budget:
                 break
@@ -191,7 +204,7 @@ class Engine:
     def _load(self, key: LaneKey, request: Request) -> None:
         try:
             adapted = self._models.get(request.base, key[1], self._store, self._cache_dir)
-            lane = Lane(adapted, self._experts, int(CACHE_SHARE * self._memory_bytes))
+            lane = Lane(adapted, self._experts, int(self._shares.cache * self._memory_bytes))
         except Exception as exc:
             self._inbox.put(partial(self._loaded, key, exc))
         else:
