@@ -32,11 +32,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 from shipped import DIRECTORY, NAME
+from transformers.utils import CONFIG_NAME
 
 from zhub.cli.database_operations import bootstrap, system_url
 from zhub.client import Client
+from zhub.client.credentials import Credentials, read_credentials
 from zhub.embedded.children import free_ports
 from zhub.embedded.data_dir import DataDir, load_secrets
+from zhub.registry.peft_config import CONFIG_FILE
 
 LOAD, POLITE, FLOOD = 0.7, 3, 300
 TOKENS = 32
@@ -121,10 +124,15 @@ class Stack:
     def wait_ready(self) -> Client:
         ready = self.data_dir / "run" / "agent.ready"
         waited_for(lambda: ready.exists() and len(self.replicas()) == 2, "serving")
-        credentials = json.loads((self.data_dir / "credentials.json").read_text())
-        client = Client(credentials["base_url"].removesuffix("/v1"), credentials["api_key"])
+        credentials = self.credentials()
+        client = Client(credentials.base_url.removesuffix("/v1"), credentials.api_key)
         waited_for(lambda: any(base.status == "ready" for base in client.base_models.list()), "the base")
         return client
+
+    def credentials(self) -> Credentials:
+        found = read_credentials(self.data_dir)
+        assert found is not None, "the stack has written them before it is ready"
+        return found
 
     def tenant(self, name: str, limits: httpx.Limits) -> Tenant:
         url = system_url(None, self.data_dir)
@@ -153,7 +161,7 @@ def waited_for(question: Callable[[], Any], what: str) -> None:
 
 def save_lora(directory: Path, seed: int) -> Path:
     """A LoRA of small random changes of the shipped base's MLPs, as PEFT saves it."""
-    base = json.loads((DIRECTORY / "config.json").read_text())
+    base = json.loads((DIRECTORY / CONFIG_NAME).read_text())
     hidden, inner, rank = base["hidden_size"], base["intermediate_size"], 4
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -165,7 +173,7 @@ def save_lora(directory: Path, seed: int) -> Path:
     save_file(tensors, directory / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "bias": "none"}
     config |= {"target_modules": ["down_proj"], "base_model_name_or_path": NAME}
-    (directory / "adapter_config.json").write_text(json.dumps(config))
+    (directory / CONFIG_FILE).write_text(json.dumps(config))
     return directory
 
 
@@ -215,8 +223,7 @@ async def measured(stack: Stack, owner: Client, seconds: float) -> dict[str, flo
     polite = [stack.tenant(f"polite-{number}", limits) for number in range(POLITE)]
     flood = stack.tenant("flood", limits)
     warm = stack.tenant("warm", limits)
-    credentials = json.loads((stack.data_dir / "credentials.json").read_text())
-    headers = {"authorization": f"Bearer {credentials['api_key']}"}
+    headers = {"authorization": f"Bearer {stack.credentials().api_key}"}
     moving = Tenant(httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=300, limits=limits))
     await keep_asking(warm, NAME, 64, time.monotonic() + seconds / 10)
     began, before = time.monotonic(), len(warm.asked)
