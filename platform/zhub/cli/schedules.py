@@ -15,9 +15,11 @@ from zhub.cli.submit import (
     ClusterOption,
     GraderOption,
     MethodOption,
+    MixOption,
     PriorityOption,
     SettingsOption,
     SuffixOption,
+    method_of_rows,
     parse_settings,
     read_gate,
     read_grader,
@@ -60,6 +62,7 @@ def add(
         int | None, typer.Option(help="When its expert has got so many new pieces of feedback.")
     ] = None,
     method: MethodOption = "reinforcement",
+    mix: MixOption = None,
     grader: GraderOption = None,
     suffix: SuffixOption = None,
     settings: SettingsOption = None,
@@ -81,7 +84,7 @@ def add(
 ) -> None:
     """Train on the newest version of a dataset, repeatedly."""
     training: dict[str, Any] = {"model": base, "suffix": suffix}
-    training["method"] = training_method(method, grader, settings or [])
+    training["method"] = training_method(method, grader, settings or [], mix or [])
     if cluster is not None:
         training["cluster"] = cluster
     if priority is not None:
@@ -90,7 +93,7 @@ def add(
         if gate is not None:
             training["promotion"] = read_gate(uploads, gate)
         if Path(dataset).is_file():
-            dataset = uploads.file_id(dataset, purpose="fine-tune", method=method)
+            dataset = uploads.file_id(dataset, purpose="fine-tune", method=method_of_rows(method))
         made = client.schedules.create(
             name=name,
             dataset=dataset,
