@@ -15,9 +15,11 @@ from zhub.cli.submit import (
     ClusterOption,
     GraderOption,
     MethodOption,
+    MixOption,
     PriorityOption,
     SettingsOption,
     SuffixOption,
+    method_of_rows,
     parse_settings,
     read_gate,
     read_grader,
@@ -70,6 +72,7 @@ def add(
     on_completions: OnCompletionsOption = None,
     completions_where: CompletionsWhereOption = None,
     method: MethodOption = "reinforcement",
+    mix: MixOption = None,
     grader: GraderOption = None,
     suffix: SuffixOption = None,
     settings: SettingsOption = None,
@@ -91,7 +94,7 @@ def add(
 ) -> None:
     """Train on the newest version of a dataset, repeatedly."""
     training: dict[str, Any] = {"model": base, "suffix": suffix}
-    training["method"] = training_method(method, grader, settings or [])
+    training["method"] = training_method(method, grader, settings or [], mix or [])
     if cluster is not None:
         training["cluster"] = cluster
     if priority is not None:
@@ -100,7 +103,7 @@ def add(
         if gate is not None:
             training["promotion"] = read_gate(uploads, gate)
         if Path(dataset).is_file():
-            dataset = uploads.file_id(dataset, purpose="fine-tune", method=method)
+            dataset = uploads.file_id(dataset, purpose="fine-tune", method=method_of_rows(method))
         made = client.schedules.create(
             name=name,
             dataset=dataset,

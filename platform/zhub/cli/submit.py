@@ -22,6 +22,7 @@ from zhub.cli.watching import watch
 from zhub.client import Client
 from zhub.client.wire.training import EstimateRecord, TokenCountRecord
 from zhub.datasets.conversion.mapping import ChosenColumns
+from zhub.datasets.conversion.mapping import Method as ConversionMethod
 from zhub.errors import InvalidRequestError, LongRow, PromptTooLongError, UnavailableError
 
 COUNT_S = 600.0
@@ -35,10 +36,16 @@ ANSWER_GRADER = {
     "operation": "eq",
 }
 
-MethodOption = Annotated[Literal["reinforcement", "supervised", "dpo"], typer.Option()]
-SubmitMethodOption = Annotated[
-    Literal["reinforcement", "supervised", "dpo", "few_shot"],
+RecipeName = Literal["reinforcement", "supervised", "dpo", "few_shot"]
+MethodOption = Annotated[
+    RecipeName,
     typer.Option(help="How to make the expert; few_shot searches a mixture of --mix."),
+]
+MixOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="EXPERT", help="With few_shot: an expert version, or a release for all it pins; may be repeated."
+    ),
 ]
 GraderOption = Annotated[
     Path | None,
@@ -69,14 +76,8 @@ LongRowsOption = Annotated[
 def submit(
     dataset: Annotated[str, typer.Argument(help="A data file to upload, or the id of an uploaded one (file-…).")],
     base: Annotated[str, typer.Option(help="The base model to train on, or an expert version to continue from.")],
-    method: SubmitMethodOption = "reinforcement",
-    mix: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="EXPERT",
-            help="With few_shot: an expert version, or a release for all that it pins; may be repeated.",
-        ),
-    ] = None,
+    method: MethodOption = "reinforcement",
+    mix: MixOption = None,
     grader: GraderOption = None,
     suffix: SuffixOption = None,
     settings: SettingsOption = None,
@@ -124,7 +125,7 @@ def submit(
         request["training_file"] = uploads.file_id(
             dataset,
             purpose="user_data",
-            method="reinforcement" if method == "few_shot" else method,  # its rows are the same
+            method=method_of_rows(method),
             chosen=ChosenColumns(prompt_column, answer_column, prompt_template),
             skip_incomplete=skip_incomplete,
         )
@@ -211,6 +212,11 @@ def _expectation(estimate: EstimateRecord) -> list[tuple[str, str]]:
         *([("tokens", f"{estimate.expected_tokens:,}")] if estimate.expected_tokens is not None else []),
         ("by", f"{trainings} of this method on this base, with {what}"),
     ]
+
+
+def method_of_rows(method: RecipeName) -> ConversionMethod:
+    """The method that says how a file becomes rows: those of a few-shot search are those of reinforcement."""
+    return "reinforcement" if method == "few_shot" else method
 
 
 def training_method(method: str, grader: Path | None, settings: list[str], mixed: Sequence[str] = ()) -> dict[str, Any]:

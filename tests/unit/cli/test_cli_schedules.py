@@ -98,3 +98,10 @@ def test_another_method_replaces_the_one_there_was(zhub: Run, api: Any) -> None:
 
 def test_an_edit_of_nothing_is_a_usage_error(zhub: Run) -> None:
     assert zhub("schedules", "edit", "weekly") == 2
+
+
+def test_a_schedule_may_search_a_mixture(api: Any, zhub: Run) -> None:
+    search = ("--method", "few_shot", "--mix", "default.sorting@prod", "--mix", "default.support@prod")
+    assert zhub("schedules", "add", "weekly", "rows", "--base", "zhub-tiny", "--cron", "0 3 * * 1", *search) == 0
+    (body,) = api.bodies("POST", "/v1/schedules")
+    assert body["training"]["method"]["few_shot"]["experts"] == ["default.sorting@prod", "default.support@prod"]
