@@ -65,21 +65,34 @@ class ModelCache:
             BasisMismatchError: the files no longer give the weights that were decomposed.
         """
         with self._lock:
-            loaded = self._models.get(source.digest)
-            if loaded is None or basis not in (None, loaded.basis):
-                # Loaded before it was decomposed: the weights stay, and its basis comes to them.
-                base = loaded.model.base if loaded else self._load(source, store, cache_dir)
-                loaded = _Loaded(basis, _adapted(base, source, basis, store, cache_dir), [])
-                self._models[source.digest] = loaded
-            self._models.move_to_end(source.digest)
+            loaded = self._loaded(source, basis, store, cache_dir)
             while len(loaded.views) <= stream:
                 loaded.views.append(loaded.model.weight_sharing_view())
             return loaded.views[stream]
+
+    def own_view(
+        self, source: BaseModelSource, basis: BasisReference | None, store: ObjectStore, cache_dir: Path
+    ) -> AdaptedModel:
+        """A view on the same weights as ``get`` gives, which nobody else has. Raises as ``get``."""
+        with self._lock:
+            return self._loaded(source, basis, store, cache_dir).model.weight_sharing_view()
 
     def drop(self, digest: str) -> None:
         """Forget a base by the digest of its files; its memory is free once nobody else holds it."""
         with self._lock:
             self._models.pop(digest, None)
+
+    def _loaded(
+        self, source: BaseModelSource, basis: BasisReference | None, store: ObjectStore, cache_dir: Path
+    ) -> _Loaded:
+        loaded = self._models.get(source.digest)
+        if loaded is None or basis not in (None, loaded.basis):
+            # Loaded before it was decomposed: the weights stay, and its basis comes to them.
+            base = loaded.model.base if loaded else self._load(source, store, cache_dir)
+            loaded = _Loaded(basis, _adapted(base, source, basis, store, cache_dir), [])
+            self._models[source.digest] = loaded
+        self._models.move_to_end(source.digest)
+        return loaded
 
     def _load(self, source: BaseModelSource, store: ObjectStore, cache_dir: Path) -> BaseModel:
         while self._capacity is not None and len(self._models) >= self._capacity:

@@ -310,7 +310,7 @@ class TorchRunner:
             else:
                 threads = held.enter_context(sharing_cores(f"{os.getpid()}-release"))
                 experts = Experts(store, attempt.cache_dir)
-                view = model.weight_sharing_view()
+                view = self._models.own_view(spec.base, spec.basis, store, attempt.cache_dir)
                 answering = ReleaseAnswers(view, spec.release, spec, experts, partial(_before_step, context, threads))
             try:
                 with tracing.span("evaluate"):
