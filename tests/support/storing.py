@@ -26,10 +26,11 @@ def turn_on(engine: Engine, caller: Caller) -> None:
 
 
 def completion(caller: Caller, **labels: str) -> Completion:
-    """A completion of the caller's project that is yet to be stored."""
-    request = {"messages": [{"role": "user", "content": "x"}]}
+    """A completion of the caller's project that is yet to be stored, of a prompt that no other has."""
+    completion_id = new_id()
+    request = {"messages": [{"role": "user", "content": f"Repeat {completion_id}."}]}
     answer = {"created": 0, "experts": [], "choices": [{"message": {"role": "assistant", "content": "y"}}]}
-    return Completion(new_id(), caller.org_id, caller.project_id, "tiny", request, answer, labels)
+    return Completion(completion_id, caller.org_id, caller.project_id, "tiny", request, answer, labels)
 
 
 def store_one(engine: Engine, caller: Caller) -> str:

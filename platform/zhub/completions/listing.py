@@ -93,31 +93,40 @@ def sweep(session: Session) -> int:
     Their feedback is removed with them. Returns how many; zero when no project has any left. The session must see all
     tenants. Two sweeps at once do no harm.
     """
-    kept_since = func.now() - func.make_interval(0, 0, 0, CompletionSettings.kept_days)
-    due = and_(
-        StoredCompletion.project_id == CompletionSettings.project_id,
-        or_(
-            StoredCompletion.deleted_at.is_not(None),
-            StoredCompletion.created_at <= func.greatest(kept_since, CompletionSettings.cleared_at),
-        ),
-    )
-    # Each project is one look at an index, however many completions it has.
-    has_due = select(StoredCompletion.id).where(due).correlate(CompletionSettings).exists()
-    project_id = session.scalar(select(CompletionSettings.project_id).where(has_due).limit(1))
-    if project_id is None:
+    row = _with_something_due(session)
+    if row is None:
         return 0
-    row = settings.lock(session, project_id)
-    assert row is not None
-    batch = (
-        select(StoredCompletion.id)
-        .join(CompletionSettings, CompletionSettings.project_id == StoredCompletion.project_id)
-        .where(due, CompletionSettings.project_id == project_id)
-        .limit(SWEEP_BATCH)
-    )
-    ids = list(session.scalars(batch))
+    ids = _due_ids(session, row)
     session.execute(delete(Feedback).where(Feedback.completion_id.in_(ids)))
     removed = delete(StoredCompletion).where(StoredCompletion.id.in_(ids)).returning(StoredCompletion.size_bytes)
     sizes = session.scalars(removed).all()
     row.stored_bytes -= sum(sizes)
     session.flush()
     return len(sizes)
+
+
+# Two conditions, each of which is one look at an index, however many completions a project has.
+_DELETED = and_(StoredCompletion.project_id == CompletionSettings.project_id, StoredCompletion.deleted_at.is_not(None))
+_OVER = and_(
+    StoredCompletion.project_id == CompletionSettings.project_id,
+    StoredCompletion.created_at
+    <= func.greatest(
+        func.now() - func.make_interval(0, 0, 0, CompletionSettings.kept_days), CompletionSettings.cleared_at
+    ),
+)
+
+
+def _with_something_due(session: Session) -> CompletionSettings | None:
+    """The settings, locked, of a project that has completions to remove."""
+    has_due = or_(*(select(StoredCompletion.id).where(due).exists() for due in (_DELETED, _OVER)))
+    project_id = session.scalar(select(CompletionSettings.project_id).where(has_due).limit(1))
+    return None if project_id is None else settings.lock(session, project_id)
+
+
+def _due_ids(session: Session, row: CompletionSettings) -> list[uuid.UUID]:
+    """Some of the completions of a project that are to be removed."""
+    for due in (_DELETED, _OVER):
+        ids = select(StoredCompletion.id).join(CompletionSettings, due).where(CompletionSettings.id == row.id)
+        if batch := list(session.scalars(ids.limit(SWEEP_BATCH))):
+            return batch
+    return []

@@ -19,6 +19,7 @@ from zhub.datasets import files
 from zhub.datasets.validation import validate
 from zhub.models import CompletionDataset, DatasetVersion
 from zhub.schedules import completions
+from zhub.specs import MIN_PROMPTS
 from zhub.storage.directory import DirectoryStore
 from zhub.tenancy.keys import Caller
 
@@ -55,11 +56,11 @@ def asked_for(engine: Engine) -> list[tuple[str, str]]:
 def test_so_many_completions_become_new_data_on_which_it_trains(
     ask: Ask, schedule: Ask, look: Ask, come: Ask, system_engine: Engine, store: DirectoryStore
 ) -> None:
-    made = schedule(**ON, completions_where="metadata.team:a")
-    come(1, team="a")
+    made = schedule(**ON | {"on_completions": MIN_PROMPTS}, completions_where="metadata.team:a")
+    come(MIN_PROMPTS - 1, team="a")
     come(3, team="b")
     look()
-    assert ask("get", f"/schedules/{made['id']}")["new_completions"] == 1
+    assert ask("get", f"/schedules/{made['id']}")["new_completions"] == MIN_PROMPTS - 1
     assert outcomes(system_engine) == [] and asked_for(system_engine) == []
     come(1, team="a")
     look()
@@ -77,7 +78,7 @@ def test_so_many_completions_become_new_data_on_which_it_trains(
     look()
     assert outcomes(system_engine) == ["collected", "fired"]
     assert [job.dataset_version_id for job in trainings(system_engine)] == [newest.id]
-    assert content.count(b"\n") == 2
+    assert content.count(b"\n") == MIN_PROMPTS
 
 
 def test_ratings_count_when_they_come_and_each_completion_once_a_look(
