@@ -18,8 +18,8 @@ from zhub.database.sessions import system_session
 from zhub.datasets import files
 from zhub.datasets.validation import validate
 from zhub.models import CompletionDataset, DatasetVersion
+from zhub.recipes import MIN_PROMPTS
 from zhub.schedules import completions
-from zhub.specs import MIN_PROMPTS
 from zhub.storage.directory import DirectoryStore
 from zhub.tenancy.keys import Caller
 
