@@ -37,6 +37,7 @@ class Replicas:
         self.served = served
         self.serving = serving
         self.client = httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=60)
+        self._others = _replicas_here()  # of the stack of other tests
 
     def ask(self, request: GenerationRequest, on_line: Callable[[Line], object] = lambda _line: None) -> list[Line]:
         """The lines of an answer, as far as they come."""
@@ -64,14 +65,19 @@ class Replicas:
             assert all(is_whole(lines, 2) for lines in pool.map(self.ask, requests))
 
     def pids(self) -> set[int]:
-        found = set()
-        for child in psutil.Process().children(recursive=True):
-            try:
-                if REPLICA in " ".join(child.cmdline()):
-                    found.add(child.pid)
-            except psutil.Error:
-                continue
-        return found
+        return _replicas_here() - self._others
+
+
+def _replicas_here() -> set[int]:
+    """The processes of replicas of any Ray that this process has started."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if REPLICA in " ".join(child.cmdline()):
+                found.add(child.pid)
+        except psutil.Error:
+            continue
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +94,10 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
         cache_dir=root / "cache",
         device="cpu",
     )
-    connect(None)
     serving = serving_of(settings, gpus=0)
-    serving.deploy()
     made = Replicas(served, serving, f"http://127.0.0.1:{port}")
+    connect(None)
+    serving.deploy()
     with closing(made.client):
         yield made
     serving.remove()
