@@ -100,6 +100,9 @@ def evaluation_objects(session: Session, listed: Sequence[Evaluation]) -> list[d
     names, warnings = subjects.names(session, listed), subjects.warnings(session, listed)
     job_ids = [evaluation.job_id for evaluation in listed]
     jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(job_ids)))}
+    # After their jobs, so that one which has succeeded has its results: it may have ended since these were read.
+    again = select(Evaluation).where(Evaluation.id.in_([evaluation.id for evaluation in listed]))
+    session.scalars(again.execution_options(populate_existing=True)).all()
     return [
         {
             "id": public_id("evaluation", evaluation.id),

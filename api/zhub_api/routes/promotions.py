@@ -64,11 +64,14 @@ def cancel_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) 
 
 
 def promotion_objects(session: Session, listed: Sequence[Promotion]) -> list[dict[str, Any]]:
-    names = promotion_lists.model_names(session, listed)
     jobs = {
         job.id: job
         for job in session.scalars(select(Job).where(Job.id.in_([promotion.job_id for promotion in listed])))
     }
+    # After their jobs, so that one which has succeeded has its decision: it may have ended since these were read.
+    again = select(Promotion).where(Promotion.id.in_([promotion.id for promotion in listed]))
+    session.scalars(again.execution_options(populate_existing=True)).all()
+    names = promotion_lists.model_names(session, listed)
     return [
         {
             "id": public_id("promotion", promotion.id),

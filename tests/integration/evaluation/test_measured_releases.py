@@ -1,6 +1,7 @@
 """Releases that are measured and gated as one model."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,10 +11,13 @@ from sqlalchemy import Engine, select
 from suites import GRADER, right_in, run
 
 from zhub.database.sessions import system_session
+from zhub.ids import parse_id
 from zhub.manifest import ROUTING_FILE, Z_FILE, FileEntry
-from zhub.models import Job
+from zhub.models import Evaluation, Job, Promotion
 from zhub.specs import EvaluateSpec
 from zhub.storage.directory import DirectoryStore
+from zhub_api.routes.evaluations import evaluation_objects
+from zhub_api.routes.promotions import promotion_objects
 
 Ask = Callable[..., Any]
 Publish = Callable[..., str]
@@ -170,3 +174,16 @@ def test_what_is_measured_or_decided_about_is_not_deleted(
     work(router=30, mixture=5)
     ask("delete", f"/releases/{router}")
     refused_with(404, "deleted", measure, router)
+
+
+def test_what_ends_while_it_is_read_is_told_with_its_results(
+    measure: Ask, promote_gated: Ask, releases: list[str], work: Callable[..., None], system_engine: Engine
+) -> None:
+    evaluation_id = parse_id("evaluation", measure(releases[0])["id"])
+    promotion_id = parse_id("promotion", promote_gated(releases[1])["id"])
+    with ThreadPoolExecutor(1) as others, system_session(system_engine) as session:
+        evaluation, promotion = session.get_one(Evaluation, evaluation_id), session.get_one(Promotion, promotion_id)
+        others.submit(work, router=30, mixture=30).result()
+        (measured,), (decided,) = evaluation_objects(session, [evaluation]), promotion_objects(session, [promotion])
+    assert (measured["status"], measured["results"]["mean"]) == ("succeeded", 0.75)
+    assert (decided["status"], decided["promoted"]) == ("succeeded", True)
