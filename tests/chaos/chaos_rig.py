@@ -269,7 +269,7 @@ class Rig:
     def done_again(self, agent: str, statement: bytes) -> bool:
         """Whether the job that a statement of this agent is about is another's by now, or has ended without it."""
         self._hurry()
-        rows = self.ask("SELECT id, agent_id, state FROM jobs WHERE agent_id IS NOT NULL")
+        rows = self.ask("SELECT id, agent_id, state FROM jobs")  # in between it is nobody's
         (job,) = [row for row in rows if any(form in statement for form in (row.id.bytes, row.id.hex.encode()))]
         if job.state in states.ACTIVE:
             return bool(job.agent_id != self._agent_id(agent))
