@@ -59,10 +59,10 @@ class Replicas:
         return self.served.request(content, n=8, max_new_tokens=100, logit_bias=never, org_id="acme")
 
     def warm_both(self) -> None:
-        """Ask for so much at a time that both load the base."""
-        requests = [self.served.request(f"say {number}", max_new_tokens=100, n=2) for number in range(24)]
+        """Ask for so much at a time, and for so long, that both load the base: one takes eight more than the other."""
+        requests = [self.long(f"say {number}") for number in range(20)]
         with ThreadPoolExecutor(len(requests)) as pool:
-            assert all(is_whole(lines, 2) for lines in pool.map(self.ask, requests))
+            assert all(is_whole(lines, 8) for lines in pool.map(self.ask, requests))
 
     def pids(self) -> set[int]:
         return _replicas_here() - self._others
@@ -132,9 +132,9 @@ def test_the_second_turn_of_a_conversation_finds_the_first_read(replicas: Replic
 def test_a_replica_that_dies_breaks_its_own_answers_off_and_no_other(
     replicas: Replicas, until: Callable[..., Any]
 ) -> None:
-    for _ in range(4):
+    for attempt in range(2):
         replicas.warm_both()
-        whole = whole_beside_a_death(replicas)
+        whole = whole_beside_a_death(replicas, f"conversation {attempt}")
         assert is_whole(replicas.ask(replicas.long("afterwards")), 8)
         if True in whole and False in whole:
             return
@@ -143,13 +143,13 @@ def test_a_replica_that_dies_breaks_its_own_answers_off_and_no_other(
     raise AssertionError("conversations must be on both for this to mean anything")
 
 
-def whole_beside_a_death(replicas: Replicas) -> list[bool]:
+def whole_beside_a_death(replicas: Replicas, text: str) -> list[bool]:
     """Which of eight answers are whole, where one of the replicas is killed once they have begun."""
     begun = threading.Barrier(9, timeout=60)
 
     def ask(number: int) -> list[Line]:
         first = iter([begun.wait])
-        request = replicas.long(f"conversation {number}")
+        request = replicas.long(f"{text} {number}")
         return replicas.ask(request, lambda line: isinstance(line, Started) and next(first)())
 
     with ThreadPoolExecutor(8) as pool:

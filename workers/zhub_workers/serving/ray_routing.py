@@ -5,7 +5,8 @@ Ray sends this module whole to its HTTP front and to its controller.
 
 import asyncio
 import math
-from collections import Counter
+import time
+from collections import Counter, deque
 from typing import Any
 
 from ray.serve.config import AutoscalingContext, AutoscalingPolicy, RequestRouterConfig
@@ -17,6 +18,7 @@ from zhub_workers.serving.warmth import Warmth
 TARGET_REQUESTS = 48
 # How long the prompts that wait in a replica may take to be read, before there are to be more.
 TARGET_QUEUE_S = 5.0
+JUST_CHOSEN_S = 0.1
 QUEUE_S = "queue_s"  # what a replica reports
 
 
@@ -38,6 +40,8 @@ class WarmReplicas(RequestRouter):
         # Counted here: Ray's own count of a replica is unknown until that has answered, and it takes an unknown one for
         # worse than any other.
         self._under_way: Counter[ReplicaID] = Counter()
+        # When, and which: requests that come at once are chosen for before the first of them is counted.
+        self._chosen: deque[tuple[float, ReplicaID]] = deque()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -47,8 +51,13 @@ class WarmReplicas(RequestRouter):
         if pending_request is None:
             return [list(replicas.values())]
         pending_request.routing_context.should_backoff = True  # where all are full
-        loads = {replica_id: self._under_way[replica_id] for replica_id in replicas}
+        now = time.monotonic()
+        while self._chosen and self._chosen[0][0] < now - JUST_CHOSEN_S:
+            self._chosen.popleft()
+        just_chosen = Counter(replica_id for _, replica_id in self._chosen)
+        loads = {replica_id: self._under_way[replica_id] + just_chosen[replica_id] for replica_id in replicas}
         ranked = self._warmth.ranked(pending_request.metadata.session_id, loads)
+        self._chosen.append((now, ranked[0]))
         return [[replicas[replica_id]] for replica_id in ranked]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
