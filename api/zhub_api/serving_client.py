@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from zhub.answering import Strategy
 from zhub.database.sessions import tenant_session
-from zhub.errors import InvalidRequestError, TooManyAtOnceError, UnavailableError
+from zhub.errors import InvalidRequestError, TooManyAtOnceError, UnavailableError, ZhubError
 from zhub.generation import (
     AFFINITY_HEADER,
     EMBEDDED,
@@ -78,8 +78,13 @@ def resolve(
         if drawn is None:
             return request, None
         trial_id, record = drawn
-        tried = version_resolve.resolve(session, caller, record.name, ())
-        return request, Shadow(trial_id, caller.org_id, _request(caller, tried, asked))
+        try:
+            tried = _request(caller, version_resolve.resolve(session, caller, record.name, ()), asked)
+        except ZhubError:
+            # The live request knows nothing of it: its base may just be decomposed, or may have failed to be.
+            shadows.record(session, trial_id, [], failed=1, left_out=0)
+            return request, None
+        return request, Shadow(trial_id, caller.org_id, tried)
 
 
 def _request(caller: Caller, resolved: version_resolve.ResolvedModel, asked: Mapping[str, Any]) -> GenerationRequest:

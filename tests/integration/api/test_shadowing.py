@@ -11,9 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from zhub.answering import ChosenExpert
+from zhub.errors import NotReadyError
 from zhub.generation import Ended, Failed, GenerationRequest, Line, Started, Text
 from zhub.manifest import ROUTING_FILE, Z_FILE, FileEntry
 from zhub.process.config import Settings
+from zhub.registry import resolve as version_resolve
 from zhub_api import shadowing
 
 Ask = Callable[..., Any]
@@ -137,3 +139,18 @@ def test_a_version_by_its_name_another_strategy_and_text_completions(
     assert len(serving.asked) == 2
     client.completions.create(model="main.support@prod", prompt="2 + 2 =", temperature=0)
     assert settled(ask, answered=1)["alike"] == 1
+
+
+def test_a_shadow_that_cannot_be_asked_refuses_no_live_request(
+    client: openai.OpenAI, ask: Ask, versions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = version_resolve.resolve
+
+    def refused(session: Any, caller: Any, model: str, *args: Any, **options: Any) -> Any:
+        if model == versions[1]:
+            raise NotReadyError("The base model is still 'decomposing'.")
+        return resolve(session, caller, model, *args, **options)
+
+    monkeypatch.setattr(version_resolve, "resolve", refused)
+    assert chat(client).choices[0].message.content == "40"
+    assert settled(ask, failed=1)["answered"] == 0
