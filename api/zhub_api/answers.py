@@ -93,8 +93,9 @@ async def answer(
     beginning = {"id": form.id, **head(settings.model, asked, first)}
 
     def heard(answers: Sequence[Answer]) -> None:
+        told = body(beginning, form, first, answers)
         for keep in keeps:
-            keep(body(beginning, form, first, answers))
+            keep(told)
 
     if keeps:
         lines = overheard(lines, asked.n, heard)

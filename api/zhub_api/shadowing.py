@@ -26,6 +26,7 @@ PLACES, PER_ORG = 16, 4
 
 Body = Mapping[str, Any]
 """A whole answer as a plain response tells it."""
+AnswerOf = Callable[[GenerationRequest], Coroutine[Any, Any, Body]]
 
 log = logging.getLogger("zhub.api")
 
@@ -48,13 +49,7 @@ class Shadowing:
         self._left_out: Counter[uuid.UUID] = Counter()  # by trial, until it is written with an answer
         self._running: set[asyncio.Task[None]] = set()
 
-    def ask(
-        self,
-        shadow: Shadow,
-        answer: Callable[[GenerationRequest], Coroutine[Any, Any, Body]],
-        live: Body,
-        seconds: float,
-    ) -> None:
+    def ask(self, shadow: Shadow, answer: AnswerOf, live: Body, seconds: float) -> None:
         """Have the shadow answer by ``answer``, and compare it with what was answered ``live`` in so many seconds."""
         try:
             self._places.take(shadow.org_id)
@@ -71,13 +66,7 @@ class Shadowing:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _answer(
-        self,
-        shadow: Shadow,
-        answer: Callable[[GenerationRequest], Coroutine[Any, Any, Body]],
-        live: Body,
-        seconds: float,
-    ) -> None:
+    async def _answer(self, shadow: Shadow, answer: AnswerOf, live: Body, seconds: float) -> None:
         extra = {"action": "shadow_failed", "org_id": shadow.org_id}
         try:
             outcome = None

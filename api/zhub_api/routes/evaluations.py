@@ -97,7 +97,8 @@ def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) 
 
 
 def evaluation_objects(session: Session, listed: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    names, warnings = subjects.names(session, listed), subjects.warnings(session, listed)
+    behind = subjects.records(session, listed)
+    names, warnings = subjects.names(session, listed, behind), subjects.warnings(session, listed, behind)
     job_ids = [evaluation.job_id for evaluation in listed]
     jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(job_ids)))}
     # After their jobs, so that one which has succeeded has its results: it may have ended since these were read.

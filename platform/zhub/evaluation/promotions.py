@@ -301,7 +301,7 @@ def _measured_suite(
     assert own.results is not None and own.rewards is not None
     by_version = {other.version_id or other.release_version_id: tuple(other.rewards or ()) for other in others}
     compared = [(record.base.name, by_version[None])]
-    warnings = subjects.warnings(session, [own])[own.id]
+    warnings = subjects.warnings(session, [own], {own.id: record})[own.id]
     if current is not None and current.version.id == record.version.id:
         warnings.append(f"The alias points to {record.name} already: it is compared with its base only.")
     elif current is not None:

@@ -1,7 +1,7 @@
 """What evaluations measure: a base, an expert version, or a release version."""
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, select
@@ -66,9 +66,7 @@ def find(session: Session, caller: Caller, name: str, param: str) -> Subject:
 
 def find_version(session: Session, project_id: uuid.UUID, name: str) -> Record:
     """The version of a release or of an expert that has this name. Raises NotFoundError."""
-    if releases.find(session, project_id, name) is not None:
-        return releases.get(session, project_id, name)
-    return versions.get_version(session, project_id, name)
+    return releases.find_kept(session, project_id, name) or versions.get_version(session, project_id, name)
 
 
 def keep(session: Session, measured: Iterable[Subject]) -> None:
@@ -105,9 +103,8 @@ def records(session: Session, listed: Sequence[Evaluation]) -> dict[uuid.UUID, R
     return behind
 
 
-def names(session: Session, listed: Sequence[Evaluation]) -> dict[uuid.UUID, str]:
-    """The model that each of these evaluations measured."""
-    behind = records(session, listed)
+def names(session: Session, listed: Sequence[Evaluation], behind: Mapping[uuid.UUID, Record]) -> dict[uuid.UUID, str]:
+    """The model that each of these evaluations measured; ``behind``: their ``records``."""
     ids = {evaluation.base_model_id for evaluation in listed}
     bases = dict(session.execute(select(BaseModel.id, BaseModel.name).where(BaseModel.id.in_(ids))).all())
     return {
@@ -116,9 +113,10 @@ def names(session: Session, listed: Sequence[Evaluation]) -> dict[uuid.UUID, str
     }
 
 
-def warnings(session: Session, listed: Sequence[Evaluation]) -> dict[uuid.UUID, list[str]]:
-    """Reasons why the figures of each of these evaluations may mislead."""
-    behind = records(session, listed)
+def warnings(
+    session: Session, listed: Sequence[Evaluation], behind: Mapping[uuid.UUID, Record]
+) -> dict[uuid.UUID, list[str]]:
+    """Reasons why the figures of each of these evaluations may mislead; ``behind``: their ``records``."""
     pins = releases.pinned(session, [record for record in behind.values() if isinstance(record, ReleaseRecord)])
     told: dict[uuid.UUID, list[str]] = {}
     for evaluation in listed:

@@ -16,6 +16,7 @@ from zhub.errors import InvalidRequestError
 from zhub.ids import new_id, public_id
 from zhub.manifest import canonical_json
 from zhub.models import BaseModel, Release, ReleaseExpert, ReleaseVersion
+from zhub.recipes import MAX_MIXTURE_WEIGHT
 from zhub.registry import base_models, classification, namespace, releases, versions
 from zhub.registry.aliases import check_promotable
 from zhub.registry.releases import MAX_ROUTING_CHARACTERS, PinnedVersion, ReleaseRecord
@@ -32,7 +33,7 @@ class ReleaseExpertRequest(Schema):
 
     model_config = ConfigDict(extra="forbid")
     model: str
-    weight: Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)] | None = None
+    weight: Annotated[float, Field(ge=-MAX_MIXTURE_WEIGHT, le=MAX_MIXTURE_WEIGHT, allow_inf_nan=False)] | None = None
     """Its part: of a mixture ``z = 1 + Σ weight · (z_k − 1)``, else how strongly it answers once it is chosen. Null:
     an equal part of a mixture, else 1."""
     description: Annotated[str, Field(min_length=1, max_length=MAX_ROUTING_CHARACTERS)] | None = None

@@ -71,10 +71,19 @@ def get(session: Session, project_id: uuid.UUID, name: str) -> ReleaseRecord:
     Raises:
         NotFoundError: with the name that may have been meant.
     """
-    record = find(session, project_id, name)
+    record = find_kept(session, project_id, name)
     if record is None:
         raise missing.model(session, project_id, name)
-    if record.version.deleted_at is not None:
+    return record
+
+
+def find_kept(
+    session: Session, project_id: uuid.UUID, name: str, *, requester: str | None = None
+) -> ReleaseRecord | None:
+    """The release version of this name, if it is one; ``requester`` as ``find``. Raises NotFoundError if it was
+    deleted."""
+    record = find(session, project_id, name, requester=requester)
+    if record is not None and record.version.deleted_at is not None:
         raise NotFoundError("model", name, "It was deleted.")
     return record
 

@@ -101,10 +101,8 @@ def resolve(
     elif model == AUTO or model.startswith(f"{AUTO}:"):
         return _resolve_auto(session, caller, model, strategy, requester)
     elif "@" in model:
-        release = releases.find(session, caller.project_id, model, requester=requester)
+        release = releases.find_kept(session, caller.project_id, model, requester=requester)
         if release is not None:
-            if release.version.deleted_at is not None:
-                raise NotFoundError("model", model, "It was deleted.")
             resolved = _resolve_release(session, release, strategy)
             is_tried = strategy is None and VERSION_NAME.fullmatch(model) is None
             return replace(resolved, alias=model) if is_tried else resolved

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from zhub.errors import InvalidRequestError, NotFoundError
+from zhub.errors import InvalidRequestError
 from zhub.graders import Grader
 from zhub.models import BaseModel
 from zhub.recipes import FewShotHyperparameters, Hyperparameters
@@ -28,11 +28,9 @@ def mixed_versions(
     """
     records: dict[uuid.UUID, VersionRecord] = {}
     for name in names:
-        release = releases.find(session, project_id, name)
+        release = releases.find_kept(session, project_id, name)
         if release is None:
             named = [versions.get_version(session, project_id, name)]
-        elif release.version.deleted_at is not None:
-            raise NotFoundError("model", name, "It was deleted.")
         else:
             named = [pin.record for pin in releases.pinned(session, [release])[release.version.id]]
         records |= {record.version.id: record for record in named}
