@@ -34,7 +34,7 @@ class GuardedBodies:
         request = Request(scope)
         try:
             request.state.caller = await run_in_threadpool(
-                authenticated, context_of(request), request.headers.get("authorization")
+                authenticated, await context_of(request), request.headers.get("authorization")
             )
         except ZhubError as exc:
             await errors.zhub_error(request, exc)(scope, receive, send)

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
+from starlette.concurrency import run_in_threadpool
 
 from zhub.errors import AuthenticationError
 from zhub.graders import processes
@@ -28,7 +29,8 @@ class Context:
     wakeup: Wakeup
 
 
-def context_of(request: Request) -> Context:
+# Dependencies that wait for nothing are coroutines: each other one takes a thread, and waits for its turn to run.
+async def context_of(request: Request) -> Context:
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
@@ -41,7 +43,7 @@ ContextDep = Annotated[Context, Depends(context_of)]
 BEARER = HTTPBearer(description="An API key: `zhub_…`.", auto_error=False)
 
 
-def caller_of(
+async def caller_of(
     request: Request,
     context: ContextDep,
     authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
@@ -49,7 +51,9 @@ def caller_of(
 ) -> Caller:
     """The caller that the bearer token identifies; the database session for this ends before the route begins."""
     # Where the request has a body, it was asked for only once this was known.
-    caller: Caller = getattr(request.state, "caller", None) or authenticated(context, authorization)
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is None:
+        caller = await run_in_threadpool(authenticated, context, authorization)
     request.state.org_id = caller.org_id
     return caller
 

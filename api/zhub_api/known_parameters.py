@@ -28,7 +28,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
             raise InvalidRequestError(message, param=name, code="unknown_parameter")
 
 
-def check_query(request: Request, _caller: CallerDep) -> None:
+async def check_query(request: Request, _caller: CallerDep) -> None:
     """Refuse query parameters that the route does not declare, once the key is known."""
     route = request.scope["route"]
     assert isinstance(route, APIRoute)

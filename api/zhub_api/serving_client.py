@@ -203,7 +203,7 @@ class _Pace:
         if self._first_at is None:
             self._first_at = now
             CHAT_FIRST_TOKEN_SECONDS.observe(now - self._asked_at)
-        self._completion[line.index] += 1  # a line has a token at least
+        self._completion[line.index] += line.count if isinstance(line, Text) else 1  # a call has a token at least
         if isinstance(line, Ended):
             self._completion[line.index] = line.completion_tokens
             CHAT_TOKENS.labels("completion").inc(line.completion_tokens)

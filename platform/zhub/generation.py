@@ -96,13 +96,15 @@ class ChosenToken(LikelyToken):
 class Text(BaseModel):
     """The next piece of an answer; ``index`` says of which, where ``n`` are asked for.
 
-    ``tokens`` are those that it is made of, where log-probabilities are asked for.
+    ``tokens`` are those that it is made of, where log-probabilities are asked for; ``count`` is how many there are at
+    least.
     """
 
     type: Literal["text"] = "text"
     index: int = 0
     text: str
     tokens: list[ChosenToken] = []
+    count: int = 1
 
 
 class ToolCall(BaseModel):

@@ -161,9 +161,9 @@ def test_answers_are_metered_and_the_unmodified_client_reads_the_usage(
 def test_an_answer_that_breaks_off_is_metered_as_far_as_it_came(
     asked_api: Client, script: Script, api_engine: Engine, caller: Caller, until: Callable[..., Any]
 ) -> None:
-    script[:] = [STARTED, Text(text="a"), Text(text="b"), BROKEN]
+    script[:] = [STARTED, Text(text="a"), Text(text="bcd", count=3), BROKEN]
     refused(lambda: chat(asked_api))
-    until(lambda: total(api_engine, caller) == Tokens(1, 10, 0, 2))
+    until(lambda: total(api_engine, caller) == Tokens(1, 10, 0, 4))
 
 
 def test_an_orderly_end_of_the_api_loses_no_usage(

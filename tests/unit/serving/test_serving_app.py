@@ -175,10 +175,33 @@ def test_a_stream_goes_on_until_the_last_of_its_answers_has_ended() -> None:
         Ended(index=0, finish_reason="stop", completion_tokens=3),
     ]
 
-    async def written() -> list[str]:
+    async def written() -> str:
         lines: asyncio.Queue[Line] = asyncio.Queue()
         for line in answer:
             lines.put_nowait(line)
-        return [text async for text in json_lines(lines, 2, lambda: None)]
+        return "".join([text async for text in json_lines(lines, 2, lambda: None)])
 
-    assert [LINE.validate_json(text) for text in asyncio.run(written())] == answer
+    assert [LINE.validate_json(text) for text in asyncio.run(written()).splitlines()] == answer
+
+
+def test_what_comes_while_a_piece_waits_to_be_sent_goes_with_it_and_the_first_piece_waits_for_nothing() -> None:
+    async def written() -> list[list[Line]]:
+        lines: asyncio.Queue[Line] = asyncio.Queue()
+        lines.put_nowait(Text(text="a"))
+        stream = json_lines(lines, 2, lambda: None)
+        pieces = [await anext(stream)]
+        for text in (Text(text="b"), Text(index=1, text="x"), Text(index=1, text="y", count=2), Text(text="c")):
+            lines.put_nowait(text)
+        pieces.append(await anext(stream))
+        ends = [Ended(index=index, finish_reason="stop", completion_tokens=3) for index in (0, 1)]
+        lines.put_nowait(Text(text="d"))
+        for end in ends:
+            lines.put_nowait(end)
+        pieces += [piece async for piece in stream]
+        return [[LINE.validate_json(text) for text in piece.splitlines()] for piece in pieces]
+
+    first, second, *rest = asyncio.run(written())
+    assert first == [Text(text="a")]
+    assert second == [Text(text="b"), Text(index=1, text="xy", count=3), Text(text="c")]
+    assert [line for piece in rest for line in piece][0] == Text(text="d")
+    assert sum(isinstance(line, Ended) for piece in rest for line in piece) == 2

@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from zhub.errors import TooManyAtOnceError
-from zhub.generation import EmbeddingRequest, Embeddings, Ended, Failed, GenerationRequest, Line
+from zhub.generation import EmbeddingRequest, Embeddings, Ended, Failed, GenerationRequest, Line, Text, ToolCall
 from zhub.process.config import Settings
 from zhub.process.logs import LogFormat, configure_logging
 from zhub.storage.object_store import open_store
@@ -31,6 +32,9 @@ MAX_ONGOING_REQUESTS = 4096
 MAX_QUEUED_REQUESTS = 1024  # before all replicas, while none of them takes more
 DRAIN_S = 120.0
 ANSWER_TIMEOUT_S = 5.0
+# What an answer comes to in this time is sent at once: each piece costs more on its way to the client than a token of a
+# small model costs to compute, and people read no faster.
+PIECE_S = 0.05
 
 
 @serve.deployment(
@@ -126,16 +130,48 @@ async def json_lines(lines: "asyncio.Queue[Line]", count: int, cancel: Callable[
 
     ``cancel`` is called at the end, also where it comes early because the client has left.
     """
+    texts_sent_at = -math.inf
     try:
         while count:
-            line = await lines.get()
+            ready = await next_lines(lines, texts_sent_at + PIECE_S)
             # ASCII, because the API reads lines with httpx, which also ends a line at U+2028 and the like.
-            yield line.model_dump_json(ensure_ascii=True) + "\n"
-            if isinstance(line, Failed):
+            yield "".join(line.model_dump_json(ensure_ascii=True) + "\n" for line in joined(ready))
+            if isinstance(ready[-1], Failed):
                 return
-            count -= isinstance(line, Ended)
+            count -= sum(isinstance(line, Ended) for line in ready)
+            if isinstance(ready[-1], Text | ToolCall):
+                texts_sent_at = asyncio.get_running_loop().time()
     finally:
         cancel()
+
+
+async def next_lines(lines: "asyncio.Queue[Line]", until: float) -> list[Line]:
+    """The next line, and what follows ``until`` then, of the loop's clock; at once where an answer ends."""
+    ready = [await lines.get()]
+    try:
+        async with asyncio.timeout_at(until):
+            while isinstance(ready[-1], Text | ToolCall):
+                ready.append(await lines.get())
+    except TimeoutError:
+        pass
+    return ready
+
+
+def joined(lines: Iterable[Line]) -> list[Line]:
+    """The lines, with texts of one answer that follow each other as one."""
+    told: list[Line] = []
+    for line in lines:
+        last = told[-1] if told else None
+        if isinstance(line, Text) and isinstance(last, Text) and line.index == last.index:
+            told[-1] = Text(
+                index=line.index,
+                text=last.text + line.text,
+                tokens=last.tokens + line.tokens,
+                count=last.count + line.count,
+            )
+        else:
+            told.append(line)
+    return told
 
 
 def serving_of(settings: Settings, *, gpus: float) -> Serving:

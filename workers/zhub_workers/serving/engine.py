@@ -7,6 +7,7 @@ grammars compiled, so that nobody's answer waits for what another needs.
 """
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -32,6 +33,9 @@ from zhub_workers.serving.lane import Lane
 log = logging.getLogger("zhub.serving")
 
 PREPARERS = 8
+# Whatever brings requests and takes answers away comes first. Else what waits does so before the replica, where nothing
+# is fair between organisations, and steps are made for the few that got through.
+NICE = 5
 # What a base needs, in the bytes of its weights' files: they may be of half the precision, and its basis comes to them.
 LOADED_RATIO = 4
 # Until the first piece of an answer; sooner than the API gives up (``FIRST_LINE_TIMEOUT_S``), so that it says why.
@@ -110,6 +114,8 @@ class Engine:
             self._open[asked.request.org_id] -= 1
 
     def _run(self) -> None:
+        # Of this thread alone, and of those that torch starts for it.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while True:
             busy = [lane for lane in self._lanes.values() if not lane.is_idle]
             self._take(wait=not busy)
