@@ -5,18 +5,16 @@ key, so a double write is harmless, and every read that matters is checked again
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from zhub.errors import DigestMismatchError, DiskError, InvalidRequestError
 from zhub.process import tracing
 from zhub.storage.directory import DirectoryStore, replacing
 from zhub.storage.s3 import S3Store
-
-if TYPE_CHECKING:
-    pass
 
 
 class ObjectStore(Protocol):
@@ -74,6 +72,7 @@ def fetch(store: ObjectStore, key: str, path: Path, *, sha256: str) -> Path:
     """
     try:
         if path.exists() and _sha256(path) == sha256:
+            os.utime(path)  # by which ``cached_files`` sees that it is used
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with tracing.span("download", key=key), replacing(path) as file:

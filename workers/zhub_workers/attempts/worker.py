@@ -17,6 +17,7 @@ from zhub.errors import InvalidRequestError, StoreError, TrainingError, Unavaila
 from zhub.process import tracing
 from zhub.process.logs import log_fields
 from zhub.queue.attempts import Failure
+from zhub.storage.cached_files import drop_unused
 from zhub.storage.keys import attempts_prefix
 from zhub_workers.attempts.attempt import (
     Attempt,
@@ -121,6 +122,7 @@ class Worker:
 
     def _run_to_its_end(self, context: AttemptContext, attempt: Attempt) -> AttemptStatus:
         try:
+            drop_unused(attempt.cache_dir)
             return AttemptStatus("succeeded", 0, [], result=self._run(attempt, context))
         except AttemptStoppedError:
             return AttemptStatus("stopped", 0, [])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from zhub.answering import ExpertReference
 from zhub.generation import GenerationRequest
+from zhub.storage.cached_files import drop_unused
 from zhub.storage.object_store import ObjectStore, fetch
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.artifact import read_routing
@@ -77,4 +78,7 @@ class Experts:
         return self._centroids[sha256]
 
     def _fetch(self, key: str, sha256: str) -> Path:
-        return fetch(self._store, key, self._directory / f"{sha256}.safetensors", sha256=sha256)
+        path = self._directory / f"{sha256}.safetensors"
+        if not path.exists():
+            drop_unused(self._directory.parent)
+        return fetch(self._store, key, path, sha256=sha256)
