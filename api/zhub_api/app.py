@@ -29,6 +29,7 @@ from zhub_api.metering import Meter
 from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
     aliases,
+    catalogue,
     chat,
     classification_datasets,
     completion_datasets,
@@ -101,7 +102,7 @@ def _parts() -> APIRouter:
     router = APIRouter(responses=errors.ANSWERS, dependencies=[CheckedTexts])
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
-        expert_imports, expert_strengths, classification_datasets, releases, shadows, chat,
+        catalogue, expert_imports, expert_strengths, classification_datasets, releases, shadows, chat,
         stored_completions, completion_settings, completion_datasets, completions, embeddings, feedback, webhooks,
         organization,
     ):  # fmt: skip

@@ -28,6 +28,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.UnsupportedModelError: 400,
     errors.UnsupportedAdapterError: 400,
     errors.AddressRefusedError: 400,
+    errors.SearchQueryError: 400,
     errors.AuthenticationError: 401,
     errors.PermissionDeniedError: 403,
     errors.NotFoundError: 404,

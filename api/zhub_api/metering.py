@@ -15,6 +15,7 @@ from prometheus_client import Counter
 from sqlalchemy import Engine
 
 from zhub.database.sessions import tenant_session
+from zhub.registry import use
 from zhub.tenancy import token_usage
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.token_usage import Tokens, UsedBy
@@ -52,6 +53,7 @@ class Meter:
                 try:
                     with tenant_session(self._engine, org_id) as session:
                         token_usage.add(session, org_id, used)
+                        use.add(session, ((by.experts, t.prompt + t.completion) for by, t in used.items()))
                 except Exception:
                     log.warning("usage is not added yet", exc_info=True, extra={"action": "usage_kept"})
                     for by, tokens in used.items():

@@ -16,6 +16,7 @@ from zhub.models import (
     AliasMove,
     Attempt,
     BaseModel,
+    CardRevision,
     Checkpoint,
     ClassifiedExpert,
     CompletionDataset,
@@ -44,6 +45,7 @@ from zhub.models import (
     TokenCount,
     TokenUsage,
     Usage,
+    VersionMetric,
     WebhookDelivery,
     WebhookEndpoint,
 )
@@ -158,6 +160,10 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.flush()
     session.add(AliasMove(alias_id=alias.id, to_version_id=version.id, by="key", **own))
     session.add(ExpertChange(expert_id=experts[0].id, version_id=version.id, by="key", changes={}, **own))
+    # The entries of the catalogue are there: triggers make them.
+    session.add(CardRevision(expert_id=experts[0].id, revision=1, text="t", links=[], by="key", **own))
+    figure = {"listed": False, "suite": "test", "metric": "accuracy", "value": 0.5}
+    session.add(VersionMetric(expert_id=experts[0].id, version_id=version.id, **figure, **own))
     session.add(ScheduleTick(schedule_id=weekly.id, key="k", outcome="fired", **own))
     endpoints = [WebhookEndpoint(name="n", url="https://example.com", event_types=[], **within) for _ in range(2)]
     session.add_all(endpoints)

@@ -8,6 +8,7 @@ COMMANDS = {
     "DELETE /v1/releases/{release}/aliases/{alias}/shadow": ("zhub releases shadow",),
     "DELETE /v1/releases/{version}": ("zhub releases rm",),
     "DELETE /v1/schedules/{schedule_id}": ("zhub schedules rm",),
+    "GET /v1/catalogue": ("zhub experts search",),
     "GET /v1/base_models": ("zhub base-models ls",),
     "GET /v1/experts": ("zhub experts ls",),
     "GET /v1/models": ("zhub experts ls", "zhub base-models ls"),

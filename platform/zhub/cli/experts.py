@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from zhub.cli import expert_imports, expert_mixtures, expert_strengths, outcomes
+from zhub.cli import catalogue, expert_imports, expert_mixtures, expert_strengths, outcomes
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
 from zhub.client.wire.experts import AnswerPairRecord, ExpertRecord, ExpertVersion, FeedbackSummary
@@ -70,6 +70,8 @@ def show(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonOption
         show_expert(client.experts.get_expert(name), as_json)
 
 
+app.command()(catalogue.search)
+app.command()(catalogue.card)
 app.command()(outcomes.answers)
 app.command()(expert_imports.push)
 app.command()(expert_strengths.z)

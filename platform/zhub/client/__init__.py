@@ -11,6 +11,7 @@ from typing import Any, Self, TypedDict, Unpack
 import httpx
 
 from zhub.answering import ChosenExpert
+from zhub.client.catalogue import Catalogue
 from zhub.client.completions import Completions
 from zhub.client.expert_imports import ExpertImports
 from zhub.client.experts import Evaluations, Experts, Feedback
@@ -66,6 +67,7 @@ class Client:
         self.jobs = Jobs(http, poll_s)
         self.logs = Logs(http, poll_s)
         self.experts = Experts(http)
+        self.catalogue = Catalogue(http)
         self.evaluations = Evaluations(http, poll_s)
         self.imports = ExpertImports(http, poll_s)
         self.feedback = Feedback(http)

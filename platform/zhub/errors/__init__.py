@@ -8,6 +8,7 @@
     │   ├── UnsupportedModelError                  a base model that cannot be adapted
     │   ├── UnsupportedAdapterError                an expert from elsewhere that would answer otherwise here
     │   ├── AddressRefusedError    (host, address) a webhook must not go there
+    │   ├── SearchQueryError       (query, position) a search of the catalogue that cannot be read
     │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
     ├── AuthenticationError                        no key, or not a known one
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
@@ -73,6 +74,7 @@ from zhub.errors.refusals import (
     QuotaExceededError,
     RateLimitedError,
     RowProblem,
+    SearchQueryError,
     SlowReaderError,
     TooManyAtOnceError,
     UnsupportedAdapterError,
@@ -127,6 +129,7 @@ __all__ = [
     "RowProblem",
     "SandboxUnavailableError",
     "SchemaVersionError",
+    "SearchQueryError",
     "SlowReaderError",
     "StoreAwayError",
     "StoreError",

@@ -65,6 +65,18 @@ class AddressRefusedError(InvalidRequestError):
         self.address = address
 
 
+class SearchQueryError(InvalidRequestError):
+    """A search of the catalogue cannot be read; ``position`` is that of the first character at fault, from 0."""
+
+    code = "invalid_search"
+
+    def __init__(self, query: str, position: int, why: str) -> None:
+        at = query[position:].split()[0][:40] if query[position:].strip() else "the end"
+        super().__init__(f"q: at character {position + 1}, '{at}': {why}.", param="q")
+        self.query = query
+        self.position = position
+
+
 class AuthenticationError(ZhubError):
     """The request carries no API key, or one that is not known."""
 

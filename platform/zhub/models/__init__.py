@@ -6,6 +6,7 @@ security, so a single-column key would let one tenant point at another's row. Na
 
 from zhub.models.aliases import Alias, AliasMove
 from zhub.models.base import Base, TenantOwned
+from zhub.models.catalogue import CardRevision, CatalogueEntry, VersionMetric
 from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
 from zhub.models.registry import (
@@ -35,6 +36,8 @@ __all__ = [
     "Attempt",
     "Base",
     "BaseModel",
+    "CardRevision",
+    "CatalogueEntry",
     "Checkpoint",
     "ClassifiedExpert",
     "CompletionDataset",
@@ -68,6 +71,7 @@ __all__ = [
     "TokenCount",
     "TokenUsage",
     "Usage",
+    "VersionMetric",
     "WebhookDelivery",
     "WebhookEndpoint",
 ]

@@ -23,6 +23,8 @@ from zhub import states
 from zhub.ids import new_id
 from zhub.models.base import Base, TenantOwned, one_of, tenant_fk
 
+VISIBILITIES = ("private", "organization", "granted", "public")
+
 
 class BaseModel(Base):
     """A frozen base model: of the platform, for every organisation, or ``private`` to the one that added it."""
@@ -136,6 +138,9 @@ class Expert(TenantOwned, Base):
     """Names that it had before, oldest first: they still lead to it, and no other expert of the project gets one."""
     description: Mapped[str | None]
     tags: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default=text("'{}'"))
+    visibility: Mapped[str] = mapped_column(default="private", server_default="private")
+    """Who finds it without a grant: its project, its organisation, or every organisation, which then also uses it
+    (``public``) or asks for that (``granted``)."""
     archived_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
     """The row stays, and with it the counter: a training under the same name goes on from its last number."""
@@ -143,6 +148,7 @@ class Expert(TenantOwned, Base):
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("org_id", "project_id", "name"),
         tenant_fk("project_id", "projects"),
+        one_of("visibility", VISIBILITIES),
     )
 
 

@@ -13,7 +13,7 @@ from zhub.ids import new_id, public_id
 from zhub.manifest import Manifest
 from zhub.models import Expert, ExpertVersion
 from zhub.queue import attempts, job_events
-from zhub.registry import namespace
+from zhub.registry import cards, namespace
 from zhub.registry.versions import records
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import check_name, name_of_file, name_of_suffix
@@ -70,7 +70,10 @@ def get_or_create_expert(session: Session, caller: Caller, name: str) -> Expert:
         .on_conflict_do_nothing()
     )
     anew: dict[str, Any] = {"deleted_at": None, "archived_at": None, "description": None, "tags": {}}
-    session.execute(update(Expert).where(*of_name, Expert.deleted_at.is_not(None)).values(anew))
+    anew |= {"visibility": "private"}
+    again = update(Expert).where(*of_name, Expert.deleted_at.is_not(None)).values(anew).returning(Expert.id)
+    for expert_id in session.scalars(again):
+        cards.clear(session, expert_id, caller.org_id)
     locked = select(Expert).where(*of_name).with_for_update(read=True, key_share=True)
     expert = session.scalar(locked.execution_options(populate_existing=True))
     # After the lock: whoever renames or deletes the expert has committed by now, or waits for us.

@@ -129,6 +129,16 @@ def never_promoted(
     return [VersionRecord(*row, base) for row in session.execute(statement)]
 
 
+def representative(session: Session, expert: Expert) -> VersionRecord | None:
+    """What stands for an expert: what ``@prod`` points to, or else its newest version that is left."""
+    version_id = session.scalar(select(Alias.version_id).where(Alias.expert_id == expert.id, Alias.name == PROD))
+    if version_id is None:
+        of_expert = (ExpertVersion.expert_id == expert.id, ExpertVersion.deleted_at.is_(None))
+        newest = select(ExpertVersion.id).where(*of_expert).order_by(ExpertVersion.version.desc()).limit(1)
+        version_id = session.scalar(newest)
+    return None if version_id is None else by_id(session, [version_id])[version_id]
+
+
 def in_use(version: type[ExpertVersion]) -> tuple[ColumnElement[bool], ...]:
     """Neither the version nor its expert is archived or deleted."""
     return (

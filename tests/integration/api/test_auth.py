@@ -80,6 +80,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "files": [("files", ("adapter_config.json", LORA)), ("files", ("adapter_model.safetensors", b"weights"))],
     },
     ("patch", "/v1/experts/{name}"): {"json": {"archived": True}},
+    ("put", "/v1/experts/{name}/card"): {"json": {"text": "x"}},
     ("post", "/v1/promotions"): {"json": {"model": "main.summer@v1", "suites": [{"file": "file-0", "grader": GRADER}]}},
     ("post", "/v1/schedules"): {"json": SCHEDULE},
     ("put", "/v1/schedules/{schedule_id}"): {"json": SCHEDULE},

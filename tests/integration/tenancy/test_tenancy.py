@@ -249,14 +249,21 @@ def test_a_row_cannot_point_at_another_tenants_row(
         row |= {"version_id": None}
     if table == "shadow_trials":
         row |= {"ended_at": row["created_at"]}
+    # A project, and a version, has one row each, and the spare one is that.
+    alone = [
+        text(f"DELETE FROM {of_one}") for of_one in ("completion_settings", "catalogue_entries", "version_metrics")
+    ]
     with system_session(filled.system) as session:
-        session.execute(text("DELETE FROM completion_settings"))  # a project has one row, and the spare one is that
+        for deletion in alone:
+            session.execute(deletion)
         insert_row(session, table, row | {column: str(filled.spare[ours, target])})
         session.rollback()
     with (
         pytest.raises(IntegrityError, match="violates foreign key constraint"),
         system_session(filled.system) as session,
     ):
+        for deletion in alone:
+            session.execute(deletion)
         insert_row(session, table, row | {column: str(filled.spare[filled.theirs.org_id, target])})
 
 
