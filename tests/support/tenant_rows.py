@@ -25,6 +25,7 @@ from zhub.models import (
     Evaluation,
     Expert,
     ExpertChange,
+    ExpertExport,
     ExpertVersion,
     Feedback,
     Job,
@@ -158,6 +159,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.flush()
     session.add(AliasMove(alias_id=alias.id, to_version_id=version.id, by="key", **own))
     session.add(ExpertChange(expert_id=experts[0].id, version_id=version.id, by="key", changes={}, **own))
+    session.add(ExpertExport(version_id=version.id, job_id=jobs[0].id, format="lora", **within))
     session.add(ScheduleTick(schedule_id=weekly.id, key="k", outcome="fired", **own))
     endpoints = [WebhookEndpoint(name="n", url="https://example.com", event_types=[], **within) for _ in range(2)]
     session.add_all(endpoints)

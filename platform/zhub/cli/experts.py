@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from zhub.cli import expert_imports, expert_mixtures, expert_strengths, outcomes
+from zhub.cli import expert_exports, expert_imports, expert_mixtures, expert_strengths, outcomes
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
 from zhub.client.wire.experts import AnswerPairRecord, ExpertRecord, ExpertVersion, FeedbackSummary
@@ -72,6 +72,8 @@ def show(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonOption
 
 app.command()(outcomes.answers)
 app.command()(expert_imports.push)
+app.command("import")(expert_imports.import_file)
+app.command()(expert_exports.export)
 app.command()(expert_strengths.z)
 
 

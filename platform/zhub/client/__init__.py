@@ -12,6 +12,7 @@ import httpx
 
 from zhub.answering import ChosenExpert
 from zhub.client.completions import Completions
+from zhub.client.expert_exports import ExpertExports
 from zhub.client.expert_imports import ExpertImports
 from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.files import Files
@@ -68,6 +69,7 @@ class Client:
         self.experts = Experts(http)
         self.evaluations = Evaluations(http, poll_s)
         self.imports = ExpertImports(http, poll_s)
+        self.exports = ExpertExports(http, poll_s)
         self.feedback = Feedback(http)
         self.completions = Completions(http, poll_s)
         self.graders = Graders(http)

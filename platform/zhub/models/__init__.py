@@ -7,6 +7,7 @@ security, so a single-column key would let one tenant point at another's row. Na
 from zhub.models.aliases import Alias, AliasMove
 from zhub.models.base import Base, TenantOwned
 from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
+from zhub.models.exports import ExpertExport
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
 from zhub.models.registry import (
     BaseModel,
@@ -44,6 +45,7 @@ __all__ = [
     "Evaluation",
     "Expert",
     "ExpertChange",
+    "ExpertExport",
     "ExpertVersion",
     "Feedback",
     "Job",
