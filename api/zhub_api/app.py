@@ -37,6 +37,7 @@ from zhub_api.routes import (
     completions,
     embeddings,
     evaluations,
+    expert_exports,
     expert_imports,
     expert_strengths,
     experts,
@@ -102,7 +103,7 @@ def _parts() -> APIRouter:
     router = APIRouter(responses=errors.ANSWERS, dependencies=[CheckedTexts])
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
-        catalogue, expert_imports, expert_strengths, classification_datasets, releases, shadows, chat,
+        catalogue, expert_imports, expert_exports, expert_strengths, classification_datasets, releases, shadows, chat,
         stored_completions, completion_settings, completion_datasets, completions, embeddings, feedback, webhooks,
         organization,
     ):  # fmt: skip

@@ -26,6 +26,7 @@ PREFIXES = {
     "expert": "expert",
     "expert version": "ver",
     "expert import": "imp",
+    "expert export": "exp",
     "classification dataset": "clsd",
     "feedback": "fb",
     "stored completion": "chatcmpl",

@@ -40,7 +40,7 @@ from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 from zhub.queue import checkpoints, job_logs, leadership
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
-from zhub.registry import deletion
+from zhub.registry import deletion, exports
 from zhub.schedules import regressions
 from zhub.schedules.firing import process_next_due
 from zhub.storage.object_store import ObjectStore, open_store
@@ -267,7 +267,7 @@ def advance_gate(engine: Engine) -> bool:
 
 
 def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event, beat: Beat = no_beat) -> None:
-    """Remove deleted checkpoints, versions and feedback, and stored completions whose time is over.
+    """Remove deleted checkpoints, versions and feedback, and exports and stored completions whose time is over.
 
     Until ``stopping`` is set. Run in a thread: no pass waits.
     """
@@ -279,13 +279,15 @@ def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event, beat: B
             log.info("swept %d deleted checkpoints", count, extra={"action": "swept", "checkpoints": count})
         if versions := deletion.sweep(engine, store):
             log.info("swept %d deleted expert versions", versions, extra={"action": "swept", "versions": versions})
+        if exported := exports.sweep(engine, store):
+            log.info("swept %d exports", exported, extra={"action": "swept", "exports": exported})
         with system_session(engine) as session:
             completions = listing.sweep(session)
         if completions:
             extra = {"action": "swept", "completions": completions}
             log.info("swept %d stored completions", completions, extra=extra)
         with system_session(engine) as session:
-            return feedback.sweep(session) > 0 or count > 0 or versions > 0 or completions > 0
+            return feedback.sweep(session) > 0 or any((count, versions, exported, completions))
 
     _run_periodically(run_once, SWEEP_S, stopping, beat, "sweeping", away="sweep_failed", failed="sweep_failed")
 

@@ -192,6 +192,27 @@ class ImportSpec(BaseModel):
     base_check: str
 
 
+ExportFormat = Literal["merged", "lora", "psoft", "zhub"]
+
+
+class ExportSpec(BaseModel):
+    """Write an expert version in a form that other software reads.
+
+    ``name`` is its model id, ``digest`` its manifest's; ``files`` are the manifest and what it lists. ``rank``: of a
+    LoRA, at most; None: see ``lora_export``.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["export"] = "export"
+    name: str
+    digest: str
+    files: list[StoredFile]
+    base: BaseModelSource
+    basis: BasisReference
+    format: ExportFormat
+    rank: int | None
+
+
 class EvaluatedZ(BaseModel):
     """The file of an expert version that is measured, and how it was trained: what kind of adapter it fits."""
 
@@ -224,6 +245,13 @@ class EvaluateSpec(BaseModel):
 
 
 JobSpec = Annotated[
-    ValidateSpec | CountTokensSpec | ClassificationSpec | DecomposeSpec | TrainSpec | ImportSpec | EvaluateSpec,
+    ValidateSpec
+    | CountTokensSpec
+    | ClassificationSpec
+    | DecomposeSpec
+    | TrainSpec
+    | ImportSpec
+    | ExportSpec
+    | EvaluateSpec,
     Field(discriminator="kind"),
 ]

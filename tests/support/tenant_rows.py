@@ -26,6 +26,7 @@ from zhub.models import (
     Evaluation,
     Expert,
     ExpertChange,
+    ExpertExport,
     ExpertVersion,
     Feedback,
     Job,
@@ -164,6 +165,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.add(CardRevision(expert_id=experts[0].id, revision=1, text="t", links=[], by="key", **own))
     figure = {"listed": False, "suite": "test", "metric": "accuracy", "value": 0.5}
     session.add(VersionMetric(expert_id=experts[0].id, version_id=version.id, **figure, **own))
+    session.add(ExpertExport(version_id=version.id, job_id=jobs[0].id, format="lora", **within))
     session.add(ScheduleTick(schedule_id=weekly.id, key="k", outcome="fired", **own))
     endpoints = [WebhookEndpoint(name="n", url="https://example.com", event_types=[], **within) for _ in range(2)]
     session.add_all(endpoints)

@@ -29,7 +29,7 @@ from zhub_api.routes.fine_tuning import queue_object
 
 router = APIRouter(prefix="/v1/expert_imports")
 
-MAX_FILES = 3
+MAX_FILES = 4
 
 
 @router.post("")
@@ -46,7 +46,8 @@ def create_import(
     """Import a LoRA that PEFT wrote, or a version of another zhub; follow ``status`` until it has ended.
 
     ``files`` are ``adapter_config.json`` and ``adapter_model.safetensors``; or ``manifest.json``, ``z.safetensors`` and
-    ``routing.safetensors``. The prompts of ``dataset`` say which prompts ``auto`` takes to be the expert's; without it
+    ``routing.safetensors``, with the ``probe.safetensors`` of an export, whose answers the worker then must find
+    again. The prompts of ``dataset`` say which prompts ``auto`` takes to be the expert's; without it
     an imported LoRA answers by its name only.
     """
     caller.require("models:write")

@@ -1,4 +1,4 @@
-"""``zhub experts push``."""
+"""``zhub experts push`` and ``import``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import INTERRUPTED, JOB_FAILED
 from zhub.cli.output import note, show_json
+from zhub.client import Client
 from zhub.client.wire.experts import ImportRecord
 from zhub.manifest import Origin
 
@@ -30,12 +31,39 @@ def push(
     """
     with connect(data_dir) as client:
         record = client.imports.create(name, directory, base=base, dataset=dataset, cluster=cluster)
-        note(f"{record.id}: {record.base_check}")
-        try:
-            record = client.imports.wait_ended(record.id)
-        except KeyboardInterrupt:
-            note(f"{record.id} goes on. {client.imports.reason(record.id)} `zhub experts ls` will have its version.")
-            raise typer.Exit(INTERRUPTED) from None
+        record = _follow(client, record)
+    _show(record, as_json)
+
+
+def import_file(
+    file: Annotated[Path, typer.Argument(help="What `zhub experts export --format zhub` has written.")],
+    name: Annotated[
+        str | None, typer.Option(help="The expert that gets the version.", show_default="as it was called")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base model that it was made on.", show_default="the one with its basis")
+    ] = None,
+    cluster: Annotated[str | None, typer.Option(help="Which workers try it.", show_default="default")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Import a version that was exported as one file: it must fit the base, and answer as it did there."""
+    with connect(data_dir) as client:
+        record = client.imports.create_from_file(file, name=name, base=base, cluster=cluster)
+        record = _follow(client, record)
+    _show(record, as_json)
+
+
+def _follow(client: Client, record: ImportRecord) -> ImportRecord:
+    note(f"{record.id}: {record.base_check}")
+    try:
+        return client.imports.wait_ended(record.id)
+    except KeyboardInterrupt:
+        note(f"{record.id} goes on. {client.imports.reason(record.id)} `zhub experts ls` will have its version.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _show(record: ImportRecord, as_json: bool) -> None:
     if as_json:
         show_json(record)
     if record.version is None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from zhub.cli import catalogue, expert_imports, expert_mixtures, expert_strengths, outcomes
+from zhub.cli import catalogue, expert_exports, expert_imports, expert_mixtures, expert_strengths, outcomes
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
 from zhub.client.wire.experts import AnswerPairRecord, ExpertRecord, ExpertVersion, FeedbackSummary
@@ -74,6 +74,8 @@ app.command()(catalogue.search)
 app.command()(catalogue.card)
 app.command()(outcomes.answers)
 app.command()(expert_imports.push)
+app.command("import")(expert_imports.import_file)
+app.command()(expert_exports.export)
 app.command()(expert_strengths.z)
 
 

@@ -13,6 +13,7 @@ import httpx
 from zhub.answering import ChosenExpert
 from zhub.client.catalogue import Catalogue
 from zhub.client.completions import Completions
+from zhub.client.expert_exports import ExpertExports
 from zhub.client.expert_imports import ExpertImports
 from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.files import Files
@@ -70,6 +71,7 @@ class Client:
         self.catalogue = Catalogue(http)
         self.evaluations = Evaluations(http, poll_s)
         self.imports = ExpertImports(http, poll_s)
+        self.exports = ExpertExports(http, poll_s)
         self.feedback = Feedback(http)
         self.completions = Completions(http, poll_s)
         self.graders = Graders(http)

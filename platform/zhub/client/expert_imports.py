@@ -1,5 +1,6 @@
 """Experts that were made elsewhere, sent to become versions."""
 
+import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,6 +9,7 @@ from zhub.client.transport import Http, path_part, wait
 from zhub.client.wire.answer import ENDED
 from zhub.client.wire.experts import ImportRecord
 from zhub.errors import InvalidRequestError
+from zhub.expert_file import PROBE_FILE, Contract, unpack
 from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE
 
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -38,6 +40,35 @@ class ExpertImports:
             files = [("files", (path.name, opened.enter_context(path.open("rb")))) for path in expert_files(directory)]
             return ImportRecord.model_validate(self._http.post_form("/v1/expert_imports", given, files))
 
+    def create_from_file(
+        self, file: Path, *, name: str | None = None, base: str | None = None, cluster: str | None = None
+    ) -> ImportRecord:
+        """Send a version that was exported as one file, checked whole against its contract.
+
+        ``name``: of the expert; None: as it was called. ``base``: None: the one with the basis that it belongs to.
+
+        Raises:
+            ArtifactError, DigestMismatchError: no such file, or one that was changed.
+            InvalidRequestError: no base here has its basis.
+        """
+        with tempfile.TemporaryDirectory() as directory:
+            contract = unpack(file, Path(directory))
+            own = contract.name.partition("@")[0].rpartition(".")[2]
+            return self.create(name or own, Path(directory), base=base or self._base_of(contract), cluster=cluster)
+
+    def _base_of(self, contract: Contract) -> str:
+        wanted = contract.base
+        bases = {str(base["id"]): base["basis_fingerprint"] for base in self._http.pages("/v1/base_models", limit=100)}
+        for name, fingerprint in bases.items():
+            if fingerprint == wanted.basis_fingerprint:
+                return name
+        here = "; ".join(f"'{name}' has {fingerprint}" for name, fingerprint in bases.items()) or "none is here"
+        raise InvalidRequestError(
+            f"{contract.name} belongs to the basis {wanted.basis_fingerprint} of '{wanted.hub_id or wanted.name}', "
+            f"which no base here has: {here}. Add that base first (`zhub base-models add`).",
+            param="base",
+        )
+
     def get(self, import_id: str) -> ImportRecord:
         return ImportRecord.model_validate(self._http.get(f"/v1/expert_imports/{path_part(import_id)}"))
 
@@ -63,7 +94,7 @@ class ExpertImports:
 def expert_files(directory: Path) -> list[Path]:
     """The files of a directory that make an expert. Raises InvalidRequestError if it is none."""
     has = {path.name: path for path in directory.iterdir() if path.is_file()} if directory.is_dir() else {}
-    for needed, more in ((PEFT_FILES, ()), ((MANIFEST_FILE, Z_FILE), (ROUTING_FILE,))):
+    for needed, more in ((PEFT_FILES, ()), ((MANIFEST_FILE, Z_FILE), (ROUTING_FILE, PROBE_FILE))):
         if all(name in has for name in needed):
             return [has[name] for name in (*needed, *more) if name in has]
     if PEFT_PICKLE in has:

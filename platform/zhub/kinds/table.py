@@ -14,7 +14,7 @@ from zhub.manifest import Manifest
 from zhub.models import Job
 from zhub.queue.attempts import Released
 from zhub.queue.jobs import KindNames
-from zhub.registry import base_models, classification, deletion
+from zhub.registry import base_models, classification, deletion, exports
 from zhub.registry.publish import publish
 from zhub.states import LIGHT, TORCH
 
@@ -53,6 +53,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind("train", TORCH, resumable=True, succeed=_publish, check_redrive=deletion.check_redrive),
         Kind("import", TORCH, succeed=_publish, check_redrive=deletion.check_redrive),
+        Kind("export", TORCH, succeed=success(exports.finish), check_redrive=exports.check_redrive),
         Kind("evaluate", TORCH, succeed=success(evaluations.finish), check_redrive=evaluations.check_redrive),
         Kind("gate", None, check_redrive=_refuse_redrive),
     )

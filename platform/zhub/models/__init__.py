@@ -8,6 +8,7 @@ from zhub.models.aliases import Alias, AliasMove
 from zhub.models.base import Base, TenantOwned
 from zhub.models.catalogue import CardRevision, CatalogueEntry, VersionMetric
 from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
+from zhub.models.exports import ExpertExport
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
 from zhub.models.registry import (
     BaseModel,
@@ -47,6 +48,7 @@ __all__ = [
     "Evaluation",
     "Expert",
     "ExpertChange",
+    "ExpertExport",
     "ExpertVersion",
     "Feedback",
     "Job",

@@ -16,6 +16,7 @@ from zhub.admission import limits
 from zhub.datasets import files as datasets
 from zhub.datasets.validated import require_validated
 from zhub.errors import InvalidRequestError, NotFoundError, UnsupportedAdapterError
+from zhub.expert_file import PROBE_FILE
 from zhub.ids import public_id
 from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, FileEntry, Manifest
 from zhub.models import BaseModel, DatasetVersion, Job
@@ -69,13 +70,15 @@ def check_file_names(names: Sequence[str]) -> str:
             "`save_pretrained(..., safe_serialization=True)`.",
             param="files",
         )
-    for description, weights, others in ((CONFIG_FILE, WEIGHTS_FILE, ()), (MANIFEST_FILE, Z_FILE, (ROUTING_FILE,))):
+    of_version = (MANIFEST_FILE, Z_FILE, (ROUTING_FILE, PROBE_FILE))
+    for description, weights, others in ((CONFIG_FILE, WEIGHTS_FILE, ()), of_version):
         is_unique = len(set(names)) == len(names)
         if is_unique and {description, weights} <= set(names) <= {description, weights, *others}:
             return description
     raise InvalidRequestError(
         f"Give {CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT writes them; or {MANIFEST_FILE}, {Z_FILE} and "
-        f"{ROUTING_FILE} of a version that was downloaded from a zhub. Found: {', '.join(names) or 'none'}.",
+        f"{ROUTING_FILE} of a version that was downloaded from a zhub, with {PROBE_FILE} where it was exported as one "
+        f"file. Found: {', '.join(names) or 'none'}.",
         param="files",
     )
 
@@ -149,6 +152,13 @@ def _check_manifest(request: ImportRequest, basis: BasisReference) -> None:
         raise UnsupportedAdapterError(
             f"{MANIFEST_FILE} is not the manifest of a version, or of a newer zhub: {exc}", param="files"
         ) from exc
+    if manifest.weights_fingerprint != basis.weights_fingerprint:
+        raise InvalidRequestError(
+            f"The version was made on other weights: those of '{manifest.base_model}' have the fingerprint "
+            f"{manifest.weights_fingerprint}, and those of the base '{request.base}' {basis.weights_fingerprint}. Add "
+            "the base that it was made on.",
+            param="base",
+        )
     if manifest.basis_fingerprint != basis.basis_fingerprint:
         raise InvalidRequestError(
             f"The version belongs to the basis {manifest.basis_fingerprint} of '{manifest.base_model}', and the base "
@@ -158,7 +168,7 @@ def _check_manifest(request: ImportRequest, basis: BasisReference) -> None:
         )
     listed = {file.name: file.sha256 for file in manifest.files}
     for file in request.files:
-        if file.name != MANIFEST_FILE and file.sha256 != listed.get(file.name):
+        if file.name not in (MANIFEST_FILE, PROBE_FILE) and file.sha256 != listed.get(file.name):
             raise InvalidRequestError(
                 f"'{file.name}' is not the file that {MANIFEST_FILE} lists: expected sha256 {listed.get(file.name)}, "
                 f"found {file.sha256}. Pull the version again.",

@@ -19,6 +19,7 @@ from zhub.kinds.outcomes import record_success
 from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, FileEntry
 from zhub.queue import attempts
 from zhub.registry import publish as registry
+from zhub.specs import ExportSpec
 from zhub.storage.directory import DirectoryStore
 
 Client = openai.OpenAI
@@ -106,3 +107,32 @@ def evaluate(client: Client, system_engine: Engine, store: DirectoryStore, check
         return str(answer["id"])
 
     return make
+
+
+@pytest.fixture
+def write_export(system_engine: Engine, store: DirectoryStore) -> Callable[[], ExportSpec]:
+    """Do what a worker does with the export that waits; return what it was asked for."""
+
+    def write() -> ExportSpec:
+        with system_session(system_engine) as session:
+            admit_queued(session)
+            claim = claim_one(session, "export")
+        assert claim is not None
+        prefix = f"t/{claim.org_id.hex}/jobs/{claim.job_id.hex}/attempts/1"
+        for name in ("a.json", "rank-8/b.bin"):
+            store.put(f"{prefix}/{name}", io.BytesIO(name.encode()))
+        files = [{"name": name, "size_bytes": len(name), "sha256": "0"} for name in ("a.json", "rank-8/b.bin")]
+        result = {"key_prefix": prefix, "files": files, "facts": {"rank": 8}}
+        with system_session(system_engine) as session:
+            record_success(session, claim.job_id, claim.fence, result)
+        return ExportSpec.model_validate(claim.spec)
+
+    return write
+
+
+@pytest.fixture
+def exported(client: Client, publish: Callable[..., str], write_export: Callable[[], ExportSpec]) -> str:
+    """Id of a finished export."""
+    asked: Any = client.post("/expert_exports", body={"model": publish(), "format": "lora"}, cast_to=object)
+    write_export()
+    return str(asked["id"])

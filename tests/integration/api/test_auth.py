@@ -27,6 +27,7 @@ PLACES = {
     "delivery_id": "whd-0",
     "endpoint_id": "whe-0",
     "evaluation_id": "eval-0",
+    "export_id": "exp-0",
     "completion_id": "chatcmpl-0",
     "collection_id": "cds-0",
     "feedback_id": "fb-0",
@@ -79,6 +80,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "data": {"name": "moved", "base_model": "tiny"},
         "files": [("files", ("adapter_config.json", LORA)), ("files", ("adapter_model.safetensors", b"weights"))],
     },
+    ("post", "/v1/expert_exports"): {"json": {"model": "main.summer@v1", "format": "lora"}},
     ("patch", "/v1/experts/{name}"): {"json": {"archived": True}},
     ("put", "/v1/experts/{name}/card"): {"json": {"text": "x"}},
     ("post", "/v1/promotions"): {"json": {"model": "main.summer@v1", "suites": [{"file": "file-0", "grader": GRADER}]}},
@@ -91,7 +93,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/webhook_endpoints/{endpoint_id}/test"): {"json": {"event_type": "fine_tuning.job.failed"}},
 }
 OPEN = {"/healthz", "/readyz"}
-OWN_ANSWERS = {"/v1/experts/{name}/z": 409}  # the version of these tests has no such file
+# The version of these tests has no such file, and its export has not ended.
+OWN_ANSWERS = {"/v1/experts/{name}/z": 409, "/v1/expert_exports/{export_id}/files/{filename}": 409}
 
 
 def routes(app: FastAPI) -> list[tuple[str, str]]:
@@ -119,7 +122,7 @@ def test_every_route_asks_for_a_scope(app: FastAPI, api_url: str, make_key: Make
 
 
 def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
-    """Make an alias, a release with another, a promotion, a schedule and an import; return where they are."""
+    """Make an alias, a release with another, a promotion, a schedule, an import, an export; return where they are."""
     client.put("/experts/main.summer/aliases/prod", body={"version": version}, cast_to=object)
     release: Any = client.post("/releases", body=RELEASE | {"experts": [{"model": version}]}, cast_to=object)
     client.put("/releases/main.support/aliases/prod", body={"version": release["id"]}, cast_to=object)
@@ -137,8 +140,10 @@ def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
         options={"headers": {"Content-Type": "multipart/form-data"}},
         cast_to=object,
     )
+    exported: Any = client.post("/expert_exports", body={"model": version, "format": "lora"}, cast_to=object)
     found = {
         "import_id": imported["id"],
+        "export_id": exported["id"],
         "dataset_id": rows["id"],
         "expert": "main.summer",
         "alias": "prod",

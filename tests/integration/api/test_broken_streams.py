@@ -144,6 +144,9 @@ def streams(request: pytest.FixtureRequest) -> dict[str, Break]:
         "/v1/fine_tuning/jobs/{job_id}/logs": lambda: stored(f"/fine_tuning/jobs/{get('job')}/logs"),
         "/v1/evaluations/{evaluation_id}/rows": lambda: stored(f"/evaluations/{get('evaluate')()}/rows"),
         "/v1/files/{file_id}/content": lambda: stored(f"/files/{get('checked_file')}/content"),
+        "/v1/expert_exports/{export_id}/files/{filename:path}": lambda: stored(
+            f"/expert_exports/{get('exported')}/files/a.json"
+        ),
         "/v1/experts/{name}/files/{filename}": lambda: stored(f"/experts/{get('publish')()}/files/manifest.json"),
     }
 
@@ -156,6 +159,7 @@ NAMES = (
     "/v1/fine_tuning/jobs/{job_id}/logs",
     "/v1/evaluations/{evaluation_id}/rows",
     "/v1/files/{file_id}/content",
+    "/v1/expert_exports/{export_id}/files/{filename:path}",
     "/v1/experts/{name}/files/{filename}",
 )
 

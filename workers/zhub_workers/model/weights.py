@@ -18,7 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
 
 from zhub.errors import UnsupportedModelError
 from zhub_workers.model.base_model import (
@@ -101,7 +107,7 @@ class WeightFiles:
         Raises:
             UnsupportedModelError: its file cannot be read.
         """
-        source, described = self._sources[name], self._described[name]
+        source, described = self._source(name), self._described[name]
         if source.converter is None:
             ((stored, _),) = source.tensors
             return self._read(stored).to(described.dtype)
@@ -113,6 +119,36 @@ class WeightFiles:
         except LOAD_ERRORS as exc:
             raise UnsupportedModelError(f"transformers cannot make '{name}' of what is in the files: {exc}") from exc
         return made
+
+    def stored_form(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """What the files hold where ``tensor`` stands in the model under this name: by name in the files.
+
+        Raises:
+            UnsupportedModelError: transformers makes it of several, and does not take it apart into the same again.
+        """
+        source = self._source(name)
+        if source.converter is None:
+            return {source.tensors[0][0]: tensor}
+        try:
+            parts: dict[str, Tensor] = revert_weight_conversion(self._model, {name: tensor})
+        except LOAD_ERRORS as exc:
+            raise UnsupportedModelError(
+                f"transformers cannot take '{name}' apart into what is in the files: {exc}"
+            ) from exc
+        if parts.keys() != {stored for stored, _ in source.tensors}:
+            raise UnsupportedModelError(
+                f"transformers takes '{name}' apart into other tensors than the files have: '{min(parts)}'."
+            )
+        return parts
+
+    def _source(self, name: str) -> _Source:
+        if name not in self._sources:
+            raise UnsupportedModelError(f"The files of the weights have no tensor for '{name}'.")
+        return self._sources[name]
+
+    def file_of(self, stored: str) -> Path:
+        """The file that has this tensor."""
+        return self._files[stored]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -150,6 +186,24 @@ class WeightFiles:
         except (OSError, SafetensorError) as exc:
             raise UnsupportedModelError(f"{file.name}: cannot read the tensor '{stored}': {exc}") from exc
         return read if cast is None else read.to(cast.dtype)
+
+
+def find_weight_files(path: Path, model: Any) -> WeightFiles:
+    """The files in ``path`` of a ``model`` on the meta device, for those of its tensors that they have.
+
+    Raises:
+        UnsupportedModelError: a file cannot be read, or one tensor of the files makes several of the model.
+    """
+    try:
+        files = _files_by_tensor(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as exc:
+        raise UnsupportedModelError(f"{path.name}: the files of its weights cannot be read: {exc}") from exc
+    sources = _sources(model, files, model.state_dict(keep_vars=True))
+    if sources is None:
+        raise UnsupportedModelError(
+            f"{path.name}: one tensor of its files makes several of the model, and its matrices stand in none of them."
+        )
+    return WeightFiles(model, sources, files)
 
 
 def open_weight_files(path: Path, model: Any) -> WeightFiles | None:

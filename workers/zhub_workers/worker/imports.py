@@ -8,6 +8,7 @@ from typing import Any
 import zhub
 from zhub.datasets.splits import prompt_position
 from zhub.errors import UnsupportedAdapterError, ZhubError
+from zhub.expert_file import PROBE_FILE
 from zhub.manifest import (
     CHANGE_FILE,
     MANIFEST_FILE,
@@ -30,6 +31,7 @@ from zhub_workers.model.artifact import ExpertFile, read_expert, read_routing, w
 from zhub_workers.model.changes import read_change
 from zhub_workers.model.peft_weights import read_lora
 from zhub_workers.model.probe import try_expert
+from zhub_workers.model.probe_file import check_probe
 from zhub_workers.model.routing import Centroid, make_centroid, prompt_embeddings
 from zhub_workers.model.strength import write_strengths
 from zhub_workers.training.job import MAX_ROUTING_PROMPTS
@@ -48,7 +50,7 @@ def run_import(
     """Store the version's files, and return what the job's row needs.
 
     Raises:
-        UnsupportedAdapterError: the files do not fit the base, or answer with nothing finite.
+        UnsupportedAdapterError: the files do not fit the base, answer with nothing finite, or otherwise than they did.
         TrainingError: rows of the dataset that cannot be used.
     """
     with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as root:
@@ -64,6 +66,9 @@ def run_import(
         sha256 = file_entry(made / Z_FILE).sha256
         change = read_change(made / Z_FILE, sha256=sha256, adapted=model)
         probe = try_expert(model, change)
+        if (sent / PROBE_FILE).exists():
+            off = check_probe(sent / PROBE_FILE, model, change)
+            context.emit("info", f"It answers as it did where it was exported, to within {off:.2g} nats.")
         write_strengths(made, change, model)
         _tell(spec, probe, context)
         if spec.dataset is not None:

@@ -1,4 +1,4 @@
-"""What a worker with torch does: decompose a base model, train an expert, measure one, import one.
+"""What a worker with torch does: decompose a base model, train an expert, measure, import or export one.
 
 The base that was used last stays loaded, so that the next attempt on it begins at once.
 """
@@ -21,11 +21,19 @@ from pydantic import TypeAdapter
 import zhub
 from zhub.graders import Grader, GradingTools, ScoreModelGrader, needs_sandbox
 from zhub.ids import public_id
-from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE
+from zhub.manifest import MANIFEST_FILE
 from zhub.process import tracing
 from zhub.registry.model_sizes import ModelSizes
 from zhub.sandbox import Sandbox
-from zhub.specs import DecomposeSpec, EvaluateSpec, ImportSpec, JobSpec, StartingPoint, StoredFile, TrainSpec
+from zhub.specs import (
+    DecomposeSpec,
+    EvaluateSpec,
+    ExportSpec,
+    ImportSpec,
+    JobSpec,
+    StoredFile,
+    TrainSpec,
+)
 from zhub.storage.keys import basis_prefix
 from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptStoppedError
@@ -39,7 +47,7 @@ from zhub_workers.evaluation.evaluate import ROWS_FILE, following, run_evaluatio
 from zhub_workers.evaluation.grading import Grading
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.adapters import adapter_of, make_adapter
-from zhub_workers.model.artifact import ExpertFile, read_expert, read_routing, read_z
+from zhub_workers.model.artifact import ExpertFile, read_expert
 from zhub_workers.model.base_model import load_base_model, model_of_config, render_prompt
 from zhub_workers.model.basis import BASIS_FILE, carried_shares, decompose_base
 from zhub_workers.model.layers import adapted_layers, unreached_weights
@@ -53,13 +61,14 @@ from zhub_workers.training.metric_sinks import Run, sending_metrics
 from zhub_workers.training.spans import traced_steps
 from zhub_workers.training.state import TrainState
 from zhub_workers.training.train import TrainResult, train
-from zhub_workers.training.warm_start import Start
 from zhub_workers.worker.checkpoints import Checkpoints
+from zhub_workers.worker.exports import run_export
 from zhub_workers.worker.imports import run_import
 from zhub_workers.worker.published_files import write_version
 from zhub_workers.worker.ray_shards import RayShards
 from zhub_workers.worker.release_answers import ReleaseAnswers
 from zhub_workers.worker.room import check_disk, check_memory, told_basis, told_unreached
+from zhub_workers.worker.starting_points import fetch_start
 
 PROGRESS_EVENTS = 200  # of one decomposition, at most
 
@@ -91,6 +100,9 @@ class TorchRunner:
         if isinstance(spec, ImportSpec):
             model = self._models.get(spec.base, spec.basis, store, attempt.cache_dir)
             return run_import(spec, model, attempt, context, store, hardware=self._hardware())
+        if isinstance(spec, ExportSpec):
+            load = partial(self._models.get, store=store, cache_dir=attempt.cache_dir)
+            return run_export(spec, load, attempt, context, store)
         return self._train(spec, attempt, context, store)
 
     def _decompose(
@@ -222,7 +234,7 @@ class TorchRunner:
         checkpoints = Checkpoints(spec, attempt, context, store)
         resumed = checkpoints.newest(attempt.checkpoint) if attempt.checkpoint else None
         needed = spec.starts if resumed is None or spec.recipe == "few_shot" else []
-        starts = [_start(start, model, store, attempt.cache_dir) for start in needed]
+        starts = [fetch_start(start, model, store, attempt.cache_dir) for start in needed]
         adapter = make_adapter(model, spec.hyperparameters)
         token_limit = spec.hyperparameters.micro_batch_tokens
         with (
@@ -363,18 +375,6 @@ def _run(attempt: Attempt, spec: TrainSpec, resumed: TrainState | None) -> Run:
         settings=settings | spec.hyperparameters.model_dump(mode="json"),
         resumed_after=resumed.step if resumed else 0,
     )
-
-
-def _start(start: StartingPoint, model: AdaptedModel, store: ObjectStore, cache_dir: Path) -> Start:
-    directory = cache_dir / "experts"
-    z = directory / f"{start.z_sha256}.safetensors"
-    fetch(store, f"{start.key_prefix}/{Z_FILE}", z, sha256=start.z_sha256)
-    centroid = None
-    if start.routing_sha256 is not None:
-        routing = directory / f"{start.routing_sha256}.safetensors"
-        fetch(store, f"{start.key_prefix}/{ROUTING_FILE}", routing, sha256=start.routing_sha256)
-        centroid = read_routing(routing, sha256=start.routing_sha256, basis_fingerprint=model.basis.fingerprint)
-    return Start(start.name, start.digest, read_z(z, sha256=start.z_sha256, basis=model.basis), centroid)
 
 
 def _dataset(file: StoredFile, store: ObjectStore, cache_dir: Path) -> Path:

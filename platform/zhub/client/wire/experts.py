@@ -4,7 +4,7 @@ from typing import Any
 
 from zhub.client.wire.answer import ENDED, Answer
 from zhub.client.wire.training import ClassifiedRecord
-from zhub.manifest import ANSWERS_FILE, Accuracy, Evaluation, Mixture, Origin
+from zhub.manifest import ANSWERS_FILE, Accuracy, Evaluation, FileEntry, Mixture, Origin
 
 
 class EvaluationResults(Answer):
@@ -167,6 +167,24 @@ class ImportRecord(Answer):
     base_check: str
     dataset: str | None
     version: ExpertVersion | None
+
+
+class ExportRecord(Answer):
+    """An export of a version; ``files`` and ``facts`` once it has succeeded."""
+
+    id: str
+    created_at: int
+    finished_at: int | None
+    status: str
+    error: dict[str, Any] | None
+    cluster: str
+    model: str
+    digest: str
+    base_model: str
+    format: str
+    rank: int | None
+    files: list[FileEntry] | None
+    facts: dict[str, Any] | None
 
 
 class ExpertRecord(Answer):
