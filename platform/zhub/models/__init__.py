@@ -9,6 +9,7 @@ from zhub.models.base import Base, TenantOwned
 from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
 from zhub.models.exports import ExpertExport
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
+from zhub.models.objects import ObjectReservation
 from zhub.models.registry import (
     BaseModel,
     Checkpoint,
@@ -53,6 +54,7 @@ __all__ = [
     "JobEvent",
     "Leader",
     "MonthUsage",
+    "ObjectReservation",
     "Organization",
     "Project",
     "Promotion",
