@@ -7,13 +7,14 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from zhub.errors import DigestMismatchError, ObjectMissingError, StoreAwayError, StoreError
 from zhub.storage.directory import DirectoryStore
-from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
+from zhub.storage.object_store import ObjectStore, fetch, open_store, put_content, put_path
 
 KIB, MIB = 1 << 10, 1 << 20
 SEVERAL_PARTS = 36 * MIB  # two whole parts and a rest
@@ -80,6 +81,57 @@ def test_a_second_put_replaces_the_first(store: ObjectStore, before: int, after:
     store.put("key", io.BytesIO(random_bytes(after)))
     assert store.size("key") == after
     assert content(store, "key") == random_bytes(after)
+
+
+@pytest.mark.parametrize("size", [64, SEVERAL_PARTS])
+def test_put_absent_stores_once_and_never_replaces(store: ObjectStore, size: int) -> None:
+    assert store.put_absent("key", io.BytesIO(random_bytes(size)))
+    assert not store.put_absent("key", io.BytesIO(b"another"))
+    assert content(store, "key") == random_bytes(size)
+    store.delete("key")
+    assert store.put_absent("key", io.BytesIO(b"another"))
+
+
+def test_of_concurrent_puts_of_what_is_absent_the_object_is_one_of_them_whole(store: ObjectStore) -> None:
+    def put(writer: int) -> bool:
+        return store.put_absent("key", io.BytesIO(bytes([writer]) * MIB))
+
+    with ThreadPoolExecutor(8) as pool:
+        stored = list(pool.map(put, range(8)))
+    found = content(store, "key")
+    assert len(found) == MIB and len(set(found)) == 1
+    assert stored[found[0]] and any(stored)
+    if isinstance(store, DirectoryStore):
+        assert sum(stored) == 1
+
+
+@pytest.mark.parametrize("size", [64 * KIB, SEVERAL_PARTS])
+def test_an_interrupted_put_absent_leaves_no_object(store: ObjectStore, size: int) -> None:
+    with pytest.raises(InterruptedReadError):
+        store.put_absent("key", BreakingFile(random_bytes(size)))
+    assert list(store.keys("")) == []
+
+
+def test_content_is_stored_once_and_mended_where_it_was_cut_short(store: ObjectStore) -> None:
+    whole = random_bytes(MIB)
+    for before in (None, whole, whole[:-1]):
+        if before is not None:
+            store.put("key", io.BytesIO(before))
+        put_content(store, "key", io.BytesIO(whole), size_bytes=MIB)
+        assert content(store, "key") == whole
+
+
+def test_content_of_another_size_than_it_should_have_is_refused(store: ObjectStore) -> None:
+    with pytest.raises(StoreError, match="key: 9 bytes were stored, and the store has 5"):
+        put_content(store, "key", io.BytesIO(b"short"), size_bytes=9)
+
+
+def test_a_listing_has_sizes_and_times(store: ObjectStore) -> None:
+    before = datetime.now(UTC) - timedelta(minutes=5)
+    store.put("a/key", io.BytesIO(b"four"))
+    (listed,) = store.listing("a/")
+    assert (listed.key, listed.size_bytes) == ("a/key", 4)
+    assert before < listed.modified_at < before + timedelta(minutes=10)
 
 
 def test_a_missing_object_is_missing_before_the_first_piece(store: ObjectStore) -> None:

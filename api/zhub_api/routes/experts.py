@@ -159,6 +159,7 @@ def version_objects(session: Session, records: Sequence[versions.VersionRecord])
             "description": version.description,
             "tags": version.tags,
             "archived": version.archived_at is not None or record.expert.archived_at is not None,
+            "lost_files": version.lost_files or [],
             "aliases": names.get(version.id, []),
             "parent": parents.get(version.manifest["parent_digest"]),
             "classifies": [known._asdict() for known in classifies.get(version.id, ())],

@@ -20,10 +20,12 @@ from zhub.errors import InvalidRequestError
 from zhub.ids import parse_id, public_id
 from zhub.manifest import CHUNK_BYTES
 from zhub.models import BaseModel, DatasetVersion, Job, TokenCount
+from zhub.objects.reservations import reserve
 from zhub.process.wakeup import SCHEDULER
 from zhub.registry import base_models, classification, versions
 from zhub.registry.classification import Classified
 from zhub.storage.keys import dataset_key
+from zhub.storage.object_store import put_content
 from zhub.tenancy import quotas
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
@@ -58,8 +60,9 @@ def create_file(
     sha256, size_bytes = measure(file.file, limit=MAX_FILE_BYTES)
     with tenant_session(context.engine, caller.org_id) as session:
         quotas.check_bytes(session, caller.org_id, size_bytes)
-    # Object first, row second: a crash in between leaves an orphan to sweep, never a row without its bytes.
-    context.store.put(dataset_key(caller.org_id, sha256), file.file)
+        reserve(session, dataset_key(caller.org_id, sha256))
+    # Object first, row second: a crash in between leaves an orphan to collect, never a row without its bytes.
+    put_content(context.store, dataset_key(caller.org_id, sha256), file.file, size_bytes=size_bytes)
     with tenant_session(context.engine, caller.org_id) as session:
         version = files.register(
             session,

@@ -12,12 +12,14 @@ from zhub.admission import limits
 from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError
 from zhub.models import BaseModel
+from zhub.objects.reservations import reserve
 from zhub.process.wakeup import SCHEDULER
 from zhub.registry import base_models, deletion, listing, releases, versions
 from zhub.registry.names import AUTO, VERSION_NAME
 from zhub.registry.resolve import resolve
 from zhub.specs import StoredFile
 from zhub.storage.keys import base_file_key
+from zhub.storage.object_store import put_content
 from zhub.tenancy import quotas
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, Context, ContextDep
@@ -137,7 +139,8 @@ async def put_base_model_file(
             with tenant_session(context.engine, caller.org_id) as session:
                 if base_models.check_may_change(session, caller, name).private:
                     quotas.check_bytes(session, caller.org_id, upload.size_bytes)
-            context.store.put(key, upload.file)
+                reserve(session, key)
+            put_content(context.store, key, upload.file, size_bytes=upload.size_bytes)
             stored = StoredFile(name=filename, key=key, sha256=upload.sha256, size_bytes=upload.size_bytes)
             with tenant_session(context.engine, caller.org_id) as session:
                 return base_model_object(base_models.add_file(session, caller, name, stored))

@@ -30,6 +30,7 @@ from zhub.cli import (
     refine,
     releases,
     schedules,
+    storage,
     submit,
     up,
     usage,
@@ -66,6 +67,7 @@ app.add_typer(releases.app, name="releases")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(database.app, name="db")
+app.add_typer(storage.app, name="storage")
 schedules.app.command("refine")(refine.refine)
 app.command("up")(up.up)
 app.command("demo")(demo.demo)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 import typer
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
@@ -174,12 +174,18 @@ def examine_history(system_url: str, *, as_json: bool = False) -> None:
 @contextmanager
 def _session(system_url: str) -> Iterator[Session]:
     """A session of a member of zhub_system, with errors for people."""
+    with system_engine(system_url) as engine, system_session(engine) as session:
+        yield session
+
+
+@contextmanager
+def system_engine(system_url: str) -> Iterator[Engine]:
+    """An engine of a member of zhub_system on a database of this release, with errors for people."""
     try:
         engine = make_engine(system_url, pool_size=1)
         try:
             check_at_head(engine)
-            with system_session(engine) as session:
-                yield session
+            yield engine
         finally:
             engine.dispose()
     except ArgumentError as exc:

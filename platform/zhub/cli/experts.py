@@ -276,6 +276,7 @@ def show_version(version: ExpertVersion, as_json: bool, examples: Sequence[Answe
                 ("digest", f"sha256:{version.digest}"),
                 ("created", moment(version.created_at)),
                 *_said(version),
+                *([("lost", f"{', '.join(version.lost_files)}: it cannot answer")] if version.lost_files else []),
                 ("aliases", " ".join(f"@{name}" for name in version.aliases) or "-"),
                 ("base", f"{version.base_model} ({manifest['base_source']})"),
                 ("basis", manifest["basis_fingerprint"]),

@@ -30,9 +30,10 @@ from zhub.errors import InvalidRequestError, NotFoundError, StoreError, Unavaila
 from zhub.ids import new_id, public_id
 from zhub.manifest import CHUNK_BYTES
 from zhub.models import CompletionDataset, DatasetVersion, Feedback, Project, StoredCompletion
+from zhub.objects.reservations import reserve
 from zhub.recipes import Recipe
 from zhub.storage.keys import dataset_key
-from zhub.storage.object_store import ObjectStore
+from zhub.storage.object_store import ObjectStore, put_content
 from zhub.tenancy import quotas
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.names import check_name
@@ -281,8 +282,9 @@ def _publish(
     sha256, size_bytes = _measure(file)
     with system_session(engine) as session:
         quotas.check_bytes(session, wanted.org_id, size_bytes)
-    # Object first, row second: a crash in between leaves an orphan to sweep, never a row without its bytes.
-    store.put(dataset_key(wanted.org_id, sha256), file)
+        reserve(session, dataset_key(wanted.org_id, sha256))
+    # Object first, row second: a crash in between leaves an orphan to collect, never a row without its bytes.
+    put_content(store, dataset_key(wanted.org_id, sha256), file, size_bytes=size_bytes)
     with system_session(engine) as session:
         project = session.get_one(Project, wanted.project_id)
         version = files.register(

@@ -10,6 +10,7 @@ from zhub.models.catalogue import CardRevision, CatalogueEntry, VersionMetric
 from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
 from zhub.models.exports import ExpertExport
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
+from zhub.models.objects import ObjectReservation
 from zhub.models.registry import (
     BaseModel,
     Checkpoint,
@@ -56,6 +57,7 @@ __all__ = [
     "JobEvent",
     "Leader",
     "MonthUsage",
+    "ObjectReservation",
     "Organization",
     "Project",
     "Promotion",

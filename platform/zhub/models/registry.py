@@ -177,6 +177,8 @@ class ExpertVersion(TenantOwned, Base):
     """The row stays, so that its number is never given again and what refers to it keeps its name."""
     swept_at: Mapped[datetime | None]
     """When the objects of a deleted version were removed."""
+    lost_files: Mapped[list[str] | None] = mapped_column(JSONB(none_as_null=True))
+    """Which of its files the object store was found to have lost."""
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("expert_id", "version"),

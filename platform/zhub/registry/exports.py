@@ -79,6 +79,7 @@ def create(session: Session, caller: Caller, request: ExportRequest) -> ExportRe
         )
     limits.check_cluster(session, request.cluster, param="cluster")
     record = versions.get_version(session, caller.project_id, request.model)
+    versions.require_whole(record)
     if request.format == "merged":
         _check_may_read(caller, record.base)
     # Requests for one version take turns, so that nothing is exported twice.

@@ -94,7 +94,7 @@ def resolve(
         NotFoundError: no such version, release or base model.
         InvalidRequestError: a mixture over several bases, or a strategy for what has nothing to choose from.
         NotReadyError: the files of the base model are not all there.
-        ConflictError: the base model could not be decomposed.
+        ConflictError: the base model could not be decomposed, or a file of a version is lost.
     """
     if mixture:
         resolved = _resolve_mixture(session, caller, model, mixture)
@@ -164,6 +164,8 @@ def _resolve_release(session: Session, release: ReleaseRecord, strategy: Strateg
     if chosen == "base":
         return resolved
     pins = releases.pinned(session, [release])[release.version.id]
+    for pin in pins:
+        versions.require_whole(pin.record)
     is_mixture = chosen == "mixture"
     equal = 1.0 / len(pins) if is_mixture else 1.0
     parts = [
@@ -210,8 +212,11 @@ def _resolve_mixture(session: Session, caller: Caller, model: str, mixture: Sequ
 
 
 def _version_or_checkpoint(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord | CheckpointRecord:
-    get = versions.get_checkpoint if CHECKPOINT_NAME.fullmatch(name) else versions.get_version
-    return get(session, project_id, name)
+    if CHECKPOINT_NAME.fullmatch(name):
+        return versions.get_checkpoint(session, project_id, name)
+    record = versions.get_version(session, project_id, name)
+    versions.require_whole(record)
+    return record
 
 
 def _default_base(session: Session) -> BaseModel:

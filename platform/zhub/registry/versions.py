@@ -8,7 +8,7 @@ from typing import get_args
 from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from zhub.errors import NotFoundError
+from zhub.errors import ConflictError, NotFoundError
 from zhub.ids import parse_id, public_id
 from zhub.manifest import ROUTING_FILE
 from zhub.models import Alias, BaseModel, Checkpoint, Expert, ExpertVersion, Job, Project
@@ -140,8 +140,9 @@ def representative(session: Session, expert: Expert) -> VersionRecord | None:
 
 
 def in_use(version: type[ExpertVersion]) -> tuple[ColumnElement[bool], ...]:
-    """Neither the version nor its expert is archived or deleted."""
+    """Neither the version nor its expert is archived or deleted, and no file of it is lost."""
     return (
+        version.lost_files.is_(None),
         version.archived_at.is_(None),
         version.deleted_at.is_(None),
         Expert.archived_at.is_(None),
@@ -198,6 +199,15 @@ def get_version(session: Session, project_id: uuid.UUID, name: str) -> VersionRe
     if record.version.deleted_at is not None:
         raise NotFoundError("model", name, "It was deleted.")
     return record
+
+
+def require_whole(record: VersionRecord) -> None:
+    """Raise ConflictError where the object store has lost a file of the version, which then cannot answer."""
+    if record.version.lost_files:
+        raise ConflictError(
+            f"{record.name} cannot be used: the object store has lost {', '.join(record.version.lost_files)} of it. "
+            "Name another version. Once an operator has restored the files from a backup, it can be used again."
+        )
 
 
 def find_version(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord | None:

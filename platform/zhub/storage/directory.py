@@ -2,18 +2,17 @@
 
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar
 
 from zhub.errors import ObjectMissingError, StoreAwayError, StoreError
 from zhub.manifest import CHUNK_BYTES
-
-if TYPE_CHECKING:
-    pass
-
+from zhub.storage.listed import StoredObject
 
 MARK = ".zhub-store"  # in the directory of a store that was written to
 
@@ -38,13 +37,35 @@ class DirectoryStore:
     def put(self, key: str, file: BinaryIO) -> None:
         path = self._path(key)
         with self._translated(key):
-            if self.root not in self._marked:
-                self.root.mkdir(exist_ok=True)
-                (self.root / MARK).touch()
-                self._marked.add(self.root)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._prepare(path)
             with replacing(path) as target:
                 shutil.copyfileobj(file, target, CHUNK_BYTES)
+
+    def put_absent(self, key: str, file: BinaryIO) -> bool:
+        path = self._path(key)
+        with self._translated(key):
+            self._prepare(path)
+            if path.exists():
+                return False
+            with _beside(path) as temporary:
+                with temporary.open("wb") as target:
+                    shutil.copyfileobj(file, target, CHUNK_BYTES)
+                    _to_disk(target)
+                try:
+                    os.link(temporary, path)  # noqa: PTH200  (as atomic as a rename, and fails where there is a file)
+                except FileExistsError:
+                    return False
+                except OSError:  # a disk without hard links
+                    temporary.replace(path)
+                _names_to_disk(path.parent)
+        return True
+
+    def _prepare(self, path: Path) -> None:
+        if self.root not in self._marked:
+            self.root.mkdir(exist_ok=True)
+            (self.root / MARK).touch()
+            self._marked.add(self.root)
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     def open(self, key: str) -> Iterator[bytes]:
         with self._translated(key):
@@ -61,12 +82,20 @@ class DirectoryStore:
             return self._path(key).stat().st_size
 
     def keys(self, prefix: str) -> Iterator[str]:
+        return (listed.key for listed in self.listing(prefix))
+
+    def listing(self, prefix: str) -> Iterator[StoredObject]:
         top = self._path(prefix.rpartition("/")[0]) if "/" in prefix else self.root
         with self._translated(prefix):
             for path in top.rglob("*"):
                 key = path.relative_to(self.root).as_posix()
-                if path.is_file() and key.startswith(prefix) and key != MARK and not path.name.startswith(".writing-"):
-                    yield key
+                if not key.startswith(prefix) or key == MARK or path.name.startswith(".writing-"):
+                    continue
+                # A file that goes away within the listing is no object of it.
+                with suppress(FileNotFoundError):
+                    about = path.stat()
+                    if stat.S_ISREG(about.st_mode):
+                        yield StoredObject(key, about.st_size, datetime.fromtimestamp(about.st_mtime, UTC))
             # What goes away meanwhile ends a listing early, and without an error of its own.
             self._check_there(prefix)
 
@@ -103,18 +132,33 @@ class DirectoryStore:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file beside ``path`` that takes its name once it is whole and on disk, or vanishes."""
-    temporary = path.with_name(f".writing-{uuid.uuid4().hex}")
-    try:
+    with _beside(path) as temporary:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            _to_disk(file)
         temporary.replace(path)
-        # The new name is on disk only once the directory is: the row that comes after must not outlive it.
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _names_to_disk(path.parent)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """The name of a file beside ``path``, which is gone at the end."""
+    temporary = path.with_name(f".writing-{uuid.uuid4().hex}")
+    try:
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _names_to_disk(directory: Path) -> None:
+    """A new name is on disk only once its directory is: the row that comes after must not outlive it."""
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

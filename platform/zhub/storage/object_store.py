@@ -11,17 +11,24 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from zhub.errors import DigestMismatchError, DiskError, InvalidRequestError
+from zhub.errors import DigestMismatchError, DiskError, InvalidRequestError, StoreError
 from zhub.process import tracing
 from zhub.storage.directory import DirectoryStore, replacing
+from zhub.storage.listed import StoredObject
 from zhub.storage.s3 import S3Store
 
 
 class ObjectStore(Protocol):
-    """Five verbs. Every failure is a StoreError that names the key."""
+    """Seven verbs. Every failure is a StoreError that names the key."""
 
     def put(self, key: str, file: BinaryIO) -> None:
         """Store the rest of ``file`` under ``key``, whole or not at all, replacing what was there."""
+
+    def put_absent(self, key: str, file: BinaryIO) -> bool:
+        """Store the rest of ``file`` as ``put`` does, unless there is an object already; whether it was stored.
+
+        Of several at a time one stores. Where an S3 server has no conditional writes, all of them may.
+        """
 
     def open(self, key: str) -> Iterator[bytes]:
         """Yield the object's bytes in pieces. Raises ObjectMissingError before the first piece."""
@@ -31,6 +38,9 @@ class ObjectStore(Protocol):
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that start with ``prefix``, in any order."""
+
+    def listing(self, prefix: str) -> Iterator[StoredObject]:
+        """Yield what ``keys`` does, with sizes and times."""
 
     def delete(self, key: str) -> None:
         """Remove the object; a missing one is no error."""
@@ -63,6 +73,22 @@ def put_path(store: ObjectStore, key: str, path: Path) -> None:
         store.put(key, file)
 
 
+def put_content(store: ObjectStore, key: str, file: BinaryIO, *, size_bytes: int) -> None:
+    """Store a file under a key that names its content, unless it is there; and see that all of it is.
+
+    Raises:
+        StoreError: the store has it in another size, although it took it.
+    """
+    if store.put_absent(key, file):
+        written = store.size(key)
+    elif (written := store.size(key)) != size_bytes:
+        file.seek(0)
+        store.put(key, file)  # what was there cannot be the file that the key names
+        written = store.size(key)
+    if written != size_bytes:
+        raise StoreError(f"{key}: {size_bytes:,} bytes were stored, and the store has {written:,}", key=key)
+
+
 def fetch(store: ObjectStore, key: str, path: Path, *, sha256: str) -> Path:
     """Bring an object to ``path`` and check its bytes; a file already there with those bytes is kept.
 
@@ -80,6 +106,15 @@ def fetch(store: ObjectStore, key: str, path: Path, *, sha256: str) -> Path:
     except OSError as exc:  # the store's own are StoreErrors
         raise DiskError(path, exc.strerror or str(exc)) from exc
     return path
+
+
+def check_digest(store: ObjectStore, key: str, *, sha256: str) -> None:
+    """Read an object and throw it away. Raises DigestMismatchError, ObjectMissingError."""
+    digest = hashlib.sha256()
+    for chunk in store.open(key):
+        digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        raise DigestMismatchError(key, expected=sha256, actual=digest.hexdigest())
 
 
 def _copy(store: ObjectStore, key: str, file: BinaryIO, *, sha256: str) -> None:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import boto3
 from botocore.config import Config
@@ -12,11 +12,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from zhub.errors import ObjectMissingError, StoreError
 from zhub.manifest import CHUNK_BYTES
+from zhub.storage.listed import StoredObject
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 
+MISSING = ("NoSuchKey", "404", "NotFound")
+# Of a conditional write: there is an object; or another such write is under way, which is then the one that stores.
+TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 PART_BYTES = 16 << 20  # S3 wants 5 MiB or more for all parts but the last, and at most 10,000 parts
 
 
@@ -50,13 +54,39 @@ class S3Store:
 
     def put(self, key: str, file: BinaryIO) -> None:
         with self._translated(key):
-            first = _read_part(file)
-            if len(first) < PART_BYTES:
-                self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=first, ContentMD5=_md5(first))
-            else:
-                self._put_parts(key, first, file)
+            self._put(key, file)
 
-    def _put_parts(self, key: str, first: bytes, file: BinaryIO) -> None:
+    def put_absent(self, key: str, file: BinaryIO) -> bool:
+        with self._translated(key):
+            # Not every server knows the condition, and none should be sent what it has.
+            if self._has(key):
+                return False
+            try:
+                self._put(key, file, IfNoneMatch="*")
+            except ClientError as exc:
+                if exc.response.get("Error", {}).get("Code", "") in TAKEN:
+                    return False
+                raise
+        return True
+
+    def _has(self, key: str) -> bool:
+        try:
+            self._client.head_object(Bucket=self.bucket, Key=self._key(key))
+        except ClientError as exc:
+            if exc.response.get("Error", {}).get("Code", "") in MISSING:
+                return False
+            raise
+        return True
+
+    def _put(self, key: str, file: BinaryIO, **condition: Any) -> None:
+        first = _read_part(file)
+        if len(first) < PART_BYTES:
+            name = self._key(key)
+            self._client.put_object(Bucket=self.bucket, Key=name, Body=first, ContentMD5=_md5(first), **condition)
+        else:
+            self._put_parts(key, first, file, condition)
+
+    def _put_parts(self, key: str, first: bytes, file: BinaryIO, condition: dict[str, Any]) -> None:
         name = self._key(key)
         upload = self._client.create_multipart_upload(Bucket=self.bucket, Key=name)["UploadId"]
         try:
@@ -70,7 +100,7 @@ class S3Store:
                 parts.append({"PartNumber": number, "ETag": answer["ETag"]})
                 part = _read_part(file)
             self._client.complete_multipart_upload(
-                Bucket=self.bucket, Key=name, UploadId=upload, MultipartUpload={"Parts": parts}
+                Bucket=self.bucket, Key=name, UploadId=upload, MultipartUpload={"Parts": parts}, **condition
             )
         except BaseException:
             self._client.abort_multipart_upload(Bucket=self.bucket, Key=name, UploadId=upload)
@@ -90,13 +120,16 @@ class S3Store:
             return self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"]
 
     def keys(self, prefix: str) -> Iterator[str]:
+        return (listed.key for listed in self.listing(prefix))
+
+    def listing(self, prefix: str) -> Iterator[StoredObject]:
         with self._translated(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self.prefix + prefix
             )
             for page in pages:
                 for entry in page.get("Contents", []):
-                    yield entry["Key"].removeprefix(self.prefix)
+                    yield StoredObject(entry["Key"].removeprefix(self.prefix), entry["Size"], entry["LastModified"])
 
     def delete(self, key: str) -> None:
         # One object a call: delete_objects sends CRC32 and no Content-MD5, which other servers refuse.
@@ -112,7 +145,7 @@ class S3Store:
             yield
         except ClientError as exc:
             code = exc.response.get("Error", {}).get("Code", "")
-            if code in ("NoSuchKey", "404", "NotFound"):
+            if code in MISSING:
                 raise ObjectMissingError(key) from exc
             raise StoreError(f"s3://{self.bucket}/{self._key(key)}: {exc}", key=key) from exc
         except BotoCoreError as exc:

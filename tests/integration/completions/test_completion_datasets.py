@@ -299,7 +299,7 @@ def test_a_scheduler_that_stops_in_the_middle_is_followed_by_another(
     made = ask("post", "/stored_completions/datasets", {"dataset": "liked"})
 
     class Away:
-        def put(self, *_: object) -> None:
+        def put_absent(self, *_: object) -> None:
             raise StoreError("the disk is gone", key="k")
 
     with pytest.raises(StoreError):

@@ -120,6 +120,7 @@ class ExpertVersion(Answer):
     description: str | None = None
     tags: dict[str, str] = {}
     archived: bool = False
+    lost_files: list[str] = []
     aliases: list[str] = []
     parent: str | None = None
     """The version of the project that its training began from."""
