@@ -13,6 +13,7 @@ import typer
 
 import zhub
 from zhub.cli import (
+    audit,
     base_models,
     chat,
     completions,
@@ -24,16 +25,24 @@ from zhub.cli import (
     experts,
     feedback,
     graders,
+    invitations,
     jobs,
+    keys,
+    login,
+    members,
+    organizations,
+    projects,
     promotions,
     queue,
     refine,
     releases,
     schedules,
+    service_accounts,
     submit,
     up,
     usage,
     webhooks,
+    whoami,
 )
 from zhub.cli.exits import exit_code
 from zhub.cli.output import show_error
@@ -65,6 +74,12 @@ app.add_typer(promotions.app, name="promotions")
 app.add_typer(releases.app, name="releases")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(organizations.app, name="organizations")
+app.add_typer(projects.app, name="projects")
+app.add_typer(members.app, name="members")
+app.add_typer(invitations.app, name="invitations")
+app.add_typer(keys.app, name="keys")
+app.add_typer(service_accounts.app, name="service-accounts")
 app.add_typer(database.app, name="db")
 schedules.app.command("refine")(refine.refine)
 app.command("up")(up.up)
@@ -73,6 +88,10 @@ app.command("doctor")(doctor.doctor)
 app.command("submit")(submit.submit)
 app.command("chat")(chat.chat)
 app.command("usage")(usage.usage)
+app.command("audit")(audit.audit)
+app.command("login")(login.login)
+app.command("logout")(login.logout)
+app.command("whoami")(whoami.whoami)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,6 +11,8 @@
     │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
     ├── AuthenticationError                        no key, or not a known one
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
+    │   └── RoleTooLowError                        it gives or takes a role above its own
+    ├── AccessEndedError                           the key is known, and its organisation or project is closed
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
     ├── RateLimitedError           (limit, retry_after_s)  the organisation sends too many requests; try again
@@ -61,6 +63,7 @@ from zhub.errors.failures import (
     UnavailableError,
 )
 from zhub.errors.refusals import (
+    AccessEndedError,
     AddressRefusedError,
     AuthenticationError,
     ConflictError,
@@ -72,6 +75,7 @@ from zhub.errors.refusals import (
     PermissionDeniedError,
     QuotaExceededError,
     RateLimitedError,
+    RoleTooLowError,
     RowProblem,
     SlowReaderError,
     TooManyAtOnceError,
@@ -95,6 +99,7 @@ from zhub.errors.training import (
 )
 
 __all__ = [
+    "AccessEndedError",
     "AddressRefusedError",
     "ApiError",
     "ArtifactError",
@@ -124,6 +129,7 @@ __all__ = [
     "RewardError",
     "RewardNotANumberError",
     "RewardTimeoutError",
+    "RoleTooLowError",
     "RowProblem",
     "SandboxUnavailableError",
     "SchemaVersionError",

@@ -5,9 +5,11 @@ security, so a single-column key would let one tenant point at another's row. Na
 """
 
 from zhub.models.aliases import Alias, AliasMove
+from zhub.models.audit import AuditEvent
 from zhub.models.base import Base, TenantOwned
 from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
+from zhub.models.people import Invitation, ProjectMember, User
 from zhub.models.registry import (
     BaseModel,
     Checkpoint,
@@ -33,6 +35,7 @@ __all__ = [
     "AliasMove",
     "ApiKey",
     "Attempt",
+    "AuditEvent",
     "Base",
     "BaseModel",
     "Checkpoint",
@@ -46,6 +49,7 @@ __all__ = [
     "ExpertChange",
     "ExpertVersion",
     "Feedback",
+    "Invitation",
     "Job",
     "JobDependency",
     "JobEvent",
@@ -53,6 +57,7 @@ __all__ = [
     "MonthUsage",
     "Organization",
     "Project",
+    "ProjectMember",
     "Promotion",
     "QueuePlace",
     "Quota",
@@ -68,6 +73,7 @@ __all__ = [
     "TokenCount",
     "TokenUsage",
     "Usage",
+    "User",
     "WebhookDelivery",
     "WebhookEndpoint",
 ]
