@@ -35,7 +35,8 @@ from zhub.queue import jobs
 from zhub.storage.directory import DirectoryStore
 from zhub.tenancy import keys
 from zhub.tenancy.bootstrap import ensure_project
-from zhub.tenancy.keys import SCOPES, Caller
+from zhub.tenancy.keys import Caller
+from zhub.tenancy.scopes import SCOPES
 from zhub_workers.compute import cores
 
 # Folders whose tests start whole clusters: one cluster at a time, and the stack of the end-to-end tests beside it.

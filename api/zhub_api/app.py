@@ -14,6 +14,7 @@ import zhub
 from zhub.database.migrate import check_at_head
 from zhub.database.sessions import make_engine
 from zhub.errors import ZhubError
+from zhub.identity.provider import Provider
 from zhub.process.buckets import open_buckets
 from zhub.process.config import Settings
 from zhub.process.shares import Shares
@@ -24,7 +25,7 @@ from zhub.storage.object_store import open_store
 from zhub_api import bodies, errors, health, observed
 from zhub_api.context import Context
 from zhub_api.keeping import CompletionKeeper
-from zhub_api.known_parameters import KnownQuery
+from zhub_api.known_parameters import KnownKeylessQuery, KnownQuery
 from zhub_api.metering import Meter
 from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
@@ -56,6 +57,7 @@ from zhub_api.routes import (
     stored_completions,
     webhooks,
 )
+from zhub_api.routes.administration import audit_logs, keys, login, me, platform, projects, service_accounts, users
 from zhub_api.serving_client import Serving
 from zhub_api.shadowing import Shadowing
 from zhub_api.text import CheckedTexts
@@ -82,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
         routes=_parts().routes,
     )
     app.state.context = context
+    app.state.provider = _provider_of(settings)
     app.state.threads = Shares("requests", places=THREADS, per_org=settings.requests_per_org)
     app.state.grader_runs = Shares("grader runs", places=settings.grader_runs, per_org=settings.grader_runs_per_org)
     app.state.streams = job_events.Streams(
@@ -97,6 +100,12 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def _provider_of(settings: Settings) -> Provider | None:
+    if settings.oidc_issuer is None or settings.oidc_client_id is None:
+        return None
+    return Provider(settings.oidc_issuer, settings.oidc_client_id)
+
+
 @cache
 def _parts() -> APIRouter:
     """All routes. They are the same for every application of this process, and FastAPI takes long to analyse them."""
@@ -105,11 +114,13 @@ def _parts() -> APIRouter:
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
         catalogue, expert_imports, expert_exports, expert_strengths, classification_datasets, releases, shadows, chat,
         stored_completions, completion_settings, completion_datasets, completions, embeddings, feedback, webhooks,
-        organization,
+        organization, me, login, audit_logs, projects, users, keys, service_accounts, platform,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):
         router.include_router(part.router)
+    for keyless in (me.keyless, login.keyless):
+        router.include_router(keyless, dependencies=[KnownKeylessQuery])
     return router
 
 

@@ -14,6 +14,9 @@ from zhub_api.context import authenticated, context_of
 
 MAX_JSON_BYTES = 8 << 20
 MULTIPART_BYTES = 1 << 20  # around a file, and for the form's other fields
+# These are asked without a key, because they answer with one. What they read is small.
+KEYLESS = ("/v1/invitations/accept", "/v1/login")
+MAX_KEYLESS_BYTES = 64 << 10
 # These go to disk as they come. The second counts by itself.
 UPLOADS: tuple[tuple[str, re.Pattern[str], int | None], ...] = (
     ("POST", re.compile(r"/v1/files"), MAX_FILE_BYTES + MULTIPART_BYTES),
@@ -33,9 +36,10 @@ class GuardedBodies:
             return
         request = Request(scope)
         try:
-            request.state.caller = await run_in_threadpool(
-                authenticated, await context_of(request), request.headers.get("authorization")
-            )
+            if scope["path"] not in KEYLESS:
+                request.state.caller = await run_in_threadpool(
+                    authenticated, await context_of(request), request.headers.get("authorization"), request
+                )
         except ZhubError as exc:
             await errors.zhub_error(request, exc)(scope, receive, send)
             return
@@ -48,6 +52,8 @@ class GuardedBodies:
 
 def max_body_bytes(method: str, path: str) -> int | None:
     """How much a request may send; None where its route counts."""
+    if path in KEYLESS:
+        return MAX_KEYLESS_BYTES
     for of_method, pattern, limit in UPLOADS:
         if method == of_method and pattern.fullmatch(path):
             return limit

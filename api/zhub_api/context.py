@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -16,7 +16,7 @@ from zhub.process.config import Settings
 from zhub.process.shares import Shares
 from zhub.process.wakeup import Wakeup
 from zhub.storage.object_store import ObjectStore
-from zhub.tenancy.keys import Caller, authenticate
+from zhub.tenancy.keys import NOWHERE, Caller, Origin, authenticate
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,29 @@ async def caller_of(
     # Where the request has a body, it was asked for only once this was known.
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is None:
-        caller = await run_in_threadpool(authenticated, context, authorization)
+        caller = await run_in_threadpool(authenticated, context, authorization, request)
     request.state.org_id = caller.org_id
     return caller
 
 
-def authenticated(context: Context, authorization: str | None) -> Caller:
-    """The caller that the header identifies. Raises AuthenticationError."""
+def authenticated(context: Context, authorization: str | None, request: Request) -> Caller:
+    """The caller that the header identifies. Raises AuthenticationError, AccessEndedError."""
     scheme, _, key = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise AuthenticationError("No API key provided. Send it as 'Authorization: Bearer zhub_…'.")
-    return authenticate(context.engine, key.strip(), secret_key=context.settings.secret_key.get_secret_value())
+    key, settings = key.strip(), context.settings
+    if settings.is_operator_token(key):
+        rights = frozenset({"platform_organizations:write"})
+        return Caller(NOWHERE, NOWHERE, NOWHERE, "", rights, rights, origin=origin_of(request))
+    former = [secret.get_secret_value() for secret in settings.former_secret_keys]
+    caller = authenticate(
+        context.engine, key, secret_key=settings.secret_key.get_secret_value(), former_secret_keys=former
+    )
+    return replace(caller, origin=origin_of(request))
+
+
+def origin_of(request: Request) -> Origin:
+    return Origin(request.client.host if request.client else None, request.headers.get("user-agent"))
 
 
 async def caller_with_a_thread(

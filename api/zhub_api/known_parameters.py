@@ -30,6 +30,11 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
 
 async def check_query(request: Request, _caller: CallerDep) -> None:
     """Refuse query parameters that the route does not declare, once the key is known."""
+    check_keyless_query(request)
+
+
+def check_keyless_query(request: Request) -> None:
+    """Refuse query parameters that the route does not declare, of a request that needs no key."""
     route = request.scope["route"]
     assert isinstance(route, APIRoute)
     declared = [field for field in get_flat_params(route.dependant) if isinstance(field.field_info, params.Query)]
@@ -44,4 +49,5 @@ async def check_form(request: Request, _caller: CallerDep) -> None:
 
 
 KnownQuery = Depends(check_query)
+KnownKeylessQuery = Depends(check_keyless_query)
 KnownForm = Annotated[None, Depends(check_form)]

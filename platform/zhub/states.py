@@ -54,3 +54,7 @@ TICK_OUTCOMES: Final = (
 )  # fmt: skip
 COMPLETION_DATASET_STATUSES: Final = ("queued", "succeeded", "failed")
 WEBHOOK_ENDPOINT_STATUSES: Final = ("enabled", "disabled")
+
+USER_KINDS: Final = ("person", "service_account")
+ROLES: Final = ("member", "viewer", "developer", "admin", "owner")
+PROJECT_ROLES: Final = ("viewer", "developer", "admin")

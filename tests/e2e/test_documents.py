@@ -98,6 +98,8 @@ class Reader:
             "https://ci.example.com/": lambda: self.receiver_url,
             "ftjob-…": lambda: self.client.fine_tuning.jobs.list(limit=1).data[0].id,
             "whe-…": self._endpoint,
+            "key-…": self._newest_key,
+            "zhub-invitation_…": lambda: str(self._invite("bob@acme.org")["token"]),
             "chatcmpl-…": lambda: self.client.chat.completions.list(limit=1).data[0].id,
             "whd-…": lambda: str(self._ask(f"/webhook_endpoints/{self._endpoint()}/deliveries")["data"][0]["id"]),
             "./my-model": lambda: str(SHIPPED),
@@ -117,6 +119,13 @@ class Reader:
 
     def _endpoint(self) -> str:
         return str(self._ask("/webhook_endpoints")["data"][0]["id"])
+
+    def _newest_key(self) -> str:
+        project_id = self._ask("/me")["project"]["id"]
+        return str(self._ask(f"/organization/projects/{project_id}/api_keys?limit=1")["data"][0]["id"])
+
+    def _invite(self, email: str) -> Any:
+        return self.client.post("/organization/invites", body={"email": email, "role": "developer"}, cast_to=object)
 
     def _ask(self, path: str) -> Any:
         return self.client.get(path, cast_to=object)

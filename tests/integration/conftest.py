@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import itertools
 import threading
 import time
 import uuid
@@ -26,11 +27,15 @@ from zhub.database.sessions import system_session
 from zhub.datasets import files
 from zhub.datasets.validation import validate
 from zhub.embedded.postgres import SOCKET_NAME, Cluster, Urls
+from zhub.models import ProjectMember, User
 from zhub.process.config import Settings
 from zhub.registry.publish import publish
 from zhub.storage.directory import DirectoryStore
 from zhub.storage.keys import dataset_key
+from zhub.tenancy import keys
+from zhub.tenancy.bootstrap import ensure_project
 from zhub.tenancy.keys import Caller
+from zhub.tenancy.scopes import TENANT_SCOPES
 from zhub_api.app import create_app
 
 
@@ -118,6 +123,48 @@ def open_client(api_url: str) -> Iterator[Callable[..., openai.OpenAI]]:
 def client(open_client: Callable[..., openai.OpenAI], make_key: Callable[..., str]) -> openai.OpenAI:
     """The unmodified client, with a key that may do everything in acme's project ``main``."""
     return open_client(make_key())
+
+
+@pytest.fixture
+def make_member(system_engine: Engine, secret_key: str) -> Callable[..., str]:
+    """Make a person with a role in an organisation, or in a project of it, and return their key to the project."""
+    numbers = itertools.count(1)
+
+    def make(
+        role: str = "member", project_role: str | None = None, *, organization: str = "acme", project: str = "main",
+        email: str | None = None, scopes: tuple[str, ...] = TENANT_SCOPES, **columns: Any
+    ) -> str:  # fmt: skip
+        with system_session(system_engine) as session:
+            place = ensure_project(session, organization, project)
+            address = email or f"{role}{next(numbers)}@{organization}.org"
+            user = User(org_id=place.org_id, kind="person", name=address, email=address, role=role)
+            session.add(user)
+            session.flush()
+            if project_role is not None:
+                within = {"org_id": place.org_id, "project_id": place.id, "user_id": user.id}
+                session.add(ProjectMember(role=project_role, **within))
+            row, key = keys.create_api_key(
+                session, place, "test", scopes=scopes, secret_key=secret_key, user_id=user.id
+            )
+            for name, value in columns.items():
+                setattr(row, name, value)
+        return key
+
+    return make
+
+
+@pytest.fixture
+def open_admin(api_url: str) -> Iterator[Callable[[str], Any]]:
+    """Open the admin half of the unmodified client with a key: ``client.admin.organization``."""
+    opened: list[openai.OpenAI] = []
+
+    def open_one(key: str) -> Any:
+        opened.append(openai.OpenAI(base_url=api_url, api_key=key, admin_api_key=key, max_retries=0, timeout=20.0))
+        return opened[-1].admin.organization
+
+    yield open_one
+    for client in opened:
+        client.close()
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ SHOWN = ("", "json")
 NOT_RUN = {
     "make demo": "trains eight experts: a target of its own in the Makefile",
     "make test": "the test would run itself",
+    "zhub login": "needs an OpenID provider, and somebody at a browser",
+    "zhub logout": "nobody has logged in",
     "make up": "the stack of the tests runs already",
     ". .venv/bin/activate": "the test's PATH has zhub",
     "zhub base-models add smollm2": "downloads 93 MB and computes for minutes",

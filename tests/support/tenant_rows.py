@@ -15,6 +15,7 @@ from zhub.models import (
     Alias,
     AliasMove,
     Attempt,
+    AuditEvent,
     BaseModel,
     CardRevision,
     Checkpoint,
@@ -29,10 +30,12 @@ from zhub.models import (
     ExpertExport,
     ExpertVersion,
     Feedback,
+    Invitation,
     Job,
     JobDependency,
     JobEvent,
     MonthUsage,
+    ProjectMember,
     Promotion,
     QueuePlace,
     Quota,
@@ -46,13 +49,15 @@ from zhub.models import (
     TokenCount,
     TokenUsage,
     Usage,
+    User,
     VersionMetric,
     WebhookDelivery,
     WebhookEndpoint,
 )
 from zhub.tenancy import keys
 from zhub.tenancy.bootstrap import ensure_project
-from zhub.tenancy.keys import SCOPES, Caller
+from zhub.tenancy.keys import Caller
+from zhub.tenancy.scopes import SCOPES
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.add(ShadowTrial(**trial, **own))
     session.flush()
     completion = _fill_completions(session, version, within)
+    users = _fill_people(session, within)
     spare = {
         "datasets": datasets[1],
         "experts": experts[1],
@@ -191,6 +197,7 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
         "schedules": daily,
         "webhook_endpoints": endpoints[1],
         "stored_completions": completion,
+        "users": users[1],
     }
     spare_ids = {table: row.id for table, row in spare.items()} | {"projects": caller.project_id}
     spare_ids["api_keys"] = caller.key_id
@@ -216,6 +223,21 @@ def _fill_releases(
     session.add(ClassifiedExpert(dataset_version_id=file.id, **known, **own))
     session.flush()
     return releases, release_versions
+
+
+def _fill_people(session: Session, within: dict[str, Any]) -> list[User]:
+    """Two service accounts, of which the first has a role and accepted an invitation, and what was done."""
+    own = {"org_id": within["org_id"]}
+    users = [User(kind="service_account", name=name, role="member", **within) for name in ("ci", "spare")]
+    session.add_all(users)
+    session.flush()
+    session.add(ProjectMember(user_id=users[0].id, role="viewer", **within))
+    soon = datetime(2100, 1, 1, tzinfo=UTC)
+    to = {"email": "a@b.org", "role": "viewer", "projects": [], "invited_by": "key"}
+    session.add(Invitation(token_hash=own["org_id"].hex, expires_at=soon, user_id=users[0].id, **to, **own))
+    session.add(AuditEvent(action="user.added", target="user-0", actor="key", user_id=users[0].id, **within))
+    session.flush()
+    return users
 
 
 def _fill_completions(session: Session, version: ExpertVersion, within: dict[str, Any]) -> StoredCompletion:

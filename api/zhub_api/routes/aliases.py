@@ -17,9 +17,11 @@ from zhub.ids import public_id
 from zhub.models import Alias, AliasMove, Expert, Project, Release
 from zhub.registry import aliases, releases, versions
 from zhub.registry.versions import VersionRecord
+from zhub.tenancy import audit
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1")
 
@@ -39,37 +41,33 @@ class ReleaseAliasRequest(AliasRequest):
     share: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
-@router.get("/aliases")
+@router.get("/aliases", dependencies=[needs("models:read")])
 def list_aliases(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """The aliases of the project's experts and releases."""
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         objects = alias_objects(session, aliases.list_aliases(session, caller.project_id))
     return page(objects, has_more=False)
 
 
-@router.get("/experts/{expert}/aliases/{alias}")
+@router.get("/experts/{expert}/aliases/{alias}", dependencies=[needs("models:read")])
 def retrieve_alias(caller: CallerDep, context: ContextDep, expert: str, alias: str) -> dict[str, Any]:
     """The version that ``<project>.<expert>@<alias>`` points to, null once removed, and every move, newest first."""
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return _with_moves(session, versions.get_expert(session, caller, expert), alias)
 
 
-@router.get("/releases/{release}/aliases/{alias}")
+@router.get("/releases/{release}/aliases/{alias}", dependencies=[needs("models:read")])
 def retrieve_release_alias(caller: CallerDep, context: ContextDep, release: str, alias: str) -> dict[str, Any]:
     """The version that ``<project>.<release>@<alias>`` points to, its canary, and every move, newest first."""
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return _with_moves(session, releases.get_release(session, caller, release), alias)
 
 
-@router.put("/experts/{expert}/aliases/{alias}")
+@router.put("/experts/{expert}/aliases/{alias}", dependencies=[needs("models:write")])
 def move_alias(
     caller: CallerDep, context: ContextDep, expert: str, alias: str, request: AliasRequest
 ) -> dict[str, Any]:
     """Let an alias point to a version, without a gate: the first one, an earlier one, or one that a gate refused."""
-    caller.require("models:write")
     aliases.check_alias(alias, param="alias")
     with tenant_session(context.engine, caller.org_id) as session:
         owner = versions.get_expert(session, caller, expert)
@@ -77,17 +75,17 @@ def move_alias(
         aliases.check_promotable(to)
         _check_of_owner(to.expert.id == owner.id, request, expert)
         expected = _expected(request, partial(versions.get_version, session, caller.project_id))
-        by = public_id("API key", caller.key_id)
+        by, before = public_id("API key", caller.key_id), _pointed_to(session, owner, alias)
         moved = aliases.move(session, alias, to, by=by, reason=request.reason, expected=expected)
+        _audit_move(session, caller, f"{expert}@{alias}", before, {"version": to.name})
         return alias_objects(session, [moved])[0]
 
 
-@router.put("/releases/{release}/aliases/{alias}")
+@router.put("/releases/{release}/aliases/{alias}", dependencies=[needs("models:write")])
 def move_release_alias(
     caller: CallerDep, context: ContextDep, release: str, alias: str, request: ReleaseAliasRequest
 ) -> dict[str, Any]:
     """Let an alias point to a version of a release, or send a ``share`` of its requests to one."""
-    caller.require("models:write")
     aliases.check_alias(alias, param="alias")
     with tenant_session(context.engine, caller.org_id) as session:
         owner = releases.get_release(session, caller, release)
@@ -95,27 +93,27 @@ def move_release_alias(
         _check_of_owner(to.release.id == owner.id, request, release)
         expected = _expected(request, partial(releases.get, session, caller.project_id))
         by, reason = public_id("API key", caller.key_id), request.reason
+        before = _pointed_to(session, owner, alias)
         if request.share is None:
             moved = aliases.move(session, alias, to, by=by, reason=reason, expected=expected)
         else:
             moved = aliases.get(session, owner, alias)
             aliases.start_canary(session, moved, to, request.share, by=by, reason=reason, expected=expected)
+        _audit_move(session, caller, f"{release}@{alias}", before, {"version": to.name, "share": request.share})
         return alias_objects(session, [moved])[0]
 
 
-@router.delete("/experts/{expert}/aliases/{alias}")
+@router.delete("/experts/{expert}/aliases/{alias}", dependencies=[needs("models:write")])
 def remove_alias(caller: CallerDep, context: ContextDep, expert: str, alias: str) -> dict[str, Any]:
     """Let an alias point to nothing: ``auto`` leaves the expert out where it is ``prod``. Its moves stay."""
-    caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         _remove(session, caller, versions.get_expert(session, caller, expert), alias)
     return {"id": f"{expert}@{alias}", "object": "expert.alias", "deleted": True}
 
 
-@router.delete("/releases/{release}/aliases/{alias}")
+@router.delete("/releases/{release}/aliases/{alias}", dependencies=[needs("models:write")])
 def remove_release_alias(caller: CallerDep, context: ContextDep, release: str, alias: str) -> dict[str, Any]:
     """Let an alias point to nothing, and end its canary. Its moves stay."""
-    caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         _remove(session, caller, releases.get_release(session, caller, release), alias)
     return {"id": f"{release}@{alias}", "object": "release.alias", "deleted": True}
@@ -213,4 +211,15 @@ def _check_of_owner(is_of_owner: bool, request: AliasRequest, owner: str) -> Non
 
 
 def _remove(session: Session, caller: Caller, owner: Expert | Release, name: str) -> None:
+    before = _pointed_to(session, owner, name)
     aliases.remove(session, aliases.get(session, owner, name), by=public_id("API key", caller.key_id))
+    audit.record(session, caller, "alias.deleted", f"{caller.project}.{owner.name}@{name}", before={"version": before})
+
+
+def _pointed_to(session: Session, owner: Expert | Release, alias: str) -> str | None:
+    version_id = aliases.current(session, owner, alias)
+    return _names(session, [version_id]).get(version_id)
+
+
+def _audit_move(session: Session, caller: Caller, target: str, before: str | None, after: Mapping[str, Any]) -> None:
+    audit.record(session, caller, "alias.moved", target, before={"version": before}, after=after)

@@ -16,13 +16,14 @@ from zhub.registry.search_query import MAX_CHARACTERS
 from zhub.registry.versions import VersionRecord
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import PageLimit, page
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1")
 
 MAX_CURSOR_CHARACTERS = 200
 
 
-@router.get("/catalogue")
+@router.get("/catalogue", dependencies=[needs("models:read")])
 def search_catalogue(
     caller: CallerDep,
     context: ContextDep,
@@ -39,7 +40,6 @@ def search_catalogue(
     of the page before. With ``facets``, how many of the first 1,000 matches have each base, adapter, alias, suite, tag
     and visibility. Where nothing is found, ``nothing`` says which terms find nothing even alone.
     """
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         found = catalogue.search_catalogue(session, caller, q, sort=sort, after=after, limit=limit, counted=facets)
         answer = page([_entry(listed) for listed in found.listed], has_more=found.next is not None)
@@ -50,14 +50,13 @@ def search_catalogue(
     }
 
 
-@router.get("/experts/{name}/card")
+@router.get("/experts/{name}/card", dependencies=[needs("models:read")])
 def retrieve_card(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
     """The card of an expert, or of one version of it: facts, figures, and what people wrote, which is Markdown text.
 
     The facts are those of the version, of an expert those of what ``@prod`` points to, or else of its newest version.
     ``markdown`` is all of it as one text. Nothing in it is HTML that may be shown unescaped.
     """
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         if "@" in name:
             record = versions.get_version(session, caller.project_id, name)
@@ -67,11 +66,10 @@ def retrieve_card(caller: CallerDep, context: ContextDep, name: str) -> dict[str
         return _card(session, expert, full_name, versions.representative(session, expert))
 
 
-@router.put("/experts/{name}/card")
+@router.put("/experts/{name}/card", dependencies=[needs("models:write")])
 def write_card(caller: CallerDep, context: ContextDep, name: str, request: CardRequest) -> dict[str, Any]:
     """Write the text and the links of an expert's card: a new revision, the old ones stay. With ``expected``, only if
     that is the revision now."""
-    caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         expert = versions.get_expert(session, caller, name.partition("@")[0])
         cards.write(session, caller, expert, request)
@@ -79,7 +77,7 @@ def write_card(caller: CallerDep, context: ContextDep, name: str, request: CardR
         return _card(session, expert, full_name, versions.representative(session, expert))
 
 
-@router.get("/experts/{name}/card/revisions")
+@router.get("/experts/{name}/card/revisions", dependencies=[needs("models:read")])
 def list_card_revisions(
     caller: CallerDep,
     context: ContextDep,
@@ -88,7 +86,6 @@ def list_card_revisions(
     limit: PageLimit = 20,
 ) -> dict[str, Any]:
     """What was written on an expert's card, by whom and when, newest first."""
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         expert = versions.get_expert(session, caller, name.partition("@")[0])
         newest, has_more = cards.revisions(session, expert, before=after, limit=limit)

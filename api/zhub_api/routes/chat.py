@@ -27,6 +27,7 @@ from zhub_api.answers import Answer, Form, Keep
 from zhub_api.chat_parameters import CHAT, refuse_in_messages
 from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.keeping import CompletionKeeper
+from zhub_api.rights import needs
 from zhub_api.serving_client import AnswerLine
 from zhub_api.streams import EVENTS, answering
 from zhub_api.told_tokens import by_token
@@ -134,7 +135,7 @@ class ChatRequest(AnswerSettings):
         }
 
 
-@router.post("/completions", response_model=None, responses=answering(EVENTS))
+@router.post("/completions", response_model=None, responses=answering(EVENTS), dependencies=[needs("chat")])
 async def create_completion(
     caller: CallerDep, context: ContextDep, http_request: Request, request: ChatRequest
 ) -> Response | StreamingResponse:
@@ -144,7 +145,6 @@ async def create_completion(
     the release has one, in place of its own way to choose. Where an alias of a release has a canary, ``user`` decides
     who gets it, or else the request's id.
     """
-    caller.require("chat")
     completion_id = new_id()
     keep = await keeping(context, caller, http_request, request, completion_id) if request.store else None
     asked, shadow = await answers.asked_of_serving(context, caller, http_request, request)

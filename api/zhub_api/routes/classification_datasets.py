@@ -16,11 +16,12 @@ from zhub.registry import classification
 from zhub.registry.classification import ClassificationRequest
 from zhub.specs import ClassificationSpec
 from zhub_api.context import CallerDep, ContextDep
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1/classification_datasets")
 
 
-@router.post("")
+@router.post("", dependencies=[needs("files:write", "jobs:write")])
 def create_classification_dataset(
     caller: CallerDep, context: ContextDep, request: ClassificationRequest
 ) -> dict[str, Any]:
@@ -30,8 +31,6 @@ def create_classification_dataset(
     that the experts learned from, never held-out ones, nor any of a file with the purpose ``evals``. Prompts of the
     files ``others`` are for none of the experts: the base is to answer them.
     """
-    caller.require("files:write")
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         limits.check_queue(session, caller.org_id, table.names())
         answer = _object(session, classification.create(session, caller, request))
@@ -39,10 +38,9 @@ def create_classification_dataset(
     return answer
 
 
-@router.get("/{dataset_id}")
+@router.get("/{dataset_id}", dependencies=[needs("jobs:read")])
 def retrieve_classification_dataset(caller: CallerDep, context: ContextDep, dataset_id: str) -> dict[str, Any]:
     """A classification dataset, and the file that came of it."""
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         job_id = parse_id("classification dataset", dataset_id)
         return _object(session, classification.get(session, caller.project_id, job_id))

@@ -15,6 +15,7 @@ from zhub_api.answer_settings import MAX_LIKELIEST, AnswerSettings
 from zhub_api.answers import Answer, Form
 from zhub_api.chat_parameters import COMPLETIONS
 from zhub_api.context import CallerDep, ContextDep
+from zhub_api.rights import needs
 from zhub_api.serving_client import AnswerLine
 from zhub_api.streams import EVENTS, answering
 from zhub_api.told_tokens import by_column
@@ -47,12 +48,11 @@ class CompletionRequest(AnswerSettings):
         return texts[0]
 
 
-@router.post("/completions", response_model=None, responses=answering(EVENTS))
+@router.post("/completions", response_model=None, responses=answering(EVENTS), dependencies=[needs("chat")])
 async def complete(
     caller: CallerDep, context: ContextDep, http_request: Request, request: CompletionRequest
 ) -> Response | StreamingResponse:
     """Go on from a text, with an expert, a base model, a mixture (``experts``) or ``auto``; plain or streamed."""
-    caller.require("chat")
     asked, shadow = await answers.asked_of_serving(context, caller, http_request, request)
     offset = len(asked.prompt or "")
 

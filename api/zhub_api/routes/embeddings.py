@@ -16,6 +16,7 @@ from zhub.generation import EmbeddingRequest
 from zhub_api import answers, serving_client
 from zhub_api.chat_parameters import EMBEDDINGS
 from zhub_api.context import CallerDep, ContextDep
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1")
 
@@ -47,12 +48,11 @@ class EmbeddingsRequest(Schema):
         return list(inputs)
 
 
-@router.post("/embeddings", response_model=None)
+@router.post("/embeddings", response_model=None, dependencies=[needs("chat")])
 async def create_embeddings(
     caller: CallerDep, context: ContextDep, http_request: Request, request: EmbeddingsRequest
 ) -> Response:
     """Embed texts, each as the one message of a user, or token ids as they are."""
-    caller.require("chat")
     inputs = request.inputs()
     base = await run_in_threadpool(serving_client.resolve_base, context, caller, request.model)
     asked = EmbeddingRequest(base=base, org_id=str(caller.org_id), inputs=inputs)

@@ -23,16 +23,16 @@ from zhub.process.wakeup import SCHEDULER
 from zhub.queue.statuses import status_of
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import Order, PageLimit, Search, Since, Status, moment, page, wanted_page
+from zhub_api.rights import needs
 from zhub_api.routes.fine_tuning import queue_object
 from zhub_api.streams import JSON_LINES, answering
 
 router = APIRouter(prefix="/v1/evaluations")
 
 
-@router.post("")
+@router.post("", dependencies=[needs("jobs:write")])
 def create_evaluation(caller: CallerDep, context: ContextDep, request: evaluations.EvaluationRequest) -> dict[str, Any]:
     """Measure a model, its base and ``compare_with`` on one suite. What was measured before is not run again."""
-    caller.require("jobs:write")
     grader = parse_grader(request.grader, param="grader")
     with tenant_session(context.engine, caller.org_id) as session:
         limits.check_queue(session, caller.org_id, table.names())
@@ -41,7 +41,7 @@ def create_evaluation(caller: CallerDep, context: ContextDep, request: evaluatio
     return compared_object(shown)
 
 
-@router.get("")
+@router.get("", dependencies=[needs("jobs:read")])
 def list_evaluations(
     caller: CallerDep,
     context: ContextDep,
@@ -56,7 +56,6 @@ def list_evaluations(
     search: Search = None,
 ) -> dict[str, Any]:
     """The project's evaluations, newest first. ``search`` looks in the names of the file, the grader and the base."""
-    caller.require("jobs:read")
     wanted = EvaluationFilter(status=status or (), model=model, since=moment(since), search=search)
     with tenant_session(context.engine, caller.org_id) as session:
         listed, has_more = evaluation_lists.list_evaluations(
@@ -65,30 +64,32 @@ def list_evaluations(
         return page(evaluation_objects(session, listed), has_more=has_more)
 
 
-@router.get("/{evaluation_id}")
+@router.get("/{evaluation_id}", dependencies=[needs("jobs:read")])
 def retrieve_evaluation(caller: CallerDep, context: ContextDep, evaluation_id: str) -> dict[str, Any]:
     """One evaluation with all others of the same suite, and its comparison with each that has finished as well."""
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
         shown = shown_with_others(session, evaluation)
     return compared_object(shown)
 
 
-@router.get("/{evaluation_id}/queue")
+@router.get("/{evaluation_id}/queue", dependencies=[needs("jobs:read")])
 def explain_wait(caller: CallerDep, context: ContextDep, evaluation_id: str) -> dict[str, Any]:
     """What the evaluation waits for, in the form of a fine-tuning job's queue."""
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
         job = session.get_one(Job, evaluation.job_id)
         return queue_object(session, job, "evaluation", public_id("evaluation", evaluation.id))
 
 
-@router.get("/{evaluation_id}/rows", response_class=StreamingResponse, responses=answering(JSON_LINES))
+@router.get(
+    "/{evaluation_id}/rows",
+    response_class=StreamingResponse,
+    responses=answering(JSON_LINES),
+    dependencies=[needs("jobs:read")],
+)
 def evaluation_rows(caller: CallerDep, context: ContextDep, evaluation_id: str) -> StreamingResponse:
     """Each row with the greedy answer to it, one JSON object a line: line, prompt, answer, reward, parsed."""
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         evaluation = evaluations.get(session, caller.project_id, parse_id("evaluation", evaluation_id))
     if evaluation.rows_key is None:

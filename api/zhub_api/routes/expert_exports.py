@@ -18,6 +18,7 @@ from zhub.registry import exports
 from zhub.registry.peft_config import MAX_RANK
 from zhub.specs import ExportFormat
 from zhub_api.context import CallerDep, ContextDep
+from zhub_api.rights import needs
 from zhub_api.routes.fine_tuning import queue_object
 from zhub_api.streams import BYTES, answering
 
@@ -40,14 +41,12 @@ class ExportRequest(Schema):
     """Which workers write it, by the name of their agent's cluster."""
 
 
-@router.post("")
+@router.post("", dependencies=[needs("models:read", "jobs:write")])
 def create_export(caller: CallerDep, context: ContextDep, request: ExportRequest) -> dict[str, Any]:
     """Export a version; follow ``status`` until it has ended. What was exported already is answered at once.
 
     The files are kept for some days: ask again for those that are not there any more.
     """
-    caller.require("models:read")
-    caller.require("jobs:write")
     asked = exports.ExportRequest(request.model, request.format, request.rank, request.cluster)
     with tenant_session(context.engine, caller.org_id) as session:
         limits.check_queue(session, caller.org_id, table.names())
@@ -56,27 +55,24 @@ def create_export(caller: CallerDep, context: ContextDep, request: ExportRequest
     return answer
 
 
-@router.get("/{export_id}")
+@router.get("/{export_id}", dependencies=[needs("models:read")])
 def retrieve_export(caller: CallerDep, context: ContextDep, export_id: str) -> dict[str, Any]:
     """An export, with its files once it has succeeded."""
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return _object(exports.get(session, caller.project_id, parse_id("expert export", export_id)))
 
 
-@router.get("/{export_id}/queue")
+@router.get("/{export_id}/queue", dependencies=[needs("jobs:read")])
 def explain_export(caller: CallerDep, context: ContextDep, export_id: str) -> dict[str, Any]:
     """What the export waits for, in the form of a fine-tuning job's queue."""
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         record = exports.get(session, caller.project_id, parse_id("expert export", export_id))
         return queue_object(session, record.job, "expert_export", public_id("expert export", record.export.id))
 
 
-@router.post("/{export_id}/cancel")
+@router.post("/{export_id}/cancel", dependencies=[needs("jobs:write")])
 def cancel_export(caller: CallerDep, context: ContextDep, export_id: str) -> dict[str, Any]:
     """Request that the export stops."""
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         record = exports.get(session, caller.project_id, parse_id("expert export", export_id))
         request_cancel(session, record.job.id)
@@ -86,10 +82,14 @@ def cancel_export(caller: CallerDep, context: ContextDep, export_id: str) -> dic
     return answer
 
 
-@router.get("/{export_id}/files/{filename:path}", response_class=StreamingResponse, responses=answering(BYTES))
+@router.get(
+    "/{export_id}/files/{filename:path}",
+    response_class=StreamingResponse,
+    responses=answering(BYTES),
+    dependencies=[needs("models:read")],
+)
 def export_file(caller: CallerDep, context: ContextDep, export_id: str, filename: str) -> StreamingResponse:
     """The bytes of a file of the export; check them against its digest."""
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         record = exports.get(session, caller.project_id, parse_id("expert export", export_id))
         key = exports.file_key(record, filename)

@@ -23,6 +23,7 @@ from zhub.tenancy import quotas
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.known_parameters import KnownForm
+from zhub_api.rights import needs
 from zhub_api.routes.experts import version_objects
 from zhub_api.routes.files import measure
 from zhub_api.routes.fine_tuning import queue_object
@@ -32,7 +33,7 @@ router = APIRouter(prefix="/v1/expert_imports")
 MAX_FILES = 4
 
 
-@router.post("")
+@router.post("", dependencies=[needs("models:write", "jobs:write")])
 def create_import(
     caller: CallerDep,
     context: ContextDep,
@@ -50,8 +51,6 @@ def create_import(
     again. The prompts of ``dataset`` say which prompts ``auto`` takes to be the expert's; without it
     an imported LoRA answers by its name only.
     """
-    caller.require("models:write")
-    caller.require("jobs:write")
     if len(files) > MAX_FILES:
         raise InvalidRequestError(f"Give at most {MAX_FILES} files, found {len(files)}.", param="files")
     described_by = imports.check_file_names([file.filename or "" for file in files])
@@ -72,27 +71,24 @@ def create_import(
     return answer
 
 
-@router.get("/{import_id}")
+@router.get("/{import_id}", dependencies=[needs("jobs:read")])
 def retrieve_import(caller: CallerDep, context: ContextDep, import_id: str) -> dict[str, Any]:
     """An import, and the version that came of it."""
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return _object(session, _own(session, caller, import_id))
 
 
-@router.get("/{import_id}/queue")
+@router.get("/{import_id}/queue", dependencies=[needs("jobs:read")])
 def explain_import(caller: CallerDep, context: ContextDep, import_id: str) -> dict[str, Any]:
     """What the import waits for, in the form of a fine-tuning job's queue."""
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         job = _own(session, caller, import_id)
         return queue_object(session, job, "expert_import", public_id("expert import", job.id))
 
 
-@router.post("/{import_id}/cancel")
+@router.post("/{import_id}/cancel", dependencies=[needs("jobs:write")])
 def cancel_import(caller: CallerDep, context: ContextDep, import_id: str) -> dict[str, Any]:
     """Request that the import stops; no version comes of it then."""
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         answer = _object(session, request_cancel(session, _own(session, caller, import_id).id))
     context.wakeup.notify(SCHEDULER)

@@ -12,6 +12,7 @@ from zhub.registry import strengths, versions
 from zhub.registry.strengths import Vectors
 from zhub.registry.versions import VersionRecord
 from zhub_api.context import CallerDep, Context, ContextDep
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1/experts")
 
@@ -24,7 +25,7 @@ SHOWN = {
 }
 
 
-@router.get("/{name}/z")
+@router.get("/{name}/z", dependencies=[needs("models:read")])
 def show_strengths(caller: CallerDep, context: ContextDep, name: str, against: str | None = None) -> dict[str, Any]:
     """How much a version changes of each layer and matrix, which other versions of its basis change the same, and how
     it differs from the version ``against``.
@@ -32,7 +33,6 @@ def show_strengths(caller: CallerDep, context: ContextDep, name: str, against: s
     ``share`` is the norm of the change as a share of the weights' norm, ``distance`` is ‖z − 1‖. ``similar`` has the
     cosine between the changes, with up to 16 versions; and, as ``against``, only versions of the kind ``svf``.
     """
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         record = versions.get_version(session, caller.project_id, name)
         other = None if against is None else versions.get_version(session, caller.project_id, against)

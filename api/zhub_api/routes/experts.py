@@ -19,9 +19,11 @@ from zhub.models import Alias, Expert, ExpertChange, ExpertVersion
 from zhub.registry import aliases, base_models, classification, deletion, listing, metadata, versions
 from zhub.registry.metadata import Change
 from zhub.registry.publish import public_job_id
+from zhub.tenancy import audit
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
+from zhub_api.rights import needs
 from zhub_api.streams import BYTES, answering
 
 router = APIRouter(prefix="/v1/experts")
@@ -29,7 +31,7 @@ router = APIRouter(prefix="/v1/experts")
 MAX_TAGS_ASKED = 8
 
 
-@router.get("")
+@router.get("", dependencies=[needs("models:read")])
 def list_experts(
     caller: CallerDep,
     context: ContextDep,
@@ -49,7 +51,6 @@ def list_experts(
     ones are on the list with ``archived`` only. ``sort``: the ``newest`` first; by the ``name`` of the expert, the
     newest of each first; the best ``score`` on the test rows first.
     """
-    caller.require("models:read")
     tags = {key: value if is_given else None for key, is_given, value in (asked.partition("=") for asked in tag)}
     with tenant_session(context.engine, caller.org_id) as session:
         if base is not None:
@@ -61,39 +62,40 @@ def list_experts(
         return page(version_objects(session, records), has_more=has_more)
 
 
-@router.get("/{name}")
+@router.get("/{name}", dependencies=[needs("models:read")])
 def retrieve_expert(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
     """One version with its manifest, by ``<project>.<expert>@v<number>``; or an expert, by ``<project>.<expert>``."""
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return _object(session, caller, *_named(session, caller, name))
 
 
-@router.patch("/{name}")
+@router.patch("/{name}", dependencies=[needs("models:write")])
 def change_expert(caller: CallerDep, context: ContextDep, name: str, request: Change) -> dict[str, Any]:
     """Change what is said of an expert or of a version: its description, its tags, whether it is archived; or rename
     an expert."""
-    caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         expert, record = _named(session, caller, name)
         metadata.change(session, caller, expert, record.version if record else None, request)
+        after = request.model_dump(mode="json", exclude_unset=True)
+        audit.record(session, caller, "expert.updated", name, after=after)
         return _object(session, caller, expert, record)
 
 
-@router.delete("/{name}")
+@router.delete("/{name}", dependencies=[needs("models:write")])
 def delete_expert(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
     """Delete a version; or an expert with all its versions. Refused while an alias, a schedule or a job needs it."""
-    caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         expert, record = _named(session, caller, name)
         if record is None:
             deletion.delete_expert(session, caller, expert)
+            audit.record(session, caller, "expert.deleted", name)
             return {"id": f"{caller.project}.{expert.name}", "object": "expert", "deleted": True}
         deletion.delete_version(session, caller, record)
+        audit.record(session, caller, "expert.deleted", record.name, before={"digest": record.version.digest})
         return {"id": record.name, "object": "expert.version", "deleted": True}
 
 
-@router.get("/{name}/changes")
+@router.get("/{name}/changes", dependencies=[needs("models:read")])
 def list_changes(
     caller: CallerDep,
     context: ContextDep,
@@ -102,7 +104,6 @@ def list_changes(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
     """Who changed what of an expert and its versions, or of one version, newest first."""
-    caller.require("models:read")
     last = parse_id("expert change", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
         expert, record = _named(session, caller, name)
@@ -111,14 +112,18 @@ def list_changes(
         return page(_change_objects(session, caller, expert, newest), has_more=has_more)
 
 
-@router.get("/{name}/files/{filename}", response_class=StreamingResponse, responses=answering(BYTES))
+@router.get(
+    "/{name}/files/{filename}",
+    response_class=StreamingResponse,
+    responses=answering(BYTES),
+    dependencies=[needs("models:read")],
+)
 def version_file(caller: CallerDep, context: ContextDep, name: str, filename: str) -> StreamingResponse:
     """The bytes of ``manifest.json`` or of a file that it lists; check them against its digests.
 
     ``answers.jsonl`` has what base and expert answered to the test rows and to the general suite, a JSON object a line:
     of each what the expert lost first, then what it gained.
     """
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         version = versions.get_version(session, caller.project_id, name).version
     manifest = Manifest.model_validate(version.manifest)

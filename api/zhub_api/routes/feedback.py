@@ -14,15 +14,17 @@ from zhub.evaluation.feedback import FeedbackFilter
 from zhub.ids import parse_id, public_id
 from zhub.models import Feedback
 from zhub.registry import versions
+from zhub.tenancy import audit
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import Order, PageLimit, Search, Since, moment, page, wanted_page
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1/feedback")
 
 Score = Annotated[float | None, Query(ge=-1, le=1)]
 
 
-@router.post("")
+@router.post("", dependencies=[needs("chat")])
 def create_feedback(
     caller: CallerDep,
     context: ContextDep,
@@ -30,13 +32,12 @@ def create_feedback(
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> dict[str, Any]:
     """Say how good an answer was; needs the scope of chat. A repetition with the same Idempotency-Key adds nothing."""
-    caller.require("chat")
     with tenant_session(context.engine, caller.org_id) as session:
         piece = feedback.create(session, caller, request, idempotency_key=idempotency_key)
         return feedback_objects(session, [piece])[0]
 
 
-@router.get("")
+@router.get("", dependencies=[needs("files:read")])
 def list_feedback(
     caller: CallerDep,
     context: ContextDep,
@@ -51,7 +52,6 @@ def list_feedback(
     completion: Annotated[str | None, Query(description="The id of a stored completion.")] = None,
 ) -> dict[str, Any]:
     """The project's feedback, newest first. ``search`` looks in prompt, completion, reference and comment."""
-    caller.require("files:read")
     completion_id = None if completion is None else parse_id(listing.KIND, completion)
     wanted = FeedbackFilter(model, min_score, max_score, moment(since), completion_id, search)
     with tenant_session(context.engine, caller.org_id) as session:
@@ -59,12 +59,12 @@ def list_feedback(
         return page(feedback_objects(session, listed), has_more=has_more)
 
 
-@router.delete("/{feedback_id}")
+@router.delete("/{feedback_id}", dependencies=[needs("files:write")])
 def delete_feedback(caller: CallerDep, context: ContextDep, feedback_id: str) -> dict[str, Any]:
     """Delete a piece of feedback. Schedules that fire by feedback still count it."""
-    caller.require("files:write")
     with tenant_session(context.engine, caller.org_id) as session:
         feedback.delete_feedback(session, caller, parse_id("feedback", feedback_id))
+        audit.record(session, caller, "feedback.deleted", feedback_id)
     return {"id": feedback_id, "object": "feedback", "deleted": True}
 
 

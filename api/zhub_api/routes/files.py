@@ -26,11 +26,12 @@ from zhub.registry import base_models, classification, versions
 from zhub.registry.classification import Classified
 from zhub.storage.keys import dataset_key
 from zhub.storage.object_store import put_content
-from zhub.tenancy import quotas
+from zhub.tenancy import audit, quotas
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.known_parameters import KnownForm
 from zhub_api.pages import page
+from zhub_api.rights import needs
 from zhub_api.streams import BYTES, answering
 
 router = APIRouter(prefix="/v1/files")
@@ -43,7 +44,7 @@ class TokenCountRequest(Schema):
     model: str
 
 
-@router.post("")
+@router.post("", dependencies=[needs("files:write")])
 def create_file(
     caller: CallerDep,
     context: ContextDep,
@@ -55,7 +56,6 @@ def create_file(
 
     Not in the dialect: ``is_new`` is false where the same bytes were there under the same name.
     """
-    caller.require("files:write")
     files.check_purpose(purpose)
     sha256, size_bytes = measure(file.file, limit=MAX_FILE_BYTES)
     with tenant_session(context.engine, caller.org_id) as session:
@@ -77,7 +77,7 @@ def create_file(
     return answer
 
 
-@router.get("")
+@router.get("", dependencies=[needs("files:read")])
 def list_files(
     caller: CallerDep,
     context: ContextDep,
@@ -90,7 +90,6 @@ def list_files(
         Query(min_length=1, max_length=200, description="Only files with this text in their name, whatever its case."),
     ] = None,
 ) -> dict[str, Any]:
-    caller.require("files:read")
     last = parse_id("file", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
         versions, has_more = files.list_files(
@@ -108,25 +107,28 @@ def list_files(
         return page(objects, has_more=has_more)
 
 
-@router.get("/{file_id}")
+@router.get("/{file_id}", dependencies=[needs("files:read")])
 def retrieve_file(caller: CallerDep, context: ContextDep, file_id: str) -> dict[str, Any]:
-    caller.require("files:read")
     with tenant_session(context.engine, caller.org_id) as session:
         version = files.get(session, caller.project_id, parse_id("file", file_id))
         known = classification.classified(session, [version.id]).get(version.id, ())
         return file_object(version, known, provenance_of(session, [version]).get(version.id))
 
 
-@router.get("/{file_id}/content", response_class=StreamingResponse, responses=answering(BYTES))
+@router.get(
+    "/{file_id}/content",
+    response_class=StreamingResponse,
+    responses=answering(BYTES),
+    dependencies=[needs("files:read")],
+)
 def file_content(caller: CallerDep, context: ContextDep, file_id: str) -> StreamingResponse:
-    caller.require("files:read")
     with tenant_session(context.engine, caller.org_id) as session:
         version = files.get(session, caller.project_id, parse_id("file", file_id))
     headers = {"content-length": str(version.size_bytes)}
     return StreamingResponse(context.store.open(version.key), media_type=BYTES, headers=headers)
 
 
-@router.post("/{file_id}/token_counts")
+@router.post("/{file_id}/token_counts", dependencies=[needs("jobs:write")])
 def count_tokens(caller: CallerDep, context: ContextDep, file_id: str, request: TokenCountRequest) -> dict[str, Any]:
     """Find the rows that have more tokens than the context of a base. Repeat it until ``status`` is ``counted``.
 
@@ -134,7 +136,6 @@ def count_tokens(caller: CallerDep, context: ContextDep, file_id: str, request: 
     the tokens of English.
     Not in the dialect. What was counted once is not counted again; ``failed`` is tried again by the next request.
     """
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         base = base_of(session, caller, request.model)
         base_models.require_ready(base)
@@ -145,7 +146,7 @@ def count_tokens(caller: CallerDep, context: ContextDep, file_id: str, request: 
     return answer
 
 
-@router.delete("/{file_id}")
+@router.delete("/{file_id}", dependencies=[needs("files:write")])
 def delete_file(
     caller: CallerDep,
     context: ContextDep,
@@ -155,9 +156,9 @@ def delete_file(
     ] = False,
 ) -> dict[str, Any]:
     """Delete a file. One that something needs is refused, by the name of what needs it."""
-    caller.require("files:write")
     with tenant_session(context.engine, caller.org_id) as session:
         files.delete(session, caller.project_id, parse_id("file", file_id), also_trained=force)
+        audit.record(session, caller, "file.deleted", file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 

@@ -28,11 +28,12 @@ from zhub.training.job_lists import JobFilter
 from zhub.training.packing import shares_a_worker
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import Order, PageLimit, Search, Since, Status, moment, page, wanted_metadata, wanted_page
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 
 
-@router.post("")
+@router.post("", dependencies=[needs("jobs:write")])
 def create_job(
     caller: CallerDep,
     context: ContextDep,
@@ -41,7 +42,6 @@ def create_job(
     x_stainless_retry_count: Annotated[int, Header()] = 0,
 ) -> dict[str, Any]:
     """Check a request and enqueue its job. Repeating it with the same Idempotency-Key returns the same job."""
-    caller.require("jobs:write")
     if request.promotion is not None:
         caller.require("models:write")
     graders = fine_tuning.read_graders(request)
@@ -53,14 +53,13 @@ def create_job(
     return answer
 
 
-@router.post("/estimate")
+@router.post("/estimate", dependencies=[needs("jobs:write")])
 def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.JobRequest) -> dict[str, Any]:
     """Check a request as ``POST /v1/fine_tuning/jobs`` does, and say what its job would be and cost. Nothing is stored.
 
     Not in the dialect. What is expected rests on earlier trainings of the organisation on this base by this method,
     ``based_on``; all of it is null where none has ended yet.
     """
-    caller.require("jobs:write")
     graders = fine_tuning.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
         resolved = fine_tuning.check_training(session, caller, request, graders)
@@ -81,7 +80,7 @@ def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.Jo
     }
 
 
-@router.get("")
+@router.get("", dependencies=[needs("jobs:read")])
 def list_jobs(
     caller: CallerDep,
     context: ContextDep,
@@ -104,7 +103,6 @@ def list_jobs(
     ``search`` looks for a text in the expert's name, the base, the file's name, the description, the metadata and the
     error, in the next 10,000 jobs that everything else leaves.
     """
-    caller.require("jobs:read")
     wanted = JobFilter(
         status=status or (),
         method=method,
@@ -121,45 +119,42 @@ def list_jobs(
         return page(job_objects(session, listed), has_more=has_more)
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", dependencies=[needs("jobs:read")])
 def retrieve_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return job_objects(session, [own_job(session, caller, job_id)])[0]
 
 
-@router.patch("/{job_id}")
+@router.patch("/{job_id}", dependencies=[needs("jobs:write")])
 def change_job(caller: CallerDep, context: ContextDep, job_id: str, request: job_changes.JobChange) -> dict[str, Any]:
     """Describe a job, replace its metadata, archive it or show it again. Not in the dialect."""
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
         job_changes.change_job(session, job, request, by=public_id("API key", caller.key_id))
         return job_objects(session, [job])[0]
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", dependencies=[needs("jobs:write")])
 def cancel_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     """Request that the job stops; it is ``cancelled`` once its worker has released it."""
     return _request_change(caller, context, job_id, request_cancel)
 
 
-@router.post("/{job_id}/pause")
+@router.post("/{job_id}/pause", dependencies=[needs("jobs:write")])
 def pause_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     """Request that the job writes a checkpoint and releases its worker; it is ``paused`` then."""
     return _request_change(caller, context, job_id, request_pause)
 
 
-@router.post("/{job_id}/resume")
+@router.post("/{job_id}/resume", dependencies=[needs("jobs:write")])
 def resume_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     """Queue a paused job again; it continues from its newest checkpoint."""
     return _request_change(caller, context, job_id, request_resume)
 
 
-@router.post("/{job_id}/redrive")
+@router.post("/{job_id}/redrive", dependencies=[needs("jobs:write")])
 def redrive_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     """Queue a job again that failed or was cancelled, from its newest checkpoint if it left one. Not in the dialect."""
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
         limits.check_queue(session, caller.org_id, table.names())
@@ -169,16 +164,15 @@ def redrive_job(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str
     return answer
 
 
-@router.get("/{job_id}/queue")
+@router.get("/{job_id}/queue", dependencies=[needs("jobs:read")])
 def explain_wait(caller: CallerDep, context: ContextDep, job_id: str) -> dict[str, Any]:
     """What the job waits for: its position in its cluster's queue, why, and when it may start. Not in the dialect."""
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
         return queue_object(session, job, "fine_tuning.job", public_id("fine-tuning job", job.id))
 
 
-@router.get("/{job_id}/checkpoints")
+@router.get("/{job_id}/checkpoints", dependencies=[needs("jobs:read")])
 def list_checkpoints(
     caller: CallerDep,
     context: ContextDep,
@@ -187,7 +181,6 @@ def list_checkpoints(
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
 ) -> dict[str, Any]:
     """The job's checkpoints, newest first; each of them can be used as a model."""
-    caller.require("jobs:read")
     last = parse_id("checkpoint", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
@@ -195,10 +188,9 @@ def list_checkpoints(
         return page(checkpoint_objects(session, job, newest), has_more=has_more)
 
 
-@router.delete("/{job_id}/checkpoints/{checkpoint_id}")
+@router.delete("/{job_id}/checkpoints/{checkpoint_id}", dependencies=[needs("jobs:write")])
 def delete_checkpoint(caller: CallerDep, context: ContextDep, job_id: str, checkpoint_id: str) -> dict[str, Any]:
     """Delete a checkpoint. The newest one of a job that has not ended is refused: the job continues from it."""
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         job = own_job(session, caller, job_id)
         checkpoint = checkpoints.delete_checkpoint(session, job, parse_id("checkpoint", checkpoint_id))
@@ -208,7 +200,6 @@ def delete_checkpoint(caller: CallerDep, context: ContextDep, job_id: str, check
 def _request_change(
     caller: CallerDep, context: ContextDep, job_id: str, request: Callable[[Session, uuid.UUID], Job]
 ) -> dict[str, Any]:
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         (answer,) = job_objects(session, [request(session, own_job(session, caller, job_id).id)])
     context.wakeup.notify(SCHEDULER)

@@ -46,6 +46,7 @@ from zhub.sandbox import Sandbox
 from zhub.tenancy.keys import Caller
 from zhub_api import serving_client
 from zhub_api.context import CallerDep, Context, ContextDep
+from zhub_api.rights import needs
 
 # The dialect's flags. Each is in every answer, set or not.
 FLAGS = (
@@ -123,20 +124,18 @@ class RunRequest(Schema):
     item: dict[str, Any] = {}
 
 
-@router.post("/validate")
+@router.post("/validate", dependencies=[needs("jobs:write")])
 def validate_grader(caller: CallerDep, context: ContextDep, runs: RunsDep, request: ValidateRequest) -> dict[str, Any]:
     """Check all of a grader that can be checked without a dataset; return it with its defaults filled in."""
-    caller.require("jobs:write")
     with runs.place(caller.org_id):
         return {"grader": _read(context, caller, request.grader).model_dump(mode="json")}
 
 
-@router.post("/run")
+@router.post("/run", dependencies=[needs("jobs:write")])
 def run_grader(
     caller: CallerDep, context: ContextDep, runs: RunsDep, http_request: Request, request: RunRequest
 ) -> dict[str, Any]:
     """Grade one answer. A grader that fails is answered with a flag and its message, and a reward of 0."""
-    caller.require("jobs:write")
     try:
         check_size(request.item, most=ITEM_CHARACTERS)
     except TooLargeError as exc:

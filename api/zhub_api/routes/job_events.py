@@ -30,6 +30,7 @@ from zhub.queue.job_events import Cursor
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.pages import page
+from zhub_api.rights import needs
 from zhub_api.routes.fine_tuning import job_objects, own_job
 from zhub_api.streams import EVENTS, answering, ending_with_errors
 
@@ -42,7 +43,7 @@ HEARTBEAT_S = 15.0
 EVENTS_PER_READ = 500
 
 
-@router.get("/{job_id}/events", response_model=None, responses=answering(EVENTS))
+@router.get("/{job_id}/events", response_model=None, responses=answering(EVENTS), dependencies=[needs("jobs:read")])
 async def list_events(
     caller: CallerDep,
     context: ContextDep,
@@ -59,7 +60,6 @@ async def list_events(
     the event in the header ``Last-Event-ID``. Its last message is the event ``end`` with the job. Streams are not in
     the dialect.
     """
-    caller.require("jobs:read")
     if not stream:
         return await run_in_threadpool(_page, context, caller, job_id, after, limit)
     job_uuid, cursor = await run_in_threadpool(_begin, context, caller, job_id, last_event_id or after)
@@ -67,7 +67,7 @@ async def list_events(
     return EventStream(streams, caller.org_id, partial(_messages, context, caller, job_id, job_uuid, cursor))
 
 
-@router.get("/{job_id}/metrics")
+@router.get("/{job_id}/metrics", dependencies=[needs("jobs:read")])
 def job_metrics(
     caller: CallerDep, context: ContextDep, job_id: str, points: Annotated[int, Query(ge=4, le=2000)] = 200
 ) -> dict[str, Any]:
@@ -76,7 +76,6 @@ def job_metrics(
     A longer series keeps its first and last point, and of each stretch between them the lowest and the highest, so no
     extreme is lost; ``count`` is how many points there were. Not in the dialect.
     """
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         series = job_events.metric_series(session, own_job(session, caller, job_id).id, points=points)
     return {

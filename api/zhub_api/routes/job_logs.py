@@ -20,6 +20,7 @@ from zhub.queue.job_logs import Chunk, Line, Position, list_chunks, read_chunk, 
 from zhub.storage.keys import attempts_prefix
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, Context, ContextDep
+from zhub_api.rights import needs
 from zhub_api.routes import job_events
 from zhub_api.routes.fine_tuning import job_objects, own_job
 from zhub_api.routes.job_events import EventStream, Streams
@@ -40,7 +41,12 @@ class _Source:
     """The job's object, once these attempts can write no more lines; else None."""
 
 
-@router.get("/{job_id}/logs", response_class=StreamingResponse, responses=answering(LINES, EVENTS))
+@router.get(
+    "/{job_id}/logs",
+    response_class=StreamingResponse,
+    responses=answering(LINES, EVENTS),
+    dependencies=[needs("jobs:read")],
+)
 async def read_logs(
     caller: CallerDep,
     context: ContextDep,
@@ -60,7 +66,6 @@ async def read_logs(
     ``Last-Event-ID``. Its last message is the event ``end`` with the job. Lines come some seconds after they were
     printed. Not in the dialect.
     """
-    caller.require("jobs:read")
     source = await run_in_threadpool(_source, context, caller, job_id, attempt)
     if not stream:
         lines = await run_in_threadpool(_lines, context, source, attempt, tail)

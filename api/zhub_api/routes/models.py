@@ -20,10 +20,11 @@ from zhub.registry.resolve import resolve
 from zhub.specs import StoredFile
 from zhub.storage.keys import base_file_key
 from zhub.storage.object_store import put_content
-from zhub.tenancy import quotas
+from zhub.tenancy import audit, quotas
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.pages import page
+from zhub_api.rights import needs
 from zhub_api.routes.fine_tuning import queue_object
 from zhub_api.routes.uploads import MAX_MODEL_FILE_BYTES, spool
 from zhub_api.streams import BINARY, BYTES
@@ -34,7 +35,7 @@ MAX_MODELS = 1000
 MAX_RELEASES = 100
 
 
-@router.get("/models")
+@router.get("/models", dependencies=[needs("models:read")])
 def list_models(
     caller: CallerDep,
     context: ContextDep,
@@ -47,7 +48,6 @@ def list_models(
     The dialect's clients read the first page and no other. So it is long, and the releases, the base models and
     ``auto`` are on it, whatever ``limit`` is; the pages that follow ``last_id`` have the older expert versions.
     """
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         newest, has_more = listing.list_versions(
             session, caller.project_id, after=after, limit=limit, with_manifests=False
@@ -63,9 +63,8 @@ def list_models(
     return experts | {"data": [*experts["data"], *routers, *bases, router_model]}
 
 
-@router.get("/models/{model:path}")
+@router.get("/models/{model:path}", dependencies=[needs("models:read")])
 def retrieve_model(caller: CallerDep, context: ContextDep, model: str) -> dict[str, Any]:
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         resolved = resolve(session, caller, model, [])
         if resolved.release is not None:
@@ -78,10 +77,9 @@ def retrieve_model(caller: CallerDep, context: ContextDep, model: str) -> dict[s
         return _base_model_model(resolved.base) | {"id": model}
 
 
-@router.delete("/models/{model:path}")
+@router.delete("/models/{model:path}", dependencies=[needs("models:write")])
 def delete_model(caller: CallerDep, context: ContextDep, model: str) -> dict[str, Any]:
     """Delete an expert version, as the dialect's ``models.delete`` does. Refused while an alias or a job needs it."""
-    caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         if not VERSION_NAME.fullmatch(model):
             # An alias names another version tomorrow, and what has another name was not made by a training.
@@ -91,6 +89,7 @@ def delete_model(caller: CallerDep, context: ContextDep, model: str) -> dict[str
             )
         record = versions.get_version(session, caller.project_id, model)
         deletion.delete_version(session, caller, record)
+        audit.record(session, caller, "expert.deleted", record.name, before={"digest": record.version.digest})
         return {"id": record.name, "object": "model", "deleted": True}
 
 
@@ -110,10 +109,9 @@ class BaseModelRequest(Schema):
     too large for all of them; null: of all. The base answers as it is, and experts move it along these directions."""
 
 
-@router.post("/base_models")
+@router.post("/base_models", dependencies=[needs("base_models:write")])
 def create_base_model(caller: CallerDep, context: ContextDep, request: BaseModelRequest) -> dict[str, Any]:
     """Begin to add a base model; PUT its files, then POST ``/complete``."""
-    caller.require("base_models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         base = base_models.create(session, caller, **request.model_dump())
         session.refresh(base)
@@ -123,12 +121,12 @@ def create_base_model(caller: CallerDep, context: ContextDep, request: BaseModel
 @router.put(
     "/base_models/{name}/files/{filename}",
     openapi_extra={"requestBody": {"required": True, "content": {BYTES: {"schema": BINARY}}}},
+    dependencies=[needs("base_models:write")],
 )
 async def put_base_model_file(
     caller: CallerDep, context: ContextDep, name: str, filename: str, request: Request
 ) -> dict[str, Any]:
     """Store one file of the model's directory; the body is the file itself."""
-    caller.require("base_models:write")
     base_models.check_file_name(filename)
     # Before the body is read: nobody fills the disk with files of a base model that are then refused.
     await run_in_threadpool(_check_may_change, context, caller, name)
@@ -153,38 +151,34 @@ def _check_may_change(context: Context, caller: Caller, name: str) -> None:
         base_models.check_may_change(session, caller, name)
 
 
-@router.post("/base_models/{name}/complete")
+@router.post("/base_models/{name}/complete", dependencies=[needs("base_models:write")])
 def complete_base_model(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
     """All files are there: decompose. Follow ``status`` until it is ``ready`` or ``error``."""
-    caller.require("base_models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         answer = base_model_object(base_models.complete(session, caller, name))
     context.wakeup.notify(SCHEDULER)
     return answer
 
 
-@router.get("/base_models")
+@router.get("/base_models", dependencies=[needs("models:read")])
 def list_base_models(
     caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> dict[str, Any]:
     """The base models, by name."""
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         bases, has_more = base_models.list_base_models(session, after=after, limit=limit)
         return page([base_model_object(base) for base in bases], has_more=has_more)
 
 
-@router.get("/base_models/{name}")
+@router.get("/base_models/{name}", dependencies=[needs("models:read")])
 def retrieve_base_model(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return base_model_object(base_models.get(session, caller.org_id, name))
 
 
-@router.get("/base_models/{name}/queue")
+@router.get("/base_models/{name}/queue", dependencies=[needs("jobs:read")])
 def explain_decomposition(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
     """What the decomposition waits for, as of a fine-tuning job; only for the organisation that added the base."""
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         job = base_models.decomposition(session, base_models.get(session, caller.org_id, name))
         return queue_object(session, job, "base_model", name)

@@ -15,6 +15,7 @@ from zhub.ids import parse_id, public_id
 from zhub.tenancy import quotas, token_usage
 from zhub.tenancy.token_usage import SECONDS, Filter, Used, Width
 from zhub_api.context import CallerDep, ContextDep
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1/organization")
 
@@ -33,17 +34,16 @@ def in_brackets(name: str) -> Any:
     return Query(alias=f"{name}[]", max_length=100)
 
 
-@router.get("/limits")
+@router.get("/limits", dependencies=[needs("files:read")])
 def retrieve_limits(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
     """The limits of the organisation, and the bytes that it has stored."""
-    caller.require("files:read")
     with tenant_session(context.engine, caller.org_id) as session:
         limits = quotas.limits_of(session, caller.org_id)
         stored_bytes = quotas.stored_bytes(session, caller.org_id)
     return {"object": "organization.limits", **asdict(limits), "stored_bytes": stored_bytes}
 
 
-@router.get("/usage/completions")
+@router.get("/usage/completions", dependencies=[needs("files:read")])
 def retrieve_usage(
     caller: CallerDep,
     context: ContextDep,
@@ -66,7 +66,6 @@ def retrieve_usage(
     ``group_by`` divides each bucket by project, key or model: a base, the version of an expert, or several of them, and
     then says the base as well. What was used within the last seconds may be missing.
     """
-    caller.require("files:read")
     began = start_time - start_time % 3600
     if page is not None:
         began = _next_page(page, began)

@@ -13,52 +13,52 @@ from zhub.evaluation import gates, promotion_lists, promotions
 from zhub.ids import parse_id, public_id
 from zhub.models import Job, Promotion
 from zhub.process.wakeup import SCHEDULER
+from zhub.tenancy import audit
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1")
 
 
-@router.post("/promotions")
+@router.post("/promotions", dependencies=[needs("jobs:write", "models:write")])
 def create_promotion(caller: CallerDep, context: ContextDep, request: promotions.PromotionRequest) -> dict[str, Any]:
     """Have a version measured on the gate's suites; if it passes, the alias points to it from then on."""
-    caller.require("jobs:write")
-    caller.require("models:write")
     graders = gates.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
         answer = promotion_objects(session, [promotions.create(session, caller, request, graders)])[0]
+        after = {"version": answer["model"], "alias": answer["alias"]}
+        audit.record(session, caller, "promotion.requested", answer["id"], after=after)
     context.wakeup.notify(SCHEDULER)
     return answer
 
 
-@router.get("/promotions")
+@router.get("/promotions", dependencies=[needs("jobs:read")])
 def list_promotions(
     caller: CallerDep, context: ContextDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> dict[str, Any]:
-    caller.require("jobs:read")
     last = parse_id("promotion", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
         newest, has_more = promotion_lists.list_promotions(session, caller.project_id, after=last, limit=limit)
         return page(promotion_objects(session, newest), has_more=has_more)
 
 
-@router.get("/promotions/{promotion_id}")
+@router.get("/promotions/{promotion_id}", dependencies=[needs("jobs:read")])
 def retrieve_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) -> dict[str, Any]:
     """One promotion: its status, and the reasons for its gate's decision."""
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         promotion = promotion_lists.get(session, caller.project_id, parse_id("promotion", promotion_id))
         return promotion_objects(session, [promotion])[0]
 
 
-@router.post("/promotions/{promotion_id}/cancel")
+@router.post("/promotions/{promotion_id}/cancel", dependencies=[needs("jobs:write")])
 def cancel_promotion(caller: CallerDep, context: ContextDep, promotion_id: str) -> dict[str, Any]:
     """Cancel a promotion: the alias does not move. Evaluations that have begun go on."""
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         promotion = promotion_lists.get(session, caller.project_id, parse_id("promotion", promotion_id))
         promotions.cancel(session, promotion)
         answer = promotion_objects(session, [promotion])[0]
+        audit.record(session, caller, "promotion.cancelled", promotion_id)
     context.wakeup.notify(SCHEDULER)
     return answer
 

@@ -12,13 +12,15 @@ from zhub.registry import aliases, release_versions, releases
 from zhub.registry.names import PROD
 from zhub.registry.release_versions import ReleaseRequest
 from zhub.registry.releases import ReleaseRecord
+from zhub.tenancy import audit
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1/releases")
 
 
-@router.post("")
+@router.post("", dependencies=[needs("models:write")])
 def create_release(caller: CallerDep, context: ContextDep, request: ReleaseRequest) -> dict[str, Any]:
     """Make a version of a release: a strategy, and expert versions with their weights. It never changes.
 
@@ -28,12 +30,13 @@ def create_release(caller: CallerDep, context: ContextDep, request: ReleaseReque
     release's newest version is that version: no other is made. An alias in place of a version means the one that it
     points to now.
     """
-    caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
-        return release_objects(session, [release_versions.create(session, caller, request)])[0]
+        made = release_objects(session, [release_versions.create(session, caller, request)])[0]
+        audit.record(session, caller, "release.created", made["id"], after={"strategy": made["strategy"]})
+        return made
 
 
-@router.get("")
+@router.get("", dependencies=[needs("models:read")])
 def list_releases(
     caller: CallerDep,
     context: ContextDep,
@@ -42,21 +45,19 @@ def list_releases(
     release: str | None = None,
 ) -> dict[str, Any]:
     """The project's release versions, newest first; with ``release`` (``<project>.<release>``), those of that one."""
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         newest, has_more = releases.list_versions(session, caller, release=release, after=after, limit=limit)
         return page(release_objects(session, newest), has_more=has_more)
 
 
-@router.get("/{version}")
+@router.get("/{version}", dependencies=[needs("models:read")])
 def retrieve_release(caller: CallerDep, context: ContextDep, version: str) -> dict[str, Any]:
     """One version with what it pins, by ``<project>.<release>@v<number>`` or ``<project>.<release>@<alias>``."""
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return release_objects(session, [releases.get(session, caller.project_id, version)])[0]
 
 
-@router.get("/{version}/diff")
+@router.get("/{version}/diff", dependencies=[needs("models:read")])
 def compare_releases(
     caller: CallerDep, context: ContextDep, version: str, against: str | None = None
 ) -> dict[str, Any]:
@@ -64,7 +65,6 @@ def compare_releases(
     its version, weight and description. Null on the side that does not have it. Without ``against``: from the release's
     ``@prod``.
     """
-    caller.require("models:read")
     with tenant_session(context.engine, caller.org_id) as session:
         after = releases.get(session, caller.project_id, version)
         before = releases.get(session, caller.project_id, against or f"{version.partition('@')[0]}@{PROD}")
@@ -77,13 +77,13 @@ def compare_releases(
     }
 
 
-@router.delete("/{version}")
+@router.delete("/{version}", dependencies=[needs("models:write")])
 def delete_release(caller: CallerDep, context: ContextDep, version: str) -> dict[str, Any]:
     """Delete a release version, which then pins nothing. Refused while an alias sends requests to it."""
-    caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         record = releases.get(session, caller.project_id, version)
         releases.delete(session, record)
+        audit.record(session, caller, "release.deleted", record.name)
         return {"id": record.name, "object": "release.version", "deleted": True}
 
 

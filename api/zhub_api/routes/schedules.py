@@ -15,25 +15,29 @@ from zhub.ids import parse_id, public_id
 from zhub.models import Alias, Dataset, Schedule, ScheduleTick
 from zhub.process.wakeup import SCHEDULER
 from zhub.schedules import cron, definitions, firing
+from zhub.tenancy import audit
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import Search, page
+from zhub_api.rights import needs
 from zhub_api.routes.aliases import alias_objects
 
 router = APIRouter(prefix="/v1/schedules")
 SHOWN_RUNS = 5
 
 
-@router.post("")
+@router.post("", dependencies=[needs("jobs:write")])
 def create_schedule(caller: CallerDep, context: ContextDep, request: definitions.ScheduleRequest) -> dict[str, Any]:
     """Train on the newest version of a dataset, at the times of a cron expression or after certain events."""
-    _require(caller, request)
+    _require_promoting(caller, request)
     graders = definitions.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
-        return schedule_objects(session, [definitions.create(session, caller, request, graders)])[0]
+        made = schedule_objects(session, [definitions.create(session, caller, request, graders)])[0]
+        audit.record(session, caller, "schedule.created", made["id"], after={"name": made["name"]})
+        return made
 
 
-@router.get("")
+@router.get("", dependencies=[needs("jobs:read")])
 def list_schedules(
     caller: CallerDep,
     context: ContextDep,
@@ -41,34 +45,33 @@ def list_schedules(
     search: Search = None,
 ) -> dict[str, Any]:
     """The project's schedules, by name. ``search`` looks in the names of schedule, dataset, base and expert."""
-    caller.require("jobs:read")
     paused = None if status is None else status == "paused"
     with tenant_session(context.engine, caller.org_id) as session:
         listed = definitions.list_schedules(session, caller.project_id, paused=paused, search=search)
         return page(schedule_objects(session, listed), has_more=False)
 
 
-@router.get("/{schedule_id}")
+@router.get("/{schedule_id}", dependencies=[needs("jobs:read")])
 def retrieve_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return schedule_objects(session, [_own(session, caller, schedule_id)])[0]
 
 
-@router.put("/{schedule_id}")
+@router.put("/{schedule_id}", dependencies=[needs("jobs:write")])
 def replace_schedule(
     caller: CallerDep, context: ContextDep, schedule_id: str, request: definitions.ScheduleRequest
 ) -> dict[str, Any]:
     """Change a schedule to what the body says. Its earlier ticks stay."""
-    _require(caller, request)
+    _require_promoting(caller, request)
     graders = definitions.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
         own = _own(session, caller, schedule_id, lock=True)
         changed = definitions.replace(session, caller, own, request, graders)
+        audit.record(session, caller, "schedule.updated", schedule_id, after={"name": changed.name})
         return schedule_objects(session, [changed])[0]
 
 
-@router.patch("/{schedule_id}")
+@router.patch("/{schedule_id}", dependencies=[needs("jobs:write")])
 def edit_schedule(
     caller: CallerDep, context: ContextDep, schedule_id: str, changes: Annotated[dict[str, Any], Body()]
 ) -> dict[str, Any]:
@@ -77,72 +80,67 @@ def edit_schedule(
     ``null`` removes a field; a grader and a gate are replaced as a whole. What has come since the schedule fired last
     counts on (feedback, new data, the next tick), unless it is given another expert, dataset or time.
     """
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         own = _own(session, caller, schedule_id)
         request = definitions.changed_request(session, caller, own, changes)
-    _require(caller, request)
+    _require_promoting(caller, request)
     graders = definitions.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
         own = _own(session, caller, schedule_id, lock=True)
         if definitions.changed_request(session, caller, own, changes) != request:
             raise ConflictError("Somebody else has changed the schedule at the same moment. Look at it, and try again.")
         edited = definitions.replace(session, caller, own, request, graders)
+        audit.record(session, caller, "schedule.updated", schedule_id, after={"fields": sorted(changes)})
         return schedule_objects(session, [edited])[0]
 
 
-@router.delete("/{schedule_id}")
+@router.delete("/{schedule_id}", dependencies=[needs("jobs:write")])
 def delete_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
     """Delete a schedule: it does not fire any more. Its jobs stay."""
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         definitions.delete(session, _own(session, caller, schedule_id, lock=True))
+        audit.record(session, caller, "schedule.deleted", schedule_id)
     return {"id": schedule_id, "object": "schedule", "deleted": True}
 
 
-@router.post("/{schedule_id}/pause")
+@router.post("/{schedule_id}/pause", dependencies=[needs("jobs:write")])
 def pause_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
     """Stop a schedule from firing until it is resumed."""
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         schedule = _own(session, caller, schedule_id, lock=True)
         definitions.pause(session, schedule)
         return schedule_objects(session, [schedule])[0]
 
 
-@router.post("/{schedule_id}/resume")
+@router.post("/{schedule_id}/resume", dependencies=[needs("jobs:write")])
 def resume_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
     """Let a schedule fire again from its next tick on."""
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         schedule = _own(session, caller, schedule_id, lock=True)
         definitions.resume(session, schedule)
         return schedule_objects(session, [schedule])[0]
 
 
-@router.post("/{schedule_id}/run")
+@router.post("/{schedule_id}/run", dependencies=[needs("jobs:write")])
 def run_schedule(caller: CallerDep, context: ContextDep, schedule_id: str) -> dict[str, Any]:
     """Fire a schedule now; the response is the tick."""
-    caller.require("jobs:write")
     with tenant_session(context.engine, caller.org_id) as session:
         answer = tick_object(firing.run_now(session, _own(session, caller, schedule_id, lock=True)))
     context.wakeup.notify(SCHEDULER)
     return answer
 
 
-@router.get("/{schedule_id}/ticks")
+@router.get("/{schedule_id}/ticks", dependencies=[needs("jobs:read")])
 def list_ticks(
     caller: CallerDep, context: ContextDep, schedule_id: str, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> dict[str, Any]:
     """The newest ticks of a schedule, with their outcomes."""
-    caller.require("jobs:read")
     with tenant_session(context.engine, caller.org_id) as session:
         ticks = firing.list_ticks(session, _own(session, caller, schedule_id), limit=limit)
         return page([tick_object(tick) for tick in ticks], has_more=False)
 
 
-def _require(caller: Caller, request: definitions.ScheduleRequest) -> None:
-    caller.require("jobs:write")
+def _require_promoting(caller: Caller, request: definitions.ScheduleRequest) -> None:
     if request.training.get("promotion") is not None:
         caller.require("models:write")
 

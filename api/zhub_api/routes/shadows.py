@@ -13,8 +13,10 @@ from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.ids import public_id
 from zhub.models import ShadowTrial
 from zhub.registry import aliases, releases, shadows
+from zhub.tenancy import audit
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1/releases/{release}/aliases/{alias}")
 
@@ -29,12 +31,11 @@ class ShadowRequest(Schema):
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
-@router.put("/shadow")
+@router.put("/shadow", dependencies=[needs("models:write")])
 def start_shadow(
     caller: CallerDep, context: ContextDep, release: str, alias: str, request: ShadowRequest
 ) -> dict[str, Any]:
     """Let a version of the release answer beside the one that an alias points to, until the alias is moved."""
-    caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         owner = releases.get_release(session, caller, release)
         to = releases.get(session, caller.project_id, request.version)
@@ -42,33 +43,34 @@ def start_shadow(
             raise InvalidRequestError(f"'{request.version}' is no version of '{release}'.", param="version")
         by = public_id("API key", caller.key_id)
         trial = shadows.start(session, aliases.get(session, owner, alias), to, request.share, by=by)
+        after = {"version": to.name, "share": request.share}
+        audit.record(session, caller, "shadow.started", f"{release}@{alias}", after=after)
         return _objects(session, f"{release}@{alias}", [trial])[0]
 
 
-@router.get("/shadow")
+@router.get("/shadow", dependencies=[needs("models:read")])
 def retrieve_shadow(caller: CallerDep, context: ContextDep, release: str, alias: str) -> dict[str, Any]:
     """The newest trial of a shadow, and how its answers compare so far."""
     return _trials(caller, context, release, alias)[0]
 
 
-@router.get("/shadows")
+@router.get("/shadows", dependencies=[needs("models:read")])
 def list_shadows(caller: CallerDep, context: ContextDep, release: str, alias: str) -> dict[str, Any]:
     """The last trials of shadows of an alias, the newest first."""
     return page(_trials(caller, context, release, alias), has_more=False)
 
 
-@router.delete("/shadow")
+@router.delete("/shadow", dependencies=[needs("models:write")])
 def end_shadow(caller: CallerDep, context: ContextDep, release: str, alias: str) -> dict[str, Any]:
     """End the trial that runs. What was counted stays."""
-    caller.require("models:write")
     with tenant_session(context.engine, caller.org_id) as session:
         owner = releases.get_release(session, caller, release)
         shadows.end(session, aliases.get(session, owner, alias).id)
+        audit.record(session, caller, "shadow.ended", f"{release}@{alias}")
     return {"id": f"{release}@{alias}", "object": "release.shadow", "deleted": True}
 
 
 def _trials(caller: CallerDep, context: ContextDep, release: str, alias: str) -> list[dict[str, Any]]:
-    caller.require("models:read")
     name = f"{release}@{alias}"
     with tenant_session(context.engine, caller.org_id) as session:
         owner = releases.get_release(session, caller, release)

@@ -15,9 +15,11 @@ from zhub.errors import NotFoundError
 from zhub.evaluation.completion_feedback import RatingRequest, rate
 from zhub.ids import parse_id, public_id
 from zhub.models import StoredCompletion
+from zhub.tenancy import audit
 from zhub.tenancy.metadata import Metadata
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import Order, PageLimit, page, wanted_metadata, wanted_page
+from zhub_api.rights import needs
 from zhub_api.routes.feedback import feedback_objects
 
 router = APIRouter(prefix="/v1/chat/completions")
@@ -34,7 +36,7 @@ class MetadataChange(Schema):
     metadata: Metadata | None
 
 
-@router.get("")
+@router.get("", dependencies=[needs("files:read")])
 def list_stored_completions(
     caller: CallerDep,
     context: ContextDep,
@@ -48,22 +50,20 @@ def list_stored_completions(
     order: Order = "asc",
 ) -> dict[str, Any]:
     """The stored completions of the project, the oldest first, as the dialect has it."""
-    caller.require("files:read")
     wanted = CompletionFilter(model, wanted_metadata(http_request.query_params) or None)
     with tenant_session(context.engine, caller.org_id) as session:
         listed, has_more = listing.list_completions(session, caller, wanted, wanted_page(KIND, after, limit, order))
         return page(completion_objects(session, listed), has_more=has_more)
 
 
-@router.get("/{completion_id}")
+@router.get("/{completion_id}", dependencies=[needs("files:read")])
 def retrieve_stored_completion(caller: CallerDep, context: ContextDep, completion_id: str) -> dict[str, Any]:
-    caller.require("files:read")
     with tenant_session(context.engine, caller.org_id) as session:
         completion = listing.get(session, caller.project_id, parse_id(KIND, completion_id))
         return completion_objects(session, [completion])[0]
 
 
-@router.get("/{completion_id}/messages")
+@router.get("/{completion_id}/messages", dependencies=[needs("files:read")])
 def list_stored_messages(
     caller: CallerDep,
     context: ContextDep,
@@ -73,7 +73,6 @@ def list_stored_messages(
     order: Order = "asc",
 ) -> dict[str, Any]:
     """The messages of the request that was answered; those of the answer are its ``choices``."""
-    caller.require("files:read")
     with tenant_session(context.engine, caller.org_id) as session:
         completion = listing.get(session, caller.project_id, parse_id(KIND, completion_id))
     messages = [
@@ -90,19 +89,18 @@ def list_stored_messages(
     return page(messages[:limit], has_more=len(messages) > limit)
 
 
-@router.post("/{completion_id}")
+@router.post("/{completion_id}", dependencies=[needs("files:write")])
 def update_stored_completion(
     caller: CallerDep, context: ContextDep, completion_id: str, request: MetadataChange
 ) -> dict[str, Any]:
     """Replace the metadata of a stored completion."""
-    caller.require("files:write")
     with tenant_session(context.engine, caller.org_id) as session:
         completion = listing.get(session, caller.project_id, parse_id(KIND, completion_id))
         listing.label(session, completion, request.metadata or {})
         return completion_objects(session, [completion])[0]
 
 
-@router.post("/{completion_id}/feedback")
+@router.post("/{completion_id}/feedback", dependencies=[needs("chat")])
 def rate_stored_completion(
     caller: CallerDep,
     context: ContextDep,
@@ -114,20 +112,19 @@ def rate_stored_completion(
 
     It is feedback as any other. A repetition with the same Idempotency-Key adds nothing.
     """
-    caller.require("chat")
     rated = parse_id(KIND, completion_id)
     with tenant_session(context.engine, caller.org_id) as session:
         piece = rate(session, caller, rated, request, idempotency_key=idempotency_key)
         return feedback_objects(session, [piece])[0]
 
 
-@router.delete("/{completion_id}")
+@router.delete("/{completion_id}", dependencies=[needs("files:write")])
 def delete_stored_completion(caller: CallerDep, context: ContextDep, completion_id: str) -> dict[str, Any]:
     """Delete a stored completion with the feedback on it. A dataset that was made of it stays as it is."""
-    caller.require("files:write")
     with tenant_session(context.engine, caller.org_id) as session:
         completion = listing.get(session, caller.project_id, parse_id(KIND, completion_id))
         listing.delete_completion(session, completion)
+        audit.record(session, caller, "completion.deleted", completion_id)
     return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
 
 

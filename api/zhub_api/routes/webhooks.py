@@ -8,15 +8,18 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from zhub.database.sessions import tenant_session
 from zhub.ids import parse_id, public_id
 from zhub.models import WebhookDelivery, WebhookEndpoint
+from zhub.tenancy import audit
 from zhub.tenancy.keys import Caller
 from zhub.webhooks import deliveries, endpoints
 from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.pages import Order, PageLimit, Search, page, wanted_page
+from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1")
 
@@ -57,26 +60,25 @@ class TestRequest(Schema):
     event_type: str
 
 
-@router.get("/webhook_event_types")
+@router.get("/webhook_event_types", dependencies=[needs("webhooks:read")])
 def list_event_types(caller: CallerDep) -> dict[str, Any]:
     """All event types that an endpoint can receive."""
-    caller.require("webhooks:read")
     return {"object": "list", "data": list(endpoints.EVENT_TYPES)}
 
 
-@router.post("/webhook_endpoints")
+@router.post("/webhook_endpoints", dependencies=[needs("webhooks:write")])
 def create_endpoint(caller: CallerDep, context: ContextDep, request: EndpointRequest) -> dict[str, Any]:
     """Send the project's events to a URL. Only this response, and that of a rotation, contain the signing secret."""
-    caller.require("webhooks:write")
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = endpoints.create_endpoint(
             session, caller, **request.model_dump(), allow_private=context.settings.webhook_allow_private
         )
         session.refresh(endpoint)
+        _audit(session, caller, endpoint, "webhook_endpoint.created")
     return _with_secret(context, endpoint)
 
 
-@router.get("/webhook_endpoints")
+@router.get("/webhook_endpoints", dependencies=[needs("webhooks:read")])
 def list_endpoints(
     caller: CallerDep,
     context: ContextDep,
@@ -87,28 +89,25 @@ def list_endpoints(
     search: Search = None,
 ) -> dict[str, Any]:
     """The project's endpoints, newest first. ``search`` looks in the URL and the name."""
-    caller.require("webhooks:read")
     place = wanted_page("webhook endpoint", after, limit, order)
     with tenant_session(context.engine, caller.org_id) as session:
         listed, has_more = endpoints.list_endpoints(session, caller, place, status=status, search=search)
     return page([endpoint_object(context, endpoint) for endpoint in listed], has_more=has_more)
 
 
-@router.get("/webhook_endpoints/{endpoint_id}")
+@router.get("/webhook_endpoints/{endpoint_id}", dependencies=[needs("webhooks:read")])
 def retrieve_endpoint(caller: CallerDep, context: ContextDep, endpoint_id: str) -> dict[str, Any]:
-    caller.require("webhooks:read")
     with tenant_session(context.engine, caller.org_id) as session:
         return endpoint_object(
             context, endpoints.get_endpoint(session, caller, parse_id("webhook endpoint", endpoint_id))
         )
 
 
-@router.post("/webhook_endpoints/{endpoint_id}")
+@router.post("/webhook_endpoints/{endpoint_id}", dependencies=[needs("webhooks:write")])
 def update_endpoint(
     caller: CallerDep, context: ContextDep, endpoint_id: str, request: EndpointChange
 ) -> dict[str, Any]:
     """Change an endpoint, or enable it again."""
-    caller.require("webhooks:write")
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = endpoints.get_endpoint(session, caller, parse_id("webhook endpoint", endpoint_id))
         endpoints.update_endpoint(
@@ -120,38 +119,38 @@ def update_endpoint(
             enable=request.status == "enabled",
             allow_private=context.settings.webhook_allow_private,
         )
+        _audit(session, caller, endpoint, "webhook_endpoint.updated")
         return endpoint_object(context, endpoint)
 
 
-@router.delete("/webhook_endpoints/{endpoint_id}")
+@router.delete("/webhook_endpoints/{endpoint_id}", dependencies=[needs("webhooks:write")])
 def delete_endpoint(caller: CallerDep, context: ContextDep, endpoint_id: str) -> dict[str, Any]:
     """Delete an endpoint. Nothing more is sent to it, not even its pending deliveries."""
-    caller.require("webhooks:write")
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = endpoints.get_endpoint(session, caller, parse_id("webhook endpoint", endpoint_id))
         endpoints.delete_endpoint(session, endpoint)
+        _audit(session, caller, endpoint, "webhook_endpoint.deleted")
         return {"id": public_id("webhook endpoint", endpoint.id), "object": "webhook_endpoint.deleted", "deleted": True}
 
 
-@router.post("/webhook_endpoints/{endpoint_id}/rotate_secret")
+@router.post("/webhook_endpoints/{endpoint_id}/rotate_secret", dependencies=[needs("webhooks:write")])
 def rotate_secret(
     caller: CallerDep, context: ContextDep, endpoint_id: str, request: RotationRequest | None = None
 ) -> dict[str, Any]:
     """Create a new signing secret, and return it. The old one also signs for a day, unless the body declines that."""
-    caller.require("webhooks:write")
     keep_old = (request or RotationRequest()).keep_old_secret_active_for_24_hours
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = endpoints.get_endpoint(session, caller, parse_id("webhook endpoint", endpoint_id))
         endpoints.rotate_secret(session, endpoint, keep_old=keep_old)
+        _audit(session, caller, endpoint, "webhook_endpoint.rotated")
     return _with_secret(context, endpoint)
 
 
-@router.post("/webhook_endpoints/{endpoint_id}/test")
+@router.post("/webhook_endpoints/{endpoint_id}/test", dependencies=[needs("webhooks:write")])
 async def test_endpoint(
     caller: CallerDep, context: ContextDep, endpoint_id: str, request: TestRequest
 ) -> dict[str, Any]:
     """Send an example event in the same way as real events, and return the receiver's response."""
-    caller.require("webhooks:write")
     delivery = await run_in_threadpool(_send_test, context, caller, endpoint_id, request.event_type)
     deadline = time.monotonic() + TEST_TIMEOUT_S
     while not delivery.attempts and time.monotonic() < deadline:
@@ -173,7 +172,7 @@ async def test_endpoint(
     }
 
 
-@router.get("/webhook_endpoints/{endpoint_id}/deliveries")
+@router.get("/webhook_endpoints/{endpoint_id}/deliveries", dependencies=[needs("webhooks:read")])
 def list_deliveries(
     caller: CallerDep,
     context: ContextDep,
@@ -182,7 +181,6 @@ def list_deliveries(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
     """The deliveries of the last thirty days to an endpoint, newest first, with all tries. Not in the dialect."""
-    caller.require("webhooks:read")
     last = parse_id("webhook delivery", after) if after is not None else None
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = endpoints.get_endpoint(session, caller, parse_id("webhook endpoint", endpoint_id))
@@ -190,15 +188,20 @@ def list_deliveries(
     return page([delivery_object(delivery) for delivery in listed], has_more=has_more)
 
 
-@router.post("/webhook_endpoints/{endpoint_id}/deliveries/{delivery_id}/replay")
+@router.post("/webhook_endpoints/{endpoint_id}/deliveries/{delivery_id}/replay", dependencies=[needs("webhooks:write")])
 def replay_delivery(caller: CallerDep, context: ContextDep, endpoint_id: str, delivery_id: str) -> dict[str, Any]:
     """Send an event again, under its old ``webhook-id``. Not in the dialect."""
-    caller.require("webhooks:write")
     with tenant_session(context.engine, caller.org_id) as session:
         endpoint = endpoints.get_endpoint(session, caller, parse_id("webhook endpoint", endpoint_id))
         delivery = deliveries.get_delivery(session, endpoint, parse_id("webhook delivery", delivery_id))
         deliveries.replay(session, endpoint, delivery)
     return delivery_object(delivery)
+
+
+def _audit(session: Session, caller: Caller, endpoint: WebhookEndpoint, action: str) -> None:
+    state = {"url": endpoint.url, "event_types": endpoint.event_types, "status": endpoint.status}
+    target = public_id("webhook endpoint", endpoint.id)
+    audit.record(session, caller, action, target, after=state)
 
 
 def _send_test(context: Context, caller: Caller, endpoint_id: str, event_type: str) -> WebhookDelivery:

@@ -13,6 +13,7 @@ import typer
 
 import zhub
 from zhub.cli import (
+    audit,
     base_models,
     chat,
     completions,
@@ -24,17 +25,25 @@ from zhub.cli import (
     experts,
     feedback,
     graders,
+    invitations,
     jobs,
+    keys,
+    login,
+    members,
+    organizations,
+    projects,
     promotions,
     queue,
     refine,
     releases,
     schedules,
+    service_accounts,
     storage,
     submit,
     up,
     usage,
     webhooks,
+    whoami,
 )
 from zhub.cli.exits import exit_code
 from zhub.cli.output import show_error
@@ -66,6 +75,12 @@ app.add_typer(promotions.app, name="promotions")
 app.add_typer(releases.app, name="releases")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(organizations.app, name="organizations")
+app.add_typer(projects.app, name="projects")
+app.add_typer(members.app, name="members")
+app.add_typer(invitations.app, name="invitations")
+app.add_typer(keys.app, name="keys")
+app.add_typer(service_accounts.app, name="service-accounts")
 app.add_typer(database.app, name="db")
 app.add_typer(storage.app, name="storage")
 schedules.app.command("refine")(refine.refine)
@@ -75,6 +90,10 @@ app.command("doctor")(doctor.doctor)
 app.command("submit")(submit.submit)
 app.command("chat")(chat.chat)
 app.command("usage")(usage.usage)
+app.command("audit")(audit.audit)
+app.command("login")(login.login)
+app.command("logout")(login.logout)
+app.command("whoami")(whoami.whoami)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

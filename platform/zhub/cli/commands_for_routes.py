@@ -18,6 +18,7 @@ COMMANDS = {
     "POST /v1/classification_datasets": ("zhub releases classifier",),
     "POST /v1/files": ("zhub datasets push",),
     "POST /v1/fine_tuning/alpha/graders/run": ("zhub graders run",),
+    "POST /v1/organization/invites": ("zhub invitations send",),
     "POST /v1/stored_completions/settings": ("zhub completions enable",),
     "POST /v1/promotions/{promotion_id}/cancel": ("zhub promotions cancel",),
     "PUT /v1/experts/{expert}/aliases/{alias}": ("zhub experts promote",),

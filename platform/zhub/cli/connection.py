@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from zhub.client import Client
-from zhub.client.credentials import default_data_dir, find_credentials
+from zhub.client.credentials import find_credentials
 
 DataDirOption = Annotated[
     Path | None,
@@ -31,6 +31,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 
 def connect(data_dir: Path | None) -> Client:
-    """A client of the remote zhub that the environment names, or of the local one. Asks nothing yet."""
-    credentials = find_credentials(data_dir or default_data_dir(), os.environ)
+    """A client of the zhub that the environment names, that somebody logged in to, or of the local one.
+
+    Asks nothing yet.
+    """
+    credentials = find_credentials(data_dir, os.environ)
     return Client(credentials.base_url, credentials.api_key)

@@ -3,6 +3,7 @@
 from typing import Final
 
 from zhub.errors import (
+    AccessEndedError,
     ApiError,
     AuthenticationError,
     ConflictError,
@@ -24,7 +25,7 @@ _BY_STATUS = {401: AUTHENTICATION, 403: AUTHENTICATION, 404: NOT_FOUND, 409: CON
 def exit_code(error: ZhubError) -> int:
     if isinstance(error, ApiError):
         return _BY_STATUS.get(error.status, ERROR)
-    if isinstance(error, AuthenticationError | PermissionDeniedError):
+    if isinstance(error, AuthenticationError | PermissionDeniedError | AccessEndedError):
         return AUTHENTICATION
     if isinstance(error, NotFoundError):
         return NOT_FOUND

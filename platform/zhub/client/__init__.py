@@ -11,6 +11,15 @@ from typing import Any, Self, TypedDict, Unpack
 import httpx
 
 from zhub.answering import ChosenExpert
+from zhub.client.administration import (
+    Invitations,
+    Keys,
+    Members,
+    Organizations,
+    Projects,
+    ServiceAccounts,
+)
+from zhub.client.audit import AuditLog
 from zhub.client.catalogue import Catalogue
 from zhub.client.completions import Completions
 from zhub.client.expert_exports import ExpertExports
@@ -25,6 +34,7 @@ from zhub.client.releases import Releases
 from zhub.client.training import BaseModels
 from zhub.client.transport import EVENT_STREAM, SLOW_READ_TIMEOUT_S, Http, read_events
 from zhub.client.webhooks import Webhooks
+from zhub.client.wire.administration import Accepted, Login, LoginProvider, Me
 from zhub.client.wire.chat import ChatPiece, ModelRecord, Routing
 from zhub.errors import UnavailableError
 
@@ -80,7 +90,35 @@ class Client:
         self.promotions = Promotions(http, poll_s)
         self.schedules = Schedules(http)
         self.webhooks = Webhooks(http)
+        self.organizations = Organizations(http)
+        self.projects = Projects(http)
+        self.members = Members(http, self.projects)
+        self.invitations = Invitations(http, self.projects)
+        self.keys = Keys(http, self.projects)
+        self.audit = AuditLog(http)
+        self.service_accounts = ServiceAccounts(http, self.projects)
         self._http = http
+
+    def me(self) -> Me:
+        """Whom the key stands for, and what it may do."""
+        return Me.model_validate(self._http.get("/v1/me"))
+
+    def accept_invitation(self, token: str, name: str) -> Accepted:
+        """Become a member of the organisation that invites. Needs no key; the answer has one."""
+        return Accepted.model_validate(self._http.post("/v1/invitations/accept", {"token": token, "name": name}))
+
+    def login_provider(self) -> LoginProvider:
+        """By which OpenID provider people log in. Needs no key."""
+        return LoginProvider.model_validate(self._http.get("/v1/login"))
+
+    def log_in(self, id_token: str, *, organization: str | None = None, project: str | None = None) -> Login:
+        """Get a key for some hours by an ID token. Needs no key."""
+        body = {"id_token": id_token, "organization": organization, "project": project}
+        return Login.model_validate(self._http.post("/v1/login", body))
+
+    def log_out(self) -> None:
+        """Have the key refused from now on."""
+        self._http.post("/v1/logout", {})
 
     def models(self) -> list[ModelRecord]:
         """Everything that a request may name as its model."""

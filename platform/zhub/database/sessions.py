@@ -62,6 +62,33 @@ def key_session(engine: Engine, prefix: str) -> Iterator[Session]:
 
 
 @contextmanager
+def invitation_session(engine: Engine, token_hash: str) -> Iterator[Session]:
+    """One transaction that sees the single invitation with this hash, and nothing else that a tenant owns."""
+    with _transaction(engine, {"zhub.invitation": token_hash}) as session:
+        yield session
+
+
+@contextmanager
+def identity_session(engine: Engine, issuer: str, subject: str, email: str | None) -> Iterator[Session]:
+    """One transaction that sees, in every organisation, the users with this identity and the invitations of ``email``.
+
+    Only for an identity that its issuer has proved, and an address that it has verified.
+    """
+    with _transaction(engine, {"zhub.issuer": issuer, "zhub.subject": subject, "zhub.email": email or ""}) as session:
+        yield session
+
+
+@contextmanager
+def operator_session(engine: Engine, org_id: uuid.UUID | None = None) -> Iterator[Session]:
+    """One transaction of an operator: sees every organisation's row, and of one of them what it owns.
+
+    It alone makes and suspends organisations.
+    """
+    with _transaction(engine, {"zhub.operator": "on", "zhub.org_id": "" if org_id is None else str(org_id)}) as session:
+        yield session
+
+
+@contextmanager
 def system_session(engine: Engine) -> Iterator[Session]:
     """One transaction of the scheduler or the agent; sees every tenant only if the login is in ``zhub_system``."""
     with _transaction(engine, {}) as session:

@@ -15,9 +15,10 @@ from zhub.database.sessions import make_engine, system_session
 from zhub.embedded.data_dir import DataDir, load_secrets
 from zhub.embedded.postgres import Urls
 from zhub.embedded.stack import Stack, StackAddresses
-from zhub.errors import AuthenticationError, ZhubError
+from zhub.errors import AccessEndedError, AuthenticationError, ZhubError
 from zhub.tenancy import keys
 from zhub.tenancy.bootstrap import create_full_key, ensure_project
+from zhub.tenancy.scopes import SCOPES
 
 ORGANIZATION = "local"
 PROJECT = "default"
@@ -80,8 +81,8 @@ def _is_valid(addresses: StackAddresses, api_key: str, secret_key: str) -> bool:
     """Whether the key is known and may do all that this release has scopes for."""
     engine = make_engine(addresses.database.api, pool_size=1)
     try:
-        return keys.authenticate(engine, api_key, secret_key=secret_key).scopes.issuperset(keys.SCOPES)
-    except AuthenticationError:
+        return keys.authenticate(engine, api_key, secret_key=secret_key).scopes.issuperset(SCOPES)
+    except (AuthenticationError, AccessEndedError):
         return False
     finally:
         engine.dispose()

@@ -12,6 +12,8 @@
     │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
     ├── AuthenticationError                        no key, or not a known one
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
+    │   └── RoleTooLowError                        it gives or takes a role above its own
+    ├── AccessEndedError                           the key is known, and its organisation or project is closed
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
     ├── RateLimitedError           (limit, retry_after_s)  the organisation sends too many requests; try again
@@ -62,6 +64,7 @@ from zhub.errors.failures import (
     UnavailableError,
 )
 from zhub.errors.refusals import (
+    AccessEndedError,
     AddressRefusedError,
     AuthenticationError,
     ConflictError,
@@ -73,6 +76,7 @@ from zhub.errors.refusals import (
     PermissionDeniedError,
     QuotaExceededError,
     RateLimitedError,
+    RoleTooLowError,
     RowProblem,
     SearchQueryError,
     SlowReaderError,
@@ -97,6 +101,7 @@ from zhub.errors.training import (
 )
 
 __all__ = [
+    "AccessEndedError",
     "AddressRefusedError",
     "ApiError",
     "ArtifactError",
@@ -126,6 +131,7 @@ __all__ = [
     "RewardError",
     "RewardNotANumberError",
     "RewardTimeoutError",
+    "RoleTooLowError",
     "RowProblem",
     "SandboxUnavailableError",
     "SchemaVersionError",

@@ -84,13 +84,30 @@ class AuthenticationError(ZhubError):
 
 
 class PermissionDeniedError(ZhubError):
-    """The API key is known and lacks a scope."""
+    """The API key is known and lacks a scope, or its owner the role that has it."""
 
     code = "missing_scope"
 
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"This API key lacks the scope '{scope}'. Use a key that has it, or ask an owner for one.")
+    def __init__(self, scope: str, *, message: str | None = None) -> None:
+        super().__init__(
+            message or f"This API key lacks the scope '{scope}'. Use a key that has it, or ask an owner for one."
+        )
         self.scope = scope
+
+
+class RoleTooLowError(PermissionDeniedError):
+    """The caller would give or take a role above its own."""
+
+    code = "role_too_low"
+
+    def __init__(self, own: str, other: str) -> None:
+        super().__init__(other, message=f"You are '{own}' here, and neither give nor take the role '{other}'. Ask one.")
+
+
+class AccessEndedError(ZhubError):
+    """The API key is known, and what it is for has been suspended or archived."""
+
+    code = "access_ended"
 
 
 class NotFoundError(ZhubError):

@@ -35,6 +35,8 @@ from zhub.registry import aliases, releases, versions
 from zhub.registry.publish import published
 from zhub.registry.releases import ReleaseRecord
 from zhub.registry.versions import VersionRecord
+from zhub.tenancy import audit
+from zhub.tenancy.audit import Actor
 from zhub.tenancy.keys import Caller
 
 FAILED_TO_DECIDE = "zhub failed to decide; its log says why."
@@ -316,6 +318,20 @@ def _measured_suite(
     )
 
 
+def _audit_move(session: Session, job: Job, record: Record, promotion: Promotion, measured: Measured) -> None:
+    before = {"version": None if measured.current is None else measured.current.name}
+    audit.add(
+        session,
+        job.org_id,
+        Actor(f"gate {public_id('promotion', promotion.id)}"),
+        "alias.moved",
+        f"{record.name.partition('@')[0]}@{promotion.alias}",
+        project_id=job.project_id,
+        before=before,
+        after={"version": record.name},
+    )
+
+
 def _record_decision(
     session: Session, job: Job, promotion: Promotion, measured: Measured, findings: Sequence[Finding]
 ) -> None:
@@ -330,6 +346,7 @@ def _record_decision(
         try:
             with session.begin_nested():
                 aliases.move(session, promotion.alias, record, by=by, reason="passed its gate", expected=expected)
+                _audit_move(session, job, record, promotion, measured)
         except ConflictError:
             return  # it has moved since we looked
     promotion.promoted = passed

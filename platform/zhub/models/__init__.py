@@ -5,12 +5,14 @@ security, so a single-column key would let one tenant point at another's row. Na
 """
 
 from zhub.models.aliases import Alias, AliasMove
+from zhub.models.audit import AuditEvent
 from zhub.models.base import Base, TenantOwned
 from zhub.models.catalogue import CardRevision, CatalogueEntry, VersionMetric
 from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
 from zhub.models.exports import ExpertExport
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
 from zhub.models.objects import ObjectReservation
+from zhub.models.people import Invitation, ProjectMember, User
 from zhub.models.registry import (
     BaseModel,
     Checkpoint,
@@ -36,6 +38,7 @@ __all__ = [
     "AliasMove",
     "ApiKey",
     "Attempt",
+    "AuditEvent",
     "Base",
     "BaseModel",
     "CardRevision",
@@ -52,6 +55,7 @@ __all__ = [
     "ExpertExport",
     "ExpertVersion",
     "Feedback",
+    "Invitation",
     "Job",
     "JobDependency",
     "JobEvent",
@@ -60,6 +64,7 @@ __all__ = [
     "ObjectReservation",
     "Organization",
     "Project",
+    "ProjectMember",
     "Promotion",
     "QueuePlace",
     "Quota",
@@ -75,6 +80,7 @@ __all__ = [
     "TokenCount",
     "TokenUsage",
     "Usage",
+    "User",
     "VersionMetric",
     "WebhookDelivery",
     "WebhookEndpoint",

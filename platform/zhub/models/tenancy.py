@@ -3,7 +3,7 @@
 import uuid
 from datetime import datetime
 
-from sqlalchemy import BigInteger, CheckConstraint, UniqueConstraint, Uuid, func
+from sqlalchemy import BigInteger, CheckConstraint, Index, UniqueConstraint, Uuid, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -17,6 +17,8 @@ class Organization(Base):
     __tablename__ = "organizations"
     id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(unique=True)
+    suspended_at: Mapped[datetime | None]
+    """Since when an operator lets none of its keys do anything."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -25,22 +27,39 @@ class Project(TenantOwned, Base):
 
     __tablename__ = "projects"
     name: Mapped[str]
+    archived_at: Mapped[datetime | None]
+    """Since when its keys are refused. What it owns stays."""
     __table_args__ = (UniqueConstraint("org_id", "id"), UniqueConstraint("org_id", "name"))
 
 
 class ApiKey(TenantOwned, Base):
-    """A key of one project: ``prefix`` finds the row, ``hash`` (HMAC-SHA-256) proves the secret, shown once."""
+    """A key: ``prefix`` finds the row, ``hash`` (HMAC-SHA-256) proves the secret, shown once."""
 
     __tablename__ = "api_keys"
-    project_id: Mapped[uuid.UUID]
+    project_id: Mapped[uuid.UUID | None]
+    """Where it works; None: an organisation's key, which reaches no project's rows."""
+    user_id: Mapped[uuid.UUID | None]
+    """Whose it is: it may do what its owner may at that moment. None: the project's, by its scopes alone."""
     name: Mapped[str]
     prefix: Mapped[str] = mapped_column(unique=True)
     hash: Mapped[str]
+    pepper: Mapped[str | None]
+    """The fingerprint of the secret key that ``hash`` is keyed with; None in rows of earlier releases."""
     scopes: Mapped[list[str]] = mapped_column(JSONB)
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    successor_id: Mapped[uuid.UUID | None]
+    """The key that a rotation made in its place."""
     last_used_at: Mapped[datetime | None]
-    __table_args__ = (UniqueConstraint("org_id", "id"), tenant_fk("project_id", "projects"))
+    __table_args__ = (
+        UniqueConstraint("org_id", "id"),
+        tenant_fk("project_id", "projects"),
+        tenant_fk("user_id", "users"),
+        tenant_fk("successor_id", "api_keys"),
+        Index("ix_api_keys_project", "project_id", "id"),
+        Index("ix_api_keys_user", "user_id"),
+        Index("ix_api_keys_successor", "successor_id"),
+    )
 
 
 class Quota(TenantOwned, Base):

@@ -1,5 +1,6 @@
 """Settings of a zhub process: one URL for each service that it uses, read from the environment once in ``main()``."""
 
+import hmac
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -26,6 +27,16 @@ class Settings(BaseSettings):
     """Hints, and the count of requests a minute; without it every wait is a poll, and each API process counts alone."""
     secret_key: SecretStr = SecretStr("")
     """Keys the hashes of API keys and the secrets that sign webhooks: the same for API and scheduler."""
+    former_secret_keys: list[SecretStr] = []
+    """Earlier secret keys: API keys whose hashes they key stay valid, and are hashed anew when they are used."""
+    operator_token: SecretStr = SecretStr("")
+    """With it as its key, the API makes and suspends organisations: how the first one is made. Empty: nobody's."""
+    oidc_issuer: str | None = None
+    """The OpenID provider by which people log in: its issuer, letter by letter as its discovery says."""
+    oidc_client_id: str | None = None
+    """What zhub is called there: a public client with the device authorization grant."""
+    login_lasts_h: float = Field(default=12.0, gt=0, le=8760)
+    """For how long the key is valid that a login gives."""
     webhook_allow_private: bool = False
     """Whether webhooks may go to private addresses and over http: only where holders of keys may reach that network
     anyway."""
@@ -119,6 +130,22 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _know_the_client_of_the_issuer(self) -> Self:
+        if (self.oidc_issuer is None) != (self.oidc_client_id is None):
+            raise ValueError("ZHUB_OIDC_ISSUER and ZHUB_OIDC_CLIENT_ID belong together: set both, or none.")
+        return self
+
+    @model_validator(mode="after")
+    def _have_a_long_operator_token(self) -> Self:
+        token = self.operator_token.get_secret_value()
+        if token and len(token) < MIN_SECRET_CHARACTERS:
+            raise ValueError(
+                f"ZHUB_OPERATOR_TOKEN must have at least {MIN_SECRET_CHARACTERS} characters: it makes organizations. "
+                "Make one with `openssl rand -hex 32`."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _leave_memory_for_weights(self) -> Self:
         if self.serving_cache_share >= self.serving_memory_share:
             raise ValueError(
@@ -136,6 +163,11 @@ class Settings(BaseSettings):
                 "itself to serving. Make one with `openssl rand -hex 32`, and give it to API and agent."
             )
         return token
+
+    def is_operator_token(self, token: str) -> bool:
+        """Whether it is the operator's token, in a time that does not tell how much of it is right."""
+        expected = self.operator_token.get_secret_value()
+        return bool(expected) and hmac.compare_digest(expected.encode(), token.encode("utf-8", "surrogatepass"))
 
     def require_secret_key(self) -> str:
         """The secret key. Raises InvalidRequestError where it is missing or short."""

@@ -29,7 +29,8 @@ from zhub.registry.model_directory import FILE_SUFFIXES, REFUSED_SUFFIXES
 from zhub.registry.names import HUB_ID, REVISION
 from zhub.specs import BaseModelSource, BasisReference, DecomposeSpec, StoredFile
 from zhub.suggestions import did_you_mean
-from zhub.tenancy.keys import OPERATOR_SCOPE, Caller
+from zhub.tenancy.keys import Caller
+from zhub.tenancy.scopes import OPERATOR_SCOPE
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 RESERVED = ("auto", "base")

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from zhub.models import ApiKey, Organization, Project
 from zhub.tenancy import keys, organizations
+from zhub.tenancy.scopes import SCOPES, TENANT_SCOPES
 
 
 def ensure_project(session: Session, organization: str, project: str) -> Project:
@@ -24,8 +25,8 @@ def has_keys(session: Session, project: Project) -> bool:
 def create_full_key(session: Session, project: Project, name: str, *, operator: bool, secret_key: str) -> str:
     """Make a key that may do everything in its project, and return it; it is never to be had again.
 
-    An ``operator``'s key may also add base models for every organisation.
+    An ``operator``'s key may also add base models for every organisation, and make and suspend organisations.
     """
-    scopes = keys.SCOPES if operator else keys.TENANT_SCOPES
+    scopes = SCOPES if operator else TENANT_SCOPES
     _row, key = keys.create_api_key(session, project, name, scopes=scopes, secret_key=secret_key)
     return key

@@ -9,7 +9,9 @@ import openai
 import pytest
 from api_requests import upload
 from claims import admit_queued, claim_one
+from route_requests import CLASSIFICATION, LORA, RELEASE, SCHEDULE, WEBHOOK
 from sqlalchemy import Engine
+from storing import store_one
 from suites import GRADER, METHOD, manifest_of
 
 from zhub.database.sessions import system_session
@@ -21,6 +23,7 @@ from zhub.queue import attempts
 from zhub.registry import publish as registry
 from zhub.specs import ExportSpec
 from zhub.storage.directory import DirectoryStore
+from zhub.tenancy.keys import Caller
 
 Client = openai.OpenAI
 FILES = [FileEntry(name=name, size_bytes=1, sha256=name) for name in (Z_FILE, ROUTING_FILE)]
@@ -136,3 +139,58 @@ def exported(client: Client, publish: Callable[..., str], write_export: Callable
     asked: Any = client.post("/expert_exports", body={"model": publish(), "format": "lora"}, cast_to=object)
     write_export()
     return str(asked["id"])
+
+
+@pytest.fixture
+def owned_places(
+    client: Client,
+    checked_file: str,
+    publish: Callable[..., str],
+    evaluate: Callable[[], str],
+    caller: Caller,
+    system_engine: Engine,
+) -> dict[str, str]:
+    """What acme's project ``main`` owns, one of each kind, by what the places for it in routes are called."""
+    name = publish()
+    (job,) = client.fine_tuning.jobs.list()
+    places = {"file_id": checked_file, "job_id": job.id, "model": name, "name": name, "filename": MANIFEST_FILE}
+    places["evaluation_id"] = evaluate()
+    places |= owned(client, name, checked_file)
+    hook: Any = client.post("/webhook_endpoints", body=WEBHOOK, cast_to=object)
+    places["endpoint_id"] = hook["id"]
+    places["completion_id"] = store_one(system_engine, caller)
+    made: Any = client.post("/stored_completions/datasets", body={"dataset": "liked"}, cast_to=object)
+    places["collection_id"] = made["id"]
+    return places
+
+
+def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
+    """Make an alias, a release with another, a promotion, a schedule and an import; return where they are."""
+    client.put("/experts/main.summer/aliases/prod", body={"version": version}, cast_to=object)
+    release: Any = client.post("/releases", body=RELEASE | {"experts": [{"model": version}]}, cast_to=object)
+    client.put("/releases/main.support/aliases/prod", body={"version": release["id"]}, cast_to=object)
+    other = RELEASE | {"experts": [{"model": version}], "strategy": "mixture"}
+    shadow: Any = client.post("/releases", body=other, cast_to=object)
+    client.put("/releases/main.support/aliases/prod/shadow", body={"version": shadow["id"]}, cast_to=object)
+    body = {"model": version, "suites": [{"file": file_id, "grader": GRADER}]}
+    promotion: Any = client.post("/promotions", body=body, cast_to=object)
+    schedule: Any = client.post("/schedules", body=SCHEDULE | {"dataset": file_id}, cast_to=object)
+    rows: Any = client.post("/classification_datasets", body=CLASSIFICATION | {"experts": [version]}, cast_to=object)
+    imported: Any = client.post(
+        "/expert_imports",
+        body={"name": "moved", "base_model": "tiny"},
+        files=[("files", ("adapter_config.json", LORA)), ("files", ("adapter_model.safetensors", b"weights"))],
+        options={"headers": {"Content-Type": "multipart/form-data"}},
+        cast_to=object,
+    )
+    exported: Any = client.post("/expert_exports", body={"model": version, "format": "lora"}, cast_to=object)
+    found = {
+        "export_id": exported["id"],
+        "import_id": imported["id"],
+        "dataset_id": rows["id"],
+        "expert": "main.summer",
+        "alias": "prod",
+        "release": "main.support",
+        "version": release["id"],
+    }
+    return found | {"promotion_id": promotion["id"], "schedule_id": schedule["id"]}

@@ -14,7 +14,8 @@ from sqlalchemy.exc import ProgrammingError
 from zhub.database.sessions import system_session, tenant_session
 from zhub.models import BaseModel, Job
 from zhub.specs import DecomposeSpec
-from zhub.tenancy.keys import SCOPES, TENANT_SCOPES, Caller
+from zhub.tenancy.keys import Caller
+from zhub.tenancy.scopes import SCOPES, TENANT_SCOPES
 
 Client = openai.OpenAI
 OpenClient = Callable[[str], Client]
@@ -161,7 +162,7 @@ def test_a_file_name_has_no_control_characters(client: Client, api_url: str, fil
 
 
 def test_a_tenants_default_rights_lack_the_operators() -> None:
-    assert set(SCOPES) - set(TENANT_SCOPES) == {"platform_base_models:write"}
+    assert set(SCOPES) - set(TENANT_SCOPES) == {"platform_base_models:write", "platform_organizations:write"}
 
 
 def test_the_rank_of_a_basis_is_told_to_who_decomposes(client: Client, api_url: str, system_engine: Engine) -> None:

@@ -20,7 +20,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy import Engine, text
 
 from zhub.client import Client
-from zhub.database.sessions import system_session
+from zhub.database.sessions import system_session, tenant_session
 from zhub.errors import ApiError, StoreError
 from zhub.generation import Started, Text
 from zhub.ids import parse_id
@@ -28,6 +28,8 @@ from zhub.models import Job
 from zhub.process.config import Settings
 from zhub.queue.job_logs import Chunk, chunk_key, encode_line
 from zhub.storage.keys import attempts_prefix
+from zhub.tenancy import audit, audit_log
+from zhub.tenancy.keys import Caller
 from zhub_api import routes
 from zhub_api.routes import job_events
 
@@ -117,6 +119,23 @@ def hide_job(system_engine: Engine) -> Callable[[], None]:
 
 
 @pytest.fixture
+def hide_log(
+    api_engine: Engine, owner_engine: Engine, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """Make an audit log of many pages; and make it one that the API may not read."""
+    monkeypatch.setattr(audit_log, "EXPORTED_AT_ONCE", 50)
+    with tenant_session(api_engine, caller.org_id) as session:
+        for number in range(2000):
+            audit.record(session, caller, "file.deleted", f"file-{number}", before={"name": "x" * 2000})
+
+    def harm() -> None:
+        with owner_engine.begin() as connection:
+            connection.execute(text("REVOKE SELECT ON audit_events FROM zhub_app"))
+
+    return harm
+
+
+@pytest.fixture
 def streams(request: pytest.FixtureRequest) -> dict[str, Break]:
     """Each route that answers with a stream, and how it is broken. Made when asked for: each needs its own rows."""
 
@@ -148,6 +167,7 @@ def streams(request: pytest.FixtureRequest) -> dict[str, Break]:
             f"/expert_exports/{get('exported')}/files/a.json"
         ),
         "/v1/experts/{name}/files/{filename}": lambda: stored(f"/experts/{get('publish')()}/files/manifest.json"),
+        "/v1/organization/audit_logs/export": lambda: Broken("GET", "/organization/audit_logs/export", get("hide_log")),
     }
 
 
@@ -161,6 +181,7 @@ NAMES = (
     "/v1/files/{file_id}/content",
     "/v1/expert_exports/{export_id}/files/{filename:path}",
     "/v1/experts/{name}/files/{filename}",
+    "/v1/organization/audit_logs/export",
 )
 
 
@@ -171,7 +192,7 @@ def test_every_route_that_streams_is_broken_here(streams: dict[str, Break]) -> N
                    if isinstance(part, type))  # fmt: skip
 
     modules = [
-        importlib.import_module(f"{routes.__name__}.{found.name}") for found in pkgutil.iter_modules(routes.__path__)
+        importlib.import_module(found.name) for found in pkgutil.walk_packages(routes.__path__, f"{routes.__name__}.")
     ]
     every = [route for module in modules if hasattr(module, "router") for route in module.router.routes]
     found = {route.path for route in every if answers_piece_by_piece(route)}

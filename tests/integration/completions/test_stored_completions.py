@@ -15,7 +15,8 @@ from storing import Storing
 from zhub.completions import listing
 from zhub.database.sessions import system_session, tenant_session
 from zhub.models import CompletionSettings, Feedback, StoredCompletion
-from zhub.tenancy.keys import SCOPES, Caller
+from zhub.tenancy.keys import Caller
+from zhub.tenancy.scopes import SCOPES
 
 Client = openai.OpenAI
 Ask = Callable[..., Any]

@@ -29,6 +29,7 @@ from zhub.errors import EmbeddedError
 from zhub.process.pulse import Pulse
 from zhub.tenancy import keys
 from zhub.tenancy.bootstrap import ensure_project
+from zhub.tenancy.scopes import SCOPES
 
 STACK = """
 import json, os, sys
@@ -311,5 +312,5 @@ def test_a_key_of_a_release_with_fewer_scopes_is_replaced_by_one_that_may_do_eve
         _row, old = keys.create_api_key(session, project, "old", scopes=("chat",), secret_key=secret_key)
     write_credentials(tmp_path, Credentials(addresses.api_url, old))
     new = first_start(addresses)
-    assert scopes_of(new.api_key) == set(keys.SCOPES) and scopes_of(old) == {"chat"}
+    assert scopes_of(new.api_key) == set(SCOPES) and scopes_of(old) == {"chat"}
     assert read_credentials(tmp_path) == first_start(addresses) == new

@@ -17,7 +17,8 @@ from zhub.database.sessions import system_session, tenant_session
 from zhub.datasets.rows import MAX_ROW_BYTES
 from zhub.models import Expert, Feedback
 from zhub.storage.directory import DirectoryStore
-from zhub.tenancy.keys import SCOPES, Caller
+from zhub.tenancy.keys import Caller
+from zhub.tenancy.scopes import SCOPES
 
 Ask = Callable[..., Any]
 PROMPT = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 1 ="}]

@@ -17,7 +17,8 @@ from zhub.models import BaseModel, Expert
 from zhub.registry import metadata, versions
 from zhub.registry.metadata import Change
 from zhub.registry.publish import get_or_create_expert
-from zhub.tenancy.keys import SCOPES, Caller
+from zhub.tenancy.keys import Caller
+from zhub.tenancy.scopes import SCOPES
 from zhub.training.fine_tuning import JobRequest
 
 Ask = Callable[..., Any]

@@ -11,7 +11,8 @@ from zhub.database.sessions import system_session
 from zhub.errors import AuthenticationError, InvalidRequestError, PermissionDeniedError
 from zhub.models import ApiKey
 from zhub.tenancy import keys
-from zhub.tenancy.keys import SCOPES, Caller
+from zhub.tenancy.keys import Caller
+from zhub.tenancy.scopes import SCOPES
 
 
 def test_a_key_proves_who_is_asking(api_engine: Engine, make_key: Callable[..., str], secret_key: str) -> None:

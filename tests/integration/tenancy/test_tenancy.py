@@ -15,6 +15,13 @@ from zhub.models import TENANT_OWNED, ApiKey, Base, Job
 from zhub.tenancy.names import check_name
 
 FENCED = (*TENANT_OWNED, "organizations")
+# What the API sees before it knows a tenant, by a secret or a proof; and what an operator may do.
+OTHERS = {
+    "api_keys": ("presented_key",),
+    "invitations": ("presented_token", "proved_email"),
+    "users": ("proved_identity",),
+    "organizations": ("operator_sees", "operator_makes", "operator_changes"),
+}
 REFERENCES = sorted(
     (table.name, constraint.column_keys[1], constraint.referred_table.name)
     for table in Base.metadata.sorted_tables
@@ -86,9 +93,7 @@ def test_only_the_two_group_roles_have_policies_and_the_apis_names_the_tenant(
             {"table": table},
         ).all()
     by_name = {policy.policyname: policy for policy in policies}
-    expected = {"tenant": "{zhub_app}", "system": "{zhub_system}"}
-    if table == "api_keys":
-        expected["presented_key"] = "{zhub_app}"
+    expected = {"tenant": "{zhub_app}", "system": "{zhub_system}"} | dict.fromkeys(OTHERS.get(table, ()), "{zhub_app}")
     assert {name: policy.roles for name, policy in by_name.items()} == expected
     tenant = by_name["tenant"]
     assert tenant.cmd == "ALL" and tenant.qual == tenant.with_check and "zhub.org_id" in tenant.qual
@@ -238,6 +243,7 @@ def test_a_row_cannot_point_at_another_tenants_row(
     # Nothing but the reference may be at fault: what is unique is new, and our own spare row is accepted.
     fresh = {"id": str(uuid.uuid4()), "prefix": uuid.uuid4().hex, "name": "new", "version": 99, "position": 99}
     fresh |= {"job_id": str(filled.spare[ours, "jobs"]), "suite_digest": "new", "key": "new", "experts": "new"}
+    fresh |= {"token_hash": "new", "user_id": str(filled.spare[ours, "users"])}
     fresh |= {"event_id": str(uuid.uuid4()), "dataset_version_id": str(filled.spare[ours, "dataset_versions"])}
     row = first_row(filled.system, table, ours)
     row |= {name: value for name, value in fresh.items() if name in row}

@@ -37,6 +37,7 @@ def zhub(url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ZHUB_API_URL", url)
     monkeypatch.setenv("ZHUB_API_KEY", api_examples.KEY)
+    monkeypatch.setenv("ZHUB_CONFIG_DIR", "/nonexistent/zhub")
 
     def run(*arguments: str) -> int:
         with pytest.raises(SystemExit) as ended:

@@ -1,0 +1,1 @@
+"""Who somebody is, as an OpenID provider proves it. What they may do here, ``tenancy`` knows."""
