@@ -26,7 +26,7 @@ from zhub.process.config import Settings
 from zhub.queue import attempts, invariants, poison
 from zhub_workers.agent.loop import Agent
 
-IN_THE_SUITE = 20
+IN_THE_SUITE = 12
 TWICE = 3
 SEEDS = int(os.environ.get("ZHUB_SIMULATION_SEEDS", IN_THE_SUITE))
 FIRST = int(
