@@ -77,7 +77,7 @@ def accept(
     as_json: JsonOption = False,
 ) -> None:
     """Become a member. Needs no key, but ZHUB_API_URL. Shows your first key, which is shown only now."""
-    with Client(api_address(data_dir, os.environ), "") as client:
+    with Client(api_address(data_dir, os.environ), None) as client:
         accepted = client.accept_invitation(token, name)
     if as_json:
         return show_json(accepted)

@@ -35,7 +35,7 @@ def login(
 ) -> None:
     """Log in by your organization's OpenID provider, in a browser on any device. The key lasts for some hours."""
     address = url.rstrip("/").removesuffix("/v1") if url else api_address(data_dir, os.environ)
-    with Client(address, "") as client:
+    with Client(address, None) as client:
         provider = client.login_provider()
         id_token = id_token_by_device(provider.issuer, provider.client_id, _show)
         done = client.log_in(id_token, organization=organization, project=project)

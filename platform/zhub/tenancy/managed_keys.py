@@ -46,6 +46,8 @@ def make_key(
         PermissionDeniedError: one that the caller cannot give.
     """
     grantable = _grantable(session, caller, project.id)
+    if owner is not None and owner.kind == "service_account":
+        grantable &= frozenset(PROJECT_SCOPES)  # it has no role but in its project
     scopes = sorted(grantable) if wanted.scopes is None else keys.checked_scopes(wanted.scopes)
     _check_grantable(scopes, grantable)
     row = ApiKey(org_id=project.org_id, project_id=project.id, user_id=None if owner is None else owner.id)
