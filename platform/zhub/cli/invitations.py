@@ -25,7 +25,7 @@ def parse_project_role(text: str) -> tuple[str, str]:
 def send(
     email: Annotated[str, typer.Argument(help="Whom to invite.")],
     role: Annotated[
-        str, typer.Option(help="In the organization: owner, admin, developer, viewer; member: in projects alone.")
+        str, typer.Option(help="In the organisation: owner, admin, developer, viewer; member: in projects alone.")
     ] = "member",
     project: Annotated[
         list[str] | None,

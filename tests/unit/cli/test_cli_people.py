@@ -1,4 +1,4 @@
-"""Commands on organizations, members, keys and the audit log, and how somebody logs in."""
+"""Commands on organisations, members, keys and the audit log, and how somebody logs in."""
 
 import json
 import stat
