@@ -15,6 +15,7 @@ from pathlib import Path
 import mutants_of_classifiers
 import mutants_of_experts
 import mutants_of_jobs
+import mutants_of_rights
 import mutants_of_serving
 from mutant import Mutant
 
@@ -25,6 +26,7 @@ MUTANTS = (
     *mutants_of_experts.MUTANTS,
     *mutants_of_serving.MUTANTS,
     *mutants_of_classifiers.MUTANTS,
+    *mutants_of_rights.MUTANTS,
 )
 
 

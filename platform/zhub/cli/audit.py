@@ -28,7 +28,7 @@ def audit(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show who did what in your organization, newest first."""
+    """Show who did what in your organisation, newest first."""
     wanted = AuditQuery(action or [], by or [], target or [], since)
     with connect(data_dir) as client:
         if export is not None:

@@ -25,7 +25,7 @@ def parse_project_role(text: str) -> tuple[str, str]:
 def send(
     email: Annotated[str, typer.Argument(help="Whom to invite.")],
     role: Annotated[
-        str, typer.Option(help="In the organization: owner, admin, developer, viewer; member: in projects alone.")
+        str, typer.Option(help="In the organisation: owner, admin, developer, viewer; member: in projects alone.")
     ] = "member",
     project: Annotated[
         list[str] | None,
@@ -77,7 +77,7 @@ def accept(
     as_json: JsonOption = False,
 ) -> None:
     """Become a member. Needs no key, but ZHUB_API_URL. Shows your first key, which is shown only now."""
-    with Client(api_address(data_dir, os.environ), "") as client:
+    with Client(api_address(data_dir, os.environ), None) as client:
         accepted = client.accept_invitation(token, name)
     if as_json:
         return show_json(accepted)

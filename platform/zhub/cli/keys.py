@@ -9,11 +9,11 @@ from zhub.cli.output import moment, note, put, show_json, table
 from zhub.cli.people_options import LastsOption, ProjectOption, ScopeOption, parse_span, show_new_key
 from zhub.client.wire.administration import KeyRecord
 
-app = typer.Typer(help="API keys: of a project, or of the organization itself.", no_args_is_help=True)
+app = typer.Typer(help="API keys: of a project, or of the organisation itself.", no_args_is_help=True)
 
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="key-…, as `zhub keys ls` shows it.")]
 AdminOption = Annotated[
-    bool, typer.Option("--admin", help="The organization's own keys, which manage it and reach no data.")
+    bool, typer.Option("--admin", help="The organisation's own keys, which manage it and reach no data.")
 ]
 
 
@@ -55,7 +55,7 @@ def create(
 ) -> None:
     """Make a key of your own. It is shown only now, and does what you may do at any time, or less."""
     if admin and scope:
-        raise typer.BadParameter("the rights of an organization's key are given: it manages", param_hint="--scope")
+        raise typer.BadParameter("the rights of an organisation's key are given: it manages", param_hint="--scope")
     with connect(data_dir) as client:
         made = client.keys.create(name, project=project, scopes=scope, lasts_s=lasts, admin=admin)
     if as_json:

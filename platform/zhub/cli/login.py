@@ -26,16 +26,16 @@ def login(
         typer.Option(envvar="ZHUB_API_URL", help="Where the zhub is.", show_default="the local zhub"),
     ] = None,
     organization: Annotated[
-        str | None, typer.Option(help="Which organization to log in to.", show_default="the only one")
+        str | None, typer.Option(help="Which organisation to log in to.", show_default="the only one")
     ] = None,
     project: Annotated[
         str | None, typer.Option(help="Which project to work in.", show_default="your first one")
     ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Log in by your organization's OpenID provider, in a browser on any device. The key lasts for some hours."""
+    """Log in by your organisation's OpenID provider, in a browser on any device. The key lasts for some hours."""
     address = url.rstrip("/").removesuffix("/v1") if url else api_address(data_dir, os.environ)
-    with Client(address, "") as client:
+    with Client(address, None) as client:
         provider = client.login_provider()
         id_token = id_token_by_device(provider.issuer, provider.client_id, _show)
         done = client.log_in(id_token, organization=organization, project=project)

@@ -8,7 +8,7 @@ from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import moment, note, put, show_json, table
 
 app = typer.Typer(
-    help="Members: who is in the organization, or with --project in a project, and as what.", no_args_is_help=True
+    help="Members: who is in the organisation, or with --project in a project, and as what.", no_args_is_help=True
 )
 
 EmailArgument = Annotated[str, typer.Argument(metavar="EMAIL", help="Whose.")]
@@ -17,13 +17,13 @@ RoleArgument = Annotated[
 ]
 InProjectOption = Annotated[
     str | None,
-    typer.Option("--project", metavar="NAME", help="In a project.", show_default="in the organization"),
+    typer.Option("--project", metavar="NAME", help="In a project.", show_default="in the organisation"),
 ]
 
 
 @app.command()
 def ls(project: InProjectOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List the members. A role in the organization holds in all its projects, and is listed with it alone."""
+    """List the members. A role in the organisation holds in all its projects, and is listed with it alone."""
     with connect(data_dir) as client:
         records = client.members.list(project)
     if as_json:
@@ -40,7 +40,7 @@ def add(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give somebody of the organization a role in a project. Others: `zhub invitations send`."""
+    """Give somebody of the organisation a role in a project. Others: `zhub invitations send`."""
     with connect(data_dir) as client:
         member = client.members.add(email, role, project=project)
     if as_json:
@@ -66,7 +66,7 @@ def role(
 
 @app.command()
 def rm(email: EmailArgument, project: InProjectOption = None, data_dir: DataDirOption = None) -> None:
-    """Remove a member from the organization, which ends all their keys at once; or from a project."""
+    """Remove a member from the organisation, which ends all their keys at once; or from a project."""
     with connect(data_dir) as client:
         client.members.remove(email, project=project)
     note(f"{email} is no longer a member{f' of {project}' if project else ''}.")

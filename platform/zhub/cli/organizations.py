@@ -8,14 +8,14 @@ from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import moment, note, put, show_json, status, table
 from zhub.cli.people_options import show_invitation
 
-app = typer.Typer(help="Organizations: make and suspend them. For operators.", no_args_is_help=True)
+app = typer.Typer(help="Organisations: make and suspend them. For operators.", no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Its name.")]
 
 
 @app.command()
 def ls(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List all organizations, newest first."""
+    """List all organisations, newest first."""
     with connect(data_dir) as client:
         records = client.organizations.list()
     if as_json:
@@ -32,7 +32,7 @@ def create(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an organization, and invite its owner. Shows the invitation's token, which is shown only now."""
+    """Make an organisation, and invite its owner. Shows the invitation's token, which is shown only now."""
     with connect(data_dir) as client:
         made = client.organizations.create(name, owner=owner, project=project)
     if as_json:
@@ -49,7 +49,7 @@ def invite_owner(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Invite an owner into an organization, where none of its own can."""
+    """Invite an owner into an organisation, where none of its own can."""
     with connect(data_dir) as client:
         invitation = client.organizations.invite_owner(name, email)
     if as_json:
@@ -60,7 +60,7 @@ def invite_owner(
 
 @app.command()
 def suspend(name: NameArgument, data_dir: DataDirOption = None) -> None:
-    """Refuse all keys of an organization from now on. What it owns stays, and its jobs go on."""
+    """Refuse all keys of an organisation from now on. What it owns stays, and its jobs go on."""
     with connect(data_dir) as client:
         client.organizations.suspend(name)
     note(f"{name} is suspended; `zhub organizations resume {name}` ends that.")
@@ -68,7 +68,7 @@ def suspend(name: NameArgument, data_dir: DataDirOption = None) -> None:
 
 @app.command()
 def resume(name: NameArgument, data_dir: DataDirOption = None) -> None:
-    """Accept the keys of a suspended organization again."""
+    """Accept the keys of a suspended organisation again."""
     with connect(data_dir) as client:
         client.organizations.resume(name)
     note(f"{name} is active.")

@@ -18,7 +18,7 @@ def ls(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the organization's projects, newest first."""
+    """List the organisation's projects, newest first."""
     with connect(data_dir) as client:
         records = client.projects.list(archived=archived)
     if as_json:

@@ -69,7 +69,7 @@ class Client:
     """One connection to one project of one zhub. Close it, or use it as a context manager."""
 
     def __init__(
-        self, base_url: str, api_key: str, *, transport: httpx.BaseTransport | None = None, poll_s: float = 0.5
+        self, base_url: str, api_key: str | None, *, transport: httpx.BaseTransport | None = None, poll_s: float = 0.5
     ) -> None:
         http = Http(base_url, api_key, transport)
         self.base_url = base_url

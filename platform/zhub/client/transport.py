@@ -29,10 +29,10 @@ SLOW_READ_TIMEOUT_S = 900.0  # the server stores an upload, or loads a model, be
 class Http:
     """Requests with the key, retries of GETs, and every failure as one of our errors."""
 
-    def __init__(self, base_url: str, api_key: str, transport: httpx.BaseTransport | None) -> None:
+    def __init__(self, base_url: str, api_key: str | None, transport: httpx.BaseTransport | None) -> None:
         self._http = httpx.Client(
             base_url=base_url,
-            headers={"authorization": f"Bearer {api_key}"},
+            headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
             timeout=httpx.Timeout(READ_TIMEOUT_S, connect=5.0),
             transport=transport,
             # A proxy for the world outside cannot reach this machine's own addresses.

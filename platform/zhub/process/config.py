@@ -140,7 +140,7 @@ class Settings(BaseSettings):
         token = self.operator_token.get_secret_value()
         if token and len(token) < MIN_SECRET_CHARACTERS:
             raise ValueError(
-                f"ZHUB_OPERATOR_TOKEN must have at least {MIN_SECRET_CHARACTERS} characters: it makes organizations. "
+                f"ZHUB_OPERATOR_TOKEN must have at least {MIN_SECRET_CHARACTERS} characters: it makes organisations. "
                 "Make one with `openssl rand -hex 32`."
             )
         return self

@@ -48,7 +48,7 @@ OPERATOR = "operator"
 
 def actor_of(caller: Caller) -> Actor:
     by_token = caller.key_id == NOWHERE
-    name = caller.user or (OPERATOR if by_token else f"key of {caller.project or 'the organization'}")
+    name = caller.user or (OPERATOR if by_token else f"key of {caller.project or 'the organisation'}")
     return Actor(name, None if by_token else caller.key_id, caller.user_id, caller.origin)
 
 

@@ -45,7 +45,7 @@ def invite(
     for project_id in projects:
         organizations.get_project(session, project_id)
     if session.scalar(select(User.id).where(User.email == address, User.removed_at.is_(None))) is not None:
-        raise ConflictError(f"{address} is a member of the organization already.")
+        raise ConflictError(f"{address} is a member of the organisation already.")
     pending = (Invitation.accepted_at.is_(None), Invitation.revoked_at.is_(None))
     session.execute(update(Invitation).where(Invitation.email == address, *pending).values(revoked_at=func.now()))
     token = f"zhub-invitation_{secrets.token_urlsafe(32)}"
@@ -131,7 +131,7 @@ def take_in(session: Session, row: Invitation, name: str, origin: Origin) -> Use
         ConflictError: who has its address has become a member otherwise.
     """
     if session.scalar(select(User.id).where(User.email == row.email, User.removed_at.is_(None))) is not None:
-        raise ConflictError(f"{row.email} is a member of the organization already.")
+        raise ConflictError(f"{row.email} is a member of the organisation already.")
     user = User(org_id=row.org_id, kind="person", name=name, email=row.email, role=row.role)
     session.add(user)
     session.flush()

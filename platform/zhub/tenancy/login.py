@@ -51,7 +51,7 @@ def log_in(
     with tenant_session(engine, organization.id) as session:
         if organization.suspended_at is not None:
             raise AccessEndedError(
-                f"The organization {organization.name} is suspended. Ask the platform's operator why."
+                f"The organisation {organization.name} is suspended. Ask the platform's operator why."
             )
         user = _user_of(session, identity, origin)
         key, value = invitations.personal_key(
@@ -79,7 +79,7 @@ def _choose(found: Sequence[Organization], name: str | None, identity: Identity)
     if not found:
         who = identity.email or "your account, whose address is not verified,"
         raise PermissionDeniedError(
-            "login", message=f"No organization here knows {who} or has invited it. Ask an admin for an invitation."
+            "login", message=f"No organisation here knows {who} or has invited it. Ask an admin for an invitation."
         )
     if name is None and len(found) == 1:
         return found[0]
@@ -87,7 +87,7 @@ def _choose(found: Sequence[Organization], name: str | None, identity: Identity)
         if organization.name == name:
             return organization
     names = ", ".join(sorted(organization.name for organization in found))
-    raise ConflictError(f"Say which organization you log in to: you are expected in {names}.")
+    raise ConflictError(f"Say which organisation you log in to: you are expected in {names}.")
 
 
 def _user_of(session: Session, identity: Identity, origin: Origin) -> User:

@@ -46,6 +46,8 @@ def make_key(
         PermissionDeniedError: one that the caller cannot give.
     """
     grantable = _grantable(session, caller, project.id)
+    if owner is not None and owner.kind == "service_account":
+        grantable &= frozenset(PROJECT_SCOPES)  # it has no role but in its project
     scopes = sorted(grantable) if wanted.scopes is None else keys.checked_scopes(wanted.scopes)
     _check_grantable(scopes, grantable)
     row = ApiKey(org_id=project.org_id, project_id=project.id, user_id=None if owner is None else owner.id)
@@ -117,7 +119,9 @@ def rotate_key(
 
     Raises:
         ConflictError: it was rotated before.
+        PermissionDeniedError: its secret would let the caller do more than it may.
     """
+    _require_reach(session, caller, row)
     if row.successor_id is not None:
         raise ConflictError(
             f"{public_id('API key', row.id)} was rotated before: {public_id('API key', row.successor_id)} is in its "
@@ -188,6 +192,21 @@ def _check_grantable(scopes: Sequence[str], grantable: frozenset[str]) -> None:
             raise PermissionDeniedError(
                 scope, message=f"You cannot give a key the scope '{scope}': you do not have it in this project."
             )
+
+
+def _require_reach(session: Session, caller: Caller, row: ApiKey) -> None:
+    """Refuse to hand out the secret of a key that may do what the caller's may not: the key of somebody else, too."""
+    owner = None if row.user_id is None else session.get_one(User, row.user_id)
+    if owner is not None and owner.kind == "person" and owner.id != caller.user_id:
+        message = "A key is rotated by whose it is, and by nobody else. Revoke it instead."
+        raise PermissionDeniedError("keys:write", message=message)
+    assert row.project_id is not None
+    own = owner is not None and owner.id == caller.user_id
+    reach = caller.granted if own else _grantable(session, caller, row.project_id)
+    for scope in row.scopes:
+        if scope not in reach:
+            message = f"The key has the scope '{scope}', which yours does not have. Rotate it with one that has."
+            raise PermissionDeniedError(scope, message=message)
 
 
 def _record(

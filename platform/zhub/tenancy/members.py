@@ -171,7 +171,7 @@ def _keep_an_owner(session: Session, leaving: User) -> None:
     ).all()
     if set(owners) <= {leaving.id}:
         raise ConflictError(
-            f"{leaving.email} is the last owner of the organization, which must keep one. Make somebody else "
+            f"{leaving.email} is the last owner of the organisation, which must keep one. Make somebody else "
             "owner first."
         )
 

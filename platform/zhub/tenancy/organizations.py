@@ -16,7 +16,7 @@ from zhub.tenancy.names import check_name
 def create_organization(session: Session, name: str, *, org_id: uuid.UUID | None = None) -> Organization:
     """Raises ConflictError: the name is taken."""
     organization = Organization(id=org_id or new_id(), name=check_name(name, "organization", param="name"))
-    _add(session, organization, f"There is an organization '{name}' already. Choose another name.")
+    _add(session, organization, f"There is an organisation '{name}' already. Choose another name.")
     return organization
 
 

@@ -103,6 +103,30 @@ def test_a_key_is_rotated_once(api_url: str, owner: str, keys_url: str) -> None:
     assert answers[0].json()["id"] in answers[1].json()["error"]["message"]
 
 
+def test_no_rotation_hands_out_more_than_its_caller_may_do(
+    api_url: str, owner: str, keys_url: str, make_member: MakeMember, make_key: Callable[..., str]
+) -> None:
+    of_owner, narrow = made(api_url, owner, keys_url), made(api_url, owner, keys_url, scopes=["keys:own"])["value"]
+    answer = raw(api_url, narrow, "POST", f"{keys_url}/{of_owner['id']}/rotate")
+    assert answer.status_code == 403 and "Rotate it with one that has" in answer.json()["error"]["message"]
+    for admin in (make_member("member", "admin"), make_member("admin")):
+        answer = raw(api_url, admin, "POST", f"{keys_url}/{of_owner['id']}/rotate")
+        assert answer.status_code == 403 and "Revoke it instead" in answer.json()["error"]["message"]
+    operators = made(api_url, make_key(), keys_url)
+    assert (
+        raw(api_url, make_member("member", "admin"), "POST", f"{keys_url}/{operators['id']}/rotate").status_code == 403
+    )
+
+
+def test_an_admin_rotates_the_keys_of_service_accounts(
+    api_url: str, owner: str, keys_url: str, open_admin: OpenAdmin, make_member: MakeMember
+) -> None:
+    account = open_admin(owner).projects.service_accounts.create(keys_url.split("/")[4], name="ci")
+    rotate = f"{keys_url}/{account.api_key.id}/rotate"
+    assert raw(api_url, make_member("developer"), "POST", rotate).status_code == 403
+    assert status(api_url, raw(api_url, make_member("member", "admin"), "POST", rotate).json()["value"]) == 200
+
+
 def test_a_revoked_key_is_refused_at_once(api_url: str, owner: str, keys_url: str, open_admin: OpenAdmin) -> None:
     new = made(api_url, owner, keys_url)
     project_id = keys_url.split("/")[4]

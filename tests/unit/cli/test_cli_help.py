@@ -75,7 +75,14 @@ def test_the_promised_commands_are_there() -> None:
         "schedules edit, schedules show, schedules run, schedules pause, schedules resume, schedules rm, "
         "queue explain, queue doctor, db upgrade, db bootstrap, db quota, "
         "webhooks add, webhooks ls, webhooks rm, webhooks enable, webhooks rotate, webhooks deliveries, "
-        "webhooks replay, webhooks test"
+        "webhooks replay, webhooks test, "
+        "organizations ls, organizations create, organizations invite-owner, organizations suspend, "
+        "organizations resume, projects ls, projects create, projects archive, "
+        "members ls, members add, members role, members rm, "
+        "invitations send, invitations ls, invitations rm, invitations accept, "
+        "keys ls, keys create, keys rotate, keys revoke, "
+        "service-accounts ls, service-accounts create, service-accounts key, service-accounts role, "
+        "service-accounts rm, audit, login, logout, whoami"
     )
     assert set(promised.split(", ")) <= {" ".join(path) for path, _ in ALL}
 
