@@ -26,7 +26,7 @@ from zhub.models.registry import (
 from zhub.models.releases import ClassifiedExpert, Release, ReleaseExpert, ReleaseVersion, ShadowTrial
 from zhub.models.schedules import Schedule, ScheduleTick
 from zhub.models.tenancy import ApiKey, Organization, Project, Quota
-from zhub.models.usage import MonthUsage, TokenUsage, Usage
+from zhub.models.usage import MonthUsage, StoredUsage, TokenUsage, Usage, WorkerUsage
 from zhub.models.webhooks import WebhookDelivery, WebhookEndpoint
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "Schedule",
     "ScheduleTick",
     "StoredCompletion",
+    "StoredUsage",
     "TENANT_OWNED",
     "TenantOwned",
     "TokenCount",
@@ -76,6 +77,7 @@ __all__ = [
     "VersionMetric",
     "WebhookDelivery",
     "WebhookEndpoint",
+    "WorkerUsage",
 ]
 
 TENANT_OWNED = tuple(
