@@ -50,6 +50,7 @@ from zhub_api.routes import (
     job_logs,
     models,
     organization,
+    organization_usage,
     promotions,
     releases,
     schedules,
@@ -114,7 +115,7 @@ def _parts() -> APIRouter:
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
         catalogue, expert_imports, expert_exports, expert_strengths, classification_datasets, releases, shadows, chat,
         stored_completions, completion_settings, completion_datasets, completions, embeddings, feedback, webhooks,
-        organization, me, login, audit_logs, projects, users, keys, service_accounts, platform,
+        organization, organization_usage, me, login, audit_logs, projects, users, keys, service_accounts, platform,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):

@@ -2,7 +2,7 @@
 
 Start it with ``python -m zhub.scheduler``. It may be killed at any moment, because each pass is one transaction. Each
 scheduler, leader or not, also has threads for work that needs no leader: they fire schedules, decide gates, send
-webhooks, make datasets of stored completions, and remove what is deleted, and old logs.
+webhooks, make datasets of stored completions, count what is stored, and remove what is deleted, and old logs.
 """
 
 import logging
@@ -44,6 +44,7 @@ from zhub.registry import deletion, exports
 from zhub.schedules import regressions
 from zhub.schedules.firing import process_next_due
 from zhub.storage.object_store import ObjectStore, open_store
+from zhub.tenancy import stored_usage
 from zhub.training import bases
 from zhub.webhooks.relay import relay
 from zhub.webhooks.safe_http import Outbound
@@ -51,6 +52,7 @@ from zhub.webhooks.safe_http import Outbound
 POLL_S = 1.0
 SWEEP_S = 10.0
 LOGS_SWEEP_S = 3600.0
+METER_S = 10.0
 EXPLAIN_S = 2.0
 RUN_WITHIN_S = 900.0  # one run of a thread: a sweep removes many objects of a store that may be slow
 AGENT_FORGOTTEN_AFTER = timedelta(days=1)
@@ -106,6 +108,7 @@ def main() -> None:
     threads: tuple[tuple[str, float, Callable[..., object]], ...] = (
         ("sweep", SWEEP_S + RUN_WITHIN_S, partial(sweep, engine, store, stopping)),
         ("log-sweep", LOGS_SWEEP_S + RUN_WITHIN_S, partial(sweep_logs, engine, store, kept, stopping)),
+        ("meter", METER_S + RUN_WITHIN_S, partial(meter, engine, stopping)),
         ("collect", POLL_S + RUN_WITHIN_S, partial(collect, engine, store, stopping)),
         ("follow-up", POLL_S + RUN_WITHIN_S, partial(follow_up, engine, stopping)),
         ("relay", BEAT_WITHIN_S, partial(relay, relay_engine, outbound, secret_key, stopping)),
@@ -290,6 +293,17 @@ def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event, beat: B
             return feedback.sweep(session) > 0 or any((count, versions, exported, completions))
 
     _run_periodically(run_once, SWEEP_S, stopping, beat, "sweeping", away="sweep_failed", failed="sweep_failed")
+
+
+def meter(engine: Engine, stopping: threading.Event, beat: Beat = no_beat) -> None:
+    """Count the bytes that are stored, each hour, until ``stopping`` is set."""
+
+    def run_once() -> bool:
+        with system_session(engine) as session:
+            stored_usage.sample(session)
+        return False
+
+    _run_periodically(run_once, METER_S, stopping, beat, "metering", away="database_away", failed="meter_failed")
 
 
 def collect(engine: Engine, store: ObjectStore, stopping: threading.Event, beat: Beat = no_beat) -> None:

@@ -60,9 +60,9 @@ class World(RuleBasedStateMachine):
         self.born, self.cap, self.terms, self.leader = {}, None, {}, None
         # The system's role may delete, not truncate.
         order = (
-            "webhook_deliveries webhook_endpoints queue_places usages month_usages token_usages checkpoints "
-            "job_dependencies expert_versions job_events attempts jobs experts projects quotas organizations "
-            "base_models agents leaders"
+            "webhook_deliveries webhook_endpoints queue_places usages month_usages worker_usages stored_usages "
+            "token_usages checkpoints job_dependencies expert_versions job_events attempts jobs experts "
+            "projects quotas organizations base_models agents leaders"
         )
         with self.engine.begin() as connection:
             for table in order.split():

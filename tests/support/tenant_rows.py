@@ -46,6 +46,7 @@ from zhub.models import (
     ScheduleTick,
     ShadowTrial,
     StoredCompletion,
+    StoredUsage,
     TokenCount,
     TokenUsage,
     Usage,
@@ -53,6 +54,7 @@ from zhub.models import (
     VersionMetric,
     WebhookDelivery,
     WebhookEndpoint,
+    WorkerUsage,
 )
 from zhub.tenancy import keys
 from zhub.tenancy.bootstrap import ensure_project
@@ -145,6 +147,11 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
     session.add(TokenCount(dataset_version_id=files[0].id, base_model_id=base.id, job_id=jobs[0].id, **own))
     session.add(MonthUsage(month=date(2026, 1, 1), worker_seconds=1.0, **own))
+    day = {"day": date(2026, 1, 1), **within}
+    session.add(
+        WorkerUsage(cluster="c", kind="train", expert="", base_model="", worker_seconds=1.0, trained_tokens=1, **day)
+    )
+    session.add(StoredUsage(byte_hours=1, sampled_at=datetime(2026, 1, 1, tzinfo=UTC), **day))
     tokens = {"requests": 1, "prompt_tokens": 2, "cached_tokens": 1, "completion_tokens": 1}
     hour = {"hour": datetime(2026, 1, 1, tzinfo=UTC), "base_model": "tiny", "experts": ""}
     session.add(TokenUsage(key_id=caller.key_id, **hour, **tokens, **within))

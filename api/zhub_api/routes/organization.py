@@ -1,19 +1,17 @@
 """``/v1/organization``: what the caller's organisation may use, and the tokens of models that it has used."""
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 
 from zhub.database.sessions import tenant_session
-from zhub.errors import InvalidRequestError
-from zhub.ids import parse_id, public_id
+from zhub.ids import public_id
 from zhub.tenancy import quotas, token_usage
 from zhub.tenancy.token_usage import SECONDS, Filter, Used, Width
+from zhub_api.bucket_pages import Moment, Names, in_brackets, moment_of, parse_ids, span_of
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.rights import needs
 
@@ -22,16 +20,7 @@ router = APIRouter(prefix="/v1/organization")
 Group = Literal["project_id", "api_key_id", "model"]
 MAX_BUCKETS: dict[Width, int] = {"1h": 168, "1d": 31}
 DEFAULT_BUCKETS: dict[Width, int] = {"1h": 24, "1d": 7}
-LATEST = 253402300799
 KINDS = {"project_id": "project", "api_key_id": "API key"}
-
-Moment = Annotated[int, Query(ge=0, le=LATEST, description="A Unix time.")]
-Names = Annotated[list[str], Query(max_length=100)]
-
-
-def in_brackets(name: str) -> Any:
-    """The form in which the dialect's client sends a list."""
-    return Query(alias=f"{name}[]", max_length=100)
 
 
 @router.get("/limits", dependencies=[needs("files:read")])
@@ -66,30 +55,25 @@ def retrieve_usage(
     ``group_by`` divides each bucket by project, key or model: a base, the version of an expert, or several of them, and
     then says the base as well. What was used within the last seconds may be missing.
     """
-    began = start_time - start_time % 3600
-    if page is not None:
-        began = _next_page(page, began)
-    width_s, most = SECONDS[bucket_width], MAX_BUCKETS[bucket_width]
-    until = began + width_s * min(limit or DEFAULT_BUCKETS[bucket_width], most)
-    end = min(end_time, LATEST) if end_time is not None else int(datetime.now(UTC).timestamp()) + 1
+    span = span_of(
+        start_time - start_time % 3600,
+        end_time,
+        page,
+        width_s=SECONDS[bucket_width],
+        buckets=min(limit or DEFAULT_BUCKETS[bucket_width], MAX_BUCKETS[bucket_width]),
+    )
     groups: list[Group] = [*group_by, *group_by_in_brackets]
     only = Filter(
-        _ids("project", [*project_ids, *project_ids_in_brackets]),
-        _ids("API key", [*api_key_ids, *api_key_ids_in_brackets]),
+        parse_ids("project", [*project_ids, *project_ids_in_brackets]),
+        parse_ids("API key", [*api_key_ids, *api_key_ids_in_brackets]),
         [*models, *models_in_brackets],
     )
     with tenant_session(context.engine, caller.org_id) as session:
         used = token_usage.report(
-            session, _moment(began), _moment(min(until, end)), bucket_width, _columns(groups), only
+            session, moment_of(span.began), moment_of(span.until), bucket_width, _columns(groups), only
         )
-    by_bucket = {start: list(rows) for start, rows in groupby(used, lambda row: int(row.began.timestamp()))}
-    starts = range(began, min(until, end), width_s)
-    return {
-        "object": "page",
-        "data": [_bucket(start, start + width_s, by_bucket.get(start, [])) for start in starts],
-        "has_more": until < end,
-        "next_page": f"page_{until}" if until < end else None,
-    }
+    by_bucket = groupby(used, lambda row: int(row.began.timestamp()))
+    return span.answer({start: [_result(row) for row in rows] for start, rows in by_bucket})
 
 
 def _columns(groups: Sequence[Group]) -> list[str]:
@@ -97,31 +81,6 @@ def _columns(groups: Sequence[Group]) -> list[str]:
     for group in groups:
         columns |= dict.fromkeys(("base_model", "experts") if group == "model" else (group,))
     return list(columns)
-
-
-def _next_page(page: str, began: int) -> int:
-    prefix, _, start = page.partition("_")
-    if prefix != "page" or not start.isascii() or not start.isdecimal() or not began <= int(start) <= LATEST:
-        message = "'page' must be the 'next_page' of an answer with the same 'start_time'."
-        raise InvalidRequestError(message, param="page")
-    return int(start)
-
-
-def _ids(kind: str, names: Sequence[str]) -> list[uuid.UUID]:
-    return [parse_id(kind, name) for name in names]
-
-
-def _moment(seconds: int) -> datetime:
-    return datetime.fromtimestamp(min(seconds, LATEST), UTC)
-
-
-def _bucket(began: int, until: int, used: Sequence[Used]) -> dict[str, Any]:
-    return {
-        "object": "bucket",
-        "start_time": began,
-        "end_time": until,
-        "results": [_result(row) for row in used],
-    }
 
 
 def _result(row: Used) -> dict[str, Any]:

@@ -275,6 +275,7 @@ def _job(caller: Caller, subject: Subject, file: DatasetVersion, suite: dict[str
         spec=spec.model_dump(mode="json"),
         base_model_id=subject.base.id,
         dataset_version_id=file.id,
+        asked_by=caller.key_id,
     )
 
 

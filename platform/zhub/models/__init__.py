@@ -29,7 +29,7 @@ from zhub.models.registry import (
 from zhub.models.releases import ClassifiedExpert, Release, ReleaseExpert, ReleaseVersion, ShadowTrial
 from zhub.models.schedules import Schedule, ScheduleTick
 from zhub.models.tenancy import ApiKey, Organization, Project, Quota
-from zhub.models.usage import MonthUsage, TokenUsage, Usage
+from zhub.models.usage import MonthUsage, StoredUsage, TokenUsage, Usage, WorkerUsage
 from zhub.models.webhooks import WebhookDelivery, WebhookEndpoint
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "Schedule",
     "ScheduleTick",
     "StoredCompletion",
+    "StoredUsage",
     "TENANT_OWNED",
     "TenantOwned",
     "TokenCount",
@@ -84,6 +85,7 @@ __all__ = [
     "VersionMetric",
     "WebhookDelivery",
     "WebhookEndpoint",
+    "WorkerUsage",
 ]
 
 TENANT_OWNED = tuple(

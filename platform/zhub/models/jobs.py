@@ -71,6 +71,8 @@ class Job(TenantOwned, Base):
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     traceparent: Mapped[str | None]
     """The span that asked for it, see ``zhub.process.tracing``."""
+    asked_by: Mapped[uuid.UUID | None]
+    """The API key that asked for it; in its place may stand a schedule, or the job of a gate."""
     description: Mapped[str | None]
     archived_at: Mapped[datetime | None]
     """Since when lists leave it out, unless they are asked for it."""

@@ -156,6 +156,7 @@ def complete(session: Session, caller: Caller, name: str) -> BaseModel:
         spec=DecomposeSpec(base=source, rank=base.rank).model_dump(mode="json"),
         base_model_id=base.id,
         cluster=base.cluster,
+        asked_by=caller.key_id,
     )
     jobs.enqueue(session, job, f"Decomposition of base model {name} enqueued.")
     return base

@@ -109,6 +109,7 @@ def create(session: Session, caller: Caller, request: ExportRequest) -> ExportRe
         spec=spec.model_dump(mode="json"),
         base_model_id=record.base.id,
         cluster=request.cluster,
+        asked_by=caller.key_id,
         **own,
     )
     jobs.enqueue(session, job, f"Export of {record.name} as {request.format} enqueued.")

@@ -132,6 +132,7 @@ def create(session: Session, caller: Caller, request: ImportRequest, job_id: uui
         dataset_version_id=checked.dataset.id if checked.dataset else None,
         expert_id=expert.id,
         cluster=request.cluster,
+        asked_by=caller.key_id,
     )
     jobs.enqueue(session, job, f"Import of the expert {request.name} enqueued.")
     return job

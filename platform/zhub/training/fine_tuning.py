@@ -125,6 +125,7 @@ def create(
     expert = get_or_create_expert(session, caller, resolved.spec.expert)
     job = job_of(resolved, expert)
     job.request_hash, job.idempotency_key, job.dedup_key = request_hash, idempotency_key, request.dedup_key
+    job.asked_by = caller.key_id
     needs = dependencies.needed(session, caller.project_id, request.depends_on, param="depends_on")
     for_base = dependencies.waits_for_base(job)
     job.state = states.WAITING if needs or for_base else states.QUEUED

@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from functools import partial
 
 import pytest
@@ -18,6 +18,7 @@ from query_plans import reads_of
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from zhub.admission import usage as admission_usage
 from zhub.admission.admit import MAX_HEADS, MAX_LIGHT, admit
 from zhub.admission.explain import MAX_EXPLAINED, explain
 from zhub.admission.snapshot import read_clusters
@@ -32,6 +33,7 @@ from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
 from zhub.queue.reaper import reap
 from zhub.registry import deletion, listing, versions
+from zhub.tenancy import worker_usage
 from zhub.tenancy.keys import Caller
 from zhub.training import bases, job_lists
 from zhub.training.job_lists import JobFilter
@@ -95,6 +97,14 @@ STATEMENTS = {
         "elsewhere", {"ix_jobs_wish", "ix_jobs_retry", "ix_jobs_rank"}, 6 * MAX_EXPLAINED + 1000,
     ),
     "reaper": Statement(reap, "lease_until < now()", {"ix_jobs_lease", "pk_jobs"}, 300),
+    "charges": Statement(admission_usage.charge, "by_day AS (", {"ix_attempts_charge"}, 300),
+    "time of workers": Statement(
+        partial(
+            worker_usage.report, org_id=ORG, began=date(2026, 1, 1), until=date(2100, 1, 1), groups=(),
+            only=worker_usage.Filter(),
+        ),
+        "AS running", {"ix_attempts_open", "ix_attempts_charge"}, 1000, of_tenant=True,
+    ),
     "requested changes": Statement(
         apply_requested_changes, "desired = 'pause' AND state", {"ix_jobs_wish", "ix_jobs_paused"}, 600,
     ),
