@@ -25,6 +25,7 @@ from zhub.cli import (
     feedback,
     graders,
     jobs,
+    migrate,
     promotions,
     queue,
     refine,
@@ -72,6 +73,7 @@ schedules.app.command("refine")(refine.refine)
 app.command("up")(up.up)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("migrate")(migrate.migrate)
 app.command("submit")(submit.submit)
 app.command("chat")(chat.chat)
 app.command("usage")(usage.usage)
