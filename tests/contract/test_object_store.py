@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from zhub.embedded.moving import move_objects
 from zhub.errors import DigestMismatchError, ObjectMissingError, StoreAwayError, StoreError
 from zhub.storage.directory import DirectoryStore
 from zhub.storage.object_store import ObjectStore, fetch, open_store, put_content, put_path
@@ -124,6 +125,20 @@ def test_content_is_stored_once_and_mended_where_it_was_cut_short(store: ObjectS
 def test_content_of_another_size_than_it_should_have_is_refused(store: ObjectStore) -> None:
     with pytest.raises(StoreError, match="key: 9 bytes were stored, and the store has 5"):
         put_content(store, "key", io.BytesIO(b"short"), size_bytes=9)
+
+
+def test_what_moves_to_another_store_is_there_whole_and_is_not_sent_again(store: ObjectStore, tmp_path: Path) -> None:
+    source = DirectoryStore(tmp_path / "source")
+    sizes = {"a/empty": 0, "a/small": 5, "large": SEVERAL_PARTS}
+    for key, size in sizes.items():
+        source.put(key, io.BytesIO(random_bytes(size)))
+    store.put("a/small", io.BytesIO(b"cut"))  # of an earlier try
+    sent: list[bool] = []
+    for expected in ([True] * 3, [False] * 3):
+        sent.clear()
+        moved = move_objects(source, store, lambda _count, _bytes, is_sent: sent.append(is_sent))
+        assert (moved, sent) == ((3, sum(sizes.values())), expected)
+        assert all(content(store, key) == random_bytes(size) for key, size in sizes.items())
 
 
 def test_a_listing_has_sizes_and_times(store: ObjectStore) -> None:

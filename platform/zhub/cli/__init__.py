@@ -30,6 +30,7 @@ from zhub.cli import (
     keys,
     login,
     members,
+    migrate,
     organizations,
     projects,
     promotions,
@@ -87,6 +88,7 @@ schedules.app.command("refine")(refine.refine)
 app.command("up")(up.up)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("migrate")(migrate.migrate)
 app.command("submit")(submit.submit)
 app.command("chat")(chat.chat)
 app.command("usage")(usage.usage)

@@ -179,26 +179,41 @@ def temporary_postgres(*, durable: bool = False) -> Iterator[Cluster]:
     home = Path(tempfile.mkdtemp(prefix="zhub-pg-", dir=memory if in_memory else None))
     try:
         cluster = prepare_cluster(home)
-        log = home / "server.log"
-        server = spawn(
-            cluster.argv() if durable else cluster.throwaway_argv(),
-            env=server_env(),
-            log=log,
-            user=cluster.user,
-            pass_fds=cluster.pass_fds,
-            death_signal=signal.SIGQUIT,
-        )
-        try:
-            _wait_until_it_answers(cluster, server, log, timeout_s=30.0)
+        argv = cluster.argv() if durable else cluster.throwaway_argv()
+        with _running(cluster, argv, home / "server.log", stop=signal.SIGQUIT):
             create_roles(cluster)
             yield cluster
-        finally:
-            server.send_signal(signal.SIGQUIT)
-            server.wait()
-            if cluster.socket_dir != home:
-                shutil.rmtree(cluster.socket_dir, ignore_errors=True)
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def postgres_alone(home: Path, log: Path) -> Iterator[Cluster]:
+    """The server of a stack that does not run, without the rest of it. As ``temporary_postgres``, and durable.
+
+    Raises:
+        EmbeddedError: there is no database, or it does not start.
+    """
+    if not (home / "data" / "PG_VERSION").is_file():
+        raise EmbeddedError(f"{home}: no database there. Name the data directory of a zhub with --data-dir.")
+    cluster = prepare_cluster(home)
+    with _running(cluster, cluster.argv(), log, stop=signal.SIGINT):
+        yield cluster
+
+
+@contextmanager
+def _running(cluster: Cluster, argv: list[str], log: Path, *, stop: signal.Signals) -> Iterator[None]:
+    server = spawn(
+        argv, env=server_env(), log=log, user=cluster.user, pass_fds=cluster.pass_fds, death_signal=signal.SIGQUIT
+    )
+    try:
+        _wait_until_it_answers(cluster, server, log, timeout_s=60.0)
+        yield
+    finally:
+        server.send_signal(stop)
+        server.wait()
+        if cluster.socket_dir != cluster.files.parent:
+            shutil.rmtree(cluster.socket_dir, ignore_errors=True)
 
 
 def server_env() -> dict[str, str]:
