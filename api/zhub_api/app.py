@@ -28,6 +28,7 @@ from zhub_api.known_parameters import KnownQuery
 from zhub_api.metering import Meter
 from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
+    alias_requests,
     aliases,
     chat,
     classification_datasets,
@@ -36,7 +37,9 @@ from zhub_api.routes import (
     completions,
     embeddings,
     evaluations,
+    expert_comparisons,
     expert_imports,
+    expert_states,
     expert_strengths,
     experts,
     feedback,
@@ -45,9 +48,11 @@ from zhub_api.routes import (
     graders,
     job_events,
     job_logs,
+    lineage,
     models,
     organization,
     promotions,
+    provenance,
     releases,
     schedules,
     shadows,
@@ -100,10 +105,10 @@ def _parts() -> APIRouter:
     """All routes. They are the same for every application of this process, and FastAPI takes long to analyse them."""
     router = APIRouter(responses=errors.ANSWERS, dependencies=[CheckedTexts])
     for part in (
-        files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
-        expert_imports, expert_strengths, classification_datasets, releases, shadows, chat,
-        stored_completions, completion_settings, completion_datasets, completions, embeddings, feedback, webhooks,
-        organization,
+        files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, alias_requests, promotions, schedules,
+        models, experts, expert_comparisons, expert_imports, expert_states, expert_strengths, lineage, provenance,
+        classification_datasets, releases, shadows, chat, stored_completions, completion_settings, completion_datasets,
+        completions, embeddings, feedback, webhooks, organization,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):

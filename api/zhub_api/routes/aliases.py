@@ -5,17 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from zhub import models
 from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError
 from zhub.ids import public_id
 from zhub.models import Alias, AliasMove, Expert, Project, Release
-from zhub.registry import aliases, releases, versions
+from zhub.registry import alias_requests, aliases, releases, versions
 from zhub.registry.versions import VersionRecord
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
@@ -30,6 +31,13 @@ class AliasRequest(Schema):
     model_config = ConfigDict(extra="forbid")
     version: str
     expected: str | None = None
+    reason: str | None = None
+
+
+class RollbackRequest(Schema):
+    """Why an alias goes back."""
+
+    model_config = ConfigDict(extra="forbid")
     reason: str | None = None
 
 
@@ -66,9 +74,12 @@ def retrieve_release_alias(caller: CallerDep, context: ContextDep, release: str,
 
 @router.put("/experts/{expert}/aliases/{alias}")
 def move_alias(
-    caller: CallerDep, context: ContextDep, expert: str, alias: str, request: AliasRequest
+    caller: CallerDep, context: ContextDep, response: Response, expert: str, alias: str, request: AliasRequest
 ) -> dict[str, Any]:
-    """Let an alias point to a version, without a gate: the first one, an earlier one, or one that a gate refused."""
+    """Let an alias point to a version, without a gate: the first one, an earlier one, or one that a gate refused.
+
+    Where the alias is protected, the answer is 202 and an ``alias.request``, which somebody else approves.
+    """
     caller.require("models:write")
     aliases.check_alias(alias, param="alias")
     with tenant_session(context.engine, caller.org_id) as session:
@@ -77,16 +88,19 @@ def move_alias(
         aliases.check_promotable(to)
         _check_of_owner(to.expert.id == owner.id, request, expert)
         expected = _expected(request, partial(versions.get_version, session, caller.project_id))
-        by = public_id("API key", caller.key_id)
-        moved = aliases.move(session, alias, to, by=by, reason=request.reason, expected=expected)
-        return alias_objects(session, [moved])[0]
+        asker = alias_requests.asker_of(caller)
+        moved = alias_requests.move(session, alias, to, asker, reason=request.reason, expected=expected)
+        return _moved(session, moved, response)
 
 
 @router.put("/releases/{release}/aliases/{alias}")
 def move_release_alias(
-    caller: CallerDep, context: ContextDep, release: str, alias: str, request: ReleaseAliasRequest
+    caller: CallerDep, context: ContextDep, response: Response, release: str, alias: str, request: ReleaseAliasRequest
 ) -> dict[str, Any]:
-    """Let an alias point to a version of a release, or send a ``share`` of its requests to one."""
+    """Let an alias point to a version of a release, or send a ``share`` of its requests to one.
+
+    Where the alias is protected, the answer is 202 and an ``alias.request``, which somebody else approves.
+    """
     caller.require("models:write")
     aliases.check_alias(alias, param="alias")
     with tenant_session(context.engine, caller.org_id) as session:
@@ -94,13 +108,31 @@ def move_release_alias(
         to = releases.get(session, caller.project_id, request.version)
         _check_of_owner(to.release.id == owner.id, request, release)
         expected = _expected(request, partial(releases.get, session, caller.project_id))
-        by, reason = public_id("API key", caller.key_id), request.reason
-        if request.share is None:
-            moved = aliases.move(session, alias, to, by=by, reason=reason, expected=expected)
-        else:
-            moved = aliases.get(session, owner, alias)
-            aliases.start_canary(session, moved, to, request.share, by=by, reason=reason, expected=expected)
-        return alias_objects(session, [moved])[0]
+        asker = alias_requests.asker_of(caller)
+        moved = alias_requests.move(
+            session, alias, to, asker, reason=request.reason, expected=expected, share=request.share
+        )
+        return _moved(session, moved, response)
+
+
+@router.post("/experts/{expert}/aliases/{alias}/rollback")
+def roll_back_alias(
+    caller: CallerDep, context: ContextDep, expert: str, alias: str, request: RollbackRequest
+) -> dict[str, Any]:
+    """Let an alias point again to the version that it pointed to before. It needs nobody's approval."""
+    caller.require("models:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        return _rolled_back(session, caller, versions.get_expert(session, caller, expert), alias, request)
+
+
+@router.post("/releases/{release}/aliases/{alias}/rollback")
+def roll_back_release_alias(
+    caller: CallerDep, context: ContextDep, release: str, alias: str, request: RollbackRequest
+) -> dict[str, Any]:
+    """Let an alias of a release point again to the version that it pointed to before."""
+    caller.require("models:write")
+    with tenant_session(context.engine, caller.org_id) as session:
+        return _rolled_back(session, caller, releases.get_release(session, caller, release), alias, request)
 
 
 @router.delete("/experts/{expert}/aliases/{alias}")
@@ -136,6 +168,47 @@ def alias_objects(session: Session, listed: Sequence[Alias]) -> list[dict[str, A
         }
         for alias in listed
     ]
+
+
+def request_objects(session: Session, listed: Sequence[models.AliasRequest]) -> list[dict[str, Any]]:
+    """What is asked for of protected aliases, and what became of it."""
+    names = _names(session, [target for one in listed for target in (one.target_id, one.expected_id)])
+    statuses = alias_requests.statuses(session, listed)
+    return [
+        {
+            "id": public_id("alias request", one.id),
+            "object": "alias.request",
+            "created_at": int(one.created_at.timestamp()),
+            "alias": f"{names[one.target_id].partition('@')[0]}@{one.alias}",
+            "version": names[one.target_id],
+            "expected": names.get(one.expected_id),
+            "share": one.share,
+            "promotion": public_id("promotion", one.promotion_id) if one.promotion_id else None,
+            "by": one.by,
+            "person": one.person,
+            "reason": one.reason,
+            "status": statuses[one.id],
+            "expires_at": int(one.expires_at.timestamp()),
+            "decided_at": int(one.decided_at.timestamp()) if one.decided_at else None,
+            "decided_by": one.decided_by,
+            "decided_because": one.decided_because,
+        }
+        for one in listed
+    ]
+
+
+def _moved(session: Session, moved: Alias | models.AliasRequest, response: Response) -> dict[str, Any]:
+    if isinstance(moved, Alias):
+        return alias_objects(session, [moved])[0]
+    response.status_code = 202
+    return request_objects(session, [moved])[0]
+
+
+def _rolled_back(
+    session: Session, caller: Caller, owner: Expert | Release, name: str, request: RollbackRequest
+) -> dict[str, Any]:
+    moved = aliases.roll_back(session, owner, name, by=public_id("API key", caller.key_id), reason=request.reason)
+    return alias_objects(session, [moved])[0]
 
 
 def _with_moves(session: Session, owner: Expert | Release, name: str) -> dict[str, Any]:

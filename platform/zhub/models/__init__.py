@@ -4,10 +4,11 @@ Foreign keys between tenant-owned tables are composite, ``(org_id, x_id)``: fore
 security, so a single-column key would let one tenant point at another's row. Names are never keys.
 """
 
-from zhub.models.aliases import Alias, AliasMove
+from zhub.models.aliases import Alias, AliasMove, AliasProtection, AliasRequest
 from zhub.models.base import Base, TenantOwned
 from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
+from zhub.models.provenance import Attestation, Erasure, SigningKey
 from zhub.models.registry import (
     BaseModel,
     Checkpoint,
@@ -31,8 +32,11 @@ __all__ = [
     "Agent",
     "Alias",
     "AliasMove",
+    "AliasProtection",
+    "AliasRequest",
     "ApiKey",
     "Attempt",
+    "Attestation",
     "Base",
     "BaseModel",
     "Checkpoint",
@@ -41,6 +45,7 @@ __all__ = [
     "CompletionSettings",
     "Dataset",
     "DatasetVersion",
+    "Erasure",
     "Evaluation",
     "Expert",
     "ExpertChange",
@@ -60,6 +65,7 @@ __all__ = [
     "ReleaseExpert",
     "ReleaseVersion",
     "ShadowTrial",
+    "SigningKey",
     "Schedule",
     "ScheduleTick",
     "StoredCompletion",

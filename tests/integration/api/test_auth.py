@@ -18,6 +18,7 @@ Client = openai.OpenAI
 OpenClient = Callable[..., openai.OpenAI]
 MakeKey = Callable[..., str]
 PLACES = {
+    "against": "main.summer@v1",
     "alias": "prod",
     "expert": "main.summer",
     "promotion_id": "promo-0",
@@ -37,6 +38,8 @@ PLACES = {
     "name": "main.summer@v1",
     "filename": "config.json",
     "release": "main.support",
+    "request_id": "areq-0",
+    "subject": "main.summer@v1",
     "version": "main.support@v1",
 }
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
@@ -80,6 +83,11 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "files": [("files", ("adapter_config.json", LORA)), ("files", ("adapter_model.safetensors", b"weights"))],
     },
     ("patch", "/v1/experts/{name}"): {"json": {"archived": True}},
+    ("put", "/v1/experts/{name}/state"): {"json": {"state": "ready"}},
+    ("post", "/v1/experts/{expert}/aliases/{alias}/rollback"): {"json": {}},
+    ("post", "/v1/releases/{release}/aliases/{alias}/rollback"): {"json": {}},
+    ("put", "/v1/protected_aliases/{alias}"): {"json": {}},
+    ("post", "/v1/alias_requests/{request_id}/decision"): {"json": {"decision": "approve"}},
     ("post", "/v1/promotions"): {"json": {"model": "main.summer@v1", "suites": [{"file": "file-0", "grader": GRADER}]}},
     ("post", "/v1/schedules"): {"json": SCHEDULE},
     ("put", "/v1/schedules/{schedule_id}"): {"json": SCHEDULE},
@@ -90,7 +98,10 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/webhook_endpoints/{endpoint_id}/test"): {"json": {"event_type": "fine_tuning.job.failed"}},
 }
 OPEN = {"/healthz", "/readyz"}
-OWN_ANSWERS = {"/v1/experts/{name}/z": 409}  # the version of these tests has no such file
+OWN_ANSWERS = {
+    "/v1/experts/{name}/z": 409,  # the version of these tests has no such file
+    "/v1/experts/{name}/attestation": 409,  # and no scheduler has signed it
+}
 
 
 def routes(app: FastAPI) -> list[tuple[str, str]]:
@@ -136,7 +147,12 @@ def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
         options={"headers": {"Content-Type": "multipart/form-data"}},
         cast_to=object,
     )
+    client.put("/protected_aliases/stable", body={}, cast_to=object)
+    request: Any = client.put("/experts/main.summer/aliases/stable", body={"version": version}, cast_to=object)
     found = {
+        "request_id": request["id"],
+        "against": version,
+        "subject": version,
         "import_id": imported["id"],
         "dataset_id": rows["id"],
         "expert": "main.summer",

@@ -26,6 +26,7 @@ from zhub.process import tracing
 from zhub.registry.model_sizes import ModelSizes
 from zhub.sandbox import Sandbox
 from zhub.specs import DecomposeSpec, EvaluateSpec, ImportSpec, JobSpec, StartingPoint, StoredFile, TrainSpec
+from zhub.storage.attested import fetch_attested
 from zhub.storage.keys import basis_prefix
 from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptStoppedError
@@ -295,7 +296,7 @@ class TorchRunner:
         expert = ExpertFile("svf", {}, {})  # the base
         if spec.z is not None:
             path = attempt.cache_dir / "experts" / f"{spec.z.sha256}.safetensors"
-            fetch(store, spec.z.key, path, sha256=spec.z.sha256)
+            fetch_attested(store, spec.z.key, path, sha256=spec.z.sha256, attested=spec.z.attested)
             expert = read_expert(path, sha256=spec.z.sha256, basis=model.basis)
         adapter = adapter_of(model, expert)
         values = adapter.imported(expert.tensors) if expert.tensors else None
@@ -368,11 +369,13 @@ def _run(attempt: Attempt, spec: TrainSpec, resumed: TrainState | None) -> Run:
 def _start(start: StartingPoint, model: AdaptedModel, store: ObjectStore, cache_dir: Path) -> Start:
     directory = cache_dir / "experts"
     z = directory / f"{start.z_sha256}.safetensors"
-    fetch(store, f"{start.key_prefix}/{Z_FILE}", z, sha256=start.z_sha256)
+    signed = start.attested
+    fetch_attested(store, f"{start.key_prefix}/{Z_FILE}", z, sha256=start.z_sha256, attested=signed)
     centroid = None
     if start.routing_sha256 is not None:
         routing = directory / f"{start.routing_sha256}.safetensors"
-        fetch(store, f"{start.key_prefix}/{ROUTING_FILE}", routing, sha256=start.routing_sha256)
+        key = f"{start.key_prefix}/{ROUTING_FILE}"
+        fetch_attested(store, key, routing, sha256=start.routing_sha256, attested=signed)
         centroid = read_routing(routing, sha256=start.routing_sha256, basis_fingerprint=model.basis.fingerprint)
     return Start(start.name, start.digest, read_z(z, sha256=start.z_sha256, basis=model.basis), centroid)
 
