@@ -16,6 +16,7 @@ import open_sessions
 import psycopg
 import pytest
 from folder_lifetime import leave_folders
+from frozen import unfreeze
 from legal_moves import forbid_illegal_moves
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from psycopg import sql
@@ -190,6 +191,12 @@ def database(make_database: Callable[..., Urls], drop_database: Callable[[Urls],
     urls = make_database()
     yield urls
     drop_database(urls)
+
+
+@pytest.fixture
+def unfrozen(database: Urls) -> None:
+    """Let this test harm what was published, which the database otherwise refuses."""
+    unfreeze(database.owner)
 
 
 @pytest.fixture

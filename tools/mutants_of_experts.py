@@ -54,7 +54,7 @@ MUTANTS = (
     Mutant(
         "a version that something needs is not deleted",
         DELETION,
-        "    _refuse_needed(session, expert, versions)\n",
+        '    needs.refuse(needs.of_versions(session, expert, _kept(which), "delete", by=_by(caller)))\n',
         "",
         ON_DELETION,
     ),

@@ -26,6 +26,7 @@ T = TypeVar("T")
 Keep = Callable[[dict[str, Any]], None]
 """Gets the body of a whole answer as a plain response has it, streamed or not, and returns at once."""
 
+WARNING_HEADER = "x-zhub-warning"
 CLIENT_CLOSED_REQUEST = 499  # nginx's: nobody reads it, and the metrics tell it from an answer
 
 
@@ -103,11 +104,12 @@ async def answer(
         of_chunks = beginning | {"object": form.chunk}
         chunks = events(of_chunks, first, lines, form.deltas, includes_usage=settings.includes_usage())
         pieces = ending_with_errors(read_ahead(chunks))
-        return StreamingResponse(pieces, media_type=EVENTS, headers={"cache-control": "no-cache"})
+        headers = {"cache-control": "no-cache", **_headers(asked, first)}
+        return StreamingResponse(pieces, media_type=EVENTS, headers=headers)
     whole = await while_listened_to(http_request, collected(lines, asked.n))
     if whole is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(body(beginning, form, first, whole))
+    return JSONResponse(body(beginning, form, first, whole), headers=_headers(asked, first))
 
 
 def body(beginning: dict[str, Any], form: Form, first: Started, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -153,8 +155,22 @@ def head(model: str, asked: GenerationRequest, first: Started) -> dict[str, Any]
             "base_model": asked.base.name,
             "release": asked.release,
             "choice_s": first.choice_s,
+            "warnings": warnings(asked, first),
         },
     }
+
+
+def warnings(asked: GenerationRequest, first: Started) -> list[str]:
+    """What is told of the experts that answer: which of them are deprecated, and what to use."""
+    names = {chosen.name for chosen in first.experts}
+    references = (*asked.experts, *(asked.candidates or ()))
+    return [known.warning for known in references if known.warning is not None and known.name in names]
+
+
+def _headers(asked: GenerationRequest, first: Started) -> dict[str, str]:
+    """Those that tell of the same, for clients that read no bodies."""
+    told = warnings(asked, first)
+    return {WARNING_HEADER: " ".join(told).encode("ascii", "replace").decode()} if told else {}
 
 
 async def collected(lines: AsyncIterator[AnswerLine], count: int) -> list[Answer]:

@@ -29,6 +29,7 @@ from zhub_api.known_parameters import KnownKeylessQuery, KnownQuery
 from zhub_api.metering import Meter
 from zhub_api.request_rates import Rated, RateHeaders, RequestRates
 from zhub_api.routes import (
+    alias_requests,
     aliases,
     catalogue,
     chat,
@@ -38,8 +39,10 @@ from zhub_api.routes import (
     completions,
     embeddings,
     evaluations,
+    expert_comparisons,
     expert_exports,
     expert_imports,
+    expert_states,
     expert_strengths,
     experts,
     feedback,
@@ -48,10 +51,12 @@ from zhub_api.routes import (
     graders,
     job_events,
     job_logs,
+    lineage,
     models,
     organization,
     organization_usage,
     promotions,
+    provenance,
     releases,
     schedules,
     shadows,
@@ -112,10 +117,11 @@ def _parts() -> APIRouter:
     """All routes. They are the same for every application of this process, and FastAPI takes long to analyse them."""
     router = APIRouter(responses=errors.ANSWERS, dependencies=[CheckedTexts])
     for part in (
-        files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
-        catalogue, expert_imports, expert_exports, expert_strengths, classification_datasets, releases, shadows, chat,
-        stored_completions, completion_settings, completion_datasets, completions, embeddings, feedback, webhooks,
-        organization, organization_usage, me, login, audit_logs, projects, users, keys, service_accounts, platform,
+        files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, alias_requests, promotions, schedules,
+        models, experts, catalogue, expert_comparisons, expert_imports, expert_exports, expert_states, expert_strengths,
+        lineage, provenance, classification_datasets, releases, shadows, chat, stored_completions, completion_settings,
+        completion_datasets, completions, embeddings, feedback, webhooks, organization, organization_usage, me, login,
+        audit_logs, projects, users, keys, service_accounts, platform,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):

@@ -16,8 +16,8 @@ from zhub.process.logs import escaped
 # What is shown beside other names, in logs and in lists.
 NAMES = {
     "alias", "cluster", "compare_with", "cron", "dataset", "dedup_key", "depends_on", "event_type", "event_types",
-    "expected", "file", "filename", "hub_id", "hub_revision", "model", "name", "on_regression", "suffix", "timezone",
-    "training_file", "url", "validation_file", "version",
+    "expected", "file", "filename", "hub_id", "hub_revision", "model", "name", "on_regression", "successor", "suffix",
+    "timezone", "training_file", "url", "validation_file", "version",
 }  # fmt: skip
 # Within these, a field of such a name is a user's own.
 OPEN_OBJECTS = {"item", "json_schema", "metadata", "messages"}

@@ -3,9 +3,10 @@
 It imports nothing of zhub: the command line loads it, and should not load the specs of jobs and their graders.
 """
 
+from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Router = Literal["centroid", "prompt", "classifier"]
 """What chooses among experts: where their training prompts lie, or the base, asked which of them a prompt is for, or
@@ -22,6 +23,27 @@ class ChosenExpert(BaseModel):
     weight: float
     layers: list[int] | None = None
     reason: str = ""
+
+
+class SigningKey(BaseModel):
+    """A public key of an organisation: ``public_key`` is the raw 32 bytes in base64, ``key_id`` their SHA-256.
+
+    A retired key verifies what was published up to ``retired_at``, and nothing later.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    key_id: str
+    public_key: str
+    retired_at: datetime | None = None
+
+
+class Attested(BaseModel):
+    """Where the envelope of a version lies, and the public key that it must be signed with: for who loads its files."""
+
+    model_config = ConfigDict(frozen=True)
+    key: str
+    sha256: str
+    signing_key: SigningKey
 
 
 class ExpertReference(BaseModel):
@@ -42,6 +64,10 @@ class ExpertReference(BaseModel):
     weight: float = 1.0
     description: str = ""
     layers: list[int] | None = None
+    attested: Attested | None = None
+    """What its files are verified by before they are loaded; None: it is a checkpoint, or not signed yet."""
+    warning: str | None = Field(default=None, exclude=True)
+    """What is told of it with each answer: that it is deprecated. Not of serving, which gets it without."""
 
     @property
     def steering(self) -> tuple[str, float, tuple[int, ...] | None]:

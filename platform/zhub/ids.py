@@ -23,6 +23,7 @@ PREFIXES = {
     "evaluation": "eval",
     "promotion": "promo",
     "alias move": "move",
+    "alias request": "areq",
     "shadow": "shadow",
     "expert change": "change",
     "schedule": "sched",

@@ -2,7 +2,8 @@
 
 Start it with ``python -m zhub.scheduler``. It may be killed at any moment, because each pass is one transaction. Each
 scheduler, leader or not, also has threads for work that needs no leader: they fire schedules, decide gates, send
-webhooks, make datasets of stored completions, count what is stored, and remove what is deleted, and old logs.
+webhooks, sign versions, make datasets of stored completions, count what is stored, and remove what is deleted, and old
+logs.
 """
 
 import logging
@@ -40,7 +41,7 @@ from zhub.process.wakeup import SCHEDULER, Wakeup, agent_topic, open_wakeup
 from zhub.queue import checkpoints, job_logs, leadership
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
-from zhub.registry import deletion, exports
+from zhub.registry import deletion, exports, signing
 from zhub.schedules import regressions
 from zhub.schedules.firing import process_next_due
 from zhub.storage.object_store import ObjectStore, open_store
@@ -51,6 +52,7 @@ from zhub.webhooks.safe_http import Outbound
 
 POLL_S = 1.0
 SWEEP_S = 10.0
+SIGN_S = 2.0
 LOGS_SWEEP_S = 3600.0
 METER_S = 10.0
 EXPLAIN_S = 2.0
@@ -107,6 +109,7 @@ def main() -> None:
     outbound = Outbound(allow_private=settings.webhook_allow_private)
     threads: tuple[tuple[str, float, Callable[..., object]], ...] = (
         ("sweep", SWEEP_S + RUN_WITHIN_S, partial(sweep, engine, store, stopping)),
+        ("sign", SIGN_S + RUN_WITHIN_S, partial(sign, engine, store, secret_key, stopping)),
         ("log-sweep", LOGS_SWEEP_S + RUN_WITHIN_S, partial(sweep_logs, engine, store, kept, stopping)),
         ("meter", METER_S + RUN_WITHIN_S, partial(meter, engine, stopping)),
         ("collect", POLL_S + RUN_WITHIN_S, partial(collect, engine, store, stopping)),
@@ -311,6 +314,19 @@ def collect(engine: Engine, store: ObjectStore, stopping: threading.Event, beat:
     run_once = partial(collecting.collect_next, engine, store, stopping)
     what = "collecting completions"
     _run_periodically(run_once, POLL_S, stopping, beat, what, away="database_away", failed="collect_failed")
+
+
+def sign(engine: Engine, store: ObjectStore, secret_key: str, stopping: threading.Event, beat: Beat = no_beat) -> None:
+    """Sign what was published until ``stopping`` is set."""
+    _run_periodically(
+        lambda: signing.sign_next(engine, store, secret_key) > 0,
+        SIGN_S,
+        stopping,
+        beat,
+        "signing versions",
+        away="sign_failed",
+        failed="sign_failed",
+    )
 
 
 def sweep_logs(

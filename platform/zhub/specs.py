@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from zhub.answering import Answering
+from zhub.answering import Answering, Attested
 from zhub.graders import Grader
 from zhub.manifest import canonical_json
 from zhub.recipes import Hyperparameters, Recipe
@@ -126,6 +126,8 @@ class StartingPoint(BaseModel):
     key_prefix: str
     z_sha256: str
     routing_sha256: str | None
+    attested: Attested | None = None
+    """What its files are verified by before they are loaded; None: it is not signed yet."""
 
 
 class TrainPlan(BaseModel):
@@ -221,6 +223,7 @@ class EvaluatedZ(BaseModel):
     sha256: str
     recipe: str
     hyperparameters: dict[str, Any]
+    attested: Attested | None = None
 
 
 class EvaluateSpec(BaseModel):

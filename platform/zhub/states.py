@@ -4,7 +4,7 @@ Users and the leader write ``desired``, the requested change. The lease holder, 
 ``state``. So "cancel" never races with "finished": they are two columns, and one guarded statement reads both.
 """
 
-from typing import Final
+from typing import Final, Literal
 
 DESIRED: Final = ("run", "pause", "cancel", "preempt", "redrive")
 
@@ -44,6 +44,7 @@ POOLS: Final = (TORCH, LIGHT)  # of workers, in the order in which an agent clai
 OUTCOMES: Final = ("succeeded", "failed_user", "failed_infra", "lost", "cancelled", "paused", "preempted")
 
 FILE_STATUSES: Final = ("uploaded", "processed", "error")
+VersionState = Literal["ready", "deprecated", "yanked", "deleted", "purged"]
 BASE_MODEL_STATUSES: Final = ("uploading", "decomposing", "ready", "error")
 EVENT_LEVELS: Final = ("info", "warn", "error")
 EVENT_TYPES: Final = ("message", "metrics")

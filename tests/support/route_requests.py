@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from suites import GRADER, METHOD
 
 PLACES = {
+    "against": "main.summer@v1",
     "alias": "prod",
     "expert": "main.summer",
     "promotion_id": "promo-0",
@@ -26,6 +27,8 @@ PLACES = {
     "name": "main.summer@v1",
     "filename": "config.json",
     "release": "main.support",
+    "request_id": "areq-0",
+    "subject": "main.summer@v1",
     "version": "main.support@v1",
     "project_id": "proj-0",
     "user_id": "user-0",
@@ -78,6 +81,11 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/expert_exports"): {"json": {"model": "main.summer@v1", "format": "lora"}},
     ("patch", "/v1/experts/{name}"): {"json": {"archived": True}},
     ("put", "/v1/experts/{name}/card"): {"json": {"text": "x"}},
+    ("put", "/v1/experts/{name}/state"): {"json": {"state": "ready"}},
+    ("post", "/v1/experts/{expert}/aliases/{alias}/rollback"): {"json": {}},
+    ("post", "/v1/releases/{release}/aliases/{alias}/rollback"): {"json": {}},
+    ("put", "/v1/protected_aliases/{alias}"): {"json": {}},
+    ("post", "/v1/alias_requests/{request_id}/decision"): {"json": {"decision": "approve"}},
     ("post", "/v1/promotions"): {"json": {"model": "main.summer@v1", "suites": [{"file": "file-0", "grader": GRADER}]}},
     ("post", "/v1/schedules"): {"json": SCHEDULE},
     ("put", "/v1/schedules/{schedule_id}"): {"json": SCHEDULE},

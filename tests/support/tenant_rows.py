@@ -14,7 +14,10 @@ from zhub.embedded.postgres import Urls
 from zhub.models import (
     Alias,
     AliasMove,
+    AliasProtection,
+    AliasRequest,
     Attempt,
+    Attestation,
     AuditEvent,
     BaseModel,
     CardRevision,
@@ -45,6 +48,7 @@ from zhub.models import (
     Schedule,
     ScheduleTick,
     ShadowTrial,
+    SigningKey,
     StoredCompletion,
     StoredUsage,
     TokenCount,
@@ -169,9 +173,18 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
         "request": {},
     }
     weekly, daily = (Schedule(name=n, dataset_id=datasets[0].id, **timed, **within) for n in ("weekly", "daily"))
-    session.add_all([alias, next_one, weekly, daily, Promotion(job_id=jobs[0].id, alias="prod", gate={}, **within)])
+    promotions = [Promotion(job_id=job.id, alias="prod", gate={}, **within) for job in (jobs[0], another)]
+    session.add_all([alias, next_one, weekly, daily, *promotions])
     session.flush()
     session.add(AliasMove(alias_id=alias.id, to_version_id=version.id, by="key", **own))
+    asked = {"expert_id": experts[0].id, "alias": "prod", "version_id": version.id, "by": "key", "person": "key"}
+    keys = [SigningKey(rotation=rotation, key_id="k", public_key="p", **own) for rotation in (1, 2)]
+    session.add_all(keys)
+    session.flush()
+    signed = {"version_id": version.id, "signing_key_id": keys[0].id, "envelope": {}, "key": "k", "sha256": "s"}
+    session.add(Attestation(**signed, **own))
+    session.add(AliasProtection(name="prod", by="key", **within))
+    session.add(AliasRequest(expires_at=datetime(2026, 1, 1, tzinfo=UTC), **asked, **within))
     session.add(ExpertChange(expert_id=experts[0].id, version_id=version.id, by="key", changes={}, **own))
     # The entries of the catalogue are there: triggers make them.
     session.add(CardRevision(expert_id=experts[0].id, revision=1, text="t", links=[], by="key", **own))
@@ -199,6 +212,8 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
         "dataset_versions": files[1],
         "expert_versions": spare_version,
         "aliases": next_one,
+        "promotions": promotions[1],
+        "signing_keys": keys[1],
         "releases": releases[1],
         "release_versions": release_versions[1],
         "schedules": daily,

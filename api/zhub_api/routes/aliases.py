@@ -5,17 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from zhub import models
 from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError
 from zhub.ids import public_id
 from zhub.models import Alias, AliasMove, Expert, Project, Release
-from zhub.registry import aliases, releases, versions
+from zhub.registry import alias_requests, aliases, releases, versions
 from zhub.registry.versions import VersionRecord
 from zhub.tenancy import audit
 from zhub.tenancy.keys import Caller
@@ -32,6 +33,13 @@ class AliasRequest(Schema):
     model_config = ConfigDict(extra="forbid")
     version: str
     expected: str | None = None
+    reason: str | None = None
+
+
+class RollbackRequest(Schema):
+    """Why an alias goes back."""
+
+    model_config = ConfigDict(extra="forbid")
     reason: str | None = None
 
 
@@ -65,9 +73,12 @@ def retrieve_release_alias(caller: CallerDep, context: ContextDep, release: str,
 
 @router.put("/experts/{expert}/aliases/{alias}", dependencies=[needs("models:write")])
 def move_alias(
-    caller: CallerDep, context: ContextDep, expert: str, alias: str, request: AliasRequest
+    caller: CallerDep, context: ContextDep, response: Response, expert: str, alias: str, request: AliasRequest
 ) -> dict[str, Any]:
-    """Let an alias point to a version, without a gate: the first one, an earlier one, or one that a gate refused."""
+    """Let an alias point to a version, without a gate: the first one, an earlier one, or one that a gate refused.
+
+    Where the alias is protected, the answer is 202 and an ``alias.request``, which somebody else approves.
+    """
     aliases.check_alias(alias, param="alias")
     with tenant_session(context.engine, caller.org_id) as session:
         owner = versions.get_expert(session, caller, expert)
@@ -75,32 +86,51 @@ def move_alias(
         aliases.check_promotable(to)
         _check_of_owner(to.expert.id == owner.id, request, expert)
         expected = _expected(request, partial(versions.get_version, session, caller.project_id))
-        by, before = public_id("API key", caller.key_id), _pointed_to(session, owner, alias)
-        moved = aliases.move(session, alias, to, by=by, reason=request.reason, expected=expected)
-        _audit_move(session, caller, f"{expert}@{alias}", before, {"version": to.name})
-        return alias_objects(session, [moved])[0]
+        asker, before = alias_requests.asker_of(caller), _pointed_to(session, owner, alias)
+        moved = alias_requests.move(session, alias, to, asker, reason=request.reason, expected=expected)
+        _audit_move(session, caller, f"{expert}@{alias}", moved, before, {"version": to.name})
+        return _moved(session, moved, response)
 
 
 @router.put("/releases/{release}/aliases/{alias}", dependencies=[needs("models:write")])
 def move_release_alias(
-    caller: CallerDep, context: ContextDep, release: str, alias: str, request: ReleaseAliasRequest
+    caller: CallerDep, context: ContextDep, response: Response, release: str, alias: str, request: ReleaseAliasRequest
 ) -> dict[str, Any]:
-    """Let an alias point to a version of a release, or send a ``share`` of its requests to one."""
+    """Let an alias point to a version of a release, or send a ``share`` of its requests to one.
+
+    Where the alias is protected, the answer is 202 and an ``alias.request``, which somebody else approves.
+    """
     aliases.check_alias(alias, param="alias")
     with tenant_session(context.engine, caller.org_id) as session:
         owner = releases.get_release(session, caller, release)
         to = releases.get(session, caller.project_id, request.version)
         _check_of_owner(to.release.id == owner.id, request, release)
         expected = _expected(request, partial(releases.get, session, caller.project_id))
-        by, reason = public_id("API key", caller.key_id), request.reason
-        before = _pointed_to(session, owner, alias)
-        if request.share is None:
-            moved = aliases.move(session, alias, to, by=by, reason=reason, expected=expected)
-        else:
-            moved = aliases.get(session, owner, alias)
-            aliases.start_canary(session, moved, to, request.share, by=by, reason=reason, expected=expected)
-        _audit_move(session, caller, f"{release}@{alias}", before, {"version": to.name, "share": request.share})
-        return alias_objects(session, [moved])[0]
+        asker, before = alias_requests.asker_of(caller), _pointed_to(session, owner, alias)
+        moved = alias_requests.move(
+            session, alias, to, asker, reason=request.reason, expected=expected, share=request.share
+        )
+        after = {"version": to.name, "share": request.share}
+        _audit_move(session, caller, f"{release}@{alias}", moved, before, after)
+        return _moved(session, moved, response)
+
+
+@router.post("/experts/{expert}/aliases/{alias}/rollback", dependencies=[needs("models:write")])
+def roll_back_alias(
+    caller: CallerDep, context: ContextDep, expert: str, alias: str, request: RollbackRequest
+) -> dict[str, Any]:
+    """Let an alias point again to the version that it pointed to before. It needs nobody's approval."""
+    with tenant_session(context.engine, caller.org_id) as session:
+        return _rolled_back(session, caller, versions.get_expert(session, caller, expert), alias, request)
+
+
+@router.post("/releases/{release}/aliases/{alias}/rollback", dependencies=[needs("models:write")])
+def roll_back_release_alias(
+    caller: CallerDep, context: ContextDep, release: str, alias: str, request: RollbackRequest
+) -> dict[str, Any]:
+    """Let an alias of a release point again to the version that it pointed to before."""
+    with tenant_session(context.engine, caller.org_id) as session:
+        return _rolled_back(session, caller, releases.get_release(session, caller, release), alias, request)
 
 
 @router.delete("/experts/{expert}/aliases/{alias}", dependencies=[needs("models:write")])
@@ -134,6 +164,51 @@ def alias_objects(session: Session, listed: Sequence[Alias]) -> list[dict[str, A
         }
         for alias in listed
     ]
+
+
+def request_objects(session: Session, listed: Sequence[models.AliasRequest]) -> list[dict[str, Any]]:
+    """What is asked for of protected aliases, and what became of it."""
+    names = _names(session, [target for one in listed for target in (one.target_id, one.expected_id)])
+    statuses = alias_requests.statuses(session, listed)
+    return [
+        {
+            "id": public_id("alias request", one.id),
+            "object": "alias.request",
+            "created_at": int(one.created_at.timestamp()),
+            "alias": f"{names[one.target_id].partition('@')[0]}@{one.alias}",
+            "version": names[one.target_id],
+            "expected": names.get(one.expected_id),
+            "share": one.share,
+            "promotion": public_id("promotion", one.promotion_id) if one.promotion_id else None,
+            "by": one.by,
+            "person": one.person,
+            "reason": one.reason,
+            "status": statuses[one.id],
+            "expires_at": int(one.expires_at.timestamp()),
+            "decided_at": int(one.decided_at.timestamp()) if one.decided_at else None,
+            "decided_by": one.decided_by,
+            "decided_because": one.decided_because,
+        }
+        for one in listed
+    ]
+
+
+def _moved(session: Session, moved: Alias | models.AliasRequest, response: Response) -> dict[str, Any]:
+    if isinstance(moved, Alias):
+        return alias_objects(session, [moved])[0]
+    response.status_code = 202
+    return request_objects(session, [moved])[0]
+
+
+def _rolled_back(
+    session: Session, caller: Caller, owner: Expert | Release, name: str, request: RollbackRequest
+) -> dict[str, Any]:
+    before = _pointed_to(session, owner, name)
+    moved = aliases.roll_back(session, owner, name, by=public_id("API key", caller.key_id), reason=request.reason)
+    told = alias_objects(session, [moved])[0]
+    target = f"{caller.project}.{owner.name}@{name}"
+    _audit_move(session, caller, target, moved, before, {"version": told["version"], "rolled_back": True})
+    return told
 
 
 def _with_moves(session: Session, owner: Expert | Release, name: str) -> dict[str, Any]:
@@ -221,5 +296,13 @@ def _pointed_to(session: Session, owner: Expert | Release, alias: str) -> str | 
     return _names(session, [version_id]).get(version_id)
 
 
-def _audit_move(session: Session, caller: Caller, target: str, before: str | None, after: Mapping[str, Any]) -> None:
-    audit.record(session, caller, "alias.moved", target, before={"version": before}, after=after)
+def _audit_move(
+    session: Session,
+    caller: Caller,
+    target: str,
+    moved: Alias | models.AliasRequest,
+    before: str | None,
+    after: Mapping[str, Any],
+) -> None:
+    action = "alias_request.created" if isinstance(moved, models.AliasRequest) else "alias.moved"
+    audit.record(session, caller, action, target, before={"version": before}, after=after)

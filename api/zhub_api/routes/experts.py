@@ -10,13 +10,23 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from zhub.database.sessions import tenant_session
-from zhub.errors import NotFoundError
+from zhub.errors import NotFoundError, ObjectMissingError
 from zhub.evaluation import feedback
 from zhub.evaluation.forgetting import Part, forgetting_of
 from zhub.ids import parse_id, public_id
 from zhub.manifest import MANIFEST_FILE, Evaluation, Manifest
 from zhub.models import Alias, Expert, ExpertChange, ExpertVersion
-from zhub.registry import aliases, base_models, classification, deletion, listing, metadata, versions
+from zhub.registry import (
+    aliases,
+    base_models,
+    classification,
+    deletion,
+    life,
+    listing,
+    metadata,
+    verification,
+    versions,
+)
 from zhub.registry.metadata import Change
 from zhub.registry.publish import public_job_id
 from zhub.tenancy import audit
@@ -82,15 +92,19 @@ def change_expert(caller: CallerDep, context: ContextDep, name: str, request: Ch
 
 
 @router.delete("/{name}", dependencies=[needs("models:write")])
-def delete_expert(caller: CallerDep, context: ContextDep, name: str) -> dict[str, Any]:
-    """Delete a version; or an expert with all its versions. Refused while an alias, a schedule or a job needs it."""
+def delete_expert(caller: CallerDep, context: ContextDep, name: str, detach: bool = False) -> dict[str, Any]:
+    """Delete a version; or an expert with all its versions. Refused while an alias, a schedule or a job needs it.
+
+    With ``detach`` that is detached: an alias then points to nothing, a release version that pins it is deleted, a job
+    or gate is cancelled, a schedule is paused.
+    """
     with tenant_session(context.engine, caller.org_id) as session:
         expert, record = _named(session, caller, name)
         if record is None:
-            deletion.delete_expert(session, caller, expert)
+            deletion.delete_expert(session, caller, expert, detach=detach)
             audit.record(session, caller, "expert.deleted", name)
             return {"id": f"{caller.project}.{expert.name}", "object": "expert", "deleted": True}
-        deletion.delete_version(session, caller, record)
+        deletion.delete_version(session, caller, record, detach=detach)
         audit.record(session, caller, "expert.deleted", record.name, before={"digest": record.version.digest})
         return {"id": record.name, "object": "expert.version", "deleted": True}
 
@@ -129,7 +143,11 @@ def version_file(caller: CallerDep, context: ContextDep, name: str, filename: st
     manifest = Manifest.model_validate(version.manifest)
     if filename not in (MANIFEST_FILE, *(file.name for file in manifest.files)):
         raise NotFoundError("file", f"{name}/{filename}")
-    content = context.store.open(f"{version.key_prefix}/{filename}")
+    try:
+        content = context.store.open(f"{version.key_prefix}/{filename}")
+    except ObjectMissingError:
+        verification.mark_missing(context.engine, caller.org_id, version.id, filename)
+        raise
     return StreamingResponse(content, media_type=BYTES)
 
 
@@ -147,7 +165,7 @@ def _object(session: Session, caller: Caller, expert: Expert, record: versions.V
 def version_objects(session: Session, records: Sequence[versions.VersionRecord]) -> list[dict[str, Any]]:
     ids = [record.version.id for record in records]
     summaries, names = feedback.summaries(session, ids), aliases.of_versions(session, ids)
-    parents = versions.parents(session, records)
+    parents, successors = versions.parents(session, records), life.successors(session, records)
     classifies = classification.classified_by(session, records)
     return [
         {
@@ -165,6 +183,10 @@ def version_objects(session: Session, records: Sequence[versions.VersionRecord])
             "tags": version.tags,
             "archived": version.archived_at is not None or record.expert.archived_at is not None,
             "lost_files": version.lost_files or [],
+            "state": version.state,
+            "state_reason": version.state_reason,
+            "successor": successors.get(record.name),
+            "damage": version.damage,
             "aliases": names.get(version.id, []),
             "parent": parents.get(version.manifest["parent_digest"]),
             "classifies": [known._asdict() for known in classifies.get(version.id, ())],

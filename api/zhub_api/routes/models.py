@@ -50,7 +50,12 @@ def list_models(
     """
     with tenant_session(context.engine, caller.org_id) as session:
         newest, has_more = listing.list_versions(
-            session, caller.project_id, after=after, limit=limit, with_manifests=False
+            session,
+            caller.project_id,
+            after=after,
+            limit=limit,
+            only=listing.Filter(answering=True),
+            with_manifests=False,
         )
         experts = page([_version_model(record) for record in newest], has_more=has_more)
         if after is not None:

@@ -13,6 +13,7 @@ from zhub.evaluation import gates, promotion_lists, promotions
 from zhub.ids import parse_id, public_id
 from zhub.models import Job, Promotion
 from zhub.process.wakeup import SCHEDULER
+from zhub.registry import alias_requests
 from zhub.tenancy import audit
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
@@ -72,6 +73,7 @@ def promotion_objects(session: Session, listed: Sequence[Promotion]) -> list[dic
     again = select(Promotion).where(Promotion.id.in_([promotion.id for promotion in listed]))
     session.scalars(again.execution_options(populate_existing=True)).all()
     names = promotion_lists.model_names(session, listed)
+    asked = alias_requests.of_promotions(session, [promotion.id for promotion in listed])
     return [
         {
             "id": public_id("promotion", promotion.id),
@@ -87,6 +89,7 @@ def promotion_objects(session: Session, listed: Sequence[Promotion]) -> list[dic
             "alias": promotion.alias,
             "gate": promotion.gate,
             "promoted": promotion.promoted,
+            "approval": public_id("alias request", asked[promotion.id].id) if promotion.id in asked else None,
             "findings": promotion.findings,
         }
         for promotion in listed

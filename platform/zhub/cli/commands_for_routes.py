@@ -14,6 +14,8 @@ COMMANDS = {
     "GET /v1/models": ("zhub experts ls", "zhub base-models ls"),
     "GET /v1/releases": ("zhub releases ls",),
     "GET /v1/organization/usage/completions": ("zhub usage",),
+    "GET /v1/protected_aliases": ("zhub experts protected",),
+    "POST /v1/alias_requests/{request_id}/decision": ("zhub experts approve",),
     "POST /v1/base_models": ("zhub base-models add",),
     "POST /v1/classification_datasets": ("zhub releases classifier",),
     "POST /v1/files": ("zhub datasets push",),

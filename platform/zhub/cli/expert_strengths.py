@@ -6,7 +6,7 @@ import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import note, percent, put, show_json, table
-from zhub.client.wire.experts import ExpertStrengths, Strength
+from zhub.client.wire.strengths import ExpertStrengths, Strength
 
 
 def z(

@@ -6,7 +6,20 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from zhub.cli import catalogue, expert_exports, expert_imports, expert_mixtures, expert_strengths, outcomes
+from zhub.cli import (
+    catalogue,
+    expert_aliases,
+    expert_comparisons,
+    expert_exports,
+    expert_imports,
+    expert_lineage,
+    expert_mixtures,
+    expert_states,
+    expert_strengths,
+    outcomes,
+    protected_aliases,
+    provenance,
+)
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, interval, moment, note, p_value, percent, put, show_json, size, table
 from zhub.client.wire.experts import AnswerPairRecord, ExpertRecord, ExpertVersion, FeedbackSummary
@@ -46,7 +59,7 @@ def ls(
     rows = [
         (
             version.id,
-            " ".join([*(f"@{name}" for name in version.aliases), *["archived"] * version.archived]) or "-",
+            " ".join(_marks(version)) or "-",
             _tags(version.tags),
             version.base_model,
             *_accuracies(version.evaluation("test")),
@@ -77,6 +90,32 @@ app.command()(expert_imports.push)
 app.command("import")(expert_imports.import_file)
 app.command()(expert_exports.export)
 app.command()(expert_strengths.z)
+app.command()(expert_comparisons.compare)
+app.command()(expert_lineage.lineage)
+app.command("rotate-key")(provenance.rotate_key)
+for command in (
+    expert_aliases.aliases,
+    expert_aliases.moves,
+    expert_aliases.promote,
+    expert_aliases.rollback,
+    expert_aliases.demote,
+    provenance.verify,
+    provenance.keys,
+    protected_aliases.protect,
+    protected_aliases.unprotect,
+    protected_aliases.protected,
+    protected_aliases.requests,
+    protected_aliases.approve,
+    protected_aliases.reject,
+    protected_aliases.withdraw,
+    expert_states.deprecate,
+    expert_states.yank,
+    expert_states.restore,
+    expert_states.needs,
+    expert_states.rm,
+):
+    app.command()(command)
+app.command("delete", hidden=True)(expert_states.rm)
 
 
 @app.command()
@@ -134,21 +173,6 @@ def unarchive(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonO
 
 
 @app.command()
-def rm(
-    name: NameArgument,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Delete a version, or an expert with all its versions. There is no way back."""
-    with connect(data_dir) as client:
-        what = name if "@" in name else f"{name} with its {client.experts.get_expert(name).versions} versions"
-        if not yes:
-            typer.confirm(f"Delete {what} for good?", abort=True, err=True)
-        client.experts.delete(name)
-    note(f"{what} is deleted.")
-
-
-@app.command()
 def history(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """Show who renamed, described, tagged, archived or deleted what, newest first. `moves` has that of aliases."""
     with connect(data_dir) as client:
@@ -181,62 +205,6 @@ def pull(
         show_json(version)
     else:
         typer.echo(str(target.absolute()))
-
-
-@app.command()
-def aliases(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List the aliases and the versions that they point to."""
-    with connect(data_dir) as client:
-        all_aliases = client.aliases.list()
-    if as_json:
-        return show_json(all_aliases)
-    put(
-        table(
-            ("ALIAS", "VERSION", "MOVED"),
-            [(alias.id, alias.version or "-", moment(alias.moved_at)) for alias in all_aliases],
-            whole=2,
-        )
-    )
-
-
-@app.command()
-def moves(alias: str, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Show every move of an alias (project.expert@prod), newest first."""
-    with connect(data_dir) as client:
-        record = client.aliases.get(alias)
-    if as_json:
-        return show_json(record)
-    rows = [
-        (moment(move.created_at), move.origin or "-", move.to or "-", move.by, move.reason or "")
-        for move in record.moves
-    ]
-    put(table(("AT", "FROM", "TO", "BY", "BECAUSE"), rows, whole=4))
-
-
-@app.command()
-def promote(
-    version: Annotated[str, typer.Argument(help="An expert version (project.expert@v1).")],
-    alias: Annotated[str, typer.Option(help="The alias to move.")] = "prod",
-    reason: Annotated[str | None, typer.Option(help="The reason, kept in the alias's history.")] = None,
-    data_dir: DataDirOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Point an alias to a version without a gate: the first time, to roll back, or to overrule a gate."""
-    with connect(data_dir) as client:
-        moved = client.aliases.move(f"{version.partition('@')[0]}@{alias}", version, reason=reason)
-    if as_json:
-        return show_json(moved)
-    note(f"{moved.id} points to {moved.version}.")
-
-
-@app.command()
-def demote(
-    alias: Annotated[str, typer.Argument(help="An alias (project.expert@prod).")], data_dir: DataDirOption = None
-) -> None:
-    """Remove an alias: without @prod, `auto` does not choose the expert any more."""
-    with connect(data_dir) as client:
-        client.aliases.remove(alias)
-    note(f"{alias} points to nothing now.")
 
 
 def _change(subject: str, data_dir: Path | None, as_json: bool, /, **fields: Any) -> None:
@@ -275,6 +243,7 @@ def show_version(version: ExpertVersion, as_json: bool, examples: Sequence[Answe
                 ("name", version.id),
                 ("digest", f"sha256:{version.digest}"),
                 ("created", moment(version.created_at)),
+                *expert_states.state_facts(version),
                 *_said(version),
                 *([("lost", f"{', '.join(version.lost_files)}: it cannot answer")] if version.lost_files else []),
                 ("aliases", " ".join(f"@{name}" for name in version.aliases) or "-"),
@@ -322,6 +291,13 @@ def show_version(version: ExpertVersion, as_json: bool, examples: Sequence[Answe
     put()
     files = [(file["name"], size(file["size_bytes"]), file["sha256"]) for file in manifest["files"]]
     put(table(("FILE", "SIZE", "SHA-256"), files, whole=2))
+
+
+def _marks(version: ExpertVersion) -> list[str]:
+    """What a list tells of a version beside its name."""
+    marks = [f"@{name}" for name in version.aliases]
+    marks += ["archived"] * version.archived + [version.state] * (version.state != "ready")
+    return marks + ["damaged"] * (version.damage is not None)
 
 
 def _recipe(manifest: Mapping[str, Any]) -> str:

@@ -94,6 +94,8 @@ def outcome(promotion: PromotionRecord) -> str:
     """The decision, or the status while there is none."""
     if promotion.promoted is None:
         return promotion.status
+    if promotion.approval is not None and not promotion.promoted:
+        return f"asks for approval: {promotion.approval}"
     return "promoted" if promotion.promoted else "not promoted"
 
 

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from zhub.answering import ReleaseStrategy
+from zhub.cli import protected_aliases
 from zhub.cli.classifiers import classifier
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.output import facts, moment, note, put, show_json, table
-from zhub.client.wire.lifecycle import AliasRecord
+from zhub.client.wire.lifecycle import AliasRecord, AliasRequestRecord
 from zhub.client.wire.releases import ReleaseRecord, ShadowRecord
 
 VERSION_NUMBER = re.compile(r"v[0-9]+")
@@ -148,6 +149,8 @@ def promote(
         moved = client.releases.aliases.move(name, version, reason=reason, share=share)
     if as_json:
         return show_json(moved)
+    if isinstance(moved, AliasRequestRecord):
+        return note(protected_aliases.told(moved))
     note(f"{moved.id} points to {moved.version}{_shared(moved)}.")
 
 

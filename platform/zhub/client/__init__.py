@@ -28,7 +28,7 @@ from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.files import Files
 from zhub.client.graders import Graders
 from zhub.client.jobs import Jobs
-from zhub.client.lifecycle import Aliases, Promotions, Schedules
+from zhub.client.lifecycle import Aliases, AliasRequests, Promotions, Schedules
 from zhub.client.logs import Logs
 from zhub.client.releases import Releases
 from zhub.client.training import BaseModels
@@ -86,6 +86,7 @@ class Client:
         self.completions = Completions(http, poll_s)
         self.graders = Graders(http)
         self.aliases = Aliases(http)
+        self.alias_requests = AliasRequests(http)
         self.releases = Releases(http)
         self.promotions = Promotions(http, poll_s)
         self.schedules = Schedules(http)

@@ -13,23 +13,38 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from zhub.answering import SigningKey
+from zhub.attestation import ATTESTATION_FILE
 from zhub.client.transport import Http, path_part, wait
 from zhub.client.wire.experts import (
     AnswerPairRecord,
     ChangeRecord,
     EvaluationRecord,
     ExpertRecord,
-    ExpertStrengths,
     ExpertVersion,
     FeedbackRecord,
+    LineageRecord,
+    NeedRecord,
+    VerificationRecord,
+    VersionComparison,
 )
+from zhub.client.wire.strengths import ExpertStrengths
 from zhub.errors import (
+    ApiError,
     ArtifactError,
     ConflictError,
     DigestMismatchError,
     InvalidRequestError,
 )
-from zhub.manifest import ANSWERS_FILE, CHUNK_BYTES, MANIFEST_FILE, FileEntry, Manifest, sha256_file
+from zhub.manifest import (
+    ANSWERS_FILE,
+    CHUNK_BYTES,
+    MANIFEST_FILE,
+    FileEntry,
+    Manifest,
+    canonical_json,
+    sha256_file,
+)
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_PAGE = 100
@@ -143,6 +158,25 @@ class Experts:
         """How much a version changes of each layer and matrix, what is like it, and how it differs from ``against``."""
         return ExpertStrengths.model_validate(self._http.get(f"{_path(name)}/z", against=against))
 
+    def compare(self, name: str, against: str) -> VersionComparison:
+        """How two versions differ: in how they were made, in what they get on suites, in what they change."""
+        return VersionComparison.model_validate(self._http.get(f"{_path(name)}/comparisons/{path_part(against)}"))
+
+    def lineage(self, subject: str) -> LineageRecord:
+        """What a version, or a file by its id, comes from, and what came of it."""
+        return LineageRecord.model_validate(self._http.get(f"/v1/lineage/{path_part(subject)}"))
+
+    def verify(self, name: str) -> VerificationRecord:
+        """Have the server verify a version's signature and files, and mark on it what is wrong."""
+        return VerificationRecord.model_validate(self._http.post(f"{_path(name)}/verify", {}))
+
+    def signing_keys(self) -> builtins.list[SigningKey]:
+        """The organisation's public keys, the one in use first."""
+        return [SigningKey.model_validate(entry) for entry in self._http.get("/v1/signing_keys")["data"]]
+
+    def rotate_signing_key(self) -> SigningKey:
+        return SigningKey.model_validate(self._http.post("/v1/signing_keys/rotate", {}))
+
     def answers(self, name: str) -> Iterator[AnswerPairRecord]:
         """What base and version answered to the test rows, then to the general suite; see ``has_answers``.
 
@@ -157,9 +191,19 @@ class Experts:
         answer = self._http.patch(_path(subject), fields)
         return (ExpertVersion if "@" in subject else ExpertRecord).model_validate(answer)
 
-    def delete(self, name: str) -> None:
-        """Delete a version, or an expert with all its versions. There is no way back."""
-        self._http.delete(_path(name))
+    def set_state(self, name: str, state: str, **said: Any) -> ExpertVersion:
+        """Deprecate or yank a version, or take that back (``ready``); with ``reason``, ``successor``, ``detach``."""
+        body = {"state": state} | {key: value for key, value in said.items() if value is not None}
+        return ExpertVersion.model_validate(self._http.put(f"{_path(name)}/state", body))
+
+    def needs(self, name: str, *, action: Literal["delete", "yank"] = "delete") -> builtins.list[NeedRecord]:
+        """What needs a version, or an expert, and is in the way of deleting or yanking it."""
+        entries = self._http.get(f"{_path(name)}/needs", action=action)["data"]
+        return [NeedRecord.model_validate(entry) for entry in entries]
+
+    def delete(self, name: str, *, detach: bool = False) -> None:
+        """Delete a version, or an expert with all its versions. ``detach``: what needs it is detached first."""
+        self._http.delete(_path(name), detach=detach or None)
 
     def changes(self, name: str) -> Iterator[ChangeRecord]:
         """Who changed what of an expert and its versions, or of one version, newest first."""
@@ -195,11 +239,20 @@ class Experts:
             for entry in _read_manifest(name, manifest_path):
                 digest = self._download(name, unfinished / entry.name, limit_bytes=entry.size_bytes)
                 _check(f"{name}/{entry.name}", entry.sha256, digest)
+            self._download_attestation(name, unfinished / ATTESTATION_FILE)
             unfinished.rename(directory)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         return version
+
+    def _download_attestation(self, name: str, path: Path) -> None:
+        """The signed statement beside the files, with which they are verified offline; none of one not signed yet."""
+        try:
+            path.write_bytes(canonical_json(self._http.get(f"{_path(name)}/attestation")))
+        except ApiError as exc:
+            if exc.status not in (404, 409):  # a server of the release before has no such route
+                raise
 
     def _download(self, name: str, path: Path, *, limit_bytes: int) -> str:
         """Write one file and return its SHA-256. Stops reading one byte past the limit: the digest is wrong by then."""

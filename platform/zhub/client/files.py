@@ -85,7 +85,7 @@ class Files:
         Raises:
             ApiError: with the status 409 where something needs it, by name.
         """
-        self._http.delete(f"/v1/files/{path_part(file_id)}" + ("?force=true" if force else ""))
+        self._http.delete(f"/v1/files/{path_part(file_id)}", force="true" if force else None)
 
     def pull(self, file_id: str, target: Path) -> DatasetFile:
         """Download a file, every byte checked against its digest. One that is there with these bytes is left as it is.

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from zhub.client.transport import Http, path_part, wait
-from zhub.client.wire.lifecycle import AliasRecord, PromotionRecord, ScheduleRecord, TickRecord
+from zhub.client.wire.lifecycle import (
+    AliasRecord,
+    AliasRequestRecord,
+    PromotionRecord,
+    ProtectedAliasRecord,
+    ScheduleRecord,
+    TickRecord,
+)
 from zhub.errors import NotFoundError
 from zhub.suggestions import did_you_mean
 
@@ -27,13 +34,21 @@ class Aliases:
         """``<project>.<expert>@<alias>``, or of a release, with every move of it."""
         return AliasRecord.model_validate(self._http.get(self.path(name)))
 
-    def move(self, name: str, version: str, *, reason: str | None = None, share: float | None = None) -> AliasRecord:
+    def move(
+        self, name: str, version: str, *, reason: str | None = None, share: float | None = None
+    ) -> AliasRecord | AliasRequestRecord:
         """Point an alias to a version, without a gate; with ``share``, in (0, 1), send that share of a release's
-        requests to it, and leave the alias where it is."""
+        requests to it, and leave the alias where it is. Where it is protected, that is asked for."""
         body: dict[str, Any] = {"version": version, "reason": reason}
         if share is not None:
             body["share"] = share
-        return AliasRecord.model_validate(self._http.put(self.path(name), body))
+        answer = self._http.put(self.path(name), body)
+        is_asked = answer["object"] == "alias.request"
+        return AliasRequestRecord.model_validate(answer) if is_asked else AliasRecord.model_validate(answer)
+
+    def roll_back(self, name: str, *, reason: str | None = None) -> AliasRecord:
+        """Let an alias point to the version that it pointed to before."""
+        return AliasRecord.model_validate(self._http.post(f"{self.path(name)}/rollback", {"reason": reason}))
 
     def remove(self, name: str) -> None:
         """Let an alias point to nothing. Its moves stay."""
@@ -43,6 +58,35 @@ class Aliases:
         """Of an alias, in the API."""
         owner, _, alias = name.partition("@")
         return f"/v1/{self._owners}/{path_part(owner)}/aliases/{path_part(alias)}"
+
+
+class AliasRequests:
+    """Protected aliases, and the moves of them that wait for a second person's approval."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    def protected(self) -> builtins.list[ProtectedAliasRecord]:
+        entries = self._http.get("/v1/protected_aliases")["data"]
+        return [ProtectedAliasRecord.model_validate(entry) for entry in entries]
+
+    def protect(self, alias: str, *, hours: int) -> ProtectedAliasRecord:
+        """Protect the project's aliases of this name; a request for a move waits so many hours."""
+        path = f"/v1/protected_aliases/{path_part(alias)}"
+        return ProtectedAliasRecord.model_validate(self._http.put(path, {"request_hours": hours}))
+
+    def unprotect(self, alias: str) -> None:
+        self._http.delete(f"/v1/protected_aliases/{path_part(alias)}")
+
+    def list(self, *, status: str | None = None) -> builtins.list[AliasRequestRecord]:
+        """The moves that were asked for, newest first."""
+        entries = self._http.pages("/v1/alias_requests", limit=100, status=status)
+        return [AliasRequestRecord.model_validate(entry) for entry in entries]
+
+    def decide(self, request_id: str, decision: str, *, reason: str | None = None) -> AliasRequestRecord:
+        """``approve``, ``reject`` or ``withdraw`` a move."""
+        path = f"/v1/alias_requests/{path_part(request_id)}/decision"
+        return AliasRequestRecord.model_validate(self._http.post(path, {"decision": decision, "reason": reason}))
 
 
 class Promotions:

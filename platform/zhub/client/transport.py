@@ -72,8 +72,9 @@ class Http:
     def patch(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._send("PATCH", path, json=body)
 
-    def delete(self, path: str) -> Any:
-        return self._send("DELETE", path)
+    def delete(self, path: str, **params: Any) -> Any:
+        sent = {name: value for name, value in params.items() if value is not None}
+        return self._send("DELETE", path, params=sent)
 
     def post_form(
         self, path: str, fields: Mapping[str, str], files: Mapping[str, Any] | Sequence[tuple[str, Any]]

@@ -31,7 +31,7 @@ from zhub.manifest import Z_FILE, Manifest, canonical_json
 from zhub.models import DatasetVersion, Evaluation, Job
 from zhub.queue import job_events, jobs
 from zhub.queue.attempts import Succeeded
-from zhub.registry import base_models
+from zhub.registry import base_models, signing
 from zhub.registry.versions import VersionRecord
 from zhub.specs import BaseModelSource, EvaluatedZ, EvaluateSpec
 from zhub.storage.keys import job_prefix
@@ -212,7 +212,7 @@ def _evaluation(
         if cluster is not None:
             _move(session, earlier.job_id, cluster)
         return earlier
-    job = _job(caller, subject, file, suite)
+    job = _job(session, caller, subject, file, suite)
     job.cluster = cluster or limits.DEFAULT_CLUSTER
     jobs.enqueue(session, job, f"Evaluation of {subject.name} on {file.filename} enqueued.")
     if earlier is not None:
@@ -247,15 +247,17 @@ def _move(session: Session, job_id: uuid.UUID, cluster: str) -> None:
         job_events.add(session, org_id, job_id, f"It was asked for on cluster '{cluster}', and waits there now.")
 
 
-def _job(caller: Caller, subject: Subject, file: DatasetVersion, suite: dict[str, Any]) -> Job:
+def _job(session: Session, caller: Caller, subject: Subject, file: DatasetVersion, suite: dict[str, Any]) -> Job:
     z = None
     if isinstance(subject.record, VersionRecord):
         manifest = Manifest.model_validate(subject.record.version.manifest)
+        attested = signing.attested(session, [subject.record.version.id])
         z = EvaluatedZ(
             key=f"{subject.record.version.key_prefix}/{Z_FILE}",
             sha256=manifest.file(Z_FILE).sha256,
             recipe=manifest.recipe,
             hyperparameters=manifest.hyperparameters,
+            attested=attested.get(subject.record.version.id),
         )
     spec = EvaluateSpec.model_validate(
         {

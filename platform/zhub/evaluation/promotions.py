@@ -28,16 +28,17 @@ from zhub.evaluation.subjects import Record
 from zhub.graders import Grader
 from zhub.graders.parsing import stored_grader
 from zhub.ids import public_id
-from zhub.models import BaseModel, Evaluation, Job, JobDependency, Project, Promotion
+from zhub.models import Alias, AliasRequest, BaseModel, Evaluation, Job, JobDependency, Project, Promotion
 from zhub.queue import dependencies, job_events, jobs
 from zhub.queue.desired import request_cancel
-from zhub.registry import aliases, releases, versions
+from zhub.registry import alias_requests, aliases, releases, versions
 from zhub.registry.publish import published
 from zhub.registry.releases import ReleaseRecord
 from zhub.registry.versions import VersionRecord
 from zhub.tenancy import audit
 from zhub.tenancy.audit import Actor
 from zhub.tenancy.keys import Caller
+from zhub.tenancy.persons import person_of
 
 FAILED_TO_DECIDE = "zhub failed to decide; its log says why."
 
@@ -186,6 +187,7 @@ def _add(
         version_id=record.version.id if isinstance(record, VersionRecord) else None,
         release_version_id=record.version.id if isinstance(record, ReleaseRecord) else None,
         alias=gate.alias,
+        by=person_of(caller),
         gate=gate.model_dump(mode="json"),
     )
     session.add(promotion)
@@ -318,13 +320,15 @@ def _measured_suite(
     )
 
 
-def _audit_move(session: Session, job: Job, record: Record, promotion: Promotion, measured: Measured) -> None:
+def _audit_move(
+    session: Session, job: Job, record: Record, promotion: Promotion, measured: Measured, moved: Alias | AliasRequest
+) -> None:
     before = {"version": None if measured.current is None else measured.current.name}
     audit.add(
         session,
         job.org_id,
         Actor(f"gate {public_id('promotion', promotion.id)}"),
-        "alias.moved",
+        "alias_request.created" if isinstance(moved, AliasRequest) else "alias.moved",
         f"{record.name.partition('@')[0]}@{promotion.alias}",
         project_id=job.project_id,
         before=before,
@@ -340,26 +344,30 @@ def _record_decision(
     if aliases.current(session, aliases.owner_of(record), promotion.alias) != compared_with:
         return
     passed = all(finding.passed for finding in findings)
-    if passed:
-        expected = aliases.Expected(compared_with)
+    moved: Alias | AliasRequest | None = None
+    if passed and compared_with != record.version.id:
         by = public_id("promotion", promotion.id)
+        asker = alias_requests.Asker(by, promotion.by or by, promotion.id)
+        expected = aliases.Expected(compared_with)
         try:
             with session.begin_nested():
-                aliases.move(session, promotion.alias, record, by=by, reason="passed its gate", expected=expected)
-                _audit_move(session, job, record, promotion, measured)
+                moved = alias_requests.move(
+                    session, promotion.alias, record, asker, reason="passed its gate", expected=expected
+                )
+                _audit_move(session, job, record, promotion, measured, moved)
         except ConflictError:
             return  # it has moved since we looked
-    promotion.promoted = passed
+    # Where a second person is needed, the version is promoted by the approval.
+    promotion.promoted = passed and not isinstance(moved, AliasRequest)
     promotion.findings = [finding.as_json() for finding in findings]
     for finding in findings:
         for sentence in finding.sentences:
             job_events.add(session, job.org_id, job.id, f"{finding.file}: {sentence}")
-    _end(
-        session,
-        job,
-        states.SUCCEEDED,
-        _outcome(record.name, alias, passed, was_current=compared_with == record.version.id),
-    )
+    outcome = _outcome(record.name, alias, passed, was_current=compared_with == record.version.id)
+    if isinstance(moved, AliasRequest):
+        waits = f"{alias} is protected, and {public_id('alias request', moved.id)} waits for somebody's approval"
+        outcome = f"{record.name} passed: {waits}."
+    _end(session, job, states.SUCCEEDED, outcome)
 
 
 def _outcome(name: str, alias: str, passed: bool, *, was_current: bool) -> str:

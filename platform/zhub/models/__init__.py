@@ -4,7 +4,7 @@ Foreign keys between tenant-owned tables are composite, ``(org_id, x_id)``: fore
 security, so a single-column key would let one tenant point at another's row. Names are never keys.
 """
 
-from zhub.models.aliases import Alias, AliasMove
+from zhub.models.aliases import Alias, AliasMove, AliasProtection, AliasRequest
 from zhub.models.audit import AuditEvent
 from zhub.models.base import Base, TenantOwned
 from zhub.models.catalogue import CardRevision, CatalogueEntry, VersionMetric
@@ -13,6 +13,7 @@ from zhub.models.exports import ExpertExport
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
 from zhub.models.objects import ObjectReservation
 from zhub.models.people import Invitation, ProjectMember, User
+from zhub.models.provenance import Attestation, Erasure, SigningKey
 from zhub.models.registry import (
     BaseModel,
     Checkpoint,
@@ -36,8 +37,11 @@ __all__ = [
     "Agent",
     "Alias",
     "AliasMove",
+    "AliasProtection",
+    "AliasRequest",
     "ApiKey",
     "Attempt",
+    "Attestation",
     "AuditEvent",
     "Base",
     "BaseModel",
@@ -49,6 +53,7 @@ __all__ = [
     "CompletionSettings",
     "Dataset",
     "DatasetVersion",
+    "Erasure",
     "Evaluation",
     "Expert",
     "ExpertChange",
@@ -72,6 +77,7 @@ __all__ = [
     "ReleaseExpert",
     "ReleaseVersion",
     "ShadowTrial",
+    "SigningKey",
     "Schedule",
     "ScheduleTick",
     "StoredCompletion",

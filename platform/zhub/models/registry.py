@@ -155,7 +155,8 @@ class Expert(TenantOwned, Base):
 class ExpertVersion(TenantOwned, Base):
     """A version: at most one for each job, and made under the fence that the job had then.
 
-    What training made of it never changes; ``description``, ``tags`` and ``archived_at`` are what people say of it.
+    What training made of it never changes, which a trigger sees to; ``description``, ``tags``, ``archived_at`` and its
+    state are what people say of it.
     """
 
     __tablename__ = "expert_versions"
@@ -179,11 +180,40 @@ class ExpertVersion(TenantOwned, Base):
     """When the objects of a deleted version were removed."""
     lost_files: Mapped[list[str] | None] = mapped_column(JSONB(none_as_null=True))
     """Which of its files the object store was found to have lost."""
+    deprecated_at: Mapped[datetime | None]
+    yanked_at: Mapped[datetime | None]
+    """Since then it answers nothing, and nothing begins from it."""
+    successor_id: Mapped[uuid.UUID | None]
+    """Of a deprecated or yanked version, the one to use."""
+    state_reason: Mapped[str | None]
+    """Why it was deprecated or yanked."""
+    signed_at: Mapped[datetime | None]
+    damage: Mapped[str | None]
+    """What the last check of its files found wrong with them; None: nothing."""
     __table_args__ = (
         UniqueConstraint("org_id", "id"),
         UniqueConstraint("expert_id", "version"),
         tenant_fk("expert_id", "experts"),
         tenant_fk("job_id", "jobs"),
+        tenant_fk("successor_id", "expert_versions"),
+        Index(
+            "ix_expert_versions_unsigned",
+            "id",
+            postgresql_where=text("signed_at IS NULL AND swept_at IS NULL AND damage IS NULL"),
+        ),
+        Index(
+            "ix_expert_versions_parent",
+            "org_id",
+            text("(manifest ->> 'parent_digest')"),
+            postgresql_where=text("(manifest ->> 'parent_digest') IS NOT NULL"),
+        ),
+        Index(
+            "ix_expert_versions_mixed",
+            text("((manifest -> 'mixture'::text) -> 'experts'::text)"),
+            postgresql_using="gin",
+            postgresql_where=text("(manifest -> 'mixture') IS NOT NULL"),
+        ),
+        Index("ix_expert_versions_successor", "successor_id", postgresql_where=text("successor_id IS NOT NULL")),
         Index("ix_expert_versions_digest", "org_id", "digest"),
         Index("ix_expert_versions_age", "expert_id", "created_at", "version", "id"),
         Index("ix_expert_versions_score", "expert_id", "score", "version", "id"),
@@ -193,6 +223,15 @@ class ExpertVersion(TenantOwned, Base):
             postgresql_where=text("deleted_at IS NOT NULL AND swept_at IS NULL"),
         ),
     )
+
+    @property
+    def state(self) -> states.VersionState:
+        """How far it is in its life; one that was deprecated before it was yanked is yanked."""
+        if self.deleted_at is not None:
+            return "purged" if self.swept_at is not None else "deleted"
+        if self.yanked_at is not None:
+            return "yanked"
+        return "deprecated" if self.deprecated_at is not None else "ready"
 
 
 class ExpertChange(TenantOwned, Base):
@@ -329,6 +368,8 @@ class Promotion(TenantOwned, Base):
     version_id: Mapped[uuid.UUID | None]
     release_version_id: Mapped[uuid.UUID | None]
     alias: Mapped[str]
+    by: Mapped[str | None]
+    """Who asked for it, as ``tenancy.persons`` names people; None: a release before asked."""
     gate: Mapped[dict[str, Any]]
     promoted: Mapped[bool | None]
     findings: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)

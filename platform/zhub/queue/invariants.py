@@ -101,6 +101,16 @@ RULES: Final[dict[str, str]] = {
           FROM aliases a JOIN release_versions v ON v.id IN (a.release_version_id, a.canary_version_id)
          WHERE v.deleted_at IS NOT NULL
     """,
+    "nothing asks a yanked version": """
+        SELECT a.id, '@' || a.name || ' points to version ' || v.version || ', yanked at ' || v.yanked_at
+          FROM aliases a JOIN expert_versions v ON v.id = a.version_id WHERE v.yanked_at IS NOT NULL
+         UNION ALL
+        SELECT a.id, '@' || a.name || ' points to a release of version ' || v.version || ', yanked at ' || v.yanked_at
+          FROM aliases a JOIN release_versions r ON r.id IN (a.release_version_id, a.canary_version_id)
+               LEFT JOIN release_experts e ON e.release_version_id = r.id
+               JOIN expert_versions v ON v.id IN (e.version_id, r.classifier_version_id)
+         WHERE v.yanked_at IS NOT NULL
+    """,
     "no release pins a deleted version": """
         SELECT r.id, 'version ' || v.version || ' of ' || v.expert_id || ', deleted at ' || v.deleted_at
           FROM release_versions r LEFT JOIN release_experts e ON e.release_version_id = r.id

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from zhub.errors import ConflictError, InvalidRequestError, NotFoundError
 from zhub.ids import new_id
 from zhub.models import Alias, AliasMove, Expert, Release, Schedule
-from zhub.registry import releases, shadows, versions
+from zhub.registry import protection, releases, shadows, versions
 from zhub.registry.releases import ReleaseRecord
 from zhub.registry.versions import VersionRecord
 from zhub.suggestions import did_you_mean
@@ -46,7 +46,9 @@ def check_alias(name: str, *, param: str) -> str:
 
 
 def check_promotable(record: VersionRecord) -> None:
-    """Raise ConflictError where a version or its expert is archived: no alias is moved to it."""
+    """Raise ConflictError where a version was yanked, or it or its expert is archived: no alias is moved to it."""
+    if record.version.yanked_at is not None:
+        raise ConflictError(f"'{record.name}' was yanked: {record.version.state_reason} Restore it first.")
     for what, archived_at in (
         (record.name, record.version.archived_at),
         (record.expert.name, record.expert.archived_at),
@@ -74,6 +76,61 @@ def current(session: Session, owner: Expert | Release, name: str) -> uuid.UUID |
     return None if alias is None else alias.target_id
 
 
+def check_expected(session: Session, owner: Expert | Release, name: str, expected: Expected) -> None:
+    """Raise ConflictError, with who moved it, unless an alias points to what is expected."""
+    alias = session.scalar(select(Alias).where(_is_of(owner), Alias.name == name))
+    if (None if alias is None else alias.target_id) == expected.version_id:
+        return
+    if alias is None:
+        raise ConflictError(f"'{owner.name}' has no alias '@{name}' yet, and a version was expected. Expect null.")
+    raise _moved_meanwhile(session, alias, owner)
+
+
+def previous(session: Session, alias: Alias) -> uuid.UUID | None:
+    """The version that an alias goes back to: the one that it pointed to before the one it points to now.
+
+    Whoever goes back twice goes back two versions: a version that was left by going back is passed over.
+    """
+    path: list[uuid.UUID] = []
+    for move in reversed(moves(session, alias)):
+        if move.to_id in path:
+            del path[path.index(move.to_id) + 1 :]
+        elif move.to_id is not None:
+            path.append(move.to_id)
+    before = [version for version in path if version != alias.target_id]
+    usable = {version.version.id for version in versions.by_id(session, before).values() if _is_usable(version)}
+    usable |= {one.version.id for one in releases.by_id(session, before).values() if one.version.deleted_at is None}
+    return next((version for version in reversed(before) if version in usable), None)
+
+
+def roll_back(session: Session, owner: Expert | Release, name: str, *, by: str, reason: str | None = None) -> Alias:
+    """Point an alias to the version that it pointed to before, see ``previous``; also a protected one, at once: that
+    version was there.
+
+    Raises:
+        NotFoundError: there is no such alias, or it was removed.
+        ConflictError: there is no earlier version that could answer, or the alias was moved meanwhile.
+    """
+    alias = get(session, owner, name)
+    session.refresh(alias, with_for_update=True)
+    before = previous(session, alias)
+    if before is None:
+        raise ConflictError(
+            f"'@{name}' of '{owner.name}' has pointed to no earlier version that could answer now. Move it to the "
+            "version that shall."
+        )
+    left_id = alias.target_id
+    assert left_id is not None
+    by_id = versions.by_id if isinstance(owner, Expert) else releases.by_id
+    to, left = by_id(session, [before])[before], by_id(session, [left_id])[left_id]
+    why = f"rolled back from {left.name}" + (f": {reason}" if reason else "")
+    return move(session, name, to, by=by, reason=why, expected=Expected(left_id), approved=True)
+
+
+def _is_usable(record: VersionRecord) -> bool:
+    return record.version.state in ("ready", "deprecated") and record.version.archived_at is None
+
+
 def owner_of(record: VersionRecord | ReleaseRecord) -> Expert | Release:
     """The line of versions that a version belongs to, which has the aliases."""
     return record.expert if isinstance(record, VersionRecord) else record.release
@@ -87,17 +144,21 @@ def move(
     by: str,
     reason: str | None = None,
     expected: Expected | None = None,
+    approved: bool = False,
 ) -> Alias:
     """Point an alias to a version, whatever it points to now, or only if it points to ``expected``. Its canary and its
     shadow end.
 
-    If it points to that version already, and has no canary, nothing is recorded.
+    If it points to that version already, and has no canary, nothing is recorded. ``approved``: a second person has
+    agreed, or nobody's approval is needed.
 
     Raises:
-        ConflictError: it points to another version than expected.
+        ConflictError: it points to another version than expected, with who moved it; or it is protected.
         NotFoundError: the version was deleted meanwhile.
     """
     owner, target = owner_of(to), "version_id" if isinstance(to, VersionRecord) else "release_version_id"
+    if not approved:
+        protection.refuse_protected(session, owner, name, "a move of it")
     _keep(session, to)
     new = {"id": new_id(), "org_id": owner.org_id, "name": name, target: to.version.id}
     new |= {"expert_id" if isinstance(owner, Expert) else "release_id": owner.id}
@@ -105,7 +166,7 @@ def move(
     alias = session.scalars(select(Alias).where(_is_of(owner), Alias.name == name).with_for_update()).one()
     before = None if made is not None else alias.target_id
     if expected is not None and expected.version_id != before:
-        raise _moved_meanwhile(name, owner)
+        raise _moved_meanwhile(session, alias, owner)
     if before == to.version.id and alias.canary_version_id is None:
         return alias
     shadows.end(session, alias.id)
@@ -125,17 +186,21 @@ def start_canary(
     by: str,
     reason: str | None = None,
     expected: Expected | None = None,
+    approved: bool = False,
 ) -> None:
     """Send ``share`` of an alias's requests, in (0, 1), to another version of its release, until the alias is moved.
 
     Raises:
-        ConflictError: it points to another version than expected, to nothing, or to this version.
+        ConflictError: it points to another version than expected, to nothing, or to this version; or it is protected,
+            and nobody has ``approved``.
         NotFoundError: the version was deleted meanwhile.
     """
+    if not approved:
+        protection.refuse_protected(session, to.release, alias.name, "a canary of it")
     _keep(session, to)
     session.refresh(alias, with_for_update=True)
     if expected is not None and expected.version_id != alias.target_id:
-        raise _moved_meanwhile(alias.name, to.release)
+        raise _moved_meanwhile(session, alias, to.release)
     if alias.target_id in (None, to.version.id):
         points = "nothing" if alias.target_id is None else f"{to.name} already"
         raise ConflictError(f"'@{alias.name}' points to {points}: there is no other version to share requests with.")
@@ -151,8 +216,10 @@ def remove(session: Session, alias: Alias, *, by: str, reason: str | None = None
     """Let an alias point to nothing: no request can name it, and ``auto`` leaves the expert out. Its moves stay.
 
     Raises:
-        ConflictError: a schedule watches it.
+        ConflictError: a schedule watches it, or it is protected.
     """
+    owner = session.get_one(Expert, alias.expert_id) if alias.expert_id else session.get_one(Release, alias.release_id)
+    protection.refuse_protected(session, owner, alias.name, "its removal")
     session.refresh(alias, with_for_update=True)
     watching = select(Schedule.name).where(Schedule.watched_alias_id == alias.id, Schedule.deleted_at.is_(None))
     if (schedule := session.scalar(watching.limit(1))) is not None:
@@ -207,10 +274,17 @@ def _keep(session: Session, to: VersionRecord | ReleaseRecord) -> None:
         releases.keep(session, to)
 
 
-def _moved_meanwhile(name: str, owner: Expert | Release) -> ConflictError:
+def _moved_meanwhile(session: Session, alias: Alias, owner: Expert | Release) -> ConflictError:
+    """Who was first, when, and where the alias points to now: whoever comes second decides by that."""
+    last = session.scalar(
+        select(AliasMove).where(AliasMove.alias_id == alias.id).order_by(AliasMove.position.desc()).limit(1)
+    )
+    by_id = versions.by_id if isinstance(owner, Expert) else releases.by_id
+    points = f"to {by_id(session, [alias.target_id])[alias.target_id].name}" if alias.target_id else "to nothing"
+    who = f"{last.by} moved it at {last.created_at:%Y-%m-%d %H:%M:%S %Z}" if last else "nobody has moved it"
     return ConflictError(
-        f"'@{name}' of '{owner.name}' points to another version than expected: somebody moved it. "
-        "Read where it points to now."
+        f"'@{alias.name}' of '{owner.name}' points to another version than expected, {points}: {who}. Move it from "
+        "there, or leave it."
     )
 
 

@@ -79,7 +79,7 @@ def create(session: Session, caller: Caller, request: ClassificationRequest) -> 
         NotFoundError, NotReadyError, InvalidDatasetError: a version or a file is missing or not usable.
     """
     check_name(request.name, "dataset", param="name")
-    records = [versions.get_version(session, caller.project_id, name) for name in request.experts]
+    records = [versions.get_usable(session, caller.project_id, name) for name in request.experts]
     labels = [_labelled(session, caller, record) for record in records]
     _check_apart(records, labels)
     others = [_other(session, caller, file_id, labels) for file_id in request.others]

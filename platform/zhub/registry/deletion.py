@@ -7,21 +7,19 @@ Session and never commit; only ``sweep`` opens sessions of its own.
 
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Engine, Select, and_, cast, func, or_, select, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, Engine, Select, and_, func, select, update
 from sqlalchemy.orm import Session, aliased
 
-from zhub import states
 from zhub.database.sessions import system_session
 from zhub.errors import ConflictError, StoreError
 from zhub.ids import public_id
 from zhub.manifest import MANIFEST_FILE
-from zhub.models import Alias, Checkpoint, Evaluation, Expert, ExpertVersion, Job, Project, Promotion, Schedule
-from zhub.registry import metadata, releases
-from zhub.registry.versions import VersionRecord, find_version
+from zhub.models import Checkpoint, Expert, ExpertVersion, Job
+from zhub.registry import metadata, needs
+from zhub.registry.versions import VersionRecord
 from zhub.storage.object_store import ObjectStore
 from zhub.tenancy.keys import Caller
 
@@ -32,28 +30,31 @@ DELETED = {"deleted": {"from": False, "to": True}}
 log = logging.getLogger("zhub.registry")
 
 
-def delete_version(session: Session, caller: Caller, record: VersionRecord) -> None:
-    """Delete a version. Its number is never given again.
+def delete_version(session: Session, caller: Caller, record: VersionRecord, *, detach: bool = False) -> None:
+    """Delete a version. Its number is never given again. ``detach``: what needs it is detached.
 
     Raises:
         ConflictError: an alias points to it, a release pins it, or a schedule or a job that has not ended needs it.
     """
-    _delete_versions(session, record.expert, ExpertVersion.id == record.version.id)
+    _delete_versions(session, caller, record.expert, ExpertVersion.id == record.version.id, detach=detach)
     metadata.record(session, caller, record.expert, record.version, DELETED)
 
 
-def delete_expert(session: Session, caller: Caller, expert: Expert) -> None:
+def delete_expert(session: Session, caller: Caller, expert: Expert, *, detach: bool = False) -> None:
     """Delete an expert with all its versions and checkpoints. A training under its name begins it again.
 
     Raises:
         ConflictError: one of its versions is needed, as above, or a job that has not ended or a schedule trains it.
     """
     of_expert = ExpertVersion.expert_id == expert.id
+    if detach:
+        needs.detach(session, needs.of_expert(session, expert), f"The expert '{expert.name}' was deleted.")
+        _detach(session, caller, expert, of_expert)
     # The versions before the expert, as feedback, aliases and trainings do: otherwise they lock each other out.
-    _lock(session, of_expert)
+    needs.lock(session, of_expert)
     session.refresh(expert, with_for_update=True)  # no training into it is submitted meanwhile
-    _refuse_trained(session, expert)
-    _delete_versions(session, expert, of_expert)
+    needs.refuse(needs.of_expert(session, expert))
+    _delete_versions(session, caller, expert, of_expert, detach=False)
     jobs = select(Job.id).where(Job.expert_id == expert.id)
     hidden = update(Checkpoint).where(Checkpoint.job_id.in_(jobs), Checkpoint.deleted_at.is_(None))
     session.execute(hidden.values(deleted_at=func.now()))
@@ -109,107 +110,24 @@ def _remove(store: ObjectStore, version: ExpertVersion) -> None:
         store.delete(f"{version.key_prefix}/{name}")
 
 
-def _delete_versions(session: Session, expert: Expert, which: ColumnElement[bool]) -> None:
-    versions = (which, ExpertVersion.deleted_at.is_(None))
-    _lock(session, which)
-    _refuse_needed(session, expert, versions)
-    session.execute(update(ExpertVersion).where(*versions).values(deleted_at=func.now()))
+def _delete_versions(
+    session: Session, caller: Caller, expert: Expert, which: ColumnElement[bool], *, detach: bool
+) -> None:
+    if detach:
+        _detach(session, caller, expert, which)
+    needs.lock(session, which)
+    needs.refuse(needs.of_versions(session, expert, _kept(which), "delete", by=_by(caller)))
+    session.execute(update(ExpertVersion).where(*_kept(which)).values(deleted_at=func.now()))
 
 
-def _lock(session: Session, which: ColumnElement[bool]) -> None:
-    """Nothing comes to need these versions from here on: what does, locks their rows first (``versions.keep``)."""
-    session.execute(select(ExpertVersion.id).where(which).order_by(ExpertVersion.id).with_for_update())
+def _detach(session: Session, caller: Caller, expert: Expert, which: ColumnElement[bool]) -> None:
+    needing = needs.of_versions(session, expert, _kept(which), "delete", by=_by(caller))
+    needs.detach(session, needing, "A version that it needs was deleted.")
 
 
-def _refuse_trained(session: Session, expert: Expert) -> None:
-    """Raise ConflictError where a job that has not ended or a schedule trains the expert."""
-    training = select(Job.id).where(Job.expert_id == expert.id, Job.finished_at.is_(None))
-    if (job_id := session.scalar(training.limit(1))) is not None:
-        job = public_id("fine-tuning job", job_id)
-        raise ConflictError(f"{job} trains '{expert.name}' and has not ended. Wait for it, or cancel it.")
-    by_feedback = select(Schedule).where(Schedule.feedback_expert_id == expert.id, Schedule.deleted_at.is_(None))
-    for schedule in (*metadata.trained_by(session, expert), *session.scalars(by_feedback)):
-        raise ConflictError(
-            f"The schedule '{schedule.name}' trains '{expert.name}'. Remove the schedule first "
-            "(DELETE /v1/schedules/{schedule_id})."
-        )
+def _kept(which: ColumnElement[bool]) -> Sequence[ColumnElement[bool]]:
+    return (which, ExpertVersion.deleted_at.is_(None))
 
 
-def _refuse_needed(session: Session, expert: Expert, versions: Sequence[ColumnElement[bool]]) -> None:
-    """Raise ConflictError, with what to do, where something needs one of these versions of an expert."""
-    full_name = f"{session.get_one(Project, expert.project_id).name}.{expert.name}"
-    numbers = select(ExpertVersion.version).where(*versions)
-    pointing = numbers.add_columns(Alias.name).join(Alias, Alias.version_id == ExpertVersion.id)
-    for number, alias in session.execute(pointing.limit(1)):
-        raise ConflictError(
-            f"'@{alias}' points to {full_name}@v{number}. Move it to another version "
-            "(PUT /v1/experts/{expert}/aliases/{alias}), or remove it (DELETE /v1/experts/{expert}/aliases/{alias})."
-        )
-    numbers_by_id = dict(session.execute(select(ExpertVersion.id, ExpertVersion.version).where(*versions)).all())
-    for version_id, release in releases.pinning(session, list(numbers_by_id))[:1]:
-        raise ConflictError(
-            f"The release {release.name} pins {full_name}@v{numbers_by_id[version_id]}. Delete that release version "
-            "first (DELETE /v1/releases/{version}), or archive the expert version instead."
-        )
-    for number, gate_id in session.execute(_gates(numbers, expert).limit(1)):
-        raise ConflictError(
-            f"The gate of {public_id('promotion', gate_id)} decides about {full_name}@v{number}. Wait for it, or "
-            "cancel it (POST /v1/promotions/{promotion_id}/cancel)."
-        )
-    for number, evaluation_id in session.execute(_evaluations(numbers, expert).limit(1)):
-        raise ConflictError(
-            f"{public_id('evaluation', evaluation_id)} measures {full_name}@v{number}. Wait until it has ended."
-        )
-    for number, job_id in _beginning(session, expert, versions):
-        raise ConflictError(
-            f"{public_id('fine-tuning job', job_id)} may begin from {full_name}@v{number}. Wait for it, or cancel it."
-        )
-    of_project = select(Schedule).where(Schedule.project_id == expert.project_id, Schedule.deleted_at.is_(None))
-    for schedule in session.scalars(of_project.order_by(Schedule.name)):
-        named = find_version(session, expert.project_id, str(schedule.request.get("model")))
-        if named is not None and named.version.version in set(session.scalars(numbers)):
-            raise ConflictError(
-                f"The trainings of the schedule '{schedule.name}' begin from {named.name}. Remove the schedule first "
-                "(DELETE /v1/schedules/{schedule_id})."
-            )
-
-
-def _gates(numbers: Select[int], expert: Expert) -> Select[int, uuid.UUID]:
-    """Gates that are not decided, also of a training that has published and not been looked at since."""
-    is_decided_for = or_(Promotion.version_id == ExpertVersion.id, Promotion.training_job_id == ExpertVersion.job_id)
-    return (
-        numbers.add_columns(Promotion.id)
-        .join(Promotion, and_(Promotion.project_id == expert.project_id, is_decided_for))
-        .join(Job, Job.id == Promotion.job_id)
-        .where(Job.org_id == expert.org_id, Job.state == states.WAITING)
-    )
-
-
-def _evaluations(numbers: Select[int], expert: Expert) -> Select[int, uuid.UUID]:
-    of_project = Evaluation.project_id == expert.project_id
-    return (
-        numbers.add_columns(Evaluation.id)
-        .join(Evaluation, and_(of_project, Evaluation.version_id == ExpertVersion.id))
-        .join(Job, Job.id == Evaluation.job_id)
-        .where(Job.finished_at.is_(None))
-    )
-
-
-def _beginning(
-    session: Session, expert: Expert, versions: Sequence[ColumnElement[bool]]
-) -> Iterator[tuple[int, uuid.UUID]]:
-    """Trainings that have not ended and may begin from one of the versions: (its number, the job)."""
-    starts = Job.spec["starts"]
-    live = select(Job.id, starts).where(
-        Job.org_id == expert.org_id,
-        Job.project_id == expert.project_id,
-        Job.kind == "train",
-        Job.finished_at.is_(None),
-        starts != cast([], JSONB),
-    )
-    jobs = {start["digest"]: job_id for job_id, listed in session.execute(live) for start in listed or []}
-    if not jobs:
-        return
-    of_digest = select(ExpertVersion.version, ExpertVersion.digest)
-    for number, digest in session.execute(of_digest.where(*versions, ExpertVersion.digest.in_(jobs))):
-        yield number, jobs[digest]
+def _by(caller: Caller) -> str:
+    return public_id("API key", caller.key_id)

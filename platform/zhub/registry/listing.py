@@ -26,6 +26,8 @@ class Filter:
     tags: Mapping[str, str | None] = field(default_factory=dict)
     archived: bool = False
     """Archived ones as well."""
+    answering: bool = False
+    """Only those that answer: without what was yanked."""
 
 
 _Records = Select[ExpertVersion, Expert, Project, BaseModel]
@@ -118,6 +120,8 @@ def _conditions(version: type[ExpertVersion], only: Filter) -> list[ColumnElemen
     conditions: list[ColumnElement[bool]] = [version.deleted_at.is_(None)]
     if not only.archived:
         conditions += in_use(version)
+    if only.answering:
+        conditions.append(version.yanked_at.is_(None))
     if only.search:
         texts = (Expert.name, Expert.description, version.description)
         conditions.append(or_(*(text.icontains(only.search, autoescape=True) for text in texts)))

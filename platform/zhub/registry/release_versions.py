@@ -135,7 +135,7 @@ def _compared(name: str, old: PinnedVersion | None, new: PinnedVersion | None) -
 
 
 def _pin(session: Session, caller: Caller, request: ReleaseRequest, expert: ReleaseExpertRequest) -> PinnedVersion:
-    record = versions.get_version(session, caller.project_id, expert.model)
+    record = versions.get_usable(session, caller.project_id, expert.model)
     check_promotable(record)
     default = 1.0 / len(request.experts) if request.strategy == "mixture" else 1.0
     weight = default if expert.weight is None else expert.weight
@@ -184,7 +184,7 @@ def _classifier(
                 param="classifier",
             )
         return None
-    record = versions.get_version(session, caller.project_id, request.classifier)
+    record = versions.get_usable(session, caller.project_id, request.classifier)
     check_promotable(record)
     _check_fits(record, base, "classifier")
     known = {label.expert_id for label in classification.labels_of(session, record.version)}

@@ -199,13 +199,7 @@ def delete(session: Session, record: ReleaseRecord) -> None:
             is being measured, or its gate decides about it.
     """
     session.refresh(record.version, with_for_update=True)
-    needs = or_(
-        Alias.release_version_id == record.version.id,
-        Alias.canary_version_id == record.version.id,
-        Alias.id.in_(_shadowed_by(record)),
-    )
-    alias = session.scalar(select(Alias).where(needs).limit(1))
-    if alias is not None:
+    for alias in sending(session, record)[:1]:
         raise ConflictError(
             f"'@{alias.name}' sends requests to {record.name}. Move it to another version (PUT "
             "/v1/releases/{release}/aliases/{alias}), or remove it (DELETE /v1/releases/{release}/aliases/{alias}); a "
@@ -214,6 +208,16 @@ def delete(session: Session, record: ReleaseRecord) -> None:
     _refuse_measured(session, record)
     of_version = update(ReleaseVersion).where(ReleaseVersion.id == record.version.id)
     session.execute(of_version.values(deleted_at=func.now()))
+
+
+def sending(session: Session, record: ReleaseRecord) -> list[Alias]:
+    """The aliases that send requests to a release version: that point to it, or have it as their canary or shadow."""
+    sends = or_(
+        Alias.release_version_id == record.version.id,
+        Alias.canary_version_id == record.version.id,
+        Alias.id.in_(_shadowed_by(record)),
+    )
+    return list(session.scalars(select(Alias).where(sends).order_by(Alias.name)))
 
 
 def _shadowed_by(record: ReleaseRecord) -> Select[uuid.UUID]:

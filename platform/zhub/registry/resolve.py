@@ -8,17 +8,17 @@ never promoted and a checkpoint answer only by their names; no list of models ha
 """
 
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from zhub.answering import Router, Strategy
+from zhub.answering import Attested, Router, Strategy
 from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.models import BaseModel
-from zhub.registry import base_models, classification, missing, releases, versions
+from zhub.registry import base_models, classification, life, missing, releases, signing, versions
 from zhub.registry.names import AUTO, CHECKPOINT_NAME, PROD, VERSION_NAME
 from zhub.registry.releases import ReleaseRecord
 from zhub.registry.versions import CheckpointRecord, VersionRecord
@@ -73,6 +73,10 @@ class ResolvedModel:
     """Of the release, by which it was found and answers as it says: another version may be tried beside it."""
     router: Router | None = None
     classifier: ResolvedClassifier | None = None
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """By the name of a deprecated version, what whoever gets an answer of it is told."""
+    attested: Mapping[uuid.UUID, Attested] = field(default_factory=dict)
+    """By the id of a version that is signed, what its files are verified by."""
 
 
 def resolve(
@@ -91,11 +95,28 @@ def resolve(
         requester: who asks, which decides who gets the canary of an alias; None: nobody does.
 
     Raises:
-        NotFoundError: no such version, release or base model.
+        NotFoundError: no such version, release or base model; or a version was yanked.
         InvalidRequestError: a mixture over several bases, or a strategy for what has nothing to choose from.
         NotReadyError: the files of the base model are not all there.
         ConflictError: the base model could not be decomposed, or a file of a version is lost.
     """
+    resolved = _resolve(session, caller, model, mixture, strategy, requester)
+    parts = [part.record for part in (*resolved.experts, *(resolved.candidates or ()))]
+    told = {record.name: life.warning(session, record) for record in parts if isinstance(record, VersionRecord)}
+    warnings = {name: warning for name, warning in told.items() if warning is not None}
+    listed = [*parts, *resolved.others, *([resolved.classifier.record] if resolved.classifier else [])]
+    signed = signing.attested(session, [one.version.id for one in listed if isinstance(one, VersionRecord)])
+    return replace(resolved, warnings=warnings, attested=signed)
+
+
+def _resolve(
+    session: Session,
+    caller: Caller,
+    model: str,
+    mixture: Sequence[MixturePart],
+    strategy: Strategy | None,
+    requester: str | None,
+) -> ResolvedModel:
     if mixture:
         resolved = _resolve_mixture(session, caller, model, mixture)
     elif model == AUTO or model.startswith(f"{AUTO}:"):
@@ -165,7 +186,7 @@ def _resolve_release(session: Session, release: ReleaseRecord, strategy: Strateg
         return resolved
     pins = releases.pinned(session, [release])[release.version.id]
     for pin in pins:
-        versions.require_whole(pin.record)
+        _check_answers(session, release, pin.record)
     is_mixture = chosen == "mixture"
     equal = 1.0 / len(pins) if is_mixture else 1.0
     parts = [
@@ -189,7 +210,21 @@ def _classifier(session: Session, release: ReleaseRecord) -> ResolvedClassifier:
             "or choose another strategy.",
             param="strategy",
         )
+    _check_answers(session, release, record)
     return ResolvedClassifier(record, classification.labels_of(session, record.version))
+
+
+def _check_answers(session: Session, release: ReleaseRecord, record: VersionRecord) -> None:
+    """The release answers nothing without a version that it pins.
+
+    Raises:
+        NotFoundError: the version was yanked.
+        ConflictError: a file of it is lost.
+    """
+    versions.require_whole(record)
+    if record.version.yanked_at is not None:
+        why = versions.yanked(session, record)
+        raise NotFoundError("model", release.name, f"It pins a version that answers no more: {why}")
 
 
 def _resolve_mixture(session: Session, caller: Caller, model: str, mixture: Sequence[MixturePart]) -> ResolvedModel:
@@ -212,11 +247,8 @@ def _resolve_mixture(session: Session, caller: Caller, model: str, mixture: Sequ
 
 
 def _version_or_checkpoint(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord | CheckpointRecord:
-    if CHECKPOINT_NAME.fullmatch(name):
-        return versions.get_checkpoint(session, project_id, name)
-    record = versions.get_version(session, project_id, name)
-    versions.require_whole(record)
-    return record
+    get = versions.get_checkpoint if CHECKPOINT_NAME.fullmatch(name) else versions.get_usable
+    return get(session, project_id, name)
 
 
 def _default_base(session: Session) -> BaseModel:

@@ -103,6 +103,26 @@ def difference(a: Vectors, b: Vectors, weight_norms: Mapping[str, float]) -> lis
     ]
 
 
+def by_layer(a: Vectors, b: Vectors, matrices: Sequence[MatrixStrength]) -> list[dict[str, Any]]:
+    """By layer, those matrices that are in none last: the cosine of two changes, and the norm of their difference as a
+    share of the weights' norm. ``matrices``: those of both, of which one may leave some alone."""
+    layers = {matrix.name: matrix.layer for matrix in matrices}
+    norms = {matrix.name: matrix.weight_norm for matrix in matrices}
+    return [
+        {
+            "layer": layer,
+            "matrices": len(names),
+            "cosine": cosine(*({name: sides[of] for name, sides in pairs.items()} for of in (0, 1))),
+            "share": math.hypot(*(math.sqrt(_dot(own - other, own - other)) for own, other in pairs.values()))
+            / math.hypot(*(norms[name] for name in names)),
+        }
+        for layer in sorted(set(layers.values()), key=lambda layer: (layer is None, layer or 0))
+        for names in [sorted(name for name, of in layers.items() if of == layer and (name in a or name in b))]
+        if names
+        for pairs in [{name: _both(name, a, b) for name in names}]
+    ]
+
+
 def similar_to(session: Session, record: VersionRecord) -> list[VersionRecord]:
     """What a version is compared with: of each expert of its basis what would answer, the newest first."""
     found = versions.newest(session, record.project.id, record.base, limit=MAX_SIMILAR + 1)

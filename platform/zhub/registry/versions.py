@@ -76,7 +76,7 @@ def promoted(
         .join(Project, Project.id == Expert.project_id)
         .join(Alias, and_(Alias.version_id == ExpertVersion.id, Alias.expert_id == Expert.id))
         .where(Alias.name == PROD, Expert.project_id == project_id, *_fits(ExpertVersion, base, kinds))
-        .where(_is_not_base(ExpertVersion), _has_prompts(ExpertVersion), *in_use(ExpertVersion))
+        .where(_is_not_base(ExpertVersion), _has_prompts(ExpertVersion), *usable(ExpertVersion))
         .order_by(*(column.desc() for column in _AGE))
     )
     return [VersionRecord(*row, base) for row in session.execute(statement)]
@@ -110,7 +110,7 @@ def never_promoted(
     has_prod = exists().where(Alias.expert_id == Expert.id, Alias.name == PROD, Alias.version_id.is_not(None))
     of_expert = (
         select(ExpertVersion)
-        .where(ExpertVersion.expert_id == Expert.id, *_fits(ExpertVersion, base, kinds), *in_use(ExpertVersion))
+        .where(ExpertVersion.expert_id == Expert.id, *_fits(ExpertVersion, base, kinds), *usable(ExpertVersion))
         .order_by(ExpertVersion.version.desc())
         .limit(1)
     )
@@ -148,6 +148,11 @@ def in_use(version: type[ExpertVersion]) -> tuple[ColumnElement[bool], ...]:
         Expert.archived_at.is_(None),
         Expert.deleted_at.is_(None),
     )
+
+
+def usable(version: type[ExpertVersion]) -> tuple[ColumnElement[bool], ...]:
+    """The version is in use, and was not yanked."""
+    return (*in_use(version), version.yanked_at.is_(None))
 
 
 def _fits(
@@ -210,6 +215,31 @@ def require_whole(record: VersionRecord) -> None:
         )
 
 
+def get_usable(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord:
+    """As ``get_version``, for what a version is used for: to answer, or to begin a training from it.
+
+    Raises:
+        NotFoundError: also where it was yanked, with why and what to use.
+        ConflictError: a file of it is lost.
+    """
+    record = get_version(session, project_id, name)
+    require_whole(record)
+    if record.version.yanked_at is not None:
+        raise NotFoundError("model", name, yanked(session, record))
+    return record
+
+
+def yanked(session: Session, record: VersionRecord) -> str:
+    """Why a version was yanked, and what to use in its place, in sentences."""
+    version = record.version
+    use = (
+        f"Use {by_id(session, [version.successor_id])[version.successor_id].name}."
+        if version.successor_id is not None
+        else f"GET /v1/experts?search={record.expert.name} lists the other versions of the expert."
+    )
+    return f"{record.name} was yanked: {version.state_reason} {use}"
+
+
 def find_version(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord | None:
     """The version of this name, also a deleted one; by the name of its expert, or by one that it had before."""
     if match := VERSION_NAME.fullmatch(name):
@@ -228,22 +258,26 @@ def find_version(session: Session, project_id: uuid.UUID, name: str) -> VersionR
 
 
 def keep(session: Session, versions: Sequence[VersionRecord]) -> None:
-    """Let nobody delete these versions before the transaction ends.
+    """Let nobody delete or yank these versions before the transaction ends.
 
     Raises:
         NotFoundError: one was deleted since it was looked up.
+        ConflictError: one was yanked.
     """
-    kept = set(
-        session.scalars(
-            select(ExpertVersion.id)
+    kept = dict(
+        session.execute(
+            select(ExpertVersion.id, ExpertVersion.yanked_at)
             .where(ExpertVersion.id.in_([record.version.id for record in versions]))
             .where(ExpertVersion.deleted_at.is_(None))
             .with_for_update(read=True, key_share=True)
-        )
+        ).all()
     )
     for record in versions:
         if record.version.id not in kept:
             raise NotFoundError("model", record.name, "It was deleted.")
+        if kept[record.version.id] is not None:
+            session.refresh(record.version)
+            raise ConflictError(yanked(session, record))
 
 
 def get_expert(session: Session, caller: Caller, name: str) -> Expert:

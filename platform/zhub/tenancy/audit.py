@@ -24,9 +24,11 @@ ACTIONS: Final = (
     "service_account.created", "service_account.updated", "service_account.deleted",
     "api_key.created", "api_key.updated", "api_key.rotated", "api_key.deleted",
     "login.succeeded", "logout.succeeded",
-    "alias.moved", "alias.deleted", "promotion.requested", "promotion.cancelled",
+    "alias.moved", "alias.deleted", "alias.protected", "alias.unprotected",
+    "alias_request.created", "alias_request.decided", "promotion.requested", "promotion.cancelled",
     "release.created", "release.deleted", "shadow.started", "shadow.ended",
-    "expert.updated", "expert.deleted", "file.deleted", "feedback.deleted", "completion.deleted",
+    "expert.updated", "expert.state_changed", "expert.deleted", "signing_key.rotated",
+    "file.deleted", "feedback.deleted", "completion.deleted",
     "schedule.created", "schedule.updated", "schedule.deleted",
     "webhook_endpoint.created", "webhook_endpoint.updated", "webhook_endpoint.rotated", "webhook_endpoint.deleted",
 )  # fmt: skip

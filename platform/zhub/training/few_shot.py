@@ -30,7 +30,7 @@ def mixed_versions(
     for name in names:
         release = releases.find_kept(session, project_id, name)
         if release is None:
-            named = [versions.get_version(session, project_id, name)]
+            named = [versions.get_usable(session, project_id, name)]
         else:
             named = [pin.record for pin in releases.pinned(session, [release])[release.version.id]]
         records |= {record.version.id: record for record in named}

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.admission import limits
+from zhub.answering import Attested
 from zhub.datasets import files as datasets
 from zhub.datasets.token_counts import long_rows_error
 from zhub.datasets.validated import all_rows, distinct_rows, require_validated
@@ -28,7 +29,7 @@ from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
 from zhub.recipes import FewShotHyperparameters, Hyperparameters, Recipe
-from zhub.registry import base_models, versions
+from zhub.registry import base_models, signing, versions
 from zhub.registry.limitations import check_trainable_base
 from zhub.registry.publish import check_trainable, expert_name, get_or_create_expert
 from zhub.specs import BaseModelSource, BasisReference, StartingPoint, TrainPlan
@@ -197,6 +198,7 @@ def resolve_training(session: Session, caller: Caller, request: JobRequest, grad
     if request.suffix is not None and not 1 <= len(request.suffix) <= 64:
         raise InvalidRequestError("A suffix has 1 to 64 characters.", param="suffix")
     starts = _starts(session, caller, inputs)
+    signed = signing.attested(session, [record.version.id for record in starts])
     name = expert_name(request.suffix, inputs.training.filename)
     check_trainable(session, caller.project_id, name)
     spec = TrainPlan(
@@ -209,7 +211,7 @@ def resolve_training(session: Session, caller: Caller, request: JobRequest, grad
         hyperparameters=inputs.hyperparameters,
         grader=grader,
         seed=request.seed if request.seed is not None else random.SystemRandom().randrange(2**31),
-        starts=[_starting_point(record) for record in starts],
+        starts=[_starting_point(record, signed.get(record.version.id)) for record in starts],
     )
     estimated = estimates.estimate(session, inputs.base.id, inputs.recipe, inputs.hyperparameters)
     return ResolvedTraining(request, inputs.base, inputs.training, inputs.validation, starts, spec, estimated)
@@ -260,7 +262,7 @@ class _Inputs:
 
 
 def _inputs(session: Session, caller: Caller, request: JobRequest, grader: Grader | None) -> _Inputs:
-    parent = versions.get_version(session, caller.project_id, request.model) if "@" in request.model else None
+    parent = versions.get_usable(session, caller.project_id, request.model) if "@" in request.model else None
     base = parent.base if parent else base_models.get(session, caller.org_id, request.model)
     basis = base_models.basis_of(base)
     check_trainable_base(base.name, base.details)
@@ -320,7 +322,7 @@ def _starts(session: Session, caller: Caller, inputs: _Inputs) -> Sequence[versi
     return [inputs.parent] if inputs.parent is not None else []
 
 
-def _starting_point(record: versions.VersionRecord) -> StartingPoint:
+def _starting_point(record: versions.VersionRecord, attested: Attested | None) -> StartingPoint:
     files = {file["name"]: file["sha256"] for file in record.version.manifest["files"]}
     return StartingPoint(
         name=record.name,
@@ -328,6 +330,7 @@ def _starting_point(record: versions.VersionRecord) -> StartingPoint:
         key_prefix=record.version.key_prefix,
         z_sha256=files[Z_FILE],
         routing_sha256=files.get(ROUTING_FILE),
+        attested=attested,
     )
 
 

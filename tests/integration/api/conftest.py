@@ -184,7 +184,12 @@ def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
         cast_to=object,
     )
     exported: Any = client.post("/expert_exports", body={"model": version, "format": "lora"}, cast_to=object)
+    client.put("/protected_aliases/stable", body={}, cast_to=object)
+    request: Any = client.put("/experts/main.summer/aliases/stable", body={"version": version}, cast_to=object)
     found = {
+        "request_id": request["id"],
+        "against": version,
+        "subject": version,
         "export_id": exported["id"],
         "import_id": imported["id"],
         "dataset_id": rows["id"],

@@ -14,8 +14,12 @@ Client = openai.OpenAI
 OpenClient = Callable[..., openai.OpenAI]
 MakeKey = Callable[..., str]
 ADMINISTRATION = ("/v1/organization/", "/v1/platform/")
-# The version of these tests has no such file, and its export has not ended.
-OWN_ANSWERS = {"/v1/experts/{name}/z": 409, "/v1/expert_exports/{export_id}/files/{filename}": 409}
+# The version of these tests has no such file, no scheduler has signed it, and its export has not ended.
+OWN_ANSWERS = {
+    "/v1/experts/{name}/z": 409,
+    "/v1/experts/{name}/attestation": 409,
+    "/v1/expert_exports/{export_id}/files/{filename}": 409,
+}
 
 
 def test_every_route_asks_for_a_key(app: FastAPI, api_url: str, subtests: pytest.Subtests) -> None:

@@ -16,7 +16,8 @@ from zhub.tenancy.scopes import PROJECT_SCOPES
 
 MakeMember = Callable[..., str]
 # Base models belong to the platform.
-SHARED = "/v1/base_models/"
+# The first belong to the platform; of the second each project has its own, whatever others call theirs.
+SHARED = ("/v1/base_models/", "/v1/protected_aliases/")
 STRANGERS: dict[str, dict[str, Any]] = {
     "an owner of another organisation": {"role": "owner", "organization": "globex"},
     "a viewer of another organisation": {"role": "viewer", "organization": "globex"},

@@ -15,6 +15,8 @@ from zhub.manifest import MANIFEST_FILE, Manifest
 from zhub.objects.verification import Verified, verify
 from zhub.storage.directory import DirectoryStore
 
+# What is published is made to fit files, which the database refuses.
+pytestmark = pytest.mark.usefixtures("unfrozen")
 Client = openai.OpenAI
 
 

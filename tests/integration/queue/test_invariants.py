@@ -37,7 +37,7 @@ def claim(engine: Engine) -> claims.Claim:
 
 
 @pytest.fixture
-def past(system_engine: Engine, make_job: MakeJob, make_agent: Any, caller: Caller) -> uuid.UUID:
+def past(unfrozen: None, system_engine: Engine, make_job: MakeJob, make_agent: Any, caller: Caller) -> uuid.UUID:
     """A sound history: a job that was lost once and then made a version, which was promoted, and two that run.
 
     Returns the first.
@@ -162,6 +162,10 @@ HARM: dict[str, tuple[str, str]] = {
     "an alias of what was deleted": (
         "no alias points to a deleted version",
         "UPDATE expert_versions SET deleted_at = now()",
+    ),
+    "an alias of what was yanked": (
+        "nothing asks a yanked version",
+        "UPDATE expert_versions SET yanked_at = now()",
     ),
     "a release of what was deleted": (
         "no release pins a deleted version",

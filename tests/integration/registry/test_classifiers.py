@@ -168,7 +168,7 @@ def test_a_later_version_of_a_known_expert_is_known(
 
 
 def test_a_classifier_that_cannot_answer_for_the_release_is_refused(
-    ask: Ask, classifier: str, experts: list[str], classifying: Classifying, system_engine: Engine
+    unfrozen: None, ask: Ask, classifier: str, experts: list[str], classifying: Classifying, system_engine: Engine
 ) -> None:
     unknown = classifying.publish("sings", None)
     refused_with(400, f"does not know {unknown}", release, ask, [*experts, unknown], classifier=classifier)

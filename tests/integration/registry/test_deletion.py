@@ -280,7 +280,7 @@ def test_the_api_changes_nothing_of_what_training_made(api_engine: Engine, calle
 
 
 def test_objects_stay_while_another_version_has_the_same_digest(
-    ask: Ask, train_to: Callable[..., str], system_engine: Engine, store: DirectoryStore
+    unfrozen: None, ask: Ask, train_to: Callable[..., str], system_engine: Engine, store: DirectoryStore
 ) -> None:
     names = [train_to(), train_to()]
     with system_session(system_engine) as session:

@@ -117,7 +117,9 @@ def test_a_router_chooses_among_experts_and_not_among_versions_of_one(make: Make
     refused_with(400, "named twice", make, first, first, strategy="mixture")
 
 
-def test_experts_of_two_bases_make_no_release(make: Make, publish_version: Publish, system_engine: Engine) -> None:
+def test_experts_of_two_bases_make_no_release(
+    unfrozen: None, make: Make, publish_version: Publish, system_engine: Engine
+) -> None:
     first, second = publish_version("a"), publish_version("b")
     with system_session(system_engine) as session:
         other = BaseModel(name="other", status="ready", source={}, basis_fingerprint="x", basis_key_prefix="k")

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+from frozen import unfreeze
 from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from tenant_rows import FilledDatabase, count_rows, fill_tables, first_row, insert_row, make_tenant, tenant_column
@@ -59,6 +60,7 @@ def all_granted(fill: Callable[[], FilledDatabase]) -> FilledDatabase:
     made = fill()
     with made.owner.begin() as connection:
         connection.execute(text("GRANT ALL ON ALL TABLES IN SCHEMA public TO zhub_app"))
+    unfreeze(made.urls.owner)
     return made
 
 
@@ -243,7 +245,7 @@ def test_a_row_cannot_point_at_another_tenants_row(
     # Nothing but the reference may be at fault: what is unique is new, and our own spare row is accepted.
     fresh = {"id": str(uuid.uuid4()), "prefix": uuid.uuid4().hex, "name": "new", "version": 99, "position": 99}
     fresh |= {"job_id": str(filled.spare[ours, "jobs"]), "suite_digest": "new", "key": "new", "experts": "new"}
-    fresh |= {"token_hash": "new", "user_id": str(filled.spare[ours, "users"])}
+    fresh |= {"day": "2030-01-01", "token_hash": "new", "user_id": str(filled.spare[ours, "users"])}
     fresh |= {"event_id": str(uuid.uuid4()), "dataset_version_id": str(filled.spare[ours, "dataset_versions"])}
     row = first_row(filled.system, table, ours)
     row |= {name: value for name, value in fresh.items() if name in row}
@@ -251,6 +253,17 @@ def test_a_row_cannot_point_at_another_tenants_row(
         row |= {"expert_id": None, "version_id": None, "canary_share": 0.5}
         row |= {"release_id": str(filled.spare[ours, "releases"])}
         row |= dict.fromkeys(("release_version_id", "canary_version_id"), str(filled.spare[ours, "release_versions"]))
+    if table == "alias_requests":
+        of_release = column in ("release_id", "release_version_id", "expected_release_version_id")
+        versions = ("version_id", "release_version_id", "expected_version_id", "expected_release_version_id")
+        row |= dict.fromkeys(("expert_id", "release_id", *versions))
+        owner, version = ("release_id", "release_version_id") if of_release else ("expert_id", "version_id")
+        tables = ("releases", "release_versions") if of_release else ("experts", "expert_versions")
+        row |= {owner: str(filled.spare[ours, tables[0]]), version: str(filled.spare[ours, tables[1]])}
+    if table == "attestations":
+        row |= {"version_id": str(filled.spare[ours, "expert_versions"])}
+    if table == "signing_keys":
+        row |= {"rotation": 99}
     if table == "evaluations" and column == "release_version_id":
         row |= {"version_id": None}
     if table == "shadow_trials":

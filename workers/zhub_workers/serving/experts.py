@@ -5,8 +5,9 @@ from pathlib import Path
 
 from zhub.answering import ExpertReference
 from zhub.generation import GenerationRequest
+from zhub.storage.attested import fetch_attested
 from zhub.storage.cached_files import drop_unused
-from zhub.storage.object_store import ObjectStore, fetch
+from zhub.storage.object_store import ObjectStore
 from zhub_workers.model.adapted import AdaptedModel
 from zhub_workers.model.artifact import read_routing
 from zhub_workers.model.changes import Change, read_change, restricted
@@ -30,16 +31,16 @@ class Experts:
         """Bring the files that a request needs to this machine's disk. From any thread.
 
         Raises:
-            DigestMismatchError: a file is not what its reference says.
+            DigestMismatchError, ArtifactError: a file is not what its reference says, or was signed.
         """
         candidates = request.candidates or []
         asked = [request.classifier.expert] if request.classifier else []
         for expert in [*request.experts, *candidates, *asked]:
             if expert.z_sha256 not in self._changes:
-                self._fetch(expert.z_key, expert.z_sha256)
+                self._fetch(expert, expert.z_key, expert.z_sha256)
         for expert in [*candidates, *request.others]:
             if expert.routing_sha256 not in self._centroids:
-                self._fetch(expert.routing_key, expert.routing_sha256)
+                self._fetch(expert, expert.routing_key, expert.routing_sha256)
 
     def change(self, adapted: AdaptedModel, expert: ExpertReference) -> Change:
         """What the expert changes in this model, in the layers that the reference names.
@@ -55,7 +56,7 @@ class Experts:
     def _whole(self, adapted: AdaptedModel, expert: ExpertReference) -> Change:
         sha256 = expert.z_sha256
         if sha256 not in self._changes:
-            path = self._fetch(expert.z_key, sha256)
+            path = self._fetch(expert, expert.z_key, sha256)
             change = self._changes[sha256] = read_change(path, sha256=sha256, adapted=adapted)
             self.size_bytes += change.size_bytes
             # Never the new one, however large it is.
@@ -69,7 +70,7 @@ class Experts:
         """Where the expert's training prompts lie. Raises as ``change``."""
         sha256 = expert.routing_sha256
         if sha256 not in self._centroids:
-            path = self._fetch(expert.routing_key, sha256)
+            path = self._fetch(expert, expert.routing_key, sha256)
             fingerprint = adapted.basis.fingerprint
             self._centroids[sha256] = read_routing(path, sha256=sha256, basis_fingerprint=fingerprint)
             if len(self._centroids) > MAX_CENTROIDS:
@@ -77,8 +78,8 @@ class Experts:
         self._centroids.move_to_end(sha256)
         return self._centroids[sha256]
 
-    def _fetch(self, key: str, sha256: str) -> Path:
+    def _fetch(self, expert: ExpertReference, key: str, sha256: str) -> Path:
         path = self._directory / f"{sha256}.safetensors"
         if not path.exists():
             drop_unused(self._directory.parent)
-        return fetch(self._store, key, path, sha256=sha256)
+        return fetch_attested(self._store, key, path, sha256=sha256, attested=expert.attested)

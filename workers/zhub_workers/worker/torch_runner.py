@@ -34,6 +34,7 @@ from zhub.specs import (
     StoredFile,
     TrainSpec,
 )
+from zhub.storage.attested import fetch_attested
 from zhub.storage.keys import basis_prefix
 from zhub.storage.object_store import ObjectStore, fetch, open_store, put_path
 from zhub_workers.attempts.attempt import Attempt, AttemptContext, AttemptStoppedError
@@ -307,7 +308,7 @@ class TorchRunner:
         expert = ExpertFile("svf", {}, {})  # the base
         if spec.z is not None:
             path = attempt.cache_dir / "experts" / f"{spec.z.sha256}.safetensors"
-            fetch(store, spec.z.key, path, sha256=spec.z.sha256)
+            fetch_attested(store, spec.z.key, path, sha256=spec.z.sha256, attested=spec.z.attested)
             expert = read_expert(path, sha256=spec.z.sha256, basis=model.basis)
         adapter = adapter_of(model, expert)
         values = adapter.imported(expert.tensors) if expert.tensors else None

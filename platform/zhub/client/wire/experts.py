@@ -1,8 +1,11 @@
 """Answers about experts, evaluations of them, and feedback on their answers."""
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from zhub.client.wire.answer import ENDED, Answer
+from zhub.client.wire.strengths import Strength
 from zhub.client.wire.training import ClassifiedRecord
 from zhub.manifest import ANSWERS_FILE, Accuracy, Evaluation, FileEntry, Mixture, Origin
 
@@ -121,6 +124,12 @@ class ExpertVersion(Answer):
     tags: dict[str, str] = {}
     archived: bool = False
     lost_files: list[str] = []
+    state: str = "ready"
+    """``deprecated`` and ``yanked`` have a reason, a successor, or both. Older servers do not tell it."""
+    state_reason: str | None = None
+    successor: str | None = None
+    damage: str | None = None
+    """What the last check of its files found wrong with them."""
     aliases: list[str] = []
     parent: str | None = None
     """The version of the project that its training began from."""
@@ -152,6 +161,125 @@ class ExpertVersion(Answer):
     def has_answers(self) -> bool:
         """Whether its training has kept what base and expert answered; trainings of earlier releases have not."""
         return any(file["name"] == ANSWERS_FILE for file in self.manifest["files"])
+
+
+class ConfigurationDifference(Answer):
+    """One thing that differs in how two versions were made; None on the side that does not have it."""
+
+    what: str
+    model: Any
+    against: Any
+
+
+class HeldOutPair(Answer):
+    """What two versions got on the rows that their trainings held out; only ``same_rows`` can be compared."""
+
+    split: str
+    same_rows: bool
+    model: Accuracy | None
+    against: Accuracy | None
+
+
+class MeasuredVersion(Answer):
+    evaluation: str
+    results: EvaluationResults
+
+
+class ComparedSuite(Answer):
+    """Two versions on one suite; ``better_rows`` and ``worse_rows`` are places in it from 0, the first of them all."""
+
+    suite_digest: str
+    suite: dict[str, Any]
+    model: MeasuredVersion
+    against: MeasuredVersion
+    comparison: EvaluationComparison
+    better: int
+    worse: int
+    better_rows: list[int]
+    worse_rows: list[int]
+
+
+class LayerComparison(Answer):
+    """One layer of two changes; None: what is in no layer. ``share``: of the difference, of the weights' norm."""
+
+    layer: int | None
+    matrices: int
+    cosine: float | None
+    share: float
+
+
+class ComparedChanges(Answer):
+    """How much each of two versions changes, and how alike; without ``layers`` where their kinds have no z."""
+
+    model: Strength | None
+    against: Strength | None
+    cosine: float | None
+    layers: list[LayerComparison]
+
+
+class VersionComparison(Answer):
+    """Two versions side by side; ``z_missing`` says why something of ``z`` is not known."""
+
+    model: str
+    against: str
+    configuration: list[ConfigurationDifference]
+    held_out: list[HeldOutPair]
+    suites: list[ComparedSuite]
+    z: ComparedChanges | None
+    z_missing: str | None
+
+
+class LineageNode(Answer):
+    """One thing of a lineage; ``kind`` is file, fine-tuning job, attempt, version, evaluation, alias, release, …"""
+
+    id: str
+    kind: str
+    name: str
+    state: str
+    digest: str | None
+
+
+class LineageStep(Answer):
+    """``to`` came of ``origin``, or uses it."""
+
+    origin: Annotated[str, Field(alias="from")]
+    to: str
+    relation: str
+
+
+class LineageRecord(Answer):
+    """Where something comes from and what came of it, as nodes and edges."""
+
+    id: str
+    nodes: list[LineageNode]
+    edges: list[LineageStep]
+    truncated: bool
+
+
+class VerifiedFile(Answer):
+    """A file of a version: whole, of the right size, missing or changed."""
+
+    name: str
+    state: str
+
+
+class VerificationRecord(Answer):
+    """What was found of a version's signature and files; ``problems`` name what is wrong."""
+
+    id: str
+    verified: bool
+    signed: bool
+    files: list[VerifiedFile]
+    problems: list[str]
+
+
+class NeedRecord(Answer):
+    """One thing that needs a version: ``sentence`` says what, and what to do about it."""
+
+    id: str
+    kind: str
+    needed: str
+    sentence: str
 
 
 class ImportRecord(Answer):
@@ -225,57 +353,3 @@ class FeedbackRecord(Answer):
     score: float
     reference: str | None
     comment: str | None
-
-
-class Strength(Answer):
-    """How much a version changes: of the weights' norm, and how far its multipliers are from one, if it has any."""
-
-    share: float
-    distance: float | None
-
-
-class LayerStrength(Strength):
-    """One layer; None: what is in no layer."""
-
-    layer: int | None
-    matrices: int
-
-
-class MatrixStrength(Strength):
-    name: str
-    layer: int | None
-
-
-class SimilarVersion(Answer):
-    """Another version, and the cosine between the changes of the two."""
-
-    model: str
-    cosine: float
-
-
-class MatrixDifference(Answer):
-    """The difference of two changes of one matrix as a share of the weight's norm, and their cosine."""
-
-    name: str
-    share: float | None
-    cosine: float | None
-
-
-class VersionDifference(Answer):
-    """How a version differs from another; ``cosine`` is None where the two cannot be compared."""
-
-    model: str
-    cosine: float | None
-    matrices: list[MatrixDifference]
-
-
-class ExpertStrengths(Strength):
-    """What a version changes, where, and what it is like; ``shown`` says what the figures of its kind are."""
-
-    model: str
-    kind: str
-    shown: str
-    layers: list[LayerStrength]
-    matrices: list[MatrixStrength]
-    similar: list[SimilarVersion]
-    against: VersionDifference | None

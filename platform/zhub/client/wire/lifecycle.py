@@ -39,6 +39,35 @@ class AliasRecord(Answer):
     moves: list[AliasMoveRecord] = []
 
 
+class ProtectedAliasRecord(Answer):
+    """The name of an alias that moves by approved requests only."""
+
+    id: str
+    created_at: int
+    by: str
+    request_hours: int
+
+
+class AliasRequestRecord(Answer):
+    """A move of a protected alias that ``person`` asked for: open, approved, rejected, withdrawn or expired."""
+
+    id: str
+    created_at: int
+    alias: str
+    version: str
+    expected: str | None
+    share: float | None
+    promotion: str | None
+    by: str
+    person: str
+    reason: str | None
+    status: str
+    expires_at: int
+    decided_at: int | None
+    decided_by: str | None
+    decided_because: str | None
+
+
 class GateFinding(Answer):
     """The result of a gate on one suite."""
 
@@ -60,6 +89,8 @@ class PromotionRecord(Answer):
     alias: str
     gate: dict[str, Any]
     promoted: bool | None
+    approval: str | None = None
+    """The request for a second person's approval, where the alias is protected."""
     findings: list[GateFinding] | None
 
     @property
