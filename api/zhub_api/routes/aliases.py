@@ -222,4 +222,5 @@ def _pointed_to(session: Session, owner: Expert | Release, alias: str) -> str | 
 
 
 def _audit_move(session: Session, caller: Caller, target: str, before: str | None, after: Mapping[str, Any]) -> None:
-    audit.record(session, caller, "alias.moved", target, before={"version": before}, after=after)
+    if {"version": before} != {name: value for name, value in after.items() if value is not None}:
+        audit.record(session, caller, "alias.moved", target, before={"version": before}, after=after)

@@ -346,7 +346,8 @@ def _record_decision(
         try:
             with session.begin_nested():
                 aliases.move(session, promotion.alias, record, by=by, reason="passed its gate", expected=expected)
-                _audit_move(session, job, record, promotion, measured)
+                if compared_with != record.version.id:
+                    _audit_move(session, job, record, promotion, measured)
         except ConflictError:
             return  # it has moved since we looked
     promotion.promoted = passed
