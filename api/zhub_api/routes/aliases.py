@@ -304,5 +304,7 @@ def _audit_move(
     before: str | None,
     after: Mapping[str, Any],
 ) -> None:
+    if {"version": before} == {name: value for name, value in after.items() if value is not None}:
+        return
     action = "alias_request.created" if isinstance(moved, models.AliasRequest) else "alias.moved"
     audit.record(session, caller, action, target, before={"version": before}, after=after)

@@ -39,6 +39,19 @@ def test_the_first_version_is_measured_against_its_base(
     assert (move["by"], move["reason"]) == (made["id"], "passed its gate")
 
 
+def test_a_gate_that_moves_an_alias_is_in_the_audit_log(
+    ask: Ask, promote: Ask, publish_version: Ask, work: Ask
+) -> None:
+    old, new = publish_version(**z("aa")), publish_version(**z("bb"))
+    ask("put", "/experts/main.summer/aliases/prod", {"version": old})
+    ask("put", "/experts/main.summer/aliases/prod", {"version": old})
+    made = promote(new)
+    work(aa=20, bb=39)
+    events = ask("get", "/organization/audit_logs?event_types=alias.moved")["data"]
+    assert [(event["before"]["version"], event["after"]["version"]) for event in events] == [(old, new), (None, old)]
+    assert (events[0]["actor"]["name"], events[0]["target"]) == (f"gate {made['id']}", "main.summer@prod")
+
+
 def test_a_version_that_is_worse_than_the_one_that_the_alias_points_to_is_not_promoted(
     ask: Ask, promote: Ask, publish_version: Ask, work: Ask
 ) -> None:

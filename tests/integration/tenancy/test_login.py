@@ -13,6 +13,7 @@ from api_requests import raw
 from fastapi import FastAPI
 from joserfc.jwk import RSAKey
 from openid_provider import CLIENT_ID, OpenIdProvider, served_provider
+from pydantic import ValidationError
 
 from zhub.process.config import Settings
 from zhub_api.app import create_app
@@ -186,3 +187,16 @@ def test_who_logs_out_has_no_key(
 def test_where_nobody_can_log_in_the_answer_says_so(serve: Callable[[Settings], str], settings: Settings) -> None:
     answer = raw(serve(settings), None, "GET", "/v1/login")
     assert answer.status_code == 404 and "has set none" in answer.json()["error"]["message"]
+
+
+def test_a_refused_login_is_in_the_log_of_the_process(
+    api_url: str, provider: OpenIdProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert log_in(api_url, provider.id_token()).status_code == 403
+    (record,) = [record for record in caplog.records if getattr(record, "action", None) == "login_refused"]
+    assert "127.0.0.1" in record.getMessage() and "alice@acme.org" in record.getMessage()
+
+
+def test_an_issuer_without_a_client_is_refused_at_the_start(settings: Settings) -> None:
+    with pytest.raises(ValidationError, match="belong together"):
+        Settings(**settings.model_dump() | {"oidc_issuer": "https://id.acme.org"})

@@ -1,5 +1,6 @@
 """``/v1/login`` and ``/v1/logout``: people who prove by an OpenID provider who they are, and get a key for a while."""
 
+import logging
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, StringConstraints
 
 from zhub.database.sessions import tenant_session
-from zhub.errors import InvalidRequestError, NotFoundError
+from zhub.errors import InvalidRequestError, NotFoundError, ZhubError
 from zhub.identity.provider import Provider
 from zhub.ids import public_id
 from zhub.models import ApiKey
@@ -20,6 +21,8 @@ from zhub_api.routes.administration.objects import seconds, user_object
 
 router = APIRouter(prefix="/v1")
 keyless = APIRouter(prefix="/v1")
+
+log = logging.getLogger("zhub.api")
 
 MAX_TOKEN_CHARACTERS = 32 << 10
 
@@ -43,15 +46,21 @@ def retrieve_provider(request: Request) -> dict[str, Any]:
 @keyless.post("/login")
 def log_in(context: ContextDep, http_request: Request, request: LoginRequest) -> dict[str, Any]:
     """Get a key for a while. Asked without one: the ID token shows who may. Only this response has its ``value``."""
-    identity = _provider(http_request).verify(request.id_token)
-    done = login.log_in(
-        context.engine,
-        identity,
-        Place(request.organization, request.project),
-        lasts=timedelta(hours=context.settings.login_lasts_h),
-        secret_key=context.settings.secret_key.get_secret_value(),
-        origin=origin_of(http_request),
-    )
+    origin = origin_of(http_request)
+    try:
+        identity = _provider(http_request).verify(request.id_token)
+        done = login.log_in(
+            context.engine,
+            identity,
+            Place(request.organization, request.project),
+            lasts=timedelta(hours=context.settings.login_lasts_h),
+            secret_key=context.settings.secret_key.get_secret_value(),
+            origin=origin,
+        )
+    except ZhubError as exc:
+        # No organisation's audit log is told: whose it would be is not known.
+        log.warning("a login from %s was refused: %s", origin.address, exc, extra={"action": "login_refused"})
+        raise
     return {
         "object": "login",
         "organization": done.organization,
