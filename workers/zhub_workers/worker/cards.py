@@ -94,8 +94,8 @@ def _loading(spec: ExportSpec, facts: dict[str, Any]) -> str:
                 "weights is left out, in the Frobenius norm."
             )  # fmt: skip
             measured = (
-                f" On a few prompts its logits are {error['logits']:.3g} of the way from base to expert off, and its "
-                f"answers {error['mean_kl']:.3g} nats a token from the expert's (at most {error['max_kl']:.3g})."
+                f" On a few prompts its logits are off by {error['logits']:.3g} of the distance between base and "
+                f"expert, and its answers by {error['mean_kl']:.3g} nats a token (at most {error['max_kl']:.3g})."
             )
             return f"{exact}{measured}\n\n{_peft(base, ['.'])}"
         case _:
