@@ -47,7 +47,8 @@ def export(
             raise typer.Exit(JOB_FAILED)
         client.exports.fetch(record, to)
     total = sum(file.size_bytes for file in record.files)
-    note(f"{record.model} is in {to.absolute()}: {len(record.files)} files, {size(total)}; all digests match.")
+    files = f"{len(record.files)} files" if len(record.files) > 1 else "one file"
+    note(f"{record.model} is in {to.absolute()}: {files}, {size(total)}; all digests match.")
     for sentence in sentences(record.format, record.facts or {}):
         note(sentence)
     if as_json:
@@ -61,19 +62,21 @@ def sentences(as_format: str, told: Mapping[str, Any]) -> list[str]:
     match as_format:
         case "merged":
             error = told["rounding_error"]
+            if not error["of_change"]:
+                return ["The dtype of the base's files takes the expert's weights as they are."]
             return [
-                f"Rounding to the dtype of the base's files takes the weights {error['of_weights']:.2g} of their norm "
-                f"away from the expert's, which is {error['of_change']:.2g} of what it adds."
+                f"Rounded to the dtype of the base's files the weights are off by {error['of_weights']:.2g} of their "
+                f"norm, and what the expert adds to them by {error['of_change']:.2g} of its own."
             ]
         case "lora":
             error = told["error"]
             left_out = (
                 f"{error['weights']:.2g} of the change is left out" if error["weights"] else "nothing is left out"
             )
-            measured = f"the logits are {error['logits']:.2g} of the way from base to expert off"
-            away = f"the answers {error['mean_kl']:.2g} nats a token (at most {error['max_kl']:.2g})"
+            measured = f"the logits are off by {error['logits']:.2g} of the distance between base and expert"
+            away = f"the answers by {error['mean_kl']:.2g} nats a token (at most {error['max_kl']:.2g})"
             near = [] if error["weights"] < 0.1 else ["A higher --rank comes nearer."]
-            return [f"Rank {told['rank']}: {left_out}; on a few prompts {measured}, and {away}.", *near]
+            return [f"Rank {told['rank']}: {left_out}. On a few prompts {measured}, {away}.", *near]
         case "psoft" if len(told["adapters"]) > 1:
             return [f"It is {len(told['adapters'])} adapters to be active together; its README.md says how."]
         case _:

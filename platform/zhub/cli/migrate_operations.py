@@ -43,7 +43,8 @@ def move(data_dir: Path | None, to: str, to_store: str) -> None:
         count, total = move_objects(source, target, tell)
         note(f"{count:,} objects ({size(total)}) are in {to_store.partition('?')[0]}.")
         for table in move_tables(cluster.urls().system, to):
-            typer.echo(f"{table.name:<28} {table.rows:>12,}  {'sent' if table.sent else 'there already'}")
+            how = "sent" if table.sent else "there already" if table.rows else "empty"
+            typer.echo(f"{table.name:<28} {table.rows:>12,}  {how}")
         # Read by the source's rows, which are the target's: its owner is fenced off from these.
         engine = make_engine(cluster.urls().system, pool_size=1)
         try:

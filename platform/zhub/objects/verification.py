@@ -3,6 +3,7 @@
 Functions open sessions of their own, a page at a time: the store may be slow, and nothing waits for it in a session.
 """
 
+import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from sqlalchemy import Engine, select, update
 from zhub.database.sessions import system_session
 from zhub.errors import DigestMismatchError, ObjectMissingError
 from zhub.manifest import MANIFEST_FILE
-from zhub.models import BaseModel, DatasetVersion, Expert, ExpertVersion, Project
+from zhub.models import BaseModel, Checkpoint, DatasetVersion, Expert, ExpertVersion, Project
 from zhub.storage.object_store import ObjectStore, check_digest
 
 PAGE = 200
+BASIS_FILE = "basis.json"  # its SHA-256 is the fingerprint of the basis
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Verified:
 def verify(
     engine: Engine, store: ObjectStore, *, deep: bool, on_object: Callable[[Named], None] = lambda _named: None
 ) -> Verified:
-    """Look for every object of versions, datasets and bases.
+    """Look for every object of versions, datasets, checkpoints, bases and their bases of singular vectors.
 
     A version of which a file is lost is marked (``lost_files``): it answers nothing until the file is back and another
     pass has seen it. ``deep``: read each object and compare its digest, not its size alone.
@@ -79,8 +81,15 @@ def verify(
     for rows in _pages(engine, _datasets):
         for _, named in rows:
             is_whole(named)
+    for rows in _pages(engine, _checkpoints):
+        for _, named in rows:
+            is_whole(named)
     for named in _base_files(engine):
         is_whole(named)
+    for index in _bases(engine):
+        if is_whole(index):
+            for named in _matrices(store, index):
+                is_whole(named)
     return found
 
 
@@ -140,6 +149,40 @@ def _base_files(engine: Engine) -> list[Named]:
         for name, source in bases
         for file in source.get("files", [])
     ]
+
+
+def _checkpoints(engine: Engine, after: uuid.UUID) -> Sequence[tuple[uuid.UUID, Named]]:
+    """Of each its file that serving reads."""
+    is_served = Checkpoint.z["name"].astext.is_not(None)
+    statement = select(Checkpoint).where(Checkpoint.id > after, Checkpoint.deleted_at.is_(None), is_served)
+    with system_session(engine) as session:
+        rows = session.scalars(statement.order_by(Checkpoint.id).limit(PAGE)).all()
+    return [
+        (
+            row.id,
+            Named(f"checkpoint of job {row.job_id}", f"{row.key_prefix}/{z['name']}", z["size_bytes"], z["sha256"]),
+        )
+        for row in rows
+        for z in [row.z]
+    ]
+
+
+def _bases(engine: Engine) -> list[Named]:
+    """The index of each base's basis."""
+    statement = select(BaseModel.name, BaseModel.basis_key_prefix, BaseModel.basis_fingerprint)
+    with system_session(engine) as session:
+        rows = session.execute(statement.where(BaseModel.status == "ready")).all()
+    return [Named(f"basis of {name}", f"{prefix}/{BASIS_FILE}", None, str(sha256)) for name, prefix, sha256 in rows]
+
+
+def _matrices(store: ObjectStore, index: Named) -> list[Named]:
+    """The files that the index of a basis lists; none where it cannot be read as one, which ``--deep`` tells."""
+    prefix = index.key.removesuffix(f"/{BASIS_FILE}")
+    try:
+        matrices = json.loads(b"".join(store.open(index.key)))["matrices"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [Named(index.owner, f"{prefix}/{matrix['file']}", None, matrix["sha256"]) for matrix in matrices]
 
 
 def _mark(engine: Engine, version_id: uuid.UUID, lost: list[str]) -> None:

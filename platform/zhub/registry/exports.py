@@ -28,6 +28,7 @@ from zhub.registry import base_models, versions
 from zhub.registry.versions import VersionRecord
 from zhub.specs import BaseModelSource, ExportFormat, ExportSpec, StoredFile
 from zhub.storage.object_store import ObjectStore
+from zhub.tenancy import quotas
 from zhub.tenancy.keys import Caller
 
 KEPT_FOR = timedelta(days=7)
@@ -71,6 +72,7 @@ def create(session: Session, caller: Caller, request: ExportRequest) -> ExportRe
     Raises:
         NotFoundError: no such version. NotReadyError, ConflictError: its base is not usable, or has another basis now.
         InvalidRequestError: the format takes no rank, or would give away weights that are not the caller's.
+        QuotaExceededError: a merged model would be more than the organisation may store.
     """
     if request.rank is not None and request.format != "lora":
         raise InvalidRequestError(
@@ -87,6 +89,8 @@ def create(session: Session, caller: Caller, request: ExportRequest) -> ExportRe
     versions.keep(session, [record])
     if (existing := session.execute(_usable(record, request)).first()) is not None:
         return ExportRecord(*existing, record)
+    if request.format == "merged":
+        quotas.check_bytes(session, caller.org_id, _base_bytes(record.base))
     basis = base_models.require_ready(record.base)
     manifest = Manifest.model_validate(record.version.manifest)
     if basis.basis_fingerprint != manifest.basis_fingerprint:
@@ -222,6 +226,12 @@ def _check_may_read(caller: Caller, base: BaseModel) -> None:
             "are not given out. Export the version as 'lora', which holds none of them.",
             param="format",
         )
+
+
+def _base_bytes(base: BaseModel) -> int:
+    """What a merged model takes; of a base of the hub, whose files are not listed here, in half precision."""
+    files = BaseModelSource.model_validate(base.source).files
+    return sum(file.size_bytes for file in files) or 2 * int(base.details.get("parameters") or 0)
 
 
 def _files(version: ExpertVersion, manifest: Manifest) -> list[StoredFile]:

@@ -3,7 +3,7 @@
 import uuid
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from zhub.errors import QuotaExceededError
@@ -14,6 +14,12 @@ DEFAULT_MAX_BYTES = 200 << 30
 DEFAULT_REQUESTS_PER_MINUTE = 12_000
 
 
+_EXPORTS = text(
+    "SELECT sum((file ->> 'size_bytes')::bigint) FROM expert_exports, jsonb_array_elements(files) AS file"
+    " WHERE org_id = :org_id AND swept_at IS NULL AND jsonb_typeof(files) = 'array'"
+)
+
+
 @dataclass(frozen=True)
 class Limits:
     """The limits of one organisation."""
@@ -21,7 +27,7 @@ class Limits:
     max_queued: int = DEFAULT_MAX_QUEUED
     """Jobs that may wait at a time."""
     max_bytes: int = DEFAULT_MAX_BYTES
-    """Of its dataset files, of the files of its private base models, and of its stored completions."""
+    """Of its dataset files, of the files of its private base models, of exports, and of its stored completions."""
     requests_per_minute: int = DEFAULT_REQUESTS_PER_MINUTE
     """That are answered: by all processes of the API together where they have one Redis, else by each."""
 
@@ -35,7 +41,7 @@ def limits_of(session: Session, org_id: uuid.UUID) -> Limits:
 
 
 def stored_bytes(session: Session, org_id: uuid.UUID) -> int:
-    """What its files, private base models and stored completions take; equal ones count as often as they stand."""
+    """What files, private base models, exports and stored completions take; equal ones count as often as they stand."""
     datasets = select(func.coalesce(func.sum(DatasetVersion.size_bytes), 0)).where(
         DatasetVersion.org_id == org_id, DatasetVersion.deleted_at.is_(None)
     )
@@ -44,7 +50,8 @@ def stored_bytes(session: Session, org_id: uuid.UUID) -> int:
     of_completions = select(func.coalesce(func.sum(CompletionSettings.stored_bytes), 0)).where(
         CompletionSettings.org_id == org_id
     )
-    return int(session.scalars(datasets).one()) + of_bases + int(session.scalars(of_completions).one())
+    counted = (session.scalar(datasets), session.scalar(of_completions), session.scalar(_EXPORTS, {"org_id": org_id}))
+    return of_bases + sum(int(size_bytes or 0) for size_bytes in counted)
 
 
 def check_bytes(session: Session, org_id: uuid.UUID, size_bytes: int) -> None:

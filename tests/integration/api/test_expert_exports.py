@@ -13,6 +13,7 @@ from zhub.database.sessions import system_session
 from zhub.registry import exports
 from zhub.specs import ExportSpec
 from zhub.storage.directory import DirectoryStore
+from zhub.tenancy import quotas
 
 Client = openai.OpenAI
 
@@ -81,6 +82,23 @@ def test_weights_of_another_organisations_base_are_not_given_out(
     assert "were added by another organisation" in error.message
     own_base(system_engine, owner_org_id="(SELECT org_id FROM expert_versions LIMIT 1)")
     assert ask(client, version, "merged")["status"] == "queued"
+
+
+def test_exports_count_in_the_quota_and_one_that_does_not_fit_is_refused(
+    client: Client, publish: Callable[..., str], write_export: Callable[[], ExportSpec], system_engine: Engine
+) -> None:
+    version = publish()
+    ask(client, version)
+    write_export()
+    with system_session(system_engine) as session:
+        (org_id,) = session.scalars(text("SELECT DISTINCT org_id FROM expert_exports"))
+        before = quotas.stored_bytes(session, org_id)
+        session.execute(text("UPDATE expert_exports SET swept_at = now()"))
+        assert before - quotas.stored_bytes(session, org_id) == len("a.json") + len("rank-8/b.bin")
+        session.execute(text("UPDATE base_models SET source = jsonb_set(source, '{hub_id}', '\"acme/tiny\"')"))
+        session.execute(text("UPDATE base_models SET details = '{\"parameters\": 200000000000}'"))
+    error = refused(lambda: ask(client, version, "merged"))
+    assert (error.status_code, error.code) == (429, "quota_exceeded")
 
 
 def test_those_of_a_base_of_the_hub_are(client: Client, publish: Callable[..., str], system_engine: Engine) -> None:

@@ -54,6 +54,7 @@ def test_what_was_lost_after_a_backup_is_there_after_its_restore(
         session.execute(text("UPDATE dataset_versions SET deleted_at = now()"))
         session.execute(text("UPDATE expert_versions SET deleted_at = now()"))
     publish_version()
+    store.put("bases/tiny/basis.json", io.BytesIO(b"{}"))
     with system_session(system_engine) as session:
         (manifest,) = session.scalars(text("SELECT manifest FROM expert_versions WHERE deleted_at IS NULL"))
     for name, size in [(MANIFEST_FILE, 1), *((file["name"], file["size_bytes"]) for file in manifest["files"])]:
@@ -68,7 +69,7 @@ def test_what_was_lost_after_a_backup_is_there_after_its_restore(
     for key in list(store.keys("")):
         store.delete(key)
     assert content(system_engine) != before
-    assert len(verify(system_engine, store, deep=False).lost) == 1 + len(manifest["files"])
+    assert len(verify(system_engine, store, deep=False).lost) == 2 + len(manifest["files"])  # with manifest and basis
 
     restored = make_database(empty=True)
     try:

@@ -1,5 +1,6 @@
 """What the store has lost is named, its version marked and refused, until the file is back."""
 
+import hashlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -45,9 +46,15 @@ def restore(engine: Engine, store: DirectoryStore) -> None:
     store.put(f"k/{MANIFEST_FILE}", io.BytesIO(manifest.canonical()))
     for file in files:
         store.put(f"k/{file.name}", io.BytesIO(b"abc"))
+    with system_session(engine) as session:
+        fingerprint = hashlib.sha256(INDEX).hexdigest()
+        session.execute(text("UPDATE base_models SET basis_fingerprint = :f"), {"f": fingerprint})
+    store.put("bases/tiny/basis.json", io.BytesIO(INDEX))
+    store.put("bases/tiny/00000.safetensors", io.BytesIO(b"abc"))
 
 
 SHA256_OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+INDEX = b'{"matrices":[{"file":"00000.safetensors","sha256":"' + SHA256_OF_ABC.encode() + b'"}]}'
 
 
 @pytest.fixture
@@ -105,3 +112,22 @@ def test_a_store_that_is_away_has_lost_nothing(
         run()
     with system_session(system_engine) as session:
         assert session.scalars(text("SELECT lost_files FROM expert_versions")).all() == [None]
+
+
+def test_a_lost_file_of_a_basis_or_a_checkpoint_is_named(
+    version: str, run: Callable[..., Verified], store: DirectoryStore, system_engine: Engine
+) -> None:
+    with system_session(system_engine) as session:
+        session.execute(
+            text(
+                "INSERT INTO checkpoints (id, org_id, job_id, fence, step, key_prefix, digest, size_bytes, z, metrics)"
+                " SELECT gen_random_uuid(), org_id, job_id, 1, 1, 'c', 'd', 1, :z, '{}' FROM expert_versions"
+            ),
+            {"z": f'{{"name": "z.safetensors", "size_bytes": 3, "sha256": "{SHA256_OF_ABC}"}}'},
+        )
+    store.delete("bases/tiny/00000.safetensors")
+    found = run()
+    assert [lost.named.key for lost in found.lost] == ["c/z.safetensors", "bases/tiny/00000.safetensors"]
+    assert found.lost[1].named.owner == "basis of tiny" and found.marked == []
+    store.delete("bases/tiny/basis.json")
+    assert [lost.named.key for lost in run().lost] == ["c/z.safetensors", "bases/tiny/basis.json"]

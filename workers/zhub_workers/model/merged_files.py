@@ -24,6 +24,7 @@ from zhub_workers.model.weight_files import LENGTH_BYTES
 from zhub_workers.model.weights import WeightFiles, find_weight_files
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PIECE = 1 << 20  # numbers that are looked at together
 NOT_COPIED = ("README.md",)  # it describes the base
 
 
@@ -91,7 +92,7 @@ class _Writer:
             file = self._target / self._files.file_of(stored).name
             offset, dtype = self._places_in(file)[stored]
             rounded = tensor.to(dtype)
-            self._squares["error"] += _square(rounded.float() - tensor)
+            self._squares["error"] += _square(rounded, less=tensor)
             with file.open("r+b") as opened:
                 opened.seek(offset)
                 opened.write(tensor_bytes(rounded))
@@ -123,5 +124,13 @@ def _places(file: Path) -> dict[str, tuple[int, torch.dtype]]:
     return places
 
 
-def _square(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+def _square(tensor: Tensor, *, less: Tensor | None = None) -> float:
+    """The squared Frobenius norm of a tensor, or of its difference to another, a piece at a time."""
+    flat, other = tensor.reshape(-1), None if less is None else less.reshape(-1)
+    total = 0.0
+    for start in range(0, flat.numel(), PIECE):
+        piece = flat[start : start + PIECE].double()
+        if other is not None:
+            piece -= other[start : start + PIECE]
+        total += float(piece.square().sum())
+    return total

@@ -94,8 +94,8 @@ def _loading(spec: ExportSpec, facts: dict[str, Any]) -> str:
                 "weights is left out, in the Frobenius norm."
             )  # fmt: skip
             measured = (
-                f" On a few prompts its logits are {error['logits']:.3g} of the way from base to expert off, and its "
-                f"answers {error['mean_kl']:.3g} nats a token from the expert's (at most {error['max_kl']:.3g})."
+                f" On a few prompts its logits are off by {error['logits']:.3g} of the distance between base and "
+                f"expert, and its answers by {error['mean_kl']:.3g} nats a token (at most {error['max_kl']:.3g})."
             )
             return f"{exact}{measured}\n\n{_peft(base, ['.'])}"
         case _:
@@ -108,20 +108,18 @@ def _loading(spec: ExportSpec, facts: dict[str, Any]) -> str:
 
 
 def _peft(base: str, folders: list[str]) -> str:
-    names = ["default", *(folder for folder in folders[1:])]
+    """How PEFT loads an adapter, or several that are active together."""
+    first, *others = folders
+    within = "" if first == "." else f', subfolder="{first}"'
     lines = [
         f'base = AutoModelForCausalLM.from_pretrained("{base}")',
-        f'model = PeftModel.from_pretrained(base, "<this directory>", subfolder="{folders[0]}")'
-        if folders[0] != "."
-        else 'model = PeftModel.from_pretrained(base, "<this directory>")',
-        *(
-            f'model.load_adapter("<this directory>", "{folder}", subfolder="{folder}")'
-            for folder in folders[1:]
-        ),
-    ]  # fmt: skip
-    if len(names) > 1:
-        lines.append(f"model.base_model.set_adapter({json.dumps(names)})  # each of other matrices")
-    return "```python\n" + "\n".join(lines) + "\n```"
+        f'model = PeftModel.from_pretrained(base, "<this directory>"{within})',
+        *(f'model.load_adapter("<this directory>", "{folder}", subfolder="{folder}")' for folder in others),
+    ]
+    if others:
+        active = json.dumps(["default", *others])
+        lines.append(f"model.base_model.set_adapter({active})  # each of other matrices")
+    return "\n".join(["```python", *lines, "```"])
 
 
 def _kind(manifest: Manifest) -> str:

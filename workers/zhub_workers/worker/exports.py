@@ -5,7 +5,7 @@ What is not exact is measured here, and told in the folder's README and in the j
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,23 @@ Load = Callable[[BaseModelSource, BasisReference], AdaptedModel]
 """The base model on its basis, in memory."""
 
 
+@dataclass(frozen=True)
+class _Version:
+    """What is exported: as it is asked for, its manifest, and the directory of its files."""
+
+    spec: ExportSpec
+    manifest: Manifest
+    directory: Path
+
+    @property
+    def z(self) -> Path:
+        return self.directory / Z_FILE
+
+    @property
+    def z_sha256(self) -> str:
+        return self.manifest.file(Z_FILE).sha256
+
+
 def run_export(
     spec: ExportSpec, load: Load, attempt: Attempt, context: AttemptContext, store: ObjectStore
 ) -> dict[str, Any]:
@@ -43,19 +60,19 @@ def run_export(
         DigestMismatchError, ArtifactError, BasisMismatchError: its files are not what they were.
     """
     with tempfile.TemporaryDirectory(dir=attempt.cache_dir) as root:
-        version, made = Path(root) / "version", Path(root) / "made"
-        for directory in (version, made):
+        sent, made = Path(root) / "version", Path(root) / "made"
+        for directory in (sent, made):
             directory.mkdir()
         for file in spec.files:
-            fetch(store, file.key, version / file.name, sha256=file.sha256)
-        manifest = Manifest.model_validate_json((version / MANIFEST_FILE).read_bytes())
+            fetch(store, file.key, sent / file.name, sha256=file.sha256)
+        version = _Version(spec, Manifest.model_validate_json((sent / MANIFEST_FILE).read_bytes()), sent)
         context.raise_if_stopped()
         if spec.format == "merged":
-            facts = _merge(spec, manifest, version, made, attempt, context, store)
+            facts = _merge(version, made, attempt.cache_dir, context, store)
         else:
-            facts = _Following(spec, manifest, version, load(spec.base, spec.basis)).write(made)
+            facts = _Following(version, load(spec.base, spec.basis)).write(made)
         if spec.format != "zhub":
-            write_card(made, spec, manifest, facts)
+            write_card(made, spec, version.manifest, facts)
         context.emit("info", f"{spec.name} is written as {spec.format}.", {"type": "export", **facts})
         files = []
         for path in sorted(path for path in made.rglob("*") if path.is_file()):
@@ -67,16 +84,11 @@ def run_export(
 
 
 def _merge(
-    spec: ExportSpec,
-    manifest: Manifest,
-    version: Path,
-    made: Path,
-    attempt: Attempt,
-    context: AttemptContext,
-    store: ObjectStore,
+    version: _Version, made: Path, cache_dir: Path, context: AttemptContext, store: ObjectStore
 ) -> dict[str, Any]:
     """Fold the expert into the base's files, one parameter at a time: no model is loaded."""
-    source = base_directory(spec.base, store, attempt.cache_dir)
+    spec = version.spec
+    source = base_directory(spec.base, store, cache_dir)
     _, weights = open_base(source, name=spec.base.name)
     if weights.fingerprint != spec.basis.weights_fingerprint:
         raise BasisMismatchError(
@@ -85,8 +97,8 @@ def _merge(
             actual=weights.fingerprint,
         )
     del weights
-    basis = load_basis(fetch_basis(spec.basis, store, attempt.cache_dir), spec.basis.basis_fingerprint)
-    expert = read_expert(version / Z_FILE, sha256=manifest.file(Z_FILE).sha256, basis=basis)
+    basis = load_basis(fetch_basis(spec.basis, store, cache_dir), spec.basis.basis_fingerprint)
+    expert = read_expert(version.z, sha256=version.z_sha256, basis=basis)
 
     def follow(_done: int, _total: int) -> None:
         context.progressed()
@@ -99,10 +111,9 @@ def _merge(
 class _Following:
     """Exports of an expert that the base in memory follows, so that what is written can be compared with it."""
 
-    def __init__(self, spec: ExportSpec, manifest: Manifest, version: Path, adapted: AdaptedModel) -> None:
-        self._spec, self._manifest, self._version, self._adapted = spec, manifest, version, adapted
-        self._sha256 = manifest.file(Z_FILE).sha256
-        self._expert: ExpertFile = read_expert(version / Z_FILE, sha256=self._sha256, basis=adapted.basis)
+    def __init__(self, version: _Version, adapted: AdaptedModel) -> None:
+        self._version, self._spec, self._adapted = version, version.spec, adapted
+        self._expert: ExpertFile = read_expert(version.z, sha256=version.z_sha256, basis=adapted.basis)
 
     def write(self, made: Path) -> dict[str, Any]:
         match self._spec.format:
@@ -125,8 +136,8 @@ class _Following:
         return {"adapters": folders}
 
     def _one_file(self, made: Path) -> dict[str, Any]:
-        write_probe(self._version / PROBE_FILE, self._adapted, self._change())
-        beside = [file_entry(self._version / name) for name in (MANIFEST_FILE, PROBE_FILE)]
+        write_probe(self._version.directory / PROBE_FILE, self._adapted, self._change())
+        beside = [file_entry(self._version.directory / name) for name in (MANIFEST_FILE, PROBE_FILE)]
         contract = Contract(
             name=self._spec.name,
             digest=self._spec.digest,
@@ -139,17 +150,17 @@ class _Following:
                 basis_fingerprint=self._spec.basis.basis_fingerprint,
             ),
             shapes={name: list(tensor.shape) for name, tensor in sorted(self._expert.tensors.items())},
-            files=[beside[0], *self._manifest.files, beside[1]],
+            files=[beside[0], *self._version.manifest.files, beside[1]],
         )
-        pack(made / f"{self._spec.name}{SUFFIX}", contract, self._version)
+        pack(made / f"{self._spec.name}{SUFFIX}", contract, self._version.directory)
         return {"tensors": len(contract.shapes)}
 
     def _change(self) -> Change:
-        return read_change(self._version / Z_FILE, sha256=self._sha256, adapted=self._adapted)
+        return read_change(self._version.z, sha256=self._version.z_sha256, adapted=self._adapted)
 
     def _change_of(self, lora: LoraExport) -> Change:
         """What the base follows with the LoRA, read as an expert of its own."""
-        path = self._version / "lora.safetensors"
+        path = self._version.directory / "lora.safetensors"
         expert = ExpertFile("dora" if lora.dora else "lora", lora.tensors, {"rank": lora.rank, "alpha": lora.alpha})
         fingerprint = self._adapted.basis.fingerprint
         write_expert(path, expert, basis_fingerprint=fingerprint, base_model=self._spec.base.name)
