@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 import typer
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
@@ -34,6 +34,8 @@ from zhub.kinds.redrive import DeadLetters
 from zhub.models import Job, Organization, Quota
 from zhub.process.config import MIN_SECRET_CHARACTERS
 from zhub.queue import invariants
+from zhub.storage.object_store import open_store
+from zhub.tenancy import erasure
 from zhub.tenancy.bootstrap import create_full_key, ensure_project, has_keys
 from zhub.tenancy.quotas import limits_of
 
@@ -171,15 +173,37 @@ def examine_history(system_url: str, *, as_json: bool = False) -> None:
     note(f"{count} jobs, {len(invariants.RULES)} rules, nothing is wrong.")
 
 
+def erase(system_url: str, store_url: str, secret_key: str, organization: str, *, reason: str | None) -> None:
+    """Erase an organisation, and print the proof.
+
+    Raises:
+        NotFoundError: there is no such organisation.
+        NotReadyError: jobs of it still run.
+    """
+    store = open_store(store_url)
+    with _engine(system_url) as engine:
+        org_id = erasure.begin(engine, organization, by=getpass.getuser(), reason=reason)
+        erased = erasure.erase(engine, store, org_id, secret_key)
+    rows = sum(erased.counts.values())
+    note(f"{organization} is erased: {rows:,} rows and {erased.objects:,} objects. This proof stays in the database:")
+    typer.echo(json.dumps(erased.proof, indent=2))
+
+
 @contextmanager
 def _session(system_url: str) -> Iterator[Session]:
     """A session of a member of zhub_system, with errors for people."""
+    with _engine(system_url) as engine, system_session(engine) as session:
+        yield session
+
+
+@contextmanager
+def _engine(system_url: str) -> Iterator[Engine]:
+    """Connections of a member of zhub_system, with errors for people."""
     try:
         engine = make_engine(system_url, pool_size=1)
         try:
             check_at_head(engine)
-            with system_session(engine) as session:
-                yield session
+            yield engine
         finally:
             engine.dispose()
     except ArgumentError as exc:
