@@ -54,9 +54,14 @@ def _grow(
 ) -> None:
     for edge in steps.get(at, ()):
         following = edge.origin if is_up else edge.to
-        label = f"{edge.relation} {_label(walked, at)}" if is_up else edge.relation
         again = following in seen
-        branch = tree.add(f"{_label(walked, following)}  ({label})" + (" …" if again and steps.get(following) else ""))
+        # Read along the edge: what was there first, what it is to the other.
+        step = (
+            f"{_label(walked, following)} {edge.relation} it"
+            if is_up
+            else f"{edge.relation} {_label(walked, following)}"
+        )
+        branch = tree.add(step + (" …" if again and steps.get(following) else ""))
         if not again:
             seen.add(following)
             _grow(branch, walked, steps, following, is_up, seen)
@@ -64,5 +69,7 @@ def _grow(
 
 def _label(walked: LineageRecord, node_id: str) -> str:
     node = next(node for node in walked.nodes if node.id == node_id)
-    name = node.name if node.name == node.id or node.kind in ("attempt",) else f"{node.name}, {node.id}"
-    return f"{node.kind} {name}" + ("" if node.state in ("ready", "processed", "succeeded") else f" [{node.state}]")
+    name = node.name if node.kind == "attempt" else f"{node.kind} {node.name}"
+    if node.kind != "attempt" and node.name != node.id:
+        name += f" ({node.id})"
+    return name + ("" if node.state in ("ready", "processed", "succeeded") else f" [{node.state}]")
