@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
+from rich.text import Text
 from rich.tree import Tree
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
@@ -35,7 +36,7 @@ def show_lineage(walked: LineageRecord) -> None:
         results.setdefault(edge.origin, []).append(edge)
     for title, steps, is_up in (("comes from", origins, True), ("came of it", results, False)):
         if walked.id in steps:
-            tree = Tree(f"{_label(walked, walked.id)}: {title}")
+            tree = Tree(Text(f"{_label(walked, walked.id)}: {title}"))
             _grow(tree, walked, steps, walked.id, is_up, {walked.id})
             put(tree)
     if not walked.edges:
@@ -61,7 +62,7 @@ def _grow(
             if is_up
             else f"{edge.relation} {_label(walked, following)}"
         )
-        branch = tree.add(step + (" …" if again and steps.get(following) else ""))
+        branch = tree.add(Text(step + (" …" if again and steps.get(following) else "")))
         if not again:
             seen.add(following)
             _grow(branch, walked, steps, following, is_up, seen)
