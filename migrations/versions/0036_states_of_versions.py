@@ -48,7 +48,7 @@ BEGIN
     RAISE EXCEPTION 'row % of % was published and is never %',
         OLD.id, TG_TABLE_NAME, CASE TG_OP WHEN 'DELETE' THEN 'deleted' ELSE 'changed' END
         USING ERRCODE = 'integrity_constraint_violation',
-              HINT = 'Publish another version. Rows go with their organisation alone, which `zhub orgs erase` removes.';
+              HINT = 'Publish another version. Rows go with their organisation alone, which `zhub db erase` removes.';
 END $$
 """
 

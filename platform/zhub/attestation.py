@@ -8,7 +8,9 @@ can verify it without a server. Formats: in-toto Statement v1, SLSA provenance v
 import base64
 import binascii
 import hashlib
+import hmac
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +29,7 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:zhub:training:v1"
 MAX_ENVELOPE_BYTES = 4 << 20
+PLATFORM = uuid.UUID(int=0)
 
 
 class Signature(BaseModel):
@@ -42,6 +45,15 @@ class Envelope(BaseModel):
     payloadType: str
     payload: str
     signatures: list[Signature]
+
+
+def private_key(org_id: uuid.UUID, rotation: int, secret_key: str) -> Ed25519PrivateKey:
+    """The key of an organisation after so many rotations, or of the platform, which is ``PLATFORM``.
+
+    It is derived from the platform's secret by HMAC-SHA-256, so that no database holds it.
+    """
+    message = b"zhub signing key\0" + org_id.bytes + rotation.to_bytes(4, "big")
+    return Ed25519PrivateKey.from_private_bytes(hmac.new(secret_key.encode(), message, hashlib.sha256).digest())
 
 
 def key_id_of(public_key: Ed25519PublicKey) -> str:

@@ -154,10 +154,13 @@ def delete_file(
     force: Annotated[
         bool, Query(description="Not in the dialect: also where published versions were trained on it.")
     ] = False,
+    detach: Annotated[
+        bool, Query(description="Not in the dialect: cancel the jobs and gates that need it, and pause its schedules.")
+    ] = False,
 ) -> dict[str, Any]:
     """Delete a file. One that something needs is refused, by the name of what needs it."""
     with tenant_session(context.engine, caller.org_id) as session:
-        files.delete(session, caller.project_id, parse_id("file", file_id), also_trained=force)
+        files.delete(session, caller.project_id, parse_id("file", file_id), also_trained=force, detach=detach)
         audit.record(session, caller, "file.deleted", file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 

@@ -65,6 +65,31 @@ def bootstrap(
 
 
 @app.command()
+def erase(
+    organization: Annotated[str, typer.Argument(help="Its name.")],
+    reason: Annotated[str | None, typer.Option(help="Why, kept in the proof.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Erase without asking.")] = False,
+    url: Annotated[
+        str,
+        typer.Option(envvar="ZHUB_DATABASE_URL", help="PostgreSQL, as a login that is a member of zhub_system."),
+    ] = ...,  # type: ignore[assignment]
+    store_url: Annotated[str, typer.Option(envvar="ZHUB_STORE_URL", help="The object store.")] = ...,  # type: ignore[assignment]
+    secret_key: Annotated[
+        str, typer.Option(envvar="ZHUB_SECRET_KEY", help="The API's secret key, which signs the proof.")
+    ] = ...,  # type: ignore[assignment]
+) -> None:
+    """Erase an organisation: every row and object of it, for good. Prints a signed proof of what was removed.
+
+    Its keys are revoked and its jobs cancelled first. Call it again where it was interrupted.
+    """
+    from zhub.cli import database_operations
+
+    if not yes:
+        typer.confirm(f"Erase the organisation '{organization}' with all that it has, for good?", abort=True, err=True)
+    database_operations.erase(url, store_url, secret_key, organization, reason=reason)
+
+
+@app.command()
 def quota(
     organization: Annotated[str, typer.Argument(help="Its name.")],
     weight: Annotated[

@@ -34,6 +34,8 @@ from zhub.kinds.redrive import DeadLetters
 from zhub.models import Job, Organization, Quota
 from zhub.process.config import MIN_SECRET_CHARACTERS
 from zhub.queue import invariants
+from zhub.storage.object_store import open_store
+from zhub.tenancy import erasure
 from zhub.tenancy.bootstrap import create_full_key, ensure_project, has_keys
 from zhub.tenancy.quotas import limits_of
 
@@ -171,10 +173,26 @@ def examine_history(system_url: str, *, as_json: bool = False) -> None:
     note(f"{count} jobs, {len(invariants.RULES)} rules, nothing is wrong.")
 
 
+def erase(system_url: str, store_url: str, secret_key: str, organization: str, *, reason: str | None) -> None:
+    """Erase an organisation, and print the proof.
+
+    Raises:
+        NotFoundError: there is no such organisation.
+        NotReadyError: jobs of it still run.
+    """
+    store = open_store(store_url)
+    with system_engine(system_url) as engine:
+        org_id = erasure.begin(engine, organization, by=getpass.getuser(), reason=reason)
+        erased = erasure.erase(engine, store, org_id, secret_key)
+    rows = sum(erased.counts.values())
+    note(f"{organization} is erased: {rows:,} rows and {erased.objects:,} objects. This proof stays in the database:")
+    typer.echo(json.dumps(erased.proof, indent=2))
+
+
 @contextmanager
 def _session(system_url: str) -> Iterator[Session]:
     """A session of a member of zhub_system, with errors for people."""
-    with system_engine(system_url) as engine, system_session(engine) as session:
+    with systemsystem_engine(system_url) as engine, system_session(engine) as session:
         yield session
 
 

@@ -205,6 +205,9 @@ def rm(
     force: Annotated[
         bool, typer.Option("--force", help="Also what published versions were trained on; jobs keep what they need.")
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Cancel the jobs and gates that need it, and pause its schedules.")
+    ] = False,
     data_dir: DataDirOption = None,
 ) -> None:
     """Delete a dataset file. One that a version, a job, a gate or a schedule needs is refused, by its name."""
@@ -217,7 +220,7 @@ def rm(
                 "them, or give --all-versions."
             )
         for file in versions:
-            client.files.delete(file.id, force=force)
+            client.files.delete(file.id, force=force, detach=detach)
             note(f"Deleted {file.filename} v{file.version} ({file.id}).")
 
 

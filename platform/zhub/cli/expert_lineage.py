@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
+from rich.text import Text
 from rich.tree import Tree
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
@@ -35,7 +36,7 @@ def show_lineage(walked: LineageRecord) -> None:
         results.setdefault(edge.origin, []).append(edge)
     for title, steps, is_up in (("comes from", origins, True), ("came of it", results, False)):
         if walked.id in steps:
-            tree = Tree(f"{_label(walked, walked.id)}: {title}")
+            tree = Tree(Text(f"{_label(walked, walked.id)}: {title}"))
             _grow(tree, walked, steps, walked.id, is_up, {walked.id})
             put(tree)
     if not walked.edges:
@@ -54,9 +55,14 @@ def _grow(
 ) -> None:
     for edge in steps.get(at, ()):
         following = edge.origin if is_up else edge.to
-        label = f"{edge.relation} {_label(walked, at)}" if is_up else edge.relation
         again = following in seen
-        branch = tree.add(f"{_label(walked, following)}  ({label})" + (" …" if again and steps.get(following) else ""))
+        # Read along the edge: what was there first, what it is to the other.
+        step = (
+            f"{_label(walked, following)} {edge.relation} it"
+            if is_up
+            else f"{edge.relation} {_label(walked, following)}"
+        )
+        branch = tree.add(Text(step + (" …" if again and steps.get(following) else "")))
         if not again:
             seen.add(following)
             _grow(branch, walked, steps, following, is_up, seen)
@@ -64,5 +70,7 @@ def _grow(
 
 def _label(walked: LineageRecord, node_id: str) -> str:
     node = next(node for node in walked.nodes if node.id == node_id)
-    name = node.name if node.name == node.id or node.kind in ("attempt",) else f"{node.name}, {node.id}"
-    return f"{node.kind} {name}" + ("" if node.state in ("ready", "processed", "succeeded") else f" [{node.state}]")
+    name = node.name if node.kind == "attempt" else f"{node.kind} {node.name}"
+    if node.kind != "attempt" and node.name != node.id:
+        name += f" ({node.id})"
+    return name + ("" if node.state in ("ready", "processed", "succeeded") else f" [{node.state}]")

@@ -92,9 +92,9 @@ def state_facts(version: ExpertVersion) -> list[tuple[str, str]]:
     """What is not as it should be with a version; nothing of one that is ready."""
     told = []
     if version.state != "ready":
-        use = f"use {version.successor}" if version.successor else ""
-        words = [word for word in (version.state, version.state_reason, use) if word]
-        told.append(("state", "; ".join(words)))
+        use = f"Use {version.successor}." if version.successor else ""
+        why = " ".join(word for word in (version.state_reason, use) if word)
+        told.append(("state", f"{version.state}: {why}" if why else version.state))
     if version.damage:
         told.append(("damage", version.damage))
     return told

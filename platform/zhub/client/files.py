@@ -79,13 +79,13 @@ class Files:
         pages = self._http.pages("/v1/files", limit=PAGE, most=limit, search=search)
         return [DatasetFile.model_validate(entry) for entry in pages]
 
-    def delete(self, file_id: str, *, force: bool = False) -> None:
+    def delete(self, file_id: str, *, force: bool = False, detach: bool = False) -> None:
         """Delete a file; with ``force`` also one that published versions were trained on.
 
         Raises:
             ApiError: with the status 409 where something needs it, by name.
         """
-        self._http.delete(f"/v1/files/{path_part(file_id)}", force="true" if force else None)
+        self._http.delete(f"/v1/files/{path_part(file_id)}", force=force or None, detach=detach or None)
 
     def pull(self, file_id: str, target: Path) -> DatasetFile:
         """Download a file, every byte checked against its digest. One that is there with these bytes is left as it is.

@@ -171,13 +171,23 @@ def list_files(
     return versions[:limit], len(versions) > limit
 
 
-def delete(session: Session, project_id: uuid.UUID, version_id: uuid.UUID, *, also_trained: bool = False) -> None:
-    """Hide a file. Its bytes stay while versions trained on it name their digest.
+def delete(
+    session: Session,
+    project_id: uuid.UUID,
+    version_id: uuid.UUID,
+    *,
+    also_trained: bool = False,
+    detach: bool = False,
+) -> None:
+    """Hide a file. Its bytes stay while versions trained on it name their digest. ``detach``: see ``usage.detach``.
 
     Raises:
         ConflictError: something needs it, see ``usage.refuse_used``.
     """
     version = get(session, project_id, version_id)
+    if detach:
+        # Before the file is locked: who fires a schedule locks that before the files that it names.
+        usage.detach(session, version)
     # A request that names it as well waits here, or is seen: a row that refers to this one locks it for its part.
     session.execute(select(DatasetVersion.id).where(DatasetVersion.id == version.id).with_for_update())
     usage.refuse_used(session, version, also_trained=also_trained)

@@ -1,13 +1,15 @@
 """What needs a dataset file, so that nobody deletes it without knowing: versions, jobs, gates, schedules."""
 
+import uuid
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from zhub.errors import ConflictError
 from zhub.ids import public_id
 from zhub.models import DatasetVersion, Evaluation, Expert, ExpertVersion, Job, Project, Promotion, Schedule
+from zhub.queue.desired import request_cancel
 
 NAMED = 3
 OWN_KINDS = ("validate", "count_tokens")
@@ -32,16 +34,40 @@ def refuse_used(session: Session, file: DatasetVersion, *, also_trained: bool) -
         raise ConflictError(f"{name} cannot be deleted. {' '.join(needs)}")
 
 
-def _jobs(session: Session, file: DatasetVersion) -> Iterator[str]:
+def detach(session: Session, file: DatasetVersion) -> None:
+    """Cancel the jobs and gates that need a file, and pause its schedules with the reason."""
+    for job_id in session.scalars(_needing(file)).all():
+        request_cancel(session, job_id)
+    for job_id in session.scalars(_measuring(file).with_only_columns(Job.id)).all():
+        request_cancel(session, job_id)
+    name = f"'{file.filename}' v{file.version}"
+    why = f"{name}, which it needs, was deleted. Change the files that it names, and resume it."
+    schedules = _scheduled(file).with_only_columns(Schedule.id)
+    session.execute(update(Schedule).where(Schedule.id.in_(schedules)).values(paused_because=why))
+    session.flush()
+
+
+def _needing(file: DatasetVersion) -> Select[uuid.UUID]:
     """Trainings and evaluations that run or wait to run."""
     of_file = or_(Job.dataset_version_id == file.id, Job.validation_version_id == file.id)
-    statement = (
-        select(Job.id, Evaluation.id)
-        .outerjoin(Evaluation, Evaluation.job_id == Job.id)
-        .where(of_file, Job.kind.not_in(OWN_KINDS), *GOES_ON)
-        .order_by(Job.id)
+    return select(Job.id).where(of_file, Job.kind.not_in(OWN_KINDS), *GOES_ON).order_by(Job.id)
+
+
+def _measuring(file: DatasetVersion) -> Select[uuid.UUID]:
+    """Promotions that are not decided yet."""
+    return (
+        select(Promotion.id)
+        .join(Job, Job.id == Promotion.job_id)
+        .where(Promotion.project_id == file.project_id, *GOES_ON)
+        .where(Promotion.gate["suites"].contains([_suite(file)]))
+        .order_by(Promotion.id)
     )
-    rows = session.execute(statement).all()
+
+
+def _jobs(session: Session, file: DatasetVersion) -> Iterator[str]:
+    """Trainings and evaluations that run or wait to run."""
+    with_evaluations = _needing(file).add_columns(Evaluation.id)
+    rows = session.execute(with_evaluations.outerjoin(Evaluation, Evaluation.job_id == Job.id)).all()
     ids = [
         public_id("fine-tuning job", job_id) if evaluation_id is None else public_id("evaluation", evaluation_id)
         for job_id, evaluation_id in rows
@@ -52,19 +78,16 @@ def _jobs(session: Session, file: DatasetVersion) -> Iterator[str]:
 
 def _gates(session: Session, file: DatasetVersion) -> Iterator[str]:
     """Promotions that are not decided yet."""
-    statement = (
-        select(Promotion.id)
-        .join(Job, Job.id == Promotion.job_id)
-        .where(Promotion.project_id == file.project_id, *GOES_ON)
-        .where(Promotion.gate["suites"].contains([_suite(file)]))
-    )
-    gates = [public_id("promotion", gate) for gate in session.scalars(statement.order_by(Promotion.id))]
+    gates = [public_id("promotion", gate) for gate in session.scalars(_measuring(file))]
     if gates:
         yield f"{_named(gates)} {_still(gates, 'measures', 'measure')} on it: cancel the promotion, or wait for it."
 
 
-def _schedules(session: Session, file: DatasetVersion) -> Iterator[str]:
-    """Schedules whose request names the file, or whose dataset would be left without a version to train on."""
+def _scheduled(file: DatasetVersion) -> Select[str]:
+    """Schedules whose request names the file, or whose dataset would be left without a version to train on.
+
+    Not those that are paused: they are told when they fire again.
+    """
     other = aliased(DatasetVersion)
     usable = (other.purpose == "fine-tune", other.status == "processed", other.deleted_at.is_(None))
     has_others = exists().where(other.dataset_id == file.dataset_id, other.id != file.id, *usable)
@@ -74,8 +97,16 @@ def _schedules(session: Session, file: DatasetVersion) -> Iterator[str]:
         Schedule.request["validation_file"].astext == public_id("file", file.id),
     )
     needed = or_(named, is_last) if file.purpose == "fine-tune" and file.status == "processed" else named
-    statement = select(Schedule.name).where(Schedule.project_id == file.project_id, Schedule.deleted_at.is_(None))
-    names = list(session.scalars(statement.where(needed).order_by(Schedule.name)))
+    going_on = (
+        Schedule.project_id == file.project_id,
+        Schedule.deleted_at.is_(None),
+        Schedule.paused_because.is_(None),
+    )
+    return select(Schedule.name).where(*going_on, needed).order_by(Schedule.name)
+
+
+def _schedules(session: Session, file: DatasetVersion) -> Iterator[str]:
+    names = list(session.scalars(_scheduled(file)))
     if names:
         quoted = [f"'{name}'" for name in names]
         what = "The schedule" if len(names) == 1 else "The schedules"

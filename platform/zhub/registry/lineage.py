@@ -125,9 +125,9 @@ _WALK = text(
         SELECT p.id, v.id, r.relation, up.depth + 1
           FROM up JOIN expert_versions v ON v.id = up.id
                CROSS JOIN LATERAL (
-                   SELECT v.manifest->>'parent_digest' AS digest, 'begun from' AS relation
+                   SELECT v.manifest->>'parent_digest' AS digest, 'is the start of' AS relation
                     UNION ALL
-                   SELECT mixed->>'digest', 'mixed into'
+                   SELECT mixed->>'digest', 'was mixed into'
                      FROM jsonb_array_elements(v.manifest->'mixture'->'experts') AS mixed) r
                JOIN expert_versions p ON p.org_id = v.org_id AND p.digest = r.digest
                JOIN experts e ON e.id = p.expert_id AND e.project_id = :project
@@ -138,10 +138,10 @@ _WALK = text(
         SELECT c.id, v.id, c.relation, down.depth + 1
           FROM down JOIN expert_versions v ON v.id = down.id
                CROSS JOIN LATERAL (
-                   SELECT b.id, b.expert_id, 'begun from' AS relation FROM expert_versions b
+                   SELECT b.id, b.expert_id, 'is the start of' AS relation FROM expert_versions b
                     WHERE b.org_id = v.org_id AND b.manifest->>'parent_digest' = v.digest
                     UNION ALL
-                   SELECT m.id, m.expert_id, 'mixed into' FROM expert_versions m
+                   SELECT m.id, m.expert_id, 'was mixed into' FROM expert_versions m
                     WHERE m.org_id = v.org_id AND m.manifest->'mixture' IS NOT NULL AND m.manifest->'mixture'->'experts'
                           @> jsonb_build_array(jsonb_build_object('digest', v.digest))) c
                JOIN experts e ON e.id = c.expert_id AND e.project_id = :project
@@ -216,8 +216,8 @@ def _add_origins(session: Session, lineage: Lineage, records: Mapping[uuid.UUID,
         else:
             lineage.link(made_by, record.name, "published")
         for file_id, relation in (
-            (job.dataset_version_id, "trained on by"),
-            (job.validation_version_id, "validated on by"),
+            (job.dataset_version_id, "was trained on by"),
+            (job.validation_version_id, "was validated on by"),
         ):
             if file_id is not None:
                 lineage.link(lineage.add(_file_node(files[file_id])), made_by, relation)
@@ -286,7 +286,7 @@ def _add_users(session: Session, lineage: Lineage, caller: Caller, records: Mapp
         if named is not None and named.version.id in records:
             state = "paused" if schedule.paused_because else "active"
             node = Node(public_id("schedule", schedule.id), "schedule", schedule.name, state)
-            lineage.link(named.name, lineage.add(node), "begun from by")
+            lineage.link(named.name, lineage.add(node), "is the start of")
 
 
 def _pins(

@@ -8,14 +8,12 @@ Session and never commit; only ``sign_next`` opens sessions of its own.
 
 import base64
 import hashlib
-import hmac
 import io
 import logging
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -38,12 +36,6 @@ BATCH = 50  # versions that one call signs
 log = logging.getLogger("zhub.registry")
 
 
-def private_key(org_id: uuid.UUID, rotation: int, secret_key: str) -> Ed25519PrivateKey:
-    """The key of an organisation after so many rotations."""
-    message = b"zhub signing key\0" + org_id.bytes + rotation.to_bytes(4, "big")
-    return Ed25519PrivateKey.from_private_bytes(hmac.new(secret_key.encode(), message, hashlib.sha256).digest())
-
-
 def current_key(session: Session, org_id: uuid.UUID, secret_key: str) -> SigningKey:
     """The key that an organisation signs with now, made on its first use.
 
@@ -53,7 +45,7 @@ def current_key(session: Session, org_id: uuid.UUID, secret_key: str) -> Signing
     key = session.scalar(newest)
     if key is None:
         return _make(session, org_id, 1, secret_key)
-    derived = private_key(org_id, key.rotation, secret_key).public_key()
+    derived = attestation.private_key(org_id, key.rotation, secret_key).public_key()
     if key.retired_at is None and key_id_of(derived) == key.key_id:
         return key
     return rotate(session, org_id, secret_key)
@@ -108,7 +100,7 @@ def check(session: Session, record: VersionRecord, secret_key: str) -> None:
     envelope = envelope_of(session, record)
     keys = keys_of(session, record.version.org_id)
     for key in keys:
-        derived = private_key(record.version.org_id, key.rotation, secret_key).public_key()
+        derived = attestation.private_key(record.version.org_id, key.rotation, secret_key).public_key()
         is_own = base64.b64encode(derived.public_bytes_raw()).decode() == key.public_key
         if not is_own and key.retired_at is None:
             raise ArtifactError(
@@ -138,7 +130,7 @@ def sign_next(engine: Engine, store: ObjectStore, secret_key: str) -> int:
         except ValidationError:
             unreadable.append(version.id)
             continue
-        envelope = attestation.sign(private_key(version.org_id, key.rotation, secret_key), signed)
+        envelope = attestation.sign(attestation.private_key(version.org_id, key.rotation, secret_key), signed)
         content = canonical_json(envelope.model_dump())
         sha256 = hashlib.sha256(content).hexdigest()
         # Beside the files, under its own digest: a key that was rotated meanwhile makes another object.
@@ -168,7 +160,7 @@ def _record(session: Session, rows: Sequence[Mapping[str, Any]], unreadable: Seq
 
 
 def _make(session: Session, org_id: uuid.UUID, rotation: int, secret_key: str) -> SigningKey:
-    public_key = private_key(org_id, rotation, secret_key).public_key()
+    public_key = attestation.private_key(org_id, rotation, secret_key).public_key()
     row = {"id": new_id(), "org_id": org_id, "rotation": rotation, "key_id": key_id_of(public_key)}
     row["public_key"] = base64.b64encode(public_key.public_bytes_raw()).decode()
     session.execute(insert(SigningKey).values(row).on_conflict_do_nothing())

@@ -131,6 +131,18 @@ def test_force_deletes_nothing_that_is_still_to_run(
         ask("delete", f"/files/{suite_file}?force=true")
 
 
+def test_a_file_is_deleted_with_what_needs_it_detached(
+    client: Client, ask: Ask, train_expert: Ask, suite_file: str
+) -> None:
+    job = train_expert()
+    ask("post", "/schedules", SCHEDULE)
+    assert "still needs it" in refusal(client, suite_file)
+    assert ask("delete", f"/files/{suite_file}?detach=true")["deleted"] is True
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
+    (schedule,) = ask("get", "/schedules")["data"]
+    assert "'suite.jsonl' v1, which it needs, was deleted" in schedule["paused_because"]
+
+
 # Search
 
 

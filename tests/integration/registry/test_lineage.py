@@ -45,9 +45,13 @@ def test_lineage_leads_to_all_that_a_version_comes_from_and_to_all_that_came_of_
     first, second, child, mixture, last = family
     walked = ask("get", f"/lineage/{child}")
     family_edges = {edge for edge in edges(walked) if edge[0] in family}
-    assert family_edges == {(first, "begun from", child), (child, "mixed into", mixture), (mixture, "begun from", last)}
+    assert family_edges == {
+        (first, "is the start of", child),
+        (child, "was mixed into", mixture),
+        (mixture, "is the start of", last),
+    }
     # From the mixture, the second version is an origin too.
-    assert (second, "mixed into", mixture) in edges(ask("get", f"/lineage/{mixture}"))
+    assert (second, "was mixed into", mixture) in edges(ask("get", f"/lineage/{mixture}"))
     # Siblings are no lineage: nothing of them went into it.
     assert second not in {node["id"] for node in walked["nodes"]}
 
@@ -75,7 +79,7 @@ def test_lineage_has_the_job_and_the_attempt_and_what_uses_the_version(
         (release, "named by", "main.support@prod"),
         (name, "measured by", evaluation),
         (name, "decided by", gate),
-        (name, "begun from by", schedule),
+        (name, "is the start of", schedule),
     }
     assert walked["truncated"] is False
 
@@ -93,7 +97,7 @@ def test_lineage_of_a_file_has_what_came_of_it(
         )
     job = ask("get", f"/experts/{name}")["job"]
     assert edges(ask("get", f"/lineage/{suite_file}")) == {
-        (suite_file, "trained on by", job),
+        (suite_file, "was trained on by", job),
         (job, "ran as", f"{job}/attempts/1"),
         (f"{job}/attempts/1", "published", name),
     }
@@ -106,7 +110,7 @@ def test_a_deleted_version_keeps_its_lineage(ask: Ask, family: list[str]) -> Non
     ask("delete", f"/experts/{child}")
     walked = ask("get", f"/lineage/{child}")
     assert {node["id"]: node["state"] for node in walked["nodes"]}[child] == "deleted"
-    assert (first, "begun from", child) in edges(walked) and (mixture, "begun from", last) in edges(walked)
+    assert (first, "is the start of", child) in edges(walked) and (mixture, "is the start of", last) in edges(walked)
     refused_with(404, "No such model", ask, "get", "/lineage/main.summer@v99")
 
 

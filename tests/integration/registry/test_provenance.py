@@ -127,7 +127,7 @@ def test_nothing_is_loaded_that_was_not_signed(
         store.put(key, io.BytesIO(b"other"))
         sha256, message = hashlib.sha256(b"other").hexdigest(), f"{Z_FILE}: it was changed"
     elif harm == "another key":
-        other = signing.private_key(caller.org_id, 9, "x" * 32).public_key()
+        other = attestation.private_key(caller.org_id, 9, "x" * 32).public_key()
         public_key = base64.b64encode(other.public_bytes_raw()).decode()
         strange = SigningKey(key_id=attestation.key_id_of(other), public_key=public_key)
         attested, message = attested.model_copy(update={"signing_key": strange}), "none of the organisation's"
@@ -169,7 +169,7 @@ def test_a_retired_key_verifies_what_was_published_before_and_nothing_later(
         published_at = later_record.version.created_at
     # Somebody who still has the retired key signs something new with it.
     statement = attestation.statement(manifest, digest=later_record.version.digest, published_at=published_at)
-    forged = attestation.sign(signing.private_key(caller.org_id, 1, secret_key), statement)
+    forged = attestation.sign(attestation.private_key(caller.org_id, 1, secret_key), statement)
     with pytest.raises(ArtifactError, match="which was retired at"):
         attestation.verify(forged, public_keys, later)
 

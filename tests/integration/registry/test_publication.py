@@ -53,6 +53,22 @@ def test_versions_of_concurrent_publications_are_numbered_without_a_gap(
     assert (list(numbers), last) == ([1, 2, 3, 4, 5, 6], 6)
 
 
+def test_60_writers_on_one_expert_each_publish_at_the_first_try(
+    system_engine: Engine, admitted: Callable[..., uuid.UUID]
+) -> None:
+    claims = [(admitted(), claimed(system_engine))[1] for _ in range(60)]
+
+    def write(index: int) -> int:
+        with system_session(system_engine) as session:
+            job_id, fence = claims[index].job_id, claims[index].fence
+            return publish(session, job_id, fence, manifest_of(job_id, fence=fence), "prefix", 7).version
+
+    with ThreadPoolExecutor(20) as pool:  # as many connections as there are writers at a time
+        numbers = list(pool.map(write, range(60)))
+    # Each was called once: whoever waits for the expert's row gets the next number, and nobody tries again.
+    assert sorted(numbers) == list(range(1, 61))
+
+
 def test_each_expert_counts_its_own_versions(system_engine: Engine, admitted: Callable[..., uuid.UUID]) -> None:
     numbers = [publish_version(system_engine, admitted(expert=name), claimed(system_engine).fence) for name in "aba"]
     assert numbers == [1, 1, 2]
