@@ -49,6 +49,7 @@ from zhub_api.routes import (
     job_logs,
     models,
     organization,
+    organization_costs,
     organization_usage,
     promotions,
     releases,
@@ -106,7 +107,7 @@ def _parts() -> APIRouter:
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
         catalogue, expert_imports, expert_exports, expert_strengths, classification_datasets, releases, shadows, chat,
         stored_completions, completion_settings, completion_datasets, completions, embeddings, feedback, webhooks,
-        organization, organization_usage,
+        organization, organization_usage, organization_costs,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):

@@ -16,6 +16,7 @@ from zhub.cli import (
     base_models,
     chat,
     completions,
+    costs,
     database,
     datasets,
     demo,
@@ -73,6 +74,7 @@ app.command("doctor")(doctor.doctor)
 app.command("submit")(submit.submit)
 app.command("chat")(chat.chat)
 app.command("usage")(usage.usage)
+app.command("costs")(costs.costs)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

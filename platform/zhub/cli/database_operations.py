@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import psycopg
@@ -19,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, Programm
 from sqlalchemy.orm import Session
 
 from zhub.cli.exits import ERROR
-from zhub.cli.output import moment, note
+from zhub.cli.output import moment, note, put, table
 from zhub.client.credentials import default_data_dir
 from zhub.database import migrate
 from zhub.database.logins import API_LOGIN, SYSTEM_LOGIN, ensure_logins
@@ -34,10 +36,18 @@ from zhub.kinds.redrive import DeadLetters
 from zhub.models import Job, Organization, Quota
 from zhub.process.config import MIN_SECRET_CHARACTERS
 from zhub.queue import invariants
+from zhub.tenancy import prices
 from zhub.tenancy.bootstrap import create_full_key, ensure_project, has_keys
 from zhub.tenancy.quotas import limits_of
 
 KEY_NAME = "zhub db bootstrap"
+UNITS = {
+    "worker_hours": "an hour of a worker",
+    "input_tokens": "a million",
+    "cached_input_tokens": "a million",
+    "output_tokens": "a million",
+    "storage": "a GiB a month",
+}
 
 
 def system_url(url: str | None, data_dir: Path | None) -> str:
@@ -138,6 +148,43 @@ def set_quota(
         f"{any_['monthly_worker_hours']} worker-hours a month. It may store {counted.max_bytes:,} bytes "
         f"and send {counted.requests_per_minute:,} requests a minute. The scheduler applies it from its next pass on."
     )
+
+
+def list_prices(system_url: str, *, as_json: bool) -> None:
+    """Print the price list, also what no longer holds or does not yet."""
+    with _session(system_url) as session:
+        listed = prices.list_prices(session)
+    names = ("item", "subject", "amount", "currency", "valid_from")
+    if as_json:
+        return typer.echo(json.dumps([{n: str(getattr(price, n)) for n in names} for price in listed], indent=2))
+    if not listed:
+        return note("Nothing has a price: costs are unknown. `zhub db prices set` sets one.")
+    rows = [
+        (
+            price.item,
+            price.subject or "all",
+            f"{price.amount:f} {price.currency} {UNITS[price.item]}",
+            str(price.valid_from),
+        )
+        for price in listed
+    ]
+    put(table(("ITEM", "FOR", "PRICE", "FROM (UTC)"), rows, whole=1))
+
+
+def set_price(
+    system_url: str, item: str, amount: Decimal, *, subject: str, currency: str | None, valid_from: date | None
+) -> None:
+    """Append a price to the list.
+
+    Raises:
+        InvalidRequestError, ConflictError: see ``prices.add``.
+    """
+    with _session(system_url) as session:
+        price = prices.add(session, item, amount, subject=subject, currency=currency, valid_from=valid_from)
+        note(
+            f"{price.item} for {price.subject or 'all'}: {price.amount:f} {price.currency} {UNITS[price.item]} from "
+            f"{price.valid_from} (UTC) on."
+        )
 
 
 def redrive_jobs(system_url: str, which: DeadLetters, *, do_it: bool) -> None:

@@ -8,6 +8,7 @@ from zhub.models.aliases import Alias, AliasMove
 from zhub.models.base import Base, TenantOwned
 from zhub.models.catalogue import CardRevision, CatalogueEntry, VersionMetric
 from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
+from zhub.models.costs import BudgetNotice, MonthCost, Price
 from zhub.models.exports import ExpertExport
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
 from zhub.models.registry import (
@@ -37,6 +38,7 @@ __all__ = [
     "Attempt",
     "Base",
     "BaseModel",
+    "BudgetNotice",
     "CardRevision",
     "CatalogueEntry",
     "Checkpoint",
@@ -55,8 +57,10 @@ __all__ = [
     "JobDependency",
     "JobEvent",
     "Leader",
+    "MonthCost",
     "MonthUsage",
     "Organization",
+    "Price",
     "Project",
     "Promotion",
     "QueuePlace",
