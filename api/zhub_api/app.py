@@ -54,6 +54,7 @@ from zhub_api.routes import (
     lineage,
     models,
     organization,
+    organization_costs,
     organization_usage,
     promotions,
     provenance,
@@ -120,8 +121,8 @@ def _parts() -> APIRouter:
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, alias_requests, promotions, schedules,
         models, experts, catalogue, expert_comparisons, expert_imports, expert_exports, expert_states, expert_strengths,
         lineage, provenance, classification_datasets, releases, shadows, chat, stored_completions, completion_settings,
-        completion_datasets, completions, embeddings, feedback, webhooks, organization, organization_usage, me, login,
-        audit_logs, projects, users, keys, service_accounts, platform,
+        completion_datasets, completions, embeddings, feedback, webhooks, organization, organization_usage,
+        organization_costs, me, login, audit_logs, projects, users, keys, service_accounts, platform,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):

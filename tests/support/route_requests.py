@@ -59,6 +59,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", f"{GRADERS}/run"): {"json": {"grader": GRADER, "model_sample": "x"}},
     ("post", "/v1/chat/completions"): {"json": CHAT},
     ("get", "/v1/organization/usage/completions"): {"params": {"start_time": 0}},
+    ("get", "/v1/organization/costs"): {"params": {"start_time": 0}},
     ("get", "/v1/organization/usage/workers"): {"params": {"start_time": 0}},
     ("post", "/v1/chat/completions/{completion_id}"): {"json": {"metadata": {"a": "b"}}},
     ("post", "/v1/chat/completions/{completion_id}/feedback"): {"json": {"score": 1}},

@@ -20,6 +20,7 @@ from zhub.models import (
     Attestation,
     AuditEvent,
     BaseModel,
+    BudgetNotice,
     CardRevision,
     Checkpoint,
     ClassifiedExpert,
@@ -37,6 +38,7 @@ from zhub.models import (
     Job,
     JobDependency,
     JobEvent,
+    MonthCost,
     MonthUsage,
     ProjectMember,
     Promotion,
@@ -150,6 +152,8 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     measured = {"base_model_id": base.id, "version_id": version.id, "suite_digest": "d", "suite": {}}
     session.add(Evaluation(job_id=jobs[0].id, **measured, **within))
     session.add(TokenCount(dataset_version_id=files[0].id, base_model_id=base.id, job_id=jobs[0].id, **own))
+    session.add(MonthCost(month=date(2026, 1, 1), amount=1, at=datetime(2026, 1, 1, tzinfo=UTC), **own))
+    session.add(BudgetNotice(month=date(2026, 1, 1), unit="hours", percent=80, budget=1, **own))
     session.add(MonthUsage(month=date(2026, 1, 1), worker_seconds=1.0, **own))
     day = {"day": date(2026, 1, 1), **within}
     session.add(

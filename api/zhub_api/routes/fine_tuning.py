@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -22,15 +23,20 @@ from zhub.queue.desired import request_cancel, request_pause, request_resume
 from zhub.queue.statuses import status_of
 from zhub.recipes import Recipe
 from zhub.registry import versions
+from zhub.tenancy import costs, prices
+from zhub.tenancy.costs import JobCost
 from zhub.tenancy.keys import Caller
 from zhub.training import fine_tuning, job_changes, job_lists
 from zhub.training.job_lists import JobFilter
 from zhub.training.packing import shares_a_worker
 from zhub_api.context import CallerDep, ContextDep
+from zhub_api.money import shown_money
 from zhub_api.pages import Order, PageLimit, Search, Since, Status, moment, page, wanted_metadata, wanted_page
 from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
+
+NOTHING = JobCost(0.0, None)
 
 
 @router.post("", dependencies=[needs("jobs:write")])
@@ -58,12 +64,17 @@ def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.Jo
     """Check a request as ``POST /v1/fine_tuning/jobs`` does, and say what its job would be and cost. Nothing is stored.
 
     Not in the dialect. What is expected rests on earlier trainings of the organisation on this base by this method,
-    ``based_on``; all of it is null where none has ended yet.
+    ``based_on``; all of it is null where none has ended yet, and the cost where a worker's hour has no price.
     """
     graders = fine_tuning.read_graders(request)
     with tenant_session(context.engine, caller.org_id) as session:
         resolved = fine_tuning.check_training(session, caller, request, graders)
+        hour = prices.price_of(session, "worker_hours", request.cluster)
     past = resolved.estimate
+    worker_seconds = None if past.seconds is None else past.seconds * resolved.workers
+    cost = None
+    if hour is not None and worker_seconds is not None:
+        cost = shown_money(Decimal(worker_seconds) / 3600 * hour.amount, hour.currency)
     return {
         "object": "fine_tuning.job.estimate",
         "expert": f"{caller.project}.{resolved.spec.expert}",
@@ -74,7 +85,8 @@ def estimate_job(caller: CallerDep, context: ContextDep, request: fine_tuning.Jo
         "expected_seconds": past.seconds,
         "shortest_seconds": past.shortest_s,
         "longest_seconds": past.longest_s,
-        "expected_worker_seconds": None if past.seconds is None else past.seconds * resolved.workers,
+        "expected_worker_seconds": worker_seconds,
+        "expected_cost": cost,
         "expected_tokens": past.tokens,
         "based_on": {"trainings": past.trainings, "same_size": past.same_size},
     }
@@ -219,6 +231,8 @@ def job_objects(session: Session, listed: Sequence[Job]) -> list[dict[str, Any]]
     needs = dependencies.of(session, ids)
     gates = promotion_lists.of_trainings(session, ids)
     results = job_lists.results_of(session, listed)
+    job_costs = costs.of_jobs(session, ids)
+    currency = prices.currency(session)
     return [
         {
             "id": public_id("fine-tuning job", job.id),
@@ -245,6 +259,8 @@ def job_objects(session: Session, listed: Sequence[Job]) -> list[dict[str, Any]]
             "integrations": [],
             "estimated_finish": None,
             "attempts": job.fence,
+            "worker_seconds": spent.worker_seconds,
+            "cost": shown_money(spent.amount, currency),
             "cluster": job.cluster,
             "priority": job.priority,
             "depends_on": [public_id("fine-tuning job", needed.id) for needed in needs.get(job.id, [])],
@@ -252,6 +268,7 @@ def job_objects(session: Session, listed: Sequence[Job]) -> list[dict[str, Any]]
             "dedup_key": job.dedup_key,
         }
         for job in listed
+        for spent in [job_costs.get(job.id, NOTHING)]
     ]
 
 

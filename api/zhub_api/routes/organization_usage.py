@@ -1,5 +1,6 @@
 """``/v1/organization/usage/workers``: the time of workers that the organisation has used. Not in the dialect."""
 
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
 from itertools import groupby
 from typing import Annotated, Any
@@ -66,7 +67,7 @@ def start_of(day: date) -> int:
     return int(datetime.combine(day, time(), UTC).timestamp())
 
 
-def shown_group(group: dict[str, Any]) -> dict[str, Any]:
+def shown_group(group: Mapping[Any, Any]) -> dict[str, Any]:
     """What a result is grouped by, with the ids as clients know them; an empty name is null."""
     return {
         name: (public_id(IDS[name], value) if name in IDS and value is not None else value) or None
@@ -80,5 +81,5 @@ def _result(row: Worked) -> dict[str, Any]:
         "worker_seconds": row.worker_seconds,
         "trained_tokens": row.trained_tokens,
         **dict.fromkeys(worker_usage.COLUMNS),
-        **shown_group(dict(row.group)),
+        **shown_group(row.group),
     }

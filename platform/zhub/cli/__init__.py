@@ -17,6 +17,7 @@ from zhub.cli import (
     base_models,
     chat,
     completions,
+    costs,
     database,
     datasets,
     demo,
@@ -92,6 +93,7 @@ app.command("migrate")(migrate.migrate)
 app.command("submit")(submit.submit)
 app.command("chat")(chat.chat)
 app.command("usage")(usage.usage)
+app.command("costs")(costs.costs)
 app.command("audit")(audit.audit)
 app.command("login")(login.login)
 app.command("logout")(login.logout)

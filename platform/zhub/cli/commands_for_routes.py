@@ -13,6 +13,7 @@ COMMANDS = {
     "GET /v1/experts": ("zhub experts ls",),
     "GET /v1/models": ("zhub experts ls", "zhub base-models ls"),
     "GET /v1/releases": ("zhub releases ls",),
+    "GET /v1/organization/costs": ("zhub costs",),
     "GET /v1/organization/usage/completions": ("zhub usage",),
     "GET /v1/protected_aliases": ("zhub experts protected",),
     "POST /v1/alias_requests/{request_id}/decision": ("zhub experts approve",),

@@ -4,10 +4,12 @@ from typing import Annotated
 
 import typer
 
+from zhub.cli import prices
 from zhub.cli.connection import DatabaseUrlOption, DataDirOption
 from zhub.cli.output import note
 
 app = typer.Typer(help="The database of a production installation; `zhub up` manages its own.", no_args_is_help=True)
+app.add_typer(prices.app, name="prices")
 
 
 @app.command()

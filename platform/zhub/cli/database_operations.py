@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import psycopg
@@ -19,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, Programm
 from sqlalchemy.orm import Session
 
 from zhub.cli.exits import ERROR
-from zhub.cli.output import moment, note
+from zhub.cli.output import moment, note, put, table
 from zhub.client.credentials import default_data_dir
 from zhub.database import migrate
 from zhub.database.logins import API_LOGIN, SYSTEM_LOGIN, ensure_logins
@@ -35,11 +37,18 @@ from zhub.models import Job, Organization, Quota
 from zhub.process.config import MIN_SECRET_CHARACTERS
 from zhub.queue import invariants
 from zhub.storage.object_store import open_store
-from zhub.tenancy import erasure
+from zhub.tenancy import erasure, prices
 from zhub.tenancy.bootstrap import create_full_key, ensure_project, has_keys
 from zhub.tenancy.quotas import limits_of
 
 KEY_NAME = "zhub db bootstrap"
+UNITS = {
+    "worker_hours": "an hour of a worker",
+    "input_tokens": "a million",
+    "cached_input_tokens": "a million",
+    "output_tokens": "a million",
+    "storage": "a GiB a month",
+}
 
 
 def system_url(url: str | None, data_dir: Path | None) -> str:
@@ -142,6 +151,43 @@ def set_quota(
     )
 
 
+def list_prices(system_url: str, *, as_json: bool) -> None:
+    """Print the price list, also what no longer holds or does not yet."""
+    with _session(system_url) as session:
+        listed = prices.list_prices(session)
+    names = ("item", "subject", "amount", "currency", "valid_from")
+    if as_json:
+        return typer.echo(json.dumps([{n: str(getattr(price, n)) for n in names} for price in listed], indent=2))
+    if not listed:
+        return note("Nothing has a price: costs are unknown. `zhub db prices set` sets one.")
+    rows = [
+        (
+            price.item,
+            price.subject or "all",
+            f"{price.amount:f} {price.currency} {UNITS[price.item]}",
+            str(price.valid_from),
+        )
+        for price in listed
+    ]
+    put(table(("ITEM", "FOR", "PRICE", "FROM (UTC)"), rows, whole=1))
+
+
+def set_price(
+    system_url: str, item: str, amount: Decimal, *, subject: str, currency: str | None, valid_from: date | None
+) -> None:
+    """Append a price to the list.
+
+    Raises:
+        InvalidRequestError, ConflictError: see ``prices.add``.
+    """
+    with _session(system_url) as session:
+        price = prices.add(session, item, amount, subject=subject, currency=currency, valid_from=valid_from)
+        note(
+            f"{price.item} for {price.subject or 'all'}: {price.amount:f} {price.currency} {UNITS[price.item]} from "
+            f"{price.valid_from} (UTC) on."
+        )
+
+
 def redrive_jobs(system_url: str, which: DeadLetters, *, do_it: bool) -> None:
     """List the failed jobs that ``which`` describes; with ``do_it`` also queue them again."""
     with _session(system_url) as session:
@@ -192,7 +238,7 @@ def erase(system_url: str, store_url: str, secret_key: str, organization: str, *
 @contextmanager
 def _session(system_url: str) -> Iterator[Session]:
     """A session of a member of zhub_system, with errors for people."""
-    with systemsystem_engine(system_url) as engine, system_session(engine) as session:
+    with system_engine(system_url) as engine, system_session(engine) as session:
         yield session
 
 

@@ -12,7 +12,7 @@ from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.exits import JOB_FAILED
 from zhub.cli.experts import show_version
 from zhub.cli.listings import ORDERS, JobStatusOption, LimitOption, SearchOption, SinceOption, SortOption
-from zhub.cli.output import facts, moment, note, percent, put, show_json, size, table
+from zhub.cli.output import duration, facts, moment, money, note, percent, put, show_json, size, table
 from zhub.cli.output import status as shown_status
 from zhub.cli.watching import event_line, watch
 from zhub.client import Client
@@ -299,6 +299,8 @@ def show_job(job: FineTuningJob, as_json: bool) -> None:
                 ("created", moment(job.created_at)),
                 ("finished", moment(job.finished_at) if job.finished_at else "-"),
                 ("attempts", str(job.attempts)),
+                *([("worker time", duration(job.worker_seconds))] if job.worker_seconds else []),
+                *([("cost", money(job.cost.value, job.cost.currency))] if job.cost else []),
                 ("cluster", job.cluster),
                 ("priority", str(job.priority)),
             ]

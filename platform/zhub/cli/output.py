@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import typer
@@ -123,6 +124,12 @@ def size(size_bytes: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} TB"
+
+
+def money(value: float, currency: str) -> str:
+    """An amount with cents, or with two digits where it is less than one."""
+    shown = f"{value:,.2f}" if value >= 0.01 or value == 0 else f"{Decimal(f'{value:.2g}'):f}"
+    return f"{shown} {currency.upper()}"
 
 
 def percent(share: float) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from zhub.cli.connection import DataDirOption, JsonOption, connect
 from zhub.cli.jobs import finish, show_job
-from zhub.cli.output import duration, facts, note, put, show_json, stderr
+from zhub.cli.output import duration, facts, money, note, put, show_json, stderr
 from zhub.cli.uploads import (
     AnswerColumnOption,
     PromptColumnOption,
@@ -205,10 +205,12 @@ def _expectation(estimate: EstimateRecord) -> list[tuple[str, str]]:
     if estimate.shortest_seconds is not None and estimate.longest_seconds is not None and past.trainings > 1:
         spread = f" ({duration(estimate.shortest_seconds)} to {duration(estimate.longest_seconds)})"
     what = "steps of the same size" if past.same_size else "steps of other sizes"
+    cost, at_most = estimate.expected_cost, " at most: it shares a worker" if estimate.shares_a_worker else ""
     trainings = "1 earlier training" if past.trainings == 1 else f"{past.trainings} earlier trainings"
     return [
         ("runs for", f"{duration(seconds)}{spread}"),
         ("worker time", duration(estimate.expected_worker_seconds or seconds)),
+        *([("cost", f"{money(cost.value, cost.currency)}{at_most}")] if cost else []),
         *([("tokens", f"{estimate.expected_tokens:,}")] if estimate.expected_tokens is not None else []),
         ("by", f"{trainings} of this method on this base, with {what}"),
     ]

@@ -65,6 +65,9 @@ class ChatOptions(TypedDict, total=False):
     """By which a stored completion is found again."""
 
 
+COST_DAYS = 180  # of a page
+
+
 class Client:
     """One connection to one project of one zhub. Close it, or use it as a context manager."""
 
@@ -145,12 +148,19 @@ class Client:
 
     def usage(self, since: int, width: str, groups: Sequence[str]) -> list[dict[str, Any]]:
         """The tokens that the organisation has used since a Unix time: buckets of ``1h`` or ``1d`` with results."""
+        return self._buckets("usage/completions", since, {"bucket_width": width, "group_by": list(groups)})
+
+    def costs(self, since: int, groups: Sequence[str]) -> list[dict[str, Any]]:
+        """What the organisation's use has cost since a Unix time: buckets of a day with results."""
+        return self._buckets("costs", since, {"limit": COST_DAYS, "group_by": list(groups)})
+
+    def _buckets(self, report: str, since: int, query: dict[str, Any]) -> list[dict[str, Any]]:
+        """All buckets of a report of the organisation."""
         buckets: list[dict[str, Any]] = []
         page: str | None = None
         while True:
-            query = {"start_time": since, "bucket_width": width, "group_by": list(groups), "page": page}
-            asked = {name: value for name, value in query.items() if value}
-            answer = self._http.get("/v1/organization/usage/completions", **asked)
+            asked = {name: value for name, value in (query | {"start_time": since, "page": page}).items() if value}
+            answer = self._http.get(f"/v1/organization/{report}", **asked)
             buckets += answer["data"]
             page = answer["next_page"]
             if page is None:

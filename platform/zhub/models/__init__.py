@@ -9,6 +9,7 @@ from zhub.models.audit import AuditEvent
 from zhub.models.base import Base, TenantOwned
 from zhub.models.catalogue import CardRevision, CatalogueEntry, VersionMetric
 from zhub.models.completions import CompletionDataset, CompletionSettings, StoredCompletion
+from zhub.models.costs import BudgetNotice, MonthCost, Price
 from zhub.models.exports import ExpertExport
 from zhub.models.jobs import Agent, Attempt, Job, JobDependency, JobEvent, Leader, QueuePlace
 from zhub.models.objects import ObjectReservation
@@ -45,6 +46,7 @@ __all__ = [
     "AuditEvent",
     "Base",
     "BaseModel",
+    "BudgetNotice",
     "CardRevision",
     "CatalogueEntry",
     "Checkpoint",
@@ -65,9 +67,11 @@ __all__ = [
     "JobDependency",
     "JobEvent",
     "Leader",
+    "MonthCost",
     "MonthUsage",
     "ObjectReservation",
     "Organization",
+    "Price",
     "Project",
     "ProjectMember",
     "Promotion",

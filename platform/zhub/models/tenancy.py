@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import datetime
+from decimal import Decimal
 
 from sqlalchemy import BigInteger, CheckConstraint, Index, UniqueConstraint, Uuid, func
 from sqlalchemy.dialects.postgresql import JSONB
@@ -75,6 +76,8 @@ class Quota(TenantOwned, Base):
     """Of each cluster, that it gets back from others as soon as it wants them."""
     monthly_worker_hours: Mapped[float | None]
     """That its jobs may use in a calendar month."""
+    monthly_budget: Mapped[Decimal | None]
+    """What a calendar month may cost, in the currency of the price list."""
     max_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Of its dataset files, private base models and stored completions."""
     requests_per_minute: Mapped[int | None]

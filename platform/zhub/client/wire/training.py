@@ -105,6 +105,13 @@ class TrainingResult(Answer):
     general: str | None = None
 
 
+class Money(Answer):
+    """An amount in a currency (ISO 4217, lower case)."""
+
+    value: float
+    currency: str
+
+
 class FineTuningJob(Answer):
     """A job. ``status`` is ``queued``, ``running``, ``paused``, or one of ``ENDED``."""
 
@@ -127,6 +134,8 @@ class FineTuningJob(Answer):
     metadata: dict[str, str] = {}
     description: str | None = None
     archived_at: int | None = None
+    worker_seconds: float | None = None
+    cost: Money | None = None
 
     @property
     def steps(self) -> int:
@@ -191,6 +200,7 @@ class EstimateRecord(Answer):
     shortest_seconds: float | None = None
     longest_seconds: float | None = None
     expected_worker_seconds: float | None
+    expected_cost: Money | None = None
     expected_tokens: int | None = None
     based_on: PastTrainings | None = None
 
