@@ -23,6 +23,7 @@ from zhub.process.wakeup import open_wakeup
 from zhub.storage.object_store import open_store
 from zhub_api import bodies, errors, health, observed
 from zhub_api.context import Context
+from zhub_api.grant_watch import GrantWatch
 from zhub_api.keeping import CompletionKeeper
 from zhub_api.known_parameters import KnownQuery
 from zhub_api.metering import Meter
@@ -44,9 +45,11 @@ from zhub_api.routes import (
     files,
     fine_tuning,
     graders,
+    grants,
     job_events,
     job_logs,
     models,
+    neighbours,
     organization,
     promotions,
     releases,
@@ -102,8 +105,8 @@ def _parts() -> APIRouter:
     router = APIRouter(responses=errors.ANSWERS, dependencies=[CheckedTexts])
     for part in (
         files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, promotions, schedules, models, experts,
-        catalogue, expert_imports, expert_strengths, classification_datasets, releases, shadows, chat,
-        stored_completions, completion_settings, completion_datasets, completions, embeddings, feedback, webhooks,
+        catalogue, grants, neighbours, expert_imports, expert_strengths, classification_datasets, releases, shadows,
+        chat, stored_completions, completion_settings, completion_datasets, completions, embeddings, feedback, webhooks,
         organization,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
@@ -140,17 +143,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         )
         observed.CHAT_UNANSWERED.set_function(lambda: places.held)
         meter = Meter(context.engine)
-        app.state.serving = Serving(serving, places, meter)
+        watch = GrantWatch(context.engine)
+        app.state.serving = Serving(serving, places, meter, watch)
         stopping, loop = threading.Event(), asyncio.get_running_loop()
         listening = partial(job_events.listen, context.wakeup, app.state.streams, loop, stopping)
         start_vital(listening, name="hints", stopping=stopping)
         keeper: CompletionKeeper = app.state.keeper
         start_vital(partial(keeper.run, stopping), name="keeper", stopping=stopping)
         start_vital(partial(meter.run, stopping), name="meter", stopping=stopping)
+        start_vital(partial(watch.run, stopping), name="rights", stopping=stopping)
         yield
         stopping.set()
         await app.state.shadowing.stop()
-        await asyncio.gather(asyncio.to_thread(keeper.wait_drained), asyncio.to_thread(meter.flush))
+        endings = (keeper.wait_drained, meter.flush, watch.wait_idle)
+        await asyncio.gather(*(asyncio.to_thread(ending) for ending in endings))
     context.engine.dispose()
 
 

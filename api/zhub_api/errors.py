@@ -31,6 +31,8 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.SearchQueryError: 400,
     errors.AuthenticationError: 401,
     errors.PermissionDeniedError: 403,
+    errors.AccessNotGrantedError: 403,
+    errors.AccessEndedError: 403,
     errors.NotFoundError: 404,
     errors.SlowReaderError: 408,
     errors.ConflictError: 409,

@@ -38,10 +38,11 @@ BEGIN
   SELECT gen_random_uuid(), v.org_id, e.project_id, v.expert_id, v.id,
          CASE WHEN v.deleted_at IS NOT NULL OR e.deleted_at IS NOT NULL THEN NULL
               WHEN e.visibility = 'private' THEN e.project_id ELSE e.org_id END,
-         v.deleted_at IS NULL AND e.deleted_at IS NULL AND e.visibility IN ('granted', 'public'),
+         v.deleted_at IS NULL AND e.deleted_at IS NULL AND NOT b.private AND e.visibility IN ('granted', 'public'),
          v.archived_at IS NOT NULL OR e.archived_at IS NOT NULL,
          ARRAY['base:' || b.name, 'visibility:' || e.visibility,
                'adapter:' || coalesce(v.manifest #>> '{{hyperparameters,adapter}}', 'svf')]
+         || CASE WHEN b.private THEN ARRAY['private:base'] ELSE ARRAY[]::text[] END
          || ARRAY(SELECT 'basis:' || f FROM (SELECT v.manifest ->> 'basis_fingerprint' AS f) s WHERE f IS NOT NULL)
          || ARRAY(SELECT 'dataset:' || d FROM (SELECT v.manifest ->> 'dataset_digest' AS d) s WHERE d IS NOT NULL)
          || ARRAY(SELECT 'tag:' || t.key FROM jsonb_each_text(e.tags || v.tags) t)

@@ -21,6 +21,7 @@ PREFIXES = {
     "alias move": "move",
     "shadow": "shadow",
     "expert change": "change",
+    "grant": "grant",
     "schedule": "sched",
     "schedule tick": "tick",
     "expert": "expert",

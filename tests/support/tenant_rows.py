@@ -26,12 +26,14 @@ from zhub.models import (
     Evaluation,
     Expert,
     ExpertChange,
+    ExpertGrant,
     ExpertVersion,
     Feedback,
     Job,
     JobDependency,
     JobEvent,
     MonthUsage,
+    Organization,
     Promotion,
     QueuePlace,
     Quota,
@@ -41,6 +43,7 @@ from zhub.models import (
     Schedule,
     ScheduleTick,
     ShadowTrial,
+    SharedUsage,
     StoredCompletion,
     TokenCount,
     TokenUsage,
@@ -164,6 +167,15 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     session.add(CardRevision(expert_id=experts[0].id, revision=1, text="t", links=[], by="key", **own))
     figure = {"listed": False, "suite": "test", "metric": "accuracy", "value": 0.5}
     session.add(VersionMetric(expert_id=experts[0].id, version_id=version.id, **figure, **own))
+    outside = session.scalar(select(Organization).where(Organization.name == "initech"))
+    if outside is None:
+        outside = Organization(name="initech")
+        session.add(outside)
+        session.flush()
+    granted = {"grantee_org_id": outside.id, "subject": "s", "grantee": "initech", "permission": "use", "by": "key"}
+    session.add(ExpertGrant(expert_id=experts[0].id, version_id=version.id, status="active", **granted, **own))
+    counts = {"hour": hour["hour"], "requests": 1, "prompt_tokens": 2, "completion_tokens": 1}
+    session.add(SharedUsage(version_id=version.id, user_org_id=outside.id, user="initech", **counts, **own))
     session.add(ScheduleTick(schedule_id=weekly.id, key="k", outcome="fired", **own))
     endpoints = [WebhookEndpoint(name="n", url="https://example.com", event_types=[], **within) for _ in range(2)]
     session.add_all(endpoints)

@@ -12,10 +12,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from zhub.database.sessions import tenant_session
-from zhub.errors import InvalidRequestError
+from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.ids import public_id
 from zhub.models import Alias, AliasMove, Expert, Project, Release
-from zhub.registry import aliases, releases, versions
+from zhub.registry import aliases, grants, releases, sharing, versions
+from zhub.registry.names import OF_ORGANIZATION
 from zhub.registry.versions import VersionRecord
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
@@ -68,18 +69,32 @@ def retrieve_release_alias(caller: CallerDep, context: ContextDep, release: str,
 def move_alias(
     caller: CallerDep, context: ContextDep, expert: str, alias: str, request: AliasRequest
 ) -> dict[str, Any]:
-    """Let an alias point to a version, without a gate: the first one, an earlier one, or one that a gate refused."""
+    """Let an alias point to a version, without a gate: the first one, an earlier one, or one that a gate refused.
+
+    Also of an expert of another organisation that the key's may `manage`.
+    """
     caller.require("models:write")
     aliases.check_alias(alias, param="alias")
     with tenant_session(context.engine, caller.org_id) as session:
-        owner = versions.get_expert(session, caller, expert)
-        to = versions.get_version(session, caller.project_id, request.version)
-        aliases.check_promotable(to)
-        _check_of_owner(to.expert.id == owner.id, request, expert)
-        expected = _expected(request, partial(versions.get_version, session, caller.project_id))
-        by = public_id("API key", caller.key_id)
-        moved = aliases.move(session, alias, to, by=by, reason=request.reason, expected=expected)
-        return alias_objects(session, [moved])[0]
+        if OF_ORGANIZATION.fullmatch(expert) is None:
+            owner = versions.get_expert(session, caller, expert)
+            return _move(session, caller, owner, alias, request)
+        found = sharing.find(session, caller, expert, "manage")
+        held = sharing.managing_grants(session, caller, found.expert)
+    with tenant_session(context.engine, found.expert.org_id) as session:
+        # In the owner's own transaction, in which nobody revokes the grant.
+        if not grants.hold(session, held):
+            raise NotFoundError("expert", expert)
+        prefix = f"{found.organization}."
+        local = request.model_copy(
+            update={
+                name: value.removeprefix(prefix)
+                for name in request.model_fields_set & {"version", "expected"}
+                if (value := getattr(request, name)) is not None
+            }
+        )
+        answer = _move(session, caller, found.expert, alias, local)
+    return {name: f"{prefix}{value}" if name in ("id", "version") else value for name, value in answer.items()}
 
 
 @router.put("/releases/{release}/aliases/{alias}")
@@ -119,6 +134,16 @@ def remove_release_alias(caller: CallerDep, context: ContextDep, release: str, a
     with tenant_session(context.engine, caller.org_id) as session:
         _remove(session, caller, releases.get_release(session, caller, release), alias)
     return {"id": f"{release}@{alias}", "object": "release.alias", "deleted": True}
+
+
+def _move(session: Session, caller: Caller, owner: Expert, alias: str, request: AliasRequest) -> dict[str, Any]:
+    find = partial(versions.get_version, session, owner.project_id)
+    to = find(request.version)
+    aliases.check_promotable(to)
+    _check_of_owner(to.expert.id == owner.id, request, owner.name)
+    by = public_id("API key", caller.key_id)
+    moved = aliases.move(session, alias, to, by=by, reason=request.reason, expected=_expected(request, find))
+    return alias_objects(session, [moved])[0]
 
 
 def alias_objects(session: Session, listed: Sequence[Alias]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ COMMANDS = {
     "GET /v1/models": ("zhub experts ls", "zhub base-models ls"),
     "GET /v1/releases": ("zhub releases ls",),
     "GET /v1/organization/usage/completions": ("zhub usage",),
+    "POST /v1/access_requests": ("zhub grants ask",),
     "POST /v1/base_models": ("zhub base-models add",),
     "POST /v1/classification_datasets": ("zhub releases classifier",),
     "POST /v1/files": ("zhub datasets push",),

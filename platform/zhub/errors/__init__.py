@@ -12,6 +12,8 @@
     │   └── IdempotencyMismatchError               one Idempotency-Key, two different bodies
     ├── AuthenticationError                        no key, or not a known one
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
+    ├── AccessNotGrantedError      (name, needs)   the caller sees an expert of others, and may not do this with it
+    ├── AccessEndedError           (name)          the right to use an expert ended while it answered
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
     ├── RateLimitedError           (limit, retry_after_s)  the organisation sends too many requests; try again
@@ -62,6 +64,8 @@ from zhub.errors.failures import (
     UnavailableError,
 )
 from zhub.errors.refusals import (
+    AccessEndedError,
+    AccessNotGrantedError,
     AddressRefusedError,
     AuthenticationError,
     ConflictError,
@@ -97,6 +101,8 @@ from zhub.errors.training import (
 )
 
 __all__ = [
+    "AccessEndedError",
+    "AccessNotGrantedError",
     "AddressRefusedError",
     "ApiError",
     "ArtifactError",

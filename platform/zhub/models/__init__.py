@@ -24,6 +24,7 @@ from zhub.models.registry import (
 )
 from zhub.models.releases import ClassifiedExpert, Release, ReleaseExpert, ReleaseVersion, ShadowTrial
 from zhub.models.schedules import Schedule, ScheduleTick
+from zhub.models.sharing import PERMISSIONS, ExpertGrant, SharedUsage
 from zhub.models.tenancy import ApiKey, Organization, Project, Quota
 from zhub.models.usage import MonthUsage, TokenUsage, Usage
 from zhub.models.webhooks import WebhookDelivery, WebhookEndpoint
@@ -47,6 +48,7 @@ __all__ = [
     "Evaluation",
     "Expert",
     "ExpertChange",
+    "ExpertGrant",
     "ExpertVersion",
     "Feedback",
     "Job",
@@ -54,6 +56,7 @@ __all__ = [
     "JobEvent",
     "Leader",
     "MonthUsage",
+    "PERMISSIONS",
     "Organization",
     "Project",
     "Promotion",
@@ -63,6 +66,7 @@ __all__ = [
     "ReleaseExpert",
     "ReleaseVersion",
     "ShadowTrial",
+    "SharedUsage",
     "Schedule",
     "ScheduleTick",
     "StoredCompletion",

@@ -29,11 +29,14 @@ class VersionRecord:
     expert: Expert
     project: Project
     base: BaseModel
+    organization: str | None = None
+    """The name of its owner, for who is of another organisation."""
 
     @property
     def name(self) -> str:
-        """``<project>.<expert>@v<number>``, the model id of this version."""
-        return _name(self.project.name, self.expert.name, self.version.version)
+        """``<project>.<expert>@v<number>``, the model id of this version; with its owner before it for others."""
+        local = _name(self.project.name, self.expert.name, self.version.version)
+        return local if self.organization is None else f"{self.organization}.{local}"
 
     @property
     def is_base(self) -> bool:
@@ -178,12 +181,19 @@ def by_id(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Version
 
 
 def parents(session: Session, records: Sequence[VersionRecord]) -> dict[str, str]:
-    """By digest, the names of the versions of the same project that training of these began from."""
+    """By digest, the names of the versions that training of these began from: of the same project as they are now, of
+    others as they were then."""
     digests = {record.version.manifest["parent_digest"] for record in records} - {None}
     if not digests:
         return {}
     statement = _records().where(ExpertVersion.digest.in_(digests), Expert.project_id == records[0].project.id)
-    return {row[0].digest: VersionRecord(*row).name for row in session.execute(statement)}
+    names = {row[0].digest: VersionRecord(*row).name for row in session.execute(statement)}
+    if digests <= names.keys():
+        return names
+    # One of another project, or organisation: the job has what it was called when the training began.
+    jobs = select(Job.spec).where(Job.id.in_([record.version.job_id for record in records]))
+    starts = [start for spec in session.scalars(jobs) for start in spec.get("starts", [])]
+    return {start["digest"]: start["name"] for start in starts if start["digest"] in digests} | names
 
 
 def get_version(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord:
@@ -218,20 +228,21 @@ def find_version(session: Session, project_id: uuid.UUID, name: str) -> VersionR
 
 
 def keep(session: Session, versions: Sequence[VersionRecord]) -> None:
-    """Let nobody delete these versions before the transaction ends.
+    """Let nobody delete these versions before the transaction ends. Those of other organisations are theirs to delete.
 
     Raises:
         NotFoundError: one was deleted since it was looked up.
     """
+    own = [record for record in versions if record.organization is None]
     kept = set(
         session.scalars(
             select(ExpertVersion.id)
-            .where(ExpertVersion.id.in_([record.version.id for record in versions]))
+            .where(ExpertVersion.id.in_([record.version.id for record in own]))
             .where(ExpertVersion.deleted_at.is_(None))
             .with_for_update(read=True, key_share=True)
         )
     )
-    for record in versions:
+    for record in own:
         if record.version.id not in kept:
             raise NotFoundError("model", record.name, "It was deleted.")
 

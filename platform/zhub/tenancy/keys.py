@@ -21,12 +21,12 @@ from zhub.models import ApiKey, Project
 
 TENANT_SCOPES = (
     "files:read", "files:write", "jobs:read", "jobs:write", "models:read", "models:write", "chat", "base_models:write",
-    "webhooks:read", "webhooks:write", "project:write",
+    "webhooks:read", "webhooks:write", "project:write", "grants:write",
 )  # fmt: skip
 """What a tenant's key may do by default.
 
 ``base_models:write`` lets it add base models of its own organisation, ``project:write`` say what its project keeps of
-its users' requests.
+its users' requests, ``grants:write`` share its project's experts with others, and ask for theirs.
 """
 OPERATOR_SCOPE = "platform_base_models:write"
 """Base models for every organisation: an operator's right."""

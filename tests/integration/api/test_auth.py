@@ -36,6 +36,7 @@ PLACES = {
     "model": "tiny",
     "name": "main.summer@v1",
     "filename": "config.json",
+    "grant_id": "grant-0",
     "release": "main.support",
     "version": "main.support@v1",
 }
@@ -46,6 +47,7 @@ SCHEDULE = {
     "training": {"model": "tiny", "method": METHOD},
     "cron": "0 3 * * 1",
 }
+GRANT = {"expert": "main.summer", "organization": "initech", "permission": "use"}
 RELEASE = {"name": "support", "strategy": "centroid", "experts": [{"model": "main.summer@v1"}]}
 CLASSIFICATION = {"name": "which", "experts": ["main.summer@v1"]}
 GRADERS = "/v1/fine_tuning/alpha/graders"
@@ -81,6 +83,10 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("patch", "/v1/experts/{name}"): {"json": {"archived": True}},
     ("put", "/v1/experts/{name}/card"): {"json": {"text": "x"}},
+    ("put", "/v1/experts/{name}/visibility"): {"json": {"visibility": "organization"}},
+    ("post", "/v1/grants"): {"json": {"expert": "main.summer", "organization": "globex", "permission": "use"}},
+    ("post", "/v1/grants/{grant_id}/decision"): {"json": {"approve": True}},
+    ("post", "/v1/access_requests"): {"json": {"expert": "acme.main.summer", "permission": "use"}},
     ("post", "/v1/promotions"): {"json": {"model": "main.summer@v1", "suites": [{"file": "file-0", "grader": GRADER}]}},
     ("post", "/v1/schedules"): {"json": SCHEDULE},
     ("put", "/v1/schedules/{schedule_id}"): {"json": SCHEDULE},
@@ -91,7 +97,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/webhook_endpoints/{endpoint_id}/test"): {"json": {"event_type": "fine_tuning.job.failed"}},
 }
 OPEN = {"/healthz", "/readyz"}
-OWN_ANSWERS = {"/v1/experts/{name}/z": 409}  # the version of these tests has no such file
+# The version of these tests has no such file.
+OWN_ANSWERS = {"/v1/experts/{name}/z": 409}
 
 
 def routes(app: FastAPI) -> list[tuple[str, str]]:
@@ -145,6 +152,8 @@ def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
         "release": "main.support",
         "version": release["id"],
     }
+    grant: Any = client.post("/grants", body=GRANT, cast_to=object)
+    found |= {"grant_id": grant["id"]}
     return found | {"promotion_id": promotion["id"], "schedule_id": schedule["id"]}
 
 
@@ -163,6 +172,7 @@ def test_what_a_project_owns_is_not_there_for_anybody_else(
     other: tuple[str, str],
 ) -> None:
     name = publish()
+    make_key("initech")
     (job,) = client.fine_tuning.jobs.list()
     places = {"file_id": checked_file, "job_id": job.id, "model": name, "name": name, "filename": MANIFEST_FILE}
     places["evaluation_id"] = evaluate()

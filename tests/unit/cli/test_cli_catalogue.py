@@ -11,6 +11,7 @@ METRIC = {"suite": "gsm8k", "metric": "accuracy", "value": 0.75, "low": 0.6, "hi
 ENTRY = {
     "id": "default.sorting@v1",
     "object": "catalogue.entry",
+    "owner": "local",
     "created_at": 1_700_000_000,
     "updated_at": 1_700_000_100,
     "base_model": "zhub-tiny",
@@ -39,6 +40,7 @@ CARD: dict[str, Any] = {
     "links": [],
     "by": "key-1",
     "written_at": 1_700_000_000,
+    "permission": "manage",
     "markdown": "# default.sorting\n\nSorts.\n",
 }
 
