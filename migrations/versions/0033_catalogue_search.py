@@ -65,12 +65,13 @@ BEGIN
      AND (m.audience, m.listed) IS DISTINCT FROM (c.audience, c.listed);
 END $$
 """
-# Of each suite what a training measured: base and expert on the same rows.
+# Of each suite what a training measured: base and expert on the same rows. Experts are asked for, which the tables'
+# owner does not see: what it copies in bulk from another database writes nothing here, and brings its own entries.
 MEASURE_VERSION = """
 CREATE FUNCTION catalogue_measure_version(measured uuid[]) RETURNS void LANGUAGE sql AS $$
   INSERT INTO version_metrics (id, org_id, expert_id, version_id, listed, suite, metric, value, low, high, n)
   SELECT gen_random_uuid(), v.org_id, v.expert_id, v.id, false, s.suite, m.metric, m.value, m.low, m.high, s.n
-    FROM expert_versions v,
+    FROM expert_versions v JOIN experts e ON e.id = v.expert_id,
          LATERAL (SELECT DISTINCT ON (x ->> 'split') x ->> 'split' AS suite, x -> 'expert' AS expert, x -> 'base' AS base,
                          (x #>> '{expert,n}')::bigint AS n
                     FROM jsonb_array_elements(v.manifest -> 'evaluations') x) s,

@@ -19,7 +19,18 @@ from zhub.database.sessions import system_session
 from zhub.errors import ConflictError, StoreError
 from zhub.ids import public_id
 from zhub.manifest import MANIFEST_FILE
-from zhub.models import Alias, Checkpoint, Evaluation, Expert, ExpertVersion, Job, Project, Promotion, Schedule
+from zhub.models import (
+    Alias,
+    Checkpoint,
+    Evaluation,
+    Expert,
+    ExpertGrant,
+    ExpertVersion,
+    Job,
+    Project,
+    Promotion,
+    Schedule,
+)
 from zhub.registry import metadata, releases
 from zhub.registry.versions import VersionRecord, find_version
 from zhub.storage.object_store import ObjectStore
@@ -58,6 +69,12 @@ def delete_expert(session: Session, caller: Caller, expert: Expert) -> None:
     hidden = update(Checkpoint).where(Checkpoint.job_id.in_(jobs), Checkpoint.deleted_at.is_(None))
     session.execute(hidden.values(deleted_at=func.now()))
     session.execute(update(Expert).where(Expert.id == expert.id).values(deleted_at=func.now()))
+    # A training under its name begins another expert, which nobody was given.
+    given = update(ExpertGrant).where(
+        ExpertGrant.expert_id == expert.id, ExpertGrant.status.in_(("requested", "active"))
+    )
+    by = public_id("API key", caller.key_id)
+    session.execute(given.values(status="revoked", decided_by=by, ended_at=func.now()))
     metadata.record(session, caller, expert, None, DELETED)
 
 

@@ -1,5 +1,6 @@
 """What was never granted, or is no longer: the same as what does not exist, also where an answer is under way."""
 
+import json
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -141,3 +142,38 @@ def test_a_guest_reads_what_is_shared_and_writes_nothing(
             assert session.scalar(text(written)) is False
         assert session.scalar(text("SELECT count(*) FROM experts")) == 0
         assert session.scalar(text("SELECT current_user = session_user")) is True
+
+
+def test_a_grant_of_an_expert_that_is_deleted_is_of_none_that_begins_under_its_name(
+    ask: Ask, globex: openai.OpenAI, version: str
+) -> None:
+    grant = give(ask, "use")
+    ask("delete", f"/experts/{EXPERT}")
+    assert ask("get", f"/grants/{grant}")["status"] == "revoked"
+    assert refused(partial(chat, globex)).status_code == 404
+
+
+def test_what_the_tables_owner_copies_brings_its_own_entries(
+    version: str, owner_engine: Engine, system_engine: Engine
+) -> None:
+    """As a move to another database does, with one table after the other open to the owner."""
+    written = (
+        "INSERT INTO expert_versions SELECT * FROM jsonb_populate_record(NULL::expert_versions, cast(:row AS jsonb))"
+    )
+    accuracy = '{"mean": 0.5, "low": 0.1, "high": 0.9, "n": 10}'
+    measured = f'[{{"split": "test", "base": {accuracy}, "expert": {accuracy}}}]'
+    with system_session(system_engine) as session:
+        row = session.scalars(text("SELECT to_jsonb(v) - 'id' - 'version' FROM expert_versions v")).one()
+        job = text("INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', gen_random_uuid(), "
+                   "'dedup_key', NULL))).* FROM jobs j LIMIT 1 RETURNING id")  # fmt: skip
+        row |= {"job_id": str(session.scalars(job).one()), "id": str(uuid.uuid4()), "version": 2}
+    row["manifest"]["evaluations"] = json.loads(measured)
+    with owner_engine.begin() as connection:
+        connection.execute(text("ALTER TABLE expert_versions NO FORCE ROW LEVEL SECURITY"))
+        connection.execute(text(written), {"row": json.dumps(row)})
+        connection.execute(text("ALTER TABLE expert_versions FORCE ROW LEVEL SECURITY"))
+    with system_session(system_engine) as session:
+        counts = [
+            session.scalar(text(f"SELECT count(*) FROM {table}")) for table in ("catalogue_entries", "version_metrics")
+        ]
+    assert counts == [1, 0]
