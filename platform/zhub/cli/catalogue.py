@@ -35,8 +35,8 @@ def search(
 ) -> None:
     """Search the catalogue: words, owner: project: base: tag: alias: adapter: suite: dataset: visibility:, metrics.
 
-    Terms hold together, '-' before one turns it round, and a metric is of the suite: before it, else of the held-out
-    rows of the training.
+    Terms hold together, '-' before one turns it round (a query that begins with '-' stands after '--'), and a metric is
+    of the suite: before it, else of the held-out rows of the training.
     """
     terms = _read(query)
     with connect(data_dir) as client:
