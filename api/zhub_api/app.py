@@ -24,6 +24,7 @@ from zhub.process.wakeup import open_wakeup
 from zhub.storage.object_store import open_store
 from zhub_api import bodies, errors, health, observed
 from zhub_api.context import Context
+from zhub_api.grant_watch import GrantWatch
 from zhub_api.keeping import CompletionKeeper
 from zhub_api.known_parameters import KnownKeylessQuery, KnownQuery
 from zhub_api.metering import Meter
@@ -49,10 +50,12 @@ from zhub_api.routes import (
     files,
     fine_tuning,
     graders,
+    grants,
     job_events,
     job_logs,
     lineage,
     models,
+    neighbours,
     organization,
     organization_costs,
     organization_usage,
@@ -118,11 +121,12 @@ def _parts() -> APIRouter:
     """All routes. They are the same for every application of this process, and FastAPI takes long to analyse them."""
     router = APIRouter(responses=errors.ANSWERS, dependencies=[CheckedTexts])
     for part in (
-        files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, alias_requests, promotions, schedules,
-        models, experts, catalogue, expert_comparisons, expert_imports, expert_exports, expert_states, expert_strengths,
-        lineage, provenance, classification_datasets, releases, shadows, chat, stored_completions, completion_settings,
-        completion_datasets, completions, embeddings, feedback, webhooks, organization, organization_usage,
-        organization_costs, me, login, audit_logs, projects, users, keys, service_accounts, platform,
+        files, fine_tuning, job_events, job_logs, graders, evaluations, aliases, alias_requests, promotions,
+        schedules, models, experts, catalogue, grants, neighbours, expert_comparisons, expert_imports, expert_exports,
+        expert_states, expert_strengths, lineage, provenance, classification_datasets, releases, shadows, chat,
+        stored_completions, completion_settings, completion_datasets, completions, embeddings, feedback, webhooks,
+        organization, organization_usage, organization_costs, me, login, audit_logs, projects, users, keys,
+        service_accounts, platform,
     ):  # fmt: skip
         router.include_router(part.router, dependencies=[Rated, KnownQuery])
     for part in (observed, health):
@@ -160,17 +164,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         )
         observed.CHAT_UNANSWERED.set_function(lambda: places.held)
         meter = Meter(context.engine)
-        app.state.serving = Serving(serving, places, meter)
+        watch = GrantWatch(context.engine)
+        app.state.serving = Serving(serving, places, meter, watch)
         stopping, loop = threading.Event(), asyncio.get_running_loop()
         listening = partial(job_events.listen, context.wakeup, app.state.streams, loop, stopping)
         start_vital(listening, name="hints", stopping=stopping)
         keeper: CompletionKeeper = app.state.keeper
         start_vital(partial(keeper.run, stopping), name="keeper", stopping=stopping)
         start_vital(partial(meter.run, stopping), name="meter", stopping=stopping)
+        start_vital(partial(watch.run, stopping), name="rights", stopping=stopping)
         yield
         stopping.set()
         await app.state.shadowing.stop()
-        await asyncio.gather(asyncio.to_thread(keeper.wait_drained), asyncio.to_thread(meter.flush))
+        endings = (keeper.wait_drained, meter.flush, watch.wait_idle)
+        await asyncio.gather(*(asyncio.to_thread(ending) for ending in endings))
     context.engine.dispose()
 
 

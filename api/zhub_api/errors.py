@@ -32,6 +32,8 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.AuthenticationError: 401,
     errors.PermissionDeniedError: 403,
     errors.RoleTooLowError: 403,
+    errors.AccessNotGrantedError: 403,
+    errors.GrantEndedError: 403,
     errors.AccessEndedError: 403,
     errors.NotFoundError: 404,
     errors.SlowReaderError: 408,

@@ -8,14 +8,17 @@ import logging
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from prometheus_client import Counter
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
+from zhub.answering import SharedExpert
 from zhub.database.sessions import tenant_session
-from zhub.registry import use
+from zhub.registry import shared_usage, use
+from zhub.registry.shared_usage import UsedFromOutside
 from zhub.tenancy import token_usage
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.token_usage import Tokens, UsedBy
@@ -36,13 +39,23 @@ class Meter:
         self._clock = clock
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._pending: dict[uuid.UUID, dict[UsedBy, Tokens]] = defaultdict(dict)
+        self._pending: dict[uuid.UUID, dict[UsedBy | UsedFromOutside, Tokens]] = defaultdict(dict)
 
-    def note(self, caller: Caller, base_model: str, experts: Sequence[str], tokens: Tokens) -> None:
-        """Count what a request has used."""
+    def note(
+        self,
+        caller: Caller,
+        base_model: str,
+        experts: Sequence[str],
+        tokens: Tokens,
+        shared: Sequence[SharedExpert] = (),
+    ) -> None:
+        """Count what a request has used: for the caller's organisation, and for the owner of each of ``shared``."""
         hour = token_usage.hour_of(self._clock())
         by = UsedBy(caller.org_id, caller.project_id, caller.key_id, hour, base_model, " + ".join(experts))
-        self._add(by, tokens)
+        self._add(caller.org_id, by, tokens)
+        for expert in shared:
+            of = UsedFromOutside(expert.owner_org_id, expert.version_id, caller.org_id, expert.user, hour)
+            self._add(expert.owner_org_id, of, tokens)
 
     def flush(self) -> None:
         """Add what was counted to the database; what cannot be added is kept for the next time."""
@@ -52,22 +65,34 @@ class Meter:
             for org_id, used in pending.items():
                 try:
                     with tenant_session(self._engine, org_id) as session:
-                        token_usage.add(session, org_id, used)
-                        use.add(session, ((by.experts, t.prompt + t.completion) for by, t in used.items()))
+                        _write(session, org_id, used)
                 except Exception:
                     log.warning("usage is not added yet", exc_info=True, extra={"action": "usage_kept"})
-                    for by, tokens in used.items():
-                        self._add(by, tokens)
+                    for of, tokens in used.items():
+                        self._add(org_id, of, tokens)
 
     def run(self, stopping: threading.Event) -> None:
         """Flush every few seconds until ``stopping`` is set. A last time is for who has set it."""
         while not stopping.wait(FLUSH_S):
             self.flush()
 
-    def _add(self, by: UsedBy, tokens: Tokens) -> None:
+    def _add(self, org_id: uuid.UUID, of: UsedBy | UsedFromOutside, tokens: Tokens) -> None:
         with self._lock:
-            used = self._pending[by.org_id]
-            if by not in used and sum(map(len, self._pending.values())) >= MAX_PENDING:
+            used = self._pending[org_id]
+            if of not in used and sum(map(len, self._pending.values())) >= MAX_PENDING:
                 NOT_METERED.inc(tokens.requests)
                 return
-            used[by] = used.get(by, Tokens()) + tokens
+            used[of] = used.get(of, Tokens()) + tokens
+
+
+def _write(session: Session, org_id: uuid.UUID, used: Mapping[UsedBy | UsedFromOutside, Tokens]) -> None:
+    own = {by: tokens for by, tokens in used.items() if isinstance(by, UsedBy)}
+    from_outside = {of: tokens for of, tokens in used.items() if isinstance(of, UsedFromOutside)}
+    if own:
+        token_usage.add(session, org_id, own)
+    if from_outside:
+        shared_usage.add(session, from_outside)
+    use.add(session, [(by.experts, tokens.prompt + tokens.completion) for by, tokens in own.items()])
+    use.add_to_versions(
+        session, [(of.version_id, tokens.prompt + tokens.completion) for of, tokens in from_outside.items()]
+    )

@@ -2,15 +2,16 @@
 
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 from pydantic import ValidationError
+from sqlalchemy.orm import Session
 
-from zhub.answering import Strategy
+from zhub.answering import SharedExpert, Strategy
 from zhub.database.sessions import tenant_session
 from zhub.errors import InvalidRequestError, TooManyAtOnceError, UnavailableError, ZhubError
 from zhub.generation import (
@@ -28,13 +29,15 @@ from zhub.generation import (
     ToolCall,
 )
 from zhub.process.shares import Shares
-from zhub.registry import base_models, shadows
+from zhub.registry import base_models, shadows, sharing
 from zhub.registry import resolve as version_resolve
 from zhub.registry.references import answering
+from zhub.registry.versions import VersionRecord
 from zhub.specs import BaseModelSource
 from zhub.tenancy.keys import Caller
 from zhub.tenancy.token_usage import Tokens
 from zhub_api.context import Context
+from zhub_api.grant_watch import GrantWatch, while_usable
 from zhub_api.metering import Meter
 from zhub_api.observed import CHAT_FIRST_TOKEN_SECONDS, CHAT_REQUESTS, CHAT_TOKEN_SECONDS, CHAT_TOKENS
 from zhub_api.shadowing import Shadow
@@ -71,7 +74,7 @@ def resolve(
     """
     with tenant_session(context.engine, caller.org_id) as session:
         resolved = version_resolve.resolve(session, caller, model, mixture, strategy=strategy, requester=requester)
-        request = _request(caller, resolved, asked)
+        request = _request(caller, resolved, asked | {"shared": _shared(session, caller, resolved)})
         if request_id is None or resolved.alias is None or resolved.release is None:
             return request, None
         drawn = shadows.drawn(session, caller.project_id, resolved.alias, resolved.release, request_id)
@@ -96,6 +99,19 @@ def _request(caller: Caller, resolved: version_resolve.ResolvedModel, asked: Map
         **dict(answering(resolved)),
         **{name: value for name, value in asked.items() if value is not None},
     )
+
+
+def _shared(session: Session, caller: Caller, resolved: version_resolve.ResolvedModel) -> list[SharedExpert] | None:
+    """Those who answer that are of another organisation; None where there are none."""
+    records = [part.record for part in resolved.experts if isinstance(part.record, VersionRecord)]
+    foreign = [record for record in records if record.organization is not None]
+    if not foreign:
+        return None
+    user = sharing.organization_name(session, caller)
+    return [
+        SharedExpert(name=record.name, owner_org_id=record.expert.org_id, version_id=record.version.id, user=user)
+        for record in foreign
+    ]
 
 
 def resolve_base(context: Context, caller: Caller, model: str) -> BaseModelSource:
@@ -123,11 +139,13 @@ class Serving:
     Attributes:
         places: how many unanswered requests an organisation has here.
         meter: told of the tokens of every answer.
+        watch: told of every answer by an expert of another organisation.
     """
 
     client: httpx.AsyncClient
     places: Shares
     meter: Meter
+    watch: GrantWatch
 
 
 async def generate(serving: Serving, caller: Caller, asked: GenerationRequest) -> AsyncGenerator[AnswerLine]:
@@ -137,6 +155,7 @@ async def generate(serving: Serving, caller: Caller, asked: GenerationRequest) -
 
     Raises:
         InvalidRequestError: the replica refuses the request.
+        GrantEndedError: the right to an expert of another organisation ended meanwhile.
         TooManyAtOnceError: the organisation has as many unanswered requests here, or at the replica, as it may.
         UnavailableError: serving is away, or failed, or the answer broke off.
     """
@@ -144,8 +163,8 @@ async def generate(serving: Serving, caller: Caller, asked: GenerationRequest) -
     pace = _Pace()
     began = False
     try:
-        async with _answering(serving, caller, asked) as response:
-            async for text in response.aiter_lines():
+        async with _answering(serving, caller, asked) as lines:
+            async for text in lines:
                 line = LINE.validate_json(text)
                 if isinstance(line, Failed):
                     raise _as_error(line)
@@ -168,19 +187,24 @@ async def generate(serving: Serving, caller: Caller, asked: GenerationRequest) -
     finally:
         if pace.started is not None:
             experts = [expert.name for expert in pace.started.experts]
-            serving.meter.note(caller, asked.base.name, experts, pace.tokens())
+            serving.meter.note(caller, asked.base.name, experts, pace.tokens(), asked.shared)
     raise UnavailableError("The model's replica went away in the middle of the answer; try again.")
 
 
 @asynccontextmanager
-async def _answering(serving: Serving, caller: Caller, asked: GenerationRequest) -> AsyncGenerator[httpx.Response]:
-    """A replica's answer under way, and a place for as long as it is."""
+async def _answering(serving: Serving, caller: Caller, asked: GenerationRequest) -> AsyncGenerator[AsyncIterator[str]]:
+    """The lines of a replica's answer under way, and a place for as long as it is."""
     with serving.places.place(caller.org_id):
         async with serving.client.stream("POST", "/generate", **_sent(asked)) as response:
             if response.status_code != 200:
                 await response.aread()
                 raise _refused(response)
-            yield response
+            if not asked.shared:
+                yield response.aiter_lines()
+                return
+            with serving.watch.watching(caller, asked.shared) as watched:
+                async with aclosing(while_usable(response.aiter_lines(), watched)) as usable:
+                    yield usable
 
 
 class _Pace:

@@ -38,10 +38,11 @@ BEGIN
   SELECT gen_random_uuid(), v.org_id, e.project_id, v.expert_id, v.id,
          CASE WHEN v.deleted_at IS NOT NULL OR e.deleted_at IS NOT NULL THEN NULL
               WHEN e.visibility = 'private' THEN e.project_id ELSE e.org_id END,
-         v.deleted_at IS NULL AND e.deleted_at IS NULL AND e.visibility IN ('granted', 'public'),
+         v.deleted_at IS NULL AND e.deleted_at IS NULL AND NOT b.private AND e.visibility IN ('granted', 'public'),
          v.archived_at IS NOT NULL OR e.archived_at IS NOT NULL,
          ARRAY['base:' || b.name, 'visibility:' || e.visibility,
                'adapter:' || coalesce(v.manifest #>> '{{hyperparameters,adapter}}', 'svf')]
+         || CASE WHEN b.private THEN ARRAY['private:base'] ELSE ARRAY[]::text[] END
          || ARRAY(SELECT 'basis:' || f FROM (SELECT v.manifest ->> 'basis_fingerprint' AS f) s WHERE f IS NOT NULL)
          || ARRAY(SELECT 'dataset:' || d FROM (SELECT v.manifest ->> 'dataset_digest' AS d) s WHERE d IS NOT NULL)
          || ARRAY(SELECT 'tag:' || t.key FROM jsonb_each_text(e.tags || v.tags) t)
@@ -64,12 +65,13 @@ BEGIN
      AND (m.audience, m.listed) IS DISTINCT FROM (c.audience, c.listed);
 END $$
 """
-# Of each suite what a training measured: base and expert on the same rows.
+# Of each suite what a training measured: base and expert on the same rows. Experts are asked for, which the tables'
+# owner does not see: what it copies in bulk from another database writes nothing here, and brings its own entries.
 MEASURE_VERSION = """
 CREATE FUNCTION catalogue_measure_version(measured uuid[]) RETURNS void LANGUAGE sql AS $$
   INSERT INTO version_metrics (id, org_id, expert_id, version_id, listed, suite, metric, value, low, high, n)
   SELECT gen_random_uuid(), v.org_id, v.expert_id, v.id, false, s.suite, m.metric, m.value, m.low, m.high, s.n
-    FROM expert_versions v,
+    FROM expert_versions v JOIN experts e ON e.id = v.expert_id,
          LATERAL (SELECT DISTINCT ON (x ->> 'split') x ->> 'split' AS suite, x -> 'expert' AS expert, x -> 'base' AS base,
                          (x #>> '{expert,n}')::bigint AS n
                     FROM jsonb_array_elements(v.manifest -> 'evaluations') x) s,

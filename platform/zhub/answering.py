@@ -3,6 +3,7 @@
 It imports nothing of zhub: the command line loads it, and should not load the specs of jobs and their graders.
 """
 
+import uuid
 from datetime import datetime
 from typing import Literal
 
@@ -78,6 +79,16 @@ class ExpertReference(BaseModel):
     def is_whole(self) -> bool:
         """It is followed as it was trained."""
         return self.weight == 1 and self.layers is None
+
+
+class SharedExpert(BaseModel):
+    """An expert version of another organisation that answers: whose it is, and who uses it, by name."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    owner_org_id: uuid.UUID
+    version_id: uuid.UUID
+    user: str
 
 
 class Label(BaseModel):

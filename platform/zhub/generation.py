@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from zhub.answering import Answering, ChosenExpert
+from zhub.answering import Answering, ChosenExpert, SharedExpert
 from zhub.specs import BaseModelSource, BasisReference
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -35,6 +35,8 @@ class GenerationRequest(Answering):
     base: BaseModelSource
     basis: BasisReference | None
     org_id: str = ""
+    shared: Annotated[list[SharedExpert], Field(exclude=True)] = []
+    """Those of the experts that are another organisation's: for who asks, and never sent."""
     messages: list[dict[str, Any]] = []
     prompt: str | None = None
     tools: list[dict[str, Any]] = []

@@ -26,6 +26,7 @@ PREFIXES = {
     "alias request": "areq",
     "shadow": "shadow",
     "expert change": "change",
+    "grant": "grant",
     "schedule": "sched",
     "schedule tick": "tick",
     "expert": "expert",

@@ -68,6 +68,16 @@ SELECT ('06' || lpad(to_hex(g), 30, '0'))::uuid, '0a000000-0000-0000-0000-000000
            'hyperparameters',
            jsonb_build_object('adapter', CASE WHEN g / {experts} % 10 = 9 THEN 'lora' ELSE 'svf' END)), 'k', 1
   FROM generate_series(0, {rows} - 1) g;
+INSERT INTO catalogue_entries (id, org_id, project_id, expert_id, version_id, audience, listed, archived, terms,
+                               document, created_at, updated_at)
+SELECT ('07' || substr(id::text, 3))::uuid, org_id, '0b000000-0000-0000-0000-000000000000', expert_id, id,
+       '0b000000-0000-0000-0000-000000000000', false, false, ARRAY['base:tiny', 'tag:team=' || version % 20], 'sums',
+       created_at - interval '1 second' * version, now()
+  FROM expert_versions;
+INSERT INTO version_metrics (id, org_id, expert_id, version_id, audience, listed, suite, metric, value)
+SELECT ('08' || substr(id::text, 3))::uuid, org_id, expert_id, id, '0b000000-0000-0000-0000-000000000000', false,
+       'test', 'accuracy', version / 1e6
+  FROM expert_versions;
 """
 
 

@@ -32,6 +32,7 @@ from zhub.models import (
     Expert,
     ExpertChange,
     ExpertExport,
+    ExpertGrant,
     ExpertVersion,
     Feedback,
     Invitation,
@@ -40,6 +41,7 @@ from zhub.models import (
     JobEvent,
     MonthCost,
     MonthUsage,
+    Organization,
     ProjectMember,
     Promotion,
     QueuePlace,
@@ -50,6 +52,7 @@ from zhub.models import (
     Schedule,
     ScheduleTick,
     ShadowTrial,
+    SharedUsage,
     SigningKey,
     StoredCompletion,
     StoredUsage,
@@ -195,6 +198,15 @@ def fill_tables(session: Session, caller: Caller) -> dict[tuple[uuid.UUID, str],
     figure = {"listed": False, "suite": "test", "metric": "accuracy", "value": 0.5}
     session.add(VersionMetric(expert_id=experts[0].id, version_id=version.id, **figure, **own))
     session.add(ExpertExport(version_id=version.id, job_id=jobs[0].id, format="lora", **within))
+    outside = session.scalar(select(Organization).where(Organization.name == "initech"))
+    if outside is None:
+        outside = Organization(name="initech")
+        session.add(outside)
+        session.flush()
+    granted = {"grantee_org_id": outside.id, "subject": "s", "grantee": "initech", "permission": "use", "by": "key"}
+    session.add(ExpertGrant(expert_id=experts[0].id, version_id=version.id, status="active", **granted, **own))
+    counts = {"hour": hour["hour"], "requests": 1, "prompt_tokens": 2, "completion_tokens": 1}
+    session.add(SharedUsage(version_id=version.id, user_org_id=outside.id, user="initech", **counts, **own))
     session.add(ScheduleTick(schedule_id=weekly.id, key="k", outcome="fired", **own))
     endpoints = [WebhookEndpoint(name="n", url="https://example.com", event_types=[], **within) for _ in range(2)]
     session.add_all(endpoints)

@@ -13,12 +13,14 @@ from sqlalchemy.orm import Session
 
 from zhub import models
 from zhub.database.sessions import tenant_session
-from zhub.errors import InvalidRequestError
+from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.ids import public_id
 from zhub.models import Alias, AliasMove, Expert, Project, Release
-from zhub.registry import alias_requests, aliases, releases, versions
+from zhub.registry import alias_requests, aliases, grants, releases, sharing, versions
+from zhub.registry.names import OF_ORGANIZATION
 from zhub.registry.versions import VersionRecord
 from zhub.tenancy import audit
+from zhub.tenancy.audit import Actor
 from zhub.tenancy.keys import Caller
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.pages import page
@@ -77,19 +79,31 @@ def move_alias(
 ) -> dict[str, Any]:
     """Let an alias point to a version, without a gate: the first one, an earlier one, or one that a gate refused.
 
-    Where the alias is protected, the answer is 202 and an ``alias.request``, which somebody else approves.
+    Also of an expert of another organisation that the key's may `manage`. Where the alias is protected, the answer is
+    202 and an ``alias.request``, which somebody else approves.
     """
     aliases.check_alias(alias, param="alias")
     with tenant_session(context.engine, caller.org_id) as session:
-        owner = versions.get_expert(session, caller, expert)
-        to = versions.get_version(session, caller.project_id, request.version)
-        aliases.check_promotable(to)
-        _check_of_owner(to.expert.id == owner.id, request, expert)
-        expected = _expected(request, partial(versions.get_version, session, caller.project_id))
-        asker, before = alias_requests.asker_of(caller), _pointed_to(session, owner, alias)
-        moved = alias_requests.move(session, alias, to, asker, reason=request.reason, expected=expected)
-        _audit_move(session, caller, f"{expert}@{alias}", moved, before, {"version": to.name})
-        return _moved(session, moved, response)
+        if OF_ORGANIZATION.fullmatch(expert) is None:
+            owner = versions.get_expert(session, caller, expert)
+            return _move(session, caller, owner, alias, request, response)
+        found = sharing.find(session, caller, expert, "manage")
+        held = sharing.managing_grants(session, caller, found.expert)
+    with tenant_session(context.engine, found.expert.org_id) as session:
+        # In the owner's own transaction, in which nobody revokes the grant.
+        if not grants.hold(session, held):
+            raise NotFoundError("expert", expert)
+        prefix = f"{found.organization}."
+        local = request.model_copy(
+            update={
+                name: value.removeprefix(prefix)
+                for name in request.model_fields_set & {"version", "expected"}
+                if (value := getattr(request, name)) is not None
+            }
+        )
+        answer = _move(session, caller, found.expert, alias, local, response)
+    named = ("alias", "version") if answer["object"] == "alias.request" else ("id", "version")
+    return {name: f"{prefix}{value}" if name in named else value for name, value in answer.items()}
 
 
 @router.put("/releases/{release}/aliases/{alias}", dependencies=[needs("models:write")])
@@ -111,7 +125,7 @@ def move_release_alias(
             session, alias, to, asker, reason=request.reason, expected=expected, share=request.share
         )
         after = {"version": to.name, "share": request.share}
-        _audit_move(session, caller, f"{release}@{alias}", moved, before, after)
+        _audit_move(session, caller, owner, f"{release}@{alias}", moved, before, after)
         return _moved(session, moved, response)
 
 
@@ -147,6 +161,20 @@ def remove_release_alias(caller: CallerDep, context: ContextDep, release: str, a
     with tenant_session(context.engine, caller.org_id) as session:
         _remove(session, caller, releases.get_release(session, caller, release), alias)
     return {"id": f"{release}@{alias}", "object": "release.alias", "deleted": True}
+
+
+def _move(
+    session: Session, caller: Caller, owner: Expert, alias: str, request: AliasRequest, response: Response
+) -> dict[str, Any]:
+    find = partial(versions.get_version, session, owner.project_id)
+    to = find(request.version)
+    aliases.check_promotable(to)
+    _check_of_owner(to.expert.id == owner.id, request, owner.name)
+    asker, before = alias_requests.asker_of(caller), _pointed_to(session, owner, alias)
+    moved = alias_requests.move(session, alias, to, asker, reason=request.reason, expected=_expected(request, find))
+    target = f"{to.name.partition('@')[0]}@{alias}"
+    _audit_move(session, caller, owner, target, moved, before, {"version": to.name})
+    return _moved(session, moved, response)
 
 
 def alias_objects(session: Session, listed: Sequence[Alias]) -> list[dict[str, Any]]:
@@ -207,7 +235,7 @@ def _rolled_back(
     moved = aliases.roll_back(session, owner, name, by=public_id("API key", caller.key_id), reason=request.reason)
     told = alias_objects(session, [moved])[0]
     target = f"{caller.project}.{owner.name}@{name}"
-    _audit_move(session, caller, target, moved, before, {"version": told["version"], "rolled_back": True})
+    _audit_move(session, caller, owner, target, moved, before, {"version": told["version"], "rolled_back": True})
     return told
 
 
@@ -299,6 +327,7 @@ def _pointed_to(session: Session, owner: Expert | Release, alias: str) -> str | 
 def _audit_move(
     session: Session,
     caller: Caller,
+    owner: Expert | Release,
     target: str,
     moved: Alias | models.AliasRequest,
     before: str | None,
@@ -307,4 +336,10 @@ def _audit_move(
     if {"version": before} == {name: value for name, value in after.items() if value is not None}:
         return
     action = "alias_request.created" if isinstance(moved, models.AliasRequest) else "alias.moved"
-    audit.record(session, caller, action, target, before={"version": before}, after=after)
+    if owner.org_id == caller.org_id:
+        audit.record(session, caller, action, target, before={"version": before}, after=after)
+        return
+    # A manager from another organisation: the log is the owner's, whose database knows no such key.
+    who = Actor(f"{audit.actor_of(caller).name}, of another organisation", origin=caller.origin)
+    at = {"project_id": owner.project_id}
+    audit.add(session, owner.org_id, who, action, target, **at, before={"version": before}, after=after)

@@ -1,5 +1,6 @@
 """``/v1/catalogue``: experts' versions searched, and the cards of experts."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -8,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from zhub.database.sessions import tenant_session
 from zhub.models import CardRevision, Expert, VersionMetric
-from zhub.registry import cards, catalogue, versions
+from zhub.registry import cards, catalogue, sharing, versions
 from zhub.registry.cards import CardRequest
 from zhub.registry.catalogue import Listed
 from zhub.registry.search import FACETS, MAX_FACET_VALUES, Counts, Sort
@@ -33,7 +34,8 @@ def search_catalogue(
     limit: PageLimit = 20,
     facets: bool = False,
 ) -> dict[str, Any]:
-    """Search the expert versions that the key may see: `sorting base:tiny -tag:stage=trial suite:gsm8k accuracy>=0.7`.
+    """Search the expert versions that the key may see, its own and those that others share with it, by a query such as
+    `sorting base:tiny -tag:stage=trial suite:gsm8k accuracy>=0.7`.
 
     ``sort``: the ``best`` first, by the first metric that the search bounds, which is the default where it bounds one;
     the ``newest``; by the ``tokens`` that they have read and written; by the mean ``feedback``. ``after`` is ``next``
@@ -58,12 +60,12 @@ def retrieve_card(caller: CallerDep, context: ContextDep, name: str) -> dict[str
     ``markdown`` is all of it as one text. Nothing in it is HTML that may be shown unescaped.
     """
     with tenant_session(context.engine, caller.org_id) as session:
-        if "@" in name:
-            record = versions.get_version(session, caller.project_id, name)
-            return _card(session, record.expert, f"{caller.project}.{record.expert.name}", record)
-        expert = versions.get_expert(session, caller, name)
-        full_name = f"{caller.project}.{expert.name}"
-        return _card(session, expert, full_name, versions.representative(session, expert))
+        found = sharing.find(session, caller, name)
+        with sharing.reading(session, caller, found.organization):
+            record = found.record or versions.representative(session, found.expert)
+            if record is not None and found.organization is not None:
+                record = replace(record, organization=found.organization)
+            return _card(session, found.expert, name.partition("@")[0], record) | {"permission": found.permission}
 
 
 @router.put("/experts/{name}/card", dependencies=[needs("models:write")])
@@ -74,7 +76,7 @@ def write_card(caller: CallerDep, context: ContextDep, name: str, request: CardR
         expert = versions.get_expert(session, caller, name.partition("@")[0])
         cards.write(session, caller, expert, request)
         full_name = f"{caller.project}.{expert.name}"
-        return _card(session, expert, full_name, versions.representative(session, expert))
+        return _card(session, expert, full_name, versions.representative(session, expert)) | {"permission": "manage"}
 
 
 @router.get("/experts/{name}/card/revisions", dependencies=[needs("models:read")])
@@ -98,6 +100,7 @@ def _entry(listed: Listed) -> dict[str, Any]:
     return {
         "id": record.name,
         "object": "catalogue.entry",
+        "owner": listed.owner,
         "created_at": int(version.created_at.timestamp()),
         "updated_at": int(entry.updated_at.timestamp()),
         "project": record.project.name,
@@ -138,7 +141,9 @@ def _card(session: Session, expert: Expert, name: str, record: VersionRecord | N
     card = cards.current(session, expert)
     known, measured = None, []
     if record is not None:
-        known = cards.facts(record, versions.parents(session, [record]).get(record.version.manifest["parent_digest"]))
+        # What another organisation's version was made from is told by its digest alone.
+        parents = {} if record.organization is not None else versions.parents(session, [record])
+        known = cards.facts(record, parents.get(record.version.manifest["parent_digest"]))
         of_version = select(VersionMetric).where(VersionMetric.version_id == record.version.id)
         ordered = of_version.order_by(VersionMetric.suite, VersionMetric.metric)
         measured = [_metric(metric) for metric in session.scalars(ordered)]
@@ -151,7 +156,7 @@ def _card(session: Session, expert: Expert, name: str, record: VersionRecord | N
         "revision": card.revision if card else 0,
         "text": card.text if card else "",
         "links": card.links if card else [],
-        "by": card.by if card else None,
+        "by": card.by if card and (record is None or record.organization is None) else None,
         "written_at": int(card.created_at.timestamp()) if card else None,
         "markdown": cards.markdown(name, known, measured, card),
     }

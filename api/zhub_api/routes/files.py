@@ -22,7 +22,7 @@ from zhub.manifest import CHUNK_BYTES
 from zhub.models import BaseModel, DatasetVersion, Job, TokenCount
 from zhub.objects.reservations import reserve
 from zhub.process.wakeup import SCHEDULER
-from zhub.registry import base_models, classification, versions
+from zhub.registry import base_models, classification, sharing
 from zhub.registry.classification import Classified
 from zhub.storage.keys import dataset_key
 from zhub.storage.object_store import put_content
@@ -168,7 +168,7 @@ def delete_file(
 def base_of(session: Session, caller: Caller, model: str) -> BaseModel:
     """The base of this name, or that of an expert version."""
     if "@" in model:
-        return versions.get_version(session, caller.project_id, model).base
+        return sharing.get_version(session, caller, model, "use").base
     return base_models.get(session, caller.org_id, model)
 
 

@@ -26,6 +26,7 @@ from zhub.cli import (
     experts,
     feedback,
     graders,
+    grants,
     invitations,
     jobs,
     keys,
@@ -73,6 +74,7 @@ app.add_typer(evaluations.app, name="evaluations")
 app.add_typer(completions.app, name="completions")
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(graders.app, name="graders")
+app.add_typer(grants.app, name="grants")
 app.add_typer(promotions.app, name="promotions")
 app.add_typer(releases.app, name="releases")
 app.add_typer(schedules.app, name="schedules")

@@ -1,4 +1,4 @@
-"""``zhub experts search`` and ``zhub experts card``."""
+"""``zhub experts search``, ``card`` and ``neighbours``."""
 
 import sys
 from pathlib import Path
@@ -35,8 +35,8 @@ def search(
 ) -> None:
     """Search the catalogue: words, owner: project: base: tag: alias: adapter: suite: dataset: visibility:, metrics.
 
-    Terms hold together, '-' before one turns it round, and a metric is of the suite: before it, else of the held-out
-    rows of the training.
+    Terms hold together, '-' before one turns it round (a query that begins with '-' stands after '--'), and a metric is
+    of the suite: before it, else of the held-out rows of the training.
     """
     terms = _read(query)
     with connect(data_dir) as client:
@@ -87,6 +87,21 @@ def card(
     if as_json:
         return show_json(shown)
     typer.echo(shown.markdown, nl=False)
+
+
+def neighbours(
+    name: Annotated[str, typer.Argument(help="A version (project.expert@v1), or an expert (project.expert).")],
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which versions change the same basis alike, and which were trained on the same data."""
+    with connect(data_dir) as client:
+        near = client.catalogue.neighbours(name)
+    if as_json:
+        return show_json(near)
+    alike = [(one.model, "changes alike", "-" if one.cosine is None else f"{one.cosine:+.3f}") for one in near.alike]
+    of_dataset = [(one.model, "same data", "") for one in near.same_dataset]
+    put(table(("NAME", "NEAR BECAUSE", "COSINE"), [*alike, *of_dataset], whole=1))
 
 
 def _read(query: str) -> list[Term]:

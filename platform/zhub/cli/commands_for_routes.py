@@ -17,6 +17,7 @@ COMMANDS = {
     "GET /v1/organization/usage/completions": ("zhub usage",),
     "GET /v1/protected_aliases": ("zhub experts protected",),
     "POST /v1/alias_requests/{request_id}/decision": ("zhub experts approve",),
+    "POST /v1/access_requests": ("zhub grants ask",),
     "POST /v1/base_models": ("zhub base-models add",),
     "POST /v1/classification_datasets": ("zhub releases classifier",),
     "POST /v1/files": ("zhub datasets push",),

@@ -85,6 +85,7 @@ def show(name: NameArgument, data_dir: DataDirOption = None, as_json: JsonOption
 
 app.command()(catalogue.search)
 app.command()(catalogue.card)
+app.command()(catalogue.neighbours)
 app.command()(outcomes.answers)
 app.command()(expert_imports.push)
 app.command("import")(expert_imports.import_file)

@@ -27,6 +27,7 @@ from zhub.client.expert_imports import ExpertImports
 from zhub.client.experts import Evaluations, Experts, Feedback
 from zhub.client.files import Files
 from zhub.client.graders import Graders
+from zhub.client.grants import Grants
 from zhub.client.jobs import Jobs
 from zhub.client.lifecycle import Aliases, AliasRequests, Promotions, Schedules
 from zhub.client.logs import Logs
@@ -82,6 +83,7 @@ class Client:
         self.logs = Logs(http, poll_s)
         self.experts = Experts(http)
         self.catalogue = Catalogue(http)
+        self.grants = Grants(http)
         self.evaluations = Evaluations(http, poll_s)
         self.imports = ExpertImports(http, poll_s)
         self.exports = ExpertExports(http, poll_s)

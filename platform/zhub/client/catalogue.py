@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from zhub.client.transport import Http, path_part
-from zhub.client.wire.catalogue import CardRecord, CardRevisionRecord, SearchResult
+from zhub.client.wire.catalogue import CardRecord, CardRevisionRecord, NeighboursRecord, SearchResult
 
 MAX_PAGE = 100
 
@@ -49,6 +49,10 @@ class Catalogue:
         body = {"text": text, "links": None if links is None else list(links), "expected": expected}
         sent = {name: value for name, value in body.items() if value is not None}
         return CardRecord.model_validate(self._http.put(_card(expert), sent))
+
+    def neighbours(self, name: str) -> NeighboursRecord:
+        """What changes a version's basis alike, and what was trained on its data, of all that the key may see."""
+        return NeighboursRecord.model_validate(self._http.get(f"/v1/experts/{path_part(name)}/neighbours"))
 
     def card_revisions(self, expert: str) -> Iterator[CardRevisionRecord]:
         """What was written on an expert's card, newest first."""

@@ -102,6 +102,45 @@ def statement_session(engine: Engine) -> Iterator[Session]:
         yield session
 
 
+@contextmanager
+def as_guest(session: Session, project_id: uuid.UUID) -> Iterator[None]:
+    """Within it, the transaction has a guest's rights in place of its tenant's: it reads what other organisations share
+    with the tenant, or with this project of it, and nothing of its own; and writes nothing.
+
+    The role is taken for the transaction only, so a pooled connection never carries it on.
+    """
+    session.flush()
+    session.execute(text("SELECT set_config('zhub.project_id', :project, true)"), {"project": str(project_id)})
+    with _role(session, "zhub_guest"):
+        yield
+
+
+@contextmanager
+def as_search(session: Session) -> Iterator[None]:
+    """Within it, the transaction reads what the catalogue is searched by, of every tenant, and nothing else.
+
+    For ``zhub.registry.search`` alone, whose statements say whose rows they are about: row-level security does not.
+    """
+    with _role(session, "zhub_search"):
+        yield
+
+
+@contextmanager
+def _role(session: Session, role: str) -> Iterator[None]:
+    session.execute(text("SELECT set_config('role', :role, true)"), {"role": role})
+    try:
+        yield
+    except DBAPIError:
+        raise  # the transaction has failed, and its role ends with it
+    except BaseException:
+        session.execute(text(_NO_ROLE))
+        raise
+    session.execute(text(_NO_ROLE))
+
+
+_NO_ROLE = "SELECT set_config('role', 'none', true)"
+
+
 def now(session: Session) -> datetime:
     """When the session's transaction began, by the database's clock, which is everybody's."""
     began: datetime = session.scalars(select(func.now())).one()

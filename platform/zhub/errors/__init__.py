@@ -14,6 +14,8 @@
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
     │   └── RoleTooLowError                        it gives or takes a role above its own
     ├── AccessEndedError                           the key is known, and its organisation or project is closed
+    ├── AccessNotGrantedError      (name, needs)   the caller sees an expert of others, and may not do this with it
+    ├── GrantEndedError            (name)          the right to use an expert ended while it answered
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
     ├── RateLimitedError           (limit, retry_after_s)  the organisation sends too many requests; try again
@@ -65,9 +67,11 @@ from zhub.errors.failures import (
 )
 from zhub.errors.refusals import (
     AccessEndedError,
+    AccessNotGrantedError,
     AddressRefusedError,
     AuthenticationError,
     ConflictError,
+    GrantEndedError,
     IdempotencyMismatchError,
     InvalidDatasetError,
     InvalidRequestError,
@@ -102,6 +106,8 @@ from zhub.errors.training import (
 
 __all__ = [
     "AccessEndedError",
+    "AccessNotGrantedError",
+    "GrantEndedError",
     "AddressRefusedError",
     "ApiError",
     "ArtifactError",

@@ -95,6 +95,33 @@ class PermissionDeniedError(ZhubError):
         self.scope = scope
 
 
+class AccessNotGrantedError(ZhubError):
+    """The caller sees an expert of another organisation or project, and may not do with it what was asked."""
+
+    code = "access_not_granted"
+
+    def __init__(self, name: str, needs: str, has: str) -> None:
+        super().__init__(
+            f"Your organisation may '{has}' {name}, and this takes '{needs}'. Ask its owner for it (POST "
+            "/v1/access_requests)."
+        )
+        self.name = name
+        self.needs = needs
+
+
+class GrantEndedError(ZhubError):
+    """The right to use an expert of another organisation ended while it answered, or could not be confirmed."""
+
+    code = "grant_ended"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"Your organisation's access to {name} has ended, or could not be confirmed for some seconds, and so the "
+            "answer ends here."
+        )
+        self.name = name
+
+
 class RoleTooLowError(PermissionDeniedError):
     """The caller would give or take a role above its own."""
 

@@ -61,6 +61,11 @@ def find(session: Session, caller: Caller, name: str, param: str) -> Subject:
             f"{param}: '{name}' is no expert version, no release version and no base model; only these are evaluated.",
             param=param,
         )
+    if record is not None and record.organization is not None:
+        raise InvalidRequestError(
+            f"{param}: '{name}' is another organisation's, which evaluates it itself. Its card has its figures.",
+            param=param,
+        )
     return Subject(resolved.base, record)
 
 

@@ -30,6 +30,7 @@ from zhub.models.registry import (
 )
 from zhub.models.releases import ClassifiedExpert, Release, ReleaseExpert, ReleaseVersion, ShadowTrial
 from zhub.models.schedules import Schedule, ScheduleTick
+from zhub.models.sharing import PERMISSIONS, ExpertGrant, SharedUsage
 from zhub.models.tenancy import ApiKey, Organization, Project, Quota
 from zhub.models.usage import MonthUsage, StoredUsage, TokenUsage, Usage, WorkerUsage
 from zhub.models.webhooks import WebhookDelivery, WebhookEndpoint
@@ -60,6 +61,7 @@ __all__ = [
     "Expert",
     "ExpertChange",
     "ExpertExport",
+    "ExpertGrant",
     "ExpertVersion",
     "Feedback",
     "Invitation",
@@ -70,6 +72,7 @@ __all__ = [
     "MonthCost",
     "MonthUsage",
     "ObjectReservation",
+    "PERMISSIONS",
     "Organization",
     "Price",
     "Project",
@@ -81,6 +84,7 @@ __all__ = [
     "ReleaseExpert",
     "ReleaseVersion",
     "ShadowTrial",
+    "SharedUsage",
     "SigningKey",
     "Schedule",
     "ScheduleTick",

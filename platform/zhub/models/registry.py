@@ -149,6 +149,9 @@ class Expert(TenantOwned, Base):
         UniqueConstraint("org_id", "project_id", "name"),
         tenant_fk("project_id", "projects"),
         one_of("visibility", VISIBILITIES),
+        Index(
+            "ix_experts_listed", "org_id", "project_id", postgresql_where=text("visibility IN ('granted', 'public')")
+        ),
     )
 
 

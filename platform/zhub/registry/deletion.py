@@ -17,7 +17,7 @@ from zhub.database.sessions import system_session
 from zhub.errors import ConflictError, StoreError
 from zhub.ids import public_id
 from zhub.manifest import MANIFEST_FILE
-from zhub.models import Checkpoint, Expert, ExpertVersion, Job
+from zhub.models import Checkpoint, Expert, ExpertGrant, ExpertVersion, Job
 from zhub.registry import metadata, needs
 from zhub.registry.versions import VersionRecord
 from zhub.storage.object_store import ObjectStore
@@ -59,6 +59,12 @@ def delete_expert(session: Session, caller: Caller, expert: Expert, *, detach: b
     hidden = update(Checkpoint).where(Checkpoint.job_id.in_(jobs), Checkpoint.deleted_at.is_(None))
     session.execute(hidden.values(deleted_at=func.now()))
     session.execute(update(Expert).where(Expert.id == expert.id).values(deleted_at=func.now()))
+    # A training under its name begins another expert, which nobody was given.
+    given = update(ExpertGrant).where(
+        ExpertGrant.expert_id == expert.id, ExpertGrant.status.in_(("requested", "active"))
+    )
+    by = public_id("API key", caller.key_id)
+    session.execute(given.values(status="revoked", decided_by=by, ended_at=func.now()))
     metadata.record(session, caller, expert, None, DELETED)
 
 

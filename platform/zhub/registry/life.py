@@ -69,9 +69,10 @@ def warning(session: Session, record: VersionRecord) -> str | None:
     version = record.version
     if version.state != "deprecated" or version.successor_id is None:
         return None
-    successor = versions.by_id(session, [version.successor_id])[version.successor_id].name
-    why = f" {version.state_reason}" if version.state_reason else ""
-    return f"{record.name} is deprecated:{why} Use {successor}."
+    why = f": {version.state_reason}" if version.state_reason else "."
+    # Of another organisation's version the successor may not be shared.
+    successor = versions.by_id(session, [version.successor_id]).get(version.successor_id)
+    return f"{record.name} is deprecated{why}" + ("" if successor is None else f" Use {successor.name}.")
 
 
 def successors(session: Session, records: Sequence[VersionRecord]) -> dict[str, str]:

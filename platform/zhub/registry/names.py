@@ -16,6 +16,9 @@ ALIAS_NAME = re.compile(r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)@(?P<
 
 EXPERT_NAME = re.compile(r"(?P<project>[a-z0-9_-]+)\.(?P<expert>[a-z0-9_-]+)")
 
+OF_ORGANIZATION = re.compile(r"(?P<organization>[a-z0-9_-]+)\.(?P<name>[a-z0-9_-]+\.[a-z0-9_-]+(?:@[^\s.]+)?)")
+"""What another organisation has, by its name there: ``acme.main.support@prod``."""
+
 
 AUTO = "auto"
 

@@ -3,6 +3,7 @@
 ``auto`` is the project's release ``auto@prod`` where there is one. Else it, and always ``auto:<base>`` of another base,
 let the prompt choose among the versions that the project's ``@prod`` point to. ``<project>.<expert>@v<number>`` is one
 version, ``<project>.<expert>@<alias>`` the one that the alias points to, a release is named alike,
+``<organisation>.<project>.<expert>@…`` is a version that another organisation shares, and
 ``<project>.<expert>@ftjob-<32 hex digits>:step-<n>`` is a checkpoint, anything else a base model. A version that was
 never promoted and a checkpoint answer only by their names; no list of models has a checkpoint.
 """
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session
 from zhub.answering import Attested, Router, Strategy
 from zhub.errors import InvalidRequestError, NotFoundError
 from zhub.models import BaseModel
-from zhub.registry import base_models, classification, life, missing, releases, signing, versions
+from zhub.registry import base_models, classification, life, missing, releases, sharing, signing, versions
 from zhub.registry.names import AUTO, CHECKPOINT_NAME, PROD, VERSION_NAME
 from zhub.registry.releases import ReleaseRecord
 from zhub.registry.versions import CheckpointRecord, VersionRecord
@@ -96,6 +97,7 @@ def resolve(
 
     Raises:
         NotFoundError: no such version, release or base model; or a version was yanked.
+        AccessNotGrantedError: an expert that others show, and that the caller may not use.
         InvalidRequestError: a mixture over several bases, or a strategy for what has nothing to choose from.
         NotReadyError: the files of the base model are not all there.
         ConflictError: the base model could not be decomposed, or a file of a version is lost.
@@ -127,7 +129,7 @@ def _resolve(
             resolved = _resolve_release(session, release, strategy)
             is_tried = strategy is None and VERSION_NAME.fullmatch(model) is None
             return replace(resolved, alias=model) if is_tried else resolved
-        record = _version_or_checkpoint(session, caller.project_id, model)
+        record = _version_or_checkpoint(session, caller, model)
         resolved = ResolvedModel(record.base, [WeightedVersion(record, 1.0)])
     else:
         try:
@@ -229,7 +231,7 @@ def _check_answers(session: Session, release: ReleaseRecord, record: VersionReco
 
 def _resolve_mixture(session: Session, caller: Caller, model: str, mixture: Sequence[MixturePart]) -> ResolvedModel:
     parts = [
-        WeightedVersion(_version_or_checkpoint(session, caller.project_id, part.model), part.weight, part.layers)
+        WeightedVersion(_version_or_checkpoint(session, caller, part.model), part.weight, part.layers)
         for part in mixture
     ]
     bases = {part.record.base.name: part.record.base for part in parts}
@@ -246,9 +248,10 @@ def _resolve_mixture(session: Session, caller: Caller, model: str, mixture: Sequ
     return ResolvedModel(base, parts)
 
 
-def _version_or_checkpoint(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord | CheckpointRecord:
-    get = versions.get_checkpoint if CHECKPOINT_NAME.fullmatch(name) else versions.get_usable
-    return get(session, project_id, name)
+def _version_or_checkpoint(session: Session, caller: Caller, name: str) -> VersionRecord | CheckpointRecord:
+    if CHECKPOINT_NAME.fullmatch(name):
+        return versions.get_checkpoint(session, caller.project_id, name)
+    return sharing.get_version(session, caller, name, "use")
 
 
 def _default_base(session: Session) -> BaseModel:

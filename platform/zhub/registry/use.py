@@ -1,5 +1,6 @@
 """How much each version is used, which the catalogue sorts by: added where tokens are metered."""
 
+import uuid
 from collections import Counter
 from collections.abc import Iterable
 
@@ -28,7 +29,16 @@ def add(session: Session, used: Iterable[tuple[str, int]]) -> None:
         .join(Project, Project.id == Expert.project_id)
         .where(named.in_(list(tokens)))
     )
-    by_version = {version_id: tokens[project, expert, number] for version_id, project, expert, number in rows}
+    add_to_versions(
+        session, [(version_id, tokens[project, expert, number]) for version_id, project, expert, number in rows]
+    )
+
+
+def add_to_versions(session: Session, used: Iterable[tuple[uuid.UUID, int]]) -> None:
+    """Add tokens to versions of the session's organisation. The caller commits."""
+    by_version: Counter[uuid.UUID] = Counter()
+    for version_id, count in used:
+        by_version[version_id] += count
     # In one order, or two processes could each wait for a row of the other's.
     locked = select(CatalogueEntry.version_id).where(CatalogueEntry.version_id.in_(by_version))
     found = session.scalars(locked.order_by(CatalogueEntry.version_id).with_for_update()).all()

@@ -29,11 +29,14 @@ class VersionRecord:
     expert: Expert
     project: Project
     base: BaseModel
+    organization: str | None = None
+    """The name of its owner, for who is of another organisation."""
 
     @property
     def name(self) -> str:
-        """``<project>.<expert>@v<number>``, the model id of this version."""
-        return _name(self.project.name, self.expert.name, self.version.version)
+        """``<project>.<expert>@v<number>``, the model id of this version; with its owner before it for others."""
+        local = _name(self.project.name, self.expert.name, self.version.version)
+        return local if self.organization is None else f"{self.organization}.{local}"
 
     @property
     def is_base(self) -> bool:
@@ -184,12 +187,19 @@ def by_id(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Version
 
 
 def parents(session: Session, records: Sequence[VersionRecord]) -> dict[str, str]:
-    """By digest, the names of the versions of the same project that training of these began from."""
+    """By digest, the names of the versions that training of these began from: of the same project as they are now, of
+    others as they were then."""
     digests = {record.version.manifest["parent_digest"] for record in records} - {None}
     if not digests:
         return {}
     statement = _records().where(ExpertVersion.digest.in_(digests), Expert.project_id == records[0].project.id)
-    return {row[0].digest: VersionRecord(*row).name for row in session.execute(statement)}
+    names = {row[0].digest: VersionRecord(*row).name for row in session.execute(statement)}
+    if digests <= names.keys():
+        return names
+    # One of another project, or organisation: the job has what it was called when the training began.
+    jobs = select(Job.spec).where(Job.id.in_([record.version.job_id for record in records]))
+    starts = [start for spec in session.scalars(jobs) for start in spec.get("starts", [])]
+    return {start["digest"]: start["name"] for start in starts if start["digest"] in digests} | names
 
 
 def get_version(session: Session, project_id: uuid.UUID, name: str) -> VersionRecord:
@@ -223,18 +233,25 @@ def get_usable(session: Session, project_id: uuid.UUID, name: str) -> VersionRec
         ConflictError: a file of it is lost.
     """
     record = get_version(session, project_id, name)
+    require_usable(session, record, name)
+    return record
+
+
+def require_usable(session: Session, record: VersionRecord, name: str) -> None:
+    """Raise as ``get_usable`` where the version of this name answers nothing."""
     require_whole(record)
     if record.version.yanked_at is not None:
         raise NotFoundError("model", name, yanked(session, record))
-    return record
 
 
 def yanked(session: Session, record: VersionRecord) -> str:
     """Why a version was yanked, and what to use in its place, in sentences."""
     version = record.version
+    # Of another organisation's version the successor may not be shared.
+    successor = by_id(session, [version.successor_id]).get(version.successor_id) if version.successor_id else None
     use = (
-        f"Use {by_id(session, [version.successor_id])[version.successor_id].name}."
-        if version.successor_id is not None
+        f"Use {successor.name}."
+        if successor is not None
         else f"GET /v1/experts?search={record.expert.name} lists the other versions of the expert."
     )
     return f"{record.name} was yanked: {version.state_reason} {use}"
@@ -258,21 +275,22 @@ def find_version(session: Session, project_id: uuid.UUID, name: str) -> VersionR
 
 
 def keep(session: Session, versions: Sequence[VersionRecord]) -> None:
-    """Let nobody delete or yank these versions before the transaction ends.
+    """Let nobody delete or yank these versions before the transaction ends. Those of other organisations are theirs.
 
     Raises:
         NotFoundError: one was deleted since it was looked up.
         ConflictError: one was yanked.
     """
+    own = [record for record in versions if record.organization is None]
     kept = dict(
         session.execute(
             select(ExpertVersion.id, ExpertVersion.yanked_at)
-            .where(ExpertVersion.id.in_([record.version.id for record in versions]))
+            .where(ExpertVersion.id.in_([record.version.id for record in own]))
             .where(ExpertVersion.deleted_at.is_(None))
             .with_for_update(read=True, key_share=True)
         ).all()
     )
-    for record in versions:
+    for record in own:
         if record.version.id not in kept:
             raise NotFoundError("model", record.name, "It was deleted.")
         if kept[record.version.id] is not None:

@@ -61,6 +61,7 @@ TABLE = (
     Scope("webhooks:read", Area.PROJECT, Role.VIEWER, "read webhook endpoints and deliveries"),
     Scope("webhooks:write", Area.PROJECT, Role.DEVELOPER, "change webhook endpoints"),
     Scope("project:write", Area.PROJECT, Role.ADMIN, "say what the project keeps of its users' requests"),
+    Scope("grants:write", Area.PROJECT, Role.ADMIN, "share the project's experts with others, and ask for theirs"),
     Scope("members:read", Area.PROJECT, Role.VIEWER, "read who is in the project"),
     Scope("members:write", Area.PROJECT, Role.ADMIN, "give and take roles in the project"),
     Scope("keys:own", Area.PROJECT, Role.VIEWER, "make, rotate and revoke keys of one's own"),

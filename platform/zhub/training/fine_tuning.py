@@ -29,7 +29,7 @@ from zhub.manifest import ROUTING_FILE, Z_FILE
 from zhub.models import BaseModel, DatasetVersion, Expert, Job
 from zhub.queue import dependencies, jobs
 from zhub.recipes import FewShotHyperparameters, Hyperparameters, Recipe
-from zhub.registry import base_models, signing, versions
+from zhub.registry import base_models, sharing, signing, versions
 from zhub.registry.limitations import check_trainable_base
 from zhub.registry.publish import check_trainable, expert_name, get_or_create_expert
 from zhub.specs import BaseModelSource, BasisReference, StartingPoint, TrainPlan
@@ -262,7 +262,7 @@ class _Inputs:
 
 
 def _inputs(session: Session, caller: Caller, request: JobRequest, grader: Grader | None) -> _Inputs:
-    parent = versions.get_usable(session, caller.project_id, request.model) if "@" in request.model else None
+    parent = sharing.get_version(session, caller, request.model, "fork") if "@" in request.model else None
     base = parent.base if parent else base_models.get(session, caller.org_id, request.model)
     basis = base_models.basis_of(base)
     check_trainable_base(base.name, base.details)

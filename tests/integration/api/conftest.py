@@ -186,7 +186,10 @@ def owned(client: Client, version: str, file_id: str) -> dict[str, str]:
     exported: Any = client.post("/expert_exports", body={"model": version, "format": "lora"}, cast_to=object)
     client.put("/protected_aliases/stable", body={}, cast_to=object)
     request: Any = client.put("/experts/main.summer/aliases/stable", body={"version": version}, cast_to=object)
+    given = {"expert": "main.summer", "organization": "initech", "permission": "use"}
+    grant: Any = client.post("/grants", body=given, cast_to=object)
     found = {
+        "grant_id": grant["id"],
         "request_id": request["id"],
         "against": version,
         "subject": version,

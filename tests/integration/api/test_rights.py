@@ -86,6 +86,6 @@ def test_the_rights_of_roles_are_those_that_were_decided() -> None:
         "files:read", "jobs:read", "models:read", "webhooks:read", "members:read", "keys:own", "organization:read"
     }  # fmt: skip
     assert scopes_of(Role.ADMIN, None) - scopes_of(Role.DEVELOPER, None) == {
-        "project:write", "members:write", "keys:write", "organization:write", "audit:read"
+        "project:write", "grants:write", "members:write", "keys:write", "organization:write", "audit:read"
     }  # fmt: skip
     assert scopes_of(Role.OWNER, None) == scopes_of(Role.ADMIN, None)

@@ -8,6 +8,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -15,7 +16,7 @@ from functools import partial
 import pytest
 from filled_tables import EXPERTS, ORGANIZATIONS, fill
 from query_plans import reads_of
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from zhub.admission import usage as admission_usage
@@ -32,7 +33,8 @@ from zhub.queue import claims, job_events
 from zhub.queue.dependencies import release_dependents
 from zhub.queue.desired import apply_requested_changes
 from zhub.queue.reaper import reap
-from zhub.registry import deletion, listing, versions
+from zhub.registry import catalogue, deletion, listing, search, versions
+from zhub.registry.search_query import parse
 from zhub.tenancy import worker_usage
 from zhub.tenancy.keys import Caller
 from zhub.training import bases, job_lists
@@ -40,7 +42,7 @@ from zhub.training.job_lists import JobFilter
 
 ROWS = int(os.environ.get("ZHUB_PLAN_ROWS", "100000"))
 log = logging.getLogger(__name__)
-LARGE = {"jobs", "attempts", "job_events", "expert_versions"}
+LARGE = {"jobs", "attempts", "job_events", "expert_versions", "catalogue_entries", "version_metrics"}
 
 ORG, PROJECT, AGENT = (uuid.UUID(f"{prefix}{0:030x}") for prefix in ("0a", "0b", "0d"))
 JOB, MIDDLE = (uuid.UUID(f"01{number:030x}") for number in (100, ROWS // 2))  # the first has half of the events
@@ -57,6 +59,20 @@ class Statement:
     indexes: set[str]
     rows: int
     of_tenant: bool = False
+    searches: bool = False
+    """By the role of a search."""
+
+
+@contextmanager
+def searching(api: Engine) -> Iterator[Session]:
+    with tenant_session(api, ORG) as session:
+        session.execute(text("SELECT set_config('role', 'zhub_search', true)"))
+        yield session
+
+
+def find_nothing(session: Session) -> None:
+    scope = search.Scope(search.own_parts(CALLER), {})
+    search.find(session, scope, parse("tag:nowhere"), search.Order("tokens"), after=None, limit=20)
 
 
 def newest_versions(session: Session) -> None:
@@ -127,6 +143,22 @@ STATEMENTS = {
         partial(listing.list_versions, project_id=PROJECT, limit=20, sort="score"),
         "LATERAL", {"ix_expert_versions_score"}, 21 * EXPERTS, of_tenant=True,
     ),
+    "newest of a search": Statement(
+        partial(catalogue.search_catalogue, caller=CALLER, query="-tag:team=7", limit=20),
+        "UNION ALL", {"ix_catalogue_entries_created_at"}, 50, searches=True,
+    ),
+    "best of a search": Statement(
+        partial(catalogue.search_catalogue, caller=CALLER, query="accuracy>0 -tag:team=7", limit=20),
+        "UNION ALL", {"ix_version_metrics_best", "uq_catalogue_entries_version_id"}, 100, searches=True,
+    ),
+    "common of a search": Statement(
+        partial(catalogue.search_catalogue, caller=CALLER, query="sums accuracy>0 tag:team=7", limit=20),
+        "UNION ALL", {"ix_version_metrics_best", "uq_catalogue_entries_version_id"}, 2 * search.WINDOW, searches=True,
+    ),
+    "rare of a search": Statement(
+        find_nothing,
+        "MATERIALIZED", {"ix_catalogue_entries_terms"}, 0, searches=True,
+    ),
     "versions to sweep": Statement(
         lambda session: session.scalars(deletion.due(timedelta(minutes=1))).all(),
         "swept_at IS NULL", {"ix_expert_versions_deleted"}, deletion.SWEEP_BATCH,
@@ -189,6 +221,8 @@ def api(urls: Urls) -> Iterator[Engine]:
 def test_a_statement_reads_by_its_indexes_and_no_more_than_it_needs(name: str, leader: Engine, api: Engine) -> None:
     statement = STATEMENTS[name]
     open_session = partial(tenant_session, api, ORG) if statement.of_tenant else partial(system_session, leader)
+    if statement.searches:
+        open_session = partial(searching, api)
     reads = reads_of(open_session, statement.call, statement.marker, LARGE)
     log.info(
         "%s: %d of %d rows in %.1f ms by %s", name, reads.rows, ROWS, reads.took_ms, ", ".join(sorted(reads.indexes))

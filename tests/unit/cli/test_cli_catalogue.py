@@ -11,6 +11,7 @@ METRIC = {"suite": "gsm8k", "metric": "accuracy", "value": 0.75, "low": 0.6, "hi
 ENTRY = {
     "id": "default.sorting@v1",
     "object": "catalogue.entry",
+    "owner": "local",
     "created_at": 1_700_000_000,
     "updated_at": 1_700_000_100,
     "base_model": "zhub-tiny",
@@ -39,6 +40,7 @@ CARD: dict[str, Any] = {
     "links": [],
     "by": "key-1",
     "written_at": 1_700_000_000,
+    "permission": "manage",
     "markdown": "# default.sorting\n\nSorts.\n",
 }
 
@@ -109,3 +111,9 @@ def test_the_history_of_a_card_says_who_wrote_what(api: Any, zhub: Run, capsys: 
     api.add("GET", "/v1/experts/default.sorting/card/revisions", page)
     assert zhub("experts", "card", "default.sorting", "--history") == 0
     assert "key-1" in (shown := capsys.readouterr().out) and "Sorts." in shown
+
+
+def test_a_search_that_begins_with_a_minus_stands_after_two(api: Any, zhub: Run) -> None:
+    api.add("GET", "/v1/catalogue", FOUND)
+    assert zhub("experts", "search", "--", "-alias:prod") == 0
+    assert api.requests[-1].url.params["q"] == "-alias:prod"

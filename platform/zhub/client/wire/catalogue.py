@@ -21,6 +21,7 @@ class CatalogueEntry(Answer):
     """A version that a search found."""
 
     id: str
+    owner: str
     created_at: int
     updated_at: int
     base_model: str
@@ -74,6 +75,7 @@ class CardRecord(Answer):
     links: list[dict[str, str]]
     by: str | None
     written_at: int | None
+    permission: str
     markdown: str
 
 
@@ -85,3 +87,20 @@ class CardRevisionRecord(Answer):
     by: str
     text: str
     links: list[dict[str, str]]
+
+
+class NeighbourRecord(Answer):
+    """A version near another; ``cosine`` is of the angle between what both change, where that was compared."""
+
+    model: str
+    owner: str
+    visibility: str
+    cosine: float | None = None
+
+
+class NeighboursRecord(Answer):
+    """What is near a version."""
+
+    model: str
+    alike: list[NeighbourRecord]
+    same_dataset: list[NeighbourRecord]
