@@ -30,11 +30,11 @@ class ZhubResolver(LoRAResolver):
         try:
             lora = await asyncio.to_thread(self._loras.get, base_model_name, lora_name)
         except NotResolvedError as exc:
-            log.warning("zhub gives no LoRA for '%s': %s", lora_name, exc)
+            log.warning("zhub gives no LoRA for '%s': %s", lora_name, exc, extra={"lora_name": lora_name})
             return None
         except Exception:
             # vLLM would answer with an error of its own, and other resolvers would not be asked.
-            log.exception("The LoRA of '%s' cannot be resolved", lora_name)
+            log.exception("The LoRA of '%s' cannot be resolved", lora_name, extra={"lora_name": lora_name})
             return None
         return LoRARequest(lora_name=lora.name, lora_int_id=lora.number, lora_path=str(lora.directory))
 
@@ -43,6 +43,6 @@ def register_resolver() -> None:
     """Register the resolver, where the environment says which zhub it asks."""
     settings = Settings.of(os.environ)
     if settings is None:
-        log.warning("ZHUB_API_URL and ZHUB_API_KEY are not set: no LoRA is resolved by zhub.")
+        log.warning("ZHUB_API_URL and ZHUB_API_KEY are not set: no LoRA is resolved.", extra={"resolver": NAME})
         return
     LoRAResolverRegistry.register_resolver(NAME, ZhubResolver(Loras(settings)))
