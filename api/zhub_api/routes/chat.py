@@ -28,6 +28,7 @@ from zhub_api.chat_parameters import CHAT, refuse_in_messages
 from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.keeping import CompletionKeeper
 from zhub_api.serving_client import AnswerLine
+from zhub_api.spent_budgets import WithinBudget
 from zhub_api.streams import EVENTS, answering
 from zhub_api.told_tokens import by_token
 
@@ -134,7 +135,7 @@ class ChatRequest(AnswerSettings):
         }
 
 
-@router.post("/completions", response_model=None, responses=answering(EVENTS))
+@router.post("/completions", response_model=None, responses=answering(EVENTS), dependencies=[WithinBudget])
 async def create_completion(
     caller: CallerDep, context: ContextDep, http_request: Request, request: ChatRequest
 ) -> Response | StreamingResponse:

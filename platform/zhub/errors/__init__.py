@@ -14,6 +14,7 @@
     ├── PermissionDeniedError      (scope)         the key is known and may not do this
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
+    ├── BudgetSpentError                           the organisation has used up its budget for the month
     ├── RateLimitedError           (limit, retry_after_s)  the organisation sends too many requests; try again
     ├── TooManyAtOnceError         (limit)         the organisation does as much at a time as it may; try again
     ├── SlowReaderError                            a client takes its stream more slowly than it comes
@@ -64,6 +65,7 @@ from zhub.errors.failures import (
 from zhub.errors.refusals import (
     AddressRefusedError,
     AuthenticationError,
+    BudgetSpentError,
     ConflictError,
     IdempotencyMismatchError,
     InvalidDatasetError,
@@ -97,6 +99,7 @@ from zhub.errors.training import (
 )
 
 __all__ = [
+    "BudgetSpentError",
     "AddressRefusedError",
     "ApiError",
     "ArtifactError",
