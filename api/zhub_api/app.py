@@ -70,6 +70,7 @@ from zhub_api.routes import (
 from zhub_api.routes.administration import audit_logs, keys, login, me, platform, projects, service_accounts, users
 from zhub_api.serving_client import Serving
 from zhub_api.shadowing import Shadowing
+from zhub_api.spent_budgets import SpentBudgets
 from zhub_api.text import CheckedTexts
 
 PROBES = 16
@@ -104,6 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.readiness = health.Readiness(context.engine)
     app.state.keeper = CompletionKeeper(context.engine)
     app.state.draining = threading.Event()
+    app.state.spent_budgets = SpentBudgets(context.engine)
     app.state.rates = RequestRates(context.engine, open_buckets(settings.redis_url))
     errors.install(app)
     _add_middleware(app)

@@ -41,6 +41,7 @@ STATUSES: dict[type[errors.ZhubError], int | None] = {
     errors.NotReadyError: 409,
     errors.IdempotencyMismatchError: 422,
     errors.QuotaExceededError: 429,
+    errors.BudgetSpentError: 429,
     errors.TooManyAtOnceError: 429,
     errors.RateLimitedError: 429,
     errors.UnavailableError: 503,

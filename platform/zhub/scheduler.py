@@ -45,7 +45,7 @@ from zhub.registry import deletion, exports, signing
 from zhub.schedules import regressions
 from zhub.schedules.firing import process_next_due
 from zhub.storage.object_store import ObjectStore, open_store
-from zhub.tenancy import stored_usage
+from zhub.tenancy import month_costs, stored_usage
 from zhub.training import bases
 from zhub.webhooks.relay import relay
 from zhub.webhooks.safe_http import Outbound
@@ -200,8 +200,8 @@ def maintenance_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
     """Do everything that may wait a second, in one transaction.
 
     Apply requested changes, process redrives, give trainings the basis that they wait for, release dependents, withdraw
-    jobs that no agent can claim, reap lost jobs, charge usage, pause jobs of spent budgets, and delete agents that were
-    last seen long ago.
+    jobs that no agent can claim, reap lost jobs, charge usage, pause jobs of spent budgets, tell organisations of
+    their budgets, and delete agents that were last seen long ago.
     """
     with PASS.labels("maintenance").time(), system_session(engine) as session:
         leadership.check_leading(session, holder, term)
@@ -213,12 +213,16 @@ def maintenance_pass(engine: Engine, holder: uuid.UUID, term: int) -> None:
         reaped = reap(session)
         ended = usage.charge(session)
         budgets.pause_spent(session, table.names())
+        notices = budgets.give_notice(session)
         session.execute(delete(Agent).where(Agent.seen_at < func.now() - AGENT_FORGOTTEN_AFTER))
     for job in reaped:
         LEASE_LOST.labels("expired").inc()
         log.warning(
             "job %s: lease ran out, now %s", job.job_id, job.state, extra={"action": "lease_expired", **job._asdict()}
         )
+    for notice in notices:
+        extra = {"action": "budget_notice", "org_id": notice.org_id, "percent": notice.percent}
+        log.warning("%d %% of a budget: %s", notice.percent, notice.use.sentence(), extra=extra)
     for (kind, outcome), count in ended.items():
         ATTEMPTS_ENDED.labels(kind, outcome).inc(count)
 
@@ -299,12 +303,13 @@ def sweep(engine: Engine, store: ObjectStore, stopping: threading.Event, beat: B
 
 
 def meter(engine: Engine, stopping: threading.Event, beat: Beat = no_beat) -> None:
-    """Count the bytes that are stored, each hour, until ``stopping`` is set."""
+    """Count the bytes that are stored, and add up the months of organisations with a budget in money."""
 
     def run_once() -> bool:
         with system_session(engine) as session:
             stored_usage.sample(session)
-        return False
+        with system_session(engine) as session:
+            return month_costs.compute_next(session)
 
     _run_periodically(run_once, METER_S, stopping, beat, "metering", away="database_away", failed="meter_failed")
 

@@ -29,6 +29,7 @@ from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.keeping import CompletionKeeper
 from zhub_api.rights import needs
 from zhub_api.serving_client import AnswerLine
+from zhub_api.spent_budgets import WithinBudget
 from zhub_api.streams import EVENTS, answering
 from zhub_api.told_tokens import by_token
 
@@ -135,7 +136,9 @@ class ChatRequest(AnswerSettings):
         }
 
 
-@router.post("/completions", response_model=None, responses=answering(EVENTS), dependencies=[needs("chat")])
+@router.post(
+    "/completions", response_model=None, responses=answering(EVENTS), dependencies=[needs("chat"), WithinBudget]
+)
 async def create_completion(
     caller: CallerDep, context: ContextDep, http_request: Request, request: ChatRequest
 ) -> Response | StreamingResponse:

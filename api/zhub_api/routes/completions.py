@@ -17,6 +17,7 @@ from zhub_api.chat_parameters import COMPLETIONS
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.rights import needs
 from zhub_api.serving_client import AnswerLine
+from zhub_api.spent_budgets import WithinBudget
 from zhub_api.streams import EVENTS, answering
 from zhub_api.told_tokens import by_column
 
@@ -48,7 +49,9 @@ class CompletionRequest(AnswerSettings):
         return texts[0]
 
 
-@router.post("/completions", response_model=None, responses=answering(EVENTS), dependencies=[needs("chat")])
+@router.post(
+    "/completions", response_model=None, responses=answering(EVENTS), dependencies=[needs("chat"), WithinBudget]
+)
 async def complete(
     caller: CallerDep, context: ContextDep, http_request: Request, request: CompletionRequest
 ) -> Response | StreamingResponse:

@@ -17,6 +17,7 @@ from zhub_api import answers, serving_client
 from zhub_api.chat_parameters import EMBEDDINGS
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.rights import needs
+from zhub_api.spent_budgets import WithinBudget
 
 router = APIRouter(prefix="/v1")
 
@@ -48,7 +49,7 @@ class EmbeddingsRequest(Schema):
         return list(inputs)
 
 
-@router.post("/embeddings", response_model=None, dependencies=[needs("chat")])
+@router.post("/embeddings", response_model=None, dependencies=[needs("chat"), WithinBudget])
 async def create_embeddings(
     caller: CallerDep, context: ContextDep, http_request: Request, request: EmbeddingsRequest
 ) -> Response:

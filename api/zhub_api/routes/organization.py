@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 
+from zhub.admission import budgets
 from zhub.database.sessions import tenant_session
 from zhub.ids import public_id
 from zhub.tenancy import quotas, token_usage
@@ -25,11 +26,17 @@ KINDS = {"project_id": "project", "api_key_id": "API key"}
 
 @router.get("/limits", dependencies=[needs("files:read")])
 def retrieve_limits(caller: CallerDep, context: ContextDep) -> dict[str, Any]:
-    """The limits of the organisation, and the bytes that it has stored."""
+    """The limits of the organisation, the bytes that it has stored, and this month's budgets with what is used."""
     with tenant_session(context.engine, caller.org_id) as session:
         limits = quotas.limits_of(session, caller.org_id)
         stored_bytes = quotas.stored_bytes(session, caller.org_id)
-    return {"object": "organization.limits", **asdict(limits), "stored_bytes": stored_bytes}
+        uses = budgets.of_organization(session, caller.org_id)
+    return {
+        "object": "organization.limits",
+        **asdict(limits),
+        "stored_bytes": stored_bytes,
+        "budgets": list(map(asdict, uses)),
+    }
 
 
 @router.get("/usage/completions", dependencies=[needs("files:read")])

@@ -73,7 +73,7 @@ def read_clusters(session: Session, kinds: KindNames, lost_after_s: float, heads
     for row in snapshot.tenants:
         name, org_id = row["cluster"], uuid.UUID(row["org_id"])
         workers[name] = float(row["workers"])
-        limited = limited or row["monthly_worker_hours"] is not None
+        limited = limited or row["limited"]
         cap = float("inf") if row["max_workers"] is None else row["max_workers"]
         tenant = Tenant(row["weight"], row["used"], by_org.get((name, org_id), 0.0), cap, row["nominal"])
         tenants.setdefault(name, {})[org_id] = tenant
@@ -147,7 +147,8 @@ _HEADS = f"""
 
 TENANTS = """
     SELECT c.cluster, c.workers, o.id AS org_id, coalesce(q.weight, 1) AS weight, q.max_workers,
-           coalesce(q.nominal_workers, 0) AS nominal, q.monthly_worker_hours,
+           coalesce(q.nominal_workers, 0) AS nominal,
+           num_nonnulls(q.monthly_worker_hours, q.monthly_budget) > 0 AS limited,
            coalesce(u.worker_seconds * power(0.5, extract(epoch FROM now() - u.at) / :half_life), 0)::float AS used
       FROM clusters c CROSS JOIN organizations o
       LEFT JOIN quotas q ON q.org_id = o.id

@@ -53,11 +53,16 @@ def costs(
     began = datetime.fromtimestamp(since, UTC).replace(hour=0, minute=0, second=0)
     with connect(data_dir) as client:
         buckets = client.costs(int(began.timestamp()), [GROUPS[group] for group in groups])
+        budgets = [] if as_json or as_csv else client.limits()["budgets"]
     if as_json:
         return typer.echo(json.dumps(buckets, indent=2, ensure_ascii=False))
     results = [(day(bucket["start_time"]), result) for bucket in buckets for result in bucket["results"]]
     if as_csv:
         return print_csv(_columns(groups, ["amount", "currency", "unpriced"]), _values(results, groups))
+    for use in budgets:
+        shown = "{:.3g}" if use["unit"] == "worker-hours" else "{:,.2f}"
+        used, budget = shown.format(use["used"]), shown.format(use["budget"])
+        note(f"Of this month's budget, {budget} {use['unit']}, {used} are used.")
     if not results:
         return note("Nothing was used in this time.")
     quantity = ["QUANTITY"] if Group.LINE in groups else []

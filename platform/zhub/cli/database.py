@@ -1,5 +1,6 @@
 """``zhub db``: the database of a production installation. ``zhub up`` does all this by itself."""
 
+from decimal import Decimal
 from typing import Annotated
 
 import typer
@@ -113,6 +114,15 @@ def quota(
             min=0, help="What its jobs may use in a calendar month; then they are paused.", show_default="any"
         ),
     ] = None,
+    monthly_budget: Annotated[
+        Decimal | None,
+        typer.Option(
+            parser=prices.parse_amount,
+            metavar="AMOUNT",
+            help="What a calendar month may cost, by the price list; then trainings pause, and models refuse.",
+            show_default="any",
+        ),
+    ] = None,
     max_bytes: Annotated[
         int | None,
         typer.Option(min=0, help="Of dataset files and private base models.", show_default="200 GiB"),
@@ -135,6 +145,7 @@ def quota(
         max_workers=max_workers,
         max_queued=max_queued,
         monthly_worker_hours=monthly_worker_hours,
+        monthly_budget=monthly_budget,
         max_bytes=max_bytes,
         requests_per_minute=requests_per_minute,
     )

@@ -118,6 +118,7 @@ def set_quota(
     max_workers: float | None = None,
     max_queued: int | None = None,
     monthly_worker_hours: float | None = None,
+    monthly_budget: Decimal | None = None,
     max_bytes: int | None = None,
     requests_per_minute: int | None = None,
 ) -> None:
@@ -125,8 +126,10 @@ def set_quota(
 
     Raises:
         NotFoundError: there is no such organisation.
+        InvalidRequestError: a budget in money that is none, or without prices.
     """
     with _session(system_url) as session:
+        currency = prices.check_budget(session, monthly_budget)
         org_id = session.scalar(select(Organization.id).where(Organization.name == organization))
         if org_id is None:
             raise NotFoundError("organization", organization)
@@ -136,6 +139,7 @@ def set_quota(
             "max_workers": max_workers,
             "max_queued": max_queued,
             "monthly_worker_hours": monthly_worker_hours,
+            "monthly_budget": monthly_budget,
             "max_bytes": max_bytes,
             "requests_per_minute": requests_per_minute,
         }
@@ -143,10 +147,11 @@ def set_quota(
         session.execute(statement.on_conflict_do_update(index_elements=["org_id"], set_=limits))
         counted = limits_of(session, org_id)
     any_ = {name: "any number of" if limit is None else f"{limit:g}" for name, limit in limits.items()}
+    money = "" if monthly_budget is None else f" and {monthly_budget:f} {currency}"
     note(
         f"{organization}: weight {weight:g}, {nominal_workers:g} guaranteed workers of a cluster, "
         f"{any_['max_workers']} workers of it at most, {counted.max_queued:,} jobs waiting, "
-        f"{any_['monthly_worker_hours']} worker-hours a month. It may store {counted.max_bytes:,} bytes "
+        f"{any_['monthly_worker_hours']} worker-hours{money} a month. It may store {counted.max_bytes:,} bytes "
         f"and send {counted.requests_per_minute:,} requests a minute. The scheduler applies it from its next pass on."
     )
 

@@ -18,6 +18,7 @@
     ├── GrantEndedError            (name)          the right to use an expert ended while it answered
     ├── NotFoundError              (kind, id)
     ├── QuotaExceededError                         the organisation has as much as it may
+    ├── BudgetSpentError                           the organisation has used up its budget for the month
     ├── RateLimitedError           (limit, retry_after_s)  the organisation sends too many requests; try again
     ├── TooManyAtOnceError         (limit)         the organisation does as much at a time as it may; try again
     ├── SlowReaderError                            a client takes its stream more slowly than it comes
@@ -70,6 +71,7 @@ from zhub.errors.refusals import (
     AccessNotGrantedError,
     AddressRefusedError,
     AuthenticationError,
+    BudgetSpentError,
     ConflictError,
     GrantEndedError,
     IdempotencyMismatchError,
@@ -107,6 +109,7 @@ from zhub.errors.training import (
 __all__ = [
     "AccessEndedError",
     "AccessNotGrantedError",
+    "BudgetSpentError",
     "GrantEndedError",
     "AddressRefusedError",
     "ApiError",

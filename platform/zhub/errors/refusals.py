@@ -156,6 +156,12 @@ class QuotaExceededError(ZhubError):
     code = "quota_exceeded"
 
 
+class BudgetSpentError(ZhubError):
+    """The organisation has used up its budget for the month."""
+
+    code = "insufficient_quota"
+
+
 class RateLimitedError(ZhubError):
     """The organisation has sent as many requests as it may in a minute; try again in ``retry_after_s`` seconds."""
 

@@ -81,6 +81,26 @@ def add(
     return price
 
 
+def check_budget(session: Session, budget: Decimal | None) -> str | None:
+    """The currency that a budget for a month is in.
+
+    Raises:
+        InvalidRequestError: it is no amount, or nothing has a price that it could be compared with.
+    """
+    listed = currency(session)
+    if budget is None:
+        return listed
+    if not budget.is_finite() or not 0 <= budget <= MAX_AMOUNT:
+        raise InvalidRequestError(f"Expected a budget from 0 to {MAX_AMOUNT:,}, found {budget}.", param="budget")
+    if listed is None:
+        raise InvalidRequestError(
+            "Nothing has a price yet, so nothing would ever count for a budget in money. Set prices first: "
+            "`zhub db prices set worker-hours AMOUNT --currency EUR`.",
+            param="budget",
+        )
+    return listed
+
+
 def _check(item: str, subject: str, amount: Decimal) -> None:
     if item not in ITEMS:
         raise InvalidRequestError(f"'{item}' has no price. What can have one: {', '.join(ITEMS)}.", param="item")

@@ -25,16 +25,19 @@ from zhub.webhooks.safe_http import check_url
 JOB_STATES = ("succeeded", "failed", "cancelled", "paused")
 DISABLED = "webhook_endpoint.disabled"
 PUBLISHED = "expert.version.published"
+BUDGET = "budget.threshold_reached"
 EVENT_TYPES = (
     *(f"fine_tuning.job.{state}" for state in JOB_STATES),
     *(f"evaluation.{state}" for state in JOB_STATES if state != "paused"),
     PUBLISHED,
+    BUDGET,
     DISABLED,
 )
 EXAMPLE_IDS = {
     "fine_tuning": f"ftjob-{'0' * 32}",
     "evaluation": f"eval-{'0' * 32}",
     "expert": "main.example@v1",
+    "budget": "2026-01",
     "webhook_endpoint": f"whe-{'0' * 32}",
 }
 MAX_ENDPOINTS = 20  # of a project

@@ -19,15 +19,18 @@ BACK_OFFS_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 MAX_TRIES = len(BACK_OFFS_S) + 1
 
 
-def announce(session: Session, org_id: uuid.UUID, project_id: uuid.UUID, event_type: str, data: dict[str, Any]) -> None:
-    """Put an event into the outbox of every endpoint of the project that wants it."""
+def announce(
+    session: Session, org_id: uuid.UUID, project_id: uuid.UUID | None, event_type: str, data: dict[str, Any]
+) -> None:
+    """Put an event into the outbox of every endpoint of the project that wants it; None: of the whole organisation."""
     session.execute(
         text(
             """
             INSERT INTO webhook_deliveries (id, org_id, endpoint_id, event_id, type, data, tries_left)
             SELECT gen_random_uuid(), org_id, id, :event, :type, cast(:data AS jsonb), :tries
               FROM webhook_endpoints
-             WHERE org_id = :org AND project_id = :project AND status = 'enabled' AND deleted_at IS NULL
+             WHERE org_id = :org AND project_id = coalesce(:project, project_id)
+               AND status = 'enabled' AND deleted_at IS NULL
                AND event_types @> to_jsonb(cast(:type AS text))
             """
         ),

@@ -99,7 +99,7 @@ def test_a_budget_counts_what_has_ended_in_this_month_and_not_what_ended_before(
     with system_session(system_engine) as session:
         admission.charge(session)
         (budget,) = budgets.spent(session).values()
-    assert budget.used_h == pytest.approx(2.0)
+    assert budget.used == pytest.approx(2.0)
     execute(system_engine, "UPDATE month_usages SET month = month - interval '1 month'")
     with system_session(system_engine) as session:
         assert budgets.spent(session) == {}

@@ -130,7 +130,7 @@ def test_only_a_resumable_kind_is_paused_when_the_budget_is_used_up(
 ) -> None:
     monkeypatch.setitem(table.KINDS, "toy", toy.entry("torch", resumable=resumable))
     job_id = enqueue_toy()
-    monkeypatch.setattr(budgets, "spent", lambda _session: {caller.org_id: budgets.Spent(2.0, 1.0)})
+    monkeypatch.setattr(budgets, "spent", lambda _session: {caller.org_id: budgets.BudgetUse(2.0, 1.0, budgets.HOURS)})
     with system_session(rig.engine) as session:
         admit_queued(session)
         assert budgets.pause_spent(session, table.names()) == paused

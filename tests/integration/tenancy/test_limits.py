@@ -76,7 +76,7 @@ def test_every_answer_says_where_the_organisation_stands(client: Client, caller:
 
 
 def test_an_organisation_can_read_its_limits(client: Client, caller: Caller, database: Urls) -> None:
-    set_quota(database.system, "acme", max_bytes=50_000)
+    set_quota(database.system, "acme", max_bytes=50_000, monthly_worker_hours=3)
     upload(client)
     found: Any = client.get("/organization/limits", cast_to=object)
     assert found == {
@@ -85,6 +85,7 @@ def test_an_organisation_can_read_its_limits(client: Client, caller: Caller, dat
         "max_bytes": 50_000,
         "stored_bytes": len(ROWS),
         "requests_per_minute": Limits().requests_per_minute,
+        "budgets": [{"used": 0, "budget": 3, "unit": "worker-hours"}],
     }
 
 

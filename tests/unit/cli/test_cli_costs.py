@@ -26,6 +26,7 @@ BUCKETS = [
 @pytest.fixture
 def asked(api: Any) -> Any:
     api.add("GET", "/v1/organization/costs", {"data": BUCKETS, "has_more": False, "next_page": None})
+    api.add("GET", "/v1/organization/limits", {"budgets": [{"used": 12.5, "budget": 100, "unit": "EUR"}]})
     return api
 
 
@@ -36,6 +37,7 @@ def test_each_days_lines_are_shown_with_their_sum(zhub: Run, asked: Any, capsys:
     assert hours.split() == ["2026-01-01", "worker", "hours,", "gpu", "2.5", "hours", "5.00", "EUR"]
     assert tokens.split()[-4:] == ["1,200", "tokens", "no", "price"]
     assert "In all 10.00 EUR." in shown.err
+    assert "Of this month's budget, 100.00 EUR, 12.50 are used." in shown.err
     assert "Without a price, and so in no cost: output tokens, tiny." in shown.err
     params = asked.requests[0].url.params
     assert (params["start_time"], params["group_by"]) == ("1767225600", "line_item")
@@ -64,6 +66,7 @@ def test_costs_as_csv_are_read_by_other_programs(zhub: Run, asked: Any, capsys: 
 
 def test_without_use_that_is_said(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
     api.add("GET", "/v1/organization/costs", {"data": [], "has_more": False, "next_page": None})
+    api.add("GET", "/v1/organization/limits", {"budgets": []})
     assert zhub("costs") == 0
     assert "Nothing was used" in capsys.readouterr().err
 
