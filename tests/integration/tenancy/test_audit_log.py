@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,11 +143,28 @@ def test_nobody_changes_or_deletes_a_row(
     if role == "owner":
         with owner_engine.begin() as connection:
             connection.execute(text("ALTER TABLE audit_events NO FORCE ROW LEVEL SECURITY"))
-    reason = "neither changed nor deleted" if role == "owner" else "permission denied"
+    may_delete = role == "system" and statement.startswith("DELETE")  # with the whole organisation alone
+    reason = "neither changed nor deleted" if role == "owner" or may_delete else "permission denied"
     with pytest.raises(DBAPIError, match=reason), tenant_session(engine, caller.org_id) as session:
         session.execute(text(statement))
     with system_session(system_engine) as session:
         assert session.scalars(select(AuditEvent.target)).all() == ["file-0"]
+
+
+def test_rows_go_with_their_organisation_alone(system_engine: Engine, api_engine: Engine, caller: Caller) -> None:
+    with tenant_session(api_engine, caller.org_id) as session:
+        audit.record(session, caller, "file.deleted", "file-0")
+    erasing = text("SELECT set_config('zhub.erasing', :org, true)")
+    with (
+        pytest.raises(DBAPIError, match="neither changed nor deleted"),
+        system_session(system_engine) as session,
+    ):
+        session.execute(erasing, {"org": str(uuid.uuid4())})
+        session.execute(text("DELETE FROM audit_events"))
+    with system_session(system_engine) as session:
+        session.execute(erasing, {"org": str(caller.org_id)})
+        session.execute(text("DELETE FROM audit_events"))
+        assert session.scalars(select(AuditEvent.id)).all() == []
 
 
 def test_every_action_is_audited_somewhere() -> None:
