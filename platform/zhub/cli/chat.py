@@ -128,7 +128,8 @@ def speaker(piece: ChatPiece) -> str:
     """Who answers with which weight, and why."""
     experts = " + ".join(f"{chosen.weight:g} × {chosen.name}{_in_layers(chosen.layers)}" for chosen in piece.experts)
     release = f" of {piece.routing.release}" if piece.routing.release else ""
-    return f"[{piece.routing.strategy}{release}] {experts or piece.routing.base_model}: {piece.routing.reason}"
+    told = "".join(f"\nwarning: {warning}" for warning in piece.routing.warnings)
+    return f"[{piece.routing.strategy}{release}] {experts or piece.routing.base_model}: {piece.routing.reason}{told}"
 
 
 def _in_layers(layers: Sequence[int] | None) -> str:

@@ -17,7 +17,7 @@ from zhub.database.sessions import system_session
 from zhub.errors import ConflictError, StoreError
 from zhub.ids import public_id
 from zhub.manifest import MANIFEST_FILE
-from zhub.models import Checkpoint, Expert, ExpertGrant, ExpertVersion, Job
+from zhub.models import Attestation, Checkpoint, Expert, ExpertGrant, ExpertVersion, Job
 from zhub.registry import metadata, needs
 from zhub.registry.versions import VersionRecord
 from zhub.storage.object_store import ObjectStore
@@ -88,11 +88,13 @@ def sweep(engine: Engine, store: ObjectStore, *, after: timedelta = SWEEP_AFTER)
         is_same = and_(other.org_id == ExpertVersion.org_id, other.digest == ExpertVersion.digest)
         shared = select(ExpertVersion.id).join(other, is_same).where(other.deleted_at.is_(None))
         kept = set(session.scalars(shared.where(ExpertVersion.id.in_([version.id for version in versions]))))
+        signed = select(Attestation.version_id, Attestation.key)
+        signatures = dict(session.execute(signed.where(Attestation.version_id.in_([v.id for v in versions]))).all())
     swept: list[uuid.UUID] = []
     for version in versions:
         try:
             if version.id not in kept:
-                _remove(store, version)
+                _remove(store, version, signatures.get(version.id))
         except StoreError as exc:
             extra = {"action": "sweep_postponed", "version_id": version.id}
             log.warning("version %s stays until the next sweep: %s", version.id, exc, extra=extra)
@@ -110,7 +112,9 @@ def due(after: timedelta) -> Select[ExpertVersion]:
     return select(ExpertVersion).where(*deleted).order_by(ExpertVersion.deleted_at).limit(SWEEP_BATCH)
 
 
-def _remove(store: ObjectStore, version: ExpertVersion) -> None:
+def _remove(store: ObjectStore, version: ExpertVersion, signature: str | None) -> None:
+    if signature is not None:  # its row keeps the statement
+        store.delete(signature)
     # The manifest last, which lists the others. The logs of the attempt lie beside them, and are the job's.
     for name in (*(file["name"] for file in version.manifest["files"]), MANIFEST_FILE):
         store.delete(f"{version.key_prefix}/{name}")

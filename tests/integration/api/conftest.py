@@ -149,12 +149,14 @@ def owned_places(
     evaluate: Callable[[], str],
     caller: Caller,
     system_engine: Engine,
+    make_key: Callable[..., str],
 ) -> dict[str, str]:
     """What acme's project ``main`` owns, one of each kind, by what the places for it in routes are called."""
     name = publish()
     (job,) = client.fine_tuning.jobs.list()
     places = {"file_id": checked_file, "job_id": job.id, "model": name, "name": name, "filename": MANIFEST_FILE}
     places["evaluation_id"] = evaluate()
+    make_key("initech")  # whom something is shared with
     places |= owned(client, name, checked_file)
     hook: Any = client.post("/webhook_endpoints", body=WEBHOOK, cast_to=object)
     places["endpoint_id"] = hook["id"]

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from zhub.client import Client, offline
 from zhub.database.sessions import system_session, tenant_session
 from zhub.errors import ArtifactError
 from zhub.manifest import MANIFEST_FILE, ROUTING_FILE, Z_FILE, FileEntry
-from zhub.registry import signing, versions
+from zhub.registry import deletion, signing, versions
 from zhub.registry.publish import publish
 from zhub.registry.references import answering
 from zhub.registry.resolve import resolve
@@ -241,6 +242,18 @@ def test_a_pulled_version_is_verified_without_a_server(signed: str, zhub: Client
         return
     with pytest.raises(ArtifactError, match=message):
         offline.verify(directory, keys)
+
+
+def test_a_purged_version_leaves_its_statement_in_the_database_and_nothing_in_the_store(
+    signed: str, ask: Ask, system_engine: Engine, store: DirectoryStore
+) -> None:
+    ask("delete", f"/experts/{signed}")
+    assert deletion.sweep(system_engine, store, after=timedelta(0)) == 1
+    assert [key for key in store.keys("t/") if "/attempts/" in key] == []
+    with system_session(system_engine) as session:
+        assert session.scalar(text("SELECT count(*) FROM attestations")) == 1
+    states = {node["id"]: node["state"] for node in ask("get", f"/lineage/{signed}")["nodes"]}
+    assert states[signed] == "purged"
 
 
 def test_another_secret_of_the_platform_begins_with_another_key(

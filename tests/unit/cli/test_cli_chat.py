@@ -26,6 +26,15 @@ def test_a_question_alone_sends_no_settings(api: Any, zhub: Run, capsys: pytest.
     assert capsys.readouterr().out == "42\n"
 
 
+def test_an_expert_that_is_deprecated_is_told_with_its_answer(
+    api: Any, zhub: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warned = ANSWER["routing"] | {"warnings": ["main.x@v1 is deprecated: Use main.x@v2."]}  # type: ignore[operator]
+    api.add("POST", COMPLETIONS, ANSWER | {"routing": warned})
+    assert zhub("chat", "6 * 7?") == 0
+    assert "warning: main.x@v1 is deprecated: Use main.x@v2." in capsys.readouterr().err
+
+
 def test_every_option_is_sent_by_its_name_in_the_dialect(api: Any, zhub: Run) -> None:
     api.add("POST", COMPLETIONS, ANSWER)
     options = ("--temperature", "0.5", "--top-p", "0.9", "--max-tokens", "7", "--seed", "3", "--system", "Be short.")

@@ -21,6 +21,8 @@ class Routing(Answer):
     reason: str
     base_model: str
     release: str | None = None
+    warnings: list[str] = []
+    """Of experts that answered: which are deprecated, and what to use."""
 
 
 @dataclass(frozen=True)
