@@ -167,7 +167,7 @@ def list_prices(system_url: str, *, as_json: bool) -> None:
         return note("Nothing has a price: costs are unknown. `zhub db prices set` sets one.")
     rows = [
         (
-            price.item,
+            price.item.replace("_", "-"),
             price.subject or "all",
             f"{price.amount:f} {price.currency} {UNITS[price.item]}",
             str(price.valid_from),
@@ -187,9 +187,10 @@ def set_price(
     """
     with _session(system_url) as session:
         price = prices.add(session, item, amount, subject=subject, currency=currency, valid_from=valid_from)
+        named, unit = price.item.replace("_", "-"), UNITS[price.item]
         note(
-            f"{price.item} for {price.subject or 'all'}: {price.amount:f} {price.currency} {UNITS[price.item]} from "
-            f"{price.valid_from} (UTC) on."
+            f"{named} for {price.subject or 'all'}: {price.amount:f} {price.currency} {unit} from {price.valid_from} "
+            "(UTC) on."
         )
 
 

@@ -167,7 +167,7 @@ def test_a_first_price_holds_today_and_the_next_one_tomorrow(
     database: Urls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_hour(database, "2.50", currency="EUR")
-    assert f"worker_hours for all: 2.50 EUR an hour of a worker from {today()} (UTC) on." in capsys.readouterr().err
+    assert f"worker-hours for all: 2.50 EUR an hour of a worker from {today()} (UTC) on." in capsys.readouterr().err
     set_hour(database, "3")
     assert f"from {today() + timedelta(days=1)} (UTC) on" in capsys.readouterr().err
 

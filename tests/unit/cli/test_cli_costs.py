@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import api_examples
 import pytest
 
 from zhub.cli.output import money
@@ -87,3 +88,24 @@ def test_usage_as_csv_has_a_line_for_each_bucket_and_group(
 )
 def test_an_amount_below_a_cent_is_not_nothing(value: float, shown: str) -> None:
     assert money(value, "eur") == shown
+
+
+def test_a_job_is_shown_with_what_it_took_and_cost(zhub: Run, api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    spent = {"worker_seconds": 3660.0, "cost": {"value": 2.5, "currency": "eur"}}
+    api.add("GET", "/v1/fine_tuning/jobs/ftjob-1", api_examples.JOB | spent)
+    assert zhub("jobs", "show", "ftjob-1") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["worker", "time", "1", "h", "1", "min"] in lines
+    assert ["cost", "2.50", "EUR"] in lines
+
+
+@pytest.mark.parametrize(("shares", "shown"), [(False, "2.50 EUR"), (True, "2.50 EUR at most: it shares a worker")])
+def test_a_dry_run_shows_the_cost_before(
+    zhub: Run, api: Any, capsys: pytest.CaptureFixture[str], shares: bool, shown: str
+) -> None:
+    method = {"type": "reinforcement", "reinforcement": {"hyperparameters": {"n_steps": 40}}}
+    cost = {"expected_cost": {"value": 2.5, "currency": "eur"}, "shares_a_worker": shares, "method": method}
+    api.add("POST", "/v1/fine_tuning/jobs/estimate", api_examples.ESTIMATE | cost)
+    assert zhub("submit", "file-1", "--base", "zhub-tiny", "--dry-run") == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith("cost ") and line.endswith(f" {shown}") for line in lines)
