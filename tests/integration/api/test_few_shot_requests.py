@@ -72,7 +72,9 @@ def test_an_expert_that_cannot_be_mixed_into_one_is_refused_by_name(
     assert other in error.message and fits not in error.message and words in error.message
 
 
-def test_experts_of_two_bases_are_refused_by_name(train: Train, publish: Publish, system_engine: Engine) -> None:
+def test_experts_of_two_bases_are_refused_by_name(
+    unfrozen: None, train: Train, publish: Publish, system_engine: Engine
+) -> None:
     here, there = publish("summer"), publish("winter")
     with system_session(system_engine) as session:
         other = BaseModel(name="other", status="ready", source={}, basis_fingerprint="x", basis_key_prefix="k")
