@@ -26,7 +26,7 @@ from zhub.storage.directory import DirectoryStore
 from zhub.storage.s3 import S3Store
 from zhub.webhooks.safe_http import Outbound
 
-STORE = ("put", "open", "size", "keys", "delete")
+STORE = ("put", "put_absent", "open", "size", "keys", "listing", "delete")
 WAITS: list[tuple[Any, tuple[str, ...]]] = [
     (DirectoryStore, STORE),
     (S3Store, STORE),

@@ -183,13 +183,12 @@ def test_the_api_reserves_keys_of_its_tenant_alone(caller: Caller, api_engine: E
 def test_no_row_is_left_without_its_bytes_while_files_come_and_go_and_the_collection_runs(
     api_engine: Engine, system_engine: Engine, store: DirectoryStore, caller: Caller
 ) -> None:
-    """Three uploaders store the same few files and delete them again, as the collection goes through, without grace."""
-    contents = [f"{number}\n".encode() for number in range(3)]
+    """Three uploaders each store a few files and delete them again, as the collection goes through, without grace."""
     ended, lost, rounds = threading.Event(), [], [0]
 
     def upload(seed: int) -> None:
         for turn in range(40):
-            content = contents[(seed + turn) % len(contents)]
+            content = f"{seed} {turn % 3}".encode()  # its own: it ends its reservations, and nobody else's
             sha256 = hashlib.sha256(content).hexdigest()
             key = dataset_key(caller.org_id, sha256)
             try:
