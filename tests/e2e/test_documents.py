@@ -52,6 +52,8 @@ class Reader:
     directory: Path
     client: openai.OpenAI
     receiver_url: str
+    database_url: str
+    """Of the operator, who is told to have it at hand."""
     namespace: dict[str, Any] = field(default_factory=dict)
 
     def type(self, command: Command) -> None:
@@ -64,6 +66,7 @@ class Reader:
         environment = {
             "ZHUB_API_URL": str(self.client.base_url),
             "ZHUB_API_KEY": self.client.api_key,
+            "ZHUB_DATABASE_URL": self.database_url,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}/usr/bin:/bin",
             "COLUMNS": "200",
         }
@@ -159,7 +162,7 @@ def reader(stack: Any, tmp_path: Path, receiver_url: str, monkeypatch: pytest.Mo
     write_credentials(tmp_path, Credentials(base_url.rstrip("/").removesuffix("/v1"), key))
     monkeypatch.chdir(tmp_path)
     with openai.OpenAI(base_url=base_url, api_key=key) as client:
-        yield Reader(tmp_path, client, receiver_url)
+        yield Reader(tmp_path, client, receiver_url, scheduler["ZHUB_DATABASE_URL"])
         for schedule in client.get("/schedules", cast_to=dict[str, Any])["data"]:
             client.delete(f"/schedules/{schedule['id']}", cast_to=object)
         for job in client.fine_tuning.jobs.list(limit=100):

@@ -30,6 +30,8 @@ _INSTALL = """
     CREATE SEQUENCE simulated.ids;
     CREATE FUNCTION simulated.now() RETURNS timestamptz LANGUAGE sql STABLE
         AS $$ SELECT current_setting('simulated.now')::timestamptz $$;
+    CREATE FUNCTION simulated.clock_timestamp() RETURNS timestamptz LANGUAGE sql STABLE
+        AS $$ SELECT current_setting('simulated.now')::timestamptz $$;
     CREATE FUNCTION simulated.gen_random_uuid() RETURNS uuid LANGUAGE sql VOLATILE
         AS $$ SELECT md5(nextval('simulated.ids')::text)::uuid $$;
     GRANT USAGE ON SCHEMA simulated TO PUBLIC;
@@ -58,6 +60,8 @@ class SimulatedDatabase:
             for setting in ("search_path = simulated, pg_catalog, public", "plan_cache_mode = force_custom_plan"):
                 connection.execute(sql.SQL("ALTER DATABASE {} SET ").format(name) + sql.SQL(setting))
         self._connection = psycopg.connect(urls.admin, autocommit=True)
+        # The audit log, which is emptied here between histories with all the rest.
+        self._connection.execute("ALTER TABLE audit_events DISABLE TRIGGER untruncated")
 
     def close(self) -> None:
         self._connection.close()

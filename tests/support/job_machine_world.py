@@ -61,7 +61,8 @@ class World(RuleBasedStateMachine):
         # The system's role may delete, not truncate.
         order = (
             "webhook_deliveries webhook_endpoints queue_places usages month_usages worker_usages stored_usages "
-            "token_usages month_costs budget_notices checkpoints job_dependencies expert_versions job_events "
+            "token_usages month_costs budget_notices checkpoints job_dependencies version_metrics catalogue_entries "
+            "expert_versions job_events "
             "attempts jobs experts projects quotas organizations base_models agents leaders"
         )
         with self.engine.begin() as connection:

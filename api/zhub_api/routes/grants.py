@@ -6,14 +6,17 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel as Schema
 from pydantic import ConfigDict
+from sqlalchemy.orm import Session
 
 from zhub.database.sessions import tenant_session
 from zhub.ids import parse_id, public_id
 from zhub.models import ExpertGrant
-from zhub.registry import grants, shared_usage, sharing_log, versions
+from zhub.registry import grants, shared_usage, sharing, versions
 from zhub.registry.grants import AccessRequest, Decision, Direction, GrantRequest, Visibility
+from zhub.tenancy import audit
+from zhub.tenancy.audit import Actor
 from zhub.tenancy.keys import Caller
-from zhub_api.context import CallerDep, ContextDep
+from zhub_api.context import CallerDep, Context, ContextDep
 from zhub_api.pages import PageLimit, moment, page, wanted_page
 from zhub_api.rights import needs
 
@@ -36,7 +39,12 @@ def set_visibility(caller: CallerDep, context: ContextDep, name: str, request: V
     """Say who sees an expert without a grant. What is taken back ends within five seconds, also in running answers."""
     with tenant_session(context.engine, caller.org_id) as session:
         expert = versions.get_expert(session, caller, name.partition("@")[0])
+        before = {"visibility": expert.visibility}
         grants.set_visibility(session, caller, expert, request.visibility)
+        if before["visibility"] != expert.visibility:
+            own = f"{caller.project}.{expert.name}"
+            after = {"visibility": expert.visibility}
+            audit.record(session, caller, "expert.visibility_changed", own, before=before, after=after)
         return {"id": f"{caller.project}.{expert.name}", "object": "expert.visibility", "visibility": expert.visibility}
 
 
@@ -47,7 +55,8 @@ def give_grant(caller: CallerDep, context: ContextDep, request: GrantRequest) ->
     with tenant_session(context.engine, caller.org_id) as session:
         grant = grants.give(session, caller, request)
         answer = _object(caller, grant)
-    _tell(caller, grant, "grant_given")
+        by = _log(session, caller, grant, "grant.given")
+    _log_for_other(context, caller, grant, "grant.given", by)
     return answer
 
 
@@ -57,7 +66,8 @@ def ask_for_access(caller: CallerDep, context: ContextDep, request: AccessReques
     with tenant_session(context.engine, caller.org_id) as session:
         grant = grants.ask(session, caller, request)
         answer = _object(caller, grant)
-    _tell(caller, grant, "access_requested")
+        by = _log(session, caller, grant, "grant.requested")
+    _log_for_other(context, caller, grant, "grant.requested", by)
     return answer
 
 
@@ -90,7 +100,9 @@ def decide_grant(caller: CallerDep, context: ContextDep, grant_id: str, request:
     with tenant_session(context.engine, caller.org_id) as session:
         grant = grants.decide(session, caller, parse_id("grant", grant_id), request)
         answer = _object(caller, grant)
-    _tell(caller, grant, "access_approved" if request.approve else "access_denied")
+        action = "grant.approved" if request.approve else "grant.denied"
+        by = _log(session, caller, grant, action)
+    _log_for_other(context, caller, grant, action, by)
     return answer
 
 
@@ -101,7 +113,8 @@ def end_grant(caller: CallerDep, context: ContextDep, grant_id: str) -> dict[str
     with tenant_session(context.engine, caller.org_id) as session:
         grant = grants.end(session, caller, parse_id("grant", grant_id))
         answer = _object(caller, grant)
-    _tell(caller, grant, "grant_ended")
+        by = _log(session, caller, grant, "grant.ended")
+    _log_for_other(context, caller, grant, "grant.ended", by)
     return answer
 
 
@@ -156,5 +169,26 @@ def _seconds(at: datetime | None) -> int | None:
     return None if at is None else int(at.timestamp())
 
 
-def _tell(caller: Caller, grant: ExpertGrant, action: str) -> None:
-    sharing_log.emit(sharing_log.of_grant(grant, action, public_id("API key", caller.key_id)))
+def _log(session: Session, caller: Caller, grant: ExpertGrant, action: str) -> str:
+    """Write to the audit log of the caller's organisation, and return its name."""
+    audit.record(session, caller, action, grant.subject, after=_facts(grant))
+    return sharing.organization_name(session, caller)
+
+
+def _log_for_other(context: Context, caller: Caller, grant: ExpertGrant, action: str, by: str) -> None:
+    """Write to the other side's audit log, which is told of the caller's organisation and of nobody in it.
+
+    In a transaction of its own, after that of the act: no transaction sees two organisations.
+    """
+    other = grant.grantee_org_id if grant.org_id == caller.org_id else grant.org_id
+    with tenant_session(context.engine, other) as session:
+        audit.add(session, other, Actor(f"somebody of {by}"), action, grant.subject, after=_facts(grant))
+
+
+def _facts(grant: ExpertGrant) -> dict[str, Any]:
+    return {
+        "grantee": grant.grantee,
+        "permission": grant.permission,
+        "status": grant.status,
+        "expires_at": _seconds(grant.expires_at),
+    }

@@ -26,6 +26,7 @@ ACTIONS: Final = (
     "login.succeeded", "logout.succeeded",
     "alias.moved", "alias.deleted", "alias.protected", "alias.unprotected",
     "alias_request.created", "alias_request.decided", "promotion.requested", "promotion.cancelled",
+    "expert.visibility_changed", "grant.given", "grant.requested", "grant.approved", "grant.denied", "grant.ended",
     "release.created", "release.deleted", "shadow.started", "shadow.ended",
     "expert.updated", "expert.state_changed", "expert.deleted", "signing_key.rotated",
     "file.deleted", "feedback.deleted", "completion.deleted",

@@ -94,8 +94,8 @@ def check_budget(session: Session, budget: Decimal | None) -> str | None:
         raise InvalidRequestError(f"Expected a budget from 0 to {MAX_AMOUNT:,}, found {budget}.", param="budget")
     if listed is None:
         raise InvalidRequestError(
-            "Nothing has a price yet, so nothing would ever count for a budget in money. Set prices first: "
-            "`zhub db prices set worker-hours AMOUNT --currency EUR`.",
+            "Nothing has a price yet, so nothing would ever count for a budget in money. Set a price "
+            "first, such as that of worker-hours.",
             param="budget",
         )
     return listed

@@ -178,5 +178,5 @@ def test_an_operator_sets_a_budget_in_money(
 
 def test_a_budget_in_money_needs_prices(owner_engine: Engine, database: Urls, acme: Caller) -> None:
     execute(owner_engine, "TRUNCATE prices")
-    with pytest.raises(InvalidRequestError, match="Set prices first: `zhub db prices set"):
+    with pytest.raises(InvalidRequestError, match="Set a price first"):
         set_quota(database.system, "acme", monthly_budget=Decimal(5))

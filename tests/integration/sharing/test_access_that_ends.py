@@ -107,6 +107,8 @@ def test_no_route_answers_for_an_expert_that_is_not_granted(
         ("patch", "/v1/experts/{name}"): {"archived": True},
         ("put", "/v1/experts/{name}/card"): {"text": "x"},
         ("put", "/v1/experts/{name}/visibility"): {"visibility": "public"},
+        ("put", "/v1/experts/{name}/state"): {"state": "ready"},
+        ("post", "/v1/experts/{expert}/aliases/{alias}/rollback"): {},
     }
     theirs = asking(globex)
     for path, methods in app.openapi()["paths"].items():
@@ -119,9 +121,9 @@ def test_no_route_answers_for_an_expert_that_is_not_granted(
                     for local in ("summer", "nowhere"):
                         name = f"acme.main.{local}{suffix}"
                         url = path.removeprefix("/v1").format(
-                            name=name, expert=name, model=name, alias="prod", filename="manifest.json"
+                            name=name, expert=name, model=name, against=name, alias="prod", filename="manifest.json"
                         )
-                        body = bodies.get((method, path)) or ({"version": f"{name}"} if method == "put" else None)
+                        body = bodies.get((method, path), {"version": name} if method == "put" else None)
                         error = refused(partial(theirs, method, url, body))
                         answers.append((error.status_code, error.message.replace(local, "…")))
                     assert answers[0] == answers[1] and answers[0][0] == 404, answers

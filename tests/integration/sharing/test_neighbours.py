@@ -18,6 +18,9 @@ from zhub.manifest import CHANGE_FILE, FileEntry
 from zhub.models import ExpertVersion
 from zhub.storage.directory import DirectoryStore
 
+# Versions get files that say how near they are, which the database refuses once they are published.
+pytestmark = pytest.mark.usefixtures("unfrozen")
+
 Vector = tuple[float, ...]
 
 
