@@ -33,9 +33,10 @@ up: setup ## Run the embedded stack until Ctrl-C.
 # Where it is set, as in images of Docker, each process that a test starts would compile zhub again.
 test: export PYTHONDONTWRITEBYTECODE =
 # In the order of the folders: what starts whole clusters are the longest groups of tests, and come first. These wait for
-# half of their time, so that there are two processes more than cores.
-test: setup ## Run the tests, two more at a time than there are cores, but at most four.
-	$(BIN)/pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 2)') --maxprocesses 4 \
+# half of their time, so that there is one process more than cores: with two more,
+# nodes of a cluster were not up within a minute.
+test: setup ## Run the tests, one more at a time than there are cores, but at most four.
+	$(BIN)/pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --maxprocesses 4 \
 		--dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: setup ## Lint, formatting, types, and the rules of who imports whom.
