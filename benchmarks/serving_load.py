@@ -45,7 +45,7 @@ from zhub.embedded.data_dir import DataDir, load_secrets
 from zhub.registry.peft_config import CONFIG_FILE
 
 LOAD, POLITE, FLOOD = 0.7, 3, 300
-FLOOD_NICE = 10  # the client of the flood waits for a processor, where there are few, rather than zhub for it
+FLOOD_NICE = 3  # the client of the flood waits for a processor, where there are few, rather than zhub for it
 TOKENS = 32
 VERSIONS = 4  # of the expert, whose alias goes from one to the next
 MOVE_EVERY_S = 10.0
@@ -221,6 +221,11 @@ def flooded(url: str, key: str, until: float) -> list[Asked]:
     return asyncio.run(ask())
 
 
+async def move_alias(owner: httpx.AsyncClient, version: int) -> None:
+    moved = await owner.put("/experts/default.moving/aliases/prod", json={"version": f"default.moving@v{version}"})
+    moved.raise_for_status()
+
+
 async def harmed(stack: Stack, owner: httpx.AsyncClient, until: float, kills: list[float]) -> None:
     """Kill a replica a quarter and five eighths of the way, and move the alias all the time."""
     began = time.monotonic()
@@ -232,10 +237,7 @@ async def harmed(stack: Stack, owner: httpx.AsyncClient, until: float, kills: li
             os.kill(random.Random(7).choice(sorted(stack.replicas())), signal.SIGKILL)
             kills.append(time.monotonic())
         version += 1
-        moved = await owner.put(
-            "/experts/default.moving/aliases/prod", json={"version": f"default.moving@v{version % VERSIONS + 1}"}
-        )
-        moved.raise_for_status()
+        await move_alias(owner, version % VERSIONS + 1)
         await asyncio.sleep(min(MOVE_EVERY_S, (until - began) / 10))
 
 
@@ -244,6 +246,7 @@ async def measured(stack: Stack, owner: Client, seconds: float, flooder: Executo
     warm = Tenant.of(stack.url, stack.key("warm"))
     moving = Tenant.of(stack.url, stack.credentials().api_key)
     flood = stack.key("flood")
+    await move_alias(moving.client, 1)
     await keep_asking(warm, NAME, 64, time.monotonic() + seconds / 10)
     began, before = time.monotonic(), len(warm.asked)
     await keep_asking(warm, NAME, 64, began + seconds / 5)
