@@ -3,21 +3,21 @@
 The limit is read again every half minute.
 """
 
-import threading
 import time
 import uuid
 from collections.abc import Callable
 
 from fastapi import Depends, Request
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zhub.database.sessions import tenant_session
 from zhub.errors import RateLimitedError
 from zhub.process.buckets import Buckets, Standing
 from zhub.tenancy import quotas
 from zhub_api.context import CallerDep
+from zhub_api.kept_values import KeptValues
 
 LIMIT_KEPT_S = 30.0
 
@@ -26,25 +26,16 @@ class RequestRates:
     """The buckets of all organisations, each with its limit. Thread-safe."""
 
     def __init__(self, engine: Engine, buckets: Buckets, clock: Callable[[], float] = time.monotonic) -> None:
-        self._engine = engine
         self._buckets = buckets
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._limits: dict[uuid.UUID, tuple[int, float]] = {}
+        self._limits = KeptValues(engine, _limit_of, LIMIT_KEPT_S, clock)
 
     def take(self, org_id: uuid.UUID) -> Standing:
         """Count a request, which may be refused."""
-        return self._buckets.take(org_id.hex, self._limit_of(org_id))
+        return self._buckets.take(org_id.hex, self._limits.of(org_id))
 
-    def _limit_of(self, org_id: uuid.UUID) -> int:
-        with self._lock:
-            limit, read_at = self._limits.get(org_id, (0, float("-inf")))
-        if self._clock() - read_at > LIMIT_KEPT_S:
-            with tenant_session(self._engine, org_id) as session:
-                limit = quotas.limits_of(session, org_id).requests_per_minute
-            with self._lock:
-                self._limits[org_id] = limit, self._clock()
-        return limit
+
+def _limit_of(session: Session, org_id: uuid.UUID) -> int:
+    return quotas.limits_of(session, org_id).requests_per_minute
 
 
 def take(request: Request, caller: CallerDep) -> None:

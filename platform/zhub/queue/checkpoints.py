@@ -9,8 +9,9 @@ sessions of its own.
 
 import logging
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel as Schema
@@ -21,12 +22,13 @@ from sqlalchemy.orm import Session
 
 from zhub import states
 from zhub.database.sessions import system_session
-from zhub.errors import ConflictError, NotFoundError, StoreError
+from zhub.errors import ConflictError, NotFoundError
 from zhub.ids import new_id, public_id
 from zhub.manifest import FileEntry
 from zhub.models import Checkpoint, Job
 from zhub.storage.keys import checkpoints_prefix
 from zhub.storage.object_store import ObjectStore
+from zhub.storage.sweeping import remove_each
 
 KEEP_CHECKPOINTS = 3
 SWEEP_AFTER = timedelta(minutes=1)  # a reader that resolved its name a moment ago may still read it
@@ -143,23 +145,16 @@ def sweep(engine: Engine, store: ObjectStore, *, after: timedelta = SWEEP_AFTER)
     with system_session(engine) as session:
         statement = select(Checkpoint.id, Checkpoint.key_prefix).where(Checkpoint.deleted_at <= func.now() - after)
         due = session.execute(statement.order_by(Checkpoint.deleted_at).limit(SWEEP_BATCH)).all()
-    swept = []
-    for checkpoint_id, prefix in due:
-        try:
-            _remove(store, store.keys(f"{prefix}/"))
-        except StoreError as exc:
-            extra = {"action": "sweep_postponed", "checkpoint_id": checkpoint_id}
-            log.warning("checkpoint %s stays until the next sweep: %s", checkpoint_id, exc, extra=extra)
-            break
-        swept.append(checkpoint_id)
+    objects = [(id_, partial(_remove, store, prefix)) for id_, prefix in due]
+    swept = remove_each(log, "checkpoint", objects)
     if swept:
         with system_session(engine) as session:
             session.execute(delete(Checkpoint).where(Checkpoint.id.in_(swept)))
     return len(swept)
 
 
-def _remove(store: ObjectStore, keys: Iterable[str]) -> None:
-    for key in list(keys):
+def _remove(store: ObjectStore, prefix: str) -> None:
+    for key in list(store.keys(f"{prefix}/")):
         store.delete(key)
 
 

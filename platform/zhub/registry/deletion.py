@@ -6,21 +6,22 @@ Session and never commit; only ``sweep`` opens sessions of its own.
 """
 
 import logging
-import uuid
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy import ColumnElement, Engine, Select, and_, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from zhub.database.sessions import system_session
-from zhub.errors import ConflictError, StoreError
+from zhub.errors import ConflictError
 from zhub.ids import public_id
 from zhub.manifest import MANIFEST_FILE
 from zhub.models import Attestation, Checkpoint, Expert, ExpertGrant, ExpertVersion, Job
 from zhub.registry import metadata, needs
 from zhub.registry.versions import VersionRecord
 from zhub.storage.object_store import ObjectStore
+from zhub.storage.sweeping import remove_each
 from zhub.tenancy.keys import Caller
 
 SWEEP_AFTER = timedelta(minutes=1)
@@ -90,16 +91,12 @@ def sweep(engine: Engine, store: ObjectStore, *, after: timedelta = SWEEP_AFTER)
         kept = set(session.scalars(shared.where(ExpertVersion.id.in_([version.id for version in versions]))))
         signed = select(Attestation.version_id, Attestation.key)
         signatures = dict(session.execute(signed.where(Attestation.version_id.in_([v.id for v in versions]))).all())
-    swept: list[uuid.UUID] = []
-    for version in versions:
-        try:
-            if version.id not in kept:
-                _remove(store, version, signatures.get(version.id))
-        except StoreError as exc:
-            extra = {"action": "sweep_postponed", "version_id": version.id}
-            log.warning("version %s stays until the next sweep: %s", version.id, exc, extra=extra)
-            break
-        swept.append(version.id)
+
+    def remove(version: ExpertVersion) -> None:
+        if version.id not in kept:
+            _remove(store, version, signatures.get(version.id))
+
+    swept = remove_each(log, "version", [(version.id, partial(remove, version)) for version in versions])
     if swept:
         with system_session(engine) as session:
             session.execute(update(ExpertVersion).where(ExpertVersion.id.in_(swept)).values(swept_at=func.now()))

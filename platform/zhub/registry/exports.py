@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BaseModel as Schema
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session
 from zhub import states
 from zhub.admission import limits
 from zhub.database.sessions import system_session
-from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, StoreError
+from zhub.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError
 from zhub.ids import public_id
 from zhub.manifest import MANIFEST_FILE, FileEntry, Manifest
 from zhub.models import BaseModel, ExpertExport, ExpertVersion, Job
@@ -28,6 +29,7 @@ from zhub.registry import base_models, versions
 from zhub.registry.versions import VersionRecord
 from zhub.specs import BaseModelSource, ExportFormat, ExportSpec, StoredFile
 from zhub.storage.object_store import ObjectStore
+from zhub.storage.sweeping import remove_each
 from zhub.tenancy import quotas
 from zhub.tenancy.keys import Caller
 
@@ -171,20 +173,16 @@ def sweep(engine: Engine, store: ObjectStore, *, kept: timedelta = KEPT_FOR) -> 
     """
     with system_session(engine) as session:
         exports = session.scalars(due(kept)).all()
-    swept: list[uuid.UUID] = []
-    for export in exports:
-        try:
-            for file in export.files or []:
-                store.delete(f"{export.key_prefix}/{file['name']}")
-        except StoreError as exc:
-            extra = {"action": "sweep_postponed", "export_id": export.id}
-            log.warning("export %s stays until the next sweep: %s", export.id, exc, extra=extra)
-            break
-        swept.append(export.id)
+    swept = remove_each(log, "export", [(export.id, partial(_remove, store, export)) for export in exports])
     if swept:
         with system_session(engine) as session:
             session.execute(update(ExpertExport).where(ExpertExport.id.in_(swept)).values(swept_at=func.now()))
     return len(swept)
+
+
+def _remove(store: ObjectStore, export: ExpertExport) -> None:
+    for file in export.files or []:
+        store.delete(f"{export.key_prefix}/{file['name']}")
 
 
 def due(kept: timedelta) -> Select[ExpertExport]:

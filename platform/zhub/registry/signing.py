@@ -71,6 +71,8 @@ def public_key_of(key: SigningKey) -> PublicKey:
 
 def attested(session: Session, version_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Attested]:
     """What verifies each of these versions before it is loaded, for those that are signed."""
+    if not version_ids:  # a base was asked for: each request comes here
+        return {}
     statement = (
         select(Attestation.version_id, Attestation.key, Attestation.sha256, SigningKey)
         .join(SigningKey, SigningKey.id == Attestation.signing_key_id)

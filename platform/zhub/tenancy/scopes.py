@@ -83,7 +83,6 @@ def _of(*areas: Area) -> tuple[str, ...]:
 
 PROJECT_SCOPES = _of(Area.PROJECT)
 ORGANIZATION_SCOPES = _of(Area.ORGANIZATION)
-PLATFORM_SCOPES = _of(Area.PLATFORM)
 TENANT_SCOPES = (*PROJECT_SCOPES, *ORGANIZATION_SCOPES)
 """What a tenant's key may do at most."""
 OPERATOR_SCOPE = "platform_base_models:write"
