@@ -12,6 +12,8 @@ from zhub.errors import InvalidRequestError
 from zhub.ids import parse_id
 
 LATEST = 253402300799
+IDS = {"project_id": "project", "api_key_id": "API key"}
+"""What a report may be divided by that clients know by an id, and whose id it is."""
 
 Moment = Annotated[int, Query(ge=0, le=LATEST, description="A Unix time.")]
 Names = Annotated[list[str], Query(max_length=100)]

@@ -12,7 +12,7 @@ from zhub.database.sessions import tenant_session
 from zhub.ids import public_id
 from zhub.tenancy import quotas, token_usage
 from zhub.tenancy.token_usage import SECONDS, Filter, Used, Width
-from zhub_api.bucket_pages import Moment, Names, in_brackets, moment_of, parse_ids, span_of
+from zhub_api.bucket_pages import IDS, Moment, Names, in_brackets, moment_of, parse_ids, span_of
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.rights import needs
 
@@ -21,7 +21,6 @@ router = APIRouter(prefix="/v1/organization")
 Group = Literal["project_id", "api_key_id", "model"]
 MAX_BUCKETS: dict[Width, int] = {"1h": 168, "1d": 31}
 DEFAULT_BUCKETS: dict[Width, int] = {"1h": 24, "1d": 7}
-KINDS = {"project_id": "project", "api_key_id": "API key"}
 
 
 @router.get("/limits", dependencies=[needs("files:read")])
@@ -92,7 +91,7 @@ def _columns(groups: Sequence[Group]) -> list[str]:
 
 def _result(row: Used) -> dict[str, Any]:
     told: dict[str, Any] = {
-        name: public_id(kind, row.group[name]) if name in row.group else None for name, kind in KINDS.items()
+        name: public_id(kind, row.group[name]) if name in row.group else None for name, kind in IDS.items()
     }
     base, experts = row.group.get("base_model"), row.group.get("experts")
     return {

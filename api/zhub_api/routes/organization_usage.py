@@ -11,14 +11,13 @@ from zhub.database.sessions import tenant_session
 from zhub.ids import public_id
 from zhub.tenancy import worker_usage
 from zhub.tenancy.worker_usage import Filter, Group, Worked
-from zhub_api.bucket_pages import Moment, Names, Span, in_brackets, moment_of, parse_ids, span_of
+from zhub_api.bucket_pages import IDS, Moment, Names, Span, in_brackets, moment_of, parse_ids, span_of
 from zhub_api.context import CallerDep, ContextDep
 from zhub_api.rights import needs
 
 router = APIRouter(prefix="/v1/organization")
 
 DAY_S = 86_400
-IDS = {"project_id": "project", "api_key_id": "API key"}
 Days = Annotated[int, Query(ge=1, le=180, description="How many days a page has.")]
 
 
